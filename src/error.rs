@@ -1,0 +1,307 @@
+//! [`Error`]: why it did not work, sorted by who can act. [`Failure`]: everything known about a request
+//! that criu could not carry out.
+
+use std::{fmt, io, path::PathBuf, process::ExitStatus};
+
+use crate::{Digest256, Request, Version, diagnose};
+
+/// What every fallible call of this crate returns.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error from somebody else's code: a store, a hook.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
+
+/// Why it did not work.
+///
+/// Each layer says its own part; the rest is in [`source`](std::error::Error::source). An
+/// [`Error::Criu`] carries a [`Failure`], which has a [`Cause`] to match on and advice to follow.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// criu tried and could not.
+    #[error("criu could not {}", .0.request)]
+    Criu(#[source] Box<Failure>),
+
+    /// criu left before it answered.
+    #[error("lost criu before it could {}", .0.request)]
+    Gone(#[source] Box<Failure>),
+
+    /// No criu binary where it was looked for: in `PATH` and the usual `sbin` folders, or at the path that
+    /// the caller named.
+    #[error("no criu found (looked for {looked_for})", looked_for = list(searched))]
+    NoCriu {
+        /// The paths that were tried.
+        searched: Vec<PathBuf>,
+    },
+
+    /// This operating system has no criu.
+    #[error("cannot {what} on {os}: criu is for Linux", os = std::env::consts::OS)]
+    Unsupported {
+        /// What was to be done.
+        what: &'static str,
+    },
+
+    /// The deadline passed before criu answered.
+    #[error("criu did not {} in time", .0.request)]
+    TimedOut(#[source] Box<Failure>),
+
+    /// criu said something that its protocol does not allow here.
+    #[error("unexpected answer while asking criu to {request}: {problem}")]
+    Protocol {
+        /// What criu had been asked.
+        request: Request,
+        /// What was wrong with the answer.
+        problem: String,
+    },
+
+    /// A hook refused to go on; criu has put things right and the tree is as it was.
+    #[error("the hook refused to go on at {event}")]
+    Refused {
+        /// criu's name of the event that was refused.
+        event: String,
+        /// What the hook said.
+        source: BoxError,
+    },
+
+    /// The request cannot be made like this. Nothing was asked of criu.
+    #[error("{option}: {problem}")]
+    Options {
+        /// The option or parameter at fault.
+        option: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+
+    /// A process that cannot be captured. Nothing was frozen.
+    #[error("process {pid} {problem}")]
+    Process {
+        /// The process, as the caller named it.
+        pid: i32,
+        /// What is wrong with it.
+        problem: ProcessProblem,
+    },
+
+    /// This is the revived copy, in a call that had no other way to tell it so; see
+    /// [`ProcsCapture::capture`](crate::ProcsCapture::capture).
+    #[error("this process is the revived copy of the one that captured itself")]
+    Revived,
+
+    /// The store has no such blob.
+    #[error("the store has no blob {digest}")]
+    Missing {
+        /// What was asked for.
+        digest: Digest256,
+    },
+
+    /// Bytes that are not what they should be: damaged, cut short or forged. Nothing of them was used.
+    #[error("{what} is damaged: {problem}")]
+    Corrupt {
+        /// What was read.
+        what: String,
+        /// What was found.
+        problem: String,
+    },
+
+    /// A manifest of a kind that this version does not know.
+    #[error("unknown kind of capture: {kind:?}")]
+    UnknownKind {
+        /// The kind that the manifest names.
+        kind: String,
+    },
+
+    /// A store could not do its work.
+    #[error("the store could not {doing}")]
+    Store {
+        /// What it was to do, as a verb phrase.
+        doing: String,
+        /// What the store said.
+        source: BoxError,
+    },
+
+    /// The operating system refused something that we needed.
+    #[error("could not {doing}")]
+    Io {
+        /// What we were doing to what, as a verb phrase.
+        doing: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// An [`Error::Store`], for authors of stores.
+    pub fn store(doing: impl Into<String>, source: impl Into<BoxError>) -> Error {
+        Error::Store { doing: doing.into(), source: source.into() }
+    }
+
+    /// An [`Error::Corrupt`], for authors of stores.
+    pub fn corrupt(what: impl Into<String>, problem: impl Into<String>) -> Error {
+        Error::Corrupt { what: what.into(), problem: problem.into() }
+    }
+
+    pub(crate) fn io(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
+        move |source| Error::Io { doing: doing.into(), source }
+    }
+
+    /// Everything known about the request, if criu was asked.
+    pub fn failure(&self) -> Option<&Failure> {
+        match self {
+            Error::Criu(failure) | Error::Gone(failure) | Error::TimedOut(failure) => Some(failure),
+            _ => None,
+        }
+    }
+
+    /// What a person can do about it, if we know.
+    pub fn advice(&self) -> Option<&str> {
+        match self {
+            Error::NoCriu { .. } => Some(diagnose::advice(Cause::NoCriu)),
+            Error::Criu(failure) | Error::Gone(failure) | Error::TimedOut(failure) => failure.advice(),
+            _ => None,
+        }
+    }
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+/// Why a process cannot be captured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ProcessProblem {
+    /// There is no process of this number.
+    Missing,
+    /// It has ended and waits to be reaped by its parent.
+    Zombie,
+    /// It is a thread of another process, not a process.
+    Thread,
+    /// It is a thread of the kernel.
+    Kernel,
+    /// It belongs to another user, and we are not privileged to touch it.
+    NotOurs,
+}
+
+impl fmt::Display for ProcessProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            ProcessProblem::Missing => "does not exist",
+            ProcessProblem::Zombie => "has ended already (it is a zombie until its parent reaps it)",
+            ProcessProblem::Thread => "is a thread, not a process",
+            ProcessProblem::Kernel => "is a kernel thread",
+            ProcessProblem::NotOurs => "belongs to another user",
+        })
+    }
+}
+
+/// A request that criu could not carry out, with all that was learnt about it.
+///
+/// `Display` is one line; [`report`](Failure::report) is for people.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Failure {
+    /// What criu had been asked.
+    pub request: Request,
+    /// Why, as far as it could be told.
+    pub cause: Cause,
+    /// The state of the process tree that was to be dumped, now.
+    pub target: Target,
+    /// The last event that criu told of, by criu's name for it.
+    pub last_event: Option<String>,
+    /// criu's error number. It says little: criu sets it for three kinds of failure only.
+    pub errno: Option<i32>,
+    /// criu's message: its first error line, which is not always the one that mattered.
+    pub message: Option<String>,
+    /// The error lines of criu's log, oldest first.
+    pub log: Vec<String>,
+    /// What criu printed on its standard output and standard error.
+    pub stderr: String,
+    /// How the criu process ended, if it could be learnt.
+    pub exit: Option<ExitStatus>,
+    /// The release of criu, if it told.
+    pub version: Option<Version>,
+}
+
+impl Failure {
+    /// What a person can do about it, if we know.
+    pub fn advice(&self) -> Option<&str> {
+        match self.cause {
+            Cause::Unknown => None,
+            cause => Some(diagnose::advice(cause)),
+        }
+    }
+
+    /// The line of criu's that tells best what went wrong.
+    pub fn telling_line(&self) -> Option<&str> {
+        diagnose::telling_line(self)
+    }
+
+    /// Several lines for people: what happened, what criu said, what to do.
+    pub fn report(&self) -> impl fmt::Display + '_ {
+        diagnose::Report(self)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.cause, self.telling_line()) {
+            (Cause::Unknown, Some(line)) => f.write_str(line),
+            (Cause::Unknown, None) => write!(f, "criu did not say why{}", diagnose::leaving(self)),
+            (cause, Some(line)) => write!(f, "{cause} ({line})"),
+            (cause, None) => write!(f, "{cause}"),
+        }
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// Why criu could not do it, as far as its answer, its log and what it printed tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Cause {
+    /// Nothing that we recognize.
+    Unknown,
+    /// There is no criu here.
+    NoCriu,
+    /// criu is too old for this kernel.
+    TooOldForKernel,
+    /// criu lacks a privilege.
+    NotPrivileged,
+    /// The process does not exist, is traced, or is being dumped by somebody else.
+    NoSuchProcess,
+    /// A pid of the images is taken.
+    PidInUse,
+    /// The root of the tree leads no session, or the tree uses a terminal that is not part of it.
+    ShellJob,
+    /// The tree has an established TCP connection.
+    EstablishedTcp,
+    /// The tree has a unix socket whose other end is outside.
+    ExternalUnixSocket,
+    /// The tree holds file locks.
+    FileLocks,
+    /// A file is not what it was when the tree was dumped.
+    FileChanged,
+    /// criu itself is a part of the tree.
+    CriuInsideTree,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(diagnose::summary(*self))
+    }
+}
+
+/// The state of the process tree after a request that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Target {
+    /// The request was about no tree.
+    None,
+    /// It runs, as it did before.
+    Running,
+    /// It is stopped: by a signal, or because it was so before.
+    Stopped,
+    /// It is traced by some process: criu or a debugger.
+    Traced,
+    /// It does not exist.
+    Gone,
+}
