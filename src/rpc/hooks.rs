@@ -1,0 +1,186 @@
+//! [`Hooks`] and [`Event`]: what criu tells while it works, and our answer.
+
+use std::{
+    fmt,
+    os::fd::OwnedFd,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+use crate::{BoxError, Pid};
+
+/// Listens to what criu tells while it works, and may stop it.
+///
+/// criu waits for the answer to every event, and the tree stays as it is meanwhile: in a dump, from
+/// [`Event::NetworkLock`] to [`Event::PostDump`], it is frozen. So be quick.
+///
+/// An error refuses: criu puts things right, and the request fails with [`Error::Refused`](crate::Error),
+/// whose source the error is. A panic does the same. What a refusal means is written at each event.
+///
+/// A closure is a `Hooks`:
+///
+/// ```
+/// use criu_rpc::rpc::{Event, Hooks};
+///
+/// let mut seen = Vec::new();
+/// let mut hooks = |event: Event<'_>| {
+///     seen.push(event.name().to_owned());
+///     Ok(())
+/// };
+/// hooks.on(Event::PreDump).unwrap();
+/// assert_eq!(seen, ["pre-dump"]);
+/// ```
+pub trait Hooks {
+    /// Called at every event, while criu waits.
+    ///
+    /// # Errors
+    ///
+    /// Any error refuses to go on.
+    fn on(&mut self, event: Event<'_>) -> Result<(), BoxError>;
+
+    /// Whether criu is to tell anything at all. Asked once, before the request is sent.
+    fn wanted(&self) -> bool {
+        true
+    }
+}
+
+impl<F: FnMut(Event<'_>) -> Result<(), BoxError>> Hooks for F {
+    fn on(&mut self, event: Event<'_>) -> Result<(), BoxError> {
+        self(event)
+    }
+}
+
+/// No hooks: criu tells nothing and waits for nobody.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoHooks;
+
+impl Hooks for NoHooks {
+    fn on(&mut self, _event: Event<'_>) -> Result<(), BoxError> {
+        Ok(())
+    }
+
+    fn wanted(&self) -> bool {
+        false
+    }
+}
+
+/// Something that criu tells of while it works: one of its "notify scripts".
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// Before images are streamed. criu never sends it over RPC.
+    PreStream,
+    /// A dump begins; nothing was touched yet. Refused: the dump fails, the tree never noticed.
+    PreDump,
+    /// The tree is frozen, and criu asks which resources are external: push them as
+    /// [`external`](crate::DumpOptions::external) would name them. criu 3.19.
+    QueryExtFiles(&'a mut Vec<String>),
+    /// The tree has a network namespace of its own, whose traffic is to be stopped.
+    NetworkLock,
+    /// The traffic may flow again. A refusal is ignored.
+    NetworkUnlock,
+    /// All images are written, save for `stats-dump`, and the tree is still frozen. Refused: the tree goes
+    /// on, even if it was to be killed; the images are good.
+    PostDump,
+    /// A restore begins; nothing exists yet. Refused: the restore fails, nothing was made.
+    PreRestore,
+    /// The root task sits in its new, empty namespaces.
+    SetupNamespaces {
+        /// The root task, as criu sees it.
+        pid: Pid,
+    },
+    /// The namespaces are restored.
+    PostSetupNamespaces,
+    /// A terminal whose master was not dumped: here is the new master. Dropped, the terminal hangs up.
+    OrphanPtsMaster(OwnedFd),
+    /// All tasks are built, and stopped. The last event at which a refusal undoes everything.
+    PostRestore {
+        /// The root task, as criu sees it.
+        pid: Pid,
+    },
+    /// The tasks are about to run. A refusal is ignored.
+    PreResume,
+    /// The tasks run. A refusal is ignored.
+    PostResume,
+    /// A page server or a lazy dump is ready for its peer.
+    StatusReady,
+    /// An event that this version of the crate does not know.
+    Unknown {
+        /// criu's name for it.
+        name: &'a str,
+        /// The process it is about, if it named one.
+        pid: Option<Pid>,
+    },
+}
+
+impl Event<'_> {
+    /// criu's name for the event.
+    pub fn name(&self) -> &str {
+        match self {
+            Event::PreStream => "pre-stream",
+            Event::PreDump => "pre-dump",
+            Event::QueryExtFiles(_) => "query-ext-files",
+            Event::NetworkLock => "network-lock",
+            Event::NetworkUnlock => "network-unlock",
+            Event::PostDump => "post-dump",
+            Event::PreRestore => "pre-restore",
+            Event::SetupNamespaces { .. } => "setup-namespaces",
+            Event::PostSetupNamespaces => "post-setup-namespaces",
+            Event::OrphanPtsMaster(_) => "orphan-pts-master",
+            Event::PostRestore { .. } => "post-restore",
+            Event::PreResume => "pre-resume",
+            Event::PostResume => "post-resume",
+            Event::StatusReady => "status-ready",
+            Event::Unknown { name, .. } => name,
+        }
+    }
+
+    /// The event that criu calls `name`.
+    pub(super) fn named<'a>(
+        name: &'a str,
+        pid: Option<Pid>,
+        descriptor: Option<OwnedFd>,
+        external: &'a mut Vec<String>,
+    ) -> Event<'a> {
+        match (name, pid, descriptor) {
+            ("pre-stream", ..) => Event::PreStream,
+            ("pre-dump", ..) => Event::PreDump,
+            ("query-ext-files", ..) => Event::QueryExtFiles(external),
+            ("network-lock", ..) => Event::NetworkLock,
+            ("network-unlock", ..) => Event::NetworkUnlock,
+            ("post-dump", ..) => Event::PostDump,
+            ("pre-restore", ..) => Event::PreRestore,
+            ("setup-namespaces", Some(pid), _) => Event::SetupNamespaces { pid },
+            ("post-setup-namespaces", ..) => Event::PostSetupNamespaces,
+            ("orphan-pts-master", _, Some(master)) => Event::OrphanPtsMaster(master),
+            ("post-restore", Some(pid), _) => Event::PostRestore { pid },
+            ("pre-resume", ..) => Event::PreResume,
+            ("post-resume", ..) => Event::PostResume,
+            ("status-ready", ..) => Event::StatusReady,
+            (name, pid, _) => Event::Unknown { name, pid },
+        }
+    }
+}
+
+/// Asks the hooks; a panic of theirs is a refusal.
+pub(super) fn ask(hooks: &mut dyn Hooks, event: Event<'_>) -> Result<(), BoxError> {
+    catch_unwind(AssertUnwindSafe(|| hooks.on(event))).unwrap_or_else(|panic| {
+        let text = panic
+            .downcast_ref::<&str>()
+            .map(|text| (*text).to_owned())
+            .or_else(|| panic.downcast_ref::<String>().cloned())
+            .unwrap_or_else(|| "of a type that has no text".to_owned());
+        Err(Box::new(HookPanicked(text)))
+    })
+}
+
+/// A hook panicked; that was taken for a refusal.
+#[derive(Debug)]
+struct HookPanicked(String);
+
+impl fmt::Display for HookPanicked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the hook panicked: {}", self.0)
+    }
+}
+
+impl std::error::Error for HookPanicked {}

@@ -1,0 +1,77 @@
+//! [`Lend`]: files lent to criu for one request.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use crate::proto::rpc::{CriuOpts, InheritFd};
+
+/// The files that criu may use for one request. They are borrowed: the caller keeps them, and criu has lost
+/// them when the call returns.
+///
+/// ```no_run
+/// use std::fs::File;
+/// use criu_rpc::rpc::Lend;
+///
+/// let images = File::open("images")?;
+/// let log = File::create("log")?;
+/// let lend = Lend::images(&images).inherit("pipe:[4711]", &log);
+/// # std::io::Result::Ok(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Lend<'a> {
+    pub(super) images: BorrowedFd<'a>,
+    pub(super) work: Option<BorrowedFd<'a>>,
+    pub(super) terminal: Option<BorrowedFd<'a>>,
+    inherit: Vec<(String, BorrowedFd<'a>)>,
+}
+
+impl<'a> Lend<'a> {
+    /// The folder for the images: an empty one for a dump (images of an earlier dump are not removed, and would
+    /// be read by a restore), the one with the images for a restore. `criu --images-dir`.
+    pub fn images(folder: &'a impl AsFd) -> Lend<'a> {
+        Lend { images: folder.as_fd(), work: None, terminal: None, inherit: Vec::new() }
+    }
+
+    /// The folder for what is not an image: statistics, the log if it goes to a file, the socket of a lazy
+    /// restore. Without one, the folder for the images. `criu --work-dir`.
+    #[must_use]
+    pub fn work(mut self, folder: &'a impl AsFd) -> Lend<'a> {
+        self.work = Some(folder.as_fd());
+        self
+    }
+
+    /// Restores the resource `key` as this file, in the whole tree. `criu --inherit-fd`.
+    ///
+    /// Keys are `pipe:[inode]`, `socket:[inode]`, `file[mount:inode]`, `tty[rdev:dev]` (hexadecimal), a path
+    /// without its leading slash, or the label that the resource got as an
+    /// [`external`](crate::DumpOptions::external) one.
+    #[must_use]
+    pub fn inherit(mut self, key: impl Into<String>, file: &'a impl AsFd) -> Lend<'a> {
+        self.inherit.push((key.into(), file.as_fd()));
+        self
+    }
+
+    /// criu's standard input, which a restore with [`shell_job`](crate::RestoreOptions::shell_job) takes the
+    /// terminal from. Without it, nothing.
+    #[must_use]
+    pub fn terminal(mut self, terminal: &'a impl AsFd) -> Lend<'a> {
+        self.terminal = Some(terminal.as_fd());
+        self
+    }
+
+    /// Names the files in `opts`, and returns those that criu must inherit; `first` is the number that the first
+    /// of them will have there.
+    pub(super) fn describe(&self, opts: &mut CriuOpts, first: i32) -> Vec<BorrowedFd<'a>> {
+        // criu opens these two through our entry in /proc, by our number.
+        opts.images_dir_fd = self.images.as_raw_fd();
+        opts.work_dir_fd = self.work.map(|folder| folder.as_raw_fd());
+        for (fd, (key, _)) in (first..).zip(&self.inherit) {
+            opts.inherit_fd.push(InheritFd { key: key.clone(), fd });
+        }
+        self.inherit.iter().map(|(_, file)| *file).collect()
+    }
+
+    /// Whether criu must inherit any of the files.
+    pub(super) fn needs_inheritance(&self) -> bool {
+        !self.inherit.is_empty() || self.terminal.is_some()
+    }
+}

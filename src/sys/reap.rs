@@ -1,0 +1,148 @@
+//! [`Child`]: a child process that is always reaped, and the thread that does it for those nobody waits for.
+
+use std::{
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::process::ExitStatusExt,
+    },
+    process::ExitStatus,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        eventfd::{EfdFlags, EventFd},
+        wait::{Id, WaitPidFlag, WaitStatus, waitid},
+    },
+};
+
+/// A child process. Dropped before it ended, it goes on, and its end leaves no zombie.
+#[derive(Debug)]
+pub(crate) struct Child {
+    pid: i32,
+    pidfd: Option<OwnedFd>,
+}
+
+impl Child {
+    pub(crate) fn new(pid: i32, pidfd: OwnedFd) -> Child {
+        Child { pid, pidfd: Some(pidfd) }
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_ref().expect("because only drop takes it").as_fd()
+    }
+
+    /// Waits for the end, up to `deadline`; `None` if it did not come. The inner value is `None` where the
+    /// status went to somebody else: a handler that reaps every child, or SIGCHLD being ignored.
+    pub(crate) fn wait(&self, deadline: Option<Instant>) -> io::Result<Option<Option<ExitStatus>>> {
+        if !wait_readable(self.pidfd(), deadline)? {
+            return Ok(None);
+        }
+        reap(self.pidfd()).map(Some)
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if let Some(pidfd) = self.pidfd.take() {
+            reap_later(pidfd);
+        }
+    }
+}
+
+/// Waits until `descriptor` can be read, up to `deadline`.
+fn wait_readable(descriptor: BorrowedFd<'_>, deadline: Option<Instant>) -> io::Result<bool> {
+    loop {
+        let mut polled = [PollFd::new(descriptor, PollFlags::POLLIN)];
+        match poll(&mut polled, timeout(deadline)) {
+            Ok(0) if deadline.is_some_and(|deadline| Instant::now() >= deadline) => return Ok(false),
+            Ok(0) | Err(Errno::EINTR) => {}
+            Ok(_) => return Ok(true),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+fn timeout(deadline: Option<Instant>) -> PollTimeout {
+    let Some(deadline) = deadline else { return PollTimeout::NONE };
+    let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+    PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+}
+
+/// Takes the status of a process that has ended, if it is a child of ours and nobody was quicker.
+fn reap(pidfd: BorrowedFd<'_>) -> io::Result<Option<ExitStatus>> {
+    loop {
+        match waitid(Id::PIDFd(pidfd), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG) {
+            Ok(WaitStatus::Exited(_, code)) => return Ok(Some(ExitStatus::from_raw((code & 0xff) << 8))),
+            Ok(WaitStatus::Signaled(_, signal, dumped)) => {
+                let core = if dumped { 0x80 } else { 0 };
+                return Ok(Some(ExitStatus::from_raw(signal as i32 | core)));
+            }
+            Ok(_) | Err(Errno::ECHILD) => return Ok(None),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// Reaps the process when it ends, on a thread that all such processes share.
+///
+/// Nothing is reaped where that thread cannot be started; there is nobody left to tell.
+pub(crate) fn reap_later(pidfd: OwnedFd) {
+    if !matches!(wait_readable(pidfd.as_fd(), Some(Instant::now())), Ok(false)) {
+        let _ = reap(pidfd.as_fd());
+        return;
+    }
+    static REAPER: OnceLock<Option<Arc<Reaper>>> = OnceLock::new();
+    if let Some(reaper) = REAPER.get_or_init(|| Reaper::start().ok()) {
+        reaper.processes.lock().unwrap_or_else(PoisonError::into_inner).push(pidfd);
+        let _ = reaper.wake.write(1);
+    }
+}
+
+#[derive(Debug)]
+struct Reaper {
+    processes: Mutex<Vec<OwnedFd>>,
+    wake: EventFd,
+}
+
+impl Reaper {
+    fn start() -> io::Result<Arc<Reaper>> {
+        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        let reaper = Arc::new(Reaper { processes: Mutex::default(), wake });
+        let on_thread = Arc::clone(&reaper);
+        thread::Builder::new().name("criu-rpc reaper".into()).spawn(move || on_thread.run())?;
+        Ok(reaper)
+    }
+
+    fn run(&self) {
+        let mut waiting: Vec<OwnedFd> = Vec::new();
+        loop {
+            waiting.append(&mut self.processes.lock().unwrap_or_else(PoisonError::into_inner));
+            let descriptors = [self.wake.as_fd()].into_iter().chain(waiting.iter().map(AsFd::as_fd));
+            let mut polled: Vec<_> = descriptors.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+            if !matches!(poll(&mut polled, PollTimeout::NONE), Ok(_) | Err(Errno::EINTR)) {
+                return; // out of memory for the call: nothing sensible is left to do
+            }
+            let ended: Vec<_> = polled[1..].iter().map(|fd| fd.any().unwrap_or(false)).collect();
+            let _ = self.wake.read();
+            let mut ended = ended.into_iter();
+            waiting.retain(|process| {
+                let over = ended.next().unwrap_or(false);
+                if over {
+                    let _ = reap(process.as_fd());
+                }
+                !over
+            });
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! Starting criu: quickly however large the caller is, with the files it needs and no others.
+//!
+//! `fork` copies the page tables of the caller, which for an agent of many gigabytes takes longer than a
+//! dump. `posix_spawn` does not, but can neither close what others left open, nor ignore SIGXFSZ in the
+//! child, nor detach it. So this is a `clone` with `CLONE_VM | CLONE_VFORK`, as in `posix_spawn` itself: the
+//! child borrows our memory, and our thread sleeps until the child executes or gives up.
+
+use std::{
+    ffi::{CStr, CString},
+    io,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    ptr,
+};
+
+use nix::{
+    fcntl::{FcntlArg, fcntl},
+    sys::{
+        prctl,
+        signal::{SigSet, SigmaskHow, pthread_sigmask},
+        wait::{WaitPidFlag, waitpid},
+    },
+    unistd::Pid,
+};
+
+use super::Child;
+
+/// What to start, and how.
+#[derive(Debug)]
+pub(crate) struct Spawn<'a> {
+    /// The program, as a path.
+    pub(crate) program: CString,
+    /// Its arguments, the first being its own name.
+    pub(crate) arguments: Vec<CString>,
+    /// Its whole environment.
+    pub(crate) environment: Vec<CString>,
+    /// Its open files: the first becomes descriptor 0, the next 1, and so on. Nothing else is inherited.
+    pub(crate) files: Vec<BorrowedFd<'a>>,
+    /// Make it nobody's child (init's, or the nearest subreaper's), in a session of its own.
+    pub(crate) detached: bool,
+}
+
+/// Starts a program. `None` if it is detached: then it is not ours to wait for.
+///
+/// The program has default signal dispositions, save for those that the caller ignores and for SIGXFSZ, which
+/// is ignored; SIGCHLD is at its default always. No signal is blocked.
+pub(crate) fn spawn(spawn: &Spawn<'_>) -> io::Result<Option<Child>> {
+    let mut plan = Plan::new(spawn)?;
+    if !spawn.detached {
+        let (pid, pidfd) = plan.start(execute, libc::CLONE_PIDFD)?;
+        let pidfd = pidfd.expect("because CLONE_PIDFD asked for it");
+        let child = Child::new(pid, pidfd);
+        plan.outcome().inspect_err(|_| drop(child.wait(None)))?;
+        return Ok(Some(child));
+    }
+
+    // A subreaper would become the parent itself, and criu refuses to dump its own ancestors.
+    let adopts = prctl::get_child_subreaper().unwrap_or(false);
+    if adopts {
+        prctl::set_child_subreaper(false)?;
+    }
+    let started = plan.start(detach, 0);
+    if let Ok((pid, _)) = started {
+        while matches!(
+            waitpid(Pid::from_raw(pid), Some(WaitPidFlag::__WALL)),
+            Err(nix::errno::Errno::EINTR)
+        ) {}
+    }
+    if adopts {
+        prctl::set_child_subreaper(true)?;
+    }
+    started?;
+    plan.outcome()?;
+    Ok(None)
+}
+
+/// All that the child needs, made beforehand: between `clone` and `execve` it may not allocate.
+struct Plan<'a> {
+    spawn: &'a Spawn<'a>,
+    arguments: Vec<*const libc::c_char>,
+    environment: Vec<*const libc::c_char>,
+    /// Copies of the files, at numbers above all that they are to get in the child.
+    sources: Vec<OwnedFd>,
+    stack: Vec<u128>,
+    inner_stack: Vec<u128>,
+    /// Written by the child, whose memory is ours: why it could not execute; 0 if it could.
+    errno: libc::c_int,
+}
+
+/// 64 KiB, in units of 16 bytes, which is the alignment that the processors want of a stack.
+const STACK: usize = 64 * 1024 / 16;
+
+impl<'a> Plan<'a> {
+    fn new(spawn: &'a Spawn<'a>) -> io::Result<Plan<'a>> {
+        let above = RawFd::try_from(spawn.files.len()).map_err(io::Error::other)?;
+        let sources = spawn.files.iter().map(|file| duplicate(*file, above)).collect::<io::Result<_>>()?;
+        Ok(Plan {
+            spawn,
+            arguments: pointers(&spawn.arguments),
+            environment: pointers(&spawn.environment),
+            sources,
+            stack: vec![0; STACK],
+            inner_stack: vec![0; STACK],
+            errno: 0,
+        })
+    }
+
+    /// Runs `child` in a process of its own, on our memory, and sleeps until it executes or exits.
+    fn start(
+        &mut self,
+        child: extern "C" fn(*mut libc::c_void) -> libc::c_int,
+        flags: libc::c_int,
+    ) -> io::Result<(libc::pid_t, Option<OwnedFd>)> {
+        // A handler of ours must not run in the child, where it would find the parent's thread-local state.
+        let mut mask = SigSet::empty();
+        pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut mask))?;
+        let top = self.stack.as_mut_ptr_range().end;
+        let mut pidfd: libc::c_int = -1;
+        let flags = flags | libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+        let plan: *mut libc::c_void = ptr::from_mut(self).cast();
+        // SAFETY: the stack is ours, large enough, and outlives the child's use of it because CLONE_VFORK
+        // stops this thread until then; `child` makes async-signal-safe calls only; `plan` outlives it too.
+        let pid = unsafe { libc::clone(child, top.cast(), flags, plan, &raw mut pidfd) };
+        let failed = io::Error::last_os_error();
+        pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&mask), None)?;
+        if pid < 0 {
+            return Err(failed);
+        }
+        // SAFETY: the kernel wrote a descriptor that it made for us; otherwise the number is still -1.
+        let pidfd = (pidfd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(pidfd) });
+        Ok((pid, pidfd))
+    }
+
+    /// What became of the child's `execve`.
+    fn outcome(&self) -> io::Result<()> {
+        // SAFETY: the reference the pointer is made of is valid; the read is volatile because the writer was
+        // another process.
+        match unsafe { ptr::read_volatile(&raw const self.errno) } {
+            0 => Ok(()),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        }
+    }
+}
+
+fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
+    strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
+}
+
+fn duplicate(file: BorrowedFd<'_>, above: RawFd) -> io::Result<OwnedFd> {
+    let number = fcntl(file, FcntlArg::F_DUPFD_CLOEXEC(above))?;
+    // SAFETY: the kernel just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// The detached child's parent: starts the child, and exits so that init inherits it.
+extern "C" fn detach(plan: *mut libc::c_void) -> libc::c_int {
+    // SAFETY: takes nothing, touches nothing of ours.
+    unsafe { libc::setsid() };
+    // SAFETY: `start` passes a valid `Plan`, and its thread sleeps while we use it.
+    let inner = unsafe { &mut *plan.cast::<Plan<'_>>() };
+    let top = inner.inner_stack.as_mut_ptr_range().end;
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    // SAFETY: as in `start`: our own stack, a child that makes async-signal-safe calls only, and a plan that
+    // outlives it.
+    if unsafe { libc::clone(execute, top.cast(), flags, plan) } < 0 {
+        inner.errno = errno();
+    }
+    0
+}
+
+/// The child: puts signals and files as the program is to find them, and becomes the program.
+extern "C" fn execute(plan: *mut libc::c_void) -> libc::c_int {
+    // SAFETY: `start` or `detach` passes a valid `Plan`, and its process sleeps while we use it.
+    let plan = unsafe { &mut *plan.cast::<Plan<'_>>() };
+    reset_signals();
+    if let Err(errno) = place_files(&plan.sources) {
+        plan.errno = errno;
+        return 127;
+    }
+    unblock_signals();
+    let (program, arguments, environment): (&CStr, _, _) =
+        (&plan.spawn.program, plan.arguments.as_ptr(), plan.environment.as_ptr());
+    // SAFETY: the strings are alive, and both arrays end with a null pointer.
+    unsafe { libc::execve(program.as_ptr(), arguments, environment) };
+    plan.errno = errno();
+    127
+}
+
+/// No handler may run here; what is ignored stays so, save for SIGCHLD, without which criu cannot work. A write
+/// beyond the file size limit is to fail, not to kill: that is how a dump is cancelled.
+fn reset_signals() {
+    for signal in 1..=64 {
+        // SAFETY: a zeroed sigaction is a valid one, with the default handler.
+        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        if signal != libc::SIGCHLD && signal != libc::SIGXFSZ {
+            // SAFETY: `action` is a valid place for the old action.
+            unsafe { libc::sigaction(signal, ptr::null(), &mut action) };
+            if action.sa_sigaction == libc::SIG_IGN {
+                continue;
+            }
+        }
+        action.sa_sigaction = if signal == libc::SIGXFSZ { libc::SIG_IGN } else { libc::SIG_DFL };
+        action.sa_flags = 0;
+        // SAFETY: `action` is initialized; numbers that name no signal are refused by the kernel. Without
+        // CLONE_SIGHAND the table is this process's own.
+        unsafe { libc::sigaction(signal, &action, ptr::null_mut()) };
+    }
+}
+
+fn unblock_signals() {
+    // SAFETY: a zeroed set is a valid place to write one to.
+    let mut none: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `none` is valid for writing.
+    unsafe { libc::sigemptyset(&mut none) };
+    // SAFETY: `none` is initialized, and the old mask is not asked for.
+    unsafe { libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut()) };
+}
+
+/// Puts the files at 0, 1, 2, … and lets nothing else through.
+fn place_files(sources: &[OwnedFd]) -> Result<(), libc::c_int> {
+    // SAFETY: takes numbers only, and acts on this process's own table, which no other process shares.
+    if unsafe { libc::syscall(libc::SYS_close_range, 0, libc::c_uint::MAX, CLOSE_RANGE_CLOEXEC) } < 0 {
+        // SAFETY: takes a number, gives a number.
+        let highest = unsafe { libc::sysconf(libc::_SC_OPEN_MAX) };
+        for number in 0..RawFd::try_from(highest.clamp(0, 1 << 20)).unwrap_or(1 << 20) {
+            // SAFETY: acts on this process's own table; numbers that are not open are refused.
+            unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+        }
+    }
+    for (target, source) in (0..).zip(sources) {
+        // SAFETY: acts on this process's own table; every source has a number above every target.
+        if unsafe { libc::dup2(source.as_raw_fd(), target) } < 0 {
+            return Err(errno());
+        }
+    }
+    Ok(())
+}
+
+const CLOSE_RANGE_CLOEXEC: libc::c_uint = 1 << 2;
+
+fn errno() -> libc::c_int {
+    io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)
+}
