@@ -16,7 +16,6 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::{FcntlArg, fcntl},
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         memfd::{MFdFlags, memfd_create},
@@ -159,6 +158,11 @@ impl Connection {
         }
     }
 
+    /// Whether it is a criu that we started, and can act upon.
+    pub(super) fn is_ours(&self) -> bool {
+        self.criu.is_some()
+    }
+
     /// Makes the next write of criu's into a file fail, which ends a dump in a way that leaves the tree whole.
     pub(super) fn forbid_file_writes(&self) {
         if let Some(criu) = &self.criu {
@@ -271,7 +275,7 @@ fn changes_criu(name: &OsStr) -> bool {
 fn c_string(text: &OsStr) -> Result<CString> {
     CString::new(text.as_bytes()).map_err(|_| Error::Options {
         option: "argument",
-        problem: format!("{} contains a zero byte", text.display()),
+        problem: format!("{text:?} contains a zero byte"),
     })
 }
 
@@ -311,12 +315,6 @@ fn tail(mut file: File) -> io::Result<String> {
 }
 
 const TAIL: u64 = 1 << 20;
-
-/// Gives back the descriptor's file status flags as they were; used to tell sockets of the wrong type.
-pub(super) fn is_seqpacket(socket: BorrowedFd<'_>) -> bool {
-    use nix::sys::socket::{getsockopt, sockopt::SockType as Type};
-    fcntl(socket, FcntlArg::F_GETFD).is_ok() && getsockopt(&socket, Type) == Ok(SockType::SeqPacket)
-}
 
 fn failed(doing: &'static str) -> impl FnOnce(Errno) -> Error {
     move |errno| Error::Io { doing: doing.to_owned(), source: errno.into() }

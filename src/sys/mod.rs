@@ -54,6 +54,11 @@ pub(crate) fn next_packet_size(socket: BorrowedFd<'_>) -> io::Result<usize> {
     usize::try_from(size).map_err(|_| io::Error::last_os_error())
 }
 
+/// A copy of the descriptor at the first free number from `above` on, close-on-exec.
+pub(crate) fn duplicate_above(descriptor: BorrowedFd<'_>, above: RawFd) -> io::Result<OwnedFd> {
+    spawn::duplicate(descriptor, above)
+}
+
 /// A pidfd of the process `pid`.
 pub(crate) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     // SAFETY: the call takes two numbers and touches no memory of ours.

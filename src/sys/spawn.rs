@@ -145,7 +145,7 @@ fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
     strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
 }
 
-fn duplicate(file: BorrowedFd<'_>, above: RawFd) -> io::Result<OwnedFd> {
+pub(super) fn duplicate(file: BorrowedFd<'_>, above: RawFd) -> io::Result<OwnedFd> {
     let number = fcntl(file, FcntlArg::F_DUPFD_CLOEXEC(above))?;
     // SAFETY: the kernel just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })

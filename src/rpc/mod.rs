@@ -1,0 +1,252 @@
+//! The client: [`Criu`], one method a request of criu's RPC. For those who know criu; the others want
+//! [`ProcsCapture`](crate::ProcsCapture) and [`ProcsRestore`](crate::ProcsRestore).
+//!
+//! Start reading at [`Criu`]. The module `session` knows the protocol and no socket, `transport` knows the
+//! socket and no protocol, `talk` brings the two together.
+
+mod hooks;
+mod lend;
+mod packet;
+mod reply;
+mod session;
+mod talk;
+mod transport;
+mod tree;
+
+use std::{
+    ffi::OsString,
+    fs::File,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+pub use self::{
+    hooks::{Event, Hooks, NoHooks},
+    lend::Lend,
+    reply::{Dumped, Features, SelfDump},
+    tree::Tree,
+};
+use self::{
+    session::options,
+    talk::{Ask, Files},
+};
+use crate::{
+    DumpOptions, Error, Pid, Request, RestoreOptions, Result, Version,
+    proto::rpc::{CriuFeatures, CriuOpts},
+};
+
+/// A handle on criu: how to reach it. It holds no process and no file; every call has a criu of its own, so that
+/// one handle serves many threads.
+///
+/// ```no_run
+/// use std::fs::{self, File};
+/// use criu_rpc::{Criu, DumpOptions, rpc::{Lend, NoHooks}};
+///
+/// fs::create_dir("images")?;
+/// let images = File::open("images")?;
+/// Criu::new().dump(4242, &DumpOptions::default(), Lend::images(&images), &mut NoHooks)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct Criu {
+    program: Option<PathBuf>,
+    arguments: Vec<OsString>,
+    variables: Vec<(OsString, OsString)>,
+    deadline: Option<Duration>,
+    over: Option<Arc<Mutex<Option<OwnedFd>>>>,
+}
+
+impl Criu {
+    /// The criu in `PATH` or the system's usual folders, started anew for every request as `criu swrk`.
+    pub fn new() -> Criu {
+        Criu::default()
+    }
+
+    /// This criu: a path, or a name to look for in `PATH` and the system's usual folders.
+    pub fn at(program: impl Into<PathBuf>) -> Criu {
+        Criu { program: Some(program.into()), ..Criu::default() }
+    }
+
+    /// The criu at the other end of a connected `SOCK_SEQPACKET` socket, for one request. It opens what is lent to
+    /// it through the `/proc` entry of the process that made the socket.
+    pub fn over(socket: impl Into<OwnedFd>) -> Criu {
+        Criu { over: Some(Arc::new(Mutex::new(Some(socket.into())))), ..Criu::default() }
+    }
+
+    /// One more argument for `criu swrk`: the way to options that its RPC has no field for, such as
+    /// `--file-validation`, `filesize`.
+    #[must_use]
+    pub fn argument(mut self, argument: impl Into<OsString>) -> Criu {
+        self.arguments.push(argument.into());
+        self
+    }
+
+    /// Sets a variable in criu's environment. Those that change criu's behaviour (`CRIU_*`, `CR_*`, `HOME`,
+    /// `XDG_RUNTIME_DIR`) are not inherited.
+    #[must_use]
+    pub fn variable(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Criu {
+        self.variables.push((name.into(), value.into()));
+        self
+    }
+
+    /// How long any request may take; without one, as long as it takes.
+    ///
+    /// criu is not killed while it touches a tree. A dump that takes too long is made to fail in the way that
+    /// leaves the tree running and whole, which can take a few milliseconds more. A restore is not cut short.
+    /// For the freezing alone there is [`DumpOptions::timeout`].
+    #[must_use]
+    pub fn deadline(mut self, deadline: Duration) -> Criu {
+        self.deadline = Some(deadline);
+        self
+    }
+
+    /// Where the binary is.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoCriu`], with the paths that were tried.
+    pub fn program(&self) -> Result<PathBuf> {
+        talk::find(self.program.as_deref())
+    }
+
+    /// The release of this criu. Takes a few milliseconds. criu 3.0.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoCriu`] and, if it is no criu, [`Error::Gone`].
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use criu_rpc::{Criu, Version};
+    ///
+    /// assert!(Criu::new().version()? >= Version::new(3, 16, 0));
+    /// # Ok::<(), criu_rpc::Error>(())
+    /// ```
+    pub fn version(&self) -> Result<Version> {
+        let (answer, _) = self.talk(Ask::new(Request::Version))?;
+        talk::version(answer).ok_or_else(|| protocol(Request::Version, "an answer without a version"))
+    }
+
+    /// Asks criu whether it can work on this kernel, with these privileges. `criu check`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Criu`], whose [`Failure`](crate::Failure) says what is missing.
+    pub fn check(&self) -> Result<()> {
+        // Before 4.2 criu insists on a folder, and would write a log into it if it were not for log_to_stderr.
+        let root = File::open("/").map_err(Error::io("open /"))?;
+        let opts = CriuOpts { log_to_stderr: Some(true), ..options() };
+        self.talk(Ask { opts: Some(opts), files: Files::Lent(Lend::images(&root)), ..Ask::new(Request::Check) })?;
+        Ok(())
+    }
+
+    /// Which of the kernel's optional features criu can use here. criu 1.8; a feature younger than this criu is
+    /// reported as missing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Criu`] if criu cannot tell.
+    pub fn features(&self) -> Result<Features> {
+        let question =
+            CriuFeatures { mem_track: Some(true), lazy_pages: Some(true), pidfd_store: Some(true) };
+        let (answer, _) = self.talk(Ask { features: Some(question), ..Ask::new(Request::FeatureCheck) })?;
+        let features = answer.features.ok_or_else(|| protocol(Request::FeatureCheck, "an answer without features"))?;
+        Ok(Features {
+            mem_track: features.mem_track.unwrap_or(false),
+            lazy_pages: features.lazy_pages.unwrap_or(false),
+            pidfd_store: features.pidfd_store.unwrap_or(false),
+        })
+    }
+
+    /// Dumps the process tree whose root is `pid` into the lent folder. `criu dump`.
+    ///
+    /// criu kills the tree afterwards unless [`leave_running`](DumpOptions::leave_running) or
+    /// [`leave_stopped`](DumpOptions::leave_stopped) is set. The caller reaps it, if it is its child.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Criu`] with everything that criu told; [`Error::Refused`] if a hook refused. In both cases the tree
+    /// goes on as it was. [`Error::Gone`] if criu itself died, [`Error::TimedOut`] past the
+    /// [`deadline`](Criu::deadline).
+    pub fn dump(
+        &self,
+        pid: impl Into<Pid>,
+        options: &DumpOptions,
+        lend: Lend<'_>,
+        hooks: &mut dyn Hooks,
+    ) -> Result<Dumped> {
+        let opts = CriuOpts { pid: Some(pid.into().as_raw()), ..options.wire() };
+        let ask = Ask { opts: Some(opts), files: Files::Lent(lend), hooks: Some(hooks), ..Ask::new(Request::Dump) };
+        self.talk(ask).map(|(_, version)| Dumped { version })
+    }
+
+    /// Dumps the process that calls this, with its descendants, and returns twice, like `fork`: once in the process
+    /// that goes on, as [`SelfDump::Dumped`], and once in every copy that is restored from the images, as
+    /// [`SelfDump::Restored`].
+    ///
+    /// The process always goes on: [`leave_running`](DumpOptions::leave_running) is set. There can be no hooks,
+    /// because the process that would answer is frozen. A tree that leads no session needs
+    /// [`shell_job`](DumpOptions::shell_job). criu 3.19.
+    ///
+    /// Everything else in this process is copied too: its other threads, its open files (which must be there at the
+    /// restore, with the size they had), its terminal.
+    ///
+    /// # Errors
+    ///
+    /// As [`dump`](Criu::dump).
+    pub fn dump_self(&self, options: &DumpOptions, images: &Path) -> Result<SelfDump> {
+        self.dump_around_self(Pid::own(), options, images)
+    }
+
+    /// Dumps the tree whose root is `pid`, of which the calling process is a part; else like
+    /// [`dump_self`](Criu::dump_self).
+    ///
+    /// # Errors
+    ///
+    /// As [`dump`](Criu::dump).
+    pub fn dump_around_self(
+        &self,
+        pid: impl Into<Pid>,
+        options: &DumpOptions,
+        images: &Path,
+    ) -> Result<SelfDump> {
+        let pid = Some(pid.into().as_raw());
+        let opts = CriuOpts { pid, leave_running: Some(true), ..options.wire() };
+        let ask = Ask { opts: Some(opts), files: Files::InFolder(images), ..Ask::new(Request::Dump) };
+        let (answer, version) = self.talk(ask)?;
+        match answer.dump.and_then(|dump| dump.restored) {
+            Some(true) => Ok(SelfDump::Restored),
+            _ => Ok(SelfDump::Dumped(Dumped { version })),
+        }
+    }
+
+    /// Restores the process tree in the lent folder. `criu restore`.
+    ///
+    /// Its pids are those that it had, so none of them may be in use. With
+    /// [`rst_sibling`](RestoreOptions::rst_sibling) the tree is a child of the caller, and
+    /// [`Tree::wait`] gives its exit status; otherwise of init, or the nearest subreaper.
+    ///
+    /// criu does not check images: damaged ones make it hang, or restore something else. Restore only what you
+    /// wrote yourself, or verified.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Criu`] with everything that criu told; [`Error::Refused`] if a hook refused. Nothing of the tree is
+    /// left then.
+    pub fn restore(&self, options: &RestoreOptions, lend: Lend<'_>, hooks: &mut dyn Hooks) -> Result<Tree> {
+        let opts = options.wire();
+        let ask = Ask { opts: Some(opts), files: Files::Lent(lend), hooks: Some(hooks), ..Ask::new(Request::Restore) };
+        let (answer, _) = self.talk(ask)?;
+        match answer.restore.map(|restore| restore.pid) {
+            Some(pid) if pid > 1 => Tree::own(pid),
+            pid => Err(protocol(Request::Restore, &format!("success with the pid {pid:?}"))),
+        }
+    }
+}
+
+fn protocol(request: Request, problem: &str) -> Error {
+    Error::Protocol { request, problem: problem.to_owned() }
+}
