@@ -3,6 +3,7 @@
 mod diagnose;
 mod digest;
 mod error;
+mod proto;
 mod request;
 mod version;
 
