@@ -1,0 +1,3 @@
+//! Tests that need neither privileges nor criu.
+
+mod wire;
