@@ -4,9 +4,11 @@ mod diagnose;
 mod digest;
 mod error;
 mod request;
+mod store;
 mod version;
 
 pub use digest::{Digest256, Hasher, ParseDigestError};
 pub use error::{BoxError, Cause, Error, Failure, ProcessProblem, Result, Target};
 pub use request::Request;
+pub use store::{BlobStore, BlobWriter, FsBlobStore, MemBlobStore};
 pub use version::Version;
