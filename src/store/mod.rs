@@ -2,6 +2,8 @@
 //!
 //! Start with the trait; [`mem`] and [`fs`] are stores, `conformance` is what every store must pass.
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod fs;
 mod mem;
 
