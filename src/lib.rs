@@ -1,9 +1,13 @@
 //! Checkpoint live process trees into content-addressed storage, and bring them back.
 
+mod archive;
 mod blob;
 mod diagnose;
 mod digest;
 mod error;
+#[cfg_attr(unix, path = "private/unix.rs")]
+#[cfg_attr(not(unix), path = "private/elsewhere.rs")]
+mod private;
 mod request;
 mod version;
 
