@@ -18,7 +18,7 @@ pub(crate) fn is_image(name: &str) -> bool {
 
 /// Whether a folder of images may hold it although it is none: what restoring needs nothing of.
 pub(super) fn is_byproduct(name: &str) -> bool {
-    name.ends_with(".log") || name == "stats-restore"
+    name == "stats-restore" || name.ends_with(".log") && !name.contains(['/', '\\'])
 }
 
 /// Whether Windows would open a device under this name, whatever ending follows it.

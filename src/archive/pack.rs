@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    BUFFER, Trees,
+    BUFFER, Trees, WHAT,
     header::{BLOCK, Header},
     names::{self, INVENTORY, LONGEST, is_image},
 };
@@ -34,6 +34,9 @@ pub(crate) fn pack(trees: &Trees, out: &mut dyn Write) -> Result<u64> {
             images
         }
     };
+    if images.is_empty() {
+        return Err(Error::corrupt(WHAT, "there is no tree to put into it"));
+    }
     images.sort_unstable_by(|one, other| one.name.cmp(&other.name));
 
     let mut blocks = Blocks { out, buffer: vec![0; BUFFER], filled: 0, written: 0 };

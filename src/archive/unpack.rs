@@ -89,14 +89,11 @@ impl Place<'_> {
             Kind::Attributes if header.size <= ATTRIBUTES => return Ok(Place::Attributes),
             Kind::Attributes => return refuse("its attributes are too large"),
             Kind::Folder if header.size != 0 => return refuse("it is a folder with content"),
-            Kind::Folder => {
-                let folder = path.strip_suffix('/').unwrap_or(path);
-                return match folder {
-                    "" | "." => Ok(Place::Nowhere),
-                    _ if names::tree_pid(folder).is_some() => Ok(Place::Nowhere),
-                    _ => refuse("there is no folder of this name in a capture"),
-                };
+            Kind::Folder if ["", "."].contains(&path) => return Ok(Place::Nowhere),
+            Kind::Folder if names::tree_pid(path.strip_suffix('/').unwrap_or(path)).is_some() => {
+                return Ok(Place::Nowhere);
             }
+            Kind::Folder => return refuse("there is no folder of this name in a capture"),
             Kind::File => {}
         }
         let (tree, name) = match path.split_once('/') {
