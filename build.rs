@@ -21,9 +21,7 @@ fn compile(folder: &str) -> Result<()> {
     let target = PathBuf::from(env::var("OUT_DIR")?).join(folder);
     fs::create_dir_all(&target)?;
 
-    let mut files = fs::read_dir(&source)?
-        .map(|entry| Ok(entry?.path()))
-        .collect::<io::Result<Vec<_>>>()?;
+    let mut files = fs::read_dir(&source)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
     files.retain(|file| file.extension().is_some_and(|ending| ending == "proto"));
     files.sort();
 

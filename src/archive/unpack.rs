@@ -1,0 +1,279 @@
+//! An archive to images. Archives come from anywhere: everything here is suspicious of them.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, BufRead as _, BufReader, Read, Write as _},
+    path::Path,
+};
+
+use super::{
+    BUFFER, Trees, WHAT,
+    header::{self, BLOCK, Header, Kind},
+    names::{self, INVENTORY, is_byproduct, is_image},
+};
+use crate::{Error, Result, private};
+
+/// How much an archive may hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Entries of any sort.
+    pub(crate) entries: u64,
+    /// The content of all of them.
+    pub(crate) bytes: u64,
+}
+
+impl Default for Limits {
+    /// A million files, each of a thread or so, and 1 TiB.
+    fn default() -> Limits {
+        Limits { entries: 1_000_000, bytes: 1 << 40 }
+    }
+}
+
+/// Unpacks an archive into `into`, an empty folder that is nobody else's, and tells where the trees are.
+///
+/// The input is read to its very end. An error that it wraps around one of ours comes back as that.
+///
+/// # Errors
+///
+/// [`Error::Corrupt`] names the entry that is not as it should be. Nothing is ever written outside `into`;
+/// what was written inside before an error is the caller's to remove.
+pub(crate) fn unpack(input: impl Read, into: &Path, limits: &Limits) -> Result<Trees> {
+    let mut input = Input(BufReader::with_capacity(BUFFER, input));
+    let mut left = limits.clone();
+    let mut layout = Layout { into, trees: BTreeMap::new() };
+    while let Some(header) = input.header()? {
+        left.spend(&header)?;
+        match Place::of(&header)? {
+            Place::Image { tree, name } => {
+                let mut file = layout.create(tree, name, &header)?;
+                input.content(&header, |part| file.write_all(part))?;
+            }
+            Place::Attributes => {
+                let mut attributes = Vec::new();
+                input.content(&header, |part| attributes.write_all(part))?;
+                harmless(&attributes)
+                    .ok_or_else(|| refuse(&header.name, "it overrides what a header says"))?;
+            }
+            Place::Nowhere => input.content(&header, |_| Ok(()))?,
+        }
+    }
+    input.finish()?;
+    layout.finish()
+}
+
+impl Limits {
+    fn spend(&mut self, header: &Header) -> Result<()> {
+        let entries = self.entries.checked_sub(1);
+        self.entries = entries.ok_or_else(|| refuse(&header.name, "it is one entry too many"))?;
+        let bytes = self.bytes.checked_sub(header.size);
+        let problem = || format!("it has {} bytes, {} more are allowed", header.size, self.bytes);
+        self.bytes = bytes.ok_or_else(|| refuse(&header.name, problem()))?;
+        Ok(())
+    }
+}
+
+/// What becomes of an entry.
+enum Place<'a> {
+    Image { tree: Option<i32>, name: &'a str },
+    Attributes,
+    Nowhere,
+}
+
+impl Place<'_> {
+    fn of(header: &Header) -> Result<Place<'_>> {
+        let refuse = |problem| Err(refuse(&header.name, problem));
+        let Ok(path) = std::str::from_utf8(&header.name) else { return refuse("its name is not UTF-8") };
+        let path = path.strip_prefix("./").unwrap_or(path);
+        match header.kind {
+            Kind::Attributes if header.size <= ATTRIBUTES => return Ok(Place::Attributes),
+            Kind::Attributes => return refuse("its attributes are too large"),
+            Kind::Folder if header.size != 0 => return refuse("it is a folder with content"),
+            Kind::Folder if ["", "."].contains(&path) => return Ok(Place::Nowhere),
+            Kind::Folder if names::tree_pid(path.strip_suffix('/').unwrap_or(path)).is_some() => {
+                return Ok(Place::Nowhere);
+            }
+            Kind::Folder => return refuse("there is no folder of this name in a capture"),
+            Kind::File => {}
+        }
+        let (tree, name) = match path.split_once('/') {
+            None => (None, path),
+            Some((folder, name)) => match names::tree_pid(folder) {
+                Some(pid) => (Some(pid), name),
+                None => return refuse("there is no folder of this name in a capture"),
+            },
+        };
+        match name {
+            _ if is_image(name) => Ok(Place::Image { tree, name }),
+            _ if is_byproduct(name) => Ok(Place::Nowhere),
+            _ => refuse("this is not the name of an image"),
+        }
+    }
+}
+
+/// Whether attributes leave name, size and sort of the next entry alone.
+fn harmless(mut attributes: &[u8]) -> Option<()> {
+    while !attributes.is_empty() {
+        // "<length of the record> <key>=<value>\n"
+        let space = attributes.iter().position(|byte| *byte == b' ')?;
+        let length: usize = std::str::from_utf8(&attributes[..space]).ok()?.parse().ok()?;
+        let (record, rest) = attributes.split_at_checked(length)?;
+        let record = record.get(space + 1..)?.strip_suffix(b"\n")?;
+        let key = record.split(|byte| *byte == b'=').next()?;
+        if !HARMLESS.contains(&key) {
+            return None;
+        }
+        attributes = rest;
+    }
+    Some(())
+}
+
+/// Where the images go, and which trees were seen.
+struct Layout<'a> {
+    into: &'a Path,
+    /// Each tree, and whether it has an inventory.
+    trees: BTreeMap<Option<i32>, bool>,
+}
+
+impl Layout<'_> {
+    /// The file of an image. It is new: what is there already was in the archive before.
+    fn create(&mut self, tree: Option<i32>, name: &str, header: &Header) -> Result<File> {
+        let mixed = self.trees.keys().any(|other| other.is_some() != tree.is_some());
+        if mixed {
+            return Err(refuse(&header.name, "one tree is at the top, another in a folder"));
+        }
+        let mut path = self.into.to_owned();
+        if let Some(pid) = tree {
+            path.push(names::tree_folder(pid));
+            if !self.trees.contains_key(&tree) {
+                private::create_folder(&path).map_err(Error::io(format!("create {}", path.display())))?;
+            }
+        }
+        *self.trees.entry(tree).or_default() |= name == INVENTORY;
+
+        path.push(name);
+        private::create_file(&path).map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => refuse(&header.name, "it is there twice"),
+            _ => Error::io(format!("create {}", path.display()))(error),
+        })
+    }
+
+    fn finish(self) -> Result<Trees> {
+        let incomplete = self.trees.iter().find(|(_, has_inventory)| !**has_inventory);
+        if incomplete.is_some() || self.trees.is_empty() {
+            let tree = incomplete.and_then(|(tree, _)| *tree).map(names::tree_folder);
+            let within = tree.map(|folder| format!(" in {folder}")).unwrap_or_default();
+            let problem = format!("there is no {INVENTORY}{within}, so it is not a criu capture");
+            return Err(Error::corrupt(WHAT, problem));
+        }
+        let folder = |pid| (pid, self.into.join(names::tree_folder(pid)));
+        match self.trees.into_keys().collect::<Option<Vec<i32>>>() {
+            Some(pids) => Ok(Trees::Several(pids.into_iter().map(folder).collect())),
+            None => Ok(Trees::One(self.into.to_owned())),
+        }
+    }
+}
+
+/// The archive, block by block.
+struct Input<R>(BufReader<R>);
+
+impl<R: Read> Input<R> {
+    /// The next header; none at the first block of zeros.
+    fn header(&mut self) -> Result<Option<Header>> {
+        let mut block = [0; BLOCK];
+        let mut filled = 0;
+        while filled < BLOCK {
+            let part = self.part()?;
+            let count = part.len().min(BLOCK - filled);
+            block[filled..filled + count].copy_from_slice(&part[..count]);
+            self.0.consume(count);
+            filled += count;
+            if block[0] == b'{' {
+                return Err(Error::corrupt(WHAT, "it is JSON, not an archive: perhaps a manifest"));
+            }
+            if count == 0 {
+                return Err(Error::corrupt(WHAT, "it is cut short"));
+            }
+        }
+        if block == [0; BLOCK] {
+            return Ok(None);
+        }
+        let header = Header::decode(&block);
+        header.map(Some).map_err(|problem| refuse(header::name_of(&block), problem))
+    }
+
+    /// Hands on an entry's content, in parts, and passes over the padding behind it.
+    fn content(&mut self, header: &Header, mut take: impl FnMut(&[u8]) -> io::Result<()>) -> Result<()> {
+        let mut left = header.size;
+        while left > 0 {
+            let part = self.part()?;
+            let count = usize::try_from(left).unwrap_or(usize::MAX).min(part.len());
+            if count == 0 {
+                return Err(refuse(&header.name, "it is cut short"));
+            }
+            let writing = || Error::io(format!("unpack {}", readable(&header.name)));
+            take(&part[..count]).map_err(|error| writing()(error))?;
+            self.0.consume(count);
+            left -= count as u64;
+        }
+        let mut padding = (BLOCK as u64 - header.size % BLOCK as u64) % BLOCK as u64;
+        while padding > 0 {
+            let count = usize::try_from(padding).unwrap_or(BLOCK).min(self.part()?.len());
+            if count == 0 {
+                return Err(refuse(&header.name, "it is cut short"));
+            }
+            self.0.consume(count);
+            padding -= count as u64;
+        }
+        Ok(())
+    }
+
+    /// Behind the first block of zeros: a second, then nothing but zeros, which some writers pad with.
+    fn finish(mut self) -> Result<()> {
+        let mut zeros = 0;
+        loop {
+            let part = self.part()?;
+            if part.is_empty() {
+                break;
+            }
+            if part.iter().any(|byte| *byte != 0) {
+                return Err(Error::corrupt(WHAT, "something follows its end"));
+            }
+            let count = part.len();
+            self.0.consume(count);
+            zeros += count;
+            if zeros > PADDING {
+                return Err(Error::corrupt(WHAT, "too many zeros follow its end"));
+            }
+        }
+        if zeros < BLOCK { Err(Error::corrupt(WHAT, "it is cut short")) } else { Ok(()) }
+    }
+
+    /// The bytes that are at hand; none at the end.
+    fn part(&mut self) -> Result<&[u8]> {
+        while let Err(error) = self.0.fill_buf() {
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error.downcast().unwrap_or_else(Error::io("read the archive")));
+            }
+        }
+        Ok(self.0.buffer())
+    }
+}
+
+fn refuse(name: &[u8], problem: impl std::fmt::Display) -> Error {
+    Error::corrupt(WHAT, format!("entry {}: {problem}", readable(name)))
+}
+
+/// A name for a person to read, whatever bytes it has.
+fn readable(name: &[u8]) -> String {
+    format!("{:?}", String::from_utf8_lossy(name))
+}
+
+/// What writers say of an entry that is of no interest here: owners and times.
+const HARMLESS: [&[u8]; 8] = [b"mtime", b"atime", b"ctime", b"uid", b"gid", b"uname", b"gname", b"comment"];
+
+/// The most bytes that the attributes of one entry may have.
+const ATTRIBUTES: u64 = 1 << 16;
+
+/// The most zeros behind the end. Writers fill up their last record, of 10 KiB by default.
+const PADDING: usize = 16 << 20;

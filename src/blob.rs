@@ -1,0 +1,170 @@
+//! [`ProcsBlob`]: the manifest, which says what a capture is.
+//!
+//! Bytes in, values out: stores are elsewhere, and so is the archive that a manifest names. The format is
+//! in `docs/formats.md`. A kind that exists never changes; what it cannot say goes into a new kind.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Digest256, Error, Result};
+
+/// What a capture is: the JSON object that is stored last, and whose digest names the whole.
+///
+/// ```
+/// use criu_rpc::{Digest256, ProcsBlob};
+///
+/// let blob = ProcsBlob::Criu { criu_dump: Digest256::of(b"an archive"), pids: vec![4242] };
+/// let json = blob.to_json();
+/// assert!(json.starts_with(br#"{"kind":"procs.criu.v1","criu_dump":"sha256:"#));
+/// assert_eq!(ProcsBlob::from_json(&json)?, blob);
+/// # Ok::<(), criu_rpc::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind")]
+#[non_exhaustive]
+pub enum ProcsBlob {
+    /// The images that criu made of one process tree or several.
+    #[serde(rename = "procs.criu.v1")]
+    Criu {
+        /// The tar archive of the images.
+        criu_dump: Digest256,
+        /// The processes that the caller asked for, in its order.
+        pids: Vec<i32>,
+    },
+
+    /// A placeholder: nothing was captured, because the machine had no criu.
+    #[serde(rename = "procs.unsupported.v1")]
+    Unsupported {
+        /// What the machine was: [`std::env::consts::OS`], or `linux-no-criu`.
+        unsupported_on: String,
+        /// What a person should know; it names the processes that were not captured.
+        note: String,
+    },
+}
+
+impl ProcsBlob {
+    /// The manifest as it is stored. Equal manifests give equal bytes.
+    pub fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("because strings, numbers and lists of them have a JSON form")
+    }
+
+    /// The manifest that `json` is. Fields that we do not know are ignored.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownKind`] for a manifest of a kind that this version does not know, and
+    /// [`Error::Corrupt`] for what is no manifest at all.
+    ///
+    /// ```
+    /// use criu_rpc::{Error, ProcsBlob};
+    ///
+    /// let newer = ProcsBlob::from_json(br#"{"kind":"procs.criu.v9","pids":[1]}"#);
+    /// assert!(matches!(newer, Err(Error::UnknownKind { kind }) if kind == "procs.criu.v9"));
+    ///
+    /// let other = ProcsBlob::from_json(b"once upon a time");
+    /// assert!(matches!(other, Err(Error::Corrupt { .. })));
+    /// ```
+    pub fn from_json(json: &[u8]) -> Result<ProcsBlob> {
+        if json.len() > CEILING {
+            return Err(corrupt(format!("it has {} bytes, more than {CEILING}", json.len())));
+        }
+        // serde would also take the fields from a list, in their order.
+        if json.trim_ascii_start().first() != Some(&b'{') {
+            return Err(corrupt("it is not a JSON object"));
+        }
+        let Kind { kind } = serde_json::from_slice(json).map_err(|error| corrupt(error.to_string()))?;
+        if !KINDS.contains(&kind.as_str()) {
+            return Err(Error::UnknownKind { kind });
+        }
+        serde_json::from_slice(json).map_err(|error| corrupt(format!("{kind}: {error}")))
+    }
+}
+
+fn corrupt(problem: impl Into<String>) -> Error {
+    Error::corrupt("manifest", problem)
+}
+
+#[derive(Deserialize)]
+struct Kind {
+    kind: String,
+}
+
+/// The kinds that `ProcsBlob` has variants for.
+const KINDS: [&str; 2] = ["procs.criu.v1", "procs.unsupported.v1"];
+
+/// A manifest of version 1 has some hundred bytes; whatever is larger is something else.
+const CEILING: usize = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn refusal(json: &str) -> String {
+        match ProcsBlob::from_json(json.as_bytes()) {
+            Err(Error::Corrupt { problem, .. }) => problem,
+            other => panic!("{json}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn unknown_fields_are_ignored_wherever_they_stand() {
+        let digest = Digest256::of(b"x");
+        let json =
+            format!(r#" {{"pids":[2,1],"new":{{"a":[1]}},"criu_dump":"{digest}","kind":"procs.criu.v1"}}"#);
+        let blob = ProcsBlob::Criu { criu_dump: digest, pids: vec![2, 1] };
+        assert_eq!(ProcsBlob::from_json(json.as_bytes()).unwrap(), blob);
+    }
+
+    #[test]
+    fn an_unknown_kind_is_refused_by_name() {
+        for kind in ["procs.criu.v2", "files.v1", "", "Criu"] {
+            let json = format!(r#"{{"kind":"{kind}","criu_dump":7}}"#);
+            let error = ProcsBlob::from_json(json.as_bytes()).unwrap_err();
+            assert!(matches!(&error, Error::UnknownKind { kind: named } if named == kind), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_or_wrong_is_named() {
+        let digest = Digest256::of(b"x");
+        assert!(refusal(r#"{"pids":[]}"#).contains("missing field `kind`"));
+        assert!(refusal(r#"{"kind":"procs.criu.v1","pids":[]}"#).contains("missing field `criu_dump`"));
+        let missing = format!(r#"{{"kind":"procs.criu.v1","criu_dump":"{digest}"}}"#);
+        assert!(refusal(&missing).contains("missing field `pids`"));
+        assert!(refusal(r#"{"kind":"procs.unsupported.v1","note":""}"#).contains("`unsupported_on`"));
+        assert!(
+            refusal(r#"{"kind":"procs.criu.v1","criu_dump":"md5:0","pids":[]}"#).contains("not a digest")
+        );
+        assert!(refusal(r#"{"kind":7}"#).contains("expected a string"));
+        for pids in ["7", "[\"7\"]", "[2147483648]", "[1.5]", "null"] {
+            let json = format!(r#"{{"kind":"procs.criu.v1","criu_dump":"{digest}","pids":{pids}}}"#);
+            assert!(refusal(&json).starts_with("procs.criu.v1: invalid"), "{}", refusal(&json));
+        }
+    }
+
+    #[test]
+    fn what_is_not_one_json_object_is_refused() {
+        let list = format!(r#"["procs.criu.v1","{}",[1]]"#, Digest256::of(b"x"));
+        for json in ["", "{", "null", "\"procs.criu.v1\"", &list] {
+            refusal(json);
+        }
+        refusal(r#"{"kind":"procs.unsupported.v1","unsupported_on":"x","note":""} {}"#);
+        refusal(r#"{"kind":"procs.unsupported.v1","kind":"procs.criu.v1","unsupported_on":"x","note":""}"#);
+        assert!(ProcsBlob::from_json(b"{\"kind\":\"\xff\"}").is_err());
+    }
+
+    #[test]
+    fn a_blob_too_large_for_a_manifest_is_refused_unparsed() {
+        assert!(refusal(&" ".repeat(CEILING + 1)).contains("more than 1048576"));
+    }
+
+    #[test]
+    fn every_kind_we_write_is_one_we_read() {
+        let unsupported =
+            ProcsBlob::Unsupported { unsupported_on: "tty\u{0}\"".into(), note: "ünd\n".into() };
+        let criu = ProcsBlob::Criu { criu_dump: Digest256::of(b""), pids: vec![i32::MIN, 0, i32::MAX] };
+        for blob in [unsupported, criu] {
+            assert_eq!(ProcsBlob::from_json(&blob.to_json()).unwrap(), blob);
+        }
+    }
+}

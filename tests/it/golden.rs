@@ -1,0 +1,70 @@
+//! The formats do not change: what other programs wrote is read, and what we write they read.
+
+use criu_rpc::{Digest256, ProcsBlob};
+
+/// The manifest as another program has it, which reads and writes the same blobs.
+mod theirs {
+    use serde::{Deserialize, Serialize};
+
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(transparent)]
+    pub(super) struct Digest256(pub(super) String);
+
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(tag = "kind")]
+    pub(super) enum ProcsBlob {
+        #[serde(rename = "procs.criu.v1")]
+        Criu { criu_dump: Digest256, pids: Vec<i32> },
+        #[serde(rename = "procs.unsupported.v1")]
+        Unsupported { unsupported_on: String, note: String },
+    }
+}
+
+const CRIU: &[u8] = include_bytes!("../data/procs.criu.v1.json");
+const UNSUPPORTED: &[u8] = include_bytes!("../data/procs.unsupported.v1.json");
+
+fn criu() -> ProcsBlob {
+    ProcsBlob::Criu { criu_dump: Digest256::of(b"an archive"), pids: vec![4242, 17] }
+}
+
+fn unsupported() -> ProcsBlob {
+    ProcsBlob::Unsupported {
+        unsupported_on: "macos".to_owned(),
+        note: "no criu here: \"4242\" and 17 were not captured — ünd weiter".to_owned(),
+    }
+}
+
+#[test]
+fn manifests_are_written_as_ever() {
+    assert_eq!(String::from_utf8(criu().to_json()).unwrap(), String::from_utf8_lossy(CRIU));
+    assert_eq!(String::from_utf8(unsupported().to_json()).unwrap(), String::from_utf8_lossy(UNSUPPORTED));
+}
+
+#[test]
+fn manifests_of_old_are_read() {
+    assert_eq!(ProcsBlob::from_json(CRIU).unwrap(), criu());
+    assert_eq!(ProcsBlob::from_json(UNSUPPORTED).unwrap(), unsupported());
+}
+
+#[test]
+fn other_programs_read_what_we_write() {
+    let digest = Digest256::of(b"an archive").to_string();
+    let theirs: theirs::ProcsBlob = serde_json::from_slice(&criu().to_json()).unwrap();
+    let expected = theirs::ProcsBlob::Criu { criu_dump: theirs::Digest256(digest), pids: vec![4242, 17] };
+    assert_eq!(theirs, expected);
+
+    let theirs: theirs::ProcsBlob = serde_json::from_slice(&unsupported().to_json()).unwrap();
+    assert!(
+        matches!(theirs, theirs::ProcsBlob::Unsupported { unsupported_on, .. } if unsupported_on == "macos")
+    );
+}
+
+#[test]
+fn we_read_what_other_programs_write() {
+    for ours in [criu(), unsupported()] {
+        let theirs: theirs::ProcsBlob = serde_json::from_slice(&ours.to_json()).unwrap();
+        let json = serde_json::to_vec(&theirs).unwrap();
+        assert_eq!(json, ours.to_json());
+        assert_eq!(ProcsBlob::from_json(&json).unwrap(), ours);
+    }
+}
