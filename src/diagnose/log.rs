@@ -69,7 +69,9 @@ fn strip_pid(line: &str) -> &str {
     let text = line.trim_start();
     let text = text.strip_prefix("pie: ").unwrap_or(text);
     match text.split_once(": ") {
-        Some((pid, rest)) if !pid.is_empty() && pid.bytes().all(|byte| byte.is_ascii_digit()) => rest.trim_start(),
+        Some((pid, rest)) if !pid.is_empty() && pid.bytes().all(|byte| byte.is_ascii_digit()) => {
+            rest.trim_start()
+        }
         _ => text,
     }
 }

@@ -147,7 +147,10 @@ mod tests {
             ("Can't fork for 4242: Operation not permitted", Cause::NotPrivileged),
             ("inet: Connected TCP socket, consider using --tcp-established option.", Cause::EstablishedTcp),
             ("unix: Can't dump half of stream unix connection.", Cause::ExternalUnixSocket),
-            ("Some file locks are hold by dumping tasks! You can try --file-locks to dump them.", Cause::FileLocks),
+            (
+                "Some file locks are hold by dumping tasks! You can try --file-locks to dump them.",
+                Cause::FileLocks,
+            ),
             ("File tmp/x has bad size 12 (expect 3)", Cause::FileChanged),
             ("tty: Found slave peer index 3 without correspond master peer", Cause::ShellJob),
             ("seize: The criu itself is within dumped tree.", Cause::CriuInsideTree),

@@ -73,7 +73,7 @@ impl<For> PartialEq for Options<For> {
 impl<For> fmt::Debug for Options<For> {
     /// The fields that were set.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.wire.encoded_len() == CriuOpts { images_dir_fd: -1, ..CriuOpts::default() }.encoded_len() {
+        if self.wire.encoded_len() == Self::default().wire.encoded_len() {
             return f.write_str("Options(default)");
         }
         write!(f, "Options({:?})", self.wire)

@@ -212,9 +212,12 @@ mod tests {
         let message = proto.split("message criu_opts {").nth(1).unwrap().split("\n}").next().unwrap();
         let lines = message.lines().map(|line| line.split("//").next().unwrap().trim());
         let mut fields: Vec<_> = lines
-            .filter_map(|line| line.split('=').next()?.split_whitespace().nth(2).filter(|_| line.contains('=')))
+            .filter_map(|line| {
+                line.split('=').next()?.split_whitespace().nth(2).filter(|_| line.contains('='))
+            })
             .collect();
-        let mut known: Vec<_> = ROWS.iter().copied().chain(WITHHELD.iter().map(|(field, _)| *field)).collect();
+        let mut known: Vec<_> =
+            ROWS.iter().copied().chain(WITHHELD.iter().map(|(field, _)| *field)).collect();
         fields.sort_unstable();
         known.sort_unstable();
         assert_eq!(known, fields);
@@ -222,7 +225,8 @@ mod tests {
 
     #[test]
     fn what_is_set_is_what_goes_over_the_wire() {
-        let options = Options::<Dump>::default().leave_running(true).external("mnt[/a]:a").external("dev[1/2]:b");
+        let options =
+            Options::<Dump>::default().leave_running(true).external("mnt[/a]:a").external("dev[1/2]:b");
         let wire = options.wire();
         assert_eq!(wire.leave_running, Some(true));
         assert_eq!(wire.external, ["mnt[/a]:a", "dev[1/2]:b"]);

@@ -139,7 +139,11 @@ impl Criu {
         // Before 4.2 criu insists on a folder, and would write a log into it if it were not for log_to_stderr.
         let root = File::open("/").map_err(Error::io("open /"))?;
         let opts = CriuOpts { log_to_stderr: Some(true), ..options() };
-        self.talk(Ask { opts: Some(opts), files: Files::Lent(Lend::images(&root)), ..Ask::new(Request::Check) })?;
+        self.talk(Ask {
+            opts: Some(opts),
+            files: Files::Lent(Lend::images(&root)),
+            ..Ask::new(Request::Check)
+        })?;
         Ok(())
     }
 
@@ -153,7 +157,8 @@ impl Criu {
         let question =
             CriuFeatures { mem_track: Some(true), lazy_pages: Some(true), pidfd_store: Some(true) };
         let (answer, _) = self.talk(Ask { features: Some(question), ..Ask::new(Request::FeatureCheck) })?;
-        let features = answer.features.ok_or_else(|| protocol(Request::FeatureCheck, "an answer without features"))?;
+        let features =
+            answer.features.ok_or_else(|| protocol(Request::FeatureCheck, "an answer without features"))?;
         Ok(Features {
             mem_track: features.mem_track.unwrap_or(false),
             lazy_pages: features.lazy_pages.unwrap_or(false),
@@ -179,7 +184,8 @@ impl Criu {
         hooks: &mut dyn Hooks,
     ) -> Result<Dumped> {
         let opts = CriuOpts { pid: Some(pid.into().as_raw()), ..options.wire() };
-        let ask = Ask { opts: Some(opts), files: Files::Lent(lend), hooks: Some(hooks), ..Ask::new(Request::Dump) };
+        let ask =
+            Ask { opts: Some(opts), files: Files::Lent(lend), hooks: Some(hooks), ..Ask::new(Request::Dump) };
         self.talk(ask).map(|(_, version)| Dumped { version })
     }
 
@@ -238,7 +244,12 @@ impl Criu {
     /// left then.
     pub fn restore(&self, options: &RestoreOptions, lend: Lend<'_>, hooks: &mut dyn Hooks) -> Result<Tree> {
         let opts = options.wire();
-        let ask = Ask { opts: Some(opts), files: Files::Lent(lend), hooks: Some(hooks), ..Ask::new(Request::Restore) };
+        let ask = Ask {
+            opts: Some(opts),
+            files: Files::Lent(lend),
+            hooks: Some(hooks),
+            ..Ask::new(Request::Restore)
+        };
         let (answer, _) = self.talk(ask)?;
         match answer.restore.map(|restore| restore.pid) {
             Some(pid) if pid > 1 => Tree::own(pid),

@@ -68,7 +68,8 @@ impl Criu {
         };
         let sibling = SiblingRoot::expected(&ask);
         let connection = self.connect(&mut ask)?;
-        let mut talk = Talk { connection, session: Session::new(ask.request), version: None, deadline, refusal: None };
+        let mut talk =
+            Talk { connection, session: Session::new(ask.request), version: None, deadline, refusal: None };
         let result = talk.run(&mut ask, self.over.is_none());
         let ended = talk.end(&ask, result);
         if ended.is_err() {
@@ -92,7 +93,8 @@ impl Criu {
         let program = self.program()?;
         match (&ask.files, &mut ask.opts) {
             (Files::InFolder(path), Some(opts)) => {
-                let folder = File::open(path).map_err(Error::io(format!("open the folder {}", path.display())))?;
+                let folder =
+                    File::open(path).map_err(Error::io(format!("open the folder {}", path.display())))?;
                 opts.images_dir = Some(format!("/proc/self/fd/{FIRST_LENT}"));
                 let lent = [folder.as_fd()];
                 Connection::start_detached(&program, &self.arguments, &self.variables, &lent, path.join(LOG))
@@ -164,7 +166,10 @@ impl Talk {
         if in_folder && version.is_some_and(|version| *version < LOGS_TO_STDERR) {
             return Err(Error::Options {
                 option: "dump_self",
-                problem: format!("needs criu {LOGS_TO_STDERR}, this is {}", version.cloned().unwrap_or_default()),
+                problem: format!(
+                    "needs criu {LOGS_TO_STDERR}, this is {}",
+                    version.cloned().unwrap_or_default()
+                ),
             });
         }
         Ok(())
@@ -330,7 +335,9 @@ struct SiblingRoot(Option<i32>);
 impl SiblingRoot {
     /// What the images say, unless a process has that pid already: that one is not ours to reap.
     fn expected(ask: &Ask<'_>) -> SiblingRoot {
-        let (Request::Restore, Files::Lent(lend)) = (ask.request, &ask.files) else { return SiblingRoot(None) };
+        let (Request::Restore, Files::Lent(lend)) = (ask.request, &ask.files) else {
+            return SiblingRoot(None);
+        };
         if ask.opts.as_ref().and_then(|opts| opts.rst_sibling) != Some(true) {
             return SiblingRoot(None);
         }

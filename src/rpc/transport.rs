@@ -87,7 +87,8 @@ impl Connection {
         lent: &[BorrowedFd<'_>],
     ) -> Result<Connection> {
         let output = above_streams(
-            memfd_create(c"criu output", MFdFlags::MFD_CLOEXEC).map_err(failed("make a file for criu's output"))?,
+            memfd_create(c"criu output", MFdFlags::MFD_CLOEXEC)
+                .map_err(failed("make a file for criu's output"))?,
         )?;
         let (socket, theirs) = pair()?;
         let command = Command { program, arguments, variables };
@@ -210,7 +211,8 @@ fn above_streams(descriptor: OwnedFd) -> Result<OwnedFd> {
     if descriptor.as_raw_fd() > 2 {
         return Ok(descriptor);
     }
-    sys::duplicate_above(descriptor.as_fd(), 3).map_err(Error::io("move a descriptor off the standard streams"))
+    sys::duplicate_above(descriptor.as_fd(), 3)
+        .map_err(Error::io("move a descriptor off the standard streams"))
 }
 
 /// How criu is called.
@@ -273,10 +275,8 @@ fn changes_criu(name: &OsStr) -> bool {
 }
 
 fn c_string(text: &OsStr) -> Result<CString> {
-    CString::new(text.as_bytes()).map_err(|_| Error::Options {
-        option: "argument",
-        problem: format!("{text:?} contains a zero byte"),
-    })
+    CString::new(text.as_bytes())
+        .map_err(|_| Error::Options { option: "argument", problem: format!("{text:?} contains a zero byte") })
 }
 
 /// Where criu and its tools are on systems whose users have no `sbin` in their PATH.

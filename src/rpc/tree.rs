@@ -1,8 +1,7 @@
 //! [`Tree`]: a process tree that criu revived, and its owner.
 
 use std::{
-    fmt,
-    io,
+    fmt, io,
     os::fd::{AsFd, BorrowedFd},
     process::ExitStatus,
     time::{Duration, Instant},
@@ -98,13 +97,19 @@ impl Tree {
             };
             stopped.map_err(Error::io(format!("stop process {}", member.pid)))?;
             let known: Vec<_> = members.iter().map(|member| member.pid).collect();
-            members.extend(children(members[next].pid).into_iter().filter(|pid| !known.contains(pid)).filter_map(
-                |pid| {
-                    let pidfd = sys::pidfd_open(pid).ok()?;
-                    // The number can be somebody else's since it was read; a child of ours would still be one.
-                    children(members[next].pid).contains(&pid).then_some(Member { pid, pidfd: Some(pidfd) })
-                },
-            ).collect::<Vec<_>>());
+            members.extend(
+                children(members[next].pid)
+                    .into_iter()
+                    .filter(|pid| !known.contains(pid))
+                    .filter_map(|pid| {
+                        let pidfd = sys::pidfd_open(pid).ok()?;
+                        // The number can be somebody else's since it was read; a child of ours would still be one.
+                        children(members[next].pid)
+                            .contains(&pid)
+                            .then_some(Member { pid, pidfd: Some(pidfd) })
+                    })
+                    .collect::<Vec<_>>(),
+            );
             next += 1;
         }
         for member in members.iter().rev() {

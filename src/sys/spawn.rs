@@ -60,10 +60,9 @@ pub(crate) fn spawn(spawn: &Spawn<'_>) -> io::Result<Option<Child>> {
     }
     let started = plan.start(detach, 0);
     if let Ok((pid, _)) = started {
-        while matches!(
-            waitpid(Pid::from_raw(pid), Some(WaitPidFlag::__WALL)),
-            Err(nix::errno::Errno::EINTR)
-        ) {}
+        while matches!(waitpid(Pid::from_raw(pid), Some(WaitPidFlag::__WALL)), Err(nix::errno::Errno::EINTR))
+        {
+        }
     }
     if adopts {
         prctl::set_child_subreaper(true)?;

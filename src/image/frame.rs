@@ -1,0 +1,122 @@
+//! A file of images, taken apart: magic numbers, then entries, each a length and a message.
+
+use std::io::{self, Read};
+
+use prost::Message;
+
+use crate::{Error, Result};
+
+/// The first number of every image, except for `inventory.img`.
+const IMAGE: u32 = 0x5456_4319;
+/// The first number of statistics and caches.
+const SERVICE: u32 = 0x5510_5940;
+/// The largest entry we read, in bytes. An `mm` entry with a hundred thousand mappings has about ten million.
+const CEILING: u32 = 64 << 20;
+
+/// The entries of an image file.
+#[derive(Debug)]
+pub(super) struct Frames<R> {
+    input: R,
+    name: String,
+}
+
+impl<R: Read> Frames<R> {
+    /// Reads the magic numbers. Which type they name is not compared: the file's name tells.
+    pub(super) fn new(input: R, name: &str) -> Result<Frames<R>> {
+        let mut frames = Frames { input, name: name.to_owned() };
+        let first = frames.number()?;
+        if first == Some(IMAGE) || first == Some(SERVICE) {
+            frames.number()?;
+        }
+        match first {
+            Some(_) => Ok(frames),
+            None => Err(frames.corrupt("it is empty")),
+        }
+    }
+
+    /// The next message; `None` at the end.
+    pub(super) fn next_entry<M: Message + Default>(&mut self) -> Result<Option<M>> {
+        let Some(bytes) = self.next_bytes()? else { return Ok(None) };
+        M::decode(bytes.as_slice()).map(Some).map_err(|error| self.corrupt(&error.to_string()))
+    }
+
+    /// The bytes of the next message; `None` at the end.
+    pub(super) fn next_bytes(&mut self) -> Result<Option<Vec<u8>>> {
+        let Some(size) = self.number()? else { return Ok(None) };
+        if size > CEILING {
+            return Err(self.corrupt(&format!("an entry of {size} bytes")));
+        }
+        let mut bytes = Vec::new();
+        let read = self.input.by_ref().take(size.into()).read_to_end(&mut bytes);
+        read.map_err(Error::io(format!("read the image {}", self.name)))?;
+        if u64::try_from(bytes.len()) != Ok(size.into()) {
+            return Err(self.corrupt("it ends inside an entry"));
+        }
+        Ok(Some(bytes))
+    }
+
+    /// The next number; `None` at the end.
+    fn number(&mut self) -> Result<Option<u32>> {
+        let mut bytes = Vec::with_capacity(4);
+        let read: io::Result<usize> = self.input.by_ref().take(4).read_to_end(&mut bytes);
+        read.map_err(Error::io(format!("read the image {}", self.name)))?;
+        match <[u8; 4]>::try_from(bytes.as_slice()) {
+            Ok(bytes) => Ok(Some(u32::from_le_bytes(bytes))),
+            Err(_) if bytes.is_empty() => Ok(None),
+            Err(_) => Err(self.corrupt("it ends inside a number")),
+        }
+    }
+
+    fn corrupt(&self, problem: &str) -> Error {
+        Error::corrupt(format!("the image {}", self.name), problem)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::images::PstreeEntry;
+
+    fn image(entries: &[&[u8]]) -> Vec<u8> {
+        let mut bytes = [IMAGE.to_le_bytes(), 0x5027_3030_u32.to_le_bytes()].concat();
+        for entry in entries {
+            bytes.extend(u32::try_from(entry.len()).unwrap().to_le_bytes());
+            bytes.extend(*entry);
+        }
+        bytes
+    }
+
+    fn pids(bytes: &[u8]) -> Result<Vec<u32>> {
+        let mut frames = Frames::new(bytes, "pstree.img")?;
+        let mut pids = Vec::new();
+        while let Some(entry) = frames.next_entry::<PstreeEntry>()? {
+            pids.push(entry.pid);
+        }
+        Ok(pids)
+    }
+
+    #[test]
+    fn entries_come_in_order() {
+        let entries = [7, 8].map(|pid| PstreeEntry { pid, ..PstreeEntry::default() }.encode_to_vec());
+        assert_eq!(pids(&image(&[&entries[0], &entries[1]])).unwrap(), [7, 8]);
+        assert!(pids(&image(&[])).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_file_cut_anywhere_but_between_entries_is_an_error() {
+        let entry = PstreeEntry { pid: 7, ..PstreeEntry::default() }.encode_to_vec();
+        let whole = image(&[&entry]);
+        for length in 0..whole.len() {
+            let cut = pids(&whole[..length]);
+            // A file of the first magic number alone has no entries; criu would refuse it.
+            assert_eq!(cut.is_ok(), length == 4 || length == 8, "{length}: {cut:?}");
+        }
+    }
+
+    #[test]
+    fn a_huge_entry_is_refused_before_memory_is_taken() {
+        let mut bytes = image(&[]);
+        bytes.extend(u32::MAX.to_le_bytes());
+        assert!(matches!(pids(&bytes), Err(Error::Corrupt { .. })));
+    }
+}

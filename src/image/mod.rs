@@ -1,0 +1,108 @@
+//! What criu wrote: its image files, as far as a restore has to look into them.
+//!
+//! [`frame`] takes a file apart into entries; here is what the entries tell.
+
+mod frame;
+mod streams;
+
+use std::{
+    fs::{self, File},
+    io::{self, BufReader, Read},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use prost::Message;
+
+use self::frame::Frames;
+pub(crate) use self::streams::{Stream, outside_streams};
+use crate::{
+    Error, Result,
+    proto::images::{FdinfoEntry, FileEntry, InventoryEntry, PstreeEntry, StatsEntry, TaskKobjIdsEntry},
+};
+
+/// The root of the tree in a `pstree.img`.
+pub(crate) fn root_pid(pstree: impl Read) -> Result<i32> {
+    let mut frames = Frames::new(pstree, "pstree.img")?;
+    let entry: PstreeEntry =
+        frames.next_entry()?.ok_or_else(|| Error::corrupt("pstree.img", "it has no process"))?;
+    i32::try_from(entry.pid).map_err(|_| Error::corrupt("pstree.img", format!("a pid of {}", entry.pid)))
+}
+
+/// A folder of images.
+#[derive(Debug)]
+pub(crate) struct ImageDir(PathBuf);
+
+impl ImageDir {
+    pub(crate) fn new(folder: impl Into<PathBuf>) -> ImageDir {
+        ImageDir(folder.into())
+    }
+
+    /// The processes, parents before children.
+    pub(crate) fn processes(&self) -> Result<Vec<PstreeEntry>> {
+        self.all("pstree.img")
+    }
+
+    /// The files that any process has open, or maps, or executes.
+    fn files(&self) -> Result<Vec<FileEntry>> {
+        self.all("files.img")
+    }
+
+    /// The open descriptors of a process; none for a zombie.
+    fn descriptors(&self, pid: u32) -> Result<Vec<FdinfoEntry>> {
+        let Some(ids) = self.first::<TaskKobjIdsEntry>(&format!("ids-{pid}.img"))? else {
+            return Ok(Vec::new());
+        };
+        self.all(&format!("fdinfo-{}.img", ids.files_id))
+    }
+
+    /// Whether TCP connections were dropped at the dump.
+    pub(crate) fn tcp_closed(&self) -> Result<bool> {
+        let inventory = self.first::<InventoryEntry>("inventory.img")?;
+        Ok(inventory.and_then(|inventory| inventory.tcp_close).unwrap_or(false))
+    }
+
+    /// Whether the dump carries an established TCP connection.
+    pub(crate) fn has_tcp_streams(&self) -> Result<bool> {
+        let folder =
+            fs::read_dir(&self.0).map_err(Error::io(format!("read the folder {}", self.0.display())))?;
+        Ok(folder.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("tcp-stream-")))
+    }
+
+    /// Whether the dump carries file locks.
+    pub(crate) fn has_file_locks(&self) -> Result<bool> {
+        Ok(self.frames("filelocks.img")?.is_some_and(|mut frames| matches!(frames.next_bytes(), Ok(Some(_)))))
+    }
+
+    /// How long the tree stood still, if the folder has the statistics of a dump.
+    pub(crate) fn frozen(&self) -> Option<Duration> {
+        let stats: StatsEntry = self.first("stats-dump").ok()??;
+        stats.dump.map(|dump| Duration::from_micros(dump.frozen_time.into()))
+    }
+
+    fn frames(&self, name: &str) -> Result<Option<Frames<BufReader<File>>>> {
+        match File::open(self.0.join(name)) {
+            Ok(file) => Frames::new(BufReader::new(file), name).map(Some),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io(format!("read the image {name}"))(error)),
+        }
+    }
+
+    fn first<M: Message + Default>(&self, name: &str) -> Result<Option<M>> {
+        self.frames(name)?.map_or(Ok(None), |mut frames| frames.next_entry())
+    }
+
+    fn all<M: Message + Default>(&self, name: &str) -> Result<Vec<M>> {
+        let mut entries = Vec::new();
+        if let Some(mut frames) = self.frames(name)? {
+            while let Some(entry) = frames.next_entry()? {
+                entries.push(entry);
+            }
+        }
+        Ok(entries)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
