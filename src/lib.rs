@@ -2,12 +2,14 @@
 
 mod archive;
 mod blob;
+mod capture;
 mod diagnose;
 mod digest;
 mod error;
 mod image;
 pub mod options;
 mod pid;
+mod platform;
 #[cfg_attr(unix, path = "private/unix.rs")]
 #[cfg_attr(not(unix), path = "private/elsewhere.rs")]
 mod private;
@@ -15,6 +17,7 @@ mod private;
 mod procfs;
 mod proto;
 mod request;
+mod restore;
 #[cfg(target_os = "linux")]
 pub mod rpc;
 mod store;
@@ -23,11 +26,14 @@ mod sys;
 mod version;
 
 pub use blob::ProcsBlob;
+pub use capture::{Capture, ProcsCapture, Stored};
 pub use digest::{Digest256, Hasher, ParseDigestError};
 pub use error::{BoxError, Cause, Error, Failure, ProcessProblem, Result, Target};
 pub use options::{DumpOptions, RestoreOptions};
 pub use pid::Pid;
+pub use platform::Tree;
 pub use request::Request;
+pub use restore::{ProcsRestore, Restored, Warning};
 #[cfg(target_os = "linux")]
 pub use rpc::Criu;
 #[cfg(feature = "conformance")]

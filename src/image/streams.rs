@@ -12,7 +12,7 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Stream {
     /// 0, 1 or 2: which of the standard streams it was, in the first process that had it.
-    pub(crate) number: u32,
+    pub(crate) number: usize,
     /// What criu calls the resource, for `inherit_fd`.
     pub(crate) key: String,
 }
@@ -46,7 +46,7 @@ pub(crate) fn outside_streams(images: &ImageDir) -> Result<Vec<Stream>> {
                 _ => None,
             };
             if let Some(key) = key.filter(|key| streams.iter().all(|stream| stream.key != *key)) {
-                streams.push(Stream { number: descriptor.fd, key });
+                streams.push(Stream { number: descriptor.fd as usize, key });
             }
         }
     }

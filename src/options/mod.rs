@@ -79,3 +79,20 @@ impl<For> fmt::Debug for Options<For> {
         write!(f, "Options({:?})", self.wire)
     }
 }
+
+impl<For> Options<For> {
+    /// Whether the caller has said anything about it.
+    pub(crate) fn names_shell_job(&self) -> bool {
+        self.wire.shell_job.is_some()
+    }
+
+    /// Whether the caller has said anything about TCP connections.
+    pub(crate) fn names_tcp(&self) -> bool {
+        self.wire.tcp_close.is_some() || self.wire.tcp_established.is_some()
+    }
+
+    /// Whether the caller has said anything about file locks.
+    pub(crate) fn names_file_locks(&self) -> bool {
+        self.wire.file_locks.is_some()
+    }
+}

@@ -11,7 +11,7 @@ mod reply;
 mod session;
 mod talk;
 mod transport;
-mod tree;
+pub(crate) mod tree;
 
 use std::{
     ffi::OsString,
@@ -22,11 +22,11 @@ use std::{
     time::Duration,
 };
 
+pub(crate) use self::tree::Tree;
 pub use self::{
     hooks::{Event, Hooks, NoHooks},
     lend::Lend,
     reply::{Dumped, Features, SelfDump},
-    tree::Tree,
 };
 use self::{
     session::options,

@@ -1,0 +1,225 @@
+//! [`ProcsCapture`]: a live process tree into a blob store. Dump, archive, hash, store, manifest, in that order.
+
+mod pipeline;
+
+use std::{path::PathBuf, time::Duration};
+
+use crate::{
+    BlobStore, Digest256, DumpOptions, Error, Pid, ProcsBlob, Result,
+    archive::{Trees, pack},
+    platform::{self, Job, Outcome, Unsupported},
+};
+
+/// Captures live process trees into a store.
+///
+/// The tree is left running unless [`leave_running(false)`](ProcsCapture::leave_running) says otherwise, and a capture
+/// that fails leaves it running always.
+///
+/// Of several pids, those that are in one tree are captured as that tree, from the highest of them; so a process and
+/// its descendants need one pid only. Pids of different trees are captured side by side.
+///
+/// Where there is no criu (off Linux, or on Linux without the binary) the capture succeeds all the same, and stores a
+/// placeholder that says so; a restore gives it back as a warning.
+///
+/// ```no_run
+/// use criu_rpc::{FsBlobStore, ProcsCapture, ProcsRestore};
+///
+/// let child = std::process::Command::new("my-agent-tool").spawn()?;
+/// let store = FsBlobStore::open("captures")?;
+/// let digest = ProcsCapture::new([child.id()]).capture(&store)?;
+/// // … and later, when that tree is gone:
+/// let restored = ProcsRestore::new().restore(&store, &digest)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct ProcsCapture {
+    job: Job,
+    placeholder: bool,
+}
+
+/// What [`ProcsCapture::run`] came to.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Capture {
+    /// The capture is in the store.
+    Stored(Stored),
+    /// This is the revived copy of the process that captured itself: what was stored is what this process was.
+    Revived,
+}
+
+/// A capture that is in the store.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Stored {
+    /// The digest of the manifest: what [`ProcsRestore`](crate::ProcsRestore) wants.
+    pub digest: Digest256,
+    /// The manifest itself.
+    pub manifest: ProcsBlob,
+    /// How many bytes went to the store: the archive and the manifest.
+    pub bytes: u64,
+    /// The roots of the trees that were captured. None in a placeholder.
+    pub roots: Vec<Pid>,
+    /// How long the tree stood still, by criu's clock; of several trees, the one that did longest.
+    pub frozen: Option<Duration>,
+}
+
+impl ProcsCapture {
+    /// A capture of these processes and their descendants. Takes `i32`, and `u32` as
+    /// [`std::process::Child::id`] gives.
+    pub fn new(pids: impl IntoIterator<Item = impl Into<Pid>>) -> ProcsCapture {
+        let job = Job {
+            pids: pids.into_iter().map(Into::into).collect(),
+            options: DumpOptions::default(),
+            leave_running: true,
+            criu: None,
+            staging: None,
+            deadline: None,
+        };
+        ProcsCapture { job, placeholder: false }
+    }
+
+    /// Whether the trees go on after the capture. They do unless told otherwise.
+    ///
+    /// A tree that is to end is stored while it is frozen, and killed only when everything is in the store. Whoever
+    /// started it has to reap it; until then its pids are taken, and a restore fails.
+    #[must_use]
+    pub fn leave_running(mut self, on: bool) -> ProcsCapture {
+        self.job.leave_running = on;
+        self
+    }
+
+    /// Options for criu. Some that most callers would not know to set follow from the tree, unless they are set here:
+    /// `shell_job` for a root that leads no session, and `external` for terminals.
+    /// [`DumpOptions::leave_running`] is overruled by [`leave_running`](ProcsCapture::leave_running).
+    #[must_use]
+    pub fn options(mut self, options: DumpOptions) -> ProcsCapture {
+        self.job.options = options;
+        self
+    }
+
+    /// The criu to use: a path, or a name to look for. Without it, `criu`.
+    #[must_use]
+    pub fn criu(mut self, program: impl Into<PathBuf>) -> ProcsCapture {
+        self.job.criu = Some(program.into());
+        self
+    }
+
+    /// The folder in which images are kept for a while, in a private folder of their own. It needs room for the memory
+    /// of the trees. Without it, [`std::env::temp_dir`].
+    #[must_use]
+    pub fn staging(mut self, folder: impl Into<PathBuf>) -> ProcsCapture {
+        self.job.staging = Some(folder.into());
+        self
+    }
+
+    /// How long criu may take; see [`Criu::deadline`](crate::Criu::deadline).
+    #[must_use]
+    pub fn deadline(mut self, deadline: Duration) -> ProcsCapture {
+        self.job.deadline = Some(deadline);
+        self
+    }
+
+    /// Whether to store the placeholder when criu is there but cannot work here, too, instead of failing: because of
+    /// a privilege it lacks, or a kernel that is too new for it.
+    #[must_use]
+    pub fn placeholder_if_unusable(mut self, on: bool) -> ProcsCapture {
+        self.placeholder = on;
+        self
+    }
+
+    /// Captures, and gives the digest of the manifest.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Process`] for a pid that cannot be captured, before anything is frozen; [`Error::Criu`] with
+    /// [advice](Error::advice) if criu could not; whatever the store says. The trees run on, and nothing is stored.
+    ///
+    /// In the revived copy of a process that captured itself, [`Error::Revived`]: there is no digest to give. Such
+    /// programs are better off with [`run`](ProcsCapture::run), which gives both as values.
+    pub fn capture(&self, store: &(impl BlobStore + ?Sized)) -> Result<Digest256> {
+        match self.run(store)? {
+            Capture::Stored(stored) => Ok(stored.digest),
+            Capture::Revived => Err(Error::Revived),
+        }
+    }
+
+    /// Captures, and tells what there is to tell.
+    ///
+    /// A process may capture itself, by [`std::process::id`] or as a descendant of a pid. This returns twice then,
+    /// like `fork`: as [`Capture::Stored`] in the process that goes on, and as [`Capture::Revived`] in every copy that
+    /// is revived from the capture.
+    ///
+    /// # Errors
+    ///
+    /// As [`capture`](ProcsCapture::capture), save for [`Error::Revived`].
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use criu_rpc::{Capture, FsBlobStore, ProcsCapture};
+    ///
+    /// let store = FsBlobStore::open("captures")?;
+    /// match ProcsCapture::new([std::process::id()]).run(&store)? {
+    ///     Capture::Stored(stored) => println!("I am {}", stored.digest),
+    ///     Capture::Revived => println!("I am back"),
+    ///     _ => {}
+    /// }
+    /// # Ok::<(), criu_rpc::Error>(())
+    /// ```
+    pub fn run(&self, store: &(impl BlobStore + ?Sized)) -> Result<Capture> {
+        if self.job.pids.is_empty() {
+            return Err(Error::Options { option: "pids", problem: "none is named".to_owned() });
+        }
+        let store: &dyn BlobStore = &store;
+        let outcome = platform::checkpoint(&self.job, &mut |images| self.keep(images, store));
+        match outcome {
+            Ok(Outcome::Kept(stored, facts)) => {
+                Ok(Capture::Stored(Stored { roots: facts.roots, frozen: facts.frozen, ..stored }))
+            }
+            Ok(Outcome::Revived) => Ok(Capture::Revived),
+            Ok(Outcome::Unsupported(unsupported)) => self.hold_place(&unsupported, store),
+            Err(error) => match unusable(&error) {
+                Some(unsupported) if self.placeholder => self.hold_place(&unsupported, store),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// Images to archive and manifest, both in the store.
+    fn keep(&self, images: &Trees, store: &dyn BlobStore) -> Result<Stored> {
+        let mut archive = pipeline::Hashing::new(store.writer()?);
+        let bytes = pack(images, &mut archive)?;
+        let criu_dump = archive.commit()?;
+        let pids = self.job.pids.iter().map(|pid| pid.as_raw()).collect();
+        let stored = put(ProcsBlob::Criu { criu_dump, pids }, store)?;
+        Ok(Stored { bytes: stored.bytes + bytes, ..stored })
+    }
+
+    fn hold_place(&self, unsupported: &Unsupported, store: &dyn BlobStore) -> Result<Capture> {
+        let pids: Vec<_> = self.job.pids.iter().map(Pid::to_string).collect();
+        let note = format!("{}; not captured: {}", unsupported.why, pids.join(", "));
+        put(ProcsBlob::Unsupported { unsupported_on: unsupported.on.to_owned(), note }, store)
+            .map(Capture::Stored)
+    }
+}
+
+fn put(manifest: ProcsBlob, store: &dyn BlobStore) -> Result<Stored> {
+    let json = manifest.to_json();
+    let digest = Digest256::of(&json);
+    let told = store.put(&json)?;
+    if told != digest {
+        return Err(Error::corrupt("the store's answer", format!("it calls {digest} {told}")));
+    }
+    Ok(Stored { digest, manifest, bytes: json.len() as u64, roots: Vec::new(), frozen: None })
+}
+
+/// The error as a reason for a placeholder, if it says that criu cannot work here at all.
+fn unusable(error: &Error) -> Option<Unsupported> {
+    use crate::Cause;
+    let failure = error.failure()?;
+    let why = match failure.cause {
+        Cause::TooOldForKernel | Cause::NotPrivileged => failure.to_string(),
+        _ => return None,
+    };
+    Some(Unsupported { on: std::env::consts::OS, why })
+}

@@ -1,0 +1,73 @@
+//! Systems without criu: every function answers that it is not supported here.
+
+use std::{convert::Infallible, path::PathBuf, process::ExitStatus, time::Duration};
+
+use super::{Job, Keep, Outcome, Unsupported};
+use crate::{Error, Pid, RestoreOptions, Result, archive::Trees, restore::Streams};
+
+/// Dumps nothing.
+pub(crate) fn checkpoint<T>(_job: &Job, _keep: Keep<'_, T>) -> Result<Outcome<T>> {
+    let why = "criu, which captures processes, is for Linux".to_owned();
+    Ok(Outcome::Unsupported(Unsupported { on: std::env::consts::OS, why }))
+}
+
+/// Revives nothing.
+#[derive(Debug)]
+pub(crate) struct Reviver(Infallible);
+
+impl Reviver {
+    pub(crate) fn new(_criu: Option<PathBuf>, _staging: Option<PathBuf>) -> Result<Reviver> {
+        Err(Error::Unsupported { what: "revive processes" })
+    }
+
+    pub(crate) fn folder(&self) -> &std::path::Path {
+        match self.0 {}
+    }
+
+    pub(crate) fn revive(
+        self,
+        _trees: &Trees,
+        _options: &RestoreOptions,
+        _streams: &Streams,
+    ) -> Result<Vec<Tree>> {
+        match self.0 {}
+    }
+}
+
+/// A process tree that was revived. There is none on this system.
+#[derive(Debug)]
+pub struct Tree(Infallible);
+
+impl Tree {
+    /// The root process.
+    pub fn pid(&self) -> Pid {
+        match self.0 {}
+    }
+
+    /// Waits until the root process ends, and gives its exit status.
+    ///
+    /// # Errors
+    ///
+    /// None on this system.
+    pub fn wait(&mut self) -> Result<ExitStatus> {
+        match self.0 {}
+    }
+
+    /// Waits for the root process, but no longer than `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// None on this system.
+    pub fn wait_timeout(&mut self, _timeout: Duration) -> Result<Option<ExitStatus>> {
+        match self.0 {}
+    }
+
+    /// Kills the root process and all its descendants.
+    ///
+    /// # Errors
+    ///
+    /// None on this system.
+    pub fn kill(&self) -> Result<()> {
+        match self.0 {}
+    }
+}

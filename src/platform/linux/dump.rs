@@ -1,0 +1,218 @@
+//! Process trees to folders of images.
+//!
+//! A tree that is left running is let go as soon as criu is done, and kept afterwards. A tree that is to end is kept
+//! while it is still frozen, inside `post-dump`: only then is criu allowed to kill it. Several trees are dumped side
+//! by side, and end together or not at all.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    path::PathBuf,
+    sync::mpsc::{self, Receiver, Sender},
+    thread,
+    time::Duration,
+};
+
+use super::{fit, select, staging::Staging};
+use crate::{
+    BoxError, Criu, DumpOptions, Error, Pid, Result,
+    archive::Trees,
+    image::ImageDir,
+    platform::{Facts, Job, Keep, Outcome, Unsupported},
+    rpc::{Event, Hooks, Lend, NoHooks, SelfDump},
+};
+
+/// Dumps, and keeps what was dumped.
+pub(crate) fn checkpoint<T>(job: &Job, keep: Keep<'_, T>) -> Result<Outcome<T>> {
+    let criu = match criu(job) {
+        Err(Error::NoCriu { searched }) if job.criu.is_none() => {
+            let why = Error::NoCriu { searched }.to_string();
+            return Ok(Outcome::Unsupported(Unsupported { on: "linux-no-criu", why }));
+        }
+        found => found?,
+    };
+    let staging = Staging::new(job.staging.as_deref())?;
+    let dump = Dump::plan(job, criu, &staging)?;
+    if dump.own.is_some() && !job.leave_running {
+        return Err(Error::Options {
+            option: "leave_running",
+            problem: "a process that captures itself goes on; it can end itself afterwards".to_owned(),
+        });
+    }
+    let kept = if job.leave_running {
+        if dump.leave_running()? == Side::Revived {
+            staging.forget();
+            return Ok(Outcome::Revived);
+        }
+        keep(&dump.images)?
+    } else {
+        dump.end(keep)?
+    };
+    Ok(Outcome::Kept(kept, dump.facts()))
+}
+
+fn criu(job: &Job) -> Result<Criu> {
+    let mut criu = match &job.criu {
+        Some(program) => Criu::at(program),
+        None => Criu::new(),
+    };
+    if let Some(deadline) = job.deadline {
+        criu = criu.deadline(deadline);
+    }
+    criu.program()?;
+    Ok(criu)
+}
+
+/// The trees, and where their images go.
+struct Dump {
+    criu: Criu,
+    /// Those that this process is no part of.
+    others: Vec<Tree>,
+    /// That which this process is a part of.
+    own: Option<Tree>,
+    images: Trees,
+    roots: Vec<Pid>,
+}
+
+struct Tree {
+    root: Pid,
+    folder: PathBuf,
+    options: DumpOptions,
+}
+
+/// Where a self-dump returned.
+#[derive(PartialEq)]
+enum Side {
+    Original,
+    Revived,
+}
+
+impl Dump {
+    fn plan(job: &Job, criu: Criu, staging: &Staging) -> Result<Dump> {
+        let roots = select::roots(&job.pids)?;
+        let (mut others, mut own, mut folders) = (Vec::new(), None, BTreeMap::new());
+        for root in &roots {
+            let folder = staging.folder(&root.to_string())?;
+            folders.insert(root.as_raw(), folder.clone());
+            let options = fit::for_dump(&job.options, *root).leave_running(job.leave_running);
+            let tree = Tree { root: *root, folder, options };
+            match select::contains_self(*root) {
+                true => own = Some(tree), // no more than one can
+                false => others.push(tree),
+            }
+        }
+        let images = match folders.len() {
+            1 => Trees::One(folders.into_values().next().expect("because there is one")),
+            _ => Trees::Several(folders),
+        };
+        Ok(Dump { criu, others, own, images, roots })
+    }
+
+    /// Dumps all trees, and lets each go at once. Our own comes last, because its copy goes on from there.
+    fn leave_running(&self) -> Result<Side> {
+        match self.others.as_slice() {
+            [] => {}
+            [tree] => self.dump(tree, &mut NoHooks)?,
+            trees => thread::scope(|scope| {
+                let dumps: Vec<_> =
+                    trees.iter().map(|tree| scope.spawn(|| self.dump(tree, &mut NoHooks))).collect();
+                dumps
+                    .into_iter()
+                    .map(|dump| dump.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                    .collect::<Result<()>>()
+            })?,
+        }
+        let Some(own) = &self.own else { return Ok(Side::Original) };
+        match self.criu.dump_around_self(own.root, &own.options, &own.folder)? {
+            SelfDump::Dumped(_) => Ok(Side::Original),
+            SelfDump::Restored => Ok(Side::Revived),
+        }
+    }
+
+    fn dump(&self, tree: &Tree, hooks: &mut dyn Hooks) -> Result<()> {
+        let folder =
+            File::open(&tree.folder).map_err(Error::io(format!("open {}", tree.folder.display())))?;
+        self.criu.dump(tree.root, &tree.options, Lend::images(&folder), hooks).map_err(unwrapped)?;
+        Ok(())
+    }
+
+    /// Dumps all trees, keeps the images while all are frozen, and lets them end.
+    fn end<T>(&self, keep: Keep<'_, T>) -> Result<T> {
+        thread::scope(|scope| {
+            let (tell, told) = mpsc::channel();
+            let mut verdicts = Vec::new();
+            let mut dumps = Vec::new();
+            for tree in &self.others {
+                let (verdict, decided) = mpsc::channel();
+                verdicts.push(verdict);
+                let mut waiter = Waiter { frozen: Some(tell.clone()), decided };
+                dumps.push(scope.spawn(move || self.dump(tree, &mut waiter)));
+            }
+            drop(tell);
+            // A dump that fails drops its sender without a word.
+            let all_frozen = told.into_iter().count() == self.others.len();
+            let kept = all_frozen.then(|| keep(&self.images));
+            let go_on = matches!(kept, Some(Ok(_)));
+            for verdict in verdicts {
+                let _ = verdict.send(go_on); // a dump that failed is not there to hear
+            }
+            let ends: Vec<Result<()>> = dumps
+                .into_iter()
+                .map(|dump| dump.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                .collect();
+            match kept {
+                Some(Ok(kept)) => ends.into_iter().collect::<Result<()>>().map(|()| kept),
+                Some(Err(error)) => Err(error),
+                None => Err(first_cause(ends)),
+            }
+        })
+    }
+
+    fn facts(&self) -> Facts {
+        let trees = self.others.iter().chain(&self.own);
+        let frozen = trees.filter_map(|tree| ImageDir::new(&tree.folder).frozen()).max();
+        Facts { roots: self.roots.clone(), frozen }
+    }
+}
+
+/// Of several failures, the one that the others followed from.
+fn first_cause(ends: Vec<Result<()>>) -> Error {
+    let mut errors: Vec<Error> = ends.into_iter().filter_map(Result::err).collect();
+    let cause = errors.iter().position(|error| !matches!(error, Error::Refused { .. })).unwrap_or(0);
+    if errors.is_empty() {
+        return Error::Options { option: "pids", problem: "none was dumped".to_owned() };
+    }
+    errors.swap_remove(cause)
+}
+
+/// An error of ours that went through a hook comes back as what it was.
+fn unwrapped(error: Error) -> Error {
+    match error {
+        Error::Refused { event, source } => match source.downcast() {
+            Ok(ours) => *ours,
+            Err(source) => Error::Refused { event, source },
+        },
+        error => error,
+    }
+}
+
+/// Tells when its tree is frozen and all images are written, and waits for the verdict.
+struct Waiter {
+    frozen: Option<Sender<()>>,
+    decided: Receiver<bool>,
+}
+
+impl Hooks for Waiter {
+    fn on(&mut self, event: Event<'_>) -> Result<(), BoxError> {
+        if !matches!(event, Event::PostDump) {
+            return Ok(());
+        }
+        if let Some(frozen) = self.frozen.take() {
+            frozen.send(()).map_err(|_| "nobody waits for the dump")?;
+        }
+        match self.decided.recv() {
+            Ok(true) => Ok(()),
+            _ => Err("the capture was not kept".into()),
+        }
+    }
+}

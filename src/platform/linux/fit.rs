@@ -1,0 +1,74 @@
+//! Options that follow from what the tree is, so that nobody need know criu to capture a program: a root that leads
+//! no session, terminals from outside, and at the restore whatever the images say of the dump.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::{FileTypeExt, MetadataExt},
+};
+
+use crate::{
+    DumpOptions, Pid, RestoreOptions, Result,
+    image::ImageDir,
+    procfs::{Stat, children},
+};
+
+/// The caller's options, and what this tree needs beyond them.
+pub(super) fn for_dump(options: &DumpOptions, root: Pid) -> DumpOptions {
+    let mut options = options.clone();
+    if !options.names_shell_job() && leads_no_session(root) {
+        options = options.shell_job(true);
+    }
+    for terminal in outside_terminals(root) {
+        options = options.external(terminal);
+    }
+    options
+}
+
+fn leads_no_session(root: Pid) -> bool {
+    Stat::of(root.as_raw()).is_ok_and(|stat| stat.session != root.as_raw())
+}
+
+/// The terminals that the tree has open but does not hold the other side of, as criu names them.
+fn outside_terminals(root: Pid) -> BTreeSet<String> {
+    let mut terminals = BTreeSet::new();
+    let mut holds_masters = false;
+    let mut tree = vec![root.as_raw()];
+    let mut next = 0;
+    while let Some(pid) = tree.get(next).copied() {
+        next += 1;
+        tree.extend(children(pid).into_iter().filter(|child| !tree.contains(child)).collect::<Vec<_>>());
+        for descriptor in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
+            let Ok(target) = fs::read_link(descriptor.path()) else { continue };
+            holds_masters |= target.ends_with("ptmx");
+            if target.starts_with("/dev/pts/") {
+                let Ok(file) = fs::metadata(descriptor.path()) else { continue };
+                if file.file_type().is_char_device() {
+                    terminals.insert(format!("tty[{:x}:{:x}]", file.rdev(), file.dev()));
+                }
+            }
+        }
+    }
+    // A tree with a terminal program in it: criu knows which of them belong together.
+    if holds_masters { BTreeSet::new() } else { terminals }
+}
+
+/// The caller's options, and what these images need beyond them.
+pub(super) fn for_restore(options: &RestoreOptions, images: &ImageDir) -> Result<RestoreOptions> {
+    let mut options = options.clone().rst_sibling(true);
+    let leads_session = images.processes()?.first().is_none_or(|root| root.sid == root.pid);
+    if !options.names_shell_job() && !leads_session {
+        options = options.shell_job(true);
+    }
+    if !options.names_tcp() {
+        if images.tcp_closed()? {
+            options = options.tcp_close(true);
+        } else if images.has_tcp_streams()? {
+            options = options.tcp_established(true);
+        }
+    }
+    if !options.names_file_locks() && images.has_file_locks()? {
+        options = options.file_locks(true);
+    }
+    Ok(options)
+}

@@ -1,0 +1,10 @@
+//! Linux: dump and restore by criu, by way of a private folder.
+
+mod dump;
+mod fit;
+mod restore;
+mod select;
+mod staging;
+
+pub(crate) use self::{dump::checkpoint, restore::Reviver};
+pub use crate::rpc::tree::Tree;

@@ -1,0 +1,58 @@
+//! Which trees a list of pids means, found out before anything is frozen.
+
+use std::collections::BTreeSet;
+
+use crate::{
+    Error, Pid, ProcessProblem, Result,
+    procfs::{Stat, lineage, status_number},
+};
+
+/// The roots of the trees that the pids are in, each pid under the highest of its ancestors that is in the list too.
+/// In the list's order.
+pub(super) fn roots(pids: &[Pid]) -> Result<Vec<Pid>> {
+    let mut roots = Vec::new();
+    let named: BTreeSet<i32> = pids.iter().map(|pid| pid.as_raw()).collect();
+    for pid in pids {
+        check(*pid)?;
+        let root = lineage(pid.as_raw()).into_iter().rev().find(|ancestor| named.contains(ancestor));
+        let root = root.map_or(*pid, Pid::from);
+        if !roots.contains(&root) {
+            roots.push(root);
+        }
+    }
+    Ok(roots)
+}
+
+/// The pid is one of a process that can be dumped.
+fn check(pid: Pid) -> Result<()> {
+    let refuse = |problem| Err(Error::Process { pid: pid.as_raw(), problem });
+    if pid.as_raw() <= 0 {
+        return refuse(ProcessProblem::Missing);
+    }
+    let stat = match Stat::of(pid.as_raw()) {
+        Ok(stat) => stat,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return refuse(ProcessProblem::Missing),
+        Err(error) => return Err(Error::io(format!("look at process {pid}"))(error)),
+    };
+    if stat.is_kernel_thread() {
+        return refuse(ProcessProblem::Kernel);
+    }
+    if stat.is_zombie() {
+        return refuse(ProcessProblem::Zombie);
+    }
+    if status_number(pid.as_raw(), "Tgid").is_some_and(|group| group != pid.as_raw()) {
+        return refuse(ProcessProblem::Thread);
+    }
+    let ours = nix::unistd::geteuid();
+    if !ours.is_root()
+        && status_number(pid.as_raw(), "Uid").is_some_and(|uid| i64::from(uid) != i64::from(ours.as_raw()))
+    {
+        return refuse(ProcessProblem::NotOurs);
+    }
+    Ok(())
+}
+
+/// Whether this process is a part of the tree.
+pub(super) fn contains_self(root: Pid) -> bool {
+    lineage(Pid::own().as_raw()).contains(&root.as_raw())
+}

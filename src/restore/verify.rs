@@ -1,0 +1,122 @@
+//! [`verified`]: a blob through a reader of it, and through SHA-256 at the same time.
+
+use std::{
+    io::{self, Read},
+    sync::mpsc::{Receiver, SyncSender, sync_channel},
+    thread,
+};
+
+use crate::{Digest256, Error, Hasher, Result};
+
+/// Hands the blob to `consume` while a thread beside it reads and hashes. What `consume` made is given out only if all
+/// bytes were read and the digest is right; a wrong digest is told before whatever `consume` complains of.
+pub(super) fn verified<T>(
+    blob: Box<dyn Read + Send + '_>,
+    digest: &Digest256,
+    consume: impl FnOnce(Stream) -> Result<T>,
+) -> Result<T> {
+    thread::scope(|scope| {
+        let (send, receive) = sync_channel(AHEAD);
+        let (give_back, returned) = sync_channel(AHEAD + 2);
+        let hashing = scope.spawn(move || hash(blob, &send, &returned));
+        let stream = Stream { receive, give_back, current: Vec::new(), used: 0 };
+        let made = consume(stream);
+        let hashed = hashing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        match hashed {
+            Err(error) => Err(Error::io(format!("read the blob {digest}"))(error)),
+            Ok(found) if found != *digest => {
+                Err(Error::corrupt(format!("the blob {digest}"), format!("its bytes are those of {found}")))
+            }
+            Ok(_) => made,
+        }
+    })
+}
+
+/// How many pieces may wait to be consumed.
+const AHEAD: usize = 4;
+/// The size of a piece, in bytes.
+const PIECE: usize = 1 << 20;
+
+/// Reads the blob to its end, whether somebody listens or not: the digest is wanted in any case.
+fn hash(
+    mut blob: Box<dyn Read + Send + '_>,
+    send: &SyncSender<Vec<u8>>,
+    returned: &Receiver<Vec<u8>>,
+) -> io::Result<Digest256> {
+    let mut hasher = Hasher::new();
+    loop {
+        let mut piece = returned.try_recv().unwrap_or_else(|_| Vec::with_capacity(PIECE));
+        piece.clear();
+        if blob.by_ref().take(PIECE as u64).read_to_end(&mut piece)? == 0 {
+            return Ok(hasher.finish());
+        }
+        hasher.update(&piece);
+        let _ = send.send(piece); // nobody listens any more: the consumer failed
+    }
+}
+
+/// The bytes of the blob. They are not verified yet.
+pub(super) struct Stream {
+    receive: Receiver<Vec<u8>>,
+    give_back: SyncSender<Vec<u8>>,
+    current: Vec<u8>,
+    used: usize,
+}
+
+impl Read for Stream {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if self.used == self.current.len() {
+            match self.receive.recv() {
+                Ok(next) => {
+                    let _ = self.give_back.try_send(std::mem::replace(&mut self.current, next)); // or it is freed
+                    self.used = 0;
+                }
+                Err(_) => return Ok(0),
+            }
+        }
+        let mut rest = &self.current[self.used..];
+        let count = rest.read(into)?;
+        self.used += count;
+        Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(bytes: &[u8], digest: &Digest256) -> Result<Vec<u8>> {
+        verified(Box::new(bytes), digest, |mut stream| {
+            let mut read = Vec::new();
+            stream.read_to_end(&mut read).unwrap();
+            Ok(read)
+        })
+    }
+
+    #[test]
+    fn what_was_read_is_given_out_when_the_digest_is_right() {
+        for size in [0, 1, PIECE - 1, PIECE, PIECE + 1, 9 * PIECE + 5] {
+            let bytes: Vec<u8> = (0..size).map(|index| (index % 251) as u8).collect();
+            assert_eq!(read(&bytes, &Digest256::of(&bytes)).unwrap(), bytes, "{size}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_digest_is_told_before_what_the_consumer_complains_of() {
+        let digest = Digest256::of(b"other");
+        assert!(matches!(read(b"bytes", &digest), Err(Error::Corrupt { what, .. }) if what.contains("blob")));
+        let bytes = vec![1; 20 * PIECE];
+        let complains =
+            verified(Box::new(bytes.as_slice()), &digest, |_| -> Result<()> { Err(Error::Revived) });
+        assert!(matches!(complains, Err(Error::Corrupt { .. })));
+    }
+
+    #[test]
+    fn the_consumers_complaint_comes_through_when_the_bytes_are_right() {
+        let bytes = vec![1; 20 * PIECE];
+        let digest = Digest256::of(&bytes);
+        let complains =
+            verified(Box::new(bytes.as_slice()), &digest, |_| -> Result<()> { Err(Error::Revived) });
+        assert!(matches!(complains, Err(Error::Revived)));
+    }
+}
