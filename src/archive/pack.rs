@@ -29,7 +29,7 @@ pub(crate) fn pack(trees: &Trees, out: &mut dyn Write) -> Result<u64> {
         Trees::Several(folders) => {
             let mut images = Vec::new();
             for (pid, folder) in folders {
-                images.append(&mut list(folder, &format!("{}/", names::tree_folder(*pid)))?);
+                images.extend(list(folder, &format!("{}/", names::tree_folder(*pid)))?);
             }
             images
         }

@@ -138,8 +138,8 @@ struct Layout<'a> {
 impl Layout<'_> {
     /// The file of an image. It is new: what is there already was in the archive before.
     fn create(&mut self, tree: Option<i32>, name: &str, header: &Header) -> Result<File> {
-        let mixed = self.trees.keys().any(|other| other.is_some() != tree.is_some());
-        if mixed {
+        let before = self.trees.keys().next();
+        if before.is_some_and(|other| other.is_some() != tree.is_some()) {
             return Err(refuse(&header.name, "one tree is at the top, another in a folder"));
         }
         let mut path = self.into.to_owned();
@@ -211,8 +211,8 @@ impl<R: Read> Input<R> {
             if count == 0 {
                 return Err(refuse(&header.name, "it is cut short"));
             }
-            let writing = || Error::io(format!("unpack {}", readable(&header.name)));
-            take(&part[..count]).map_err(|error| writing()(error))?;
+            take(&part[..count])
+                .map_err(|error| Error::io(format!("unpack {}", readable(&header.name)))(error))?;
             self.0.consume(count);
             left -= count as u64;
         }
