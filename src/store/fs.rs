@@ -113,7 +113,7 @@ impl FsBlobStore {
     /// each handle syncs once for itself.
     fn make_shard(&self, shard: &Path) -> io::Result<()> {
         let durable = || self.durable.lock().unwrap_or_else(PoisonError::into_inner);
-        if durable().contains(shard) {
+        if durable().contains(shard) && shard.is_dir() {
             return Ok(());
         }
         make_folder(shard)?;

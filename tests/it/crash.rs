@@ -14,21 +14,16 @@ use criu_rpc::{BlobStore, Digest256, FsBlobStore};
 
 use crate::stores::{Folder, files_below};
 
-/// Where the child finds the store's folder, and the number of its life.
-const CHILD: &str = "CRIU_RPC_CRASH_CHILD";
-const LIVES: u32 = 200;
-
 #[test]
 fn what_was_put_survives_the_death_of_the_process() {
     if let Some(root) = env::var_os(CHILD) {
         put_until_killed(&root);
     }
     let folder = Folder::new();
-    let mut reported = Vec::new();
-    for life in 0..LIVES {
-        reported.extend(a_life(&folder, life));
-    }
-    assert!(reported.len() > LIVES as usize, "the children hardly worked: {} blobs", reported.len());
+    let end = Instant::now() + PATIENCE;
+    let lives = (0..LIVES).take_while(|_| Instant::now() < end);
+    let reported: Vec<_> = lives.flat_map(|life| a_life(&folder, life)).collect();
+    assert!(!reported.is_empty(), "the children did nothing");
 
     let store = FsBlobStore::open(&*folder).unwrap();
     for digest in &reported {
@@ -50,17 +45,18 @@ fn a_life(folder: &Folder, life: u32) -> Vec<Digest256> {
         .spawn()
         .unwrap();
     let stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut lines = stdout.lines().map_while(Result::ok);
+    assert!(lines.any(|line| line.ends_with(READY)), "the child did not start");
     let killer = thread::spawn(move || kill_after(child, moment(life)));
-    // The last line may be cut short; the harness has lines of its own.
-    let lines = stdout.lines().map_while(Result::ok);
-    let digests = lines.filter_map(|line| line.split(' ').next_back()?.parse().ok()).collect();
+    // The last line may be cut short.
+    let digests = lines.filter_map(|line| line.parse().ok()).collect();
     killer.join().unwrap();
     digests
 }
 
-/// Between one and forty milliseconds after the start: from before the first blob to well among them.
+/// Up to forty milliseconds: from before the first blob to well among them.
 fn moment(life: u32) -> Duration {
-    Duration::from_micros(u64::from(life) * 7919 % 39_000 + 1_000)
+    Duration::from_micros(u64::from(life) * 7919 % 40_000)
 }
 
 fn kill_after(mut child: Child, moment: Duration) {
@@ -71,6 +67,7 @@ fn kill_after(mut child: Child, moment: Duration) {
 
 /// The child: puts blobs of many sizes, by both ways, some of them again and again.
 fn put_until_killed(root: &OsStr) -> ! {
+    println!("{READY}");
     let store = FsBlobStore::open(root).unwrap();
     // Should nobody kill it.
     let deadline = Instant::now() + Duration::from_secs(60);
@@ -95,3 +92,13 @@ fn put_until_killed(root: &OsStr) -> ! {
 fn report(digest: Digest256) {
     std::io::stdout().write_all(format!("{digest}\n").as_bytes()).unwrap();
 }
+
+/// Where the child finds the store's folder.
+const CHILD: &str = "CRIU_RPC_CRASH_CHILD";
+
+/// What the child says before it opens the store. From then on it may be killed.
+const READY: &str = "ready";
+
+/// How many children live, unless starting them takes too long.
+const LIVES: u32 = 200;
+const PATIENCE: Duration = Duration::from_secs(20);

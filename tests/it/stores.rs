@@ -184,9 +184,9 @@ fn what_one_handle_stored_the_next_one_finds() {
 #[test]
 fn a_shard_that_somebody_removed_is_made_again() {
     let folder = Folder::new();
-    let digest = FsBlobStore::open(&*folder).unwrap().put(b"kept").unwrap();
-    fs::remove_dir_all(folder.join("blobs").join("sha256").join(&digest.hex()[..2])).unwrap();
     let store = FsBlobStore::open(&*folder).unwrap();
+    let digest = store.put(b"kept").unwrap();
+    fs::remove_dir_all(folder.join("blobs").join("sha256").join(&digest.hex()[..2])).unwrap();
     assert!(!store.contains(&digest).unwrap());
     store.put(b"kept").unwrap();
     assert_eq!(store.get(&digest).unwrap(), b"kept");
@@ -261,7 +261,38 @@ fn leftovers_are_removed_after_a_day_and_not_before() {
     assert_eq!(files_below(&folder), [young]);
 }
 
-/// `/proc` and `/dev/full` are Linux's.
+/// A limit on the size of files stands in for a disk that is full: it needs no privilege.
+#[cfg(unix)]
+#[test]
+fn a_disk_that_takes_no_more_is_told_of_and_nothing_is_left() {
+    const CHILD: &str = "CRIU_RPC_FULL_DISK_CHILD";
+    let Some(root) = env::var_os(CHILD) else {
+        let folder = Folder::new();
+        let child = process::Command::new("sh")
+            .args(["-c", r#"trap "" XFSZ; ulimit -f 256; exec "$0" "$@""#])
+            .arg(env::current_exe().unwrap())
+            .args(["--exact", "stores::a_disk_that_takes_no_more_is_told_of_and_nothing_is_left"])
+            .env(CHILD, folder.as_os_str())
+            .output()
+            .unwrap();
+        assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stdout));
+        return;
+    };
+    let store = FsBlobStore::open(&root).unwrap();
+    let large = vec![1; 1024 * 1024];
+    let error = store.put(&large).unwrap_err();
+    assert!(matches!(error, Error::Io { .. }), "{error:?}");
+    assert!(error.to_string().starts_with("could not write blob"), "{error}");
+    let mut writer = store.writer().unwrap();
+    assert!(large.chunks(1000).any(|piece| writer.write_all(piece).is_err()));
+    drop(writer);
+    assert!(!store.contains(&Digest256::of(&large)).unwrap());
+    assert_eq!(files_below(root.as_ref()), Vec::<PathBuf>::new());
+    let small = store.put(b"small").unwrap();
+    assert_eq!(store.get(&small).unwrap(), b"small");
+}
+
+/// `/proc/self/fd` is Linux's.
 #[cfg(target_os = "linux")]
 mod linux {
     use super::*;
