@@ -1,6 +1,7 @@
 //! The 512 bytes before each file of a tar archive.
 //!
-//! Written by hand, because these bytes are part of a digest: they may not change with a library.
+//! Written by the `tar` crate; since these bytes are part of a digest, a golden file holds it to them. Read by hand, and
+//! more strictly than the crate does, which skips bytes that make no sense.
 
 use super::names::LONGEST;
 
@@ -31,23 +32,16 @@ impl Header {
     ///
     /// If the name is longer than [`LONGEST`].
     pub(super) fn encode(name: &str, size: u64) -> [u8; BLOCK] {
-        let mut block = [0; BLOCK];
-        block[..name.len()].copy_from_slice(name.as_bytes());
-        block[100..108].copy_from_slice(b"0000600\0"); // mode
-        block[108..116].copy_from_slice(b"0000000\0"); // uid
-        block[116..124].copy_from_slice(b"0000000\0"); // gid
-        if size < 1 << 33 {
-            block[SIZE].copy_from_slice(format!("{size:011o}\0").as_bytes());
-        } else {
-            block[SIZE.start] = 0x80;
-            block[SIZE.end - 8..SIZE.end].copy_from_slice(&size.to_be_bytes());
-        }
-        block[136..148].copy_from_slice(b"00000000000\0"); // mtime
-        block[TYPE] = b'0';
-        block[MAGIC].copy_from_slice(GNU);
-        let sum = format!("{:06o}\0 ", checksum(&block));
-        block[CHECKSUM].copy_from_slice(sum.as_bytes());
-        block
+        let mut header = tar::Header::new_gnu();
+        header.set_path(name).expect("because names are short, relative and plain");
+        header.set_size(size);
+        header.set_mode(0o600);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_entry_type(tar::EntryType::Regular);
+        header.set_cksum();
+        *header.as_bytes()
     }
 
     /// What a block says, or what is wrong with it.
@@ -134,24 +128,6 @@ mod tests {
             let block = Header::encode("pages-1.img", size);
             let header = Header { name: b"pages-1.img".to_vec(), kind: Kind::File, size };
             assert_eq!(Header::decode(&block), Ok(header));
-        }
-    }
-
-    #[test]
-    fn a_header_is_what_the_tar_crate_reads_and_writes() {
-        for size in [5, 1 << 40] {
-            let block = Header::encode("core-1.img", size);
-            let theirs = tar::Header::from_byte_slice(&block);
-            assert_eq!(theirs.path_bytes().as_ref(), b"core-1.img");
-            assert_eq!((theirs.entry_size().unwrap(), theirs.mode().unwrap()), (size, 0o600));
-            assert!(theirs.as_gnu().is_some() && theirs.entry_type().is_file());
-
-            let mut theirs = tar::Header::new_gnu();
-            theirs.set_path("core-1.img").unwrap();
-            theirs.set_size(size);
-            theirs.set_cksum();
-            let block = theirs.as_bytes();
-            assert_eq!(Header::decode(block), Header::decode(&Header::encode("core-1.img", size)));
         }
     }
 

@@ -13,7 +13,6 @@ mod unpack;
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-pub(crate) use names::is_image;
 pub(crate) use pack::pack;
 pub(crate) use unpack::{Limits, unpack};
 

@@ -7,7 +7,7 @@ mod rules;
 
 use std::{fmt, process::ExitStatus};
 
-use crate::{Cause, Failure};
+use crate::Failure;
 
 pub(crate) use self::{
     log::{Output, message},

@@ -72,6 +72,35 @@ impl<R: Read> Frames<R> {
     }
 }
 
+/// The image `old` with, of its entries, byte by byte, those to `keep`, and then the `added` ones.
+pub(super) fn rewritten<Old: Message + Default, New: Message>(
+    old: &[u8],
+    name: &str,
+    keep: impl Fn(&Old) -> bool,
+    added: &[New],
+) -> Result<Vec<u8>> {
+    let mut rest = old;
+    let mut frames = Frames::new(&mut rest, name)?;
+    let mut kept = Vec::new();
+    while let Some(entry) = frames.next_bytes()? {
+        let decoded = Old::decode(entry.as_slice()).map_err(|error| frames.corrupt(&error.to_string()))?;
+        if keep(&decoded) {
+            kept.push(entry);
+        }
+    }
+    kept.extend(added.iter().map(Message::encode_to_vec));
+    let mut new = old.get(..HEAD).ok_or_else(|| frames.corrupt("it has no head"))?.to_vec();
+    for entry in kept {
+        let size = u32::try_from(entry.len()).map_err(|_| frames.corrupt("an entry became too large"))?;
+        new.extend(size.to_le_bytes());
+        new.extend(entry);
+    }
+    Ok(new)
+}
+
+/// The two magic numbers, in bytes. The images that we edit have both.
+const HEAD: usize = 8;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,6 +140,18 @@ mod tests {
             // A file of the first magic number alone has no entries; criu would refuse it.
             assert_eq!(cut.is_ok(), length == 4 || length == 8, "{length}: {cut:?}");
         }
+    }
+
+    #[test]
+    fn an_image_written_anew_keeps_what_it_should_to_the_byte() {
+        // Field 900 is nothing we know; it must survive.
+        let unknown = [8, 7, 16, 0, 24, 0, 32, 0, 0xa0, 0x38, 1];
+        let entry = PstreeEntry { pid: 8, ..PstreeEntry::default() };
+        let added = PstreeEntry { pid: 9, ..PstreeEntry::default() };
+        let old = image(&[&unknown, &entry.encode_to_vec()]);
+        let new =
+            rewritten(&old, "pstree.img", |entry: &PstreeEntry| entry.pid != 8, &[added.clone()]).unwrap();
+        assert_eq!(new, image(&[&unknown, &added.encode_to_vec()]));
     }
 
     #[test]

@@ -15,10 +15,10 @@ use std::{
 use prost::Message;
 
 use self::frame::Frames;
-pub(crate) use self::streams::{Stream, outside_streams};
+pub(crate) use self::streams::detach_streams;
 use crate::{
     Error, Result,
-    proto::images::{FdinfoEntry, FileEntry, InventoryEntry, PstreeEntry, StatsEntry, TaskKobjIdsEntry},
+    proto::images::{InventoryEntry, PstreeEntry, StatsEntry, TaskKobjIdsEntry},
 };
 
 /// The root of the tree in a `pstree.img`.
@@ -43,17 +43,10 @@ impl ImageDir {
         self.all("pstree.img")
     }
 
-    /// The files that any process has open, or maps, or executes.
-    fn files(&self) -> Result<Vec<FileEntry>> {
-        self.all("files.img")
-    }
-
-    /// The open descriptors of a process; none for a zombie.
-    fn descriptors(&self, pid: u32) -> Result<Vec<FdinfoEntry>> {
-        let Some(ids) = self.first::<TaskKobjIdsEntry>(&format!("ids-{pid}.img"))? else {
-            return Ok(Vec::new());
-        };
-        self.all(&format!("fdinfo-{}.img", ids.files_id))
+    /// The number of a process's table of descriptors; a zombie has none.
+    fn files_id(&self, pid: u32) -> Result<Option<u32>> {
+        let ids = self.first::<TaskKobjIdsEntry>(&format!("ids-{pid}.img"))?;
+        Ok(ids.map(|ids| ids.files_id))
     }
 
     /// Whether TCP connections were dropped at the dump.
@@ -100,6 +93,20 @@ impl ImageDir {
             }
         }
         Ok(entries)
+    }
+
+    /// Writes an image anew: of its entries, byte by byte, those to `keep`, and then the `added` ones.
+    fn rewrite<Old: Message + Default, New: Message>(
+        &self,
+        name: &str,
+        keep: impl Fn(&Old) -> bool,
+        added: &[New],
+    ) -> Result<()> {
+        let path = self.0.join(name);
+        let doing = || Error::io(format!("edit the image {name}"));
+        let old = fs::read(&path).map_err(doing())?;
+        let new = frame::rewritten(&old, name, keep, added)?;
+        fs::write(&path, new).map_err(doing())
     }
 
     pub(crate) fn path(&self) -> &Path {

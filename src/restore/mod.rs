@@ -16,10 +16,12 @@ use crate::{
 /// Every byte is verified before criu sees any of it; criu itself does not check.
 ///
 /// A revived tree has the pids that it had, so none of them may be in use: the old tree must have ended, and been
-/// reaped. Its files must be there as they were. Its standard streams, where they led to a terminal, a pipe or a socket
-/// outside the tree, lead to the caller's own, or where [`stdin`](ProcsRestore::stdin),
-/// [`stdout`](ProcsRestore::stdout) and [`stderr`](ProcsRestore::stderr) say; those that were files are those files
-/// again.
+/// reaped. Its files must be there as they were.
+///
+/// Its standard streams go where [`stdin`](ProcsRestore::stdin), [`stdout`](ProcsRestore::stdout) and
+/// [`stderr`](ProcsRestore::stderr) say, whatever they were, save for pipes inside the tree. By default those that led
+/// to a terminal, a pipe or a socket outside the tree, which are gone, lead to the caller's own; files are the same
+/// files again.
 ///
 /// ```no_run
 /// use std::fs::File;
@@ -47,8 +49,14 @@ pub struct ProcsRestore {
     limit: Option<u64>,
 }
 
-/// The standard streams that the caller chose.
-pub(crate) type Streams = [Option<File>; 3];
+/// What the caller says of standard streams.
+#[derive(Debug, Default)]
+pub(crate) struct Streams {
+    /// The files that it chose.
+    pub(crate) chosen: [Option<File>; 3],
+    /// Whether it wants its own for the others, whatever the tree's were.
+    pub(crate) inherited: bool,
+}
 
 /// What was restored.
 #[derive(Debug)]
@@ -113,25 +121,32 @@ impl ProcsRestore {
         self
     }
 
-    /// What the tree gets as standard input, if its own led out of it. On Unix a `File` can be made of any
-    /// `OwnedFd`.
+    /// What the tree gets as standard input. On Unix a `File` can be made of any `OwnedFd`.
     #[must_use]
     pub fn stdin(mut self, file: impl Into<File>) -> ProcsRestore {
-        self.streams[0] = Some(file.into());
+        self.streams.chosen[0] = Some(file.into());
         self
     }
 
-    /// What the tree gets as standard output, if its own led out of it.
+    /// What the tree gets as standard output.
     #[must_use]
     pub fn stdout(mut self, file: impl Into<File>) -> ProcsRestore {
-        self.streams[1] = Some(file.into());
+        self.streams.chosen[1] = Some(file.into());
         self
     }
 
-    /// What the tree gets as standard error, if its own led out of it.
+    /// What the tree gets as standard error.
     #[must_use]
     pub fn stderr(mut self, file: impl Into<File>) -> ProcsRestore {
-        self.streams[2] = Some(file.into());
+        self.streams.chosen[2] = Some(file.into());
+        self
+    }
+
+    /// Gives the tree the caller's own standard streams, whatever its were, except for those that
+    /// [`stdin`](ProcsRestore::stdin), [`stdout`](ProcsRestore::stdout) and [`stderr`](ProcsRestore::stderr) name.
+    #[must_use]
+    pub fn inherit_streams(mut self) -> ProcsRestore {
+        self.streams.inherited = true;
         self
     }
 

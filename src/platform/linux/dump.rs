@@ -10,7 +10,6 @@ use std::{
     path::PathBuf,
     sync::mpsc::{self, Receiver, Sender},
     thread,
-    time::Duration,
 };
 
 use super::{fit, select, staging::Staging};

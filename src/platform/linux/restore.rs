@@ -11,7 +11,7 @@ use super::{fit, staging::Staging};
 use crate::{
     Criu, Error, RestoreOptions, Result,
     archive::Trees,
-    image::{ImageDir, outside_streams},
+    image::{ImageDir, detach_streams},
     restore::Streams,
     rpc::{Lend, NoHooks, Tree},
 };
@@ -68,8 +68,9 @@ impl Reviver {
         let folder =
             File::open(images.path()).map_err(Error::io(format!("open {}", images.path().display())))?;
         let mut lend = Lend::images(&folder);
-        for stream in outside_streams(&images)? {
-            lend = lend.inherit(stream.key, &given[stream.number]);
+        let chosen = streams.chosen.each_ref().map(|file| file.is_some() || streams.inherited);
+        for (stream, key) in detach_streams(&images, chosen)? {
+            lend = lend.inherit(key, &given[stream]);
         }
         self.criu.restore(&options, lend, &mut NoHooks)
     }
@@ -83,7 +84,7 @@ fn given(streams: &Streams) -> Result<[File; 3]> {
         io::stderr().as_fd().try_clone_to_owned(),
     ];
     let mut given = Vec::new();
-    for (chosen, own) in streams.iter().zip(own) {
+    for (chosen, own) in streams.chosen.iter().zip(own) {
         let file = match (chosen, own) {
             (Some(chosen), _) => chosen.try_clone(),
             (None, Ok(own)) => Ok(File::from(own)),
