@@ -657,5 +657,5 @@ const GOLDEN: &[(&str, &[u8])] = &[
     ("tmpfs-17.tar.gz.img", b"a tmpfs"),
 ];
 
-const GOLDEN_DIGEST: &str = "sha256:0dffbbcc98f01e75f7729c67b43bd95df4dd5b71a5d1d5ff4c000966f09f4142";
-const GOLDEN_TREES_DIGEST: &str = "sha256:5b6acb57f251693f8e04b126a1e3fda6086e9c68f009d6f157e68e94d644b23e";
+const GOLDEN_DIGEST: &str = "sha256:598b7ab43365cc923148ab639794b5507b37b66f44746b5cced1de8a04712e14";
+const GOLDEN_TREES_DIGEST: &str = "sha256:597ffdc166be5dc75ae6d31827f349a95542e21059c597a31dfd6b69c96fb474";

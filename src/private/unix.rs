@@ -1,4 +1,4 @@
-//! Files and folders that only we can open, on systems with modes.
+//! Files and folders that only we can open, on systems with modes; and folders that can be synced.
 
 use std::{
     fs::{DirBuilder, File},
@@ -15,4 +15,9 @@ pub(crate) fn create_file(path: &Path) -> io::Result<File> {
 /// A new folder; an error if anything of that name is there.
 pub(crate) fn create_folder(path: &Path) -> io::Result<()> {
     DirBuilder::new().mode(0o700).create(path)
+}
+
+/// Brings the names in a folder to the disk.
+pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
 }

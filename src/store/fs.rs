@@ -9,9 +9,6 @@
 //! the name sees all the bytes, after a crash too.
 
 mod early_sync;
-#[cfg_attr(unix, path = "fs/private_unix.rs")]
-#[cfg_attr(not(unix), path = "fs/private_other.rs")]
-mod private;
 
 use std::{
     collections::BTreeSet,
@@ -29,7 +26,7 @@ use std::{
 
 use self::early_sync::EarlySync;
 use super::{BlobStore, BlobWriter};
-use crate::{Digest256, Error, Hasher, Result};
+use crate::{Digest256, Error, Hasher, Result, private};
 
 /// A store in a folder, which any number of threads and processes may share.
 ///
