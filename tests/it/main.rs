@@ -3,5 +3,9 @@
 
 mod crash;
 mod golden;
+#[cfg(target_os = "linux")]
+mod peer;
+#[cfg(target_os = "linux")]
+mod protocol;
 mod stores;
 mod wire;
