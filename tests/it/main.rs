@@ -7,5 +7,7 @@ mod golden;
 mod peer;
 #[cfg(target_os = "linux")]
 mod protocol;
+#[cfg(target_os = "linux")]
+mod spawn;
 mod stores;
 mod wire;
