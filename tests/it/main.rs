@@ -3,6 +3,7 @@
 
 mod crash;
 mod golden;
+mod house;
 #[cfg(target_os = "linux")]
 mod peer;
 #[cfg(target_os = "linux")]
