@@ -1,4 +1,58 @@
 //! Checkpoint live process trees into content-addressed storage, and bring them back.
+//!
+//! The work is done by [criu](https://criu.org), to which this crate talks over its RPC. There are two layers:
+//!
+//! - **The capture**, for those who want processes back: [`ProcsCapture`] takes a live process tree into a
+//!   [`BlobStore`], [`ProcsRestore`] makes a live process tree of what is there. What criu must be told is found out.
+//! - **The client**, for those who know criu: [`Criu`] has a method for each request; what it can be told
+//!   is in [`options`], what it tells while it works in [`rpc`].
+//!
+//! ```no_run
+//! use criu_rpc::{FsBlobStore, ProcsCapture, ProcsRestore};
+//!
+//! let mut child = std::process::Command::new("my-tool").spawn()?;
+//! let store = FsBlobStore::open("captures")?;
+//!
+//! // The tool goes on; what it was at this moment is in the store.
+//! let digest = ProcsCapture::new([child.id()]).capture(&store)?;
+//!
+//! // Later, when it has ended and was reaped: back to that moment.
+//! child.wait()?;
+//! let mut restored = ProcsRestore::new().restore(&store, &digest)?;
+//! for tree in &mut restored.trees {
+//!     println!("process {} ended: {}", tree.pid(), tree.wait()?);
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Where things are
+//!
+//! | For | see |
+//! |---|---|
+//! | capturing | [`ProcsCapture`]; [`Capture`] and [`Stored`] are what comes of it; [`Pid`] |
+//! | reviving | [`ProcsRestore`]; [`Restored`], its [`Tree`]s and [`Warning`]s |
+//! | storing | [`BlobStore`], [`BlobWriter`]; [`FsBlobStore`], [`MemBlobStore`] |
+//! | digests | [`Digest256`], [`Hasher`], [`ParseDigestError`] |
+//! | what a capture is made of | [`ProcsBlob`] |
+//! | options for criu | [`DumpOptions`], [`RestoreOptions`], [`options`] |
+//! | failures | [`Error`], [`Result`], [`BoxError`]; [`ProcessProblem`]; [`Failure`] with its [`Cause`], [`Target`], [`Request`] and criu's [`Version`] |
+//!
+//! # Errors
+//!
+//! Errors are sorted by who can act. [`Error::advice`] says what a person can do, and [`Failure::report`] tells all
+//! that is known of a request that criu could not carry out. A capture that fails leaves the tree running as it was.
+//!
+//! # Platforms
+//!
+//! criu is for Linux, and needs root. Everywhere else, and on Linux without criu, a capture stores a placeholder that
+//! says so, and a restore gives it back as a [`Warning`]. The module [`rpc`] is there on Linux only; the rest is the
+//! same everywhere.
+//!
+//! # Features
+//!
+//! None is on by default.
+//!
+//! - `conformance`: the suite that every [`BlobStore`] must pass, for authors of stores.
 
 mod archive;
 mod blob;
@@ -40,3 +94,7 @@ pub use rpc::Criu;
 pub use store::conformance;
 pub use store::{BlobStore, BlobWriter, FsBlobStore, MemBlobStore};
 pub use version::Version;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,4 +1,4 @@
-//! [`Options`]: what a request can be told. [`table`] has a row for every field of criu's; start there.
+//! [`Options`]: what a request can be told. `table` has a row for every field of criu's; start there.
 //!
 //! The wire message is the storage, and a marker type says which request may use a row. What is lent for one
 //! request (files) is not here, but in [`Lend`](crate::rpc::Lend).

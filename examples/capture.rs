@@ -1,0 +1,36 @@
+//! Captures a process and its descendants into a folder, and prints the digest to restore it by. The process goes on.
+//!
+//! ```text
+//! sleep 1000 & cargo run --example capture -- $! [FOLDER]
+//! ```
+//!
+//! The folder is `captures` unless one is named. criu needs root.
+
+use std::{env, error::Error, process::ExitCode};
+
+use criu_rpc::{Capture, FsBlobStore, ProcsCapture};
+
+fn main() -> Result<ExitCode, Box<dyn Error>> {
+    let mut arguments = env::args().skip(1);
+    let pid: i32 = arguments.next().ok_or("usage: capture PID [FOLDER]")?.parse()?;
+    let store = FsBlobStore::open(arguments.next().unwrap_or("captures".into()))?;
+
+    let stored = match ProcsCapture::new([pid]).run(&store) {
+        Ok(Capture::Stored(stored)) => stored,
+        Ok(_) => return Ok(ExitCode::SUCCESS), // we captured ourselves, and were revived
+        Err(error) => {
+            eprintln!("error: {error}");
+            match error.failure() {
+                Some(failure) => eprint!("{}", failure.report()),
+                None => eprintln!("{}", error.advice().unwrap_or("")),
+            }
+            return Ok(ExitCode::FAILURE);
+        }
+    };
+    match stored.frozen {
+        Some(frozen) => eprintln!("{} bytes; the tree stood still for {frozen:.1?}", stored.bytes),
+        None => eprintln!("nothing can be captured here; a placeholder says so: {:?}", stored.manifest),
+    }
+    println!("{}", stored.digest);
+    Ok(ExitCode::SUCCESS)
+}
