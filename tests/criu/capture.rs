@@ -15,7 +15,11 @@ use crate::{
     tree::{OrExplain, Revived, Victim},
 };
 
-tests![a_rich_tree_goes_on_after_its_capture_and_again_when_it_is_revived];
+tests![
+    a_rich_tree_goes_on_after_its_capture_and_again_when_it_is_revived,
+    eight_captures_at_once_do_not_disturb_each_other,
+    a_capture_can_be_revived_again_and_again,
+];
 
 fn a_rich_tree_goes_on_after_its_capture_and_again_when_it_is_revived() {
     let home = Home::new();
@@ -94,4 +98,57 @@ fn assert_accepts(talk: &mut Talk, port: Option<&str>, socket: &str) {
     let mut line = String::new();
     BufReader::new(connection).read_line(&mut line).unwrap();
     assert_eq!(line, "hello\n");
+}
+
+fn eight_captures_at_once_do_not_disturb_each_other() {
+    let home = Home::new();
+    let store = home.store();
+    let mut victims: Vec<_> = (0..8).map(|_| Victim::start(&["children=1", "memory=4"])).collect();
+    for (number, victim) in (0..).zip(&mut victims) {
+        (0..number).for_each(|count| victim.assert_counts_on(count));
+    }
+    let digests: Vec<_> = thread::scope(|scope| {
+        let captures = victims.iter().map(|victim| home.capture([victim.pid()]));
+        let captures: Vec<_> = captures.map(|capture| scope.spawn(|| capture.capture(&store))).collect();
+        captures.into_iter().map(|capture| capture.join().unwrap().or_explain()).collect()
+    });
+    home.assert_staging_empty();
+    for (number, victim) in (0..).zip(&mut victims) {
+        victim.assert_counts_on(number);
+    }
+    victims.into_iter().for_each(Victim::end);
+
+    let mut revived: Vec<_> = thread::scope(|scope| {
+        let (home, store) = (&home, &store);
+        let restores =
+            digests.iter().map(|digest| scope.spawn(|| Revived::from(home.restore(), store, digest)));
+        let restores: Vec<_> = restores.collect();
+        restores.into_iter().map(|restore| restore.join().unwrap()).collect()
+    });
+    home.assert_staging_empty();
+    for (number, revived) in (0..).zip(&mut revived) {
+        revived.assert_counts_on(number);
+        assert_eq!(revived.ask("check"), "memory ok 1024 pages");
+        assert_eq!(revived.ask("child 0 tick"), "count 1");
+    }
+}
+
+fn a_capture_can_be_revived_again_and_again() {
+    let home = Home::new();
+    let store = home.store();
+    let mut victim = Victim::start(&["children=1"]);
+    victim.assert_counts_on(0);
+    let first = home.capture([victim.pid()]).capture(&store).or_explain();
+    victim.assert_counts_on(1);
+    victim.end();
+    let mut last = first;
+    // And what was revived can be captured in its turn.
+    for generation in 1..4 {
+        let mut revived = Revived::from(home.restore(), &store, &last);
+        revived.assert_counts_on(generation);
+        last = home.capture([revived.pid()]).capture(&store).or_explain();
+        drop(revived);
+    }
+    Revived::from(home.restore(), &store, &first).assert_counts_on(1);
+    Revived::from(home.restore(), &store, &last).assert_counts_on(4);
 }

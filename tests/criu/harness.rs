@@ -8,6 +8,9 @@ use libtest_mimic::{Arguments, Completion, Trial};
 /// A test: its name, and what it does.
 pub(crate) type Test = (&'static str, fn());
 
+/// A part that this binary plays in other processes: the argument that calls for it, and what it does.
+pub(crate) type Part = (&'static str, fn(&[String]));
+
 /// A list of the functions, with their names.
 macro_rules! tests {
     ($($test:ident),* $(,)?) => {
@@ -18,7 +21,7 @@ macro_rules! tests {
 pub(crate) use tests;
 
 /// Plays a part if the first argument names one, else runs the tests.
-pub(crate) fn main(parts: &[(&str, fn(&[String]))], tests: &[&'static [Test]]) {
+pub(crate) fn main(parts: &[Part], tests: &[&'static [Test]]) {
     let arguments: Vec<String> = env::args().skip(1).collect();
     if let Some((_, play)) =
         parts.iter().find(|(name, _)| arguments.first().is_some_and(|first| first == name))

@@ -7,9 +7,23 @@
 #[cfg(target_os = "linux")]
 mod capture;
 #[cfg(target_os = "linux")]
+mod damage;
+#[cfg(target_os = "linux")]
+mod ending;
+#[cfg(target_os = "linux")]
 mod harness;
 #[cfg(target_os = "linux")]
+mod leaks;
+#[cfg(target_os = "linux")]
+mod pids;
+#[cfg(target_os = "linux")]
 mod places;
+#[cfg(target_os = "linux")]
+mod revived;
+#[cfg(target_os = "linux")]
+mod selfdump;
+#[cfg(target_os = "linux")]
+mod stores;
 #[cfg(target_os = "linux")]
 mod talk;
 #[cfg(target_os = "linux")]
@@ -19,7 +33,17 @@ mod victim;
 
 #[cfg(target_os = "linux")]
 fn main() {
-    harness::main(&[("--victim", victim::main)], &[capture::TESTS]);
+    let parts: [harness::Part; 2] = [("--victim", victim::main), ("--leaks", leaks::main)];
+    let tests = [
+        capture::TESTS,
+        damage::TESTS,
+        ending::TESTS,
+        leaks::TESTS,
+        pids::TESTS,
+        revived::TESTS,
+        selfdump::TESTS,
+    ];
+    harness::main(&parts, &tests);
 }
 
 #[cfg(not(target_os = "linux"))]

@@ -17,7 +17,10 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A folder of the test's own, with a store and a place for images in it; removed at the end.
 #[derive(Debug)]
-pub(crate) struct Home(PathBuf);
+pub(crate) struct Home {
+    folder: PathBuf,
+    ours: bool,
+}
 
 impl Home {
     pub(crate) fn new() -> Home {
@@ -27,11 +30,21 @@ impl Home {
         let _ = fs::remove_dir_all(&folder); // of a process that had our number long ago
         fs::create_dir(&folder).unwrap();
         fs::create_dir(folder.join("staging")).unwrap();
-        Home(folder)
+        Home { folder, ours: true }
+    }
+
+    /// The folder of a test in another process.
+    pub(crate) fn of_another(folder: &str) -> Home {
+        Home { folder: PathBuf::from(folder), ours: false }
+    }
+
+    /// Its own path, as a word of a command.
+    pub(crate) fn word(&self) -> String {
+        self.folder.display().to_string()
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
+        self.folder.join(name)
     }
 
     /// A new folder in it.
@@ -65,7 +78,9 @@ impl Home {
 
 impl Drop for Home {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0); // it may be somebody else's to tell
+        if self.ours {
+            let _ = fs::remove_dir_all(&self.folder); // nobody is left to tell
+        }
     }
 }
 
@@ -78,20 +93,23 @@ pub(crate) fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-/// The digests of everything in a folder's store.
-pub(crate) fn blobs(store: &Path) -> Vec<Digest256> {
-    fn walk(folder: &Path, found: &mut Vec<Digest256>) {
+/// The files in a folder and its folders.
+pub(crate) fn files(folder: &Path) -> Vec<PathBuf> {
+    let (mut files, mut folders) = (Vec::new(), vec![folder.to_path_buf()]);
+    while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
             let path = entry.path();
-            match path.is_dir() {
-                true => walk(&path, found),
-                false => found.push(Digest256::of(&fs::read(&path).unwrap())),
-            }
+            if path.is_dir() { folders.push(path) } else { files.push(path) }
         }
     }
-    let mut found = Vec::new();
-    walk(store, &mut found);
-    found
+    files
+}
+
+/// The file in which a store keeps this blob, whatever its layout.
+#[track_caller]
+pub(crate) fn file_of(store: &Path, digest: &Digest256) -> PathBuf {
+    let holds = |file: &PathBuf| fs::read(file).is_ok_and(|bytes| Digest256::of(&bytes) == *digest);
+    files(store).into_iter().find(holds).expect("because it was stored")
 }
 
 /// Waits until it is so.

@@ -3,7 +3,8 @@
 
 use std::{
     process::{Child, Command, Stdio},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use criu_rpc::{BlobStore, Digest256, ProcsRestore, Tree};
@@ -13,7 +14,7 @@ use nix::{
 };
 
 use crate::{
-    places::{children, family, lives, state, wait_until},
+    places::{PATIENCE, children, family, lives, state, wait_until},
     talk::Talk,
 };
 
@@ -37,14 +38,16 @@ impl Victim {
     /// Starts a victim, with these flags only.
     #[track_caller]
     pub(crate) fn start_in_our_session(flags: &[&str]) -> Victim {
-        let mut root = Command::new("/proc/self/exe")
-            .arg("--victim")
-            .args(flags)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut command = Command::new("/proc/self/exe");
+        command.arg("--victim").args(flags);
+        Victim::start_by(command)
+    }
+
+    /// Starts a victim by a command that becomes one.
+    #[track_caller]
+    pub(crate) fn start_by(mut command: Command) -> Victim {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut root = command.spawn().unwrap();
         let talk = Talk::new(root.stdin.take().unwrap(), root.stdout.take().unwrap());
         Victim::ready(root, talk)
     }
@@ -77,7 +80,7 @@ impl Victim {
         assert_eq!(self.talk.ask("tick"), format!("count {}", from + 1));
     }
 
-    /// Kills it with all its descendants, and waits until none of their numbers is taken.
+    /// Ends it with all its descendants, and waits until none of their numbers is taken.
     #[track_caller]
     pub(crate) fn end(mut self) {
         self.end_now();
@@ -98,8 +101,14 @@ impl Victim {
         }
         self.reaped = true;
         let members = self.members();
-        kill_family(self.pid());
-        self.root.wait().unwrap();
+        self.talk.hang_up();
+        let deadline = Instant::now() + POLITE;
+        while matches!(self.root.try_wait(), Ok(None)) {
+            if Instant::now() > deadline {
+                kill_family(self.pid());
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
         wait_gone(&members);
     }
 }
@@ -109,6 +118,9 @@ impl Drop for Victim {
         self.end_now();
     }
 }
+
+/// How long a victim has to end by itself once nobody talks to it. It reaps its children then, which init is slow to.
+const POLITE: Duration = Duration::from_secs(3);
 
 /// Kills a child of ours and its descendants, those first, while their parents still hold their numbers.
 fn kill_family(root: i32) {
@@ -162,9 +174,10 @@ impl Revived {
         self.tree.as_mut().expect("because only drop and give take it")
     }
 
-    /// Gives the tree out; whoever has it sees to its end.
-    pub(crate) fn give(mut self) -> Tree {
-        self.tree.take().expect("because only drop and give take it")
+    /// Gives the tree out; whoever has it sees to its end, for which it is enough to hang up.
+    pub(crate) fn give(mut self) -> (Tree, Talk) {
+        let tree = self.tree.take().expect("because only drop and give take it");
+        (tree, std::mem::replace(&mut self.talk, Talk::through_pipes().0))
     }
 
     pub(crate) fn pid(&self) -> i32 {
@@ -187,11 +200,12 @@ impl Drop for Revived {
     fn drop(&mut self) {
         let Some(mut tree) = self.tree.take() else { return };
         let members = family(tree.pid().as_raw());
-        let killed = tree.kill();
-        let waited = tree.wait_timeout(Duration::from_secs(30));
-        if !std::thread::panicking() {
-            killed.unwrap();
-            waited.unwrap();
+        self.talk.hang_up();
+        if !matches!(tree.wait_timeout(POLITE), Ok(Some(_))) {
+            let _ = tree.kill(); // it has ended, then
+            let _ = tree.wait_timeout(PATIENCE);
+        }
+        if !thread::panicking() {
             wait_gone(&members);
         }
     }

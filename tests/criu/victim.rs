@@ -3,7 +3,7 @@
 
 use std::{
     fs::File,
-    io::{self, BufRead, Read, Write},
+    io::{self, BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
     os::{
         fd::{AsFd, OwnedFd},
@@ -18,7 +18,13 @@ use std::{
     time::Duration,
 };
 
-use crate::talk::{Talk, pipe};
+use criu_rpc::{Capture, Error, Tree};
+
+use crate::{
+    places::Home,
+    talk::{Talk, pipe},
+    tree::explain,
+};
 
 /// The size of a page, in words.
 const PAGE: usize = 512;
@@ -32,8 +38,12 @@ struct State {
     lock: Option<nix::fcntl::Flock<File>>,
     tcp: Option<TcpListener>,
     unix: Option<UnixListener>,
+    /// Where commands come from, if not from standard input.
+    serves: Option<UnixListener>,
     connections: Vec<OwnedFd>,
     children: Vec<(Child, Talk)>,
+    /// A tree that this victim revived.
+    revived: Option<Tree>,
 }
 
 pub(crate) fn main(flags: &[String]) {
@@ -43,13 +53,31 @@ pub(crate) fn main(flags: &[String]) {
         state.take(name, value);
     }
     println!("ready {}", std::process::id());
-    for line in io::stdin().lock().lines().map_while(Result::ok) {
-        let answer = state.obey(line.trim_end());
-        println!("{answer}");
+    match state.serves.take() {
+        Some(listener) => state.serve(&listener),
+        None => state.converse(io::stdin().lock(), io::stdout()),
     }
 }
 
 impl State {
+    fn converse(&mut self, from: impl BufRead, mut to: impl Write) {
+        for line in from.lines().map_while(Result::ok) {
+            let answer = self.obey(line.trim_end());
+            writeln!(to, "{answer}").unwrap();
+        }
+    }
+
+    /// Answers whoever connects, one after the other, until standard input ends.
+    fn serve(&mut self, listener: &UnixListener) {
+        thread::spawn(|| {
+            let _ = io::copy(&mut io::stdin(), &mut io::sink()); // an error is an end as well
+            exit(0);
+        });
+        for connection in listener.incoming().map_while(Result::ok) {
+            self.converse(BufReader::new(connection.try_clone().unwrap()), connection);
+        }
+    }
+
     /// Takes one of the features on.
     fn take(&mut self, name: &str, value: &str) {
         let number = || value.parse::<usize>().unwrap();
@@ -66,6 +94,8 @@ impl State {
                 self.lock = Some(nix::fcntl::Flock::lock(file, exclusive).unwrap());
             }
             "listen" if value == "tcp" => self.tcp = Some(TcpListener::bind("127.0.0.1:0").unwrap()),
+            "serve" => self.serves = Some(UnixListener::bind(value).unwrap()),
+            "subreaper" => nix::sys::prctl::set_child_subreaper(true).unwrap(),
             "listen" => self.unix = Some(UnixListener::bind(value).unwrap()),
             _ => panic!("unknown flag {name}"),
         }
@@ -127,12 +157,35 @@ impl State {
                 let child = Command::new("/bin/true").spawn().unwrap();
                 child.id().to_string() // and nobody waits for it
             }
+            "capture" => capture(rest),
+            "revive" => self.revive(rest),
+            "wait" => match self.revived.as_mut().unwrap().wait() {
+                Ok(status) => status.to_string(),
+                Err(Error::Io { source, .. }) => format!("error {}", source.raw_os_error().unwrap_or(0)),
+                Err(error) => format!("other error: {error:?}"),
+            },
             "exit" => {
                 self.end_children();
                 exit(rest.parse().unwrap());
             }
-            "ignore" => "ignored".to_owned(),
             _ => panic!("unknown command {command}"),
+        }
+    }
+
+    /// `DIGEST HOME`: revives that tree, with nothing as its standard streams.
+    fn revive(&mut self, words: &str) -> String {
+        let (digest, home) = words.split_once(' ').unwrap();
+        let home = Home::of_another(home);
+        let nothing = || File::options().read(true).write(true).open("/dev/zero").unwrap();
+        let restore = home.restore().stdin(nothing()).stdout(nothing()).stderr(nothing());
+        match restore.restore(&home.store(), &digest.parse().unwrap()) {
+            Ok(mut restored) => {
+                let warnings: Vec<_> = restored.warnings.iter().map(ToString::to_string).collect();
+                self.revived = restored.trees.pop();
+                let pid = self.revived.as_ref().map_or(0, |tree| tree.pid().as_raw());
+                format!("revived {pid} {}", warnings.join(", "))
+            }
+            Err(error) => format!("error {}", explain(&error).replace('\n', "; ")),
         }
     }
 
@@ -185,6 +238,31 @@ impl State {
 impl Drop for State {
     fn drop(&mut self) {
         self.end_children();
+    }
+}
+
+/// `HOW WHOM HOME`: captures `own` process, the `parent`, or the process of that number.
+fn capture(words: &str) -> String {
+    let [how, whom, home] = words.splitn(3, ' ').collect::<Vec<_>>()[..] else { panic!("{words}") };
+    let pid = match whom {
+        "own" => std::process::id(),
+        "parent" => std::os::unix::process::parent_id(),
+        number => number.parse().unwrap(),
+    };
+    let home = Home::of_another(home);
+    let capture = home.capture([i32::try_from(pid).unwrap()]);
+    let told = match how {
+        "run" => capture.run(&home.store()).map(|capture| match capture {
+            Capture::Stored(stored) => Some(stored.digest),
+            _ => None,
+        }),
+        _ => capture.capture(&home.store()).map(Some),
+    };
+    match told {
+        Ok(Some(digest)) => format!("stored {digest}"),
+        Ok(None) => "revived".to_owned(),
+        Err(Error::Revived) => "revived by error".to_owned(),
+        Err(error) => format!("error {}", explain(&error).replace('\n', "; ")),
     }
 }
 
