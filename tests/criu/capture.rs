@@ -108,8 +108,9 @@ fn eight_captures_at_once_do_not_disturb_each_other() {
         (0..number).for_each(|count| victim.assert_counts_on(count));
     }
     let digests: Vec<_> = thread::scope(|scope| {
+        let (home, store) = (&home, &store);
         let captures = victims.iter().map(|victim| home.capture([victim.pid()]));
-        let captures: Vec<_> = captures.map(|capture| scope.spawn(|| capture.capture(&store))).collect();
+        let captures: Vec<_> = captures.map(|capture| scope.spawn(move || capture.capture(store))).collect();
         captures.into_iter().map(|capture| capture.join().unwrap().or_explain()).collect()
     });
     home.assert_staging_empty();
@@ -121,7 +122,7 @@ fn eight_captures_at_once_do_not_disturb_each_other() {
     let mut revived: Vec<_> = thread::scope(|scope| {
         let (home, store) = (&home, &store);
         let restores =
-            digests.iter().map(|digest| scope.spawn(|| Revived::from(home.restore(), store, digest)));
+            digests.iter().map(|digest| scope.spawn(move || Revived::from(home.restore(), store, digest)));
         let restores: Vec<_> = restores.collect();
         restores.into_iter().map(|restore| restore.join().unwrap()).collect()
     });

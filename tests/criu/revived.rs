@@ -75,7 +75,7 @@ fn killing_ends_every_process_of_the_tree() {
 
 fn a_tree_left_alone_runs_on_and_leaves_no_zombie() {
     let home = Home::new();
-    let mut revived = revived(&home, &["children=1"]);
+    let revived = revived(&home, &["children=1"]);
     let members = family(revived.pid());
     let (tree, mut talk) = revived.give();
     drop(tree);
