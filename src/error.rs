@@ -45,6 +45,10 @@ pub enum Error {
     #[error("criu did not {} in time", .0.request)]
     TimedOut(#[source] Box<Failure>),
 
+    /// The caller cancelled the request before criu answered.
+    #[error("cancelled before criu could {}", .0.request)]
+    Cancelled(#[source] Box<Failure>),
+
     /// criu said something that its protocol does not allow here.
     #[error("unexpected answer while asking criu to {request}: {problem}")]
     Protocol {
@@ -146,7 +150,10 @@ impl Error {
     /// Everything known about the request, if criu was asked.
     pub fn failure(&self) -> Option<&Failure> {
         match self {
-            Error::Criu(failure) | Error::Gone(failure) | Error::TimedOut(failure) => Some(failure),
+            Error::Criu(failure)
+            | Error::Gone(failure)
+            | Error::TimedOut(failure)
+            | Error::Cancelled(failure) => Some(failure),
             _ => None,
         }
     }
@@ -155,8 +162,7 @@ impl Error {
     pub fn advice(&self) -> Option<&str> {
         match self {
             Error::NoCriu { .. } => Some(diagnose::advice(Cause::NoCriu)),
-            Error::Criu(failure) | Error::Gone(failure) | Error::TimedOut(failure) => failure.advice(),
-            _ => None,
+            _ => self.failure()?.advice(),
         }
     }
 }

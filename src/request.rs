@@ -16,6 +16,20 @@ pub enum Request {
     Dump,
     /// `RESTORE`: make a process tree from images.
     Restore,
+    /// `PRE_DUMP`: write the memory of a running tree into images, and wait for what comes next.
+    PreDump,
+    /// `SINGLE_PRE_DUMP`: write the memory of a running tree into images.
+    SinglePreDump,
+    /// `PAGE_SERVER`: receive the memory of dumps, as a daemon.
+    PageServer,
+    /// `PAGE_SERVER_CHLD`: receive the memory of one dump, as a child of criu.
+    PageServerChild,
+    /// `WAIT_PID`: wait for such a child.
+    WaitPid,
+    /// `CPUINFO_DUMP`: write the processor's features into an image.
+    CpuinfoDump,
+    /// `CPUINFO_CHECK`: compare the processor's features with an image.
+    CpuinfoCheck,
 }
 
 impl fmt::Display for Request {
@@ -27,6 +41,11 @@ impl fmt::Display for Request {
             Request::FeatureCheck => "check this kernel's features",
             Request::Dump => "dump the process tree",
             Request::Restore => "restore the process tree",
+            Request::PreDump | Request::SinglePreDump => "dump the memory of the running process tree",
+            Request::PageServer | Request::PageServerChild => "start a page server",
+            Request::WaitPid => "wait for the page server",
+            Request::CpuinfoDump => "write down the processor's features",
+            Request::CpuinfoCheck => "check the processor's features",
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-use crate::proto::rpc::{CriuOpts, InheritFd};
+use crate::proto::rpc::{CriuOpts, CriuPageServerInfo, InheritFd};
 
 /// The files that criu may use for one request. They are borrowed: the caller keeps them, and criu has lost
 /// them when the call returns.
@@ -22,13 +22,22 @@ pub struct Lend<'a> {
     pub(super) work: Option<BorrowedFd<'a>>,
     pub(super) terminal: Option<BorrowedFd<'a>>,
     inherit: Vec<(String, BorrowedFd<'a>)>,
+    pub(super) page_server: Option<BorrowedFd<'a>>,
+    pidfd_store: Option<BorrowedFd<'a>>,
 }
 
 impl<'a> Lend<'a> {
     /// The folder for the images: an empty one for a dump (images of an earlier dump are not removed, and would
     /// be read by a restore), the one with the images for a restore. `criu --images-dir`.
     pub fn images(folder: &'a impl AsFd) -> Lend<'a> {
-        Lend { images: folder.as_fd(), work: None, terminal: None, inherit: Vec::new() }
+        Lend {
+            images: folder.as_fd(),
+            work: None,
+            terminal: None,
+            inherit: Vec::new(),
+            page_server: None,
+            pidfd_store: None,
+        }
     }
 
     /// The folder for what is not an image: statistics, the log if it goes to a file, the socket of a lazy
@@ -58,6 +67,22 @@ impl<'a> Lend<'a> {
         self
     }
 
+    /// A connected stream socket to a page server, or for a page server itself: memory goes there instead of into the
+    /// folder of images. `criu --ps-socket`.
+    #[must_use]
+    pub fn page_server(mut self, socket: &'a impl AsFd) -> Lend<'a> {
+        self.page_server = Some(socket.as_fd());
+        self
+    }
+
+    /// A datagram socket in which criu keeps pidfds from one pre-dump to the next, to tell processes that got the
+    /// number of another. The same for all dumps of a row. criu 3.16.
+    #[must_use]
+    pub fn pidfd_store(mut self, socket: &'a impl AsFd) -> Lend<'a> {
+        self.pidfd_store = Some(socket.as_fd());
+        self
+    }
+
     /// Names the files in `opts`, and returns those that criu must inherit; `first` is the number that the first
     /// of them will have there.
     pub(super) fn describe(&self, opts: &mut CriuOpts, first: i32) -> Vec<BorrowedFd<'a>> {
@@ -67,11 +92,18 @@ impl<'a> Lend<'a> {
         for (fd, (key, _)) in (first..).zip(&self.inherit) {
             opts.inherit_fd.push(InheritFd { key: key.clone(), fd });
         }
-        self.inherit.iter().map(|(_, file)| *file).collect()
+        opts.pidfd_store_sk = self.pidfd_store.map(|socket| socket.as_raw_fd());
+        let mut inherited: Vec<_> = self.inherit.iter().map(|(_, file)| *file).collect();
+        if let Some(socket) = self.page_server {
+            let fd = (first..).zip(&inherited).last().map_or(first, |(last, _)| last + 1);
+            opts.ps = Some(CriuPageServerInfo { fd: Some(fd), ..CriuPageServerInfo::default() });
+            inherited.push(socket);
+        }
+        inherited
     }
 
     /// Whether criu must inherit any of the files.
     pub(super) fn needs_inheritance(&self) -> bool {
-        !self.inherit.is_empty() || self.terminal.is_some()
+        !self.inherit.is_empty() || self.terminal.is_some() || self.page_server.is_some()
     }
 }

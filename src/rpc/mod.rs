@@ -4,11 +4,17 @@
 //! Start reading at [`Criu`]. The module `session` knows the protocol and no socket, `transport` knows the
 //! socket and no protocol, `talk` brings the two together.
 
+mod abandon;
+mod cancel;
+mod failure;
 mod hooks;
 mod lend;
 mod packet;
+mod page_server;
+mod pre_dump;
 mod reply;
 mod session;
+mod swrk;
 mod talk;
 mod transport;
 pub(crate) mod tree;
@@ -24,9 +30,12 @@ use std::{
 
 pub(crate) use self::tree::Tree;
 pub use self::{
+    cancel::Cancel,
     hooks::{Event, Hooks, NoHooks},
     lend::Lend,
-    reply::{Dumped, Features, SelfDump},
+    page_server::PageServer,
+    pre_dump::PreDumps,
+    reply::{About, Dumped, Features, SelfDump},
 };
 use self::{
     session::options,
@@ -34,7 +43,8 @@ use self::{
 };
 use crate::{
     DumpOptions, Error, Pid, Request, RestoreOptions, Result, Version,
-    proto::rpc::{CriuFeatures, CriuOpts},
+    options::{CpuInfoOptions, PageServerOptions, PreDumpOptions},
+    proto::rpc::{CriuFeatures, CriuOpts, CriuResp},
 };
 
 /// A handle on criu: how to reach it. It holds no process and no file; every call has a criu of its own, so that
@@ -51,11 +61,28 @@ use crate::{
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct Criu {
-    program: Option<PathBuf>,
+    reach: Reach,
     arguments: Vec<OsString>,
     variables: Vec<(OsString, OsString)>,
     deadline: Option<Duration>,
-    over: Option<Arc<Mutex<Option<OwnedFd>>>>,
+    cancel: Option<Cancel>,
+}
+
+/// How criu is reached.
+#[derive(Debug, Clone)]
+enum Reach {
+    /// By starting `criu swrk`; of this name or path, if given.
+    Swrk(Option<PathBuf>),
+    /// By the socket of a `criu service`.
+    Service(PathBuf),
+    /// By a connection that somebody else made; gone once it was used.
+    Over(Arc<Mutex<Option<OwnedFd>>>),
+}
+
+impl Default for Reach {
+    fn default() -> Reach {
+        Reach::Swrk(None)
+    }
 }
 
 impl Criu {
@@ -66,13 +93,29 @@ impl Criu {
 
     /// This criu: a path, or a name to look for in `PATH` and the system's usual folders.
     pub fn at(program: impl Into<PathBuf>) -> Criu {
-        Criu { program: Some(program.into()), ..Criu::default() }
+        Criu { reach: Reach::Swrk(Some(program.into())), ..Criu::default() }
+    }
+
+    /// The `criu service` that listens on this socket. What needs a criu of our own is refused before it is asked: files
+    /// to inherit, a terminal, a socket to a page server, `rst_sibling`.
+    ///
+    /// The service serves whoever may connect, with its own privileges.
+    ///
+    /// ```no_run
+    /// use criu_rpc::Criu;
+    ///
+    /// // criu service --address /run/criu.sock --daemon
+    /// println!("{}", Criu::service("/run/criu.sock").version()?);
+    /// # Ok::<(), criu_rpc::Error>(())
+    /// ```
+    pub fn service(socket: impl Into<PathBuf>) -> Criu {
+        Criu { reach: Reach::Service(socket.into()), ..Criu::default() }
     }
 
     /// The criu at the other end of a connected `SOCK_SEQPACKET` socket, for one request. It opens what is lent to
     /// it through the `/proc` entry of the process that made the socket.
     pub fn over(socket: impl Into<OwnedFd>) -> Criu {
-        Criu { over: Some(Arc::new(Mutex::new(Some(socket.into())))), ..Criu::default() }
+        Criu { reach: Reach::Over(Arc::new(Mutex::new(Some(socket.into())))), ..Criu::default() }
     }
 
     /// One more argument for `criu swrk`: the way to options that its RPC has no field for, such as
@@ -83,8 +126,8 @@ impl Criu {
         self
     }
 
-    /// Sets a variable in criu's environment; of one that is set twice, the last value counts. Those that change criu's behaviour (`CRIU_*`, `CR_*`, `HOME`,
-    /// `XDG_RUNTIME_DIR`) are not inherited.
+    /// Sets a variable in criu's environment; of one that is set twice, the last value counts. Those that change
+    /// criu's behaviour (`CRIU_*`, `CR_*`, `HOME`, `XDG_RUNTIME_DIR`) are not inherited.
     #[must_use]
     pub fn variable(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Criu {
         let name = name.into();
@@ -93,10 +136,14 @@ impl Criu {
         self
     }
 
-    /// How long any request may take; without one, as long as it takes.
+    /// How long any request may take; without one, as long as it takes. Then it ends with
+    /// [`Error::TimedOut`].
     ///
-    /// criu is not killed while it touches a tree. A dump that takes too long is made to fail in the way that
-    /// leaves the tree running and whole, which can take a few milliseconds more. A restore is not cut short.
+    /// It is safe at every moment, because criu is never killed while it touches a tree that lives. A dump is made to
+    /// fail in the way that leaves the tree running and whole, which can take a few milliseconds more. A restore ends at
+    /// its next event, and nothing of the tree is left; if it was done already, it has succeeded. A dump of the calling
+    /// process cannot be stopped, and neither can a criu that we did not start: it goes on, and we leave.
+    ///
     /// For the freezing alone there is [`DumpOptions::timeout`].
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Criu {
@@ -104,13 +151,37 @@ impl Criu {
         self
     }
 
-    /// Where the binary is.
+    /// Lets this token cancel every request, as safely as [`deadline`](Criu::deadline) does. It ends with
+    /// [`Error::Cancelled`].
+    ///
+    /// ```no_run
+    /// use criu_rpc::{Criu, rpc::Cancel};
+    ///
+    /// let cancel = Cancel::new()?;
+    /// let criu = Criu::new().cancelled_by(&cancel);
+    /// // … and from another thread:
+    /// cancel.cancel();
+    /// # Ok::<(), criu_rpc::Error>(())
+    /// ```
+    #[must_use]
+    pub fn cancelled_by(mut self, cancel: &Cancel) -> Criu {
+        self.cancel = Some(cancel.clone());
+        self
+    }
+
+    /// Where the binary is that would be started.
     ///
     /// # Errors
     ///
-    /// [`Error::NoCriu`], with the paths that were tried.
+    /// [`Error::NoCriu`], with the paths that were tried; [`Error::Options`] for a criu that we do not start.
     pub fn program(&self) -> Result<PathBuf> {
-        talk::find(self.program.as_deref())
+        match &self.reach {
+            Reach::Swrk(program) => swrk::find(program.as_deref()),
+            Reach::Service(_) | Reach::Over(_) => Err(Error::Options {
+                option: "Criu",
+                problem: "this criu is started by somebody else".to_owned(),
+            }),
+        }
     }
 
     /// The release of this criu. Takes a few milliseconds. criu 3.0.
@@ -156,16 +227,25 @@ impl Criu {
     ///
     /// [`Error::Criu`] if criu cannot tell.
     pub fn features(&self) -> Result<Features> {
-        let question =
-            CriuFeatures { mem_track: Some(true), lazy_pages: Some(true), pidfd_store: Some(true) };
-        let (answer, _) = self.talk(Ask { features: Some(question), ..Ask::new(Request::FeatureCheck) })?;
-        let features =
-            answer.features.ok_or_else(|| protocol(Request::FeatureCheck, "an answer without features"))?;
-        Ok(Features {
-            mem_track: features.mem_track.unwrap_or(false),
-            lazy_pages: features.lazy_pages.unwrap_or(false),
-            pidfd_store: features.pidfd_store.unwrap_or(false),
-        })
+        let (answer, _) =
+            self.talk(Ask { features: Some(all_features()), ..Ask::new(Request::FeatureCheck) })?;
+        features(&answer)
+    }
+
+    /// The release and the features, asked of one criu: quicker than [`version`](Criu::version) and
+    /// [`features`](Criu::features) after each other.
+    ///
+    /// # Errors
+    ///
+    /// As these two.
+    pub fn about(&self) -> Result<About> {
+        let mut ask = Ask { features: Some(all_features()), ..Ask::new(Request::FeatureCheck) };
+        let mut talk = self.open(&mut ask)?;
+        let answer = talk.ask(ask)?;
+        let version = talk.version.clone();
+        talk.close();
+        let version = version.ok_or_else(|| protocol(Request::Version, "an answer without a version"))?;
+        Ok(About { version, features: features(&answer)? })
     }
 
     /// Dumps the process tree whose root is `pid` into the lent folder. `criu dump`.
@@ -186,9 +266,106 @@ impl Criu {
         hooks: &mut dyn Hooks,
     ) -> Result<Dumped> {
         let opts = CriuOpts { pid: Some(pid.into().as_raw()), ..options.wire() };
-        let ask =
-            Ask { opts: Some(opts), files: Files::Lent(lend), hooks: Some(hooks), ..Ask::new(Request::Dump) };
+        let ask = Ask {
+            opts: Some(opts),
+            raw: options.raw(),
+            files: Files::Lent(lend),
+            hooks: Some(hooks),
+            ..Ask::new(Request::Dump)
+        };
         self.talk(ask).map(|(_, version)| Dumped { version })
+    }
+
+    /// Writes the memory of a running tree into the lent folder, to make a later dump shorter: name the folder there as
+    /// [`parent_img`](DumpOptions::parent_img), and set [`track_mem`](DumpOptions::track_mem). `criu pre-dump`. criu
+    /// 3.17; needs a kernel that tracks changes of memory.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Criu`] with everything that criu told; [`Error::Options`] if the kernel does not track memory. The tree
+    /// runs on.
+    pub fn pre_dump(&self, pid: impl Into<Pid>, options: &PreDumpOptions, lend: Lend<'_>) -> Result<()> {
+        let opts = CriuOpts { pid: Some(pid.into().as_raw()), ..options.wire() };
+        let mut ask = Ask {
+            opts: Some(opts),
+            raw: options.raw(),
+            files: Files::Lent(lend),
+            ..Ask::new(Request::SinglePreDump)
+        };
+        let mut talk = self.open(&mut ask)?;
+        talk.needs(Version::new(3, 17, 0), "pre_dump")?;
+        talk.needs_mem_track()?;
+        talk.ask(ask)?;
+        talk.close();
+        Ok(())
+    }
+
+    /// A row of pre-dumps of the tree whose root is `pid`, by one criu. Nothing is asked yet.
+    pub fn pre_dumps(&self, pid: impl Into<Pid>) -> PreDumps {
+        PreDumps::new(self.clone(), pid.into())
+    }
+
+    /// Starts a page server, which takes in the memory of one dump and writes it into the lent folder.
+    /// `criu page-server`. criu 3.7.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Criu`], if it cannot listen for instance.
+    pub fn page_server(&self, options: &PageServerOptions, lend: Lend<'_>) -> Result<PageServer> {
+        let mut ask = Ask {
+            opts: Some(options.wire()),
+            raw: options.raw(),
+            files: Files::Lent(lend),
+            keep_open: true,
+            ..Ask::new(Request::PageServerChild)
+        };
+        let mut talk = self.open(&mut ask)?;
+        let server = talk.ask(ask)?.ps.unwrap_or_default();
+        match server.pid {
+            Some(pid) if pid > 1 => PageServer::new(talk, pid, port(server.port)),
+            pid => Err(protocol(Request::PageServerChild, &format!("success with the pid {pid:?}"))),
+        }
+    }
+
+    /// Starts a page server as a daemon, which nobody owns: it ends after one dump, and nobody hears how. Gives its
+    /// port, if it listens on one. `criu page-server --daemon`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Criu`], if it cannot listen for instance.
+    pub fn page_server_daemon(&self, options: &PageServerOptions, lend: Lend<'_>) -> Result<Option<u16>> {
+        let (answer, _) = self.talk(Ask {
+            opts: Some(options.wire()),
+            raw: options.raw(),
+            files: Files::Lent(lend),
+            ..Ask::new(Request::PageServer)
+        })?;
+        Ok(port(answer.ps.unwrap_or_default().port))
+    }
+
+    /// Writes the processor's features into `cpuinfo.img` in the lent folder. `criu cpuinfo dump`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Criu`] with everything that criu told.
+    pub fn cpuinfo_dump(&self, options: &CpuInfoOptions, lend: Lend<'_>) -> Result<()> {
+        self.cpuinfo(Request::CpuinfoDump, options, lend)
+    }
+
+    /// Checks that this processor has the features in the lent folder's `cpuinfo.img`, so that what was dumped there can
+    /// be restored here. `criu cpuinfo check`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Criu`], if a feature is missing.
+    pub fn cpuinfo_check(&self, options: &CpuInfoOptions, lend: Lend<'_>) -> Result<()> {
+        self.cpuinfo(Request::CpuinfoCheck, options, lend)
+    }
+
+    fn cpuinfo(&self, request: Request, options: &CpuInfoOptions, lend: Lend<'_>) -> Result<()> {
+        let files = Files::Lent(lend);
+        self.talk(Ask { opts: Some(options.wire()), raw: options.raw(), files, ..Ask::new(request) })?;
+        Ok(())
     }
 
     /// Dumps the process that calls this, with its descendants, and returns twice, like `fork`: once in the process
@@ -223,7 +400,12 @@ impl Criu {
     ) -> Result<SelfDump> {
         let pid = Some(pid.into().as_raw());
         let opts = CriuOpts { pid, leave_running: Some(true), ..options.wire() };
-        let ask = Ask { opts: Some(opts), files: Files::InFolder(images), ..Ask::new(Request::Dump) };
+        let ask = Ask {
+            opts: Some(opts),
+            raw: options.raw(),
+            files: Files::InFolder(images),
+            ..Ask::new(Request::Dump)
+        };
         let (answer, version) = self.talk(ask)?;
         match answer.dump.and_then(|dump| dump.restored) {
             Some(true) => Ok(SelfDump::Restored),
@@ -262,4 +444,22 @@ impl Criu {
 
 fn protocol(request: Request, problem: &str) -> Error {
     Error::Protocol { request, problem: problem.to_owned() }
+}
+
+fn all_features() -> CriuFeatures {
+    CriuFeatures { mem_track: Some(true), lazy_pages: Some(true), pidfd_store: Some(true) }
+}
+
+fn features(answer: &CriuResp) -> Result<Features> {
+    let features =
+        answer.features.ok_or_else(|| protocol(Request::FeatureCheck, "an answer without features"))?;
+    Ok(Features {
+        mem_track: features.mem_track.unwrap_or(false),
+        lazy_pages: features.lazy_pages.unwrap_or(false),
+        pidfd_store: features.pidfd_store.unwrap_or(false),
+    })
+}
+
+fn port(port: Option<i32>) -> Option<u16> {
+    port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0)
 }

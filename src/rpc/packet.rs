@@ -12,7 +12,10 @@ use nix::{
     errno::Errno,
     sys::socket::{MsgFlags, send as send_packet},
 };
-use prost::Message;
+use prost::{
+    Message,
+    encoding::{WireType, encode_key, encode_varint},
+};
 
 use crate::{proto::rpc::CriuReq, sys};
 
@@ -31,11 +34,24 @@ pub(super) enum Packet {
 /// that it gets by default it could send 200 KiB.
 const CEILING: usize = 256 << 10;
 
-/// Sends one message. [`io::ErrorKind::BrokenPipe`] when criu is gone.
-pub(super) fn send(socket: BorrowedFd<'_>, message: &CriuReq) -> io::Result<()> {
-    let packet = message.encode_to_vec();
+/// The packet of a message, whose options have some more fields, encoded already.
+pub(super) fn encode(mut message: CriuReq, more_options: &[u8]) -> Vec<u8> {
+    const OPTS: u32 = 2;
+    let Some(opts) = message.opts.take_if(|_| !more_options.is_empty()) else {
+        return message.encode_to_vec();
+    };
+    let mut packet = message.encode_to_vec();
+    encode_key(OPTS, WireType::LengthDelimited, &mut packet);
+    encode_varint((opts.encoded_len() + more_options.len()) as u64, &mut packet);
+    packet.extend(opts.encode_to_vec());
+    packet.extend(more_options);
+    packet
+}
+
+/// Sends one packet. [`io::ErrorKind::BrokenPipe`] when criu is gone.
+pub(super) fn send(socket: BorrowedFd<'_>, packet: &[u8]) -> io::Result<()> {
     loop {
-        match send_packet(socket.as_raw_fd(), &packet, MsgFlags::MSG_NOSIGNAL) {
+        match send_packet(socket.as_raw_fd(), packet, MsgFlags::MSG_NOSIGNAL) {
             Ok(_) => return Ok(()),
             Err(Errno::EINTR) => {}
             Err(Errno::ECONNRESET) => return Err(Errno::EPIPE.into()),
@@ -72,5 +88,22 @@ fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             result => return result,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::rpc::{CriuOpts, CriuReqType};
+
+    #[test]
+    fn more_options_are_read_as_a_part_of_the_options() {
+        let opts = CriuOpts { images_dir_fd: -1, leave_running: Some(true), ..CriuOpts::default() };
+        let message = CriuReq { r#type: CriuReqType::Dump.into(), opts: Some(opts), ..CriuReq::default() };
+        let timeout = CriuOpts { timeout: Some(9), images_dir_fd: -1, ..CriuOpts::default() }.encode_to_vec();
+        let decoded = CriuReq::decode(encode(message.clone(), &timeout).as_slice()).unwrap();
+        let opts = decoded.opts.unwrap();
+        assert_eq!((opts.leave_running, opts.timeout), (Some(true), Some(9)));
+        assert_eq!(CriuReq::decode(encode(message.clone(), &[]).as_slice()).unwrap(), message);
     }
 }

@@ -20,6 +20,16 @@ pub enum SelfDump {
     Restored,
 }
 
+/// What [`Criu::about`](super::Criu::about) tells.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct About {
+    /// The release of criu.
+    pub version: Version,
+    /// What it can use here.
+    pub features: Features,
+}
+
 /// Features of the kernel that criu can do without. `criu check --feature`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]

@@ -41,7 +41,7 @@ impl Session {
         let kind = CriuReqType::try_from(answer.r#type);
         match kind {
             Ok(CriuReqType::Notify) => self.notified(answer),
-            Ok(kind) if kind == wire(self.request) => Ok(Step::Done(Box::new(answer))),
+            Ok(kind) if kind == answered_as(self.request) => Ok(Step::Done(Box::new(answer))),
             Ok(CriuReqType::Empty) => {
                 Err(self.protocol("criu does not know this request (answer of type EMPTY)".to_owned()))
             }
@@ -85,5 +85,19 @@ fn wire(request: Request) -> CriuReqType {
         Request::FeatureCheck => CriuReqType::FeatureCheck,
         Request::Dump => CriuReqType::Dump,
         Request::Restore => CriuReqType::Restore,
+        Request::PreDump => CriuReqType::PreDump,
+        Request::SinglePreDump => CriuReqType::SinglePreDump,
+        Request::PageServer => CriuReqType::PageServer,
+        Request::PageServerChild => CriuReqType::PageServerChld,
+        Request::WaitPid => CriuReqType::WaitPid,
+        Request::CpuinfoDump => CriuReqType::CpuinfoDump,
+        Request::CpuinfoCheck => CriuReqType::CpuinfoCheck,
+    }
+}
+
+fn answered_as(request: Request) -> CriuReqType {
+    match request {
+        Request::PageServerChild => CriuReqType::PageServer, // a quirk of criu's
+        request => wire(request),
     }
 }

@@ -1,44 +1,49 @@
-//! A request from its first packet to criu's end: the protocol of [`session`](super::session) over the socket of
-//! [`transport`](super::transport), with everything that is to be known if it fails.
+//! A conversation with one criu, from its start to its end: the protocol of [`session`](super::session) over the socket
+//! of [`transport`](super::transport).
 
 use std::{
     fs::File,
-    io::{self, Read},
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
     path::Path,
+    sync::PoisonError,
     time::{Duration, Instant},
 };
 
-use nix::{
-    fcntl::{OFlag, openat},
-    sys::{
-        stat::Mode,
-        wait::{WaitPidFlag, WaitStatus, waitpid},
-    },
-};
+use nix::sys::socket::{Shutdown, shutdown};
 
 use super::{
-    Criu, Lend,
+    Cancel, Criu, Lend, Reach,
+    abandon::SiblingRoot,
+    failure::Gathering,
     hooks::{self, Event, Hooks},
+    packet,
     session::{Session, Step},
-    transport::{self, Connection, FIRST_LENT, Heard, Remains},
+    swrk::{self, Command, FIRST_LENT},
+    transport::{Connection, Heard, Remains},
 };
 use crate::{
-    BoxError, Cause, Error, Failure, Request, Result, Target, Version, diagnose, image, procfs,
+    BoxError, Error, Request, Result, Version,
+    options::younger_fields,
     proto::rpc::{CriuFeatures, CriuOpts, CriuReq, CriuResp},
-    sys,
 };
 
-/// A request, and what belongs to it.
+/// A question, and what belongs to it.
 pub(super) struct Ask<'a> {
     pub(super) request: Request,
     pub(super) opts: Option<CriuOpts>,
+    /// More options, encoded.
+    pub(super) raw: &'a [u8],
     pub(super) features: Option<CriuFeatures>,
+    /// Whether criu is to wait for another question afterwards.
+    pub(super) keep_open: bool,
+    /// The process to wait for.
+    pub(super) child: Option<u32>,
     pub(super) files: Files<'a>,
     pub(super) hooks: Option<&'a mut dyn Hooks>,
 }
 
-/// The files of a request.
+/// The files of a question.
 pub(super) enum Files<'a> {
     None,
     Lent(Lend<'a>),
@@ -48,212 +53,372 @@ pub(super) enum Files<'a> {
 
 impl Ask<'_> {
     pub(super) fn new(request: Request) -> Self {
-        Ask { request, opts: None, features: None, files: Files::None, hooks: None }
+        Ask {
+            request,
+            opts: None,
+            raw: &[],
+            features: None,
+            keep_open: false,
+            child: None,
+            files: Files::None,
+            hooks: None,
+        }
     }
 }
 
 /// The log's name where it does not go to criu's standard error.
-const LOG: &str = "criu.log";
-/// The first release that logs to its standard error if told so.
+pub(super) const LOG: &str = "criu.log";
+/// The first release that logs to its standard error if told so, and takes a folder of images by path.
 const LOGS_TO_STDERR: Version = Version::new(3, 19, 0);
-/// How long a dump that was made to fail may take to put the tree right.
+/// The first release that takes any path.
+const TAKES_PATHS: Version = Version::new(4, 2, 0);
+/// How long a request that was made to fail may take to put things right.
 const GRACE: Duration = Duration::from_secs(20);
 
 impl Criu {
-    /// Asks, answers events, and hears criu out. The answer is a successful one.
+    /// Asks one question, answers events, and hears criu out. The answer is a successful one.
     pub(super) fn talk(&self, mut ask: Ask<'_>) -> Result<(CriuResp, Option<Version>)> {
-        let deadline = match ask.request {
-            Request::Restore => None, // a restore that is cut short leaves half a tree behind
-            _ => self.deadline.and_then(|deadline| Instant::now().checked_add(deadline)),
+        let mut talk = self.open(&mut ask)?;
+        let answer = talk.ask(ask)?;
+        let version = talk.version.clone();
+        talk.close();
+        Ok((answer, version))
+    }
+
+    /// Reaches a criu, for a conversation that begins with this question, and asks its version if that matters.
+    pub(super) fn open(&self, ask: &mut Ask<'_>) -> Result<Talk> {
+        let mut talk = Talk {
+            connection: Some(self.connect(ask)?),
+            version: None,
+            deadline: self.deadline,
+            cancel: self.cancel.clone(),
+            ours: matches!(self.reach, Reach::Swrk(_)),
         };
-        let sibling = SiblingRoot::expected(&ask);
-        let connection = self.connect(&mut ask)?;
-        let mut talk =
-            Talk { connection, session: Session::new(ask.request), version: None, deadline, refusal: None };
-        let result = talk.run(&mut ask, self.over.is_none());
-        let ended = talk.end(&ask, result);
-        if ended.is_err() {
-            sibling.reap();
+        if !matches!(self.reach, Reach::Over(_)) && ask.request != Request::Version {
+            // One more question to the same criu costs some forty microseconds.
+            let answer = talk.ask(Ask { keep_open: true, ..Ask::new(Request::Version) })?;
+            talk.version = version(answer);
         }
-        ended
+        Ok(talk)
     }
 
     fn connect(&self, ask: &mut Ask<'_>) -> Result<Connection> {
-        if let Some(socket) = &self.over {
-            let socket = socket.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-            let socket = socket.ok_or_else(|| only_swrk("the connection carries one request, and has"))?;
-            if matches!(ask.files, Files::InFolder(_)) {
-                return Err(only_swrk("a self-dump needs a criu that we start"));
+        let program = match &self.reach {
+            Reach::Swrk(program) => swrk::find(program.as_deref())?,
+            Reach::Service(path) => {
+                describe_to_another(ask, true)?;
+                return Connection::to_service(path);
             }
-            if let (Files::Lent(lend), Some(opts)) = (&ask.files, &mut ask.opts) {
-                if lend.needs_inheritance() {
-                    return Err(only_swrk("files to inherit can be lent to a criu that we start only"));
-                }
-                lend.describe(opts, FIRST_LENT);
+            Reach::Over(socket) => {
+                let socket = socket.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let socket =
+                    socket.ok_or_else(|| swrk_only("the connection carries one request, and has"))?;
+                describe_to_another(ask, false)?;
+                return Ok(Connection::over(socket));
             }
-            return Ok(Connection::over(socket));
-        }
-        let program = self.program()?;
+        };
+        let command = Command { program: &program, arguments: &self.arguments, variables: &self.variables };
         match (&ask.files, &mut ask.opts) {
             (Files::InFolder(path), Some(opts)) => {
                 let folder =
                     File::open(path).map_err(Error::io(format!("open the folder {}", path.display())))?;
                 opts.images_dir = Some(format!("/proc/self/fd/{FIRST_LENT}"));
-                let lent = [folder.as_fd()];
-                Connection::start_detached(&program, &self.arguments, &self.variables, &lent, path.join(LOG))
+                Connection::start_detached(&command, &[folder.as_fd()], path.join(LOG))
             }
             (Files::Lent(lend), Some(opts)) => {
                 let lent = lend.describe(opts, FIRST_LENT);
-                Connection::start(&program, &self.arguments, &self.variables, lend.terminal, &lent)
+                Connection::start(&command, lend.terminal, &lent)
             }
-            _ => Connection::start(&program, &self.arguments, &self.variables, None, &[]),
+            _ => Connection::start(&command, None, &[]),
         }
     }
 }
 
-fn only_swrk(problem: &str) -> Error {
-    Error::Options { option: "Criu::over", problem: problem.to_owned() }
+/// Names the files to a criu that somebody else started, which inherits nothing from us.
+fn describe_to_another(ask: &mut Ask<'_>, is_service: bool) -> Result<()> {
+    match (&ask.files, &mut ask.opts) {
+        (Files::InFolder(_), _) if !is_service => Err(swrk_only("a self-dump needs a criu that we start")),
+        (Files::InFolder(path), Some(opts)) => {
+            let path = std::path::absolute(path).map_err(Error::io("find the folder for images"))?;
+            opts.images_dir = Some(path.to_string_lossy().into_owned());
+            Ok(())
+        }
+        (Files::Lent(lend), _) if lend.needs_inheritance() => {
+            Err(swrk_only("files to inherit can be lent to a criu that we start only"))
+        }
+        (_, Some(opts)) if is_service && opts.rst_sibling == Some(true) => {
+            Err(swrk_only("a service cannot make the tree our child: leave out `rst_sibling`"))
+        }
+        (Files::Lent(lend), Some(opts)) => {
+            lend.describe(opts, FIRST_LENT);
+            Ok(())
+        }
+        _ => Ok(()),
+    }
 }
 
-struct Talk {
-    connection: Connection,
+fn swrk_only(problem: &str) -> Error {
+    Error::Options { option: "Criu", problem: problem.to_owned() }
+}
+
+/// A conversation. Dropped, the socket closes, criu ends, and is reaped.
+#[derive(Debug)]
+pub(super) struct Talk {
+    /// `None` once criu has failed, and gone.
+    connection: Option<Connection>,
+    pub(super) version: Option<Version>,
+    deadline: Option<Duration>,
+    cancel: Option<Cancel>,
+    /// Whether we started this criu.
+    ours: bool,
+}
+
+/// How an exchange ended.
+enum End {
+    Answer(Box<CriuResp>),
+    Gone,
+    Stopped(Stop),
+}
+
+/// Why we made a request fail.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Stop {
+    Deadline,
+    Cancelled,
+}
+
+impl Talk {
+    /// Asks, and answers events. The answer is a successful one; after an error, criu is gone.
+    pub(super) fn ask(&mut self, mut ask: Ask<'_>) -> Result<CriuResp> {
+        self.complete(&mut ask)?;
+        let sibling = SiblingRoot::expected(&ask);
+        let mut exchange = Exchange {
+            session: Session::new(ask.request),
+            deadline: self.deadline.and_then(|deadline| Instant::now().checked_add(deadline)),
+            stopping: None,
+            refusal: None,
+        };
+        let connection = self.connection.take().ok_or_else(|| swrk_only("the conversation is over"))?;
+        let end = exchange.run(&connection, &mut ask, self.cancel.as_ref());
+        if let Ok(End::Answer(answer)) = end {
+            if answer.success {
+                self.connection = Some(connection);
+                return Ok(*answer);
+            }
+            return Err(self.failed(&ask, exchange, Ok(End::Answer(answer)), connection.finish(), sibling));
+        }
+        if ask.request == Request::Restore && matches!(end, Ok(End::Stopped(_))) {
+            connection.kill(); // what it had made so far are its children
+        }
+        Err(self.failed(&ask, exchange, end, connection.finish(), sibling))
+    }
+
+    fn failed(
+        &self,
+        ask: &Ask<'_>,
+        exchange: Exchange,
+        end: Result<End>,
+        remains: Remains,
+        sibling: SiblingRoot,
+    ) -> Error {
+        sibling.clear(matches!(end, Ok(End::Stopped(_))));
+        let last_event = exchange.session.last_event.as_deref();
+        let gather = |answer: Option<&CriuResp>| {
+            let version = self.version.clone();
+            Box::new(Gathering { ask, last_event, version, answer, remains: &remains }.failure())
+        };
+        match (end, exchange.refusal) {
+            (Err(error), _) => error,
+            (Ok(End::Stopped(Stop::Deadline)), _) => Error::TimedOut(gather(None)),
+            (Ok(End::Stopped(Stop::Cancelled)), _) => Error::Cancelled(gather(None)),
+            (Ok(_), Some((event, source))) => Error::Refused { event, source },
+            (Ok(End::Answer(answer)), None) => Error::Criu(gather(Some(&answer))),
+            (Ok(End::Gone), None) => Error::Gone(gather(None)),
+        }
+    }
+
+    /// Refuses to go on with a criu that is older.
+    pub(super) fn needs(&self, since: Version, option: &'static str) -> Result<()> {
+        match &self.version {
+            Some(version) if *version < since => Err(too_old(option, &since, version)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses to go on where the kernel does not track changes of memory: criu would stumble over that.
+    pub(super) fn needs_mem_track(&mut self) -> Result<()> {
+        let features = CriuFeatures { mem_track: Some(true), ..CriuFeatures::default() };
+        let ask = Ask { features: Some(features), keep_open: true, ..Ask::new(Request::FeatureCheck) };
+        match self.ask(ask)?.features.and_then(|features| features.mem_track) {
+            Some(true) => Ok(()),
+            _ => Err(Error::Options {
+                option: "track_mem",
+                problem: "this kernel does not track changes of memory (CONFIG_MEM_SOFT_DIRTY)".to_owned(),
+            }),
+        }
+    }
+
+    /// Names the files of another question to the same criu, which cannot inherit any more.
+    pub(super) fn describe_again(&self, ask: &mut Ask<'_>) -> Result<()> {
+        let (Files::Lent(lend), Some(opts)) = (&ask.files, &mut ask.opts) else { return Ok(()) };
+        if lend.needs_inheritance() {
+            return Err(swrk_only("files to inherit must be lent with the first request of a row"));
+        }
+        lend.describe(opts, FIRST_LENT);
+        Ok(())
+    }
+
+    /// Ends the conversation, and waits until criu has gone.
+    pub(super) fn close(mut self) {
+        if let Some(connection) = self.connection.take() {
+            connection.finish();
+        }
+    }
+
+    /// Adds to the options what is ours to say, and finds out what this criu would not understand.
+    fn complete(&self, ask: &mut Ask<'_>) -> Result<()> {
+        let Some(opts) = &mut ask.opts else { return Ok(()) };
+        let stoppable = self.deadline.is_some() || self.cancel.is_some();
+        if ask.hooks.as_ref().is_some_and(|hooks| hooks.wanted())
+            || ask.request == Request::Restore && stoppable
+        {
+            opts.notify_scripts = Some(true);
+        }
+        opts.log_level.get_or_insert(2);
+        let Some(version) = &self.version else { return Ok(()) };
+        if self.ours && opts.log_file.is_none() && *version >= LOGS_TO_STDERR {
+            opts.log_to_stderr = Some(true);
+        }
+        let by_path = matches!(ask.files, Files::InFolder(_));
+        let takes_path = if self.ours { LOGS_TO_STDERR } else { TAKES_PATHS };
+        let self_dump = (by_path && *version < takes_path).then_some(("dump_self", takes_path));
+        let fields = younger_fields(opts).into_iter().chain(self_dump);
+        match fields.into_iter().find(|(_, since)| version < since) {
+            Some((option, since)) => Err(too_old(option, &since, version)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn too_old(option: &'static str, since: &Version, version: &Version) -> Error {
+    Error::Options { option, problem: format!("needs criu {since}, and this is {version}") }
+}
+
+/// One question and its answer.
+struct Exchange {
     session: Session,
-    version: Option<Version>,
     deadline: Option<Instant>,
+    stopping: Option<Stop>,
     /// The event at which a hook refused, and what it said.
     refusal: Option<(String, BoxError)>,
 }
 
-/// How a conversation ended.
-enum End {
-    Answer(Box<CriuResp>),
-    Gone,
-    TimedOut,
-}
-
-impl Talk {
-    fn run(&mut self, ask: &mut Ask<'_>, ask_version: bool) -> Result<End> {
-        if ask_version && ask.request != Request::Version {
-            match self.ask_version()? {
-                End::Answer(answer) => self.version = version(*answer),
-                other => return Ok(other),
-            }
-        }
-        if let Some(opts) = &mut ask.opts {
-            self.complete(opts, ask.hooks.as_deref(), matches!(ask.files, Files::InFolder(_)))?;
-        }
-        let message = CriuReq { features: ask.features, ..self.session.open(ask.opts.clone()) };
-        self.converse(&message, ask.request, ask.hooks.as_deref_mut())
-    }
-
-    /// One more question to the same criu beforehand. It costs some forty microseconds.
-    fn ask_version(&mut self) -> Result<End> {
-        let mut session = Session::new(Request::Version);
-        std::mem::swap(&mut self.session, &mut session);
-        let message = CriuReq { keep_open: Some(true), ..self.session.open(None) };
-        let end = self.converse(&message, Request::Version, None);
-        std::mem::swap(&mut self.session, &mut session);
-        end
-    }
-
-    /// Adds to the options what is ours to say.
-    fn complete(&self, opts: &mut CriuOpts, hooks: Option<&dyn Hooks>, in_folder: bool) -> Result<()> {
-        let version = self.version.as_ref();
-        if hooks.is_some_and(Hooks::wanted) {
-            opts.notify_scripts = Some(true);
-        }
-        opts.log_level.get_or_insert(2);
-        if opts.log_file.is_none() && version.is_some_and(|version| *version >= LOGS_TO_STDERR) {
-            opts.log_to_stderr = Some(true);
-        }
-        if in_folder && version.is_some_and(|version| *version < LOGS_TO_STDERR) {
-            return Err(Error::Options {
-                option: "dump_self",
-                problem: format!(
-                    "needs criu {LOGS_TO_STDERR}, this is {}",
-                    version.cloned().unwrap_or_default()
-                ),
-            });
-        }
-        Ok(())
-    }
-
-    fn converse(
-        &mut self,
-        message: &CriuReq,
-        request: Request,
-        mut hooks: Option<&mut (dyn Hooks + '_)>,
-    ) -> Result<End> {
-        if !self.send(message)? {
+impl Exchange {
+    fn run(&mut self, connection: &Connection, ask: &mut Ask<'_>, cancel: Option<&Cancel>) -> Result<End> {
+        let message = CriuReq {
+            features: ask.features,
+            keep_open: ask.keep_open.then_some(true),
+            pid: ask.child,
+            ..self.session.open(ask.opts.clone())
+        };
+        if !send(connection, &packet::encode(message, ask.raw))? {
             return Ok(End::Gone);
         }
-        let mut late = false;
         loop {
-            match self.connection.hear(self.deadline).map_err(Error::io("hear criu"))? {
-                Heard::HungUp if late => return Ok(End::TimedOut),
-                Heard::HungUp => return Ok(End::Gone),
-                Heard::TooLarge(size) => {
-                    return Err(self.session.protocol(format!("a packet of {size} bytes")));
-                }
-                Heard::Silence if late => return Ok(End::TimedOut),
-                Heard::Silence => {
-                    late = true;
-                    self.deadline = Some(Instant::now() + GRACE);
-                    match request {
-                        Request::Dump if self.connection.is_ours() => self.connection.forbid_file_writes(),
-                        _ => {
-                            self.connection.kill();
-                            return Ok(End::TimedOut);
-                        }
-                    }
-                }
+            let cancel = cancel.filter(|_| self.stopping.is_none());
+            let heard = connection.hear(self.deadline, cancel).map_err(Error::io("hear criu"))?;
+            let stop = match heard {
                 Heard::Message(packet, descriptors) => match self.session.hear(&packet)? {
-                    Step::Done(answer) if late && !answer.success => return Ok(End::TimedOut),
-                    Step::Done(answer) => return Ok(End::Answer(answer)),
+                    Step::Done(answer) => return Ok(self.done(answer)),
                     Step::Notified { name, pid } => {
                         let mut external = Vec::new();
                         let event = Event::named(&name, pid, descriptors.into_iter().next(), &mut external);
-                        let verdict = match hooks.as_deref_mut() {
-                            _ if late => Err("the deadline has passed".into()),
-                            Some(hooks) => hooks::ask(hooks, event),
-                            None => Ok(()),
-                        };
-                        let go_on = verdict.is_ok();
-                        if let Err(refusal) = verdict {
-                            self.refusal.get_or_insert((name, refusal));
-                        }
-                        if !self.send(&self.session.acknowledge(go_on, external))? {
+                        let go_on = self.decide(ask.hooks.as_deref_mut(), event);
+                        if !send(connection, &packet::encode(self.session.acknowledge(go_on, external), &[]))?
+                        {
                             return Ok(End::Gone);
                         }
+                        continue;
                     }
                 },
+                Heard::TooLarge(size) => {
+                    return Err(self.session.protocol(format!("a packet of {size} bytes")));
+                }
+                Heard::HungUp => return Ok(self.stopping.map_or(End::Gone, End::Stopped)),
+                Heard::Silence => Stop::Deadline,
+                Heard::Cancelled => Stop::Cancelled,
+            };
+            if let Some(first) = self.stopping {
+                return Ok(End::Stopped(first)); // criu had its time of grace
+            }
+            self.stopping = Some(stop);
+            self.deadline = Some(Instant::now() + GRACE);
+            if !make_fail(connection, ask) {
+                return Ok(End::Stopped(stop));
             }
         }
     }
 
-    /// Sends a message; `false` if criu is gone.
-    fn send(&self, message: &CriuReq) -> Result<bool> {
-        match self.connection.send(message) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-            Err(error) => Err(Error::io("send criu a message")(error)),
+    /// The answer, unless it only says that we made it fail.
+    fn done(&self, answer: Box<CriuResp>) -> End {
+        match self.stopping {
+            Some(stop) if !answer.success => End::Stopped(stop),
+            _ => End::Answer(answer),
         }
     }
 
-    /// Makes a result of the end, once criu has left.
-    fn end(self, ask: &Ask<'_>, result: Result<End>) -> Result<(CriuResp, Option<Version>)> {
-        let Talk { connection, session, version, refusal, .. } = self;
-        let remains = connection.finish();
-        let gather = |answer: Option<&CriuResp>| {
-            Box::new(failure(ask, session.last_event.clone(), version.clone(), answer, &remains))
-        };
-        match (result?, refusal) {
-            (End::Answer(answer), _) if answer.success => Ok((*answer, version)),
-            (End::TimedOut, _) => Err(Error::TimedOut(gather(None))),
-            (_, Some((event, source))) => Err(Error::Refused { event, source }),
-            (End::Answer(answer), None) => Err(Error::Criu(gather(Some(&answer)))),
-            (End::Gone, None) => Err(Error::Gone(gather(None))),
+    /// Whether criu is to go on.
+    fn decide(&mut self, hooks: Option<&mut (dyn Hooks + '_)>, event: Event<'_>) -> bool {
+        if self.stopping.is_some() {
+            return false;
         }
+        let name = event.name().to_owned();
+        match hooks.map_or(Ok(()), |hooks| hooks::ask(hooks, event)) {
+            Ok(()) => true,
+            Err(refusal) => {
+                self.refusal.get_or_insert((name, refusal));
+                false
+            }
+        }
+    }
+}
+
+/// Makes the request fail in a way that leaves every process whole. Says whether an answer is still to be expected.
+fn make_fail(connection: &Connection, ask: &Ask<'_>) -> bool {
+    match ask.request {
+        Request::Dump | Request::PreDump | Request::SinglePreDump => {
+            if let Files::Lent(Lend { page_server: Some(socket), .. }) = &ask.files {
+                hang_up(*socket);
+            }
+            connection.forbid_file_writes()
+        }
+        // The next event is refused. If there is none, what criu has made so far is killed with it.
+        Request::Restore => true,
+        Request::Version
+        | Request::Check
+        | Request::FeatureCheck
+        | Request::PageServer
+        | Request::PageServerChild
+        | Request::WaitPid
+        | Request::CpuinfoDump
+        | Request::CpuinfoCheck => {
+            connection.kill();
+            false
+        }
+    }
+}
+
+/// Ends the stream of memory, at both ends.
+fn hang_up(socket: BorrowedFd<'_>) {
+    let _ = shutdown(socket.as_raw_fd(), Shutdown::Both); // it may be over already
+}
+
+/// Sends a packet; `false` if criu is gone.
+fn send(connection: &Connection, packet: &[u8]) -> Result<bool> {
+    match connection.send(packet) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Error::io("send criu a message")(error)),
     }
 }
 
@@ -270,103 +435,4 @@ pub(super) fn version(answer: CriuResp) -> Option<Version> {
             number(version.sublevel.unwrap_or(0)),
         )
     })
-}
-
-fn failure(
-    ask: &Ask<'_>,
-    last_event: Option<String>,
-    version: Option<Version>,
-    answer: Option<&CriuResp>,
-    remains: &Remains,
-) -> Failure {
-    let mut output = diagnose::Output::parse(&remains.output);
-    if let Some(log) = log_file(ask) {
-        output.errors.extend(diagnose::Output::parse(&log).errors);
-    }
-    let errno = answer.and_then(|answer| answer.cr_errno);
-    let message = answer.and_then(|answer| answer.cr_errmsg.as_deref()).map(diagnose::message);
-    let lines = output.errors.iter().map(String::as_str).chain(output.other.lines()).chain(message);
-    let cause: Cause = diagnose::cause(ask.request, errno, lines);
-    let target = match (ask.request, ask.opts.as_ref().and_then(|opts| opts.pid)) {
-        (Request::Dump, Some(pid)) => target(pid),
-        _ => Target::None,
-    };
-    Failure {
-        request: ask.request,
-        cause,
-        target,
-        last_event,
-        errno,
-        message: message.map(str::to_owned),
-        log: output.errors,
-        stderr: output.other,
-        exit: remains.exit,
-        version,
-    }
-}
-
-/// The log, where it went to a file.
-fn log_file(ask: &Ask<'_>) -> Option<String> {
-    let opts = ask.opts.as_ref()?;
-    let (Files::Lent(lend), None) = (&ask.files, opts.log_to_stderr) else { return None };
-    let name = opts.log_file.as_deref().unwrap_or(LOG);
-    let mut text = Vec::new();
-    open_in(lend.work.unwrap_or(lend.images), name).ok()?.take(1 << 20).read_to_end(&mut text).ok()?;
-    Some(String::from_utf8_lossy(&text).into_owned())
-}
-
-fn open_in(folder: BorrowedFd<'_>, name: &str) -> io::Result<File> {
-    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-    let file: OwnedFd = openat(folder, name, flags, Mode::empty())?;
-    Ok(file.into())
-}
-
-/// The state of the tree's root.
-fn target(pid: i32) -> Target {
-    match procfs::Stat::of(pid) {
-        Ok(stat) if stat.is_zombie() => Target::Gone,
-        Ok(stat) if stat.state == 't' => Target::Traced,
-        Ok(stat) if stat.state == 'T' => Target::Stopped,
-        Ok(_) => Target::Running,
-        Err(_) => Target::Gone,
-    }
-}
-
-/// The root of a tree that is to be restored as our child. If the restore fails, it is our zombie.
-struct SiblingRoot(Option<i32>);
-
-impl SiblingRoot {
-    /// What the images say, unless a process has that pid already: that one is not ours to reap.
-    fn expected(ask: &Ask<'_>) -> SiblingRoot {
-        let (Request::Restore, Files::Lent(lend)) = (ask.request, &ask.files) else {
-            return SiblingRoot(None);
-        };
-        if ask.opts.as_ref().and_then(|opts| opts.rst_sibling) != Some(true) {
-            return SiblingRoot(None);
-        }
-        let root = open_in(lend.images, "pstree.img").ok().and_then(|file| image::root_pid(file).ok());
-        SiblingRoot(root.filter(|pid| procfs::Stat::of(*pid).is_err()))
-    }
-
-    fn reap(self) {
-        let Some(pid) = self.0 else { return };
-        let deadline = Instant::now() + Duration::from_secs(1);
-        while let Ok(WaitStatus::StillAlive) =
-            waitpid(nix::unistd::Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG))
-        {
-            if Instant::now() >= deadline {
-                // criu says that it failed, but the task lives on; whatever it is, it leaves no zombie.
-                if let Ok(pidfd) = sys::pidfd_open(pid) {
-                    sys::reap_later(pidfd);
-                }
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-}
-
-/// Where the binary is; here so that `mod.rs` needs nothing of the transport.
-pub(super) fn find(named: Option<&Path>) -> Result<std::path::PathBuf> {
-    transport::find(named)
 }

@@ -1,0 +1,71 @@
+//! [`Cancel`]: a way to stop a request from another thread.
+
+use std::{
+    fmt,
+    os::fd::{AsFd, BorrowedFd},
+    sync::{Arc, OnceLock},
+};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::{Error, Result};
+
+/// Stops requests from another thread, or from a hook; see [`Criu::cancelled_by`](super::Criu::cancelled_by).
+///
+/// Cancelling is final: what is asked with the same token afterwards is cancelled at once. Clones are the same token.
+///
+/// ```
+/// use criu_rpc::rpc::Cancel;
+///
+/// let cancel = Cancel::new()?;
+/// let remote = cancel.clone();
+/// std::thread::spawn(move || remote.cancel()).join().unwrap();
+/// assert!(cancel.is_cancelled());
+/// # Ok::<(), criu_rpc::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Cancel(Arc<Token>);
+
+struct Token {
+    event: EventFd,
+    cancelled: OnceLock<()>,
+}
+
+impl Cancel {
+    /// A token that cancels nothing yet.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if the process has too many files open.
+    pub fn new() -> Result<Cancel> {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let event =
+            EventFd::from_flags(flags).map_err(|errno| Error::io("make a cancel token")(errno.into()))?;
+        Ok(Cancel(Arc::new(Token { event, cancelled: OnceLock::new() })))
+    }
+
+    /// Cancels every request that was given this token, now or later.
+    pub fn cancel(&self) {
+        if self.0.cancelled.set(()).is_ok() {
+            let _ = self.0.event.write(1); // it cannot overflow: this happens once
+        }
+    }
+
+    /// Whether it was cancelled.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.cancelled.get().is_some()
+    }
+}
+
+impl AsFd for Cancel {
+    /// Readable once it is cancelled.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.event.as_fd()
+    }
+}
+
+impl fmt::Debug for Cancel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cancel").field("cancelled", &self.is_cancelled()).finish()
+    }
+}

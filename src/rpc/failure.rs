@@ -1,0 +1,91 @@
+//! Everything that is to be known about a request that failed, gathered.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::fd::{BorrowedFd, OwnedFd},
+};
+
+use nix::{
+    fcntl::{OFlag, openat},
+    sys::stat::Mode,
+};
+
+use super::{
+    talk::{Ask, Files, LOG},
+    transport::Remains,
+};
+use crate::{Cause, Failure, Request, Target, Version, diagnose, procfs, proto::rpc::CriuResp};
+
+/// Where a [`Failure`] is made from.
+pub(super) struct Gathering<'a, 'ask> {
+    pub(super) ask: &'a Ask<'ask>,
+    pub(super) last_event: Option<&'a str>,
+    pub(super) version: Option<Version>,
+    pub(super) answer: Option<&'a CriuResp>,
+    pub(super) remains: &'a Remains,
+}
+
+impl Gathering<'_, '_> {
+    pub(super) fn failure(self) -> Failure {
+        let request = self.ask.request;
+        let mut output = diagnose::Output::parse(&self.remains.output);
+        if let Some(log) = self.log_file() {
+            output.errors.extend(diagnose::Output::parse(&log).errors);
+        }
+        let errno = self.answer.and_then(|answer| answer.cr_errno);
+        let message = self.answer.and_then(|answer| answer.cr_errmsg.as_deref()).map(diagnose::message);
+        let lines = output.errors.iter().map(String::as_str).chain(output.other.lines()).chain(message);
+        let cause: Cause = diagnose::cause(request, errno, lines);
+        Failure {
+            request,
+            cause,
+            target: self.target(),
+            last_event: self.last_event.map(str::to_owned),
+            errno,
+            message: message.map(str::to_owned),
+            log: output.errors,
+            stderr: output.other,
+            exit: self.remains.exit,
+            version: self.version,
+        }
+    }
+
+    /// The log, where it went to a file.
+    fn log_file(&self) -> Option<String> {
+        let opts = self.ask.opts.as_ref()?;
+        let name = opts.log_file.as_deref().unwrap_or(LOG);
+        let file = match &self.ask.files {
+            _ if opts.log_to_stderr.is_some() => return None,
+            Files::Lent(lend) => open_in(lend.work.unwrap_or(lend.images), name),
+            Files::InFolder(path) => File::open(path.join(name)),
+            Files::None => return None,
+        };
+        let mut text = Vec::new();
+        file.ok()?.take(1 << 20).read_to_end(&mut text).ok()?;
+        Some(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// The state of the tree's root.
+    fn target(&self) -> Target {
+        let pid = self.ask.opts.as_ref().and_then(|opts| opts.pid);
+        let (Request::Dump | Request::PreDump | Request::SinglePreDump, Some(pid)) = (self.ask.request, pid)
+        else {
+            return Target::None;
+        };
+        match procfs::Stat::of(pid) {
+            Ok(stat) if stat.is_zombie() => Target::Gone,
+            Ok(stat) if stat.state == 't' => Target::Traced,
+            Ok(stat) if stat.state == 'T' => Target::Stopped,
+            Ok(_) => Target::Running,
+            Err(_) => Target::Gone,
+        }
+    }
+}
+
+/// Opens a file in a folder, and nowhere else.
+pub(super) fn open_in(folder: BorrowedFd<'_>, name: &str) -> io::Result<File> {
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+    let file: OwnedFd = openat(folder, name, flags, Mode::empty())?;
+    Ok(file.into())
+}

@@ -1,0 +1,115 @@
+//! `criu swrk`: finding the binary, and starting it.
+
+use std::{
+    env,
+    ffi::{CString, OsStr, OsString},
+    fs::File,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::{Path, PathBuf},
+};
+
+use nix::unistd::{AccessFlags, access};
+
+use crate::{
+    Error, Result,
+    sys::{self, Child, Spawn},
+};
+
+/// The number of the socket in criu: the first after the standard streams.
+const SOCKET: i32 = 3;
+/// The number of the first lent file in criu.
+pub(super) const FIRST_LENT: i32 = SOCKET + 1;
+
+/// How criu is called.
+pub(super) struct Command<'a> {
+    pub(super) program: &'a Path,
+    pub(super) arguments: &'a [OsString],
+    pub(super) variables: &'a [(OsString, OsString)],
+}
+
+impl Command<'_> {
+    /// Starts it with these files; `None` if detached, because it is not our child then.
+    pub(super) fn spawn(
+        &self,
+        terminal: Option<BorrowedFd<'_>>,
+        output: BorrowedFd<'_>,
+        socket: BorrowedFd<'_>,
+        lent: &[BorrowedFd<'_>],
+        detached: bool,
+    ) -> Result<Option<Child>> {
+        let nothing = File::open("/dev/null").map_err(Error::io("open /dev/null"))?;
+        let mut files = vec![terminal.unwrap_or(nothing.as_fd()), output, output, socket];
+        files.extend(lent);
+        let socket = SOCKET.to_string();
+        let mut words = vec![self.program.as_os_str(), OsStr::new("--no-default-config")];
+        words.extend(self.arguments.iter().map(OsString::as_os_str));
+        words.extend([OsStr::new("swrk"), OsStr::new(&socket)]);
+        let spawn = Spawn {
+            program: c_string(self.program.as_os_str())?,
+            arguments: words.into_iter().map(c_string).collect::<Result<_>>()?,
+            environment: self.environment()?,
+            files,
+            detached,
+        };
+        sys::spawn(&spawn).map_err(Error::io(format!("start {}", self.program.display())))
+    }
+
+    /// Ours, without what changes criu's behaviour, and with a PATH in which criu finds `ip` and `iptables`.
+    fn environment(&self) -> Result<Vec<CString>> {
+        let path = env::var_os("PATH").unwrap_or_default();
+        let folders = env::split_paths(&path).chain(SYSTEM_FOLDERS.iter().map(PathBuf::from));
+        let path = env::join_paths(folders).unwrap_or(path);
+        let ours = env::vars_os().filter(|(name, _)| !changes_criu(name));
+        ours.chain([("PATH".into(), path)])
+            .filter(|(name, _)| !self.variables.iter().any(|(given, _)| given == name))
+            .chain(self.variables.iter().cloned())
+            .map(|(mut variable, value)| {
+                variable.push("=");
+                variable.push(value);
+                c_string(&variable)
+            })
+            .collect()
+    }
+}
+
+fn changes_criu(name: &OsStr) -> bool {
+    let prefixes = [&b"CRIU_"[..], b"CR_"];
+    name == "PATH"
+        || name == "HOME"
+        || name == "XDG_RUNTIME_DIR"
+        || prefixes.iter().any(|prefix| name.as_bytes().starts_with(prefix))
+}
+
+fn c_string(text: &OsStr) -> Result<CString> {
+    CString::new(text.as_bytes())
+        .map_err(|_| Error::Options { option: "argument", problem: format!("{text:?} contains a zero byte") })
+}
+
+/// Where criu and its tools are on systems whose users have no `sbin` in their PATH.
+const SYSTEM_FOLDERS: [&str; 6] =
+    ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+
+/// The criu to start: the one that the caller named, or the first in PATH and the system's folders. A name without
+/// a slash is searched for as well.
+pub(super) fn find(named: Option<&Path>) -> Result<PathBuf> {
+    let name = named.unwrap_or(Path::new("criu"));
+    let mut searched = Vec::new();
+    if name.components().count() > 1 || name.is_absolute() {
+        searched.push(name.to_path_buf());
+    } else {
+        let path = env::var_os("PATH").unwrap_or_default();
+        for folder in env::split_paths(&path).chain(SYSTEM_FOLDERS.iter().map(PathBuf::from)) {
+            let candidate = folder.join(name);
+            if folder.is_absolute() && !searched.contains(&candidate) {
+                searched.push(candidate);
+            }
+        }
+    }
+    match searched.iter().find(|path| path.is_file() && access(*path, AccessFlags::X_OK).is_ok()) {
+        Some(found) => Ok(found.clone()),
+        None => Err(Error::NoCriu { searched }),
+    }
+}
