@@ -62,10 +62,7 @@ const GRACE: Duration = Duration::from_secs(20);
 impl Criu {
     /// Asks, answers events, and hears criu out. The answer is a successful one.
     pub(super) fn talk(&self, mut ask: Ask<'_>) -> Result<(CriuResp, Option<Version>)> {
-        let deadline = match ask.request {
-            Request::Restore => None, // a restore that is cut short leaves half a tree behind
-            _ => self.deadline.and_then(|deadline| Instant::now().checked_add(deadline)),
-        };
+        let deadline = self.deadline.and_then(|deadline| Instant::now().checked_add(deadline));
         let sibling = SiblingRoot::expected(&ask);
         let connection = self.connect(&mut ask)?;
         let mut talk =
@@ -138,6 +135,9 @@ impl Talk {
                 End::Answer(answer) => self.version = version(*answer),
                 other => return Ok(other),
             }
+        }
+        if ask.request == Request::Restore {
+            self.deadline = None; // a restore that is cut short leaves half a tree behind
         }
         if let Some(opts) = &mut ask.opts {
             self.complete(opts, ask.hooks.as_deref(), matches!(ask.files, Files::InFolder(_)))?;
