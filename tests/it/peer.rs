@@ -234,6 +234,8 @@ pub(crate) struct Opts {
     pub(crate) timeout: Option<u32>,
     #[prost(int32, optional, tag = "64")]
     pub(crate) network_lock: Option<i32>,
+    #[prost(string, optional, tag = "68")]
+    pub(crate) images_dir: Option<String>,
     #[prost(bool, optional, tag = "69")]
     pub(crate) leave_stopped: Option<bool>,
     #[prost(bool, optional, tag = "71")]
@@ -247,6 +249,8 @@ pub(crate) struct Resp {
     pub(crate) kind: i32,
     #[prost(bool, required, tag = "2")]
     pub(crate) success: bool,
+    #[prost(message, optional, tag = "3")]
+    pub(crate) dump: Option<DumpResp>,
     #[prost(message, optional, tag = "4")]
     pub(crate) restore: Option<RestoreResp>,
     #[prost(message, optional, tag = "5")]
@@ -259,6 +263,12 @@ pub(crate) struct Resp {
     pub(crate) errmsg: Option<String>,
     #[prost(message, optional, tag = "10")]
     pub(crate) version: Option<Version>,
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+pub(crate) struct DumpResp {
+    #[prost(bool, optional, tag = "1")]
+    pub(crate) restored: Option<bool>,
 }
 
 #[derive(Clone, PartialEq, Message)]

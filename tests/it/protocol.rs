@@ -11,7 +11,7 @@ use std::{
 
 use criu_rpc::{
     Cause, Criu, DumpOptions, Error, Request, RestoreOptions, Result, Target, Version,
-    options::{CgroupMode, LogLevel, NetworkLock},
+    options::{CgroupMode, CpuCap, LogLevel, NetworkLock},
     rpc::{Event, Hooks, Lend, NoHooks},
 };
 use nix::{
@@ -466,12 +466,12 @@ fn options_arrive_as_they_were_set() {
         .log_file("mine.log")
         .root("/new/root")
         .parent_img("../before")
-        .cpu_cap(3u32)
+        .cpu_cap(CpuCap::FPU | CpuCap::CPU)
         .manage_cgroups_mode(CgroupMode::Ignore)
         .ghost_limit(u32::MAX)
         .external("mnt[/a]:a")
         .external("dev[1/2]:b")
-        .timeout(7u32)
+        .timeout(Duration::from_secs(7))
         .network_lock(NetworkLock::Skip)
         .leave_stopped(true);
     let (images, work) = (Folder::new(), Folder::new());

@@ -15,8 +15,8 @@ use std::{
 };
 
 use criu_rpc::{
-    Criu, DumpOptions, Error, Failure, RestoreOptions,
-    rpc::{Lend, NoHooks},
+    Criu, DumpOptions, Error, Failure, RestoreOptions, Result, Version,
+    rpc::{Dumped, Lend, NoHooks, SelfDump},
 };
 use nix::{
     errno::Errno,
@@ -27,7 +27,12 @@ use nix::{
     unistd::{Pid, close, dup, dup2_stderr, dup2_stdin, dup2_stdout},
 };
 
-use crate::stores::Folder;
+use prost::Message;
+
+use crate::{
+    peer::{self, DumpResp, Kind, Req, Resp},
+    stores::Folder,
+};
 
 // What criu gets.
 
@@ -284,6 +289,118 @@ fn a_child_of_criu_that_holds_the_socket_keeps_nobody_waiting() {
     assert_eq!(gone(&error).exit.unwrap().code(), Some(5));
 }
 
+// A conversation with a criu that we started.
+
+#[test]
+fn the_version_is_asked_first_on_the_same_connection() {
+    let script = StandIn::talking((4, 2), &says(Resp::good(Kind::Dump)));
+    assert_eq!(dumped(&script.criu()).unwrap().version, Some(Version::new(4, 2, 0)));
+    let [first, second] = script.heard();
+    let expected = Req { kind: Kind::Version as i32, keep_open: Some(true), ..Req::default() };
+    assert_eq!(first, expected);
+    assert_eq!(second.kind, Kind::Dump as i32);
+    assert_eq!(second.opts.unwrap().log_to_stderr, Some(true));
+}
+
+#[test]
+fn a_criu_that_cannot_log_to_its_standard_error_is_not_asked_to() {
+    let script = StandIn::talking((3, 18), &says(Resp::good(Kind::Dump)));
+    dumped(&script.criu()).unwrap();
+    let [_, second] = script.heard();
+    assert_eq!(second.opts.unwrap().log_to_stderr, None);
+}
+
+#[test]
+fn the_log_on_standard_error_comes_with_a_failure() {
+    let log = "echo '(00.1) Error (criu/x.c:1): it hurts' >&2; echo '(00.2) a detail' >&2; echo ouch >&2; ";
+    let script = StandIn::talking((4, 2), &format!("{log}{}", says(Resp::bad(Kind::Dump))));
+    let error = dumped(&script.criu()).unwrap_err();
+    let Error::Criu(failure) = &error else { panic!("{error}") };
+    assert_eq!((failure.log.as_slice(), failure.stderr.as_str()), (&["it hurts".to_owned()][..], "ouch\n"));
+    assert_eq!(failure.version, Some(Version::new(4, 2, 0)));
+    assert_eq!(failure.exit.unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_criu_that_is_killed_in_a_dump_is_told_with_all_that_is_known() {
+    let script = StandIn::talking((4, 2), "kill -KILL $$");
+    let error = dumped(&script.criu()).unwrap_err();
+    let failure = gone(&error);
+    assert_eq!(failure.exit.unwrap().signal(), Some(Signal::SIGKILL as i32));
+    assert_eq!(failure.version, Some(Version::new(4, 2, 0)));
+}
+
+#[test]
+fn a_dump_past_its_deadline_fails_by_itself_and_is_not_killed() {
+    // As criu does: it writes until it cannot, puts things right, and says so.
+    let writes =
+        "while echo image >>\"$folder/image\"; do sleep 0.01; done 2>/dev/null; mkdir \"$folder/righted\"; ";
+    let script = StandIn::talking((4, 2), &format!("{writes}{}", says(Resp::bad(Kind::Dump))));
+    let error = dumped(&script.criu().deadline(Duration::from_millis(500))).unwrap_err();
+    assert!(matches!(error, Error::TimedOut(_)), "{error}");
+    assert_eq!(error.failure().unwrap().exit.unwrap().code(), Some(0));
+    assert!(script.0.join("righted").is_dir());
+}
+
+#[test]
+fn a_restore_is_given_up_at_the_deadline_while_nothing_exists_yet() {
+    let script = StandIn::doing("exec sleep 60");
+    let folder = Folder::new();
+    let images = File::open(&*folder).unwrap();
+    let criu = script.criu().deadline(Duration::from_millis(100));
+    let error = criu.restore(&RestoreOptions::default(), Lend::images(&images), &mut NoHooks).unwrap_err();
+    assert!(matches!(error, Error::TimedOut(_)), "{error}");
+}
+
+#[test]
+fn a_restore_that_has_begun_is_not_cut_short() {
+    let script = StandIn::talking((4, 2), &format!("sleep 0.6; {}", says(Resp::bad(Kind::Restore))));
+    let folder = Folder::new();
+    let images = File::open(&*folder).unwrap();
+    let criu = script.criu().deadline(Duration::from_millis(400));
+    let error = criu.restore(&RestoreOptions::default(), Lend::images(&images), &mut NoHooks).unwrap_err();
+    assert!(matches!(error, Error::Criu(_)), "{error}");
+}
+
+#[test]
+fn a_self_dump_names_its_folder_by_criu_s_own_descriptor_and_returns_twice() {
+    for restored in [None, Some(true)] {
+        let answer = Resp { dump: Some(DumpResp { restored }), ..Resp::good(Kind::Dump) };
+        let script = StandIn::talking((4, 2), &says(answer));
+        let folder = Folder::new();
+        let side = script.criu().dump_self(&DumpOptions::default(), &folder).unwrap();
+        assert_eq!(matches!(side, SelfDump::Restored), restored == Some(true), "{side:?}");
+        let [_, second] = script.heard();
+        let opts = second.opts.unwrap();
+        assert_eq!((opts.images_dir_fd, opts.images_dir.as_deref()), (Some(-1), Some("/proc/self/fd/4")));
+        assert_eq!((opts.pid, opts.leave_running), (i32::try_from(process::id()).ok(), Some(true)));
+        assert_eq!(opts.notify_scripts, None);
+        assert_eq!(script.descriptors()[&4], folder.to_str().unwrap());
+        assert_eq!(fs::read_dir(&*folder).unwrap().count(), 0, "its output stayed among the images");
+    }
+}
+
+#[test]
+fn a_self_dump_by_a_criu_that_is_too_old_is_refused() {
+    let script = StandIn::talking((3, 18), "");
+    let folder = Folder::new();
+    let error = script.criu().dump_self(&DumpOptions::default(), &folder).unwrap_err();
+    assert!(matches!(error, Error::Options { .. }), "{error}");
+}
+
+/// A dump of this process, in name: nobody touches it.
+fn dumped(criu: &Criu) -> Result<Dumped> {
+    let folder = Folder::new();
+    let images = File::open(&*folder).unwrap();
+    criu.dump(process::id(), &DumpOptions::default(), Lend::images(&images), &mut NoHooks)
+}
+
+/// The shell's words for sending a message.
+fn says(message: Resp) -> String {
+    let bytes: String = message.encode_to_vec().iter().map(|byte| format!("\\{byte:03o}")).collect();
+    format!("printf '{bytes}' >&3")
+}
+
 // What stays behind: nothing.
 
 #[test]
@@ -380,6 +497,19 @@ impl StandIn {
     /// A script that writes down how it was started, does this, and ends.
     fn doing(commands: &str) -> StandIn {
         StandIn::saying(&format!("{HEAD}{commands}\n"))
+    }
+
+    /// A script that says it is this release of criu, hears one request more, and does this.
+    fn talking((major, minor): (i32, i32), commands: &str) -> StandIn {
+        let version = Some(peer::Version { major, minor, ..peer::Version::default() });
+        let answer = says(Resp { version, ..Resp::good(Kind::Version) });
+        let hears = |name| format!("dd bs=65536 count=1 <&3 >\"$folder/{name}\" 2>/dev/null");
+        StandIn::doing(&format!("{}\n{answer}\n{}\n{commands}", hears("first"), hears("second")))
+    }
+
+    /// The requests that it heard.
+    fn heard(&self) -> [Req; 2] {
+        ["first", "second"].map(|name| Req::decode(fs::read(self.0.join(name)).unwrap().as_slice()).unwrap())
     }
 
     /// A program of this text.
