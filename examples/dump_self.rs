@@ -5,52 +5,67 @@
 //! cargo run --example dump_self -- revive DIGEST    the process of that capture goes on
 //! ```
 //!
-//! Captures go into the folder `captures`, or `$CAPTURES`. criu needs root; with `$PLACEHOLDER` set, a criu that
-//! cannot work here makes a placeholder instead of an error.
+//! Captures go into the folder `captures`, or `$CAPTURES`. criu needs root.
 
-use std::{env, error::Error, process, thread, time::Duration};
+use std::{
+    env,
+    error::Error,
+    process::{self, ExitCode},
+    thread,
+    time::Duration,
+};
 
-use criu_rpc::{Capture, Digest256, FsBlobStore, ProcsCapture, ProcsRestore};
+use criu_rpc::{Capture, Digest256, FsBlobStore, ProcsBlob, ProcsCapture, ProcsRestore, Stored};
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            explain(&*error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
     let store = FsBlobStore::open(env::var_os("CAPTURES").unwrap_or("captures".into()))?;
     let arguments: Vec<String> = env::args().skip(1).collect();
-    let result = match &arguments[..] {
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => count(&store),
-        [word, digest] if word == "revive" => revive(&store, &digest.parse()?),
+        ["revive", digest] => revive(&store, &digest.parse()?),
         _ => Err("usage: dump_self [revive DIGEST]".into()),
-    };
-    if let Err(error) = &result {
-        explain(&**error);
     }
-    result.map_err(|_| "see above".into())
 }
 
 /// Counts to ten in memory, and captures itself half way.
 fn count(store: &FsBlobStore) -> Result<(), Box<dyn Error>> {
-    let placeholder = env::var_os("PLACEHOLDER").is_some();
-    let capture = ProcsCapture::new([process::id()]).placeholder_if_unusable(placeholder);
-    println!("process {}: I count in memory, and capture myself at 5", process::id());
+    let me = process::id();
+    println!("process {me}: I count in memory, and capture myself at 5");
     for number in 1..=10 {
-        println!("process {}: {number}", process::id());
+        println!("process {me}: {number}");
         if number == 5 {
-            match capture.run(store)? {
-                Capture::Stored(stored) => {
-                    println!("process {}: captured as {}", process::id(), stored.digest);
-                    println!("    {} bytes in the store", stored.bytes);
-                    match stored.frozen {
-                        Some(frozen) => println!("    I stood still for {frozen:.1?}"),
-                        None => println!("    a placeholder: {:?}", stored.manifest),
-                    }
-                }
-                Capture::Revived => println!("process {}: I am back, and go on from {number}", process::id()),
+            match ProcsCapture::new([me]).placeholder_if_unusable(true).run(store)? {
+                Capture::Stored(stored) => tell(&stored),
+                Capture::Revived => println!("process {me}: I am back, and go on from {number}"),
                 _ => {}
             }
         }
         thread::sleep(Duration::from_millis(100));
     }
-    println!("process {}: done", process::id());
+    println!("process {me}: done");
     Ok(())
+}
+
+fn tell(stored: &Stored) {
+    println!("captured as {}", stored.digest);
+    println!("  {} bytes in the store", stored.bytes);
+    if let ProcsBlob::Unsupported { unsupported_on, note } = &stored.manifest {
+        println!("  a placeholder: unsupported on {unsupported_on}");
+        println!("  {note}");
+    }
+    if let Some(frozen) = stored.frozen {
+        println!("  process {} stood still for {:.1} ms", process::id(), frozen.as_secs_f64() * 1e3);
+    }
 }
 
 /// Brings the process of a capture back, and waits for its end.
@@ -69,11 +84,14 @@ fn revive(store: &FsBlobStore, digest: &Digest256) -> Result<(), Box<dyn Error>>
 
 /// Says what went wrong, and what to do.
 fn explain(error: &(dyn Error + 'static)) {
-    eprintln!("error: {error}");
-    let Some(error) = error.downcast_ref::<criu_rpc::Error>() else { return };
-    match (error.failure(), error.advice()) {
-        (Some(failure), _) => eprint!("{}", failure.report()),
-        (None, Some(advice)) => eprintln!("  what to do: {advice}"),
-        (None, None) => {}
+    match error.downcast_ref::<criu_rpc::Error>().map(|error| (error.failure(), error.advice())) {
+        Some((Some(failure), _)) => eprint!("error: {}", failure.report()),
+        Some((None, Some(advice))) => eprintln!("error: {error}\n  what to do:  {advice}"),
+        _ => eprintln!("error: {error}"),
+    }
+    let mut source = error.source();
+    while let Some(cause) = source {
+        eprintln!("  because:     {cause}");
+        source = cause.source();
     }
 }

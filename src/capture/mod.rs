@@ -5,7 +5,7 @@ mod pipeline;
 use std::{path::PathBuf, time::Duration};
 
 use crate::{
-    BlobStore, Digest256, DumpOptions, Error, Pid, ProcsBlob, Result,
+    BlobStore, Cause, Digest256, DumpOptions, Error, Pid, ProcsBlob, Result,
     archive::{Trees, pack},
     platform::{self, Job, Outcome, Unsupported},
 };
@@ -120,7 +120,8 @@ impl ProcsCapture {
     }
 
     /// Whether to store the placeholder when criu is there but cannot work here, too, instead of failing: because of
-    /// a privilege it lacks, or a kernel that is too new for it.
+    /// a privilege it lacks, or a kernel that is too new for it. Also when the [`criu`](ProcsCapture::criu) that was
+    /// named is not there. The placeholder's note says what to do.
     #[must_use]
     pub fn placeholder_if_unusable(mut self, on: bool) -> ProcsCapture {
         self.placeholder = on;
@@ -215,11 +216,12 @@ fn put(manifest: ProcsBlob, store: &dyn BlobStore) -> Result<Stored> {
 
 /// The error as a reason for a placeholder, if it says that criu cannot work here at all.
 fn unusable(error: &Error) -> Option<Unsupported> {
-    use crate::Cause;
-    let failure = error.failure()?;
-    let why = match failure.cause {
-        Cause::TooOldForKernel | Cause::NotPrivileged => failure.to_string(),
+    let (on, what) = match (error, error.failure()) {
+        (Error::NoCriu { .. }, _) => ("linux-no-criu", error.to_string()),
+        (_, Some(failure)) if matches!(failure.cause, Cause::TooOldForKernel | Cause::NotPrivileged) => {
+            (std::env::consts::OS, failure.cause.to_string())
+        }
         _ => return None,
     };
-    Some(Unsupported { on: std::env::consts::OS, why })
+    Some(Unsupported { on, why: format!("{what}; {}", error.advice()?) })
 }

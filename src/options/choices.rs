@@ -1,6 +1,11 @@
 //! The options that choose among a few ways.
 
-use crate::proto::rpc::{CriuCgMode, CriuNetworkLockMethod};
+use std::ops::BitOr;
+
+use crate::proto::rpc::{
+    CgroupRoot as WireCgroupRoot, CriuCgMode, CriuNetworkLockMethod, CriuPageServerInfo, CriuPreDumpMode,
+    JoinNamespace as WireJoinNamespace,
+};
 
 /// How much criu tells in its log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -79,5 +84,172 @@ impl NetworkLock {
             NetworkLock::Skip => CriuNetworkLockMethod::Skip,
         };
         method.into()
+    }
+}
+
+/// How a pre-dump reads memory. `--pre-dump-mode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum PreDumpMode {
+    /// By code that criu puts into the tasks, while they are frozen. criu's default.
+    Splice,
+    /// From outside, by `process_vm_readv`, while they run.
+    VmRead,
+}
+
+impl PreDumpMode {
+    pub(super) fn wire(self) -> i32 {
+        let mode = match self {
+            PreDumpMode::Splice => CriuPreDumpMode::Splice,
+            PreDumpMode::VmRead => CriuPreDumpMode::VmRead,
+        };
+        mode.into()
+    }
+}
+
+/// Which of the processor's features must be the same at restore. `--cpu-cap`.
+///
+/// ```
+/// use criu_rpc::{DumpOptions, options::CpuCap};
+///
+/// let options = DumpOptions::default().cpu_cap(CpuCap::FPU | CpuCap::INS);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct CpuCap(u32);
+
+impl CpuCap {
+    /// None of them.
+    pub const NONE: CpuCap = CpuCap(0);
+    /// Those of the floating point unit.
+    pub const FPU: CpuCap = CpuCap(1);
+    /// All of them, to the letter.
+    pub const CPU: CpuCap = CpuCap(2);
+    /// The instructions that programs may use.
+    pub const INS: CpuCap = CpuCap(4);
+
+    pub(super) fn wire(self) -> u32 {
+        self.0
+    }
+}
+
+impl BitOr for CpuCap {
+    type Output = CpuCap;
+
+    fn bitor(self, other: CpuCap) -> CpuCap {
+        CpuCap(self.0 | other.0)
+    }
+}
+
+/// Where a page server listens. `--address`, `--port`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PageServerAddress {
+    host: Option<String>,
+    port: u16,
+}
+
+impl PageServerAddress {
+    /// A host and a port. To connect, the host may be a name; to listen, it is a number, and port 0 means any.
+    pub fn tcp(host: impl Into<String>, port: u16) -> PageServerAddress {
+        PageServerAddress { host: Some(host.into()), port }
+    }
+
+    /// To listen on all addresses of IPv4, on this port. Whoever can reach it can write into the images.
+    pub fn any(port: u16) -> PageServerAddress {
+        PageServerAddress { host: None, port }
+    }
+
+    pub(super) fn wire(self) -> CriuPageServerInfo {
+        CriuPageServerInfo {
+            address: self.host,
+            port: Some(self.port.into()),
+            ..CriuPageServerInfo::default()
+        }
+    }
+}
+
+/// Another place for control groups. `--cgroup-root`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct CgroupRoot {
+    controller: Option<String>,
+    path: String,
+}
+
+impl CgroupRoot {
+    /// For all controllers.
+    pub fn all(path: impl Into<String>) -> CgroupRoot {
+        CgroupRoot { controller: None, path: path.into() }
+    }
+
+    /// For one controller.
+    pub fn of(controller: impl Into<String>, path: impl Into<String>) -> CgroupRoot {
+        CgroupRoot { controller: Some(controller.into()), path: path.into() }
+    }
+
+    pub(super) fn wire(self) -> WireCgroupRoot {
+        WireCgroupRoot { ctrl: self.controller, path: self.path }
+    }
+}
+
+/// A namespace to restore empty. `--empty-ns`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum EmptyNamespace {
+    /// The network namespace, without its devices, addresses and rules.
+    Net,
+}
+
+impl EmptyNamespace {
+    pub(super) fn wire(self) -> u32 {
+        match self {
+            EmptyNamespace::Net => 0x4000_0000,
+        }
+    }
+}
+
+/// A namespace that exists, for a restored tree to join. `--join-ns`. criu 2.3.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct JoinNamespace {
+    kind: &'static str,
+    file: String,
+    extra: Option<String>,
+}
+
+impl JoinNamespace {
+    /// A network namespace: a path such as `/run/netns/name`, or the number of a process in it.
+    pub fn net(file: impl Into<String>) -> JoinNamespace {
+        JoinNamespace::of("net", file)
+    }
+
+    /// A namespace of host names.
+    pub fn uts(file: impl Into<String>) -> JoinNamespace {
+        JoinNamespace::of("uts", file)
+    }
+
+    /// A namespace of System V and POSIX objects.
+    pub fn ipc(file: impl Into<String>) -> JoinNamespace {
+        JoinNamespace::of("ipc", file)
+    }
+
+    /// A namespace of clocks.
+    pub fn time(file: impl Into<String>) -> JoinNamespace {
+        JoinNamespace::of("time", file)
+    }
+
+    /// A mount namespace.
+    pub fn mnt(file: impl Into<String>) -> JoinNamespace {
+        JoinNamespace::of("mnt", file)
+    }
+
+    /// A user namespace, and the user and group to be in it.
+    pub fn user(file: impl Into<String>, uid: u32, gid: u32) -> JoinNamespace {
+        JoinNamespace { extra: Some(format!("{uid},{gid}")), ..JoinNamespace::of("user", file) }
+    }
+
+    fn of(kind: &'static str, file: impl Into<String>) -> JoinNamespace {
+        JoinNamespace { kind, file: file.into(), extra: None }
+    }
+
+    pub(super) fn wire(self) -> WireJoinNamespace {
+        WireJoinNamespace { ns: self.kind.to_owned(), ns_file: self.file, extra_opt: self.extra }
     }
 }

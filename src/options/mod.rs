@@ -4,13 +4,21 @@
 //! request (files) is not here, but in [`Lend`](crate::rpc::Lend).
 
 mod choices;
+mod raw;
+mod resource;
 mod table;
 
 use std::{fmt, marker::PhantomData};
 
-use prost::Message;
-
-pub use self::choices::{CgroupMode, LogLevel, NetworkLock};
+pub(crate) use self::table::younger_fields;
+pub use self::{
+    choices::{
+        CgroupMode, CgroupRoot, CpuCap, EmptyNamespace, JoinNamespace, LogLevel, NetworkLock,
+        PageServerAddress, PreDumpMode,
+    },
+    raw::RawValue,
+    resource::External,
+};
 use crate::proto::rpc::CriuOpts;
 
 /// What a request can be told: plain data, which can be defaulted, copied and compared.
@@ -26,6 +34,8 @@ use crate::proto::rpc::CriuOpts;
 /// ```
 pub struct Options<For> {
     wire: CriuOpts,
+    /// Fields that the message has no place for, encoded.
+    raw: Vec<u8>,
     request: PhantomData<For>,
 }
 
@@ -35,6 +45,15 @@ pub type DumpOptions = Options<Dump>;
 /// What a restore can be told. See [`Options`].
 pub type RestoreOptions = Options<Restore>;
 
+/// What a pre-dump can be told. See [`Options`].
+pub type PreDumpOptions = Options<PreDump>;
+
+/// What a page server can be told. See [`Options`].
+pub type PageServerOptions = Options<Serve>;
+
+/// What can be told about the processor's features. See [`Options`].
+pub type CpuInfoOptions = Options<Cpu>;
+
 /// Marks the options of a dump.
 #[derive(Debug)]
 pub enum Dump {}
@@ -43,10 +62,27 @@ pub enum Dump {}
 #[derive(Debug)]
 pub enum Restore {}
 
+/// Marks the options of a pre-dump.
+#[derive(Debug)]
+pub enum PreDump {}
+
+/// Marks the options of a page server.
+#[derive(Debug)]
+pub enum Serve {}
+
+/// Marks the options of a look at the processor.
+#[derive(Debug)]
+pub enum Cpu {}
+
 impl<For> Options<For> {
     /// The message as it goes over the wire; the client adds what it lends.
     pub(crate) fn wire(&self) -> CriuOpts {
         self.wire.clone()
+    }
+
+    /// What [`raw_field`](Options::raw_field) added to the message.
+    pub(crate) fn raw(&self) -> &[u8] {
+        &self.raw
     }
 }
 
@@ -54,29 +90,29 @@ impl<For> Default for Options<For> {
     /// Everything as criu does it by itself; criu logs errors and warnings.
     fn default() -> Options<For> {
         let wire = CriuOpts { images_dir_fd: -1, ..CriuOpts::default() };
-        Options { wire, request: PhantomData }
+        Options { wire, raw: Vec::new(), request: PhantomData }
     }
 }
 
 impl<For> Clone for Options<For> {
     fn clone(&self) -> Options<For> {
-        Options { wire: self.wire.clone(), request: PhantomData }
+        Options { wire: self.wire.clone(), raw: self.raw.clone(), request: PhantomData }
     }
 }
 
 impl<For> PartialEq for Options<For> {
     fn eq(&self, other: &Options<For>) -> bool {
-        self.wire == other.wire
+        self.wire == other.wire && self.raw == other.raw
     }
 }
 
 impl<For> fmt::Debug for Options<For> {
     /// The fields that were set.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.wire.encoded_len() == Self::default().wire.encoded_len() {
+        if *self == Options::default() {
             return f.write_str("Options(default)");
         }
-        write!(f, "Options({:?})", self.wire)
+        f.debug_tuple("Options").field(&self.wire).finish()
     }
 }
 

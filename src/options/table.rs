@@ -1,65 +1,112 @@
 //! The table: one row a field of `criu_opts`, in the order of criu's own numbers.
 //!
-//! A row names its kind (`flag`, `value`, `choice`, `list`), its field as criu does, and the requests that can
-//! use it. A field that is not a row is in [`WITHHELD`], with the reason; the test at the foot sees to that.
+//! A row names its kind, its field as criu does, the requests that can use it, and the release of criu that has it if
+//! that is younger than 3.0. A field that is not a row is in [`WITHHELD`], with the reason; the test at the foot sees to
+//! that. Kinds: `flag`; `value` (whatever converts into its type), `choice` (a type of ours, by its `wire`), `seconds` (a
+//! [`Duration`](std::time::Duration)), and of lists `list` and `each`, as `value` and `choice`.
 
-use super::{CgroupMode, Dump, LogLevel, NetworkLock, Options, Restore};
+use std::time::Duration;
+
+use super::{
+    CgroupMode, CgroupRoot, Cpu, CpuCap, Dump, EmptyNamespace, JoinNamespace, LogLevel, NetworkLock, Options,
+    PageServerAddress, PreDump, PreDumpMode, Restore, Serve,
+};
+use crate::{Version, proto::rpc::CriuOpts};
 
 macro_rules! rows {
-    ($( $(#[$doc:meta])* $kind:ident $field:ident $(: $type:ty)? , $($request:ident)+ ; )*) => {
-        $( rows!(@each [$($request)+] $kind $field [$($type)?] $(#[$doc])*); )*
+    ($( $(#[$doc:meta])* $kind:ident $field:ident $(: $type:ty)? , $($request:ident)+ $(, $major:literal $minor:literal)? ; )*) => {
+        $( rows!(@split [$($request)+] $kind $field [$($type)?] [$(#[$doc])*]); )*
+
+        /// The fields that are set and that criu does not know before some release.
+        pub(crate) fn younger_fields(opts: &CriuOpts) -> Vec<(&'static str, Version)> {
+            let mut fields = Vec::new();
+            $( $( if opts.$field.is_set() {
+                fields.push((stringify!($field), Version::new($major, $minor, 0)));
+            } )? )*
+            fields
+        }
 
         #[cfg(test)]
         const ROWS: &[&str] = &[$(stringify!($field)),*];
     };
-    (@each [$($request:ident)+] $kind:ident $field:ident $type:tt $(#[$doc:meta])*) => {
-        rows!(@split [$($request)+] $kind $field $type [$(#[$doc])*]);
-    };
     (@split [$($request:ident)+] $kind:ident $field:ident $type:tt $docs:tt) => {
         $( rows!(@method $request $kind $field $type $docs); )+
     };
-    (@method $request:ident flag $field:ident [] [$(#[$doc:meta])*]) => {
+    (@method $request:ident $kind:ident $field:ident $type:tt [$(#[$doc:meta])*]) => {
         impl Options<$request> {
-            $(#[$doc])*
-            #[must_use]
-            pub fn $field(mut self, on: bool) -> Self {
-                self.wire.$field = Some(on);
-                self
-            }
+            rows!(@body $kind $field $type [$(#[$doc])*]);
         }
     };
-    (@method $request:ident value $field:ident [$type:ty] [$(#[$doc:meta])*]) => {
-        impl Options<$request> {
-            $(#[$doc])*
-            #[must_use]
-            pub fn $field(mut self, value: impl Into<$type>) -> Self {
-                self.wire.$field = Some(value.into());
-                self
-            }
+    (@body flag $field:ident [] [$(#[$doc:meta])*]) => {
+        $(#[$doc])*
+        #[must_use]
+        pub fn $field(mut self, on: bool) -> Self {
+            self.wire.$field = Some(on);
+            self
         }
     };
-    (@method $request:ident choice $field:ident [$type:ty] [$(#[$doc:meta])*]) => {
-        impl Options<$request> {
-            $(#[$doc])*
-            #[must_use]
-            pub fn $field(mut self, choice: $type) -> Self {
-                self.wire.$field = Some(choice.wire());
-                self
-            }
+    (@body value $field:ident [$type:ty] [$(#[$doc:meta])*]) => {
+        $(#[$doc])*
+        #[must_use]
+        pub fn $field(mut self, value: impl Into<$type>) -> Self {
+            self.wire.$field = Some(value.into());
+            self
         }
     };
-    (@method $request:ident list $field:ident [$type:ty] [$(#[$doc:meta])*]) => {
-        impl Options<$request> {
-            $(#[$doc])*
-            ///
-            /// Call it once for each.
-            #[must_use]
-            pub fn $field(mut self, one: impl Into<$type>) -> Self {
-                self.wire.$field.push(one.into());
-                self
-            }
+    (@body choice $field:ident [$type:ty] [$(#[$doc:meta])*]) => {
+        $(#[$doc])*
+        #[must_use]
+        pub fn $field(mut self, choice: $type) -> Self {
+            self.wire.$field = Some(choice.wire());
+            self
         }
     };
+    (@body seconds $field:ident [] [$(#[$doc:meta])*]) => {
+        $(#[$doc])*
+        #[must_use]
+        pub fn $field(mut self, time: Duration) -> Self {
+            let seconds = time.as_secs().saturating_add((time.subsec_nanos() > 0).into());
+            self.wire.$field = Some(u32::try_from(seconds).unwrap_or(u32::MAX));
+            self
+        }
+    };
+    (@body list $field:ident [$type:ty] [$(#[$doc:meta])*]) => {
+        $(#[$doc])*
+        ///
+        /// Call it once for each.
+        #[must_use]
+        pub fn $field(mut self, one: impl Into<$type>) -> Self {
+            self.wire.$field.push(one.into());
+            self
+        }
+    };
+    (@body each $field:ident [$type:ty] [$(#[$doc:meta])*]) => {
+        $(#[$doc])*
+        ///
+        /// Call it once for each.
+        #[must_use]
+        pub fn $field(mut self, one: $type) -> Self {
+            self.wire.$field.push(one.wire());
+            self
+        }
+    };
+}
+
+/// Whether a field of the message says anything.
+trait IsSet {
+    fn is_set(&self) -> bool;
+}
+
+impl<T> IsSet for Option<T> {
+    fn is_set(&self) -> bool {
+        self.is_some()
+    }
+}
+
+impl<T> IsSet for Vec<T> {
+    fn is_set(&self) -> bool {
+        !self.is_empty()
+    }
 }
 
 rows! {
@@ -79,27 +126,29 @@ rows! {
     /// Carry file locks along. A restore that is not told the same drops them without a word.
     flag file_locks, Dump Restore;
     /// How much criu logs. What it logs comes back in a [`Failure`](crate::Failure).
-    choice log_level: LogLevel, Dump Restore;
+    choice log_level: LogLevel, Dump PreDump Restore Serve Cpu;
     /// Write the log into this file of the work folder instead of handing it to the caller. A name, not a path.
-    value log_file: String, Dump Restore;
+    value log_file: String, Dump PreDump Restore Serve Cpu;
+    /// Send the memory to the page server at this address instead of writing it into the folder of images; for a page
+    /// server itself, where to listen. Over a socket of the caller's: [`Lend::page_server`](crate::rpc::Lend).
+    choice ps: PageServerAddress, Dump PreDump Serve;
     /// The folder that becomes the root of a restored mount namespace; a mount point.
     value root: String, Dump Restore;
     /// The folder of the images before these, relative to the folder of the images: pages that are there
     /// already are left out. Needs a kernel that tracks changes of memory.
-    value parent_img: String, Dump;
+    value parent_img: String, Dump PreDump Serve;
     /// Start to track changes of memory, for the next dump. Needs `CONFIG_MEM_SOFT_DIRTY`.
     flag track_mem, Dump;
     /// Dump: remove pages from the parent images that these replace. Restore: remove pages from the images as they
     /// are loaded. Destroys images: never for files that anything else uses.
-    flag auto_dedup, Dump Restore;
+    flag auto_dedup, Dump PreDump Restore Serve;
     /// Hard-link deleted files that still have a name elsewhere, so that they can be dumped. Such images are good
     /// for one restore.
     flag link_remap, Dump;
-    /// Which of the processor's features must be the same at restore: bits 1 (floating point), 2 (all) and
-    /// 4 (instructions); 0 for none.
-    value cpu_cap: u32, Dump Restore;
+    /// Which of the processor's features must be the same at restore.
+    choice cpu_cap: CpuCap, Dump Restore Cpu;
     /// Find the paths of watched files by searching.
-    flag force_irmap, Dump;
+    flag force_irmap, Dump PreDump;
     /// The program that criu becomes after the restore, and its arguments.
     list exec_cmd: String, Restore;
     /// Make the root task a child of the caller, not of criu, so that the caller can wait for it.
@@ -116,14 +165,20 @@ rows! {
     list enable_fs: String, Dump Restore;
     /// What to do with control groups.
     choice manage_cgroups_mode: CgroupMode, Dump Restore;
+    /// Another place for the control groups of a controller, or of all.
+    each cg_root: CgroupRoot, Dump Restore;
     /// The largest deleted file to store in the images, in bytes of allocated blocks. criu's own limit is 1 MiB.
     value ghost_limit: u32, Dump;
     /// One more folder to search with [`force_irmap`](Self::force_irmap).
-    list irmap_scan_paths: String, Dump;
+    list irmap_scan_paths: String, Dump PreDump;
     /// A resource that criu is to treat as somebody else's: `mnt[/path]:label`, `dev[major/minor]:label`,
     /// `file[mount:inode]`, `tty[rdev:dev]` (hexadecimal), `unix[inode]`, `net[inode]:label`,
     /// `pid[inode]:label`, `veth[inner]:outer`.
     list external: String, Dump Restore;
+    /// A namespace to restore empty, for the caller to fill.
+    choice empty_ns: EmptyNamespace, Dump Restore;
+    /// A namespace that exists, for the tree to join.
+    each join_ns: JoinNamespace, Restore;
     /// Properties of control groups to dump, as criu's manual writes them.
     value cgroup_props: String, Dump;
     /// A file with such properties.
@@ -131,51 +186,54 @@ rows! {
     /// A controller of control groups to dump; without any, all.
     list cgroup_dump_controller: String, Dump;
     /// Freeze the tree through this control group, instead of one task after the other.
-    value freeze_cgroup: String, Dump;
-    /// How long criu may take to freeze the tree, in seconds; 10 by itself.
-    value timeout: u32, Dump;
+    value freeze_cgroup: String, Dump PreDump;
+    /// How long criu may take to freeze the tree, in whole seconds, rounded up; 10 by itself. It does not cover what
+    /// comes after the freezing; for that there is [`Criu::deadline`](crate::rpc::Criu::deadline).
+    seconds timeout, Dump PreDump;
     /// Leave out TCP connections that nobody has accepted yet.
     flag tcp_skip_in_flight, Dump;
     /// Skip kernel settings that do not exist here.
     flag weak_sysctls, Restore;
     /// Dump: keep memory out of the images, and serve it afterwards. Restore: fetch memory when it is touched,
     /// from a server on `lazy-pages.socket` in the work folder.
-    flag lazy_pages, Dump Restore;
+    flag lazy_pages, Dump Restore, 3 5;
     /// Hand the masters of orphaned terminals over, at
     /// [`Event::OrphanPtsMaster`](crate::rpc::Event::OrphanPtsMaster).
     flag orphan_pts_master, Dump Restore;
     /// A file of criu's options, which have the last word.
-    value config_file: String, Dump Restore;
+    value config_file: String, Dump PreDump Restore Serve Cpu, 3 11;
     /// Drop TCP connections: the sockets come back closed. A restore must be told the same.
-    flag tcp_close, Dump Restore;
+    flag tcp_close, Dump Restore, 3 12;
     /// The security profile to restore into: `apparmor:name` or `selinux:context`, or `none:`.
-    value lsm_profile: String, Restore;
+    value lsm_profile: String, Restore, 3 12;
     /// The certificate authority for the page server.
-    value tls_cacert: String, Dump;
+    value tls_cacert: String, Dump PreDump Serve, 3 13;
     /// The revoked certificates for the page server.
-    value tls_cacrl: String, Dump;
+    value tls_cacrl: String, Dump PreDump Serve, 3 13;
     /// Our certificate for the page server.
-    value tls_cert: String, Dump;
+    value tls_cert: String, Dump PreDump Serve, 3 13;
     /// The key to our certificate for the page server.
-    value tls_key: String, Dump;
+    value tls_key: String, Dump PreDump Serve, 3 13;
     /// Encrypt what goes to the page server.
-    flag tls, Dump;
+    flag tls, Dump PreDump Serve, 3 13;
     /// Do not check the name in the page server's certificate.
-    flag tls_no_cn_verify, Dump;
+    flag tls_no_cn_verify, Dump PreDump Serve, 3 13;
     /// A folder with mounted control groups, so that criu need not mount them.
-    value cgroup_yard: String, Dump Restore;
+    value cgroup_yard: String, Dump Restore, 3 14;
+    /// How to read memory before the dump.
+    choice pre_dump_mode: PreDumpMode, PreDump, 3 14;
     /// What to use as `context=` of restored mounts.
-    value lsm_mount_context: String, Restore;
+    value lsm_mount_context: String, Restore, 3 16;
     /// How to hold back packets while TCP connections are dumped. criu 3.16.
-    choice network_lock: NetworkLock, Dump;
+    choice network_lock: NetworkLock, Dump, 3 16;
     /// Restore mounts in the way that criu had before 3.17.
-    flag mntns_compat_mode, Restore;
+    flag mntns_compat_mode, Restore, 3 17;
     /// Accept files whose permissions changed since the dump. criu 3.18.
-    flag skip_file_rwx_check, Restore;
+    flag skip_file_rwx_check, Restore, 3 18;
     /// Run without root, with `CAP_CHECKPOINT_RESTORE`. criu 3.18.
-    flag unprivileged, Dump Restore;
+    flag unprivileged, Dump PreDump Restore Cpu, 3 18;
     /// Leave the tree stopped, as by SIGSTOP. criu 3.19 over RPC.
-    flag leave_stopped, Dump Restore;
+    flag leave_stopped, Dump Restore, 3 19;
 }
 
 /// The fields that callers cannot set, and why.
@@ -184,20 +242,15 @@ const WITHHELD: &[(&str, &str)] = &[
     ("images_dir_fd", "lent: Lend::images"),
     ("images_dir", "ours: the folder is lent as a descriptor; by path for a self-dump"),
     ("pid", "a parameter of the call"),
-    ("ps", "not offered yet"),
     ("notify_scripts", "ours: set when there are hooks"),
     ("work_dir_fd", "lent: Lend::work"),
     ("veths", "deprecated: external, veth[inner]:outer"),
     ("ext_mnt", "deprecated: external, mnt[path]:label"),
     ("manage_cgroups", "superseded by manage_cgroups_mode"),
-    ("cg_root", "not offered yet"),
     ("inherit_fd", "lent: Lend::inherit"),
     ("unix_sk_ino", "deprecated: external, unix[inode]"),
-    ("empty_ns", "not offered yet"),
-    ("join_ns", "not offered yet"),
     ("status_fd", "obsolete: Event::StatusReady"),
-    ("pre_dump_mode", "not offered yet"),
-    ("pidfd_store_sk", "not offered yet"),
+    ("pidfd_store_sk", "lent: Lend::pidfd_store"),
     ("display_stats", "ours: statistics are read from stats-dump"),
     ("log_to_stderr", "ours: set when the caller names no log file"),
 ];
@@ -221,6 +274,24 @@ mod tests {
         fields.sort_unstable();
         known.sort_unstable();
         assert_eq!(known, fields);
+    }
+
+    #[test]
+    fn a_field_that_an_old_criu_would_ignore_names_the_release_it_needs() {
+        let options = Options::<Restore>::default().tcp_close(true).leave_stopped(true).shell_job(true);
+        let fields = younger_fields(&options.wire());
+        assert_eq!(
+            fields,
+            [("tcp_close", Version::new(3, 12, 0)), ("leave_stopped", Version::new(3, 19, 0))]
+        );
+    }
+
+    #[test]
+    fn times_are_rounded_up_to_seconds() {
+        let seconds = |time| Options::<Dump>::default().timeout(time).wire().timeout;
+        assert_eq!(seconds(Duration::from_millis(1)), Some(1));
+        assert_eq!(seconds(Duration::from_secs(7)), Some(7));
+        assert_eq!(seconds(Duration::MAX), Some(u32::MAX));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use crate::{
     archive::Trees,
     image::ImageDir,
     platform::{Facts, Job, Keep, Outcome, Unsupported},
+    procfs::Stat,
     rpc::{Event, Hooks, Lend, NoHooks, SelfDump},
 };
 
@@ -25,7 +26,8 @@ use crate::{
 pub(crate) fn checkpoint<T>(job: &Job, keep: Keep<'_, T>) -> Result<Outcome<T>> {
     let criu = match criu(job) {
         Err(Error::NoCriu { searched }) if job.criu.is_none() => {
-            let why = Error::NoCriu { searched }.to_string();
+            let error = Error::NoCriu { searched };
+            let why = format!("{error}; {}", error.advice().unwrap_or_default());
             return Ok(Outcome::Unsupported(Unsupported { on: "linux-no-criu", why }));
         }
         found => found?,
@@ -159,7 +161,18 @@ impl Dump {
                 .map(|dump| dump.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
                 .collect();
             match kept {
-                Some(Ok(kept)) => ends.into_iter().collect::<Result<()>>().map(|()| kept),
+                Some(Ok(kept)) => match ends.into_iter().collect::<Result<()>>() {
+                    // criu was lost after it was told to go on. What matters is whether the trees ended.
+                    Err(error)
+                        if self
+                            .others
+                            .iter()
+                            .any(|tree| Stat::of(tree.root.as_raw()).is_ok_and(|stat| !stat.is_zombie())) =>
+                    {
+                        Err(error)
+                    }
+                    _ => Ok(kept),
+                },
                 Some(Err(error)) => Err(error),
                 None => Err(first_cause(ends)),
             }

@@ -1,0 +1,97 @@
+//! [`External`]: what people name when they say that a resource is somebody else's.
+
+use std::fmt;
+
+/// A resource outside the tree, for [`external`](crate::DumpOptions::external). `criu --external`.
+///
+/// ```
+/// use criu_rpc::{DumpOptions, options::External};
+///
+/// let options = DumpOptions::default()
+///     .external(External::Mount { path: "/data".into(), label: "data".into() })
+///     .external(External::Unix { inode: 4711 });
+/// assert_eq!(External::Unix { inode: 4711 }.to_string(), "unix[4711]");
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum External {
+    /// In a dump, a bind mount at `path` in the tree, and a label for it. In a restore `path` is that label, and
+    /// `label` the path of what to mount there.
+    Mount {
+        /// The mount point, or the label that it got.
+        path: String,
+        /// The label, or the path to bind there.
+        label: String,
+    },
+    /// A device that a file system is on. In a restore `label` is the device's path.
+    Device {
+        /// The device's first number.
+        major: u32,
+        /// The device's second number.
+        minor: u32,
+        /// The label.
+        label: String,
+    },
+    /// An open file.
+    File {
+        /// The mount it is on, as in `/proc/<pid>/fdinfo`.
+        mount: i32,
+        /// Its inode.
+        inode: u64,
+    },
+    /// A terminal whose other side is outside.
+    Terminal {
+        /// The device number of the terminal (`st_rdev`).
+        rdev: u64,
+        /// The device number of the file system it is on (`st_dev`).
+        dev: u64,
+    },
+    /// A unix socket whose other end is outside.
+    Unix {
+        /// The inode of the tree's own end.
+        inode: u64,
+    },
+    /// A network namespace.
+    Net {
+        /// Its inode, as in `/proc/<pid>/ns/net`.
+        inode: u64,
+        /// The label, which [`Lend::inherit`](crate::rpc::Lend::inherit) takes at the restore.
+        label: String,
+    },
+    /// A pid namespace. criu 3.15.
+    Pid {
+        /// Its inode, as in `/proc/<pid>/ns/pid`.
+        inode: u64,
+        /// The label, which [`Lend::inherit`](crate::rpc::Lend::inherit) takes at the restore.
+        label: String,
+    },
+    /// A pair of virtual network devices.
+    Veth {
+        /// The device in the tree's namespace.
+        inner: String,
+        /// The device outside, maybe with `@bridge`.
+        outer: String,
+    },
+}
+
+impl fmt::Display for External {
+    /// As criu writes it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            External::Mount { path, label } => write!(f, "mnt[{path}]:{label}"),
+            External::Device { major, minor, label } => write!(f, "dev[{major}/{minor}]:{label}"),
+            External::File { mount, inode } => write!(f, "file[{mount:x}:{inode:x}]"),
+            External::Terminal { rdev, dev } => write!(f, "tty[{rdev:x}:{dev:x}]"),
+            External::Unix { inode } => write!(f, "unix[{inode}]"),
+            External::Net { inode, label } => write!(f, "net[{inode}]:{label}"),
+            External::Pid { inode, label } => write!(f, "pid[{inode}]:{label}"),
+            External::Veth { inner, outer } => write!(f, "veth[{inner}]:{outer}"),
+        }
+    }
+}
+
+impl From<External> for String {
+    fn from(external: External) -> String {
+        external.to_string()
+    }
+}
