@@ -18,20 +18,29 @@ impl Output {
                 Line::Error(text) if is_noise(text) || output.errors.len() >= CEILING => {}
                 Line::Error(text) => output.errors.push(text.to_owned()),
                 Line::Log => {}
-                Line::Other(text) if output.other.len() < CEILING_OTHER => {
+                Line::Other(text) => {
                     output.other.push_str(text);
                     output.other.push('\n');
                 }
-                Line::Other(_) => {}
             }
         }
+        keep_the_end(&mut output.other);
         output
     }
 }
 
 /// How many lines of errors are kept. The first tell the most.
 const CEILING: usize = 100;
-/// How many bytes of other output are kept.
+
+/// Cuts off what is too long, by whole lines if there is more than one.
+fn keep_the_end(text: &mut String) {
+    let Some(surplus) = text.len().checked_sub(CEILING_OTHER).filter(|surplus| *surplus > 0) else { return };
+    let start = (surplus..).find(|start| text.is_char_boundary(*start)).unwrap_or(text.len());
+    let line = text[start..text.len() - 1].find('\n').map_or(start, |end| start + end + 1);
+    text.drain(..line);
+}
+
+/// How many bytes of other output are kept. Its end tells how the program ended.
 const CEILING_OTHER: usize = 16 << 10;
 
 enum Line<'a> {
@@ -138,6 +147,17 @@ iptables: not a log line
         assert_eq!(message("Error (criu/x.c:1): prefix: text\n"), "prefix: text");
         assert_eq!(message("Error (not a place): text"), "Error (not a place): text");
         assert_eq!(message("plain"), "plain");
+    }
+
+    #[test]
+    fn of_much_other_output_the_end_is_kept() {
+        let text = "a line that is no log\n".repeat(2000) + "its end\n";
+        let other = Output::parse(&text).other;
+        assert!(other.len() <= CEILING_OTHER && other.len() > CEILING_OTHER - 30);
+        assert!(other.starts_with("a line") && other.ends_with("its end\n"));
+
+        let other = Output::parse(&"ä".repeat(CEILING_OTHER)).other;
+        assert!(other.len() <= CEILING_OTHER && other.ends_with("ä\n"));
     }
 
     #[test]

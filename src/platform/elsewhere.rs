@@ -2,8 +2,8 @@
 
 use std::{convert::Infallible, path::PathBuf, process::ExitStatus, time::Duration};
 
-use super::{Job, Keep, Outcome, Unsupported};
-use crate::{Error, Pid, RestoreOptions, Result, archive::Trees, restore::Streams};
+use super::{Job, Keep, Outcome, Streams, Unsupported};
+use crate::{Error, Pid, RestoreOptions, Result, archive::Trees};
 
 /// Dumps nothing.
 pub(crate) fn checkpoint<T>(_job: &Job, _keep: Keep<'_, T>) -> Result<Outcome<T>> {

@@ -1,7 +1,7 @@
 //! The one place that knows the platform: how a process tree becomes a folder of images and back. On Linux by
 //! criu; elsewhere not at all.
 
-use std::{path::PathBuf, time::Duration};
+use std::{fs::File, path::PathBuf, time::Duration};
 
 use crate::{DumpOptions, Pid, Result, archive::Trees};
 
@@ -21,6 +21,15 @@ pub(crate) struct Job {
     pub(crate) criu: Option<PathBuf>,
     pub(crate) staging: Option<PathBuf>,
     pub(crate) deadline: Option<Duration>,
+}
+
+/// What the caller says of standard streams.
+#[derive(Debug, Default)]
+pub(crate) struct Streams {
+    /// The files that it chose.
+    pub(crate) chosen: [Option<File>; 3],
+    /// Whether it wants its own for the others, whatever the tree's were.
+    pub(crate) inherited: bool,
 }
 
 /// What became of a dump. `T` is what the caller made of the images.

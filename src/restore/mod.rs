@@ -8,7 +8,7 @@ use std::{fmt, fs::File, path::PathBuf};
 use crate::{
     BlobStore, Digest256, Error, ProcsBlob, RestoreOptions, Result, Tree,
     archive::{Limits, unpack},
-    platform::Reviver,
+    platform::{Reviver, Streams},
 };
 
 /// Revives what [`ProcsCapture`](crate::ProcsCapture) captured.
@@ -47,15 +47,6 @@ pub struct ProcsRestore {
     staging: Option<PathBuf>,
     streams: Streams,
     limit: Option<u64>,
-}
-
-/// What the caller says of standard streams.
-#[derive(Debug, Default)]
-pub(crate) struct Streams {
-    /// The files that it chose.
-    pub(crate) chosen: [Option<File>; 3],
-    /// Whether it wants its own for the others, whatever the tree's were.
-    pub(crate) inherited: bool,
 }
 
 /// What was restored.

@@ -83,11 +83,13 @@ impl Criu {
         self
     }
 
-    /// Sets a variable in criu's environment. Those that change criu's behaviour (`CRIU_*`, `CR_*`, `HOME`,
+    /// Sets a variable in criu's environment; of one that is set twice, the last value counts. Those that change criu's behaviour (`CRIU_*`, `CR_*`, `HOME`,
     /// `XDG_RUNTIME_DIR`) are not inherited.
     #[must_use]
     pub fn variable(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Criu {
-        self.variables.push((name.into(), value.into()));
+        let name = name.into();
+        self.variables.retain(|(given, _)| *given != name);
+        self.variables.push((name, value.into()));
         self
     }
 

@@ -27,8 +27,9 @@ pub(super) enum Packet {
     TooLarge(usize),
 }
 
-/// The largest answer we read, in bytes. criu's own are a little over a kibibyte at most.
-const CEILING: usize = 16 << 20;
+/// The largest answer we read, in bytes. criu's own are a little over a kibibyte at most, and with the socket buffer
+/// that it gets by default it could send 200 KiB.
+const CEILING: usize = 256 << 10;
 
 /// Sends one message. [`io::ErrorKind::BrokenPipe`] when criu is gone.
 pub(super) fn send(socket: BorrowedFd<'_>, message: &CriuReq) -> io::Result<()> {

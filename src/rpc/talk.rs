@@ -82,6 +82,9 @@ impl Criu {
         if let Some(socket) = &self.over {
             let socket = socket.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
             let socket = socket.ok_or_else(|| only_swrk("the connection carries one request, and has"))?;
+            if matches!(ask.files, Files::InFolder(_)) {
+                return Err(only_swrk("a self-dump needs a criu that we start"));
+            }
             if let (Files::Lent(lend), Some(opts)) = (&ask.files, &mut ask.opts) {
                 if lend.needs_inheritance() {
                     return Err(only_swrk("files to inherit can be lent to a criu that we start only"));

@@ -8,7 +8,7 @@
 use std::{
     ffi::{CStr, CString},
     io,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     ptr,
 };
 
@@ -126,7 +126,7 @@ impl<'a> Plan<'a> {
         }
         // SAFETY: the kernel wrote a descriptor that it made for us; otherwise the number is still -1.
         let pidfd = (pidfd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(pidfd) });
-        Ok((pid, pidfd))
+        Ok((pid, pidfd.map(off_the_streams)))
     }
 
     /// What became of the child's `execve`.
@@ -142,6 +142,14 @@ impl<'a> Plan<'a> {
 
 fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
     strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
+}
+
+/// In a program that closed its standard streams the kernel puts a pidfd in their place, where the program prints to.
+fn off_the_streams(pidfd: OwnedFd) -> OwnedFd {
+    match pidfd.as_raw_fd() {
+        0..=2 => duplicate(pidfd.as_fd(), 3).unwrap_or(pidfd), // there it does less harm than none
+        _ => pidfd,
+    }
 }
 
 pub(super) fn duplicate(file: BorrowedFd<'_>, above: RawFd) -> io::Result<OwnedFd> {

@@ -3,5 +3,12 @@
 
 mod crash;
 mod golden;
+mod house;
+#[cfg(target_os = "linux")]
+mod peer;
+#[cfg(target_os = "linux")]
+mod protocol;
+#[cfg(target_os = "linux")]
+mod spawn;
 mod stores;
 mod wire;

@@ -12,7 +12,7 @@ use crate::{
     Criu, Error, RestoreOptions, Result,
     archive::Trees,
     image::{ImageDir, detach_streams},
-    restore::Streams,
+    platform::Streams,
     rpc::{Lend, NoHooks, Tree},
 };
 

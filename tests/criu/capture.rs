@@ -1,0 +1,155 @@
+//! A capture leaves the tree as it was, and a revived tree goes on from there.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    net::TcpStream,
+    os::unix::net::UnixStream,
+    thread,
+};
+
+use crate::{
+    harness::{dumps_tcp, tests},
+    places::Home,
+    talk::Talk,
+    tree::{OrExplain, Revived, Victim},
+};
+
+tests![
+    a_rich_tree_goes_on_after_its_capture_and_again_when_it_is_revived,
+    eight_captures_at_once_do_not_disturb_each_other,
+    a_capture_can_be_revived_again_and_again,
+];
+
+fn a_rich_tree_goes_on_after_its_capture_and_again_when_it_is_revived() {
+    let home = Home::new();
+    let store = home.store();
+    let lines: String = (0..100).map(|number| format!("line {number:02}\n")).collect();
+    fs::write(home.path("file"), lines).unwrap();
+    let file = format!("file={}", home.path("file").display());
+    let socket = home.path("socket").display().to_string();
+    let listen = if dumps_tcp() { "listen=tcp".to_owned() } else { format!("listen={socket}") };
+    let mut victim = Victim::start(&["children=2", "threads=3", "memory=64", &file, &listen]);
+    let members = victim.members();
+    assert_eq!(members.len(), 3);
+    for count in 0..5 {
+        victim.assert_counts_on(count);
+    }
+    assert_eq!(victim.ask("child 0 tick"), "count 1");
+    assert_eq!(victim.ask("file"), "line 00");
+    assert_eq!(victim.ask("child 0 pass before"), "passed");
+    let port = dumps_tcp().then(|| victim.ask("port"));
+
+    let digest = home.capture([victim.pid()]).capture(&store).or_explain();
+    home.assert_staging_empty();
+
+    // The original never noticed.
+    victim.assert_counts_on(5);
+    assert_eq!(victim.ask("check"), "memory ok 16384 pages");
+    assert_eq!(victim.ask("child 0 tick"), "count 2");
+    assert_eq!(victim.ask("child 1 take"), "before");
+    assert_eq!(victim.ask("file"), "line 01");
+    assert_threads_count(&mut victim.talk);
+    assert_accepts(&mut victim.talk, port.as_deref(), &socket);
+    assert_eq!(victim.members(), members);
+    let threads = counts(&mut victim.talk);
+    victim.end();
+
+    let mut revived = Revived::from(home.restore(), &store, &digest);
+    home.assert_staging_empty();
+    assert_eq!(crate::places::family(revived.pid()), members);
+    revived.assert_counts_on(5);
+    assert_eq!(revived.ask("check"), "memory ok 16384 pages");
+    assert_eq!(revived.ask("child 0 tick"), "count 2");
+    assert_eq!(revived.ask("child 0 check"), "memory ok 256 pages");
+    assert_eq!(revived.ask("child 1 tick"), "count 1");
+    assert_eq!(revived.ask("child 1 take"), "before"); // it was in the pipe
+    assert_eq!(revived.ask("child 0 pass after"), "passed");
+    assert_eq!(revived.ask("child 1 take"), "after");
+    assert_eq!(revived.ask("file"), "line 01");
+    assert!(
+        counts(&mut revived.talk).iter().zip(&threads).all(|(count, original)| count <= &(original + 500))
+    );
+    assert_threads_count(&mut revived.talk);
+    assert_accepts(&mut revived.talk, port.as_deref(), &socket);
+}
+
+fn counts(talk: &mut Talk) -> Vec<u64> {
+    talk.ask("threads").split(' ').map(|count| count.parse().unwrap()).collect()
+}
+
+#[track_caller]
+fn assert_threads_count(talk: &mut Talk) {
+    let before = counts(talk);
+    assert!(before.iter().all(|count| *count > 0));
+    crate::places::wait_until("every thread counts on", || {
+        thread::yield_now();
+        counts(talk).iter().zip(&before).all(|(now, before)| now > before)
+    });
+}
+
+#[track_caller]
+fn assert_accepts(talk: &mut Talk, port: Option<&str>, socket: &str) {
+    let connection: Box<dyn std::io::Read> = match port {
+        Some(port) => Box::new(TcpStream::connect(format!("127.0.0.1:{port}")).unwrap()),
+        None => Box::new(UnixStream::connect(socket).unwrap()),
+    };
+    assert_eq!(talk.ask("accept"), "accepted");
+    let mut line = String::new();
+    BufReader::new(connection).read_line(&mut line).unwrap();
+    assert_eq!(line, "hello\n");
+}
+
+fn eight_captures_at_once_do_not_disturb_each_other() {
+    let home = Home::new();
+    let store = home.store();
+    let mut victims: Vec<_> = (0..8).map(|_| Victim::start(&["children=1", "memory=4"])).collect();
+    for (number, victim) in (0..).zip(&mut victims) {
+        (0..number).for_each(|count| victim.assert_counts_on(count));
+    }
+    let digests: Vec<_> = thread::scope(|scope| {
+        let (home, store) = (&home, &store);
+        let captures = victims.iter().map(|victim| home.capture([victim.pid()]));
+        let captures: Vec<_> = captures.map(|capture| scope.spawn(move || capture.capture(store))).collect();
+        captures.into_iter().map(|capture| capture.join().unwrap().or_explain()).collect()
+    });
+    home.assert_staging_empty();
+    for (number, victim) in (0..).zip(&mut victims) {
+        victim.assert_counts_on(number);
+    }
+    victims.into_iter().for_each(Victim::end);
+
+    let mut revived: Vec<_> = thread::scope(|scope| {
+        let (home, store) = (&home, &store);
+        let restores =
+            digests.iter().map(|digest| scope.spawn(move || Revived::from(home.restore(), store, digest)));
+        let restores: Vec<_> = restores.collect();
+        restores.into_iter().map(|restore| restore.join().unwrap()).collect()
+    });
+    home.assert_staging_empty();
+    for (number, revived) in (0..).zip(&mut revived) {
+        revived.assert_counts_on(number);
+        assert_eq!(revived.ask("check"), "memory ok 1024 pages");
+        assert_eq!(revived.ask("child 0 tick"), "count 1");
+    }
+}
+
+fn a_capture_can_be_revived_again_and_again() {
+    let home = Home::new();
+    let store = home.store();
+    let mut victim = Victim::start(&["children=1"]);
+    victim.assert_counts_on(0);
+    let first = home.capture([victim.pid()]).capture(&store).or_explain();
+    victim.assert_counts_on(1);
+    victim.end();
+    let mut last = first;
+    // And what was revived can be captured in its turn.
+    for generation in 1..4 {
+        let mut revived = Revived::from(home.restore(), &store, &last);
+        revived.assert_counts_on(generation);
+        last = home.capture([revived.pid()]).capture(&store).or_explain();
+        drop(revived);
+    }
+    Revived::from(home.restore(), &store, &first).assert_counts_on(1);
+    Revived::from(home.restore(), &store, &last).assert_counts_on(4);
+}

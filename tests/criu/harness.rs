@@ -1,0 +1,97 @@
+//! Runs the tests, or says why not; and knows which criu to test with.
+
+use std::{env, path::PathBuf, process, sync::OnceLock};
+
+use criu_rpc::{Criu, ProcsCapture, ProcsRestore, Version};
+use libtest_mimic::{Arguments, Completion, Trial};
+
+/// A test: its name, and what it does.
+pub(crate) type Test = (&'static str, fn());
+
+/// A part that this binary plays in other processes: the argument that calls for it, and what it does.
+pub(crate) type Part = (&'static str, fn(&[String]));
+
+/// A list of the functions, with their names.
+macro_rules! tests {
+    ($($test:ident),* $(,)?) => {
+        pub(crate) const TESTS: &[$crate::harness::Test] =
+            &[$((concat!(module_path!(), "::", stringify!($test)), $test)),*];
+    };
+}
+pub(crate) use tests;
+
+/// Plays a part if the first argument names one, else runs the tests.
+pub(crate) fn main(parts: &[Part], tests: &[&'static [Test]]) {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    if let Some((_, play)) =
+        parts.iter().find(|(name, _)| arguments.first().is_some_and(|first| first == name))
+    {
+        return play(&arguments[1..]);
+    }
+    let reason = unusable();
+    if let Some(reason) = &reason {
+        eprintln!("criu cannot be tested with here: {reason}");
+        if env::var_os("CRIU_TESTS").is_some_and(|value| value == "must") {
+            process::exit(1);
+        }
+    }
+    let trials = tests.iter().copied().flatten().map(|(name, test)| {
+        let (name, reason) = (name.trim_start_matches("criu::"), reason.clone());
+        Trial::ignorable_test(name, move || match reason {
+            Some(reason) => Ok(Completion::ignored_with(reason)),
+            None => {
+                test();
+                Ok(Completion::Completed)
+            }
+        })
+    });
+    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit();
+}
+
+/// Why nothing can be tested here.
+fn unusable() -> Option<String> {
+    if !nix::unistd::geteuid().is_root() {
+        return Some("this is not root".to_owned());
+    }
+    let error = criu().check().err()?;
+    Some(match error.failure() {
+        Some(failure) => failure.report().to_string(),
+        None => error.to_string(),
+    })
+}
+
+/// The criu to test with, if it is not the usual one.
+fn named() -> Option<PathBuf> {
+    env::var_os("CRIU").filter(|name| !name.is_empty()).map(PathBuf::from)
+}
+
+/// The criu to test with.
+pub(crate) fn criu() -> Criu {
+    named().map_or_else(Criu::new, Criu::at)
+}
+
+/// Its release.
+pub(crate) fn version() -> Version {
+    static VERSION: OnceLock<Version> = OnceLock::new();
+    VERSION.get_or_init(|| criu().version().unwrap()).clone()
+}
+
+/// Whether this criu can dump TCP sockets: before 4.2 it cannot on newer kernels.
+pub(crate) fn dumps_tcp() -> bool {
+    version() >= Version::new(4, 2, 0)
+}
+
+/// A capture of these processes, by the criu to test with.
+pub(crate) fn capture(pids: impl IntoIterator<Item = i32>) -> ProcsCapture {
+    let capture = ProcsCapture::new(pids);
+    named().map_or(capture.clone(), |criu| capture.criu(criu))
+}
+
+/// A restore by the criu to test with.
+pub(crate) fn restore() -> ProcsRestore {
+    let restore = ProcsRestore::new();
+    match named() {
+        Some(criu) => restore.criu(criu),
+        None => restore,
+    }
+}

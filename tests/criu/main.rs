@@ -1,0 +1,52 @@
+//! Tests against a real criu, as root. Each module is about one promise.
+//!
+//! Where criu cannot work the tests are skipped, and say why; with `CRIU_TESTS=must` that is a failure. `CRIU` names
+//! another criu to test with.
+#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+
+#[cfg(target_os = "linux")]
+mod capture;
+#[cfg(target_os = "linux")]
+mod damage;
+#[cfg(target_os = "linux")]
+mod ending;
+#[cfg(target_os = "linux")]
+mod harness;
+#[cfg(target_os = "linux")]
+mod leaks;
+#[cfg(target_os = "linux")]
+mod pids;
+#[cfg(target_os = "linux")]
+mod places;
+#[cfg(target_os = "linux")]
+mod revived;
+#[cfg(target_os = "linux")]
+mod selfdump;
+#[cfg(target_os = "linux")]
+mod stores;
+#[cfg(target_os = "linux")]
+mod talk;
+#[cfg(target_os = "linux")]
+mod tree;
+#[cfg(target_os = "linux")]
+mod victim;
+
+#[cfg(target_os = "linux")]
+fn main() {
+    let parts: [harness::Part; 2] = [("--victim", victim::main), ("--leaks", leaks::main)];
+    let tests = [
+        capture::TESTS,
+        damage::TESTS,
+        ending::TESTS,
+        leaks::TESTS,
+        pids::TESTS,
+        revived::TESTS,
+        selfdump::TESTS,
+    ];
+    harness::main(&parts, &tests);
+}
+
+#[cfg(not(target_os = "linux"))]
+fn main() {
+    println!("no test was run: criu is for Linux");
+}

@@ -1,0 +1,166 @@
+//! What a list of pids means.
+
+use std::{fs, os::unix::net::UnixStream};
+
+use criu_rpc::{Capture, Cause, Error, ProcessProblem, ProcsBlob, Stored};
+
+use crate::{
+    harness::tests,
+    places::{Home, names, state},
+    stores::{FULL, Failing, Fault, says},
+    talk::Talk,
+    tree::{OrExplain, Revived, Victim, explain},
+};
+
+tests![
+    a_process_and_its_child_are_one_tree,
+    trees_without_a_common_root_are_captured_ended_and_revived_together,
+    trees_run_on_together_when_the_store_fails,
+    of_trees_that_cannot_all_be_revived_none_is_left,
+    a_process_that_cannot_be_captured_is_told_before_anything_is_frozen,
+];
+
+#[track_caller]
+fn stored(capture: criu_rpc::Result<Capture>) -> Stored {
+    match capture.or_explain() {
+        Capture::Stored(stored) => stored,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn a_process_and_its_child_are_one_tree() {
+    let home = Home::new();
+    let store = home.store();
+    let mut victim = Victim::start(&["children=1"]);
+    let child: i32 = victim.ask("children").parse().unwrap();
+    let pids = [child, victim.pid(), child];
+    let stored = stored(home.capture(pids).run(&store));
+    assert_eq!(stored.roots.iter().map(|root| root.as_raw()).collect::<Vec<_>>(), [victim.pid()]);
+    assert!(matches!(&stored.manifest, ProcsBlob::Criu { pids: named, .. } if *named == pids));
+    assert!(stored.frozen.is_some() && stored.bytes > 4096);
+    victim.end();
+    Revived::from(home.restore(), &store, &stored.digest).assert_counts_on(0);
+}
+
+/// Two victims that can be talked to by socket, since revived trees share what they are given as standard input.
+fn pair(home: &Home) -> [(Victim, String); 2] {
+    let mut pair = ["one", "other"].map(|name| {
+        let socket = home.path(name).display().to_string();
+        (Victim::start(&["children=1", "memory=2", &format!("serve={socket}")]), socket)
+    });
+    pair.sort_by_key(|(victim, _)| victim.pid());
+    pair
+}
+
+#[track_caller]
+fn ask(socket: &str, line: &str) -> String {
+    let connection = UnixStream::connect(socket).unwrap();
+    Talk::new(connection.try_clone().unwrap(), connection).ask(line)
+}
+
+fn trees_without_a_common_root_are_captured_ended_and_revived_together() {
+    let home = Home::new();
+    let store = home.store();
+    let pair = pair(&home);
+    assert_eq!(ask(&pair[0].1, "tick"), "count 1");
+    let pids = [pair[1].0.pid(), pair[0].0.pid()];
+    let members = pair.each_ref().map(|(victim, _)| victim.members());
+    let stored = stored(home.capture(pids).leave_running(false).run(&store));
+    home.assert_staging_empty();
+    assert_eq!(stored.roots.iter().map(|root| root.as_raw()).collect::<Vec<_>>(), pids);
+    let sockets = pair.each_ref().map(|(_, socket)| socket.clone());
+    for ((victim, _), members) in pair.into_iter().zip(&members) {
+        victim.reap(members);
+    }
+    let ProcsBlob::Criu { criu_dump, .. } = &stored.manifest else { panic!("{:?}", stored.manifest) };
+    let archive = fs::read(crate::places::file_of(&home.path("store"), criu_dump)).unwrap();
+    for pid in pids {
+        let folder = format!("tree-{pid}/");
+        assert!(archive.windows(folder.len()).any(|window| window == folder.as_bytes()), "{folder}");
+    }
+
+    let (talk, input, output) = Talk::through_pipes();
+    let restored = home.restore().stdin(input).stdout(output).restore(&store, &stored.digest).or_explain();
+    let mut talk = Some(talk);
+    let trees: Vec<_> = restored
+        .trees
+        .into_iter()
+        .map(|tree| Revived::new(tree, talk.take().unwrap_or_else(|| Talk::through_pipes().0)))
+        .collect();
+    let mut revived: Vec<_> = trees.iter().map(Revived::pid).collect();
+    revived.sort_unstable();
+    assert_eq!(revived, [pids[1], pids[0]]);
+    assert_eq!(ask(&sockets[0], "tick"), "count 2");
+    assert_eq!(ask(&sockets[1], "tick"), "count 1");
+    for socket in &sockets {
+        assert_eq!(ask(socket, "check"), "memory ok 512 pages");
+        assert_eq!(ask(socket, "child 0 tick"), "count 1");
+    }
+}
+
+fn trees_run_on_together_when_the_store_fails() {
+    let home = Home::new();
+    let pair = pair(&home);
+    let pids = pair.each_ref().map(|(victim, _)| victim.pid());
+    for fault in [Fault::WriteAfter(1 << 20), Fault::Put] {
+        let store = Failing { inner: home.store(), fault };
+        let error = home.capture(pids).leave_running(false).capture(&store).unwrap_err();
+        assert!(says(&error, FULL), "{}", explain(&error));
+        home.assert_staging_empty();
+    }
+    for (victim, socket) in &pair {
+        assert_eq!(ask(socket, "tick"), "count 1");
+        assert_eq!(ask(socket, "check"), "memory ok 512 pages");
+        assert_eq!(victim.members().len(), 2);
+    }
+}
+
+fn of_trees_that_cannot_all_be_revived_none_is_left() {
+    let home = Home::new();
+    let store = home.store();
+    let [(first, _), (second, socket)] = pair(&home);
+    let digest = home.capture([first.pid(), second.pid()]).capture(&store).or_explain();
+    let pid = first.pid();
+    first.end();
+
+    let nothing = || fs::File::open("/dev/null").unwrap();
+    let error = home.restore().stdin(nothing()).restore(&store, &digest).unwrap_err();
+    assert!(error.failure().is_some_and(|failure| failure.cause == Cause::PidInUse), "{}", explain(&error));
+    assert_eq!(state(pid), None, "the first tree was left behind");
+    assert_eq!(names(&home.staging()), [""; 0]);
+    assert_eq!(ask(&socket, "tick"), "count 1");
+}
+
+fn a_process_that_cannot_be_captured_is_told_before_anything_is_frozen() {
+    let home = Home::new();
+    let store = home.store();
+    let mut victim = Victim::start(&["threads=1"]);
+    let gone = Victim::start(&[]);
+    let missing = gone.pid();
+    gone.end();
+    let zombie: i32 = victim.ask("zombie").parse().unwrap();
+    crate::places::wait_until("there is a zombie", || state(zombie) == Some('Z'));
+    let threads = names(format!("/proc/{}/task", victim.pid()).as_ref());
+    let thread = threads.iter().map(|name| name.parse().unwrap()).find(|id| *id != victim.pid()).unwrap();
+
+    let mut cases = vec![
+        (missing, ProcessProblem::Missing),
+        (0, ProcessProblem::Missing),
+        (-1, ProcessProblem::Missing),
+        (zombie, ProcessProblem::Zombie),
+        (thread, ProcessProblem::Thread),
+    ];
+    if fs::read_to_string("/proc/2/comm").is_ok_and(|name| name == "kthreadd\n") {
+        cases.push((2, ProcessProblem::Kernel));
+    }
+    for (pid, expected) in cases {
+        for pids in [vec![pid], vec![victim.pid(), pid]] {
+            let error = home.capture(pids).leave_running(false).capture(&store).unwrap_err();
+            let right = matches!(&error, Error::Process { pid: told, problem } if (*told, *problem) == (pid, expected));
+            assert!(right, "{pid} {expected:?}: {}", explain(&error));
+        }
+    }
+    victim.assert_counts_on(0);
+    home.assert_staging_empty();
+    assert_eq!(crate::places::files(&home.path("store")), [""; 0].map(std::path::PathBuf::from));
+}

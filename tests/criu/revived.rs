@@ -1,0 +1,111 @@
+//! A revived tree has an owner: its status arrives, it can be killed, and it may be left alone.
+
+use std::{
+    os::unix::process::ExitStatusExt,
+    time::{Duration, Instant},
+};
+
+use criu_rpc::{Cause, Error};
+use nix::sys::signal::Signal;
+
+use crate::{
+    harness::tests,
+    places::{Home, family, state},
+    tree::{OrExplain, Revived, Victim, explain, signal, wait_gone},
+};
+
+tests![
+    the_exit_status_arrives,
+    the_signal_that_killed_arrives,
+    waiting_takes_no_longer_than_asked,
+    killing_ends_every_process_of_the_tree,
+    a_tree_left_alone_runs_on_and_leaves_no_zombie,
+    a_pid_that_is_taken_is_a_cause_and_its_process_is_left_alone,
+];
+
+/// A victim that was captured, ended and revived.
+#[track_caller]
+fn revived(home: &Home, flags: &[&str]) -> Revived {
+    let victim = Victim::start(flags);
+    let store = home.store();
+    let digest = home.capture([victim.pid()]).capture(&store).or_explain();
+    victim.end();
+    Revived::from(home.restore(), &store, &digest)
+}
+
+fn the_exit_status_arrives() {
+    let home = Home::new();
+    let mut revived = revived(&home, &["children=1"]);
+    revived.talk.tell("exit 7");
+    let status = revived.tree().wait().or_explain();
+    assert_eq!(status.code(), Some(7));
+    assert_eq!(revived.tree().wait().or_explain(), status); // and can be asked for again
+    assert_eq!(revived.tree().wait_timeout(Duration::ZERO).or_explain(), Some(status));
+    revived.tree().kill().or_explain(); // too late, and no error
+}
+
+fn the_signal_that_killed_arrives() {
+    let home = Home::new();
+    let mut revived = revived(&home, &[]);
+    signal(revived.pid(), Signal::SIGTERM);
+    let status = revived.tree().wait_timeout(crate::places::PATIENCE).or_explain().unwrap();
+    assert_eq!((status.code(), status.signal()), (None, Some(Signal::SIGTERM as i32)));
+}
+
+fn waiting_takes_no_longer_than_asked() {
+    let home = Home::new();
+    let mut revived = revived(&home, &[]);
+    let start = Instant::now();
+    assert_eq!(revived.tree().wait_timeout(Duration::ZERO).or_explain(), None);
+    assert_eq!(revived.tree().wait_timeout(Duration::from_millis(50)).or_explain(), None);
+    assert!(start.elapsed() >= Duration::from_millis(50));
+    revived.assert_counts_on(0);
+}
+
+fn killing_ends_every_process_of_the_tree() {
+    let home = Home::new();
+    let mut revived = revived(&home, &["children=3", "threads=2"]);
+    let members = family(revived.pid());
+    assert_eq!(members.len(), 4);
+    revived.tree().kill().or_explain();
+    let status = revived.tree().wait().or_explain();
+    assert_eq!(status.signal(), Some(Signal::SIGKILL as i32));
+    wait_gone(&members);
+}
+
+fn a_tree_left_alone_runs_on_and_leaves_no_zombie() {
+    let home = Home::new();
+    let revived = revived(&home, &["children=1"]);
+    let members = family(revived.pid());
+    let (tree, mut talk) = revived.give();
+    drop(tree);
+    assert_eq!(talk.ask("tick"), "count 1");
+    assert_eq!(talk.ask("child 0 tick"), "count 1");
+    talk.hang_up();
+    wait_gone(&members); // a zombie would stay
+}
+
+fn a_pid_that_is_taken_is_a_cause_and_its_process_is_left_alone() {
+    let home = Home::new();
+    let store = home.store();
+    let mut victim = Victim::start(&["children=1", "memory=4"]);
+    let digest = home.capture([victim.pid()]).capture(&store).or_explain();
+
+    let error = home.restore().restore(&store, &digest).unwrap_err();
+    assert!(
+        matches!(&error, Error::Criu(failure) if failure.cause == Cause::PidInUse),
+        "{}",
+        explain(&error)
+    );
+    assert!(error.advice().is_some());
+    home.assert_staging_empty();
+    victim.assert_counts_on(0);
+    assert_eq!(victim.ask("check"), "memory ok 1024 pages");
+    assert_eq!(victim.ask("child 0 tick"), "count 1");
+    assert_eq!(victim.members().len(), 2);
+
+    let members = victim.members();
+    victim.end();
+    assert!(members.iter().all(|pid| state(*pid).is_none()));
+    Revived::from(home.restore(), &store, &digest).assert_counts_on(0);
+}

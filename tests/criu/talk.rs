@@ -1,0 +1,89 @@
+//! [`Talk`]: a conversation with a victim, line by line, in which no wait is for ever.
+
+use std::{
+    fs::File,
+    io::{Read, Write},
+    os::fd::{AsFd, OwnedFd},
+    time::Instant,
+};
+
+use nix::{
+    fcntl::OFlag,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    unistd::pipe2,
+};
+
+use crate::places::PATIENCE;
+
+/// The two files to talk through.
+#[derive(Debug)]
+pub(crate) struct Talk {
+    to: Option<File>,
+    from: File,
+    heard: Vec<u8>,
+}
+
+impl Talk {
+    pub(crate) fn new(to: impl Into<OwnedFd>, from: impl Into<OwnedFd>) -> Talk {
+        Talk { to: Some(File::from(to.into())), from: File::from(from.into()), heard: Vec::new() }
+    }
+
+    /// A conversation through two new pipes, and the far ends of them: what to read from, what to write to.
+    pub(crate) fn through_pipes() -> (Talk, File, File) {
+        let (their_input, to) = pipe();
+        let (from, their_output) = pipe();
+        (Talk::new(to, from), their_input, their_output)
+    }
+
+    /// Says a line, and hears one.
+    #[track_caller]
+    pub(crate) fn ask(&mut self, line: &str) -> String {
+        self.tell(line);
+        self.hear()
+    }
+
+    #[track_caller]
+    pub(crate) fn tell(&mut self, line: &str) {
+        let to = self.to.as_mut().expect("because nobody hung up");
+        to.write_all(format!("{line}\n").as_bytes()).unwrap();
+    }
+
+    #[track_caller]
+    pub(crate) fn hear(&mut self) -> String {
+        self.hear_or_end().expect("there should have been one more line")
+    }
+
+    /// The next line; `None` if the other side is gone.
+    #[track_caller]
+    pub(crate) fn hear_or_end(&mut self) -> Option<String> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(end) = self.heard.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.heard.drain(..=end).collect();
+                return Some(String::from_utf8_lossy(&line[..end]).trim_end_matches('\r').to_owned());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "no answer in time; heard so far: {:?}", self.heard);
+            let mut polled = [PollFd::new(self.from.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut polled, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)).unwrap_or(0) == 0 {
+                continue;
+            }
+            let mut buffer = [0; 4096];
+            match self.from.read(&mut buffer) {
+                Ok(0) | Err(_) => return None, // a terminal says EIO at its end
+                Ok(count) => self.heard.extend(&buffer[..count]),
+            }
+        }
+    }
+
+    /// Ends what the other side reads.
+    pub(crate) fn hang_up(&mut self) {
+        self.to = None;
+    }
+}
+
+/// A pipe: what to read from, what to write to.
+pub(crate) fn pipe() -> (File, File) {
+    let (read, write) = pipe2(OFlag::O_CLOEXEC).unwrap();
+    (read.into(), write.into())
+}
