@@ -7,7 +7,13 @@
 #[cfg(target_os = "linux")]
 mod capture;
 #[cfg(target_os = "linux")]
+mod causes;
+#[cfg(target_os = "linux")]
+mod client;
+#[cfg(target_os = "linux")]
 mod damage;
+#[cfg(target_os = "linux")]
+mod deadline;
 #[cfg(target_os = "linux")]
 mod ending;
 #[cfg(target_os = "linux")]
@@ -36,7 +42,10 @@ fn main() {
     let parts: [harness::Part; 2] = [("--victim", victim::main), ("--leaks", leaks::main)];
     let tests = [
         capture::TESTS,
+        causes::TESTS,
+        client::TESTS,
         damage::TESTS,
+        deadline::TESTS,
         ending::TESTS,
         leaks::TESTS,
         pids::TESTS,
