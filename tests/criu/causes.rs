@@ -10,7 +10,7 @@ use std::{
 use criu_rpc::{
     Cause, DumpOptions, Error, RestoreOptions, Target,
     options::NetworkLock,
-    rpc::{Lend, NoHooks},
+    rpc::{Event, Lend, NoHooks},
 };
 use nix::fcntl::{Flock, FlockArg};
 
@@ -91,9 +91,10 @@ fn an_established_tcp_connection_is_a_cause_and_can_be_carried_along() {
 fn a_unix_socket_whose_other_end_is_outside() {
     let home = Home::new();
     let socket = home.path("socket");
-    let _listener = UnixListener::bind(&socket).unwrap();
+    let listener = UnixListener::bind(&socket).unwrap();
     let mut victim = Victim::start(&[]);
     assert_eq!(victim.ask(&format!("connect {}", socket.display())), "connected");
+    let _other_end = listener.accept().unwrap();
     let result = dump(&home, "images", victim.pid(), &DumpOptions::default(), &mut NoHooks);
     assert_cause(result, Cause::ExternalUnixSocket, Target::Running);
     assert_cause(
@@ -173,14 +174,13 @@ fn a_process_that_is_dumped_by_somebody_else() {
     let home = Home::new();
     let mut victim = Victim::start(&[]);
     let pid = victim.pid();
-    let other = |event: criu_rpc::rpc::Event<'_>| {
-        if matches!(event, criu_rpc::rpc::Event::PostDump) {
+    let mut other = |event: Event<'_>| {
+        if matches!(event, Event::PostDump) {
             let result = dump(&home, "other", pid, &DumpOptions::default(), &mut NoHooks);
             assert_cause(result, Cause::NoSuchProcess, Target::Traced);
         }
         Ok(())
     };
-    let mut other = other;
     let options = DumpOptions::default().leave_running(true);
     dump(&home, "images", pid, &options, &mut other).or_explain();
     victim.assert_counts_on(0);

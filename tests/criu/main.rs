@@ -15,6 +15,8 @@ mod damage;
 #[cfg(target_os = "linux")]
 mod deadline;
 #[cfg(target_os = "linux")]
+mod embed;
+#[cfg(target_os = "linux")]
 mod ending;
 #[cfg(target_os = "linux")]
 mod harness;
@@ -33,6 +35,8 @@ mod stores;
 #[cfg(target_os = "linux")]
 mod talk;
 #[cfg(target_os = "linux")]
+mod terminal;
+#[cfg(target_os = "linux")]
 mod tree;
 #[cfg(target_os = "linux")]
 mod victim;
@@ -46,11 +50,13 @@ fn main() {
         client::TESTS,
         damage::TESTS,
         deadline::TESTS,
+        embed::TESTS,
         ending::TESTS,
         leaks::TESTS,
         pids::TESTS,
         revived::TESTS,
         selfdump::TESTS,
+        terminal::TESTS,
     ];
     harness::main(&parts, &tests);
 }

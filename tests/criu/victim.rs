@@ -187,8 +187,11 @@ impl State {
     fn revive(&mut self, words: &str) -> String {
         let (digest, home) = words.split_once(' ').unwrap();
         let home = Home::of_another(home);
-        let nothing = || File::options().read(true).write(true).open("/dev/zero").unwrap();
-        let restore = home.restore().stdin(nothing()).stdout(nothing()).stderr(nothing());
+        // Its input does not end before we do.
+        let (input, end) = pipe();
+        self.connections.push(end.into());
+        let nothing = || File::create("/dev/null").unwrap();
+        let restore = home.restore().stdin(input).stdout(nothing()).stderr(nothing());
         match restore.restore(&home.store(), &digest.parse().unwrap()) {
             Ok(mut restored) => {
                 let warnings: Vec<_> = restored.warnings.iter().map(ToString::to_string).collect();
