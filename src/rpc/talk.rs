@@ -72,8 +72,8 @@ impl Criu {
             Talk { connection, session: Session::new(ask.request), version: None, deadline, refusal: None };
         let result = talk.run(&mut ask, self.over.is_none());
         let ended = talk.end(&ask, result);
-        if ended.is_err() {
-            sibling.reap();
+        if let Err(error) = &ended {
+            sibling.reap(error);
         }
         ended
     }
@@ -345,8 +345,15 @@ impl SiblingRoot {
         SiblingRoot(root.filter(|pid| procfs::Stat::of(*pid).is_err()))
     }
 
-    fn reap(self) {
+    fn reap(self, error: &Error) {
         let Some(pid) = self.0 else { return };
+        // Somebody else got the number meanwhile, such as another restore of the same images: not ours to reap.
+        let taken = format!("Can't fork for {pid}: File exists");
+        let mut lines =
+            error.failure().into_iter().flat_map(|failure| failure.log.iter().chain(&failure.message));
+        if lines.any(|line| line.contains(&taken)) {
+            return;
+        }
         let deadline = Instant::now() + Duration::from_secs(1);
         while let Ok(WaitStatus::StillAlive) =
             waitpid(nix::unistd::Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG))
