@@ -117,8 +117,7 @@ impl Dump {
                     trees.iter().map(|tree| scope.spawn(|| self.dump(tree, &mut NoHooks))).collect();
                 dumps
                     .into_iter()
-                    .map(|dump| dump.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-                    .collect::<Result<()>>()
+                    .try_for_each(|dump| dump.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
             })?,
         }
         let Some(own) = &self.own else { return Ok(Side::Original) };
