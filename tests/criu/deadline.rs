@@ -10,11 +10,15 @@ use criu_rpc::{Error, Target};
 use crate::{
     harness::tests,
     places::Home,
-    stores::{FULL, Failing, Fault, says},
-    tree::{Victim, explain},
+    stores::{FULL, Failing, Fault, Slow, says},
+    tree::{OrExplain, Revived, Victim, explain},
 };
 
-tests![a_dump_that_takes_too_long_leaves_the_tree_whole, a_deadline_long_enough_changes_nothing];
+tests![
+    a_dump_that_takes_too_long_leaves_the_tree_whole,
+    a_deadline_long_enough_changes_nothing,
+    a_tree_that_is_stored_after_the_deadline_ends_as_it_should,
+];
 
 fn a_dump_that_takes_too_long_leaves_the_tree_whole() {
     let home = Home::new();
@@ -55,4 +59,19 @@ fn a_deadline_long_enough_changes_nothing() {
     let capture = home.capture([victim.pid()]).deadline(Duration::from_secs(100));
     capture.capture(&home.store()).unwrap();
     victim.assert_counts_on(0);
+}
+
+fn a_tree_that_is_stored_after_the_deadline_ends_as_it_should() {
+    let home = Home::new();
+    for _ in 0..3 {
+        let store = Slow { inner: home.store(), pause: Duration::from_millis(1500) };
+        let mut victim = Victim::start(&["children=1"]);
+        victim.assert_counts_on(0);
+        let members = victim.members();
+        let capture = home.capture([victim.pid()]).leave_running(false).deadline(Duration::from_secs(1));
+        // criu was quick enough. What was stored is not to be called a failure, and the other way round.
+        let digest = capture.capture(&store).or_explain();
+        victim.reap(&members);
+        Revived::from(home.restore(), &store, &digest).assert_counts_on(1);
+    }
 }
