@@ -15,7 +15,7 @@ use super::{
     talk::{Ask, Files},
     tree::Tree,
 };
-use crate::{Request, image, procfs, sys};
+use crate::{Error, Request, image, procfs, sys};
 
 /// The root of a tree that is to be restored as our child. If the restore fails, it is our zombie; if it was cut short,
 /// it may live on, half made.
@@ -34,10 +34,13 @@ impl SiblingRoot {
         SiblingRoot(root.filter(|pid| *pid > 1 && procfs::Stat::of(*pid).is_err()))
     }
 
-    /// Kills what is left if the restore was `cut_short`, and reaps.
-    pub(super) fn clear(self, cut_short: bool) {
+    /// Reaps the root; kills what is left of the tree before, if criu left it to itself by not answering.
+    pub(super) fn clear(self, unanswered: bool, error: &Error) {
         let Some(pid) = self.0.filter(|pid| is_our_child(*pid)) else { return };
-        if cut_short {
+        if is_taken(pid, error) {
+            return;
+        }
+        if unanswered {
             if let Ok(tree) = Tree::own(pid) {
                 let _ = tree.kill(); // it has ended already, then
             }
@@ -54,6 +57,14 @@ impl SiblingRoot {
             thread::sleep(Duration::from_millis(1));
         }
     }
+}
+
+/// Whether somebody else got the number meanwhile, such as another restore of the same images: not ours to touch.
+fn is_taken(pid: i32, error: &Error) -> bool {
+    let line = format!("Can't fork for {pid}: File exists");
+    let failure = error.failure();
+    let mut lines = failure.into_iter().flat_map(|failure| failure.log.iter().chain(&failure.message));
+    lines.any(|told| told.contains(&line))
 }
 
 fn is_our_child(pid: i32) -> bool {

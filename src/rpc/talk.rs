@@ -221,20 +221,22 @@ impl Talk {
         remains: Remains,
         sibling: SiblingRoot,
     ) -> Error {
-        sibling.clear(matches!(end, Ok(End::Stopped(_))));
+        let unanswered = matches!(end, Ok(End::Stopped(_) | End::Gone));
         let last_event = exchange.session.last_event.as_deref();
         let gather = |answer: Option<&CriuResp>| {
             let version = self.version.clone();
             Box::new(Gathering { ask, last_event, version, answer, remains: &remains }.failure())
         };
-        match (end, exchange.refusal) {
+        let error = match (end, exchange.refusal) {
             (Err(error), _) => error,
             (Ok(End::Stopped(Stop::Deadline)), _) => Error::TimedOut(gather(None)),
             (Ok(End::Stopped(Stop::Cancelled)), _) => Error::Cancelled(gather(None)),
             (Ok(_), Some((event, source))) => Error::Refused { event, source },
             (Ok(End::Answer(answer)), None) => Error::Criu(gather(Some(&answer))),
             (Ok(End::Gone), None) => Error::Gone(gather(None)),
-        }
+        };
+        sibling.clear(unanswered, &error);
+        error
     }
 
     /// Refuses to go on with a criu that is older.

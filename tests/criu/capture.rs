@@ -8,17 +8,23 @@ use std::{
     thread,
 };
 
+use criu_rpc::Cause;
+use nix::sys::signal::Signal;
+
 use crate::{
     harness::{dumps_tcp, tests},
-    places::Home,
+    places::{Home, family, state, wait_until},
     talk::Talk,
-    tree::{OrExplain, Revived, Victim},
+    tree::{OrExplain, Revived, Victim, explain, signal},
 };
 
 tests![
     a_rich_tree_goes_on_after_its_capture_and_again_when_it_is_revived,
     eight_captures_at_once_do_not_disturb_each_other,
     a_capture_can_be_revived_again_and_again,
+    two_captures_of_one_tree_at_once_leave_it_whole,
+    a_stopped_tree_stays_stopped_and_is_revived_stopped,
+    a_tree_with_a_zombie_is_revived_with_it,
 ];
 
 fn a_rich_tree_goes_on_after_its_capture_and_again_when_it_is_revived() {
@@ -57,7 +63,7 @@ fn a_rich_tree_goes_on_after_its_capture_and_again_when_it_is_revived() {
 
     let mut revived = Revived::from(home.restore(), &store, &digest);
     home.assert_staging_empty();
-    assert_eq!(crate::places::family(revived.pid()), members);
+    assert_eq!(family(revived.pid()), members);
     revived.assert_counts_on(5);
     assert_eq!(revived.ask("check"), "memory ok 16384 pages");
     assert_eq!(revived.ask("child 0 tick"), "count 2");
@@ -82,7 +88,7 @@ fn counts(talk: &mut Talk) -> Vec<u64> {
 fn assert_threads_count(talk: &mut Talk) {
     let before = counts(talk);
     assert!(before.iter().all(|count| *count > 0));
-    crate::places::wait_until("every thread counts on", || {
+    wait_until("every thread counts on", || {
         thread::yield_now();
         counts(talk).iter().zip(&before).all(|(now, before)| now > before)
     });
@@ -152,4 +158,72 @@ fn a_capture_can_be_revived_again_and_again() {
     }
     Revived::from(home.restore(), &store, &first).assert_counts_on(1);
     Revived::from(home.restore(), &store, &last).assert_counts_on(4);
+}
+
+fn two_captures_of_one_tree_at_once_leave_it_whole() {
+    let home = Home::new();
+    let store = home.store();
+    let mut victim = Victim::start(&["children=2", "threads=4", "memory=4"]);
+    let mut stored = Vec::new();
+    for count in 0..5 {
+        let capture = home.capture([victim.pid()]);
+        let attempt = || capture.capture(&store);
+        let results = thread::scope(|scope| {
+            let both = [(); 2].map(|()| scope.spawn(attempt));
+            both.map(|one| one.join().unwrap())
+        });
+        for result in results {
+            match result {
+                Ok(digest) => stored.push((digest, count)),
+                Err(error) => {
+                    let cause = error.failure().map(|failure| failure.cause);
+                    assert_eq!(cause, Some(Cause::NoSuchProcess), "{}", explain(&error));
+                }
+            }
+        }
+        victim.assert_counts_on(count);
+        assert_eq!(victim.ask("check"), "memory ok 1024 pages");
+        assert_eq!(victim.ask("child 1 tick"), format!("count {}", count + 1));
+        assert_threads_count(&mut victim.talk);
+    }
+    home.assert_staging_empty();
+    victim.end();
+    for (digest, count) in stored {
+        Revived::from(home.restore(), &store, &digest).assert_counts_on(count);
+    }
+}
+
+fn a_stopped_tree_stays_stopped_and_is_revived_stopped() {
+    let home = Home::new();
+    let store = home.store();
+    let mut victim = Victim::start(&["memory=1"]);
+    victim.assert_counts_on(0);
+    let pid = victim.pid();
+    let stopped = || wait_until("it is stopped", || state(pid) == Some('T'));
+    signal(pid, Signal::SIGSTOP);
+    stopped();
+    let digest = home.capture([pid]).capture(&store).or_explain();
+    stopped();
+    signal(pid, Signal::SIGCONT);
+    victim.assert_counts_on(1);
+    victim.end();
+
+    let mut revived = Revived::from(home.restore(), &store, &digest);
+    stopped();
+    signal(pid, Signal::SIGCONT);
+    revived.assert_counts_on(1);
+}
+
+fn a_tree_with_a_zombie_is_revived_with_it() {
+    let home = Home::new();
+    let store = home.store();
+    let mut victim = Victim::start(&[]);
+    let zombie: i32 = victim.ask("zombie").parse().unwrap();
+    wait_until("there is a zombie", || state(zombie) == Some('Z'));
+    let digest = home.capture([victim.pid()]).capture(&store).or_explain();
+    victim.assert_counts_on(0);
+    victim.end();
+    let mut revived = Revived::from(home.restore(), &store, &digest);
+    revived.assert_counts_on(0);
+    assert_eq!((state(zombie), family(revived.pid())), (Some('Z'), vec![revived.pid(), zombie]));
 }

@@ -10,8 +10,8 @@ use criu_rpc::{BlobStore, Capture, Digest256, Error, ProcsBlob, Stored};
 
 use crate::{
     harness::tests,
-    places::{Home, file_of, state},
-    tree::{OrExplain, Revived, Victim, explain},
+    places::{Home, file_of, lives, state},
+    tree::{OrExplain, Revived, Victim, explain, wait_gone},
 };
 
 tests![
@@ -25,6 +25,7 @@ struct Captured {
     home: Home,
     stored: Stored,
     pid: i32,
+    members: Vec<i32>,
 }
 
 impl Captured {
@@ -32,13 +33,13 @@ impl Captured {
     fn new() -> Captured {
         let home = Home::new();
         let victim = Victim::start(&["children=1"]);
-        let pid = victim.pid();
+        let (pid, members) = (victim.pid(), victim.members());
         let stored = match home.capture([pid]).run(&home.store()).or_explain() {
             Capture::Stored(stored) => stored,
             other => panic!("{other:?}"),
         };
         victim.end();
-        Captured { home, stored, pid }
+        Captured { home, stored, pid, members }
     }
 
     fn archive(&self) -> Digest256 {
@@ -68,6 +69,8 @@ impl Captured {
             }
         };
         assert_eq!(state(self.pid), None, "{what}: something was revived");
+        assert!(!self.members.iter().any(|pid| lives(*pid)), "{what}: something was left running");
+        wait_gone(&self.members);
         self.home.assert_staging_empty();
         error
     }

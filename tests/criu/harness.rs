@@ -60,9 +60,12 @@ fn unusable() -> Option<String> {
     })
 }
 
+/// The variable that names another criu to test with.
+pub(crate) const CRIU: &str = "CRIU";
+
 /// The criu to test with, if it is not the usual one.
 fn named() -> Option<PathBuf> {
-    env::var_os("CRIU").filter(|name| !name.is_empty()).map(PathBuf::from)
+    env::var_os(CRIU).filter(|name| !name.is_empty()).map(PathBuf::from)
 }
 
 /// The criu to test with.

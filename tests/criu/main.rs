@@ -7,7 +7,15 @@
 #[cfg(target_os = "linux")]
 mod capture;
 #[cfg(target_os = "linux")]
+mod causes;
+#[cfg(target_os = "linux")]
+mod client;
+#[cfg(target_os = "linux")]
 mod damage;
+#[cfg(target_os = "linux")]
+mod deadline;
+#[cfg(target_os = "linux")]
+mod embed;
 #[cfg(target_os = "linux")]
 mod ending;
 #[cfg(target_os = "linux")]
@@ -27,6 +35,8 @@ mod stores;
 #[cfg(target_os = "linux")]
 mod talk;
 #[cfg(target_os = "linux")]
+mod terminal;
+#[cfg(target_os = "linux")]
 mod tree;
 #[cfg(target_os = "linux")]
 mod victim;
@@ -36,12 +46,17 @@ fn main() {
     let parts: [harness::Part; 2] = [("--victim", victim::main), ("--leaks", leaks::main)];
     let tests = [
         capture::TESTS,
+        causes::TESTS,
+        client::TESTS,
         damage::TESTS,
+        deadline::TESTS,
+        embed::TESTS,
         ending::TESTS,
         leaks::TESTS,
         pids::TESTS,
         revived::TESTS,
         selfdump::TESTS,
+        terminal::TESTS,
     ];
     harness::main(&parts, &tests);
 }

@@ -8,7 +8,7 @@ use crate::{
     harness::tests,
     places::{Home, names, state},
     stores::{FULL, Failing, Fault, says},
-    talk::Talk,
+    talk::{Talk, pipe},
     tree::{OrExplain, Revived, Victim, explain},
 };
 
@@ -123,8 +123,8 @@ fn of_trees_that_cannot_all_be_revived_none_is_left() {
     let pid = first.pid();
     first.end();
 
-    let nothing = || fs::File::open("/dev/null").unwrap();
-    let error = home.restore().stdin(nothing()).restore(&store, &digest).unwrap_err();
+    let (input, _end) = pipe();
+    let error = home.restore().stdin(input).restore(&store, &digest).unwrap_err();
     assert!(error.failure().is_some_and(|failure| failure.cause == Cause::PidInUse), "{}", explain(&error));
     assert_eq!(state(pid), None, "the first tree was left behind");
     assert_eq!(names(&home.staging()), [""; 0]);

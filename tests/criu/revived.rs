@@ -2,6 +2,7 @@
 
 use std::{
     os::unix::process::ExitStatusExt,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -11,6 +12,7 @@ use nix::sys::signal::Signal;
 use crate::{
     harness::tests,
     places::{Home, family, state},
+    talk::Talk,
     tree::{OrExplain, Revived, Victim, explain, signal, wait_gone},
 };
 
@@ -21,6 +23,8 @@ tests![
     killing_ends_every_process_of_the_tree,
     a_tree_left_alone_runs_on_and_leaves_no_zombie,
     a_pid_that_is_taken_is_a_cause_and_its_process_is_left_alone,
+    of_two_restores_at_once_one_succeeds_and_its_status_arrives,
+    a_tree_that_ends_at_once_is_revived_all_the_same,
 ];
 
 /// A victim that was captured, ended and revived.
@@ -108,4 +112,54 @@ fn a_pid_that_is_taken_is_a_cause_and_its_process_is_left_alone() {
     victim.end();
     assert!(members.iter().all(|pid| state(*pid).is_none()));
     Revived::from(home.restore(), &store, &digest).assert_counts_on(0);
+}
+
+fn of_two_restores_at_once_one_succeeds_and_its_status_arrives() {
+    let home = Home::new();
+    let store = home.store();
+    let victim = Victim::start(&["children=1"]);
+    let digest = home.capture([victim.pid()]).capture(&store).or_explain();
+    victim.end();
+    for _ in 0..6 {
+        let attempt = || {
+            let (talk, input, output) = Talk::through_pipes();
+            let restored = home.restore().stdin(input).stdout(output).restore(&store, &digest);
+            restored.map(|mut restored| Revived::new(restored.trees.remove(0), talk))
+        };
+        let results = thread::scope(|scope| {
+            let both = [(); 2].map(|()| scope.spawn(attempt));
+            both.map(|one| one.join().unwrap())
+        });
+        let mut winners = 0;
+        for result in results {
+            match result {
+                Ok(mut revived) => {
+                    winners += 1;
+                    let members = family(revived.pid());
+                    revived.assert_counts_on(0);
+                    revived.talk.tell("exit 7");
+                    assert_eq!(revived.tree().wait().or_explain().code(), Some(7));
+                    wait_gone(&members);
+                }
+                Err(error) => {
+                    let cause = error.failure().map(|failure| failure.cause);
+                    assert_eq!(cause, Some(Cause::PidInUse), "{}", explain(&error));
+                }
+            }
+        }
+        assert!(winners > 0, "each was in the other's way");
+    }
+}
+
+fn a_tree_that_ends_at_once_is_revived_all_the_same() {
+    let home = Home::new();
+    let store = home.store();
+    let victim = Victim::start(&[]);
+    let digest = home.capture([victim.pid()]).capture(&store).or_explain();
+    victim.end();
+    for _ in 0..20 {
+        let nothing = std::fs::File::open("/dev/null").unwrap();
+        let mut restored = home.restore().stdin(nothing).restore(&store, &digest).or_explain();
+        assert!(restored.trees[0].wait().or_explain().success());
+    }
 }

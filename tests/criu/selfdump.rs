@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::Read,
+    path::Path,
     process::{Command, Stdio},
 };
 
@@ -22,7 +22,8 @@ tests![
     a_subreaper_captures_itself,
     a_child_captures_the_tree_around_it,
     a_process_captures_itself_twice,
-    standard_output_in_a_file_that_grew_since_is_replaced,
+    standard_output_in_a_file_that_grew_since_can_be_replaced,
+    standard_output_that_is_appended_to_a_file_goes_on_there,
 ];
 
 /// The digest in a victim's answer.
@@ -100,58 +101,60 @@ fn a_process_captures_itself_twice() {
     }
 }
 
-fn standard_output_in_a_file_that_grew_since_is_replaced() {
-    let home = Home::new();
+/// A victim that writes into this file captured itself, wrote a line more, and was ended.
+#[track_caller]
+fn captured_with_output(home: &Home, append: bool) -> Digest256 {
     let output = home.path("output");
-    let file = File::options().append(true).create_new(true).open(&output).unwrap();
+    let file = File::options().write(true).append(append).create_new(true).open(&output).unwrap();
     let (input, to) = pipe();
-    let root = Command::new("/proc/self/exe")
-        .args(["--victim", "session", "memory=1"])
-        .stdin(input)
-        .stdout(file)
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut command = Command::new("/proc/self/exe");
+    command.args(["--victim", "session", "memory=1"]).stdin(input).stdout(file).stderr(Stdio::null());
+    let root = command.spawn().unwrap();
+    wait_lines(&output, 1);
     let mut victim = Victim::ready(root, Talk::new(to, File::open(&output).unwrap()));
-    let lines = |count: usize| wait_until("the output has grown", || read(&output).lines().count() == count);
     victim.talk.tell(&format!("capture run own {}", home.word()));
-    lines(2);
+    wait_lines(&output, 2);
     victim.talk.tell("tick");
-    lines(3);
-    let text = read(&output);
-    let digest = digest(text.lines().nth(1).unwrap());
+    wait_lines(&output, 3);
     victim.end();
+    digest(read(&output).lines().nth(1).unwrap())
+}
 
+fn standard_output_in_a_file_that_grew_since_can_be_replaced() {
+    let home = Home::new();
+    let digest = captured_with_output(&home, false);
+    let text = read(&home.path("output"));
     // The same file again it cannot be, and the error says so.
-    let error = home.restore().stdin(File::open("/dev/null").unwrap()).restore(&home.store(), &digest);
-    let error = error.unwrap_err();
-    assert!(
-        error.failure().is_some_and(|failure| failure.cause == Cause::FileChanged),
-        "{}",
-        explain(&error)
-    );
+    let nothing = File::open("/dev/null").unwrap();
+    let error = home.restore().stdin(nothing).restore(&home.store(), &digest).unwrap_err();
+    let cause = error.failure().map(|failure| failure.cause);
+    assert_eq!(cause, Some(Cause::FileChanged), "{}", explain(&error));
+    assert!(error.advice().is_some());
 
     let mut revived = Revived::from(home.restore(), &home.store(), &digest);
     assert_eq!(revived.talk.hear(), "revived");
     revived.assert_counts_on(0);
     drop(revived);
-    assert_eq!(read(&output), text);
-
-    // Back to where it was when it was captured, the file is the same again.
-    let size = text.lines().next().unwrap().len() + 1;
-    File::options().write(true).open(&output).unwrap().set_len(size as u64).unwrap();
-    let (input, to) = pipe();
-    let mut restored = home.restore().stdin(input).restore(&home.store(), &digest).or_explain();
-    let mut revived = Revived::new(restored.trees.remove(0), Talk::new(to, File::open(&output).unwrap()));
-    lines(2);
-    revived.talk.hang_up();
-    assert!(revived.tree().wait().or_explain().success());
-    assert_eq!(read(&output).lines().nth(1), Some("revived"));
+    assert_eq!(read(&home.path("output")), text);
 }
 
-fn read(path: &std::path::Path) -> String {
-    let mut text = String::new();
-    File::open(path).unwrap().read_to_string(&mut text).unwrap();
-    debug_assert!(fs::metadata(path).is_ok());
-    text
+fn standard_output_that_is_appended_to_a_file_goes_on_there() {
+    let home = Home::new();
+    let digest = captured_with_output(&home, true);
+    let (input, to) = pipe();
+    let mut restored = home.restore().stdin(input).restore(&home.store(), &digest).or_explain();
+    let mut revived = Revived::new(restored.trees.remove(0), Talk::new(to, pipe().0));
+    wait_lines(&home.path("output"), 4);
+    revived.talk.hang_up();
+    assert!(revived.tree().wait().or_explain().success());
+    assert_eq!(read(&home.path("output")).lines().skip(2).collect::<Vec<_>>(), ["count 1", "revived"]);
+}
+
+#[track_caller]
+fn wait_lines(path: &Path, count: usize) {
+    wait_until("the output has grown", || read(path).lines().count() >= count && read(path).ends_with('\n'));
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap()
 }

@@ -3,6 +3,8 @@
 use std::{
     io::{self, Write},
     sync::Mutex,
+    thread,
+    time::Duration,
 };
 
 use criu_rpc::{BlobStore, BlobWriter, Digest256, Error, FsBlobStore, Result};
@@ -149,6 +151,32 @@ impl BlobWriter for FailingWriter<'_> {
             Fault::PanicAtCommit => panic!("{FULL}"),
             _ => self.inner.commit(digest),
         }
+    }
+}
+
+/// A store that takes its time for the manifest.
+#[derive(Debug)]
+pub(crate) struct Slow {
+    pub(crate) inner: FsBlobStore,
+    pub(crate) pause: Duration,
+}
+
+impl BlobStore for Slow {
+    fn put(&self, bytes: &[u8]) -> Result<Digest256> {
+        thread::sleep(self.pause);
+        self.inner.put(bytes)
+    }
+
+    fn get(&self, digest: &Digest256) -> Result<Vec<u8>> {
+        self.inner.get(digest)
+    }
+
+    fn contains(&self, digest: &Digest256) -> Result<bool> {
+        self.inner.contains(digest)
+    }
+
+    fn writer(&self) -> Result<Box<dyn BlobWriter + '_>> {
+        self.inner.writer()
     }
 }
 

@@ -76,9 +76,12 @@ impl Talk {
         }
     }
 
-    /// Ends what the other side reads.
+    /// Ends the conversation, upon which a victim ends.
     pub(crate) fn hang_up(&mut self) {
-        self.to = None;
+        if let Some(mut to) = self.to.take() {
+            // A terminal has no end as long as we listen to it. Whoever is gone need not be told.
+            let _ = to.write_all(b"exit 0\n");
+        }
     }
 }
 

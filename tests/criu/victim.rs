@@ -18,9 +18,13 @@ use std::{
     time::Duration,
 };
 
-use criu_rpc::{Capture, Error, Tree};
+use criu_rpc::{
+    Capture, DumpOptions, Error, Tree,
+    rpc::{Lend, NoHooks},
+};
 
 use crate::{
+    harness::criu,
     places::Home,
     talk::{Talk, pipe},
     tree::explain,
@@ -153,11 +157,18 @@ impl State {
                 let count = File::from(end).read(&mut word).unwrap();
                 String::from_utf8_lossy(&word[..count]).trim_end().to_owned()
             }
+            "hear" => {
+                let connection = File::from(self.connections.last().unwrap().try_clone().unwrap());
+                let mut line = String::new();
+                BufReader::new(connection).read_line(&mut line).unwrap();
+                line.trim_end().to_owned()
+            }
             "zombie" => {
                 let child = Command::new("/bin/true").spawn().unwrap();
                 child.id().to_string() // and nobody waits for it
             }
             "capture" => capture(rest),
+            "dump" => dump_around_criu(rest),
             "revive" => self.revive(rest),
             "wait" => match self.revived.as_mut().unwrap().wait() {
                 Ok(status) => status.to_string(),
@@ -176,8 +187,11 @@ impl State {
     fn revive(&mut self, words: &str) -> String {
         let (digest, home) = words.split_once(' ').unwrap();
         let home = Home::of_another(home);
-        let nothing = || File::options().read(true).write(true).open("/dev/zero").unwrap();
-        let restore = home.restore().stdin(nothing()).stdout(nothing()).stderr(nothing());
+        // Its input does not end before we do.
+        let (input, end) = pipe();
+        self.connections.push(end.into());
+        let nothing = || File::create("/dev/null").unwrap();
+        let restore = home.restore().stdin(input).stdout(nothing()).stderr(nothing());
         match restore.restore(&home.store(), &digest.parse().unwrap()) {
             Ok(mut restored) => {
                 let warnings: Vec<_> = restored.warnings.iter().map(ToString::to_string).collect();
@@ -238,6 +252,16 @@ impl State {
 impl Drop for State {
     fn drop(&mut self) {
         self.end_children();
+    }
+}
+
+/// Has its own child, a criu, dump it into this folder, and tells why that was refused.
+fn dump_around_criu(images: &str) -> String {
+    let (images, options) = (File::open(images).unwrap(), DumpOptions::default().leave_running(true));
+    let result = criu().dump(std::process::id(), &options, Lend::images(&images), &mut NoHooks);
+    match result {
+        Ok(dumped) => format!("{dumped:?}"),
+        Err(error) => error.failure().map_or(error.to_string(), |failure| format!("{:?}", failure.cause)),
     }
 }
 

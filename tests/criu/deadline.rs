@@ -1,0 +1,77 @@
+//! A dump that takes too long is given up, and its tree is whole.
+
+use std::{
+    hash::{BuildHasher, RandomState},
+    time::{Duration, Instant},
+};
+
+use criu_rpc::{Error, Target};
+
+use crate::{
+    harness::tests,
+    places::Home,
+    stores::{FULL, Failing, Fault, Slow, says},
+    tree::{OrExplain, Revived, Victim, explain},
+};
+
+tests![
+    a_dump_that_takes_too_long_leaves_the_tree_whole,
+    a_deadline_long_enough_changes_nothing,
+    a_tree_that_is_stored_after_the_deadline_ends_as_it_should,
+];
+
+fn a_dump_that_takes_too_long_leaves_the_tree_whole() {
+    let home = Home::new();
+    let store = Failing { inner: home.store(), fault: Fault::Writer };
+    let mut victim = Victim::start(&["children=3", "threads=8", "memory=48"]);
+    let members = victim.members();
+    let (mut late, mut stored) = (0, 0);
+    for count in 0..16 {
+        let deadline = 1 + RandomState::new().hash_one(count) % 80;
+        let capture = home.capture([victim.pid()]).deadline(Duration::from_millis(deadline));
+        let start = Instant::now();
+        match capture.leave_running(count % 2 == 0).capture(&store) {
+            Err(Error::TimedOut(failure)) => {
+                late += 1;
+                assert!(matches!(failure.target, Target::Running), "{}", failure.report());
+                assert!(start.elapsed() < Duration::from_secs(20), "it took {:?}", start.elapsed());
+            }
+            // It was quick enough; but a tree that is to end must not, here.
+            Err(error) if says(&error, FULL) => stored += 1,
+            Err(error) => panic!("{deadline} ms: {}", explain(&error)),
+            Ok(_) => panic!("{deadline} ms: this store takes nothing"),
+        }
+        victim.assert_counts_on(count);
+        assert_eq!(victim.ask("check"), "memory ok 12288 pages", "{deadline} ms");
+        assert_eq!(victim.ask("threads").split(' ').count(), 8);
+        assert_eq!(victim.ask("child 2 tick"), format!("count {}", count + 1));
+        assert_eq!(victim.ask("child 1 check"), "memory ok 256 pages");
+        assert_eq!(victim.members(), members);
+        home.assert_staging_empty();
+    }
+    assert!(late > 0, "no deadline was too short: {stored} dumps");
+    assert_eq!(crate::places::files(&home.path("store")).len(), 0);
+}
+
+fn a_deadline_long_enough_changes_nothing() {
+    let home = Home::new();
+    let mut victim = Victim::start(&["memory=1"]);
+    let capture = home.capture([victim.pid()]).deadline(Duration::from_secs(100));
+    capture.capture(&home.store()).unwrap();
+    victim.assert_counts_on(0);
+}
+
+fn a_tree_that_is_stored_after_the_deadline_ends_as_it_should() {
+    let home = Home::new();
+    for _ in 0..3 {
+        let store = Slow { inner: home.store(), pause: Duration::from_millis(1500) };
+        let mut victim = Victim::start(&["children=1"]);
+        victim.assert_counts_on(0);
+        let members = victim.members();
+        let capture = home.capture([victim.pid()]).leave_running(false).deadline(Duration::from_secs(1));
+        // criu was quick enough. What was stored is not to be called a failure, and the other way round.
+        let digest = capture.capture(&store).or_explain();
+        victim.reap(&members);
+        Revived::from(home.restore(), &store, &digest).assert_counts_on(1);
+    }
+}
