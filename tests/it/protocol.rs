@@ -12,7 +12,7 @@ use std::{
 use criu_rpc::{
     Cause, Criu, DumpOptions, Error, Request, RestoreOptions, Result, Target, Version,
     options::{CgroupMode, CpuCap, LogLevel, NetworkLock},
-    rpc::{Event, Hooks, Lend, NoHooks},
+    rpc::{Cancel, Event, Hooks, Lend, NoHooks},
 };
 use nix::{
     fcntl::OFlag,
@@ -243,19 +243,57 @@ fn a_restore_gives_the_tree_that_criu_named() {
 }
 
 #[test]
-fn a_restore_has_no_deadline() {
-    let (read, write) = pipe();
-    let script = [hear(Kind::Restore), notify("pre-restore").with(write), hear_ack(true)];
-    let (socket, peer) = Peer::play(script.into_iter().chain([say(Resp::bad(Kind::Restore))]));
+fn a_restore_past_its_deadline_is_refused_at_its_next_event() {
+    let script = [hear(Kind::Restore), notify("pre-restore"), hear_ack(true), notify("post-restore")];
+    let end = [hear_ack(false), say(Resp::bad(Kind::Restore))];
+    let (socket, peer) = Peer::play(script.into_iter().chain(end));
     let criu = Criu::over(socket).deadline(Duration::from_millis(20));
     let mut slow = |_: Event<'_>| {
         std::thread::sleep(Duration::from_millis(60));
         Ok(())
     };
     let error = restore_by(&criu, &mut slow).unwrap_err();
-    assert!(matches!(error, Error::Criu(_)), "{error}");
+    assert!(matches!(error, Error::TimedOut(_)), "{error}");
     peer.done();
-    read.ends();
+}
+
+#[test]
+fn a_restore_that_succeeds_past_its_deadline_has_succeeded() {
+    let mut root = process::Command::new("sleep").arg("60").spawn().unwrap();
+    let pid = i32::try_from(root.id()).unwrap();
+    let script = [hear(Kind::Restore), notify("post-resume"), hear_ack(true), say(Resp::restored(pid))];
+    let (socket, peer) = Peer::play(script);
+    let criu = Criu::over(socket).deadline(Duration::from_millis(20));
+    let mut slow = |_: Event<'_>| {
+        std::thread::sleep(Duration::from_millis(60));
+        Ok(())
+    };
+    let tree = restore_by(&criu, &mut slow);
+    root.kill().unwrap();
+    assert_eq!(tree.unwrap().pid().as_raw(), pid);
+    peer.done();
+    let _ = root.wait(); // whoever is quicker, we or the tree's owner, reaps it
+}
+
+#[test]
+fn a_token_cancels_from_another_thread_and_for_good() {
+    let cancel = Cancel::new().unwrap();
+    let (socket, peer) = Peer::play([hear(Kind::Version)]);
+    let criu = Criu::over(socket).cancelled_by(&cancel);
+    let remote = cancel.clone();
+    let canceller = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(30));
+        remote.cancel();
+    });
+    let error = criu.version().unwrap_err();
+    assert!(matches!(error, Error::Cancelled(_)), "{error}");
+    canceller.join().unwrap();
+    peer.done();
+
+    let (socket, peer) = Peer::play([hear(Kind::Version)]);
+    let error = Criu::over(socket).cancelled_by(&cancel).version().unwrap_err();
+    assert!(matches!(error, Error::Cancelled(_)), "{error}");
+    peer.done();
 }
 
 // Events.
@@ -556,7 +594,7 @@ fn a_connection_carries_one_request() {
     let criu = Criu::over(socket);
     criu.version().unwrap();
     let error = criu.clone().version().unwrap_err();
-    assert!(matches!(error, Error::Options { option: "Criu::over", .. }), "{error}");
+    assert!(matches!(error, Error::Options { option: "Criu", .. }), "{error}");
     peer.done();
 }
 

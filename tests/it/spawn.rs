@@ -353,13 +353,14 @@ fn a_restore_is_given_up_at_the_deadline_while_nothing_exists_yet() {
 }
 
 #[test]
-fn a_restore_that_has_begun_is_not_cut_short() {
+fn a_restore_past_its_deadline_is_heard_out() {
     let script = StandIn::talking((4, 2), &format!("sleep 0.6; {}", says(Resp::bad(Kind::Restore))));
     let folder = Folder::new();
     let images = File::open(&*folder).unwrap();
     let criu = script.criu().deadline(Duration::from_millis(400));
     let error = criu.restore(&RestoreOptions::default(), Lend::images(&images), &mut NoHooks).unwrap_err();
-    assert!(matches!(error, Error::Criu(_)), "{error}");
+    assert!(matches!(error, Error::TimedOut(_)), "{error}");
+    assert_eq!(error.failure().unwrap().exit.unwrap().code(), Some(0));
 }
 
 #[test]
