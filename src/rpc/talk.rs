@@ -90,14 +90,15 @@ impl Criu {
         let mut talk = Talk {
             connection: Some(self.connect(ask)?),
             version: None,
-            deadline: self.deadline,
+            patience: self.deadline,
+            deadline: self.deadline.and_then(|deadline| Instant::now().checked_add(deadline)),
             cancel: self.cancel.clone(),
             ours: matches!(self.reach, Reach::Swrk(_)),
         };
         if !matches!(self.reach, Reach::Over(_)) && ask.request != Request::Version {
             // One more question to the same criu costs some forty microseconds.
-            let answer = talk.ask(Ask { keep_open: true, ..Ask::new(Request::Version) })?;
-            talk.version = version(answer);
+            let question = Ask { keep_open: true, ..Ask::new(Request::Version) };
+            talk.version = version(talk.exchange(question, Some(ask))?);
         }
         Ok(talk)
     }
@@ -167,7 +168,10 @@ pub(super) struct Talk {
     /// `None` once criu has failed, and gone.
     connection: Option<Connection>,
     pub(super) version: Option<Version>,
-    deadline: Option<Duration>,
+    /// How long a request may take.
+    patience: Option<Duration>,
+    /// When the next one is to be answered, if it was begun already.
+    deadline: Option<Instant>,
     cancel: Option<Cancel>,
     /// Whether we started this criu.
     ours: bool,
@@ -191,26 +195,37 @@ impl Talk {
     /// Asks, and answers events. The answer is a successful one; after an error, criu is gone.
     pub(super) fn ask(&mut self, mut ask: Ask<'_>) -> Result<CriuResp> {
         self.complete(&mut ask)?;
-        let sibling = SiblingRoot::expected(&ask);
+        let answer = self.exchange(ask, None);
+        self.deadline = None; // the next question begins anew
+        answer
+    }
+
+    /// Asks one question, which may be a step on the way to another: a failure is that one's then.
+    fn exchange(&mut self, mut ask: Ask<'_>, purpose: Option<&Ask<'_>>) -> Result<CriuResp> {
+        let begun = self.deadline;
         let mut exchange = Exchange {
             session: Session::new(ask.request),
-            deadline: self.deadline.and_then(|deadline| Instant::now().checked_add(deadline)),
+            deadline: begun.or_else(|| Instant::now().checked_add(self.patience?)),
             stopping: None,
             refusal: None,
         };
+        let sibling = SiblingRoot::expected(&ask);
         let connection = self.connection.take().ok_or_else(|| swrk_only("the conversation is over"))?;
-        let end = exchange.run(&connection, &mut ask, self.cancel.as_ref());
-        if let Ok(End::Answer(answer)) = end {
-            if answer.success {
+        let end = match exchange.run(&connection, &mut ask, self.cancel.as_ref()) {
+            Ok(End::Answer(answer)) if answer.success => {
                 self.connection = Some(connection);
                 return Ok(*answer);
             }
-            return Err(self.failed(&ask, exchange, Ok(End::Answer(answer)), connection.finish(), sibling));
-        }
+            end => end,
+        };
         if ask.request == Request::Restore && matches!(end, Ok(End::Stopped(_))) {
             connection.kill(); // what it had made so far are its children
         }
-        Err(self.failed(&ask, exchange, end, connection.finish(), sibling))
+        let remains = connection.finish();
+        Err(match purpose {
+            Some(purpose) => self.failed(purpose, exchange, end, remains, sibling),
+            None => self.failed(&ask, exchange, end, remains, sibling),
+        })
     }
 
     fn failed(
@@ -280,7 +295,7 @@ impl Talk {
     /// Adds to the options what is ours to say, and finds out what this criu would not understand.
     fn complete(&self, ask: &mut Ask<'_>) -> Result<()> {
         let Some(opts) = &mut ask.opts else { return Ok(()) };
-        let stoppable = self.deadline.is_some() || self.cancel.is_some();
+        let stoppable = self.patience.is_some() || self.cancel.is_some();
         if ask.hooks.as_ref().is_some_and(|hooks| hooks.wanted())
             || ask.request == Request::Restore && stoppable
         {

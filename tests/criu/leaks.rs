@@ -1,6 +1,10 @@
 //! Nothing leaks: no zombie, no descriptor, no file. Counted in a process of its own, which does nothing else.
 
-use std::process::Command;
+use std::{
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
 
 use criu_rpc::{Cause, Error};
 
@@ -35,6 +39,11 @@ pub(crate) fn main(_: &[String]) {
     }
     for _ in 0..5 {
         revive_and_let_go(&home);
+        // The thread that reaps closes its pidfd a moment after the process has gone.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while (descriptors(), children(own())) != before && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
+        }
         assert_eq!((descriptors(), children(own())), before);
     }
     victim.end();
