@@ -94,7 +94,8 @@ impl Criu {
     /// How long any request may take; without one, as long as it takes.
     ///
     /// criu is not killed while it touches a tree. A dump that takes too long is made to fail in the way that
-    /// leaves the tree running and whole, which can take a few milliseconds more. A restore is not cut short.
+    /// leaves the tree running and whole, which can take a few milliseconds more. Once a hook has accepted
+    /// [`Event::PostDump`] the dump is not given up any more. A restore is not cut short.
     /// For the freezing alone there is [`DumpOptions::timeout`].
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Criu {

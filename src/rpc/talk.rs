@@ -216,8 +216,13 @@ impl Talk {
                             None => Ok(()),
                         };
                         let go_on = verdict.is_ok();
-                        if let Err(refusal) = verdict {
-                            self.refusal.get_or_insert((name, refusal));
+                        match verdict {
+                            // The images are accepted, maybe stored: from here on the tree ends as it should.
+                            Ok(()) if name == "post-dump" => self.deadline = None,
+                            Ok(()) => {}
+                            Err(refusal) => {
+                                self.refusal.get_or_insert((name, refusal));
+                            }
                         }
                         if !self.send(&self.session.acknowledge(go_on, external))? {
                             return Ok(End::Gone);
