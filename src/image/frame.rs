@@ -150,7 +150,8 @@ mod tests {
         let added = PstreeEntry { pid: 9, ..PstreeEntry::default() };
         let old = image(&[&unknown, &entry.encode_to_vec()]);
         let new =
-            rewritten(&old, "pstree.img", |entry: &PstreeEntry| entry.pid != 8, &[added.clone()]).unwrap();
+            rewritten(&old, "pstree.img", |entry: &PstreeEntry| entry.pid != 8, std::slice::from_ref(&added))
+                .unwrap();
         assert_eq!(new, image(&[&unknown, &added.encode_to_vec()]));
     }
 
