@@ -207,6 +207,7 @@ impl Talk {
             session: Session::new(ask.request),
             deadline: begun.or_else(|| Instant::now().checked_add(self.patience?)),
             stopping: None,
+            accepted: false,
             refusal: None,
         };
         let sibling = SiblingRoot::expected(&ask);
@@ -326,6 +327,8 @@ struct Exchange {
     session: Session,
     deadline: Option<Instant>,
     stopping: Option<Stop>,
+    /// Whether a hook has accepted the images of a dump.
+    accepted: bool,
     /// The event at which a hook refused, and what it said.
     refusal: Option<(String, BoxError)>,
 }
@@ -342,7 +345,7 @@ impl Exchange {
             return Ok(End::Gone);
         }
         loop {
-            let cancel = cancel.filter(|_| self.stopping.is_none());
+            let cancel = cancel.filter(|_| self.stopping.is_none() && !self.accepted);
             let heard = connection.hear(self.deadline, cancel).map_err(Error::io("hear criu"))?;
             let stop = match heard {
                 Heard::Message(packet, descriptors) => match self.session.hear(&packet)? {
@@ -390,8 +393,16 @@ impl Exchange {
             return false;
         }
         let name = event.name().to_owned();
+        // Once the images are accepted, and maybe stored, the tree ends as it should.
+        let accepts = hooks.is_some() && matches!(event, Event::PostDump);
         match hooks.map_or(Ok(()), |hooks| hooks::ask(hooks, event)) {
-            Ok(()) => true,
+            Ok(()) => {
+                if accepts {
+                    self.accepted = true;
+                    self.deadline = None;
+                }
+                true
+            }
             Err(refusal) => {
                 self.refusal.get_or_insert((name, refusal));
                 false

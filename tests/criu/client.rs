@@ -8,7 +8,7 @@ use criu_rpc::{
 };
 
 use crate::{
-    harness::{criu, tests, version},
+    harness::{criu, skip, tests, version},
     places::{Home, state, wait_until},
     talk::pipe,
     tree::{OrExplain, Revived, Victim, explain, wait_gone},
@@ -187,7 +187,7 @@ fn a_refusal_before_or_after_the_restore_leaves_nothing() {
 
 fn a_hook_names_external_files() {
     if version() < Version::new(3, 19, 0) {
-        return;
+        skip("it does not ask for external files");
     }
     let home = Home::new();
     let socket = home.path("socket");

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use criu_rpc::{Error, Target};
+use criu_rpc::{Capture, Error, Target};
 
 use crate::{
     harness::tests,
@@ -70,8 +70,9 @@ fn a_tree_that_is_stored_after_the_deadline_ends_as_it_should() {
         let members = victim.members();
         let capture = home.capture([victim.pid()]).leave_running(false).deadline(Duration::from_secs(1));
         // criu was quick enough. What was stored is not to be called a failure, and the other way round.
-        let digest = capture.capture(&store).or_explain();
+        let Capture::Stored(stored) = capture.run(&store).or_explain() else { panic!("it is no copy") };
+        assert!(stored.frozen.is_some_and(|frozen| frozen >= store.pause), "{:?}", stored.frozen);
         victim.reap(&members);
-        Revived::from(home.restore(), &store, &digest).assert_counts_on(1);
+        Revived::from(home.restore(), &store, &stored.digest).assert_counts_on(1);
     }
 }

@@ -1,6 +1,12 @@
 //! Runs the tests, or says why not; and knows which criu to test with.
 
-use std::{env, path::PathBuf, process, sync::OnceLock};
+use std::{
+    env,
+    panic::{catch_unwind, resume_unwind},
+    path::PathBuf,
+    process,
+    sync::OnceLock,
+};
 
 use criu_rpc::{Criu, ProcsCapture, ProcsRestore, Version};
 use libtest_mimic::{Arguments, Completion, Trial};
@@ -39,13 +45,29 @@ pub(crate) fn main(parts: &[Part], tests: &[&'static [Test]]) {
         let (name, reason) = (name.trim_start_matches("criu::"), reason.clone());
         Trial::ignorable_test(name, move || match reason {
             Some(reason) => Ok(Completion::ignored_with(reason)),
-            None => {
-                test();
-                Ok(Completion::Completed)
-            }
+            None => Ok(completed(*test)),
         })
     });
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit();
+}
+
+/// Runs a test, which may find that this criu cannot do what is to be tested.
+fn completed(test: fn()) -> Completion {
+    match catch_unwind(test) {
+        Ok(()) => Completion::Completed,
+        Err(panic) => match panic.downcast::<Skip>() {
+            Ok(skip) => Completion::ignored_with(skip.0),
+            Err(panic) => resume_unwind(panic),
+        },
+    }
+}
+
+/// What a test that is skipped unwinds with.
+struct Skip(String);
+
+/// Ends the test here, as one that this criu cannot pass.
+pub(crate) fn skip(reason: &str) -> ! {
+    resume_unwind(Box::new(Skip(format!("criu {}: {reason}", version()))))
 }
 
 /// Why nothing can be tested here.

@@ -46,6 +46,11 @@ pub(crate) fn main(_: &[String]) {
         }
         assert_eq!((descriptors(), children(own())), before);
     }
+    let squatter = fail_to_revive_a_child(&home);
+    let expected = [victim.pid(), squatter.pid()];
+    assert!(children(own()).iter().all(|pid| expected.contains(pid)), "a zombie is left");
+    squatter.end();
+    assert_eq!((descriptors(), children(own())), before);
     victim.end();
     println!("nothing leaked");
 }
@@ -82,6 +87,32 @@ fn revive_and_let_go(home: &Home) {
     drop(tree);
     talk.hang_up();
     crate::tree::wait_gone(&[pid]);
+}
+
+/// The number of a child is taken, so that the root was made already when the restore fails. By whom it was taken.
+fn fail_to_revive_a_child(home: &Home) -> Victim {
+    let store = home.store();
+    let victim = Victim::start(&["children=1"]);
+    let child = victim.members()[1];
+    let digest = home.capture([victim.pid()]).capture(&store).or_explain();
+    victim.end();
+    let mut squatter = squat(child);
+    let error = home.restore().restore(&store, &digest).unwrap_err();
+    assert!(error.failure().is_some_and(|failure| failure.cause == Cause::PidInUse), "{}", explain(&error));
+    squatter.assert_counts_on(0);
+    squatter
+}
+
+/// A victim of this number.
+fn squat(pid: i32) -> Victim {
+    for _ in 0..200 {
+        std::fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).unwrap();
+        let victim = Victim::start(&[]);
+        if victim.pid() == pid {
+            return victim;
+        }
+    }
+    panic!("others were quicker to take {pid}, 200 times");
 }
 
 fn descriptors() -> Vec<String> {

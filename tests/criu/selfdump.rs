@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    os::unix::net::UnixStream,
     path::Path,
     process::{Command, Stdio},
 };
@@ -22,6 +23,8 @@ tests![
     a_subreaper_captures_itself,
     a_child_captures_the_tree_around_it,
     a_process_captures_itself_twice,
+    a_process_captures_itself_and_another_tree,
+    a_process_cannot_capture_itself_and_end,
     standard_output_in_a_file_that_grew_since_can_be_replaced,
     standard_output_that_is_appended_to_a_file_goes_on_there,
 ];
@@ -99,6 +102,42 @@ fn a_process_captures_itself_twice() {
         assert_eq!(revived.talk.hear(), "revived");
         revived.assert_counts_on(count + 1);
     }
+}
+
+fn a_process_captures_itself_and_another_tree() {
+    let home = Home::new();
+    let socket = home.path("socket").display().to_string();
+    let other = Victim::start(&["children=1", &format!("serve={socket}")]);
+    let ask = |line: &str| {
+        let connection = UnixStream::connect(&socket).unwrap();
+        Talk::new(connection.try_clone().unwrap(), connection).ask(line)
+    };
+    let mut victim = Victim::start(&FLAGS);
+    let digest = digest(&victim.ask(&format!("capture run own+{} {}", other.pid(), home.word())));
+    assert_eq!(ask("tick"), "count 1");
+    victim.assert_counts_on(0);
+    victim.end();
+    other.end();
+
+    let (mut talk, input, output) = Talk::through_pipes();
+    let restored = home.restore().stdin(input).stdout(output).restore(&home.store(), &digest).or_explain();
+    let silent = || Talk::through_pipes().0;
+    let trees: Vec<_> = restored.trees.into_iter().map(|tree| Revived::new(tree, silent())).collect();
+    assert_eq!(trees.len(), 2);
+    assert_eq!(talk.hear(), "revived");
+    assert_eq!(ask("tick"), "count 1");
+    assert_eq!(ask("child 0 tick"), "count 1");
+    home.assert_staging_empty();
+    drop(talk); // and both end
+}
+
+fn a_process_cannot_capture_itself_and_end() {
+    let home = Home::new();
+    let mut victim = Victim::start(&[]);
+    let answer = victim.ask(&format!("capture ending own {}", home.word()));
+    assert!(answer.starts_with("error leave_running: "), "{answer}");
+    victim.assert_counts_on(0);
+    home.assert_staging_empty();
 }
 
 /// A victim that writes into this file captured itself, wrote a line more, and was ended.

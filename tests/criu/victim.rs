@@ -7,7 +7,10 @@ use std::{
     net::{TcpListener, TcpStream},
     os::{
         fd::{AsFd, OwnedFd},
-        unix::net::{UnixListener, UnixStream},
+        unix::{
+            net::{UnixListener, UnixStream},
+            process::parent_id,
+        },
     },
     process::{Child, Command, Stdio, exit},
     sync::{
@@ -46,6 +49,8 @@ struct State {
     serves: Option<UnixListener>,
     connections: Vec<OwnedFd>,
     children: Vec<(Child, Talk)>,
+    /// A child that nobody waits for.
+    zombie: Option<Child>,
     /// A tree that this victim revived.
     revived: Option<Tree>,
 }
@@ -165,8 +170,8 @@ impl State {
             }
             #[expect(clippy::zombie_processes, reason = "a zombie is what is wanted")]
             "zombie" => {
-                let child = Command::new("/bin/true").spawn().unwrap();
-                child.id().to_string() // and nobody waits for it
+                let child = self.zombie.insert(Command::new("/bin/true").spawn().unwrap());
+                child.id().to_string()
             }
             "capture" => capture(rest),
             "dump" => dump_around_criu(rest),
@@ -266,17 +271,18 @@ fn dump_around_criu(images: &str) -> String {
     }
 }
 
-/// `HOW WHOM HOME`: captures `own` process, the `parent`, or the process of that number.
+/// `HOW WHOM HOME`: captures its `own` process, the `parent`, the process of a number, or several, with plus signs.
 fn capture(words: &str) -> String {
     let [how, whom, home] = words.splitn(3, ' ').collect::<Vec<_>>()[..] else { panic!("{words}") };
-    let pid = match whom {
-        "own" => std::process::id(),
-        "parent" => std::os::unix::process::parent_id(),
+    let pids = whom.split('+').map(|whom| match whom {
+        "own" => i32::try_from(std::process::id()).unwrap(),
+        "parent" => i32::try_from(parent_id()).unwrap(),
         number => number.parse().unwrap(),
-    };
+    });
     let home = Home::of_another(home);
-    let capture = home.capture([i32::try_from(pid).unwrap()]);
+    let capture = home.capture(pids);
     let told = match how {
+        "ending" => capture.leave_running(false).capture(&home.store()).map(Some),
         "run" => capture.run(&home.store()).map(|capture| match capture {
             Capture::Stored(stored) => Some(stored.digest),
             _ => None,
