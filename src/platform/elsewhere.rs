@@ -16,7 +16,11 @@ pub(crate) fn checkpoint<T>(_job: &Job, _keep: Keep<'_, T>) -> Result<Outcome<T>
 pub(crate) struct Reviver(Infallible);
 
 impl Reviver {
-    pub(crate) fn new(_criu: Option<PathBuf>, _staging: Option<PathBuf>) -> Result<Reviver> {
+    pub(crate) fn new(
+        _criu: Option<PathBuf>,
+        _staging: Option<PathBuf>,
+        _deadline: Option<Duration>,
+    ) -> Result<Reviver> {
         Err(Error::Unsupported { what: "revive processes" })
     }
 

@@ -3,7 +3,7 @@
 
 mod verify;
 
-use std::{fmt, fs::File, path::PathBuf};
+use std::{fmt, fs::File, path::PathBuf, time::Duration};
 
 use crate::{
     BlobStore, Digest256, Error, ProcsBlob, RestoreOptions, Result, Tree,
@@ -47,6 +47,7 @@ pub struct ProcsRestore {
     staging: Option<PathBuf>,
     streams: Streams,
     limit: Option<u64>,
+    deadline: Option<Duration>,
 }
 
 /// What was restored.
@@ -141,6 +142,14 @@ impl ProcsRestore {
         self
     }
 
+    /// How long criu may take for each tree; see [`Criu::deadline`](crate::Criu::deadline). Past it nothing of the
+    /// capture is left running.
+    #[must_use]
+    pub fn deadline(mut self, deadline: Duration) -> ProcsRestore {
+        self.deadline = Some(deadline);
+        self
+    }
+
     /// The most bytes that images may have. Without it, 1 TiB.
     #[must_use]
     pub fn limit(mut self, bytes: u64) -> ProcsRestore {
@@ -174,7 +183,7 @@ impl ProcsRestore {
     }
 
     fn revive(&self, store: &dyn BlobStore, archive: &Digest256) -> Result<Vec<Tree>> {
-        let reviver = Reviver::new(self.criu.clone(), self.staging.clone())?;
+        let reviver = Reviver::new(self.criu.clone(), self.staging.clone(), self.deadline)?;
         let mut limits = Limits::default();
         if let Some(limit) = self.limit {
             limits.bytes = limit;

@@ -5,6 +5,7 @@ use std::{
     io,
     os::fd::AsFd,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use super::{fit, staging::Staging};
@@ -24,8 +25,15 @@ pub(crate) struct Reviver {
 }
 
 impl Reviver {
-    pub(crate) fn new(criu: Option<PathBuf>, staging: Option<PathBuf>) -> Result<Reviver> {
-        let criu = criu.map_or_else(Criu::new, Criu::at);
+    pub(crate) fn new(
+        criu: Option<PathBuf>,
+        staging: Option<PathBuf>,
+        deadline: Option<Duration>,
+    ) -> Result<Reviver> {
+        let mut criu = criu.map_or_else(Criu::new, Criu::at);
+        if let Some(deadline) = deadline {
+            criu = criu.deadline(deadline);
+        }
         criu.program()?;
         Ok(Reviver { criu, staging: Staging::new(staging.as_deref())? })
     }
