@@ -133,7 +133,7 @@ impl ProcsCapture {
     /// # Errors
     ///
     /// [`Error::Process`] for a pid that cannot be captured, before anything is frozen; [`Error::Criu`] with
-    /// [advice](Error::advice) if criu could not; whatever the store says. The trees run on, and nothing is stored.
+    /// [advice](Error::advice) if criu could not; whatever the store says. The trees run on, and there is no manifest in the store.
     ///
     /// In the revived copy of a process that captured itself, [`Error::Revived`]: there is no digest to give. Such
     /// programs are better off with [`run`](ProcsCapture::run), which gives both as values.

@@ -2,6 +2,7 @@
 //!
 //! [`frame`] takes a file apart into entries; here is what the entries tell.
 
+mod complete;
 mod frame;
 mod streams;
 
@@ -15,7 +16,7 @@ use std::{
 use prost::Message;
 
 use self::frame::Frames;
-pub(crate) use self::streams::detach_streams;
+pub(crate) use self::{complete::check_complete, streams::detach_streams};
 use crate::{
     Error, Result,
     proto::images::{InventoryEntry, PstreeEntry, StatsEntry, TaskKobjIdsEntry},

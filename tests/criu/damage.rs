@@ -18,6 +18,7 @@ tests![
     a_damaged_archive_is_refused_wherever_the_damage_is,
     a_damaged_manifest_is_refused,
     an_archive_without_an_image_that_criu_needs_is_refused,
+    an_archive_whose_pages_are_cut_short_is_refused,
 ];
 
 /// A capture of a victim that is gone, and the files that it is stored in.
@@ -148,22 +149,57 @@ fn an_archive_without_an_image_that_criu_needs_is_refused() {
     captured.assert_good();
 }
 
+fn an_archive_whose_pages_are_cut_short_is_refused() {
+    // criu would wait for the missing pages for ever.
+    let captured = Captured::new();
+    let store = captured.home.store();
+    let archive = store.get(&captured.archive()).unwrap();
+    let shorter =
+        store.put(&edited(&archive, "pages-1.img", |pages| pages.truncate(pages.len() - 4096))).unwrap();
+    let manifest = ProcsBlob::Criu { criu_dump: shorter, pids: vec![captured.pid] };
+    let digest = store.put(&manifest.to_json()).unwrap();
+    let error = captured.refused(&digest, "pages are missing");
+    assert!(
+        matches!(&error, Error::Corrupt { what, .. } if what.contains("pages-1.img")),
+        "{}",
+        explain(&error)
+    );
+}
+
 /// The archive without one of its files.
 fn without(archive: &[u8], name: &str) -> Vec<u8> {
-    let mut shorter = tar::Builder::new(Vec::new());
-    let mut dropped = 0;
+    rebuilt(archive, name, |_| false)
+}
+
+/// The archive with one of its files changed.
+fn edited(archive: &[u8], name: &str, edit: impl Fn(&mut Vec<u8>)) -> Vec<u8> {
+    rebuilt(archive, name, |content| {
+        edit(content);
+        true
+    })
+}
+
+/// The archive with one of its files changed, or left out.
+fn rebuilt(archive: &[u8], name: &str, keep: impl Fn(&mut Vec<u8>) -> bool) -> Vec<u8> {
+    let mut new = tar::Builder::new(Vec::new());
+    let mut found = 0;
     for entry in tar::Archive::new(archive).entries().unwrap() {
         let mut entry = entry.unwrap();
-        if entry.path().unwrap() == Path::new(name) {
-            dropped += 1;
-            continue;
-        }
         let mut content = Vec::new();
         entry.read_to_end(&mut content).unwrap();
-        shorter.append(&entry.header().clone(), &content[..]).unwrap();
+        if entry.path().unwrap() == Path::new(name) {
+            found += 1;
+            if !keep(&mut content) {
+                continue;
+            }
+        }
+        let mut header = entry.header().clone();
+        header.set_size(content.len() as u64);
+        header.set_cksum();
+        new.append(&header, &content[..]).unwrap();
     }
-    assert_eq!(dropped, 1, "{name}");
-    shorter.into_inner().unwrap()
+    assert_eq!(found, 1, "{name}");
+    new.into_inner().unwrap()
 }
 
 fn overwrite(file: &Path, bytes: &[u8]) {

@@ -16,7 +16,7 @@ use super::{fit, select, staging::Staging};
 use crate::{
     BoxError, Criu, DumpOptions, Error, Pid, Result,
     archive::Trees,
-    image::ImageDir,
+    image::{ImageDir, check_complete},
     platform::{Facts, Job, Keep, Outcome, Unsupported},
     procfs::Stat,
     rpc::{Event, Hooks, Lend, NoHooks, SelfDump},
@@ -45,9 +45,13 @@ pub(crate) fn checkpoint<T>(job: &Job, keep: Keep<'_, T>) -> Result<Outcome<T>> 
             staging.forget();
             return Ok(Outcome::Revived);
         }
+        dump.check()?;
         keep(&dump.images)?
     } else {
-        dump.end(keep)?
+        dump.end(&mut |images| {
+            dump.check()?;
+            keep(images)
+        })?
     };
     Ok(Outcome::Kept(kept, dump.facts()))
 }
@@ -177,6 +181,11 @@ impl Dump {
                 None => Err(first_cause(ends)),
             }
         })
+    }
+
+    /// What is stored can be revived: nothing is missing of what criu says it wrote.
+    fn check(&self) -> Result<()> {
+        self.others.iter().chain(&self.own).try_for_each(|tree| check_complete(&ImageDir::new(&tree.folder)))
     }
 
     fn facts(&self) -> Facts {

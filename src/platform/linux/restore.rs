@@ -12,7 +12,7 @@ use super::{fit, staging::Staging};
 use crate::{
     Criu, Error, RestoreOptions, Result,
     archive::Trees,
-    image::{ImageDir, detach_streams},
+    image::{ImageDir, check_complete, detach_streams},
     platform::Streams,
     rpc::{Lend, NoHooks, Tree},
 };
@@ -71,6 +71,7 @@ impl Reviver {
 
     fn revive_one(&self, folder: &Path, options: &RestoreOptions, streams: &Streams) -> Result<Tree> {
         let images = ImageDir::new(folder);
+        check_complete(&images)?;
         let options = fit::for_restore(options, &images)?;
         let given = given(streams)?;
         let folder =

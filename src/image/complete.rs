@@ -1,0 +1,71 @@
+//! Whether what the images speak of is there. criu does not ask: for pages that a file does not have it waits for ever,
+//! and without some of its images it crashes, or makes something else.
+
+use std::{fs, io};
+
+use super::ImageDir;
+use crate::{
+    Error, Result,
+    proto::images::{PagemapEntry, PagemapHead},
+};
+
+/// The smallest page that any processor has which criu runs on, in bytes.
+const PAGE: u64 = 4096;
+/// The page is in the file of pages.
+const PRESENT: u32 = 4;
+
+/// Finds out what is missing: of the images of each process and thread, and of the pages that each map speaks of.
+pub(crate) fn check_complete(images: &ImageDir) -> Result<()> {
+    let processes = images.processes()?;
+    if processes.is_empty() {
+        return Err(Error::corrupt("the image pstree.img", "it is missing, or has no process"));
+    }
+    for process in processes {
+        for thread in process.threads.iter().chain([&process.pid]) {
+            must_exist(images, &format!("core-{thread}.img"))?;
+        }
+        let is_alive = images.files_id(process.pid)?.is_some(); // a zombie has no ids
+        if is_alive {
+            must_exist(images, &format!("mm-{}.img", process.pid))?;
+            must_exist(images, &format!("pagemap-{}.img", process.pid))?;
+        }
+    }
+    for entry in fs::read_dir(images.path()).map_err(Error::io("read the folder of images"))?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with("pagemap-") {
+            check_pages(images, &name)?;
+        }
+    }
+    Ok(())
+}
+
+fn must_exist(images: &ImageDir, name: &str) -> Result<()> {
+    match images.path().join(name).is_file() {
+        true => Ok(()),
+        false => Err(Error::corrupt(format!("the image {name}"), "it is missing")),
+    }
+}
+
+/// Holds a map of pages against its file of pages.
+fn check_pages(images: &ImageDir, pagemap: &str) -> Result<()> {
+    let Some(mut frames) = images.frames(pagemap)? else { return Ok(()) };
+    let Some(head) = frames.next_entry::<PagemapHead>()? else { return Ok(()) };
+    let mut pages = 0_u64;
+    while let Some(entry) = frames.next_entry::<PagemapEntry>()? {
+        if entry.in_parent != Some(true) && entry.flags.is_none_or(|flags| flags & PRESENT != 0) {
+            pages = pages.saturating_add(entry.nr_pages.unwrap_or(entry.compat_nr_pages.into()));
+        }
+    }
+    let file = format!("pages-{}.img", head.pages_id);
+    let size = match fs::metadata(images.path().join(&file)) {
+        Ok(metadata) => metadata.len(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+        Err(error) => return Err(Error::io(format!("look at the image {file}"))(error)),
+    };
+    let wanted = pages.saturating_mul(PAGE);
+    if size < wanted {
+        let problem = format!("it has {size} bytes, and {pagemap} speaks of at least {wanted}");
+        return Err(Error::corrupt(format!("the image {file}"), problem));
+    }
+    Ok(())
+}
