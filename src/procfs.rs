@@ -200,7 +200,9 @@ impl Mount<'_> {
 /// One that the kernel does not tell is `None`.
 pub(crate) fn watched_devices(fdinfo: &str) -> impl Iterator<Item = Option<(u32, u32)>> + '_ {
     let watches = fdinfo.lines().filter(|line| {
-        line.starts_with("inotify wd:") || line.starts_with("fanotify ino:") || line.starts_with("fanotify mnt_id:")
+        line.starts_with("inotify wd:")
+            || line.starts_with("fanotify ino:")
+            || line.starts_with("fanotify mnt_id:")
     });
     watches.map(|line| {
         let device = line.split_ascii_whitespace().find_map(|word| word.strip_prefix("sdev:"))?;
@@ -260,7 +262,9 @@ mod tests {
         assert_eq!((mapping.start, mapping.end, mapping.name), (0x7f00, 0x7f10, "/a b/c  d (deleted)"));
         assert_eq!(Mapping::parse("7f00-7f10 rw-p 00000000 00:00 0 ").unwrap().name, "");
         assert_eq!(Mapping::parse("7f00-7f10 rw-p 00000000 00:00 0").unwrap().name, "");
-        for text in ["", "7f00", "x-y r--p 0 0:0 1 z", "1-2 r--p", "1-2 r--p 0 0:0", "fffffffffffffffff-1 r 0 0 0 x"] {
+        for text in
+            ["", "7f00", "x-y r--p 0 0:0 1 z", "1-2 r--p", "1-2 r--p 0 0:0", "fffffffffffffffff-1 r 0 0 0 x"]
+        {
             assert_eq!(Mapping::parse(text), None, "{text}");
         }
     }

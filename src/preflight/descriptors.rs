@@ -1,7 +1,7 @@
 //! Open files: what kind each is, and whether criu can dump that kind.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     fs::{self, Metadata},
     os::unix::fs::{FileTypeExt, MetadataExt},
     path::{Path, PathBuf},
@@ -15,14 +15,16 @@ use crate::procfs::{Mount, each_line, fdinfo_number, read_start, watched_devices
 pub(super) fn look(view: &mut View<'_>) {
     let mut sockets = Sockets::default();
     let mut terminals = Terminals::default();
+    let mut namespaces = HashMap::new();
     for process in view.living() {
-        let mounts = Mounts::of(process, view);
+        let namespace = process.spaces.inode("mnt");
+        let mounts: &Mounts = namespaces.entry(namespace).or_insert_with(|| Mounts::of(process, view));
         for descriptor in Descriptor::all(process.pid) {
             if let Some(inode) = descriptor.inode_of("socket") {
                 sockets.add(inode, descriptor);
             } else if let Some(terminal) = Terminal::of(&descriptor) {
                 terminals.add(terminal, descriptor);
-            } else if let Some((obstacle, severity)) = obstacle(view, &descriptor, &mounts) {
+            } else if let Some((obstacle, severity)) = obstacle(view, &descriptor, mounts) {
                 view.found(process.pid, descriptor.place(), obstacle, severity);
             }
         }
@@ -150,8 +152,9 @@ fn pidfd(view: &View<'_>, descriptor: &Descriptor) -> Option<(Obstacle, Severity
 pub(super) fn deleted(view: &View<'_>, target: &Path, file: &Metadata) -> Option<Obstacle> {
     const GHOST_LIMIT: u64 = 1 << 20; // criu's own
     let name = target.to_str()?;
-    let made_by_kernel =
-        ["/memfd:", "/dev/zero", "/SYSV", "/anon_hugepage", "/[aio]"].iter().any(|start| name.starts_with(start));
+    let made_by_kernel = ["/memfd:", "/dev/zero", "/SYSV", "/anon_hugepage", "/[aio]"]
+        .iter()
+        .any(|start| name.starts_with(start));
     if !name.ends_with(" (deleted)") || made_by_kernel {
         return None;
     }
@@ -191,7 +194,11 @@ fn is_terminal(file: &Metadata) -> bool {
 enum Terminal {
     /// By its index, which says which slave belongs to it.
     Master(u64),
-    Slave { index: u64, rdev: u64, dev: u64 },
+    Slave {
+        index: u64,
+        rdev: u64,
+        dev: u64,
+    },
 }
 
 impl Terminal {
@@ -229,7 +236,8 @@ impl Terminals {
 
     fn look(mut self, view: &mut View<'_>) {
         self.slaves.retain(|(index, obstacle, _)| {
-            let external = obstacle.external().is_some_and(|external| view.is_external(&external.to_string()));
+            let external =
+                obstacle.external().is_some_and(|external| view.is_external(&external.to_string()));
             !self.masters.contains(index) && !external
         });
         let different: BTreeSet<u64> = self.slaves.iter().map(|(index, ..)| *index).collect();

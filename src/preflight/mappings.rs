@@ -15,7 +15,9 @@ pub(super) fn look(view: &mut View<'_>) {
         let mut seen = HashSet::new();
         let mut findings = Vec::new();
         each_line(format!("/proc/{}/maps", process.pid), |line| {
-            let Some(mapping) = Mapping::parse(line).filter(|mapping| !mapping.name.is_empty()) else { return };
+            let Some(mapping) = Mapping::parse(line).filter(|mapping| !mapping.name.is_empty()) else {
+                return;
+            };
             if let Some(obstacle) = obstacle(view, process, &mapping, &mut seen) {
                 findings.push((place(&mapping), obstacle));
             }

@@ -142,7 +142,9 @@ impl fmt::Display for Place {
         match self {
             Place::Process => Ok(()),
             Place::Descriptor { fd, target } => write!(f, ", descriptor {fd} ({})", target.display()),
-            Place::Mapping { start, end, path } => write!(f, ", mapping {start:x}-{end:x} ({})", path.display()),
+            Place::Mapping { start, end, path } => {
+                write!(f, ", mapping {start:x}-{end:x} ({})", path.display())
+            }
         }
     }
 }

@@ -69,7 +69,8 @@ fn look_at_root(view: &mut View<'_>, root: &Process) {
         view.found(root.pid, Place::Process, Obstacle::NoInit { namespace }, Severity::Blocks);
     }
     if foreign("user") {
-        let empty = read_start(format!("/proc/{}/uid_map", root.pid)).is_some_and(|map| map.trim().is_empty());
+        let empty =
+            read_start(format!("/proc/{}/uid_map", root.pid)).is_some_and(|map| map.trim().is_empty());
         if empty {
             view.found(root.pid, Place::Process, Obstacle::UserNamespace, Severity::Blocks);
         } else if !foreign("pid") || !foreign("mnt") {

@@ -131,7 +131,9 @@ impl Obstacle {
             Obstacle::CallerInside => "Criu::dump_around_self",
             Obstacle::NoSession { .. } => "DumpOptions::shell_job, at the restore as well",
             Obstacle::NoMemoryTracking => "no DumpOptions::track_mem, or a kernel with CONFIG_MEM_SOFT_DIRTY",
-            Obstacle::NoInit { .. } => "dump from the namespace's first process, or DumpOptions::external with its inode",
+            Obstacle::NoInit { .. } => {
+                "dump from the namespace's first process, or DumpOptions::external with its inode"
+            }
             Obstacle::MountNamespace => "RestoreOptions::root",
             Obstacle::Tcp => "DumpOptions::tcp_established or DumpOptions::tcp_close, at the restore as well",
             Obstacle::TcpInFlight => "DumpOptions::tcp_skip_in_flight",
@@ -173,7 +175,9 @@ impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Obstacle::Capability { name } => write!(f, "criu would have to run without {name}"),
-            Obstacle::OtherUser { uid } => write!(f, "belongs to user {uid}, and we have no CAP_SYS_RESOURCE"),
+            Obstacle::OtherUser { uid } => {
+                write!(f, "belongs to user {uid}, and we have no CAP_SYS_RESOURCE")
+            }
             Obstacle::Traced { by } => write!(f, "is traced by process {by}"),
             Obstacle::Seccomp => f.write_str("has a seccomp filter, and we have no CAP_SYS_ADMIN"),
             Obstacle::DeadLeader => f.write_str("its first thread has ended, and others go on"),
@@ -182,13 +186,19 @@ impl fmt::Display for Obstacle {
             Obstacle::SessionOutside => f.write_str("the leader of its session is outside its pid namespace"),
             Obstacle::NoMemoryTracking => f.write_str("this kernel cannot track changes of memory"),
             Obstacle::NestedNamespace { kind } => write!(f, "has another {kind} namespace than the root"),
-            Obstacle::NoInit { namespace } => write!(f, "is not the first process of its pid namespace {namespace}"),
+            Obstacle::NoInit { namespace } => {
+                write!(f, "is not the first process of its pid namespace {namespace}")
+            }
             Obstacle::UserNamespace => f.write_str("is in a user namespace that cannot be restored"),
-            Obstacle::MountNamespace => f.write_str("has a mount namespace of its own, which needs a root to restore in"),
+            Obstacle::MountNamespace => {
+                f.write_str("has a mount namespace of its own, which needs a root to restore in")
+            }
             Obstacle::UnseenMount { mount } => write!(f, "mount {mount} is not in its mount namespace"),
             Obstacle::IoUring => f.write_str("an io_uring"),
             Obstacle::UnsupportedFile => f.write_str("a kind of file that criu cannot dump"),
-            Obstacle::UnsupportedSocket { protocol } => write!(f, "a socket that criu cannot dump: {protocol}"),
+            Obstacle::UnsupportedSocket { protocol } => {
+                write!(f, "a socket that criu cannot dump: {protocol}")
+            }
             Obstacle::Tun => f.write_str("a TUN device, without a network namespace of the tree's own"),
             Obstacle::PidfdOutside { of } => write!(f, "a pidfd of process {of}, which is not in the tree"),
             Obstacle::Tcp => f.write_str("a TCP connection"),
@@ -203,7 +213,9 @@ impl fmt::Display for Obstacle {
             Obstacle::Watch { on } => write!(f, "watches a file that criu may not find again, on {on}"),
             Obstacle::UnsupportedMapping => f.write_str("a mapping that criu cannot dump"),
             Obstacle::Uprobes => f.write_str("a mapping for uprobes"),
-            Obstacle::SystemVMemory => f.write_str("System V shared memory, without an IPC namespace of the tree's own"),
+            Obstacle::SystemVMemory => {
+                f.write_str("System V shared memory, without an IPC namespace of the tree's own")
+            }
         }
     }
 }

@@ -87,12 +87,8 @@ pub(super) fn check_root(root: Pid) -> Result<()> {
 
 /// The process and its descendants, from the top down. One that ends meanwhile is left out, but never the root.
 pub(super) fn tree(root: i32) -> Vec<Process> {
-    let gone = || Process {
-        pid: root,
-        stat: Stat::default(),
-        status: Status::default(),
-        spaces: Spaces::default(),
-    };
+    let gone =
+        || Process { pid: root, stat: Stat::default(), status: Status::default(), spaces: Spaces::default() };
     let mut tree = vec![Process::read(root).unwrap_or_else(gone)];
     let mut known = std::collections::HashSet::from([root]);
     let mut next = 0;

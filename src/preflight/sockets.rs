@@ -45,7 +45,9 @@ impl Sockets {
     }
 
     fn has_unix(&self) -> bool {
-        self.known.values().any(|descriptors| protocol(&descriptors[0]).is_none_or(|name| name.starts_with("UNIX")))
+        self.known
+            .values()
+            .any(|descriptors| protocol(&descriptors[0]).is_none_or(|name| name.starts_with("UNIX")))
     }
 }
 
@@ -56,8 +58,19 @@ fn protocol(descriptor: &Descriptor) -> Option<String> {
 
 fn unsupported(descriptors: &[Descriptor]) -> Option<(Obstacle, Severity)> {
     const SUPPORTED: [&str; 13] = [
-        "TCP", "TCPv6", "UDP", "UDPv6", "UDP-Lite", "UDPLITEv6", "UDPLite", "RAW", "RAWv6", "UNIX", "UNIX-STREAM",
-        "NETLINK", "PACKET",
+        "TCP",
+        "TCPv6",
+        "UDP",
+        "UDPv6",
+        "UDP-Lite",
+        "UDPLITEv6",
+        "UDPLite",
+        "RAW",
+        "RAWv6",
+        "UNIX",
+        "UNIX-STREAM",
+        "NETLINK",
+        "PACKET",
     ];
     let protocol = protocol(&descriptors[0]).filter(|name| !SUPPORTED.contains(&name.as_str()))?;
     Some((Obstacle::UnsupportedSocket { protocol }, Severity::Blocks))

@@ -24,6 +24,7 @@ pub(super) struct Peers {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Socket {
     inode: u32,
+    kind: u8,
     state: u8,
     /// The inode of the other end; 0 if it has none any more, or none yet.
     peer: Option<u32>,
@@ -73,7 +74,7 @@ impl Peers {
             Some(peer) if self.ours.contains(&peer) => Peer::Inside,
             Some(peer) if peer != 0 => Peer::Outside,
             // Nobody has the other end: it was closed, or the connection waits to be accepted.
-            _ if socket.state != ESTABLISHED || socket.shut => Peer::None,
+            _ if socket.state != ESTABLISHED || socket.shut || socket.kind == DATAGRAM => Peer::None,
             _ if self.waiting.contains(&socket.inode) => Peer::Inside,
             Some(_) => Peer::Waiting,
             None => Peer::None,
@@ -112,7 +113,14 @@ impl Socket {
     fn parse(message: &[u8]) -> Option<Socket> {
         let mut attributes = message.get(16..)?;
         let inode = number(message.get(4..8)?);
-        let mut socket = Socket { inode, state: message[2], peer: None, shut: false, waiting: Vec::new() };
+        let mut socket = Socket {
+            inode,
+            kind: message[1],
+            state: message[2],
+            peer: None,
+            shut: false,
+            waiting: Vec::new(),
+        };
         while let Some(header) = attributes.get(..4) {
             let length = usize::from(u16::from_ne_bytes([header[0], header[1]]));
             let value = attributes.get(4..length)?;
@@ -158,6 +166,7 @@ const PEER: u16 = 2;
 const WAITING: u16 = 3;
 const SHUTDOWN: u16 = 6;
 const ESTABLISHED: u8 = 1;
+const DATAGRAM: u8 = 2;
 
 #[cfg(test)]
 mod tests {

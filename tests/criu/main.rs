@@ -45,7 +45,8 @@ mod victim;
 
 #[cfg(target_os = "linux")]
 fn main() {
-    let parts: [harness::Part; 2] = [("--victim", victim::main), ("--leaks", leaks::main)];
+    let parts: [harness::Part; 3] =
+        [("--victim", victim::main), ("--leaks", leaks::main), ("--look", preflight::main)];
     let tests = [
         capture::TESTS,
         causes::TESTS,

@@ -19,6 +19,8 @@ use criu_rpc::{
     rpc::{Lend, NoHooks},
 };
 
+use nix::fcntl::OFlag;
+
 use crate::{
     harness::{criu, dumps_tcp, tests},
     places::{Home, children, state},
@@ -83,7 +85,13 @@ fn dump(pid: i32, options: &DumpOptions) -> Result<(), String> {
 
 /// Preflight finds this one obstacle, at this place of this process, and criu refuses the dump.
 #[track_caller]
-fn blocks(root: i32, options: &DumpOptions, pid: i32, place: Option<Place>, is: impl Fn(&Obstacle) -> bool) -> Obstacle {
+fn blocks(
+    root: i32,
+    options: &DumpOptions,
+    pid: i32,
+    place: Option<Place>,
+    is: impl Fn(&Obstacle) -> bool,
+) -> Obstacle {
     let findings = look(root, options);
     let refused = dump(root, options);
     let [finding] = &findings[..] else { panic!("{}; criu: {refused:?}", lines(&findings)) };
@@ -126,19 +134,44 @@ fn descriptor_of(fd: i32, target: PathBuf) -> Place {
     Place::Descriptor { fd, target }
 }
 
-/// A victim in perl, for system calls that no safe code makes. `before` is run in a session of its own.
+/// A victim in perl, for system calls that no safe code makes. It does not see to its children's end; this does.
+struct Perl(Victim);
+
+impl std::ops::Deref for Perl {
+    type Target = Victim;
+
+    fn deref(&self) -> &Victim {
+        &self.0
+    }
+}
+
+impl std::ops::DerefMut for Perl {
+    fn deref_mut(&mut self) -> &mut Victim {
+        &mut self.0
+    }
+}
+
+impl Drop for Perl {
+    fn drop(&mut self) {
+        for descendant in self.0.members().into_iter().skip(1).rev() {
+            crate::tree::signal(descendant, nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+}
+
+/// Runs `before` in a session of its own.
 #[track_caller]
-fn perl(before: &str) -> Victim {
+fn perl(before: &str) -> Perl {
     perl_by(Command::new("perl"), before)
 }
 
 #[track_caller]
-fn perl_by(mut command: Command, before: &str) -> Victim {
+fn perl_by(mut command: Command, before: &str) -> Perl {
     let program = format!(
         "use POSIX; POSIX::setsid(); {before}; $| = 1; print \"ready $$\\n\"; while (<STDIN>) {{ print \"here\\n\"; }}"
     );
     command.args(["-e", &program]);
-    Victim::start_by(command)
+    Perl(Victim::start_by(command))
 }
 
 fn a_clean_tree_is_clear() {
@@ -154,7 +187,7 @@ fn a_clean_tree_is_clear() {
 
 /// Fifty processes that sleep.
 fn a_look_takes_milliseconds_and_touches_nothing() {
-    let mut victim = perl("for (1 .. 49) { unless (fork) { sleep 1000; exit } }; END { kill 9, 0 if getppid }");
+    let mut victim = perl("for (1 .. 49) { unless (fork) { sleep 1000; exit } }");
     let members = victim.members();
     assert_eq!(members.len(), 50);
     let start = Instant::now();
@@ -169,9 +202,6 @@ fn a_look_takes_milliseconds_and_touches_nothing() {
     assert_eq!(preflight.processes, 50);
     assert!(members.iter().all(|pid| state(*pid) == Some('S')));
     assert_eq!(victim.ask("?"), "here");
-    for child in children(victim.pid()) {
-        crate::tree::signal(child, nix::sys::signal::Signal::SIGKILL);
-    }
 }
 
 fn a_pid_of_no_process_is_an_error() {
@@ -233,7 +263,10 @@ fn unix_connections_that_nobody_accepted() {
     victim.ask(&format!("connect {}", path.display()));
     let findings = look(victim.pid(), &defaults());
     assert!(
-        matches!(&findings[..], [Finding { severity: Severity::Risk, obstacle: Obstacle::UnixOutside { .. }, .. }]),
+        matches!(
+            &findings[..],
+            [Finding { severity: Severity::Risk, obstacle: Obstacle::UnixOutside { .. }, .. }]
+        ),
         "{}",
         lines(&findings)
     );
@@ -294,7 +327,9 @@ fn large_deleted_files() {
     let Obstacle::GhostTooLarge { size, .. } = obstacle else { panic!("{obstacle}") };
     let size = u32::try_from(size).unwrap();
     let too_small = defaults().ghost_limit(size - 1);
-    blocks(victim.pid(), &too_small, victim.pid(), None, |obstacle| matches!(obstacle, Obstacle::GhostTooLarge { .. }));
+    blocks(victim.pid(), &too_small, victim.pid(), None, |obstacle| {
+        matches!(obstacle, Obstacle::GhostTooLarge { .. })
+    });
     passes(victim.pid(), &defaults().ghost_limit(size));
 }
 
@@ -330,10 +365,12 @@ fn a_root_that_leads_no_session() {
 }
 
 fn terminals_from_outside() {
-    let pty = nix::pty::openpty(None, None).unwrap();
-    let slave = fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&pty.slave))).unwrap();
-    let victim = Victim::start(&[&format!("file={}", slave.display())]);
-    let place = descriptor(victim.pid(), slave.to_str().unwrap());
+    let master = nix::pty::posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).unwrap();
+    nix::pty::grantpt(&master).unwrap();
+    nix::pty::unlockpt(&master).unwrap();
+    let slave = nix::pty::ptsname_r(&master).unwrap();
+    let victim = Victim::start(&[&format!("file={slave}")]);
+    let place = descriptor(victim.pid(), &slave);
     let terminal = |obstacle: &Obstacle| matches!(obstacle, Obstacle::Terminal { .. });
     let obstacle = blocks(victim.pid(), &defaults(), victim.pid(), place, terminal);
     passes(victim.pid(), &defaults().shell_job(true));
@@ -353,7 +390,11 @@ fn memory_tracking() {
 fn a_tree_with_the_caller_in_it() {
     let own = i32::try_from(std::process::id()).unwrap();
     let findings = look(own, &defaults().shell_job(true));
-    assert!(findings.iter().any(|finding| finding.obstacle == Obstacle::CallerInside), "{}", lines(&findings));
+    assert!(
+        findings.iter().any(|finding| finding.obstacle == Obstacle::CallerInside),
+        "{}",
+        lines(&findings)
+    );
 }
 
 fn files_that_criu_does_not_know() {
@@ -375,7 +416,8 @@ fn files_that_criu_does_not_know() {
         });
         assert_eq!(found == Obstacle::IoUring, target.contains("io_uring"), "{found}");
     }
-    let victim = perl("open(F, '<', '/dev/zero'); open(G, '<', '/'); open(H, '<', '/proc/self/ns/net'); pipe(I, J)");
+    let victim =
+        perl("open(F, '<', '/dev/zero'); open(G, '<', '/'); open(H, '<', '/proc/self/ns/net'); pipe(I, J)");
     assert_eq!(look(victim.pid(), &defaults()), []);
     passes(victim.pid(), &defaults());
 }
@@ -384,9 +426,7 @@ fn sockets_that_criu_does_not_know() {
     for (socket, name) in [("2, 1, 262", "MPTCP"), ("40, 1, 0", "AF_VSOCK")] {
         let victim = perl(&format!("socket(S, {socket}) or die"));
         let place = descriptor(victim.pid(), "socket:");
-        let unknown = |obstacle: &Obstacle| {
-            matches!(obstacle, Obstacle::UnsupportedSocket { protocol } if protocol == name)
-        };
+        let unknown = |obstacle: &Obstacle| matches!(obstacle, Obstacle::UnsupportedSocket { protocol } if protocol == name);
         blocks(victim.pid(), &defaults(), victim.pid(), place, unknown);
     }
     let victim = perl(
@@ -419,7 +459,7 @@ fn pidfds_of_others() {
     let victim = perl(&format!("syscall(434, {own}, 0) > 2 or die"));
     let outside = |obstacle: &Obstacle| *obstacle == Obstacle::PidfdOutside { of: Pid::from(own) };
     blocks(victim.pid(), &defaults(), victim.pid(), None, outside);
-    let victim = perl("syscall(434, $$, 0) > 2 or die");
+    let victim = perl("syscall(434, $$ + 0, 0) > 2 or die");
     assert_eq!(look(victim.pid(), &defaults()), []);
     passes(victim.pid(), &defaults());
 }
@@ -457,7 +497,10 @@ impl Drop for Helper {
 fn debuggers() {
     let mut victim = perl("1");
     let mut child = Command::new("perl")
-        .args(["-e", "$| = 1; syscall(101, 0x4206, $ARGV[0] + 0, 0, 0) == 0 or die; print \"ready\\n\"; <STDIN>"])
+        .args([
+            "-e",
+            "$| = 1; syscall(101, 0x4206, $ARGV[0] + 0, 0, 0) == 0 or die; print \"ready\\n\"; <STDIN>",
+        ])
         .arg(victim.pid().to_string())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -474,7 +517,8 @@ fn debuggers() {
 }
 
 fn other_users() {
-    let victim = perl("$( = $) = '1000 1000'; $< = $> = 1000; syscall(157, 4, 1, 0, 0, 0); $> == 1000 or die");
+    let victim =
+        perl("$( = $) = '1000 1000'; $< = $> = 1000; syscall(157, 4, 1, 0, 0, 0); $> == 1000 or die");
     let bounding = fs::read_to_string("/proc/self/status").unwrap();
     let bounding = bounding.lines().find_map(|line| line.strip_prefix("CapBnd:")).unwrap().trim().to_owned();
     if u64::from_str_radix(&bounding, 16).unwrap() & (1 << 24) != 0 {
@@ -495,35 +539,41 @@ fn filters_that_root_may_dump() {
 }
 
 fn dead_leaders() {
-    // A thread by the bare system call would share perl's memory: this one is a program of ours.
-    let victim = Victim::start(&["threads=1"]);
-    assert_eq!(look(victim.pid(), &defaults()), []);
+    let has_threads = Command::new("perl").args(["-Mthreads", "-e", "1"]).stderr(Stdio::null()).status();
+    if !has_threads.is_ok_and(|status| status.success()) {
+        return eprintln!("this perl has no threads");
+    }
+    let victim = perl(
+        "use threads; threads->create(sub { sleep 1000 }); $| = 1; print \"ready $$\\n\"; syscall(60, 0)",
+    );
+    crate::places::wait_until("the first thread has ended", || state(victim.pid()) == Some('Z'));
+    let dead = |obstacle: &Obstacle| *obstacle == Obstacle::DeadLeader;
+    blocks(victim.pid(), &defaults(), victim.pid(), Some(Place::Process), dead);
 }
 
 /// In a tree, a child in a namespace of its own.
 #[track_caller]
-fn child_in(flag: &str) -> Victim {
+fn child_in(flag: &str) -> Perl {
     let victim = perl(&format!(
         "pipe(R, W); unless (fork) {{ $^F = 100; close W; open(STDIN, '<', '/dev/null'); \
          exec('unshare', '{flag}', 'sleep', '1000') }} close R"
     ));
     let child = children(victim.pid())[0];
-    let started = || fs::read_to_string(format!("/proc/{child}/comm")).is_ok_and(|name| name.trim() == "sleep");
+    let started =
+        || fs::read_to_string(format!("/proc/{child}/comm")).is_ok_and(|name| name.trim() == "sleep");
     crate::places::wait_until("the child is in its namespace", started);
     victim
 }
 
 fn namespaces_of_children() {
-    for (flag, kind) in [("--uts", "uts"), ("--ipc", "ipc"), ("--cgroup", "cgroup"), ("--time", "time_for_children")] {
+    for (flag, kind) in [("--uts", "uts"), ("--ipc", "ipc"), ("--cgroup", "cgroup"), ("--time", "time")] {
         let victim = child_in(flag);
         let child = children(victim.pid())[0];
         let nested = |obstacle: &Obstacle| *obstacle == Obstacle::NestedNamespace { kind };
         blocks(victim.pid(), &defaults(), child, Some(Place::Process), nested);
-        crate::tree::signal(child, nix::sys::signal::Signal::SIGKILL);
     }
     let victim = child_in("--net");
     passes(victim.pid(), &defaults());
-    crate::tree::signal(children(victim.pid())[0], nix::sys::signal::Signal::SIGKILL);
 }
 
 fn pid_namespaces_without_init() {
@@ -540,27 +590,78 @@ fn pid_namespaces_without_init() {
     });
     let inner = inner().unwrap();
     let no_init = |obstacle: &Obstacle| matches!(obstacle, Obstacle::NoInit { .. });
-    let Obstacle::NoInit { namespace } = blocks(inner, &defaults(), inner, Some(Place::Process), no_init) else {
+    let Obstacle::NoInit { namespace } = blocks(inner, &defaults(), inner, Some(Place::Process), no_init)
+    else {
         unreachable!("because that was asked for")
     };
     let external = External::Pid { inode: namespace, label: "there".to_owned() };
     passes(inner, &defaults().external(external));
-    for pid in crate::places::family(victim.pid()).into_iter().skip(1).rev() {
-        crate::tree::signal(pid, nix::sys::signal::Signal::SIGKILL);
-    }
 }
 
 fn mount_namespaces_of_their_own() {
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "perl"]);
-    let victim = perl_by(command, "1");
+    let in_own = |before: &str| {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "perl"]);
+        perl_by(command, &format!("POSIX::close($_) for 3 .. 20; {before}"))
+    };
+    let needs_root = |finding: &Finding| {
+        finding.obstacle == Obstacle::MountNamespace && finding.severity == Severity::Risk
+    };
+    // Its standard error is open since before it had its namespace.
+    let victim = in_own("1");
     let findings = look(victim.pid(), &defaults());
-    assert!(findings.iter().any(|finding| finding.obstacle == Obstacle::MountNamespace), "{}", lines(&findings));
-    assert!(findings.iter().all(|finding| finding.severity == Severity::Risk), "{}", lines(&findings));
+    let [root, unseen] = &findings[..] else { panic!("{}", lines(&findings)) };
+    assert!(needs_root(root), "{root}");
+    assert!(matches!(unseen.obstacle, Obstacle::UnseenMount { .. }), "{unseen}");
+    assert_eq!(Some(&unseen.place), descriptor(victim.pid(), "/dev/null").as_ref());
+    dump(victim.pid(), &defaults()).unwrap_err();
+
+    let victim = in_own("open(STDERR, '>', '/dev/null')");
+    let findings = look(victim.pid(), &defaults());
+    let [root] = &findings[..] else { panic!("{}", lines(&findings)) };
+    assert!(needs_root(root), "{root}");
     assert_eq!(look(victim.pid(), &defaults().root("/mnt")), []);
 }
 
+/// Looks and dumps as somebody else, and says what came of it.
+#[track_caller]
+fn as_somebody_else(who: &[&str], pid: i32) -> (Vec<String>, String) {
+    let output = Command::new("setpriv")
+        .args(who)
+        .arg(std::env::current_exe().unwrap())
+        .args(["--look", &pid.to_string()])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let mut lines: Vec<_> = said.lines().map(str::to_owned).collect();
+    let last = lines.pop().unwrap_or_else(|| panic!("{}", String::from_utf8_lossy(&output.stderr)));
+    (lines, last)
+}
+
+/// The process that looks as somebody else.
+pub(crate) fn main(arguments: &[String]) {
+    let pid = arguments[0].parse().unwrap();
+    for finding in look(pid, &defaults()) {
+        println!("{:?}: {}", finding.severity, finding.obstacle);
+    }
+    println!("{}", if dump(pid, &defaults()).is_ok() { "dumped" } else { "refused" });
+}
+
 fn callers_without_privileges() {
+    const NOBODY: [&str; 3] = ["--reuid=1000", "--regid=1000", "--clear-groups"];
     let victim = Victim::start(&[]);
-    assert_eq!(look(victim.pid(), &defaults()), []);
+    let (findings, end) = as_somebody_else(&NOBODY, victim.pid());
+    let needs = |name: &str| findings.iter().any(|line| line.starts_with("Blocks") && line.contains(name));
+    assert!(["CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_SYS_RESOURCE"].into_iter().all(needs), "{findings:?}");
+    assert_eq!(end, "refused");
+
+    for (name, short) in [("CAP_SYS_ADMIN", "sys_admin"), ("CAP_SYS_PTRACE", "sys_ptrace")] {
+        let without = [format!("--bounding-set=-{short}"), format!("--inh-caps=-{short}")];
+        let (findings, end) = as_somebody_else(&[&without[0], &without[1]], victim.pid());
+        assert_eq!(
+            (&findings[..], end.as_str()),
+            (&[format!("Blocks: criu would have to run without {name}")][..], "refused")
+        );
+    }
+    passes(victim.pid(), &defaults());
 }
