@@ -57,7 +57,8 @@ fn obstacle(
     let file = fs::metadata(format!("/proc/{}/map_files/{start:x}-{end:x}", process.pid)).ok()?;
     const ZERO: u64 = (1 << 8) | 5;
     let kind = file.file_type();
-    if !kind.is_file() && !(kind.is_char_device() && file.rdev() == ZERO) {
+    let is_zero = kind.is_char_device() && file.rdev() == ZERO;
+    if !kind.is_file() && !is_zero {
         return Some(Obstacle::UnsupportedMapping);
     }
     // A program and its libraries are several mappings each.

@@ -114,7 +114,8 @@ fn look_at_own(view: &mut View<'_>) {
     let unprivileged = view.options.unprivileged == Some(true);
     let mut lacks = Vec::new();
     // With less than root's rights criu is content if it is told so.
-    if !own.can(Capability::SysAdmin) && !(unprivileged && own.can(Capability::CheckpointRestore)) {
+    let restorer = unprivileged && own.can(Capability::CheckpointRestore);
+    if !own.can(Capability::SysAdmin) && !restorer {
         lacks.push("CAP_SYS_ADMIN");
     }
     if !own.can(Capability::SysPtrace) && !unprivileged {
