@@ -13,7 +13,7 @@
 //! - file systems that criu does not know, overmounts, security modules, control groups;
 //! - what happens between the look and the dump.
 //!
-//! Start reading at [`look`]; each file beside this one looks at one kind of place.
+//! Start reading at `look`; each file beside this one looks at one kind of place.
 
 mod descriptors;
 mod mappings;
