@@ -64,6 +64,8 @@ mod image;
 pub mod options;
 mod pid;
 mod platform;
+#[cfg(target_os = "linux")]
+pub mod preflight;
 #[cfg_attr(unix, path = "private/unix.rs")]
 #[cfg_attr(not(unix), path = "private/elsewhere.rs")]
 mod private;

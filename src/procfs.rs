@@ -1,9 +1,13 @@
 //! What `/proc` tells of a process: parsing is apart from reading.
 
-use std::{fs, io};
+use std::{
+    fs::{self, File},
+    io::{self, BufRead, BufReader, Read},
+    path::Path,
+};
 
 /// What we want to know of `/proc/<pid>/stat`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Stat {
     /// `R` running, `S` sleeping, `T` stopped, `t` traced, `Z` zombie, …
     pub(crate) state: char,
@@ -77,9 +81,223 @@ pub(crate) fn lineage(pid: i32) -> Vec<i32> {
     line
 }
 
+/// What we want to know of `/proc/<pid>/status`. What the kernel does not tell is as if it were nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Status {
+    /// Who traces it; 0 for nobody.
+    pub(crate) tracer: i32,
+    /// Real, effective and saved.
+    pub(crate) uids: [u32; 3],
+    /// Real, effective and saved.
+    pub(crate) gids: [u32; 3],
+    /// 0 none, 1 strict, 2 by a filter.
+    pub(crate) seccomp: i32,
+    pub(crate) threads: i32,
+    /// Its number in its own pid namespace.
+    pub(crate) inner_pid: i32,
+    /// Its session's number there; 0 if the session's leader is outside.
+    pub(crate) inner_session: i32,
+    pub(crate) effective: u64,
+    pub(crate) bounding: u64,
+}
+
+impl Status {
+    /// `None` if there is no such process, or thread.
+    pub(crate) fn read(path: impl AsRef<Path>) -> Option<Status> {
+        read_start(path).map(|text| Status::parse(&text))
+    }
+
+    pub(crate) fn parse(text: &str) -> Status {
+        let mut status = Status::default();
+        for (name, value) in text.lines().filter_map(|line| line.split_once(':')) {
+            let number = || value.split_ascii_whitespace().next().and_then(|word| word.parse().ok());
+            let last = || value.split_ascii_whitespace().last().and_then(|word| word.parse().ok());
+            let mask = || u64::from_str_radix(value.trim(), 16).unwrap_or(0);
+            match name {
+                "TracerPid" => status.tracer = number().unwrap_or(0),
+                "Uid" => status.uids = three(value),
+                "Gid" => status.gids = three(value),
+                "Seccomp" => status.seccomp = number().unwrap_or(0),
+                "Threads" => status.threads = number().unwrap_or(0),
+                "NSpid" => status.inner_pid = last().unwrap_or(0),
+                "NSsid" => status.inner_session = last().unwrap_or(0),
+                "CapEff" => status.effective = mask(),
+                "CapBnd" => status.bounding = mask(),
+                _ => {}
+            }
+        }
+        status
+    }
+}
+
+fn three(text: &str) -> [u32; 3] {
+    let mut words = text.split_ascii_whitespace().map(|word| word.parse().unwrap_or(0));
+    std::array::from_fn(|_| words.next().unwrap_or(0))
+}
+
+/// One line of `/proc/<pid>/maps`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Mapping<'a> {
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+    /// What is mapped, as the kernel calls it; empty for anonymous memory.
+    pub(crate) name: &'a str,
+}
+
+impl Mapping<'_> {
+    pub(crate) fn parse(line: &str) -> Option<Mapping<'_>> {
+        let (range, mut rest) = line.split_once(' ')?;
+        let (start, end) = range.split_once('-')?;
+        for _ in 0..3 {
+            rest = rest.trim_start().split_once(' ')?.1; // permissions, offset, device
+        }
+        let name = rest.trim_start().split_once(' ').map_or("", |(_inode, name)| name.trim_start());
+        let number = |text| u64::from_str_radix(text, 16).ok();
+        Some(Mapping { start: number(start)?, end: number(end)?, name })
+    }
+}
+
+/// One socket of `/proc/<pid>/net/tcp` or `tcp6`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TcpLine {
+    /// As the kernel numbers them: 1 established, 10 listening, …
+    pub(crate) state: u8,
+    /// Bytes to be read; of a listener, connections that nobody has accepted.
+    pub(crate) waiting: u32,
+    pub(crate) inode: u64,
+}
+
+impl TcpLine {
+    pub(crate) fn parse(line: &str) -> Option<TcpLine> {
+        let mut words = line.split_ascii_whitespace();
+        let state = u8::from_str_radix(words.nth(3)?, 16).ok()?;
+        let waiting = u32::from_str_radix(words.next()?.split_once(':')?.1, 16).ok()?;
+        Some(TcpLine { state, waiting, inode: words.nth(4)?.parse().ok()? })
+    }
+}
+
+/// One line of `/proc/<pid>/mountinfo`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Mount<'a> {
+    pub(crate) id: i32,
+    pub(crate) device: (u32, u32),
+    /// The kind of file system, such as `ext4`.
+    pub(crate) kind: &'a str,
+}
+
+impl Mount<'_> {
+    pub(crate) fn parse(line: &str) -> Option<Mount<'_>> {
+        let (mount, source) = line.split_once(" - ")?;
+        let mut words = mount.split_ascii_whitespace();
+        let id = words.next()?.parse().ok()?;
+        let (major, minor) = words.nth(1)?.split_once(':')?;
+        let kind = source.split_ascii_whitespace().next()?;
+        Some(Mount { id, device: (major.parse().ok()?, minor.parse().ok()?), kind })
+    }
+}
+
+/// What `/proc/<pid>/fdinfo/<n>` says of what is watched by an inotify or a fanotify: the devices, as `(major, minor)`.
+/// One that the kernel does not tell is `None`.
+pub(crate) fn watched_devices(fdinfo: &str) -> impl Iterator<Item = Option<(u32, u32)>> + '_ {
+    let watches = fdinfo.lines().filter(|line| {
+        line.starts_with("inotify wd:")
+            || line.starts_with("fanotify ino:")
+            || line.starts_with("fanotify mnt_id:")
+    });
+    watches.map(|line| {
+        let device = line.split_ascii_whitespace().find_map(|word| word.strip_prefix("sdev:"))?;
+        let number = u32::from_str_radix(device, 16).ok()?;
+        Some((number >> 20, number & 0xf_ffff)) // the kernel's own form of a device number
+    })
+}
+
+/// A number that `/proc/<pid>/fdinfo/<n>` has under this name.
+pub(crate) fn fdinfo_number(fdinfo: &str, name: &str) -> Option<i32> {
+    fdinfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.trim().parse().ok())
+}
+
+/// The start of a file in `/proc`, which is all of it unless it is beyond reason; `None` if it cannot be read.
+pub(crate) fn read_start(path: impl AsRef<Path>) -> Option<String> {
+    let mut bytes = Vec::new();
+    File::open(path).ok()?.take(REASON).read_to_end(&mut bytes).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+const REASON: u64 = 1 << 20;
+
+/// Shows the lines of a file in `/proc` one after the other, however many there are. What cannot be read is the end.
+pub(crate) fn each_line(path: impl AsRef<Path>, mut look: impl FnMut(&str)) {
+    let Ok(file) = File::open(path) else { return };
+    let mut file = BufReader::new(file);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        match (&mut file).take(REASON).read_until(b'\n', &mut line) {
+            Ok(0) | Err(_) => return,
+            Ok(_) => look(String::from_utf8_lossy(&line).trim_end_matches('\n')),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_status_is_read_in_the_process_own_numbers() {
+        let status = Status::parse(
+            "Name:\tx: y\nTgid:\t7\nTracerPid:\t12\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nNSpid:\t900\t1\n\
+             NSsid:\t800\t0\nThreads:\t3\nCapEff:\t000001fffeffffff\nCapBnd:\t1\nSeccomp:\t2\n",
+        );
+        assert_eq!((status.tracer, status.uids, status.gids), (12, [1, 2, 3], [5, 6, 7]));
+        assert_eq!((status.inner_pid, status.inner_session, status.threads, status.seccomp), (1, 0, 3, 2));
+        assert_eq!((status.effective, status.bounding), (0x1ff_feff_ffff, 1));
+        assert_eq!(Status::parse("no status\n: \nUid:\nUid:\tx -1"), Status::default());
+    }
+
+    #[test]
+    fn a_mapping_has_its_name_with_all_its_spaces() {
+        let line = "7f00-7f10 r--p 00000000 fe:00 123        /a b/c  d (deleted)";
+        let mapping = Mapping::parse(line).unwrap();
+        assert_eq!((mapping.start, mapping.end, mapping.name), (0x7f00, 0x7f10, "/a b/c  d (deleted)"));
+        assert_eq!(Mapping::parse("7f00-7f10 rw-p 00000000 00:00 0 ").unwrap().name, "");
+        assert_eq!(Mapping::parse("7f00-7f10 rw-p 00000000 00:00 0").unwrap().name, "");
+        for text in
+            ["", "7f00", "x-y r--p 0 0:0 1 z", "1-2 r--p", "1-2 r--p 0 0:0", "fffffffffffffffff-1 r 0 0 0 x"]
+        {
+            assert_eq!(Mapping::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_tcp_socket_has_a_state_and_a_queue() {
+        let line = "   0: 0100007F:928D 00000000:0000 0A 00000000:00000002 00:00000000 00000000     0        0 515681 2 0 \
+                    100 0 0 10 0";
+        assert_eq!(TcpLine::parse(line), Some(TcpLine { state: 10, waiting: 2, inode: 515_681 }));
+        let heading = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode";
+        for text in [heading, "", "0: 1 2 0A", "0: 1 2 0A 3", "0: 1 2 ZZ 3:4 5 6 7 8 9"] {
+            assert_eq!(TcpLine::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_mount_has_a_device_and_a_kind() {
+        let line = "36 35 98:3 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue";
+        assert_eq!(Mount::parse(line), Some(Mount { id: 36, device: (98, 3), kind: "ext3" }));
+        for text in ["", "1 2 3", "x 35 98:3 / / rw - ext3", "36 35 98 / / rw - ext3", "36 35 9:9 - "] {
+            assert_eq!(Mount::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn watches_tell_their_device() {
+        let text = "pos:\t0\nmnt_id:\t17\ninotify wd:2 ino:1 sdev:1b mask:100 ignored_mask:0 fhandle-bytes:c\n\
+                    inotify wd:1 ino:3c4a7 sdev:fe00000 mask:100\nfanotify flags:0 event-flags:0\ninotify wd:3";
+        let devices: Vec<_> = watched_devices(text).collect();
+        assert_eq!(devices, [Some((0, 0x1b)), Some((254, 0)), None]);
+        assert_eq!(fdinfo_number(text, "mnt_id"), Some(17));
+        assert_eq!(fdinfo_number(text, "tty-index"), None);
+    }
 
     #[test]
     fn a_name_with_parentheses_and_spaces_confuses_nobody() {

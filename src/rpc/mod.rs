@@ -44,6 +44,7 @@ use self::{
 use crate::{
     DumpOptions, Error, Pid, Request, RestoreOptions, Result, Version,
     options::{CpuInfoOptions, PageServerOptions, PreDumpOptions},
+    preflight::{self, Preflight},
     proto::rpc::{CriuFeatures, CriuOpts, CriuResp},
 };
 
@@ -246,6 +247,29 @@ impl Criu {
         talk.close();
         let version = version.ok_or_else(|| protocol(Request::Version, "an answer without a version"))?;
         Ok(About { version, features: features(&answer)? })
+    }
+
+    /// Looks for what would keep criu from dumping the tree whose root is `pid`, or from restoring it, without touching
+    /// a process. It takes milliseconds; criu itself is asked only if the options want changes of memory tracked.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Process`] if `pid` is none of a process that can be dumped, and what [`features`](Criu::features) says
+    /// if criu had to be asked.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use criu_rpc::{Criu, DumpOptions};
+    ///
+    /// let options = DumpOptions::default().tcp_established(true);
+    /// for finding in Criu::new().preflight(4242, &options)?.blockers() {
+    ///     eprintln!("{finding}");
+    /// }
+    /// # Ok::<(), criu_rpc::Error>(())
+    /// ```
+    pub fn preflight(&self, pid: impl Into<Pid>, options: &DumpOptions) -> Result<Preflight> {
+        preflight::look(pid.into(), options, || self.features().map(|features| features.mem_track))
     }
 
     /// Dumps the process tree whose root is `pid` into the lent folder. `criu dump`.

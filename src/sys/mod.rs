@@ -8,6 +8,7 @@ mod reap;
 mod spawn;
 
 use std::{
+    ffi::CStr,
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
 };
@@ -79,6 +80,17 @@ pub(crate) fn pidfd_signal(pidfd: impl AsFd, signal: nix::sys::signal::Signal) -
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// What the kernel calls the protocol of the socket behind a path such as `/proc/<pid>/fd/<n>`: `TCP`, `UNIX-STREAM`, …
+pub(crate) fn socket_protocol(path: &CStr) -> io::Result<String> {
+    let mut name = [0_u8; 64];
+    let (attribute, place) = (c"system.sockprotoname", name.as_mut_ptr().cast());
+    // SAFETY: both names are C strings, and the kernel writes no more than the length of `name` into it.
+    let length = unsafe { libc::getxattr(path.as_ptr(), attribute.as_ptr(), place, name.len()) };
+    let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
+    let name = name.get(..length).unwrap_or_default();
+    Ok(String::from_utf8_lossy(name).trim_end_matches('\0').to_owned())
 }
 
 /// Forbids the process `pid` to write any more into files. A criu that is told so in the middle of a dump

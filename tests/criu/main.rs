@@ -27,6 +27,8 @@ mod pids;
 #[cfg(target_os = "linux")]
 mod places;
 #[cfg(target_os = "linux")]
+mod preflight;
+#[cfg(target_os = "linux")]
 mod revived;
 #[cfg(target_os = "linux")]
 mod selfdump;
@@ -43,7 +45,8 @@ mod victim;
 
 #[cfg(target_os = "linux")]
 fn main() {
-    let parts: [harness::Part; 2] = [("--victim", victim::main), ("--leaks", leaks::main)];
+    let parts: [harness::Part; 3] =
+        [("--victim", victim::main), ("--leaks", leaks::main), ("--look", preflight::main)];
     let tests = [
         capture::TESTS,
         causes::TESTS,
@@ -54,6 +57,7 @@ fn main() {
         ending::TESTS,
         leaks::TESTS,
         pids::TESTS,
+        preflight::TESTS,
         revived::TESTS,
         selfdump::TESTS,
         terminal::TESTS,

@@ -8,11 +8,12 @@ use std::{
 
 /// The floors from the bottom up. A module uses modules of floors below its own. Those of the lowest floor, the words,
 /// may also use each other.
-const FLOORS: [(&str, &[&str]); 7] = [
+const FLOORS: [(&str, &[&str]); 8] = [
     ("words", &["digest", "error", "pid", "private", "proto", "request", "version"]),
     ("formats", &["archive", "blob", "diagnose", "image", "options"]),
     ("stores", &["store"]),
     ("kernel", &["procfs", "sys"]),
+    ("foresight", &["preflight"]),
     ("talk", &["rpc"]),
     ("choice", &["platform"]),
     ("work", &["capture", "restore"]),
@@ -23,7 +24,7 @@ const EXCEPTIONS: [(&str, &str, &str); 1] =
     [("error", "diagnose", "a failure says of itself what it means; the table of meanings is a format")];
 
 /// Where an operating system may be named. In `lib.rs` it may by attributes of modules and their re-exports.
-const KNOW_THE_SYSTEM: [&str; 5] = ["platform", "private", "procfs", "rpc", "sys"];
+const KNOW_THE_SYSTEM: [&str; 6] = ["platform", "preflight", "private", "procfs", "rpc", "sys"];
 
 /// How an attribute names one.
 const SYSTEM: [&str; 4] = ["target_os", "target_family", "unix", "windows"];

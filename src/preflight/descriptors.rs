@@ -1,0 +1,298 @@
+//! Open files: what kind each is, and whether criu can dump that kind.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    fs::{self, Metadata},
+    os::unix::fs::{FileTypeExt, MetadataExt},
+    path::{Path, PathBuf},
+};
+
+use nix::sys::stat::{major, minor};
+
+use super::{Obstacle, Place, Process, Severity, View, sockets::Sockets};
+use crate::procfs::{Mount, each_line, fdinfo_number, read_start, watched_devices};
+
+pub(super) fn look(view: &mut View<'_>) {
+    let mut sockets = Sockets::default();
+    let mut terminals = Terminals::default();
+    let mut namespaces = HashMap::new();
+    for process in view.living() {
+        let namespace = process.spaces.inode("mnt");
+        let mounts: &Mounts = namespaces.entry(namespace).or_insert_with(|| Mounts::of(process, view));
+        for descriptor in Descriptor::all(process.pid) {
+            if let Some(inode) = descriptor.inode_of("socket") {
+                sockets.add(inode, descriptor);
+            } else if let Some(terminal) = Terminal::of(&descriptor) {
+                terminals.add(terminal, descriptor);
+            } else if let Some((obstacle, severity)) = obstacle(view, &descriptor, mounts) {
+                view.found(process.pid, descriptor.place(), obstacle, severity);
+            }
+        }
+        if let Some(mount) = mounts.unseen_program(process.pid) {
+            view.found(process.pid, Place::Process, Obstacle::UnseenMount { mount }, Severity::Blocks);
+        }
+    }
+    terminals.look(view);
+    sockets.look(view);
+}
+
+/// An open file.
+pub(super) struct Descriptor {
+    pub(super) pid: i32,
+    pub(super) fd: i32,
+    pub(super) target: PathBuf,
+}
+
+impl Descriptor {
+    fn all(pid: i32) -> impl Iterator<Item = Descriptor> {
+        let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        entries.filter_map(move |entry| {
+            let fd = entry.file_name().to_str()?.parse().ok()?;
+            Some(Descriptor { pid, fd, target: fs::read_link(entry.path()).ok()? })
+        })
+    }
+
+    /// Where `/proc` has the file itself.
+    pub(super) fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", self.pid, self.fd)
+    }
+
+    fn info(&self) -> String {
+        read_start(format!("/proc/{}/fdinfo/{}", self.pid, self.fd)).unwrap_or_default()
+    }
+
+    fn name(&self) -> &str {
+        self.target.to_str().unwrap_or("/") // only paths are no text
+    }
+
+    /// The inode in a target such as `socket:[4711]`.
+    fn inode_of(&self, kind: &str) -> Option<u64> {
+        self.name().strip_prefix(kind)?.strip_prefix(":[")?.strip_suffix(']')?.parse().ok()
+    }
+
+    pub(super) fn place(&self) -> Place {
+        Place::Descriptor { fd: self.fd, target: self.target.clone() }
+    }
+}
+
+/// What is the matter with a file that is neither socket nor terminal.
+fn obstacle(view: &View<'_>, descriptor: &Descriptor, mounts: &Mounts) -> Option<(Obstacle, Severity)> {
+    let blocks = |obstacle| Some((obstacle, Severity::Blocks));
+    let name = descriptor.name();
+    if let Some(kind) = name.strip_prefix("anon_inode:") {
+        return anonymous(view, descriptor, kind, mounts);
+    }
+    if name.starts_with("pidfd:") {
+        return pidfd(view, descriptor);
+    }
+    if !descriptor.target.is_absolute() {
+        return None; // pipes and namespaces
+    }
+    let file = fs::metadata(descriptor.path()).ok()?;
+    let kind = file.file_type();
+    if kind.is_block_device() || (kind.is_char_device() && !is_known_device(&file)) {
+        return blocks(Obstacle::UnsupportedFile);
+    }
+    if kind.is_char_device() && is_tun(&file) && view.root().spaces.share(view.own_spaces(), "net") {
+        return blocks(Obstacle::Tun);
+    }
+    let info = descriptor.info();
+    if view.options.file_locks != Some(true) && info.lines().any(|line| line.starts_with("lock:")) {
+        return blocks(Obstacle::FileLock);
+    }
+    if let Some(obstacle) = deleted(view, &descriptor.target, &file) {
+        return blocks(obstacle);
+    }
+    let mount = fdinfo_number(&info, "mnt_id")?;
+    if mounts.lacks(mount) && !name.starts_with("/memfd:") && !is_external_file(view, mount, &file) {
+        return blocks(Obstacle::UnseenMount { mount });
+    }
+    None
+}
+
+fn anonymous(
+    view: &View<'_>,
+    descriptor: &Descriptor,
+    kind: &str,
+    mounts: &Mounts,
+) -> Option<(Obstacle, Severity)> {
+    match kind.trim_matches(['[', ']']) {
+        "eventfd" | "eventpoll" | "signalfd" | "timerfd" => None,
+        "inotify" | "fanotify" => watch(view, &descriptor.info(), mounts),
+        "pidfd" => pidfd(view, descriptor),
+        "io_uring" => Some((Obstacle::IoUring, Severity::Blocks)),
+        // A criu that was built with libbpf can.
+        "bpf-map" => Some((Obstacle::UnsupportedFile, Severity::Risk)),
+        _ => Some((Obstacle::UnsupportedFile, Severity::Blocks)),
+    }
+}
+
+/// criu opens what is watched by its handle, which the kernel's own file systems do not allow.
+fn watch(view: &View<'_>, info: &str, mounts: &Mounts) -> Option<(Obstacle, Severity)> {
+    let worst = watched_devices(info).filter_map(|device| {
+        let kind = device.and_then(|device| mounts.kind_on(device)).unwrap_or("an unknown file system");
+        match kind {
+            "ext2" | "ext3" | "ext4" | "xfs" | "tmpfs" | "devtmpfs" => None,
+            "proc" | "sysfs" => Some((Severity::Blocks, kind)),
+            _ if view.options.force_irmap == Some(true) => None,
+            _ => Some((Severity::Risk, kind)),
+        }
+    });
+    let (severity, kind) = worst.max_by_key(|(severity, _)| *severity)?;
+    Some((Obstacle::Watch { on: kind.to_owned() }, severity))
+}
+
+/// The process of a pidfd must be in the tree; one that has ended is none.
+fn pidfd(view: &View<'_>, descriptor: &Descriptor) -> Option<(Obstacle, Severity)> {
+    let of = fdinfo_number(&descriptor.info(), "Pid").filter(|pid| *pid > 0 && !view.has(*pid))?;
+    Some((Obstacle::PidfdOutside { of: of.into() }, Severity::Blocks))
+}
+
+/// What a deleted file needs; it may be mapped or open.
+pub(super) fn deleted(view: &View<'_>, target: &Path, file: &Metadata) -> Option<Obstacle> {
+    const GHOST_LIMIT: u64 = 1 << 20; // criu's own
+    let name = target.to_str()?;
+    let made_by_kernel = ["/memfd:", "/dev/zero", "/SYSV", "/anon_hugepage", "/[aio]"]
+        .iter()
+        .any(|start| name.starts_with(start));
+    if !name.ends_with(" (deleted)") || made_by_kernel {
+        return None;
+    }
+    if file.nlink() == 0 {
+        let limit = view.options.ghost_limit.map_or(GHOST_LIMIT, u64::from);
+        let size = file.blocks() * 512;
+        return (file.is_file() && size > limit).then_some(Obstacle::GhostTooLarge { size, limit });
+    }
+    // A folder has no second name, and a name can end like that by itself.
+    let same = fs::metadata(target).is_ok_and(|other| (other.dev(), other.ino()) == (file.dev(), file.ino()));
+    let linked = view.options.link_remap == Some(true) || file.is_dir() || same;
+    (!linked).then_some(Obstacle::DeletedName)
+}
+
+fn is_external_file(view: &View<'_>, mount: i32, file: &Metadata) -> bool {
+    view.is_external(&format!("file[{mount:x}:{:x}]", file.ino()))
+}
+
+/// The device files that criu dumps by their path.
+fn is_known_device(file: &Metadata) -> bool {
+    const MEMORY: u64 = 1; // null, zero, random, …
+    const MISC_AUTOFS: (u64, u64) = (10, 235);
+    let device = (major(file.rdev()), minor(file.rdev()));
+    device.0 == MEMORY || device == MISC_AUTOFS || is_tun(file) || is_terminal(file)
+}
+
+fn is_tun(file: &Metadata) -> bool {
+    (major(file.rdev()), minor(file.rdev())) == (10, 200)
+}
+
+/// Virtual terminals and serial lines, the terminal of the process, consoles, both sides of pseudo-terminals.
+fn is_terminal(file: &Metadata) -> bool {
+    matches!(major(file.rdev()), 4 | 5 | 128..=143 | 188 | 204)
+}
+
+/// A side of a pseudo-terminal.
+enum Terminal {
+    /// By its index, which says which slave belongs to it.
+    Master(u64),
+    Slave {
+        index: u64,
+        rdev: u64,
+        dev: u64,
+    },
+}
+
+impl Terminal {
+    fn of(descriptor: &Descriptor) -> Option<Terminal> {
+        if descriptor.target.ends_with("ptmx") {
+            let index = fdinfo_number(&descriptor.info(), "tty-index")?;
+            return Some(Terminal::Master(u64::try_from(index).ok()?));
+        }
+        if !descriptor.target.starts_with("/dev/pts") {
+            return None;
+        }
+        let file = fs::metadata(descriptor.path()).ok()?;
+        let slave = file.file_type().is_char_device() && (136..=143).contains(&major(file.rdev()));
+        // Eight numbers of devices, one after the other.
+        let index = (major(file.rdev()).checked_sub(136)? << 20) + minor(file.rdev());
+        slave.then_some(Terminal::Slave { index, rdev: file.rdev(), dev: file.dev() })
+    }
+}
+
+#[derive(Default)]
+struct Terminals {
+    masters: HashSet<u64>,
+    slaves: Vec<(u64, Obstacle, Descriptor)>,
+}
+
+impl Terminals {
+    fn add(&mut self, terminal: Terminal, descriptor: Descriptor) {
+        match terminal {
+            Terminal::Master(index) => drop(self.masters.insert(index)),
+            Terminal::Slave { index, rdev, dev } => {
+                self.slaves.push((index, Obstacle::Terminal { rdev, dev }, descriptor));
+            }
+        }
+    }
+
+    fn look(mut self, view: &mut View<'_>) {
+        self.slaves.retain(|(index, obstacle, _)| {
+            let external =
+                obstacle.external().is_some_and(|external| view.is_external(&external.to_string()));
+            !self.masters.contains(index) && !external
+        });
+        let different: BTreeSet<u64> = self.slaves.iter().map(|(index, ..)| *index).collect();
+        // A job of a shell may have the shell's terminal, and no other.
+        let allowed = view.options.shell_job == Some(true) && different.len() == 1;
+        if allowed || view.options.orphan_pts_master == Some(true) {
+            return;
+        }
+        for (_, obstacle, descriptor) in self.slaves {
+            view.found(descriptor.pid, descriptor.place(), obstacle, Severity::Blocks);
+        }
+    }
+}
+
+/// The mounts that a process sees.
+struct Mounts {
+    /// By the device's number.
+    kinds: Vec<((u32, u32), String)>,
+    ids: HashSet<i32>,
+    /// Whether it can have files from elsewhere.
+    own_namespace: bool,
+}
+
+impl Mounts {
+    fn of(process: &Process, view: &View<'_>) -> Mounts {
+        let own_namespace = !process.spaces.share(view.own_spaces(), "mnt");
+        let mut mounts = Mounts { kinds: Vec::new(), ids: HashSet::new(), own_namespace };
+        each_line(format!("/proc/{}/mountinfo", process.pid), |line| {
+            let Some(mount) = Mount::parse(line) else { return };
+            mounts.ids.insert(mount.id);
+            if !mounts.kinds.iter().any(|(device, _)| *device == mount.device) {
+                mounts.kinds.push((mount.device, mount.kind.to_owned()));
+            }
+        });
+        mounts
+    }
+
+    fn kind_on(&self, device: (u32, u32)) -> Option<&str> {
+        self.kinds.iter().find(|(known, _)| *known == device).map(|(_, kind)| kind.as_str())
+    }
+
+    fn lacks(&self, mount: i32) -> bool {
+        self.own_namespace && !self.ids.is_empty() && !self.ids.contains(&mount)
+    }
+
+    /// The mount that the program itself is from, if the process does not see it.
+    fn unseen_program(&self, pid: i32) -> Option<i32> {
+        if !self.own_namespace {
+            return None;
+        }
+        let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC;
+        let path = format!("/proc/{pid}/exe");
+        let program = nix::fcntl::open(path.as_str(), flags, nix::sys::stat::Mode::empty()).ok()?;
+        let number = std::os::fd::AsRawFd::as_raw_fd(&program);
+        let info = read_start(format!("/proc/self/fdinfo/{number}"))?;
+        fdinfo_number(&info, "mnt_id").filter(|mount| self.lacks(*mount))
+    }
+}

@@ -1,0 +1,69 @@
+//! Mapped memory: what is mapped that is no plain file.
+
+use std::{
+    collections::HashSet,
+    fs,
+    os::unix::fs::{FileTypeExt, MetadataExt},
+    path::{Path, PathBuf},
+};
+
+use super::{Obstacle, Place, Process, Severity, View, descriptors::deleted};
+use crate::procfs::{Mapping, each_line};
+
+pub(super) fn look(view: &mut View<'_>) {
+    for process in view.living() {
+        let mut seen = HashSet::new();
+        let mut findings = Vec::new();
+        each_line(format!("/proc/{}/maps", process.pid), |line| {
+            let Some(mapping) = Mapping::parse(line).filter(|mapping| !mapping.name.is_empty()) else {
+                return;
+            };
+            if let Some(obstacle) = obstacle(view, process, &mapping, &mut seen) {
+                findings.push((place(&mapping), obstacle));
+            }
+        });
+        for (place, obstacle) in findings {
+            view.found(process.pid, place, obstacle, Severity::Blocks);
+        }
+    }
+}
+
+fn place(mapping: &Mapping<'_>) -> Place {
+    Place::Mapping { start: mapping.start, end: mapping.end, path: PathBuf::from(mapping.name) }
+}
+
+/// What is the matter with a mapping. `seen` are the deleted files that were looked at in this process.
+fn obstacle(
+    view: &View<'_>,
+    process: &Process,
+    mapping: &Mapping<'_>,
+    seen: &mut HashSet<(u64, u64)>,
+) -> Option<Obstacle> {
+    let name = mapping.name;
+    if name.starts_with("anon_inode:") {
+        return Some(Obstacle::UnsupportedMapping);
+    }
+    if name == "[uprobes]" {
+        return Some(Obstacle::Uprobes);
+    }
+    if name.starts_with("/SYSV") {
+        let shared = view.root().spaces.share(view.own_spaces(), "ipc");
+        return shared.then_some(Obstacle::SystemVMemory);
+    }
+    if !name.starts_with("/dev/") && !name.ends_with(" (deleted)") {
+        return None;
+    }
+    let (start, end) = (mapping.start, mapping.end);
+    let file = fs::metadata(format!("/proc/{}/map_files/{start:x}-{end:x}", process.pid)).ok()?;
+    const ZERO: u64 = (1 << 8) | 5;
+    let kind = file.file_type();
+    let is_zero = kind.is_char_device() && file.rdev() == ZERO;
+    if !kind.is_file() && !is_zero {
+        return Some(Obstacle::UnsupportedMapping);
+    }
+    // A program and its libraries are several mappings each.
+    if name.ends_with(" (deleted)") && seen.insert((file.dev(), file.ino())) {
+        return deleted(view, Path::new(name), &file);
+    }
+    None
+}

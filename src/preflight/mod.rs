@@ -1,0 +1,223 @@
+//! [`Preflight`]: what would keep criu from dumping a tree, or from restoring it, found out before anything is frozen.
+//! For the asking there is [`Criu::preflight`](crate::Criu::preflight).
+//!
+//! Everything is read from `/proc`, and the peers of unix sockets from the kernel's socket diagnosis. No process is
+//! stopped, traced or changed, and one that ends meanwhile is left out. Not here: why a dump failed, which is told by
+//! [`Failure`](crate::Failure).
+//!
+//! # What it cannot see
+//!
+//! - what criu is told by others than the [`DumpOptions`]: its configuration files, its plugins, arguments, raw fields;
+//! - privileges that criu's binary has from its file capabilities, or a criu service from its own start;
+//! - the peers of unix sockets in other network namespaces than the caller's;
+//! - file systems that criu does not know, overmounts, security modules, control groups;
+//! - what happens between the look and the dump.
+//!
+//! Start reading at `look`; each file beside this one looks at one kind of place.
+
+mod descriptors;
+mod mappings;
+mod namespaces;
+mod obstacle;
+mod process;
+mod sockets;
+mod unix;
+
+use std::{collections::HashMap, fmt, path::PathBuf};
+
+pub use self::obstacle::Obstacle;
+use self::{
+    namespaces::Spaces,
+    process::{Own, Process},
+};
+use crate::{DumpOptions, Pid, Result, proto::rpc::CriuOpts};
+
+/// What [`Criu::preflight`](crate::Criu::preflight) found.
+///
+/// ```no_run
+/// use criu_rpc::{Criu, DumpOptions, preflight::Obstacle};
+///
+/// let preflight = Criu::new().preflight(4242, &DumpOptions::default())?;
+/// let connected = preflight.findings.iter().any(|finding| finding.obstacle == Obstacle::Tcp);
+/// println!("{} processes, connected: {connected}", preflight.processes);
+/// # Ok::<(), criu_rpc::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Preflight {
+    /// What was found, process by process from the root down; nothing that the options cure already.
+    pub findings: Vec<Finding>,
+    /// How many processes the tree has.
+    pub processes: usize,
+}
+
+impl Preflight {
+    /// The findings for which criu would refuse the dump.
+    pub fn blockers(&self) -> impl Iterator<Item = &Finding> {
+        self.findings.iter().filter(|finding| finding.severity == Severity::Blocks)
+    }
+}
+
+/// One thing that is in the way, and where. `Display` is one line for people.
+///
+/// ```no_run
+/// use criu_rpc::{Criu, DumpOptions};
+///
+/// let mut options = DumpOptions::default();
+/// for finding in Criu::new().preflight(4242, &options)?.findings {
+///     match finding.obstacle.external() {
+///         Some(external) => options = options.external(external),
+///         None => println!("process {}: {}; {:?}", finding.pid, finding.obstacle, finding.cure()),
+///     }
+/// }
+/// # Ok::<(), criu_rpc::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Finding {
+    /// The process that has it.
+    pub pid: Pid,
+    /// Where in the process it is.
+    pub place: Place,
+    /// What it is.
+    pub obstacle: Obstacle,
+    /// How bad it is.
+    pub severity: Severity,
+}
+
+impl Finding {
+    /// What makes it go away, by the name of our option if there is one; `None` if only the program itself can.
+    pub fn cure(&self) -> Option<&'static str> {
+        self.obstacle.cure()
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "process {}{}: {}", self.pid, self.place, self.obstacle)?;
+        match self.cure() {
+            Some(cure) => write!(f, " (cure: {cure})"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Where in a process something is.
+///
+/// ```no_run
+/// use criu_rpc::{Criu, DumpOptions, preflight::Place};
+///
+/// for finding in Criu::new().preflight(4242, &DumpOptions::default())?.findings {
+///     if let Place::Descriptor { fd, target } = &finding.place {
+///         println!("descriptor {fd} is {}", target.display());
+///     }
+/// }
+/// # Ok::<(), criu_rpc::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Place {
+    /// It is about the process as a whole.
+    Process,
+    /// A file that it has open.
+    Descriptor {
+        /// The descriptor's number in the process.
+        fd: i32,
+        /// What it is, as `/proc/<pid>/fd` shows it.
+        target: PathBuf,
+    },
+    /// A mapping of its memory.
+    Mapping {
+        /// Its first address.
+        start: u64,
+        /// The address after its last.
+        end: u64,
+        /// What is mapped, as `/proc/<pid>/maps` shows it.
+        path: PathBuf,
+    },
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Process => Ok(()),
+            Place::Descriptor { fd, target } => write!(f, ", descriptor {fd} ({})", target.display()),
+            Place::Mapping { start, end, path } => {
+                write!(f, ", mapping {start:x}-{end:x} ({})", path.display())
+            }
+        }
+    }
+}
+
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Severity {
+    /// The dump may fail, or it succeeds and the restore needs care.
+    Risk,
+    /// criu will refuse the dump.
+    Blocks,
+}
+
+/// Looks at the tree. Whether changes of memory can be tracked is asked only if the options want it.
+pub(crate) fn look(
+    root: Pid,
+    options: &DumpOptions,
+    tracks_memory: impl FnOnce() -> Result<bool>,
+) -> Result<Preflight> {
+    process::check_root(root)?;
+    let options = options.wire();
+    let tree = process::tree(root.as_raw());
+    let mut view = View { options: &options, own: Own::read(), tree: &tree, findings: Vec::new() };
+    if options.track_mem == Some(true) && !tracks_memory()? {
+        view.found(root.as_raw(), Place::Process, Obstacle::NoMemoryTracking, Severity::Blocks);
+    }
+    process::look(&mut view);
+    namespaces::look(&mut view);
+    descriptors::look(&mut view);
+    mappings::look(&mut view);
+    let View { mut findings, .. } = view;
+    let order: HashMap<_, _> = tree.iter().zip(0..).map(|(process, place)| (process.pid, place)).collect();
+    findings.sort_by_key(|finding| order.get(&finding.pid.as_raw()).copied().unwrap_or(i32::MAX));
+    Ok(Preflight { findings, processes: tree.len() })
+}
+
+/// What is looked at, and what was seen.
+struct View<'a> {
+    options: &'a CriuOpts,
+    /// The process that asks.
+    own: Own,
+    /// From the root down; never empty.
+    tree: &'a [Process],
+    findings: Vec<Finding>,
+}
+
+impl<'a> View<'a> {
+    fn found(&mut self, pid: i32, place: Place, obstacle: Obstacle, severity: Severity) {
+        self.findings.push(Finding { pid: Pid::from(pid), place, obstacle, severity });
+    }
+
+    fn root(&self) -> &'a Process {
+        &self.tree[0]
+    }
+
+    /// The processes that have not ended.
+    fn living(&self) -> impl Iterator<Item = &'a Process> + use<'a> {
+        self.tree.iter().filter(|process| !process.stat.is_zombie())
+    }
+
+    fn has(&self, pid: i32) -> bool {
+        self.tree.iter().any(|process| process.pid == pid)
+    }
+
+    /// The namespaces that criu will be in.
+    fn own_spaces(&self) -> &Spaces {
+        &self.own.spaces
+    }
+
+    /// Whether the options name this resource as somebody else's.
+    fn is_external(&self, resource: &str) -> bool {
+        self.options.external.iter().any(|external| {
+            external.strip_prefix(resource).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
+        })
+    }
+}

@@ -1,0 +1,221 @@
+//! [`Obstacle`]: the things that criu stumbles over, and what cures each.
+
+use std::fmt;
+
+use crate::{Pid, options::External};
+
+/// What is in the way of a dump or a restore.
+///
+/// ```
+/// use criu_rpc::preflight::Obstacle;
+///
+/// assert_eq!(Obstacle::FileLock.cure(), Some("DumpOptions::file_locks, at the restore as well"));
+/// assert_eq!(Obstacle::IoUring.cure(), None);
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Obstacle {
+    /// The caller has not a capability that criu needs.
+    Capability {
+        /// Its name.
+        name: &'static str,
+    },
+    /// The process has not the user or group of the caller, who lacks `CAP_SYS_RESOURCE`.
+    OtherUser {
+        /// Its user.
+        uid: u32,
+    },
+    /// It is traced, by a debugger or by another criu.
+    Traced {
+        /// Who traces it.
+        by: Pid,
+    },
+    /// A seccomp filter, which criu can dump with `CAP_SYS_ADMIN` only.
+    Seccomp,
+    /// Its first thread has ended, while others go on.
+    DeadLeader,
+    /// The caller is in the tree, and so would be a criu that it starts.
+    CallerInside,
+    /// The root leads no session.
+    NoSession {
+        /// The leader of its session.
+        leader: Pid,
+    },
+    /// The leader of its session is outside its pid namespace.
+    SessionOutside,
+    /// The kernel cannot track changes of memory.
+    NoMemoryTracking,
+    /// A namespace of a kind that the whole tree must share with its root.
+    NestedNamespace {
+        /// The kernel's name of the kind.
+        kind: &'static str,
+    },
+    /// The tree is in a pid namespace of its own, whose first process is not the root.
+    NoInit {
+        /// The namespace's inode.
+        namespace: u64,
+    },
+    /// A user namespace without users, or without pid and mount namespace of its own.
+    UserNamespace,
+    /// The tree has a mount namespace of its own, for which a restore needs a root folder.
+    MountNamespace,
+    /// A file from a mount that is not in the process's mount namespace.
+    UnseenMount {
+        /// The mount's number.
+        mount: i32,
+    },
+    /// An io_uring.
+    IoUring,
+    /// A kind of file that criu cannot dump.
+    UnsupportedFile,
+    /// A socket of a protocol that criu cannot dump, such as `MPTCP` or `AF_VSOCK`.
+    UnsupportedSocket {
+        /// The kernel's name of the protocol.
+        protocol: String,
+    },
+    /// A TUN or TAP device, and the tree has no network namespace of its own.
+    Tun,
+    /// A pidfd of a process outside the tree.
+    PidfdOutside {
+        /// That process.
+        of: Pid,
+    },
+    /// A TCP connection.
+    Tcp,
+    /// A TCP listener with connections that nobody has accepted yet.
+    TcpInFlight,
+    /// A unix socket whose other end is outside the tree.
+    UnixOutside {
+        /// The inode of the tree's own end.
+        inode: u64,
+    },
+    /// A terminal whose other side is outside the tree.
+    Terminal {
+        /// The device number of the terminal (`st_rdev`).
+        rdev: u64,
+        /// The device number of the file system it is on (`st_dev`).
+        dev: u64,
+    },
+    /// A file lock, or a lease.
+    FileLock,
+    /// A deleted file, too large to be stored in the images.
+    GhostTooLarge {
+        /// How much it takes, in bytes of allocated blocks.
+        size: u64,
+        /// How much it may take.
+        limit: u64,
+    },
+    /// A file whose name was deleted, and that has other names.
+    DeletedName,
+    /// A watch on a file that criu may not find again.
+    Watch {
+        /// The kind of file system that the file is on, if it could be told.
+        on: String,
+    },
+    /// A mapping of a device, or of something else that is no file.
+    UnsupportedMapping,
+    /// A mapping that the kernel made for uprobes.
+    Uprobes,
+    /// System V shared memory, and the tree has no IPC namespace of its own.
+    SystemVMemory,
+}
+
+impl Obstacle {
+    /// What makes it go away, by the name of our option if there is one; `None` if only the program itself can.
+    pub fn cure(&self) -> Option<&'static str> {
+        Some(match self {
+            Obstacle::Capability { .. } => "run as root, with that capability",
+            Obstacle::OtherUser { .. } => "run with CAP_SYS_RESOURCE",
+            Obstacle::Traced { .. } => "detach the debugger",
+            Obstacle::Seccomp => "run with CAP_SYS_ADMIN",
+            Obstacle::CallerInside => "Criu::dump_around_self",
+            Obstacle::NoSession { .. } => "DumpOptions::shell_job, at the restore as well",
+            Obstacle::NoMemoryTracking => "no DumpOptions::track_mem, or a kernel with CONFIG_MEM_SOFT_DIRTY",
+            Obstacle::NoInit { .. } => {
+                "dump from the namespace's first process, or DumpOptions::external with its inode"
+            }
+            Obstacle::MountNamespace => "RestoreOptions::root",
+            Obstacle::Tcp => "DumpOptions::tcp_established or DumpOptions::tcp_close, at the restore as well",
+            Obstacle::TcpInFlight => "DumpOptions::tcp_skip_in_flight",
+            Obstacle::UnixOutside { .. } => "DumpOptions::external, and Lend::inherit at the restore",
+            Obstacle::Terminal { .. } => {
+                "DumpOptions::shell_job, or DumpOptions::external, and Lend::inherit at the restore"
+            }
+            Obstacle::FileLock => "DumpOptions::file_locks, at the restore as well",
+            Obstacle::GhostTooLarge { .. } => "DumpOptions::ghost_limit",
+            Obstacle::DeletedName => "DumpOptions::link_remap",
+            Obstacle::Uprobes => "Criu::argument with --allow-uprobes, at the restore as well",
+            Obstacle::SystemVMemory => "an IPC namespace of the tree's own",
+            Obstacle::UserNamespace => "a pid and a mount namespace of the tree's own",
+            Obstacle::Tun => "a network namespace of the tree's own",
+            Obstacle::DeadLeader
+            | Obstacle::SessionOutside
+            | Obstacle::NestedNamespace { .. }
+            | Obstacle::UnseenMount { .. }
+            | Obstacle::IoUring
+            | Obstacle::UnsupportedFile
+            | Obstacle::UnsupportedSocket { .. }
+            | Obstacle::PidfdOutside { .. }
+            | Obstacle::Watch { .. }
+            | Obstacle::UnsupportedMapping => return None,
+        })
+    }
+
+    /// What to give [`DumpOptions::external`](crate::DumpOptions::external), where that cures it.
+    pub fn external(&self) -> Option<External> {
+        match self {
+            Obstacle::UnixOutside { inode } => Some(External::Unix { inode: *inode }),
+            Obstacle::Terminal { rdev, dev } => Some(External::Terminal { rdev: *rdev, dev: *dev }),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Obstacle::Capability { name } => write!(f, "criu would have to run without {name}"),
+            Obstacle::OtherUser { uid } => {
+                write!(f, "belongs to user {uid}, and we have no CAP_SYS_RESOURCE")
+            }
+            Obstacle::Traced { by } => write!(f, "is traced by process {by}"),
+            Obstacle::Seccomp => f.write_str("has a seccomp filter, and we have no CAP_SYS_ADMIN"),
+            Obstacle::DeadLeader => f.write_str("its first thread has ended, and others go on"),
+            Obstacle::CallerInside => f.write_str("the caller is a part of this tree"),
+            Obstacle::NoSession { leader } => write!(f, "leads no session; {leader} leads its session"),
+            Obstacle::SessionOutside => f.write_str("the leader of its session is outside its pid namespace"),
+            Obstacle::NoMemoryTracking => f.write_str("this kernel cannot track changes of memory"),
+            Obstacle::NestedNamespace { kind } => write!(f, "has another {kind} namespace than the root"),
+            Obstacle::NoInit { namespace } => {
+                write!(f, "is not the first process of its pid namespace {namespace}")
+            }
+            Obstacle::UserNamespace => f.write_str("is in a user namespace that cannot be restored"),
+            Obstacle::MountNamespace => {
+                f.write_str("has a mount namespace of its own, which needs a root to restore in")
+            }
+            Obstacle::UnseenMount { mount } => write!(f, "mount {mount} is not in its mount namespace"),
+            Obstacle::IoUring => f.write_str("an io_uring"),
+            Obstacle::UnsupportedFile => f.write_str("a kind of file that criu cannot dump"),
+            Obstacle::UnsupportedSocket { protocol } => {
+                write!(f, "a socket that criu cannot dump: {protocol}")
+            }
+            Obstacle::Tun => f.write_str("a TUN device, without a network namespace of the tree's own"),
+            Obstacle::PidfdOutside { of } => write!(f, "a pidfd of process {of}, which is not in the tree"),
+            Obstacle::Tcp => f.write_str("a TCP connection"),
+            Obstacle::TcpInFlight => f.write_str("a TCP listener with connections that nobody has accepted"),
+            Obstacle::UnixOutside { .. } => f.write_str("a unix socket whose other end is outside the tree"),
+            Obstacle::Terminal { .. } => f.write_str("a terminal whose other side is outside the tree"),
+            Obstacle::FileLock => f.write_str("a file lock"),
+            Obstacle::GhostTooLarge { size, limit } => {
+                write!(f, "a deleted file of {size} bytes, more than the {limit} that may be stored")
+            }
+            Obstacle::DeletedName => f.write_str("a deleted name of a file that has others"),
+            Obstacle::Watch { on } => write!(f, "watches a file that criu may not find again, on {on}"),
+            Obstacle::UnsupportedMapping => f.write_str("a mapping that criu cannot dump"),
+            Obstacle::Uprobes => f.write_str("a mapping for uprobes"),
+            Obstacle::SystemVMemory => {
+                f.write_str("System V shared memory, without an IPC namespace of the tree's own")
+            }
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! What is the matter with whole processes: who they belong to, who traces them, which session they are in.
+
+use std::fs;
+
+use super::{Obstacle, Place, Severity, View, namespaces::Spaces};
+use crate::{
+    Error, Pid, ProcessProblem, Result,
+    procfs::{Stat, Status, children, lineage, status_number},
+};
+
+/// A process of the tree.
+pub(super) struct Process {
+    pub(super) pid: i32,
+    pub(super) stat: Stat,
+    pub(super) status: Status,
+    pub(super) spaces: Spaces,
+}
+
+impl Process {
+    fn read(pid: i32) -> Option<Process> {
+        let status = Status::read(format!("/proc/{pid}/status"))?;
+        Some(Process { pid, stat: Stat::of(pid).ok()?, status, spaces: Spaces::of(pid) })
+    }
+}
+
+/// The process that asks, as criu will be when that starts it.
+pub(super) struct Own {
+    capabilities: u64,
+    uid: u32,
+    gid: u32,
+    seccomp: bool,
+    pub(super) spaces: Spaces,
+}
+
+impl Own {
+    pub(super) fn read() -> Own {
+        // Of the calling thread, which is what starts criu.
+        let status = Status::read("/proc/thread-self/status").unwrap_or_default();
+        let is_root = status.uids[1] == 0;
+        Own {
+            // A program that root starts gets all that is not out of bounds.
+            capabilities: if is_root { status.bounding } else { status.effective },
+            uid: status.uids[0],
+            gid: status.gids[0],
+            seccomp: status.seccomp != 0,
+            spaces: Spaces::own(),
+        }
+    }
+
+    fn can(&self, capability: Capability) -> bool {
+        self.capabilities & (1 << capability as u64) != 0
+    }
+}
+
+/// The capabilities that matter, by the kernel's numbers.
+#[derive(Clone, Copy)]
+enum Capability {
+    SysPtrace = 19,
+    SysAdmin = 21,
+    SysResource = 24,
+    CheckpointRestore = 40,
+}
+
+/// The pid is one of a process that can be looked at.
+pub(super) fn check_root(root: Pid) -> Result<()> {
+    let refuse = |problem| Err(Error::Process { pid: root.as_raw(), problem });
+    if root.as_raw() <= 0 {
+        return refuse(ProcessProblem::Missing);
+    }
+    let stat = match Stat::of(root.as_raw()) {
+        Ok(stat) => stat,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return refuse(ProcessProblem::Missing),
+        Err(error) => return Err(Error::io(format!("look at process {root}"))(error)),
+    };
+    if stat.is_kernel_thread() {
+        return refuse(ProcessProblem::Kernel);
+    }
+    let threads = status_number(root.as_raw(), "Threads").unwrap_or(0);
+    if stat.is_zombie() && threads <= 1 {
+        return refuse(ProcessProblem::Zombie);
+    }
+    if status_number(root.as_raw(), "Tgid").is_some_and(|group| group != root.as_raw()) {
+        return refuse(ProcessProblem::Thread);
+    }
+    Ok(())
+}
+
+/// The process and its descendants, from the top down. One that ends meanwhile is left out, but never the root.
+pub(super) fn tree(root: i32) -> Vec<Process> {
+    let gone =
+        || Process { pid: root, stat: Stat::default(), status: Status::default(), spaces: Spaces::default() };
+    let mut tree = vec![Process::read(root).unwrap_or_else(gone)];
+    let mut known = std::collections::HashSet::from([root]);
+    let mut next = 0;
+    while let Some(pid) = tree.get(next).map(|process| process.pid) {
+        next += 1;
+        let new: Vec<_> = children(pid).into_iter().filter(|child| known.insert(*child)).collect();
+        tree.extend(new.into_iter().filter_map(Process::read));
+    }
+    tree
+}
+
+pub(super) fn look(view: &mut View<'_>) {
+    look_at_own(view);
+    look_at_session(view);
+    for process in view.tree {
+        look_at(view, process);
+    }
+}
+
+fn look_at_own(view: &mut View<'_>) {
+    let root = view.root().pid;
+    let own = &view.own;
+    let unprivileged = view.options.unprivileged == Some(true);
+    let mut lacks = Vec::new();
+    // With less than root's rights criu is content if it is told so.
+    let restorer = unprivileged && own.can(Capability::CheckpointRestore);
+    if !own.can(Capability::SysAdmin) && !restorer {
+        lacks.push("CAP_SYS_ADMIN");
+    }
+    if !own.can(Capability::SysPtrace) && !unprivileged {
+        lacks.push("CAP_SYS_PTRACE");
+    }
+    for name in lacks {
+        view.found(root, Place::Process, Obstacle::Capability { name }, Severity::Blocks);
+    }
+    let own = i32::try_from(std::process::id()).unwrap_or(0);
+    if lineage(own).contains(&root) {
+        view.found(root, Place::Process, Obstacle::CallerInside, Severity::Blocks);
+    }
+}
+
+fn look_at_session(view: &mut View<'_>) {
+    let root = view.root();
+    if root.status.inner_pid != 0 && root.status.inner_session == 0 {
+        return; // look_at says so, of every process
+    }
+    if root.stat.session != root.pid && view.options.shell_job != Some(true) {
+        let leader = Pid::from(root.stat.session);
+        view.found(root.pid, Place::Process, Obstacle::NoSession { leader }, Severity::Blocks);
+    }
+}
+
+fn look_at(view: &mut View<'_>, process: &Process) {
+    let Process { pid, stat, status, .. } = process;
+    let mut found = |obstacle| view.found(*pid, Place::Process, obstacle, Severity::Blocks);
+    if let Some(by) = tracer(process) {
+        found(Obstacle::Traced { by: Pid::from(by) });
+    }
+    if status.inner_pid != 0 && status.inner_session == 0 {
+        found(Obstacle::SessionOutside);
+    }
+    if stat.is_zombie() {
+        if status.threads > 1 {
+            found(Obstacle::DeadLeader);
+        }
+        return;
+    }
+    let own = &view.own;
+    let same = status.uids == [own.uid; 3] && status.gids == [own.gid; 3];
+    // Who may ask the kernel for the resource limits of a process: criu does, of every one.
+    let other = !same && !own.can(Capability::SysResource);
+    let filtered = status.seccomp != 0 && (own.seccomp || !own.can(Capability::SysAdmin));
+    if other {
+        view.found(*pid, Place::Process, Obstacle::OtherUser { uid: status.uids[0] }, Severity::Blocks);
+    }
+    if filtered {
+        view.found(*pid, Place::Process, Obstacle::Seccomp, Severity::Blocks);
+    }
+}
+
+/// Who traces the process, or one of its threads.
+fn tracer(process: &Process) -> Option<i32> {
+    if process.status.tracer != 0 {
+        return Some(process.status.tracer);
+    }
+    if process.status.threads <= 1 {
+        return None;
+    }
+    let threads = fs::read_dir(format!("/proc/{}/task", process.pid)).into_iter().flatten().flatten();
+    threads
+        .filter_map(|thread| Status::read(thread.path().join("status")))
+        .map(|status| status.tracer)
+        .find(|tracer| *tracer != 0)
+}

@@ -1,0 +1,125 @@
+//! Sockets: which protocol, and what each is connected to.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    ffi::CString,
+};
+
+use super::{
+    Obstacle, Process, Severity, View,
+    descriptors::Descriptor,
+    unix::{self, Peers},
+};
+use crate::{
+    procfs::{TcpLine, each_line},
+    sys,
+};
+
+/// The tree's sockets, by inode, with the descriptors that each has.
+#[derive(Default)]
+pub(super) struct Sockets {
+    known: BTreeMap<u64, Vec<Descriptor>>,
+}
+
+impl Sockets {
+    pub(super) fn add(&mut self, inode: u64, descriptor: Descriptor) {
+        self.known.entry(inode).or_default().push(descriptor);
+    }
+
+    pub(super) fn look(self, view: &mut View<'_>) {
+        if self.known.is_empty() {
+            return;
+        }
+        let streams = Streams::of(view, &self.known);
+        let peers = self.has_unix().then(|| Peers::ask(&self.known.keys().copied().collect()));
+        for (inode, descriptors) in &self.known {
+            let obstacle = streams.obstacle(view, *inode);
+            let obstacle = obstacle.map(|obstacle| (obstacle, Severity::Blocks));
+            let obstacle = obstacle.or_else(|| unsupported(descriptors));
+            let obstacle = obstacle.or_else(|| outside(view, peers.as_ref()?.as_ref()?, *inode));
+            let Some((obstacle, severity)) = obstacle else { continue };
+            for descriptor in descriptors {
+                view.found(descriptor.pid, descriptor.place(), obstacle.clone(), severity);
+            }
+        }
+    }
+
+    fn has_unix(&self) -> bool {
+        self.known
+            .values()
+            .any(|descriptors| protocol(&descriptors[0]).is_none_or(|name| name.starts_with("UNIX")))
+    }
+}
+
+/// The kernel's name of a socket's protocol.
+fn protocol(descriptor: &Descriptor) -> Option<String> {
+    sys::socket_protocol(&CString::new(descriptor.path()).ok()?).ok()
+}
+
+fn unsupported(descriptors: &[Descriptor]) -> Option<(Obstacle, Severity)> {
+    const SUPPORTED: [&str; 13] = [
+        "TCP",
+        "TCPv6",
+        "UDP",
+        "UDPv6",
+        "UDP-Lite",
+        "UDPLITEv6",
+        "UDPLite",
+        "RAW",
+        "RAWv6",
+        "UNIX",
+        "UNIX-STREAM",
+        "NETLINK",
+        "PACKET",
+    ];
+    let protocol = protocol(&descriptors[0]).filter(|name| !SUPPORTED.contains(&name.as_str()))?;
+    Some((Obstacle::UnsupportedSocket { protocol }, Severity::Blocks))
+}
+
+/// What is the matter with a unix socket, by who its peer is.
+fn outside(view: &View<'_>, peers: &Peers, inode: u64) -> Option<(Obstacle, Severity)> {
+    let severity = match peers.of(inode) {
+        unix::Peer::None | unix::Peer::Inside => return None,
+        unix::Peer::Outside => Severity::Blocks,
+        // criu dumps a connection that nobody has accepted, although it cannot restore one to a stranger.
+        unix::Peer::Waiting => Severity::Risk,
+    };
+    (!view.is_external(&format!("unix[{inode}]"))).then_some((Obstacle::UnixOutside { inode }, severity))
+}
+
+/// The states of the tree's TCP sockets.
+struct Streams {
+    lines: HashMap<u64, TcpLine>,
+}
+
+impl Streams {
+    /// Reads the tables of each network namespace once.
+    fn of(view: &View<'_>, known: &BTreeMap<u64, Vec<Descriptor>>) -> Streams {
+        let mut lines = HashMap::new();
+        let mut seen = HashSet::new();
+        for Process { pid, .. } in view.living().filter(|process| seen.insert(process.spaces.inode("net"))) {
+            for table in ["tcp", "tcp6"] {
+                each_line(format!("/proc/{pid}/net/{table}"), |line| {
+                    let line = TcpLine::parse(line).filter(|line| known.contains_key(&line.inode));
+                    lines.extend(line.map(|line| (line.inode, line)));
+                });
+            }
+        }
+        Streams { lines }
+    }
+
+    fn obstacle(&self, view: &View<'_>, inode: u64) -> Option<Obstacle> {
+        const LISTENING: u8 = 10;
+        const CLOSED: u8 = 7;
+        let options = view.options;
+        let carried = options.tcp_established == Some(true) || options.tcp_close == Some(true);
+        let line = self.lines.get(&inode)?;
+        match line.state {
+            LISTENING if line.waiting == 0 || options.tcp_skip_in_flight == Some(true) => None,
+            LISTENING => Some(Obstacle::TcpInFlight),
+            CLOSED => None,
+            _ if carried => None,
+            _ => Some(Obstacle::Tcp),
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! Who is at the other end of a unix socket: the kernel's socket diagnosis tells, over netlink. Only of the caller's
+//! network namespace.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs::File,
+    io::{Read, Write},
+};
+
+use nix::sys::{
+    socket::{AddressFamily, SockFlag, SockProtocol, SockType, setsockopt, socket, sockopt::ReceiveTimeout},
+    time::{TimeVal, TimeValLike},
+};
+
+/// What is known of the tree's unix sockets.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Peers {
+    sockets: HashMap<u32, Socket>,
+    ours: HashSet<u32>,
+    /// Connections that wait to be accepted by a listener of the tree.
+    waiting: HashSet<u32>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Socket {
+    inode: u32,
+    kind: u8,
+    state: u8,
+    /// The inode of the other end; 0 if it has none any more, or none yet.
+    peer: Option<u32>,
+    /// Closed in both directions.
+    shut: bool,
+    /// Of a listener: the connections that wait for it.
+    waiting: Vec<u32>,
+}
+
+/// The other end of a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Peer {
+    /// There is none, or nothing is known of the socket.
+    None,
+    Inside,
+    Outside,
+    /// Somebody outside has not accepted the connection yet.
+    Waiting,
+}
+
+impl Peers {
+    /// Asks the kernel about these sockets; `None` if it does not tell.
+    pub(super) fn ask(inodes: &HashSet<u64>) -> Option<Peers> {
+        let ours = inodes.iter().filter_map(|inode| u32::try_from(*inode).ok()).collect();
+        let mut peers = Peers { ours, ..Peers::default() };
+        let kind = (AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC);
+        let socket = socket(kind.0, kind.1, kind.2, SockProtocol::NetlinkSockDiag).ok()?;
+        setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(1)).ok()?;
+        let mut socket = File::from(socket);
+        socket.write_all(&request()).ok()?;
+        let mut buffer = vec![0; 64 << 10]; // the kernel's messages have 32 KiB at most
+        loop {
+            let count = socket.read(&mut buffer).ok().filter(|count| *count > 0)?;
+            match peers.take(&buffer[..count]) {
+                Turn::More => {}
+                Turn::Done => return Some(peers),
+                Turn::Failed => return None,
+            }
+        }
+    }
+
+    pub(super) fn of(&self, inode: u64) -> Peer {
+        let Some(socket) = u32::try_from(inode).ok().and_then(|inode| self.sockets.get(&inode)) else {
+            return Peer::None;
+        };
+        match socket.peer {
+            Some(peer) if self.ours.contains(&peer) => Peer::Inside,
+            Some(peer) if peer != 0 => Peer::Outside,
+            // Nobody has the other end: it was closed, or the connection waits to be accepted.
+            _ if socket.state != ESTABLISHED || socket.shut || socket.kind == DATAGRAM => Peer::None,
+            _ if self.waiting.contains(&socket.inode) => Peer::Inside,
+            Some(_) => Peer::Waiting,
+            None => Peer::None,
+        }
+    }
+
+    /// Takes in what came with one read.
+    fn take(&mut self, mut bytes: &[u8]) -> Turn {
+        while let Some(header) = bytes.get(..HEADER) {
+            let Ok(length) = usize::try_from(number(&header[..4])) else { return Turn::Failed };
+            let Some(message) = bytes.get(HEADER..length) else { return Turn::Failed };
+            match u16::from_ne_bytes([header[4], header[5]]) {
+                DONE => return Turn::Done,
+                ERROR => return Turn::Failed,
+                _ => {}
+            }
+            if let Some(socket) = Socket::parse(message).filter(|socket| self.ours.contains(&socket.inode)) {
+                self.waiting.extend(&socket.waiting);
+                self.sockets.insert(socket.inode, socket);
+            }
+            bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
+        Turn::More
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Turn {
+    More,
+    Done,
+    Failed,
+}
+
+impl Socket {
+    /// A `struct unix_diag_msg`, and attributes.
+    fn parse(message: &[u8]) -> Option<Socket> {
+        let mut attributes = message.get(16..)?;
+        let inode = number(message.get(4..8)?);
+        let mut socket = Socket {
+            inode,
+            kind: message[1],
+            state: message[2],
+            peer: None,
+            shut: false,
+            waiting: Vec::new(),
+        };
+        while let Some(header) = attributes.get(..4) {
+            let length = usize::from(u16::from_ne_bytes([header[0], header[1]]));
+            let value = attributes.get(4..length)?;
+            match u16::from_ne_bytes([header[2], header[3]]) {
+                PEER => socket.peer = Some(number(value.get(..4)?)),
+                WAITING => socket.waiting = value.chunks_exact(4).map(number).collect(),
+                SHUTDOWN => socket.shut = value.first() == Some(&3),
+                _ => {}
+            }
+            attributes = attributes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
+        Some(socket)
+    }
+}
+
+/// Four bytes, as the machine has them.
+fn number(bytes: &[u8]) -> u32 {
+    bytes.try_into().map_or(0, u32::from_ne_bytes)
+}
+
+/// A `struct nlmsghdr` and a `struct unix_diag_req`: all unix sockets, with peers and waiting connections.
+fn request() -> Vec<u8> {
+    const SOCK_DIAG_BY_FAMILY: u16 = 20;
+    const REQUEST_DUMP: u16 = 0x301;
+    const UNIX: u8 = 1;
+    const SHOW_PEER_AND_WAITING: u32 = 4 | 8;
+    let mut request = Vec::new();
+    request.extend(40_u32.to_ne_bytes());
+    request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    request.extend(REQUEST_DUMP.to_ne_bytes());
+    request.extend([0; 8]); // number, and from whom: the kernel fills them in
+    request.extend([UNIX, 0, 0, 0]);
+    for word in [u32::MAX, 0, SHOW_PEER_AND_WAITING, u32::MAX, u32::MAX] {
+        request.extend(word.to_ne_bytes()); // states, inode, what to show, no cookie
+    }
+    request
+}
+
+const HEADER: usize = 16;
+const ERROR: u16 = 2;
+const DONE: u16 = 3;
+const PEER: u16 = 2;
+const WAITING: u16 = 3;
+const SHUTDOWN: u16 = 6;
+const ESTABLISHED: u8 = 1;
+const DATAGRAM: u8 = 2;
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::{fs::MetadataExt, net::UnixStream};
+
+    use super::*;
+
+    fn message(kind: u16, body: &[u8]) -> Vec<u8> {
+        let mut message = u32::try_from(HEADER + body.len()).unwrap().to_ne_bytes().to_vec();
+        message.extend(kind.to_ne_bytes());
+        message.extend([0; 10]);
+        message.extend(body);
+        message.resize(message.len().next_multiple_of(4), 0);
+        message
+    }
+
+    fn socket(inode: u32, attributes: &[(u16, &[u8])]) -> Vec<u8> {
+        let mut body = vec![1, 1, ESTABLISHED, 0];
+        body.extend(inode.to_ne_bytes());
+        body.extend([0; 8]);
+        for (kind, value) in attributes {
+            body.extend(u16::try_from(4 + value.len()).unwrap().to_ne_bytes());
+            body.extend(kind.to_ne_bytes());
+            body.extend(*value);
+            body.resize(body.len().next_multiple_of(4), 0);
+        }
+        message(20, &body)
+    }
+
+    fn peers(ours: &[u32]) -> Peers {
+        Peers { ours: ours.iter().copied().collect(), ..Peers::default() }
+    }
+
+    #[test]
+    fn a_peer_is_inside_or_outside_or_gone() {
+        let mut peers = peers(&[1, 2, 3, 4, 5, 6]);
+        let bytes = [
+            socket(1, &[(PEER, &2_u32.to_ne_bytes())]),
+            socket(3, &[(PEER, &99_u32.to_ne_bytes()), (SHUTDOWN, &[0])]),
+            socket(4, &[(PEER, &[0; 4]), (SHUTDOWN, &[3])]),
+            socket(5, &[(PEER, &[0; 4])]),
+            socket(6, &[(WAITING, &7_u32.to_ne_bytes())]),
+            socket(50, &[(PEER, &1_u32.to_ne_bytes())]),
+        ]
+        .concat();
+        assert_eq!(peers.take(&bytes), Turn::More);
+        let found = [1, 2, 3, 4, 5, 6, 50, 1 << 40].map(|inode| peers.of(inode));
+        let [none, inside] = [Peer::None, Peer::Inside];
+        assert_eq!(found, [inside, none, Peer::Outside, none, Peer::Waiting, none, none, none]);
+        peers.waiting.insert(5);
+        assert_eq!(peers.of(5), inside);
+        assert_eq!(peers.take(&message(DONE, &[0; 4])), Turn::Done);
+        assert_eq!(peers.take(&message(ERROR, &[0; 4])), Turn::Failed);
+    }
+
+    #[test]
+    fn what_is_cut_short_or_nonsense_harms_nobody() {
+        let whole = socket(1, &[(PEER, &2_u32.to_ne_bytes()), (WAITING, &[7; 9])]);
+        for length in 0..whole.len() {
+            let mut cut = whole[..length].to_vec();
+            peers(&[1]).take(&cut);
+            if length >= HEADER {
+                cut[..4].copy_from_slice(&u32::try_from(length).unwrap().to_ne_bytes());
+                peers(&[1]).take(&cut);
+            }
+        }
+        for length in [0_u32, 1, 15, 17, u32::MAX] {
+            let mut wrong = whole.clone();
+            wrong[..4].copy_from_slice(&length.to_ne_bytes());
+            peers(&[1]).take(&wrong);
+        }
+        for length in [0_u16, 3, 5, u16::MAX] {
+            let mut wrong = whole.clone();
+            wrong[HEADER + 16..HEADER + 18].copy_from_slice(&length.to_ne_bytes());
+            peers(&[1]).take(&wrong);
+        }
+    }
+
+    #[test]
+    fn the_kernel_tells_the_ends_of_a_pair() {
+        let (one, other) = UnixStream::pair().unwrap();
+        let inode = |stream: &UnixStream| {
+            let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(stream));
+            std::fs::metadata(path).unwrap().ino()
+        };
+        let (one, other) = (inode(&one), inode(&other));
+        let Some(peers) = Peers::ask(&HashSet::from([one, other])) else { return };
+        assert_eq!((peers.of(one), peers.of(other)), (Peer::Inside, Peer::Inside));
+        let peers = Peers::ask(&HashSet::from([one])).unwrap();
+        assert_eq!(peers.of(one), Peer::Outside);
+    }
+}
