@@ -117,7 +117,7 @@ causes! {
             "criu could not stop the whole tree in time",
             "allow more time with `timeout`, and see whether a process hangs in the kernel (state D: a dead network \
              disk, a broken device) or whether the tree starts processes faster than criu stops them",
-            ["timeout", "freeze_cgroup"];
+            ["timeout"];
         NoFreezer:
             "the control group that was to stop the tree cannot do so",
             "name a folder of a control group with a freezer in `freeze_cgroup` (a file freezer.state or \
@@ -157,12 +157,13 @@ causes! {
         TcpNotRestored:
             "a network address or port of the tree cannot be had here",
             "give this machine the addresses that the tree used and end whatever uses its ports, or restore into \
-             another network namespace; `tcp_close(true)` on both sides drops connections",
+             another network namespace with `join_ns`; `tcp_close(true)` on both sides drops connections",
             ["tcp_close", "join_ns"];
         ExternalUnixSocket:
             "the tree has a unix socket whose other end is outside",
             "close it before the dump; or name the tree's end with `external(\"unix[inode]\")`, and lend a \
-             replacement at the restore as `socket:[inode]`. For sockets of datagrams `ext_unix_sk(true)` is enough",
+             replacement at the restore with `Lend::inherit` as `socket:[inode]`. For sockets of datagrams \
+             `ext_unix_sk(true)` is enough",
             ["external", "ext_unix_sk", "Lend::inherit"];
         UnixSocketBusy:
             "a unix socket is in a state that cannot be dumped",
@@ -185,7 +186,7 @@ causes! {
             "the network of the tree's namespace could not be made again",
             "install iproute2 and iptables here; lend an external network namespace under its label with \
              `Lend::inherit`, or start with an empty one by `empty_ns`",
-            ["Lend::inherit", "empty_ns", "join_ns"];
+            ["Lend::inherit", "empty_ns"];
     }
 
     "Files" {
@@ -330,8 +331,9 @@ causes! {
         ExternalMount:
             "the tree has a mount from outside",
             "name it with `external(\"mnt[/path]:label\")` at the dump and `external(\"mnt[label]:/path\")` at the \
-             restore; or let criu find such mounts by `auto_ext_mnt(true)`, with `ext_sharing` and `ext_masters`",
-            ["external", "auto_ext_mnt", "ext_sharing", "ext_masters", "skip_mnt"];
+             restore; or let criu find such mounts by `auto_ext_mnt(true)`, with `ext_sharing` and \
+             `ext_masters`",
+            ["external", "auto_ext_mnt", "ext_sharing", "ext_masters"];
         ChangedRoot:
             "the root of the tree has another root folder than its mount namespace",
             "dump a tree whose root did not call chroot, or whose own mount namespace has that folder as its root \
@@ -361,7 +363,7 @@ causes! {
             ["ps"];
         LazyPages:
             "criu cannot reach the server that has the tree's memory",
-            "let a server listen on lazy-pages.socket in the work folder before the restore, as root; or restore \
+            "let a server listen on lazy-pages.socket in the work folder (`Lend::work`) before the restore, as root; or restore \
              without `lazy_pages`",
             ["lazy_pages", "Lend::work"];
     }

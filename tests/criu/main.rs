@@ -19,6 +19,8 @@ mod pids;
 #[cfg(target_os = "linux")]
 mod places;
 #[cfg(target_os = "linux")]
+mod provoked;
+#[cfg(target_os = "linux")]
 mod revived;
 #[cfg(target_os = "linux")]
 mod selfdump;
@@ -33,13 +35,16 @@ mod victim;
 
 #[cfg(target_os = "linux")]
 fn main() {
-    let parts: [harness::Part; 2] = [("--victim", victim::main), ("--leaks", leaks::main)];
+    let parts: [harness::Part; 3] =
+        [("--victim", victim::main), ("--leaks", leaks::main), ("--odd", provoked::odd::main)];
     let tests = [
         capture::TESTS,
         damage::TESTS,
         ending::TESTS,
         leaks::TESTS,
         pids::TESTS,
+        provoked::dumps::TESTS,
+        provoked::restores::TESTS,
         revived::TESTS,
         selfdump::TESTS,
     ];
