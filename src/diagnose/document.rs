@@ -49,7 +49,7 @@ fn page() -> String {
 }
 
 fn stems(cause: Cause) -> impl Iterator<Item = &'static str> {
-    let rules = [rules::CAUSES, rules::WARNINGS, rules::CONSEQUENCES].concat();
+    let rules = [rules::CAUSES, rules::HINTS, rules::CONSEQUENCES].concat();
     rules.into_iter().filter(move |(_, of)| *of == cause).map(|(stem, _)| stem)
 }
 

@@ -112,7 +112,6 @@ const LINES: &[(&str, Cause)] = &[
         Cause::ParentImages,
     ),
     ("Failed to resolve hostname: nowhere.example: Name or service not known", Cause::PageServer),
-    ("Can't connect to server 127.0.0.1:9999", Cause::PageServer),
     ("page-xfer: The page server doesn't answer: Success", Cause::PageServer),
     ("page-xfer: Can't write pages to socket: Broken pipe", Cause::PageServer),
     ("page-xfer: The data were not flushed", Cause::PageServer),
@@ -133,6 +132,7 @@ const LINES: &[(&str, Cause)] = &[
         "mnt: Mount 77:./data is autodetected external mount. Try \"--ext-mount-map auto\" to allow them.",
         Cause::ExternalMount,
     ),
+    ("mnt: Can't parse 4242's mountinfo", Cause::ChangedRoot),
     ("mnt: The root task has another root than mntns: /jail", Cause::ChangedRoot),
     ("mnt-v2: The --root option is required to restore a mount namespace", Cause::RootFolderNeeded),
     ("cg: Cgroup dir x doesn't exist", Cause::Cgroups),
@@ -199,6 +199,10 @@ const LINES: &[(&str, Cause)] = &[
     ("lazy-pages: register 7f1234560000 failed: rc:-16, ", Cause::LazyPages),
     ("uffd: Restorer unexpectedly closed the connection", Cause::LazyPages),
     ("Unexpected EOF on core-4242.img", Cause::DamagedImages),
+    (
+        "Read 18 bytes while 2350 expected from /x/core-4242.img: No such file or directory",
+        Cause::DamagedImages,
+    ),
     ("Magic doesn't match for core-4242.img", Cause::DamagedImages),
     ("Head magic doesn't match for inventory.img", Cause::DamagedImages),
     ("Failed unpacking object 0x55d0c0ffee00 from core-4242.img", Cause::DamagedImages),
@@ -211,6 +215,7 @@ const LINES: &[(&str, Cause)] = &[
     ("Dumped with --allow-uprobes. Need to set it on restore as well.", Cause::Uprobes),
     ("Unable to reserve memory (1073741824 bytes): Cannot allocate memory", Cause::NotEnoughMemory),
     ("Can't restore 7f1234560000 mapping with fffffffffffffff4", Cause::NotEnoughMemory),
+    ("4242 stopped by signal 11: Segmentation fault", Cause::TaskDied),
     ("4242 killed by signal 9: Killed", Cause::TaskDied),
     ("4242 exited, status=1", Cause::TaskDied),
     ("Child 4243 died too early", Cause::TaskDied),
@@ -222,6 +227,7 @@ const LINES: &[(&str, Cause)] = &[
     ("RPC client reported script error", Cause::RefusedByClient),
     ("One of more action scripts failed", Cause::RefusedByClient),
     ("Can't open dir /proc/0/fd/5: No such file or directory", Cause::FolderNotReachable),
+    ("Can't open dir /proc/4200/fd/3: Permission denied", Cause::NotPrivileged),
     ("Can't open images directory: No such file or directory", Cause::FolderNotReachable),
     ("waitpid() failed: No child processes", Cause::ChildrenIgnored),
     ("vdso: Unexpected rt vDSO area bounds", Cause::TooOldForKernel),
@@ -237,9 +243,11 @@ const LINES: &[(&str, Cause)] = &[
     ("Running as non-root requires '--unprivileged'", Cause::NotPrivileged),
 ];
 
-/// Warnings that tell why, if nothing else does.
-const WARNINGS: &[(&str, Cause)] =
-    &[("Unable to interrupt task: 4242 (No such process)", Cause::NoSuchProcess)];
+/// Lines that are no errors and tell why, if nothing else does.
+const HINTS: &[(&str, Cause)] = &[
+    ("Unable to interrupt task: 4242 (No such process)", Cause::NoSuchProcess),
+    ("Can't connect to server 127.0.0.1:9999", Cause::PageServer),
+];
 
 /// Lines that are in the log of successes as well, whatever their level.
 const HARMLESS: &[&str] = &[
@@ -287,16 +295,16 @@ fn every_line_tells_its_cause_whatever_comes_before_and_after() {
 
 #[test]
 fn every_stem_has_a_line() {
-    let lines: Vec<_> = LINES.iter().chain(WARNINGS).map(|(line, cause)| (*line, *cause)).collect();
-    for (stem, expected) in [rules::CAUSES, rules::WARNINGS, rules::CONSEQUENCES].concat() {
+    let lines: Vec<_> = LINES.iter().chain(HINTS).map(|(line, cause)| (*line, *cause)).collect();
+    for (stem, expected) in [rules::CAUSES, rules::HINTS, rules::CONSEQUENCES].concat() {
         let met = lines.iter().any(|(line, cause)| rules::says(line, stem) && *cause == expected);
         assert!(met, "no line has {stem:?} for {expected:?}");
     }
 }
 
 #[test]
-fn a_warning_tells_where_no_error_does() {
-    for (line, expected) in WARNINGS {
+fn a_hint_tells_where_no_error_does() {
+    for (line, expected) in HINTS {
         for logged in as_logged("Warn ", line) {
             assert_eq!(cause_of_log(&logged), *expected, "{logged}");
             let later = format!("{logged}\nError (criu/x.c:1): Some file locks are hold by dumping tasks!\n");

@@ -5,7 +5,7 @@
 
 use crate::{Cause, Request};
 
-/// The cause of a failure, from all that is known: the first line that tells of a cause, then of a warning that does,
+/// The cause of a failure, from all that is known: the first line that tells of a cause, then a hint,
 /// then criu's error number, then the first line that only says what followed.
 pub(crate) fn cause<'a>(
     request: Request,
@@ -21,7 +21,7 @@ pub(crate) fn cause<'a>(
         _ => None,
     };
     told(CAUSES)
-        .or_else(|| told(WARNINGS))
+        .or_else(|| told(HINTS))
         .or_else(numbered)
         .or_else(|| told(CONSEQUENCES))
         .unwrap_or(Cause::Unknown)
@@ -32,14 +32,14 @@ const EEXIST: i32 = 17;
 /// On all architectures of criu's but MIPS.
 const EBADRQC: i32 = 56;
 
-/// The first line that tells of a cause, if only by a warning.
+/// The first line that tells of a cause, if only by a hint.
 pub(super) fn telling<'a>(lines: &[&'a str]) -> Option<&'a str> {
-    first(CAUSES, lines).or_else(|| first(WARNINGS, lines)).map(|(line, _)| line)
+    first(CAUSES, lines).or_else(|| first(HINTS, lines)).map(|(line, _)| line)
 }
 
-/// Whether a warning may tell why there was a failure. The others are about what criu can do without.
-pub(super) fn warning_tells(line: &str) -> bool {
-    WARNINGS.iter().any(|(stem, _)| says(line, stem))
+/// Whether a line that is no error may tell why there was a failure.
+pub(super) fn hints(line: &str) -> bool {
+    HINTS.iter().any(|(stem, _)| says(line, stem))
 }
 
 /// Whether the line only says what followed from something else.
@@ -78,6 +78,7 @@ pub(super) const CAUSES: &[Rule] = &[
     ("Running as non-root requires", Cause::NotPrivileged),
     ("Setting PID failed", Cause::NotPrivileged),
     ("Can't fork for …: Operation not permitted", Cause::NotPrivileged),
+    ("Can't open dir /proc/…: Permission denied", Cause::NotPrivileged),
     ("Tracking memory is not available", Cause::MemoryTracking),
     ("BUG at criu/mem.c", Cause::MemoryTracking),
     ("Can't open dir …: ", Cause::FolderNotReachable),
@@ -208,6 +209,7 @@ pub(super) const CAUSES: &[Rule] = &[
     ("A few mount points can't be mounted", Cause::ExternalMount),
     ("is autodetected external mount. Try \"--ext-mount-map auto\"", Cause::ExternalMount),
     ("The root task has another root than mntns", Cause::ChangedRoot),
+    ("mnt: Can't parse …'s mountinfo", Cause::ChangedRoot),
     ("The --root option is required to restore a mount namespace", Cause::RootFolderNeeded),
     ("Cgroup dir … doesn't exist", Cause::Cgroups),
     ("Abort restore of existing cgroups", Cause::Cgroups),
@@ -219,7 +221,6 @@ pub(super) const CAUSES: &[Rule] = &[
     ("Hole … not found in parent", Cause::ParentImages),
     ("Pid-reuse detection failed: no parent inventory", Cause::ParentImages),
     ("Failed to resolve hostname", Cause::PageServer),
-    ("Can't connect to server", Cause::PageServer),
     ("The page server doesn't answer", Cause::PageServer),
     ("Can't write pages to socket", Cause::PageServer),
     ("The data were not flushed", Cause::PageServer),
@@ -238,6 +239,7 @@ pub(super) const CAUSES: &[Rule] = &[
     ("Can't find a session leader for", Cause::SessionNumbers),
     ("Can't restore pgid (", Cause::SessionNumbers),
     ("Current sid … intersects with", Cause::SessionNumbers),
+    ("Read … bytes while … expected from", Cause::DamagedImages),
     ("Unexpected EOF on", Cause::DamagedImages),
     ("Head magic doesn't match for", Cause::DamagedImages),
     ("Magic doesn't match for", Cause::DamagedImages),
@@ -252,9 +254,12 @@ pub(super) const CAUSES: &[Rule] = &[
     ("One of more action scripts failed", Cause::RefusedByClient),
 ];
 
-/// Warnings that tell of a cause. They count if no error does: criu also warns of what it can do without.
-pub(super) const WARNINGS: &[Rule] =
-    &[("Unable to interrupt task: … (No such process)", Cause::NoSuchProcess)];
+/// Warnings, and lines that are no errors to criu, that tell of a cause. They count if no error does: criu also tells of
+/// what it can do without.
+pub(super) const HINTS: &[Rule] = &[
+    ("Unable to interrupt task: … (No such process)", Cause::NoSuchProcess),
+    ("Can't connect to server ", Cause::PageServer),
+];
 
 /// Errors that follow from others. They count if there is nothing else, since criu does not always say the rest.
 pub(super) const CONSEQUENCES: &[Rule] = &[
@@ -262,6 +267,7 @@ pub(super) const CONSEQUENCES: &[Rule] = &[
     ("Can't open vma", Cause::NotReopened),
     ("Can't open cwd", Cause::NotReopened),
     ("Can't open root", Cause::NotReopened),
+    ("stopped by signal", Cause::TaskDied),
     ("killed by signal", Cause::TaskDied),
     ("exited, status=", Cause::TaskDied),
     ("Child … died too early", Cause::TaskDied),

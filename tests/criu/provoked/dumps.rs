@@ -8,15 +8,19 @@ use std::{
         net::{UnixDatagram, UnixListener},
     },
     process::{Command, Stdio},
+    sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
 
 use criu_rpc::{
-    Cause, DumpOptions, Error, Target,
+    Cause, DumpOptions, Target,
     options::{LogLevel, NetworkLock, PageServerAddress},
 };
-use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
+use nix::{
+    fcntl::OFlag,
+    pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt},
+};
 
 use super::{Dumps, assert_cause, child, odd, odd::syscall, odd_below};
 use crate::{
@@ -38,7 +42,6 @@ tests![
     a_socket_of_multipath_tcp,
     a_socket_of_an_unknown_family,
     a_file_lock,
-    a_file_lock_from_outside,
     a_large_file_that_was_deleted,
     a_deleted_name_of_a_file,
     a_file_from_another_mount_namespace,
@@ -54,11 +57,11 @@ tests![
     a_process_that_cannot_be_frozen,
     a_control_group_without_a_freezer,
     a_process_that_does_not_exist,
-    a_zombie,
+    a_process_that_has_ended,
     changes_of_memory_that_the_kernel_does_not_track,
     parent_images_that_do_not_exist,
     a_page_server_that_does_not_listen,
-    a_file_of_options_that_does_not_exist,
+    a_file_of_options_that_criu_does_not_know,
     a_criu_without_privileges,
 ];
 
@@ -93,12 +96,19 @@ fn a_pid_namespace_without_its_first_process() {
 
 fn a_terminal_from_outside() {
     let mut dumps = Dumps::new();
-    let master = posix_openpt(nix::fcntl::OFlag::O_RDWR | nix::fcntl::OFlag::O_NOCTTY).unwrap();
-    grantpt(&master).unwrap();
-    unlockpt(&master).unwrap();
-    let mut victim = odd(&[&format!("terminal={}", ptsname_r(&master).unwrap())]);
+    let (_master, name) = terminal();
+    let mut victim = odd(&[&format!("terminal={name}")]);
     dumps.refused(&mut victim, &plain(), Cause::ShellJob);
     dumps.cured(&mut victim, plain().shell_job(true));
+}
+
+/// A new terminal: its master, and its name.
+pub(super) fn terminal() -> (PtyMaster, String) {
+    let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let name = ptsname_r(&master).unwrap();
+    (master, name)
 }
 
 fn a_stream_to_somebody_outside() {
@@ -189,17 +199,6 @@ fn a_file_lock() {
     dumps.cured(&mut victim, plain().file_locks(true));
 }
 
-fn a_file_lock_from_outside() {
-    let mut dumps = Dumps::new();
-    let path = dumps.home.path("file");
-    File::create(&path).unwrap();
-    let mut command = Command::new("/proc/self/exe");
-    command.args(["--odd", "relay", &format!("locked-child={}", path.display())]);
-    let mut victim = Victim::start_by(command);
-    let inner = child(&victim);
-    dumps.refused_of(&mut victim, inner, &plain().file_locks(true), Cause::ForeignFileLock);
-}
-
 fn a_large_file_that_was_deleted() {
     let mut dumps = Dumps::new();
     let mut victim = odd(&[&format!("ghost={}", dumps.home.path("ghost").display())]);
@@ -227,7 +226,8 @@ fn a_file_below_a_later_mount() {
     let folder = dumps.home.folder("folder");
     File::create(folder.join("file")).unwrap();
     let file = format!("file={}", folder.join("file").display());
-    let mut victim = odd(&["unshare=mount", "private", &file, &format!("tmpfs={}", folder.display())]);
+    let cover = format!("tmpfs={}", folder.display());
+    let mut victim = in_mount_namespace(&[&file, &cover]);
     dumps.refused(&mut victim, &plain(), Cause::Overmounted);
 }
 
@@ -258,10 +258,21 @@ fn namespaces_inside_the_tree() {
 }
 
 fn another_root_folder() {
-    let dumps = Dumps::new();
-    let root = format!("root={}", dumps.home.folder("root").display());
-    let mut victim = odd(&["unshare=mount", "private", &root]);
-    { dumps }.refused(&mut victim, &plain(), Cause::ChangedRoot);
+    let mut dumps = Dumps::new();
+    let folder = dumps.home.folder("root").display().to_string();
+    let root = format!("root={folder}");
+    let mut victim = in_mount_namespace(&[&root]);
+    dumps.refused(&mut victim, &plain(), Cause::ChangedRoot);
+    let mut victim = in_mount_namespace(&[&format!("tmpfs={folder}"), &root]);
+    dumps.refused(&mut victim, &plain(), Cause::ChangedRoot);
+}
+
+/// A victim that was started in a mount namespace of its own.
+fn in_mount_namespace(things: &[&str]) -> Victim {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private"]).arg(std::env::current_exe().unwrap());
+    command.args(["--odd", "session"]).args(things);
+    Victim::start_by(command)
 }
 
 fn shared_memory_of_the_whole_machine() {
@@ -276,23 +287,38 @@ fn a_first_thread_that_ended() {
     let mut victim = odd(&["leaderless"]);
     wait_until("the first thread has ended", || crate::places::state(victim.pid()) == Some('Z'));
     let result = Dumps::new().dump(victim.pid(), &plain());
-    assert_cause(result, Cause::UnsupportedThreads, Target::Gone);
+    assert_cause(result, Cause::NoSuchProcess, Target::Gone);
     assert_eq!(victim.ask("tick"), "count 1");
 }
 
 fn a_process_that_somebody_traces() {
     let mut dumps = Dumps::new();
     let mut victim = odd(&[]);
-    let seize = 0x4206;
-    let detach = 17;
-    let pid = i64::from(victim.pid());
-    assert_eq!(syscall(libc::SYS_ptrace, [seize, pid, 0, 0, 0]), 0);
-    dumps.refused(&mut victim, &plain(), Cause::NoSuchProcess);
-    syscall(libc::SYS_ptrace, [detach, pid, 0, 0, 0]);
-    let mut tree = odd(&["child=cat"]);
-    let inner = i64::from(child(&tree));
-    assert_eq!(syscall(libc::SYS_ptrace, [seize, inner, 0, 0, 0]), 0);
-    dumps.refused(&mut tree, &plain(), Cause::Untraceable);
+    let pid = victim.pid();
+    traced(pid, || dumps.refused(&mut victim, &plain(), Cause::NoSuchProcess));
+    dumps.cured(&mut victim, plain());
+
+    let mut victim = odd(&["child=cat"]);
+    traced(child(&victim), || dumps.refused(&mut victim, &plain(), Cause::Untraceable));
+    dumps.cured(&mut victim, plain());
+}
+
+/// Does it while a thread of ours traces this process.
+fn traced(pid: i32, act: impl FnOnce()) {
+    let (seized, is_seized) = mpsc::channel();
+    let (end, ended) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        let end = end; // whatever way this ends, the thread does, and traces no more
+        scope.spawn(move || {
+            const PTRACE_SEIZE: i64 = 0x4206;
+            let result = syscall(libc::SYS_ptrace, [PTRACE_SEIZE, pid.into(), 0, 0, 0]);
+            seized.send(result).unwrap();
+            let _ = ended.recv(); // never sent
+        });
+        assert_eq!(is_seized.recv().unwrap(), 0);
+        act();
+        drop(end);
+    });
 }
 
 fn a_process_that_cannot_be_frozen() {
@@ -326,13 +352,13 @@ fn a_process_that_does_not_exist() {
     }
 }
 
-fn a_zombie() {
+fn a_process_that_has_ended() {
     let mut child = Command::new("true").stdout(Stdio::null()).spawn().unwrap();
     let pid = i32::try_from(child.id()).unwrap();
     wait_until("it has ended", || crate::places::state(pid) == Some('Z'));
-    let result = Dumps::new().dump(pid, &plain());
+    let result = Dumps::new().dump(pid, &plain().log_level(LogLevel::Debug));
     child.wait().unwrap();
-    assert_cause(result, Cause::DeadRoot, Target::Gone);
+    assert_cause(result, Cause::NoSuchProcess, Target::Gone);
 }
 
 fn changes_of_memory_that_the_kernel_does_not_track() {
@@ -355,20 +381,27 @@ fn parent_images_that_do_not_exist() {
 fn a_page_server_that_does_not_listen() {
     let mut dumps = Dumps::new();
     let mut victim = odd(&[]);
-    let nobody = PageServerAddress::tcp("127.0.0.1", free_port());
-    dumps.refused(&mut victim, &plain().ps(nobody), Cause::PageServer);
+    let nobody = || PageServerAddress::tcp("127.0.0.1", free_port());
+    dumps.refused(&mut victim, &plain().ps(nobody()).log_level(LogLevel::Info), Cause::PageServer);
     let nowhere = PageServerAddress::tcp("nowhere.invalid", 1);
     dumps.refused(&mut victim, &plain().ps(nowhere), Cause::PageServer);
+
+    // By itself criu does not log that it cannot connect. The advice then is to let it log more.
+    let error = dumps.dump(victim.pid(), &plain().ps(nobody())).unwrap_err();
+    let failure = error.failure().unwrap();
+    assert_eq!(failure.cause, Cause::Unknown, "{}", explain(&error));
+    assert_eq!(failure.cause.options(), ["log_level"]);
+    victim.ask("tick");
 }
 
-fn a_file_of_options_that_does_not_exist() {
+fn a_file_of_options_that_criu_does_not_know() {
     let mut dumps = Dumps::new();
     let mut victim = odd(&[]);
-    let options = plain().config_file("/nonexistent/options");
-    let error = dumps.dump(victim.pid(), &options).unwrap_err();
-    eprintln!("{}", explain(&error));
-    assert!(matches!(error, Error::Criu(_) | Error::Gone(_)));
-    victim.assert_counts_on(0);
+    let path = dumps.home.path("options");
+    fs::write(&path, "no-such-option\n").unwrap();
+    let options = plain().config_file(path.display().to_string());
+    dumps.refused(&mut victim, &options, Cause::OptionsRefused);
+    dumps.cured(&mut victim, plain());
 }
 
 fn a_criu_without_privileges() {
@@ -378,5 +411,4 @@ fn a_criu_without_privileges() {
     let mut victim = odd(&[]);
     assert_eq!(fs::metadata(dumps.home.path("")).unwrap().uid(), 0);
     dumps.refused(&mut victim, &plain(), Cause::NotPrivileged);
-    thread::yield_now();
 }

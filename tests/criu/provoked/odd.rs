@@ -9,10 +9,7 @@ use std::{
     net::{TcpListener, TcpStream},
     os::{
         fd::{FromRawFd, OwnedFd},
-        unix::{
-            fs::OpenOptionsExt,
-            net::{UnixDatagram, UnixStream},
-        },
+        unix::net::{UnixDatagram, UnixStream},
     },
     process::{Child, Command, Stdio},
     thread,
@@ -37,24 +34,15 @@ struct Things {
 pub(crate) fn main(flags: &[String]) {
     let mut things = Things::default();
     let mut name = std::process::id().to_string();
-    let mut relay = false;
     for flag in flags {
         match flag.as_str() {
             // It is the child of what the test started, maybe with a number of its own.
             "below" => name = parent(),
-            "relay" => relay = true,
             _ => {
                 let (kind, value) = flag.split_once('=').unwrap_or((flag, ""));
                 things.take(kind, value);
             }
         }
-    }
-    if relay {
-        // The child speaks for us; its standard streams are ours.
-        for child in &mut things.children {
-            child.wait().unwrap();
-        }
-        return;
     }
     println!("ready {name}");
     if flags.iter().any(|flag| flag == "leaderless") {
@@ -96,10 +84,8 @@ impl Things {
             "session" => drop(nix::unistd::setsid().unwrap()),
             "leaderless" => {}
             "file" => keep(File::options().read(true).write(true).open(value).unwrap().into()),
-            "terminal" => {
-                let flags = libc::O_NOCTTY;
-                keep(File::options().read(true).write(true).custom_flags(flags).open(value).unwrap().into());
-            }
+            // The first that a session's leader opens becomes the session's.
+            "terminal" => keep(File::options().read(true).write(true).open(value).unwrap().into()),
             "ghost" => {
                 let file = File::create(value).unwrap();
                 (&file).write_all(&vec![7; 2 << 20]).unwrap();
@@ -115,14 +101,6 @@ impl Things {
             "lock" => {
                 let file = File::options().read(true).write(true).open(value).unwrap();
                 self.locks.push(Flock::lock(file, FlockArg::LockExclusiveNonblock).unwrap());
-            }
-            "locked-child" => {
-                let file = File::options().read(true).write(true).open(value).unwrap();
-                let theirs = file.try_clone().unwrap();
-                self.locks.push(Flock::lock(file, FlockArg::LockExclusiveNonblock).unwrap());
-                let mut command = Command::new("/proc/self/exe");
-                command.args(["--odd", "below", "session"]).stderr(theirs);
-                self.children.push(command.spawn().unwrap());
             }
             "stream" => keep(UnixStream::connect(value).unwrap().into()),
             "datagram" => {
