@@ -281,6 +281,8 @@ pub enum Cause {
     PipesTooSmall,
     /// criu and its caller lost each other.
     ConversationBroken,
+    /// criu found that it had made a mistake.
+    CriuFault,
     /// The process does not exist, is traced, or is being dumped by somebody else.
     NoSuchProcess,
     /// A task cannot be seized: somebody else traces it, or criu may not.

@@ -78,12 +78,18 @@ causes! {
             "criu and its caller lost each other",
             "see whether the caller was killed or closed the connection, and whether both speak the same protocol",
             [];
+        CriuFault:
+            "criu ran into a fault of its own",
+            "try the newest release of criu. If the tree has a mount namespace of its own, set `root` at the restore; \
+             images that are damaged can be the reason, too",
+            ["root"];
     }
 
     "The tree as a whole" {
         NoSuchProcess:
             "the process does not exist, or is traced or dumped by somebody else",
-            "check the pid as criu sees it (in its pid namespace), and detach debuggers and other dumps from it",
+            "check the pid as criu sees it (in its pid namespace) and that the process has not ended (a zombie is one \
+             that has), and detach debuggers and other dumps from it",
             [];
         Untraceable:
             "criu cannot take control of a process of the tree",
@@ -205,7 +211,8 @@ causes! {
             ["ghost_limit"];
         LinkRemap:
             "the tree has a file open whose name was deleted while others remain",
-            "set `link_remap(true)`: criu then gives the file a temporary name beside the old one",
+            "set `link_remap(true)`: criu then gives the file a temporary name beside the old one. If nobody deleted it, \
+             a mount covers it: unmount that",
             ["link_remap"];
         LinkRemapFailed:
             "criu could not give a deleted file a temporary name",
@@ -317,8 +324,8 @@ causes! {
             [];
         TaskDied:
             "a process died while criu worked on it",
-            "read the lines before; if there are none, see whether the kernel killed it for want of memory (dmesg), \
-             or somebody else did",
+            "read the lines before; if there are none, see whether an image is missing, or the kernel killed it for want \
+             of memory (dmesg)",
             [];
     }
 

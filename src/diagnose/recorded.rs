@@ -103,6 +103,7 @@ const LINES: &[(&str, Cause)] = &[
     ("Bogus mapping 0x7f1234560000-0x7f1234570000 (flags: 0x1 vm_file_fd: -1)", Cause::UnsupportedMapping),
     ("PID 4242 has uprobes vma. Consider using --allow-uprobes.", Cause::Uprobes),
     ("Tracking memory is not available. Consider omitting --track-mem option.", Cause::MemoryTracking),
+    ("mnt: BUG at criu/mount.c:48", Cause::CriuFault),
     ("BUG at criu/mem.c:512", Cause::MemoryTracking),
     ("Invalid parent image directory provided: ../earlier", Cause::ParentImages),
     ("page-xfer: Missing 7f1234560000 in parent pagemap", Cause::ParentImages),
@@ -239,6 +240,7 @@ const LINES: &[(&str, Cause)] = &[
     ("page-pipe: tee: -1: Operation not permitted", Cause::PipesTooSmall),
     ("page-pipe: splice: -1: Bad file descriptor", Cause::PipesTooSmall),
     // Not of the log: criu prints these for people.
+    ("criu: unrecognized option '--no-such-option'", Cause::OptionsRefused),
     ("CRIU needs to have the CAP_SYS_ADMIN or the CAP_CHECKPOINT_RESTORE capability:", Cause::NotPrivileged),
     ("Running as non-root requires '--unprivileged'", Cause::NotPrivileged),
 ];

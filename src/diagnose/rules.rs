@@ -79,6 +79,7 @@ pub(super) const CAUSES: &[Rule] = &[
     ("Setting PID failed", Cause::NotPrivileged),
     ("Can't fork for …: Operation not permitted", Cause::NotPrivileged),
     ("Can't open dir /proc/…: Permission denied", Cause::NotPrivileged),
+    (": unrecognized option '", Cause::OptionsRefused),
     ("Tracking memory is not available", Cause::MemoryTracking),
     ("BUG at criu/mem.c", Cause::MemoryTracking),
     ("Can't open dir …: ", Cause::FolderNotReachable),
@@ -252,6 +253,8 @@ pub(super) const CAUSES: &[Rule] = &[
     // Refusals
     ("RPC client reported script error", Cause::RefusedByClient),
     ("One of more action scripts failed", Cause::RefusedByClient),
+    // After what is known to be its reason
+    ("BUG at criu/", Cause::CriuFault),
 ];
 
 /// Warnings, and lines that are no errors to criu, that tell of a cause. They count if no error does: criu also tells of

@@ -63,6 +63,7 @@ tests![
     a_page_server_that_does_not_listen,
     a_file_of_options_that_criu_does_not_know,
     a_criu_without_privileges,
+    a_folder_that_criu_cannot_see,
 ];
 
 fn plain() -> DumpOptions {
@@ -224,10 +225,9 @@ fn a_file_from_another_mount_namespace() {
 fn a_file_below_a_later_mount() {
     let mut dumps = Dumps::new();
     let folder = dumps.home.folder("folder");
-    File::create(folder.join("file")).unwrap();
     let file = format!("file={}", folder.join("file").display());
-    let cover = format!("tmpfs={}", folder.display());
-    let mut victim = in_mount_namespace(&[&file, &cover]);
+    let mount = format!("tmpfs={}", folder.display());
+    let mut victim = in_mount_namespace("exec", &[&mount, &file, &mount]);
     dumps.refused(&mut victim, &plain(), Cause::Overmounted);
 }
 
@@ -260,18 +260,19 @@ fn namespaces_inside_the_tree() {
 fn another_root_folder() {
     let mut dumps = Dumps::new();
     let folder = dumps.home.folder("root").display().to_string();
-    let root = format!("root={folder}");
-    let mut victim = in_mount_namespace(&[&root]);
+    let mut victim = in_mount_namespace("exec", &[&format!("root={folder}")]);
     dumps.refused(&mut victim, &plain(), Cause::ChangedRoot);
-    let mut victim = in_mount_namespace(&[&format!("tmpfs={folder}"), &root]);
+    let within = format!("mount --rbind / {folder} && exec chroot {folder}");
+    let mut victim = in_mount_namespace(&within, &[]);
     dumps.refused(&mut victim, &plain(), Cause::ChangedRoot);
 }
 
-/// A victim that was started in a mount namespace of its own.
-fn in_mount_namespace(things: &[&str]) -> Victim {
+/// A victim that was started in a mount namespace of its own, through a command of the shell.
+pub(super) fn in_mount_namespace(through: &str, things: &[&str]) -> Victim {
     let mut command = Command::new("unshare");
-    command.args(["--mount", "--propagation", "private"]).arg(std::env::current_exe().unwrap());
-    command.args(["--odd", "session"]).args(things);
+    command.args(["--mount", "--propagation", "private", "sh", "-c"]);
+    command.arg(format!("{through} \"$0\" \"$@\""));
+    command.arg(std::env::current_exe().unwrap()).args(["--odd", "session", "quiet"]).args(things);
     Victim::start_by(command)
 }
 
@@ -384,7 +385,9 @@ fn a_page_server_that_does_not_listen() {
     let nobody = || PageServerAddress::tcp("127.0.0.1", free_port());
     dumps.refused(&mut victim, &plain().ps(nobody()).log_level(LogLevel::Info), Cause::PageServer);
     let nowhere = PageServerAddress::tcp("nowhere.invalid", 1);
-    dumps.refused(&mut victim, &plain().ps(nowhere), Cause::PageServer);
+    // criu 4.2.1 crashes then, but says why before.
+    let error = dumps.dump(victim.pid(), &plain().ps(nowhere)).unwrap_err();
+    assert_eq!(error.failure().unwrap().cause, Cause::PageServer, "{}", explain(&error));
 
     // By itself criu does not log that it cannot connect. The advice then is to let it log more.
     let error = dumps.dump(victim.pid(), &plain().ps(nobody())).unwrap_err();
@@ -411,4 +414,9 @@ fn a_criu_without_privileges() {
     let mut victim = odd(&[]);
     assert_eq!(fs::metadata(dumps.home.path("")).unwrap().uid(), 0);
     dumps.refused(&mut victim, &plain(), Cause::NotPrivileged);
+}
+
+fn a_folder_that_criu_cannot_see() {
+    let mut dumps = Dumps::through("exec unshare --pid --fork --kill-child CRIU \"$@\"");
+    dumps.refused(&mut odd(&[]), &plain(), Cause::FolderNotReachable);
 }

@@ -6,20 +6,21 @@ use std::{
     net::TcpListener,
     os::unix::fs::PermissionsExt,
     path::Path,
+    process::Command,
 };
 
 use criu_rpc::{
-    Cause, DumpOptions, RestoreOptions, Target,
+    Cause, DumpOptions, RestoreOptions, Target, Version,
     options::{CgroupMode, LogLevel, NetworkLock},
 };
 
 use super::{
     Dumps, Taken, assert_cause,
-    dumps::{free_port, terminal},
+    dumps::{free_port, in_mount_namespace, terminal},
     odd,
 };
 use crate::{
-    harness::{dumps_tcp, tests},
+    harness::{dumps_tcp, tests, version},
     places::wait_until,
     tree::Victim,
 };
@@ -38,6 +39,8 @@ tests![
     a_lazy_restore_without_a_server,
     control_groups_that_exist,
     a_security_profile_without_the_module,
+    a_user_namespace_by_itself,
+    a_mount_namespace_without_a_root_folder,
 ];
 
 fn plain() -> RestoreOptions {
@@ -90,7 +93,7 @@ fn a_program_that_is_another_build() {
     let dumps = Dumps::new();
     let program = dumps.home.path("program");
     fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
-    let mut command = std::process::Command::new(&program);
+    let mut command = Command::new(&program);
     command.args(["--odd", "session"]);
     let taken = dumps.taken(Victim::start_by(command), &DumpOptions::default());
     let build = |change: u8| {
@@ -185,9 +188,12 @@ fn missing_images() {
     let taken = taken(odd(&["child=cat"]));
     let core = format!("core-{}.img", taken.pid());
     let mm = format!("mm-{}.img", taken.pid());
-    for name in ["inventory.img", &core, &mm] {
-        with_image(&taken, name, |image| fs::remove_file(image).unwrap(), Cause::DamagedImages);
+    let remove = |image: &Path| fs::remove_file(image).unwrap();
+    for name in ["inventory.img", &core] {
+        with_image(&taken, name, remove, Cause::DamagedImages);
     }
+    // Without this one criu crashes, and says no more.
+    with_image(&taken, &mm, remove, Cause::TaskDied);
     taken.cured(&plain());
 }
 
@@ -248,4 +254,19 @@ fn a_security_profile_without_the_module() {
     let taken = taken(odd(&[]));
     taken.refused(&plain().lsm_profile("apparmor:some-profile"), Cause::SecurityProfile);
     taken.cured(&plain());
+}
+
+fn a_user_namespace_by_itself() {
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user"]).arg(std::env::current_exe().unwrap());
+    command.args(["--odd", "session"]);
+    taken(Victim::start_by(command)).refused(&plain(), Cause::UserNamespace);
+}
+
+fn a_mount_namespace_without_a_root_folder() {
+    if version() < Version::new(4, 2, 0) {
+        return;
+    }
+    // criu would say that it wants `root`, if it did not crash before.
+    taken(in_mount_namespace("exec", &[])).refused(&plain(), Cause::CriuFault);
 }
