@@ -92,6 +92,8 @@ impl Things {
                 let mut options = File::options();
                 keep(options.read(true).write(true).create(true).truncate(false).open(value).unwrap().into());
             }
+            // The first that a session's leader opens becomes the session's.
+            "terminal" => keep(File::options().read(true).write(true).open(value).unwrap().into()),
             "ghost" => {
                 let file = File::create(value).unwrap();
                 (&file).write_all(&vec![7; 2 << 20]).unwrap();
