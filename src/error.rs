@@ -261,6 +261,9 @@ impl fmt::Display for Failure {
 impl std::error::Error for Failure {}
 
 /// Why criu could not do it, as far as its answer, its log and what it printed tell.
+///
+/// A cause stands for one thing that a person would do; [`advice`](Cause::advice) says what. All of them, and how criu
+/// words them, are in `docs/failures.md`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Cause {
@@ -270,24 +273,167 @@ pub enum Cause {
     NoCriu,
     /// criu is too old for this kernel.
     TooOldForKernel,
-    /// criu lacks a privilege.
+    /// criu lacks a privilege, without which it can do nothing.
     NotPrivileged,
+    /// criu does not take an option, an argument or a file of options.
+    OptionsRefused,
+    /// The kernel does not track changes of memory.
+    MemoryTracking,
+    /// criu cannot open the folder of the images or of its work.
+    FolderNotReachable,
+    /// criu was started with SIGCHLD ignored.
+    ChildrenIgnored,
+    /// criu may not enlarge its pipes.
+    PipesTooSmall,
+    /// criu and its caller lost each other.
+    ConversationBroken,
+    /// criu found that it had made a mistake.
+    CriuFault,
     /// The process does not exist, is traced, or is being dumped by somebody else.
     NoSuchProcess,
-    /// A pid of the images is taken.
-    PidInUse,
-    /// The root of the tree leads no session, or the tree uses a terminal that is not part of it.
-    ShellJob,
-    /// The tree has an established TCP connection.
-    EstablishedTcp,
-    /// The tree has a unix socket whose other end is outside.
-    ExternalUnixSocket,
-    /// The tree holds file locks.
-    FileLocks,
-    /// A file is not what it was when the tree was dumped.
-    FileChanged,
+    /// A task cannot be seized: somebody else traces it, or criu may not.
+    Untraceable,
     /// criu itself is a part of the tree.
     CriuInsideTree,
+    /// The root of the tree leads no session, or the tree uses a terminal that is not part of it.
+    ShellJob,
+    /// A task in a pid namespace has a session whose leader is outside.
+    SessionOutsidePidNamespace,
+    /// The root of the tree is a zombie.
+    DeadRoot,
+    /// A process has threads that ended before it, or were stopped one by one.
+    UnsupportedThreads,
+    /// The tree could not be frozen in time.
+    FreezeTimeout,
+    /// The named control group has no freezer.
+    NoFreezer,
+    /// Tasks of the tree live in different namespaces of a kind of which criu allows only one.
+    NestedNamespaces,
+    /// The tree lives in a pid namespace whose pid 1 is not part of it.
+    PidNamespaceWithoutInit,
+    /// The tree has a user namespace without the other namespaces that it needs at restore.
+    UserNamespace,
+    /// The tree has an established TCP connection.
+    EstablishedTcp,
+    /// A TCP connection to the tree is being made.
+    InFlightTcp,
+    /// criu could not hold packets back while it dumps connections.
+    NetworkNotLocked,
+    /// An address or a port of a TCP socket cannot be had.
+    TcpNotRestored,
+    /// The tree has a unix socket whose other end is outside.
+    ExternalUnixSocket,
+    /// A unix socket is in a passing state that cannot be dumped.
+    UnixSocketBusy,
+    /// The tree has a socket of Multipath TCP.
+    Mptcp,
+    /// The tree has a socket of a family or protocol that criu does not know.
+    UnsupportedSocket,
+    /// The kernel lacks the modules that list sockets.
+    SocketModules,
+    /// The tree's network namespace could not be filled again.
+    NetworkNamespace,
+    /// The tree holds file locks.
+    FileLocks,
+    /// A file of the tree is locked through a process outside.
+    ForeignFileLock,
+    /// A deleted file that the tree has open is larger than the limit.
+    GhostFileTooBig,
+    /// The tree has a file open by a deleted name, which has other names left.
+    LinkRemap,
+    /// criu could not make a temporary name for a deleted file.
+    LinkRemapFailed,
+    /// The tree has a file open on a mount that is not in its mount namespace.
+    FileOutsideMounts,
+    /// The tree has a file open that a later mount covers.
+    Overmounted,
+    /// The path of an open file leads to something else.
+    UnsupportedPath,
+    /// The tree has a file of an unsupported kind open, such as a userfaultfd.
+    UnsupportedFile,
+    /// The tree has an io_uring.
+    IoUring,
+    /// criu cannot find the path of a file that is watched by inotify or fanotify.
+    WatchedFile,
+    /// A file is missing, or has not the size that it had when the tree was dumped.
+    FileChanged,
+    /// A program or library is of another build than at the dump.
+    ProgramChanged,
+    /// The permissions of a file changed since the dump.
+    ModeChanged,
+    /// A file that was lent for the restore is not there.
+    InheritedFile,
+    /// The tree has memory of an unsupported kind, such as a device's.
+    UnsupportedMapping,
+    /// The tree is probed with uprobes.
+    Uprobes,
+    /// The tree has System V shared memory and no IPC namespace of its own.
+    SysvShm,
+    /// A task runs in 32-bit mode or has local descriptor tables.
+    UnsupportedProgram,
+    /// criu may not read or set seccomp filters.
+    Seccomp,
+    /// The tree uses restartable sequences, of which the kernel does not tell.
+    RestartableSequences,
+    /// A profile of AppArmor or SELinux cannot be read or set.
+    SecurityProfile,
+    /// criu may not set users, groups or capabilities as they were.
+    Credentials,
+    /// criu could not make a time namespace or set its clocks.
+    TimeNamespace,
+    /// There is not enough memory.
+    NotEnoughMemory,
+    /// The processor has not the features that it had at the dump.
+    CpuMismatch,
+    /// A plugin of criu's is missing.
+    Plugin,
+    /// A task died while criu worked on it; criu did not say why.
+    TaskDied,
+    /// A mount of the tree has a file system that criu does not know.
+    UnsupportedFileSystem,
+    /// A mount of the tree comes from outside.
+    ExternalMount,
+    /// The root task has another root folder than its mount namespace.
+    ChangedRoot,
+    /// A restore of a mount namespace was not told its root folder.
+    RootFolderNeeded,
+    /// The tree's control groups could not be restored.
+    Cgroups,
+    /// The images of the dump before are missing or do not fit.
+    ParentImages,
+    /// The page server cannot be reached, or left.
+    PageServer,
+    /// The server of a lazy restore cannot be reached, or memory cannot be served.
+    LazyPages,
+    /// A pid of the images is taken.
+    PidInUse,
+    /// The tree needs a pid namespace of its own, or another one.
+    NewPidNamespace,
+    /// The number of a terminal is taken.
+    TerminalTaken,
+    /// A session or process group of the tree cannot be restored here.
+    SessionNumbers,
+    /// Something that was open cannot be opened again; criu did not say why.
+    NotReopened,
+    /// The images are damaged, incomplete or of several dumps.
+    DamagedImages,
+    /// The images are of a criu that this one does not know.
+    ImagesVersion,
+    /// The caller's hook refused, or a script of criu's failed.
+    RefusedByClient,
+}
+
+impl Cause {
+    /// What a person can do about it.
+    pub fn advice(self) -> &'static str {
+        diagnose::advice(self)
+    }
+
+    /// The options that cure it, if any do: methods of [`DumpOptions`](crate::DumpOptions) and
+    /// [`RestoreOptions`](crate::RestoreOptions), `Lend::…`, or arguments of criu, which begin with `--`.
+    pub fn options(self) -> &'static [&'static str] {
+        diagnose::options(self)
+    }
 }
 
 impl fmt::Display for Cause {

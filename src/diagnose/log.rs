@@ -1,9 +1,12 @@
 //! criu's output, line by line.
 
+use super::rules;
+
 /// What criu printed, sorted.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Output {
-    /// The lines of errors, without time, pid and place in criu's source; noise left out.
+    /// The lines of errors, and others that may be the reason of a failure, without time, pid and place in criu's
+    /// source; noise left out.
     pub(crate) errors: Vec<String>,
     /// Lines that are no log: messages for people, and what the programs printed that criu runs.
     pub(crate) other: String,
@@ -17,7 +20,10 @@ impl Output {
             match Line::parse(line) {
                 Line::Error(text) if is_noise(text) || output.errors.len() >= CEILING => {}
                 Line::Error(text) => output.errors.push(text.to_owned()),
-                Line::Log => {}
+                Line::Log(text) if rules::hints(text) && output.errors.len() < CEILING => {
+                    output.errors.push(text.to_owned());
+                }
+                Line::Log(_) => {}
                 Line::Other(text) => {
                     output.other.push_str(text);
                     output.other.push('\n');
@@ -46,8 +52,8 @@ const CEILING_OTHER: usize = 16 << 10;
 enum Line<'a> {
     /// The text of an error.
     Error(&'a str),
-    /// Any other line of the log.
-    Log,
+    /// The text of any other line of the log.
+    Log(&'a str),
     /// Not of the log.
     Other(&'a str),
 }
@@ -59,10 +65,11 @@ impl Line<'_> {
             None => (false, line),
         };
         let rest = strip_pid(rest);
-        match without_place(rest, "Error") {
-            Some(text) => Line::Error(text),
-            None if stamped || without_place(rest, "Warn").is_some() => Line::Log,
-            None => Line::Other(line),
+        match (without_place(rest, "Error"), without_place(rest, "Warn")) {
+            (Some(text), _) => Line::Error(text),
+            (None, Some(text)) => Line::Log(text),
+            (None, None) if stamped => Line::Log(rest),
+            (None, None) => Line::Other(line),
         }
     }
 }

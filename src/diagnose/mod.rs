@@ -1,24 +1,49 @@
 //! Why criu failed: from its answer, its log and what it printed, to a cause and advice.
 //!
-//! [`log`] takes criu's output apart, [`rules`] is the table of known failures.
+//! [`log`] takes criu's output apart, [`rules`] is the table of what criu says, and [`causes`] the table of what it means
+//! and what to do. `docs/failures.md` shows the two tables to people.
 
+mod causes;
+#[cfg(test)]
+mod document;
 mod log;
+#[cfg(test)]
+mod recorded;
 mod rules;
 
 use std::{fmt, process::ExitStatus};
 
-use crate::Failure;
+use crate::{Cause, Failure};
 
 pub(crate) use self::{
     log::{Output, message},
-    rules::{advice, cause, summary},
+    rules::cause,
 };
 
-/// The line of criu's that tells best what went wrong: the one that a rule knows, else the first error, which
-/// later ones follow from. Harmless lines do not count.
+/// One line on what happened.
+pub(crate) fn summary(cause: Cause) -> &'static str {
+    causes::row(cause).summary
+}
+
+/// What a person can do.
+pub(crate) fn advice(cause: Cause) -> &'static str {
+    causes::row(cause).advice
+}
+
+/// The options that cure it.
+pub(crate) fn options(cause: Cause) -> &'static [&'static str] {
+    causes::row(cause).cure
+}
+
+/// The line of criu's that tells best what went wrong: the one that a rule knows, else the first error that does not
+/// only follow from others. Harmless lines do not count.
 pub(crate) fn telling_line(failure: &Failure) -> Option<&str> {
-    let lines = || failure.log.iter().map(String::as_str).chain(failure.message.as_deref());
-    lines().find(|line| rules::matching(line).is_some()).or_else(|| lines().find(|line| !log::is_noise(line)))
+    let log = || failure.log.iter().map(String::as_str);
+    let known: Vec<_> = log().chain(failure.stderr.lines()).chain(failure.message.as_deref()).collect();
+    let errors = || log().chain(failure.message.as_deref()).filter(|line| !log::is_noise(line));
+    rules::telling(&known)
+        .or_else(|| errors().find(|line| !rules::is_consequence(line)))
+        .or_else(|| errors().next())
 }
 
 /// How criu left, when it did not say why.

@@ -1,169 +1,301 @@
-//! The table of known failures: how criu words them, what they mean, and what to do.
+//! The table of what criu says, and which cause it tells of.
 //!
-//! criu's line numbers change with every release and its messages carry names and numbers, so a rule is a text that
-//! the line contains, and maybe a second one.
+//! criu's line numbers change with every release and its messages carry names and numbers, so a rule is what the line
+//! contains: texts in order, with `…` for what varies between them.
 
 use crate::{Cause, Request};
 
-/// The cause of a failure, from all that is known: the first line that a rule knows, then criu's error number.
+/// The cause of a failure, from all that is known: the first line that tells of a cause, then a hint,
+/// then criu's error number, then the first line that only says what followed.
 pub(crate) fn cause<'a>(
     request: Request,
     errno: Option<i32>,
     lines: impl IntoIterator<Item = &'a str>,
 ) -> Cause {
-    if let Some(rule) = lines.into_iter().find_map(matching) {
-        return rule.cause;
-    }
-    match (request, errno) {
-        (Request::Dump, Some(ESRCH)) => Cause::NoSuchProcess,
-        (Request::Restore, Some(EEXIST)) => Cause::PidInUse,
-        _ => Cause::Unknown,
-    }
+    let lines: Vec<_> = lines.into_iter().collect();
+    let told = |rules| first(rules, &lines).map(|(_, cause)| cause);
+    let numbered = || match (request, errno) {
+        (Request::Dump, Some(ESRCH)) => Some(Cause::NoSuchProcess),
+        (Request::Restore, Some(EEXIST)) => Some(Cause::PidInUse),
+        (_, Some(EBADRQC)) => Some(Cause::OptionsRefused),
+        _ => None,
+    };
+    told(CAUSES)
+        .or_else(|| told(HINTS))
+        .or_else(numbered)
+        .or_else(|| told(CONSEQUENCES))
+        .unwrap_or(Cause::Unknown)
 }
 
 const ESRCH: i32 = 3;
 const EEXIST: i32 = 17;
+/// On all architectures of criu's but MIPS.
+const EBADRQC: i32 = 56;
 
-/// The rule that knows the line.
-pub(super) fn matching(line: &str) -> Option<&'static Rule> {
-    RULES.iter().find(|rule| line.contains(rule.says) && line.contains(rule.and))
+/// The first line that tells of a cause, if only by a hint.
+pub(super) fn telling<'a>(lines: &[&'a str]) -> Option<&'a str> {
+    first(CAUSES, lines).or_else(|| first(HINTS, lines)).map(|(line, _)| line)
 }
 
-/// One wording of criu's.
-#[derive(Debug)]
-pub(super) struct Rule {
-    says: &'static str,
-    /// Something else that the line must contain; may be empty.
-    and: &'static str,
-    cause: Cause,
+/// Whether a line that is no error may tell why there was a failure.
+pub(super) fn hints(line: &str) -> bool {
+    HINTS.iter().any(|(stem, _)| says(line, stem))
 }
 
-const fn rule(says: &'static str, cause: Cause) -> Rule {
-    Rule { says, and: "", cause }
+/// Whether the line only says what followed from something else.
+pub(super) fn is_consequence(line: &str) -> bool {
+    CONSEQUENCES.iter().any(|(stem, _)| says(line, stem))
 }
 
-const RULES: &[Rule] = &[
-    rule("vdso: Unexpected rt vDSO area bounds", Cause::TooOldForKernel),
-    rule("failed when initializing kerndat", Cause::TooOldForKernel),
-    rule("vdso: Can't find", Cause::TooOldForKernel),
-    rule("CAP_CHECKPOINT_RESTORE capability", Cause::NotPrivileged),
-    rule("Running as non-root requires", Cause::NotPrivileged),
-    rule("Setting PID failed", Cause::NotPrivileged),
-    Rule { says: "Can't fork for", and: "Operation not permitted", cause: Cause::NotPrivileged },
-    rule("The criu itself is within dumped tree", Cause::CriuInsideTree),
-    Rule { says: "Unable to interrupt task", and: "No such process", cause: Cause::NoSuchProcess },
-    Rule { says: "Can't fork for", and: "File exists", cause: Cause::PidInUse },
-    rule("do not match expected", Cause::PidInUse),
-    rule("is not a session leader. Consider using --shell-job", Cause::ShellJob),
-    rule("without correspond master peer", Cause::ShellJob),
-    rule("Found dangling tty with sid", Cause::ShellJob),
-    rule("Only one slave external peer is allowed", Cause::ShellJob),
-    rule("Don't have tty to inherit session from", Cause::ShellJob),
-    rule("is outside of its pid namespace", Cause::ShellJob),
-    rule("Connected TCP socket, consider using --tcp-established", Cause::EstablishedTcp),
-    rule("Connected TCP socket in image", Cause::EstablishedTcp),
-    rule("Need to set the --tcp-close options", Cause::EstablishedTcp),
-    rule("External socket is used. Consider using --ext-unix-sk", Cause::ExternalUnixSocket),
-    rule("Can't dump half of stream unix connection", Cause::ExternalUnixSocket),
-    rule("Can't dump name-less external socket", Cause::ExternalUnixSocket),
-    rule("External socket found in image", Cause::ExternalUnixSocket),
-    rule("Some file locks are hold by dumping tasks", Cause::FileLocks),
-    Rule { says: "File ", and: " has bad size", cause: Cause::FileChanged },
-    Rule { says: "File ", and: " has bad mode", cause: Cause::FileChanged },
-    Rule { says: "File ", and: " has bad build-ID", cause: Cause::FileChanged },
-    Rule { says: "Can't open file", and: "on restore: No such file or directory", cause: Cause::FileChanged },
+fn first<'a>(rules: &[Rule], lines: &[&'a str]) -> Option<(&'a str, Cause)> {
+    lines
+        .iter()
+        .find_map(|line| rules.iter().find(|(stem, _)| says(line, stem)).map(|(_, cause)| (*line, *cause)))
+}
+
+/// Whether the line has the parts of the stem, in order.
+pub(super) fn says(line: &str, stem: &str) -> bool {
+    let mut rest = line;
+    stem.split('…').all(|part| match rest.find(part) {
+        Some(start) => {
+            rest = &rest[start + part.len()..];
+            true
+        }
+        None => false,
+    })
+}
+
+/// What criu says, and what it means.
+pub(super) type Rule = (&'static str, Cause);
+
+/// Errors that tell of a cause. Of two rules for one line the upper one counts.
+pub(super) const CAUSES: &[Rule] = &[
+    // criu and this machine
+    ("vdso: Unexpected rt vDSO area bounds", Cause::TooOldForKernel),
+    ("vdso: Can't find", Cause::TooOldForKernel),
+    ("failed when initializing kerndat", Cause::TooOldForKernel),
+    ("CAP_CHECKPOINT_RESTORE capability", Cause::NotPrivileged),
+    ("Running as non-root requires", Cause::NotPrivileged),
+    ("Setting PID failed", Cause::NotPrivileged),
+    ("Can't fork for …: Operation not permitted", Cause::NotPrivileged),
+    ("Can't open dir /proc/…: Permission denied", Cause::NotPrivileged),
+    (": unrecognized option '", Cause::OptionsRefused),
+    ("Tracking memory is not available", Cause::MemoryTracking),
+    ("BUG at criu/mem.c", Cause::MemoryTracking),
+    ("Can't open dir …: ", Cause::FolderNotReachable),
+    ("Can't open images directory", Cause::FolderNotReachable),
+    ("waitpid() failed: No child processes", Cause::ChildrenIgnored),
+    ("tee: …: Operation not permitted", Cause::PipesTooSmall),
+    ("splice: -1: Bad file descriptor", Cause::PipesTooSmall),
+    ("Can't read request", Cause::ConversationBroken),
+    ("Failed unpacking request", Cause::ConversationBroken),
+    ("Client exited unexpectedly", Cause::ConversationBroken),
+    // The tree as a whole
+    ("The criu itself is within dumped tree", Cause::CriuInsideTree),
+    ("Unseizable non-zombie … found, state …", Cause::Untraceable),
+    ("Can't dump the … thread with a pending SIGTRAP", Cause::Untraceable),
+    ("is not a session leader. Consider using --shell-job", Cause::ShellJob),
+    ("Found slave peer index … without correspond master peer", Cause::ShellJob),
+    ("Found dangling tty with sid … pgid …", Cause::ShellJob),
+    ("Only one slave external peer is allowed (index …)", Cause::ShellJob),
+    ("Don't have tty to inherit session from", Cause::ShellJob),
+    ("A session leader of … is outside of its pid namespace", Cause::SessionOutsidePidNamespace),
+    ("A root task is dead", Cause::DeadRoot),
+    ("Zombies with threads are not supported", Cause::UnsupportedThreads),
+    ("Zombie thread not supported", Cause::UnsupportedThreads),
+    ("Individually stopped threads not supported", Cause::UnsupportedThreads),
+    ("Timeout reached. Try to interrupt", Cause::FreezeTimeout),
+    ("Unable to freeze cgroup", Cause::FreezeTimeout),
+    ("Neither a cgroupv1 (freezer.state) or cgroupv2 (cgroup.freeze) control file found", Cause::NoFreezer),
+    ("Can't dump nested … namespace for …", Cause::NestedNamespaces),
+    ("Nested mount namespaces are not supported", Cause::NestedNamespaces),
+    ("Can't dump a pid namespace without the process init", Cause::PidNamespaceWithoutInit),
+    ("Unable to open the proc file system: Operation not permitted", Cause::UserNamespace),
+    // Connections
+    ("Connected TCP socket, consider using --tcp-established", Cause::EstablishedTcp),
+    ("Connected TCP socket in image", Cause::EstablishedTcp),
+    ("Need to set the --tcp-close options", Cause::EstablishedTcp),
+    ("In-flight connection (l) for", Cause::InFlightTcp),
+    ("In-flight connections can be ignored with the --", Cause::InFlightTcp),
+    ("Locking network failed", Cause::NetworkNotLocked),
+    ("Iptables configuration failed", Cause::NetworkNotLocked),
+    ("Failed to lock TCP connection", Cause::NetworkNotLocked),
+    ("Locking connection failed using nftables", Cause::NetworkNotLocked),
+    ("execvp(\"iptables-restore\", …failed", Cause::NetworkNotLocked),
+    ("CRIU was built without libnftables support", Cause::NetworkNotLocked),
+    ("Can't bind inet socket", Cause::TcpNotRestored),
+    ("Can't connect inet socket back", Cause::TcpNotRestored),
+    ("External socket is used. Consider using --ext-unix-sk", Cause::ExternalUnixSocket),
+    ("Can't dump half of stream unix connection", Cause::ExternalUnixSocket),
+    ("Can't dump name-less external socket", Cause::ExternalUnixSocket),
+    ("External socket found in image", Cause::ExternalUnixSocket),
+    ("Dangling connection", Cause::UnixSocketBusy),
+    ("In-flight connection on non-listening socket", Cause::UnixSocketBusy),
+    ("Non-empty write queue on an in-flight socket", Cause::UnixSocketBusy),
+    ("Unix socket … with unreachable peer", Cause::UnixSocketBusy),
+    ("Unsupported proto 262 for socket", Cause::Mptcp),
+    ("GODEBUG=multipathtcp=0", Cause::Mptcp),
+    ("Unsupported proto … for socket", Cause::UnsupportedSocket),
+    ("Unknown socket collected (family …)", Cause::UnsupportedSocket),
+    ("Can't dump … inet socket …. Only stream, dgram and raw are supported", Cause::UnsupportedSocket),
+    ("Diag module missing", Cause::SocketModules),
+    ("Unable to find an external netns", Cause::NetworkNamespace),
+    ("IP tool failed on", Cause::NetworkNamespace),
+    ("iptables-restore failed", Cause::NetworkNamespace),
+    ("nft restore failed", Cause::NetworkNamespace),
+    // Files
+    ("Some file locks are hold by dumping tasks", Cause::FileLocks),
+    ("Unresolved lock found pid … ino …", Cause::ForeignFileLock),
+    ("Can't dump ghost file … of … size, increase limit", Cause::GhostFileTooBig),
+    ("Can't create link remap for …. Use link-remap option", Cause::LinkRemap),
+    ("Can't link remap to", Cause::LinkRemapFailed),
+    ("Can't lookup mount=… for fd=… path=…", Cause::FileOutsideMounts),
+    ("Open files on overmounted mounts are not supported yet", Cause::Overmounted),
+    ("The path [… is not supported", Cause::UnsupportedPath),
+    ("Unaccessible path opened", Cause::UnsupportedPath),
+    ("Can't dump file … of that type […anon_inode:[io_uring]", Cause::IoUring),
+    ("Can't dump file … of that type […", Cause::UnsupportedFile),
+    ("send_fds failed (-22)", Cause::IoUring),
+    ("Can't retrieve FDs from socket", Cause::IoUring),
+    ("Message reply from daemon is trimmed", Cause::IoUring),
+    ("Can't dump that handle", Cause::WatchedFile),
+    ("Can't find suitable path for handle", Cause::WatchedFile),
+    ("Unable to lookup a mount by dev", Cause::WatchedFile),
+    ("File … has bad size … (expect …)", Cause::FileChanged),
+    ("Can't open file … on restore: No such file or directory", Cause::FileChanged),
+    ("File … has bad build-ID", Cause::ProgramChanged),
+    ("File … has bad mode 0… (expect 0…)", Cause::ModeChanged),
+    ("Can't fstat inherit fd", Cause::InheritedFile),
+    // Memory and processes
+    ("Unsupported mapping found", Cause::UnsupportedMapping),
+    ("Can't handle non-regular mapping on", Cause::UnsupportedMapping),
+    ("Strange file mapped at", Cause::UnsupportedMapping),
+    ("Bogus mapping", Cause::UnsupportedMapping),
+    ("has uprobes vma. Consider using --allow-uprobes", Cause::Uprobes),
+    ("Dumped with --allow-uprobes. Need to set it on restore as well", Cause::Uprobes),
+    ("with SysVIPC shmem map … doesn't live in IPC ns", Cause::SysvShm),
+    ("Can't dump task … running in 32-bit mode", Cause::UnsupportedProgram),
+    ("Can't dump task … with LDT descriptors", Cause::UnsupportedProgram),
+    ("Can't fetch filter on tid_real", Cause::Seccomp),
+    ("Kernel doesn't support PTRACE_O_SUSPEND_SECCOMP", Cause::Seccomp),
+    ("seccomp: SECCOMP_SET_MODE_FILTER returned", Cause::Seccomp),
+    ("failed to suspend seccomp, restore will probably fail", Cause::Seccomp),
+    ("has rseq but kernel lacks get_rseq_conf feature", Cause::RestartableSequences),
+    ("failed to collect AA namespace", Cause::SecurityProfile),
+    ("Invalid selinux context", Cause::SecurityProfile),
+    ("mismatched lsm types and lsm profile specified", Cause::SecurityProfile),
+    ("LSM specified but … not supported by kernel", Cause::SecurityProfile),
+    ("unknown lsm ", Cause::SecurityProfile),
+    ("can't write lsm profile", Cause::SecurityProfile),
+    ("Unable to restore capabilities: ", Cause::Credentials),
+    ("Can't setgroups(", Cause::Credentials),
+    ("Unable to set real, effective and saved user ID", Cause::Credentials),
+    ("Unable to create a new time namespace", Cause::TimeNamespace),
+    ("Unable to set a monotonic clock offset", Cause::TimeNamespace),
+    ("Unable to reserve memory", Cause::NotEnoughMemory),
+    ("Can't restore … mapping with", Cause::NotEnoughMemory),
+    ("CPU instruction capabilities do not match run time", Cause::CpuMismatch),
+    ("CPU capabilities do not match run time", Cause::CpuMismatch),
+    ("FPU feature required by image is not supported on host", Cause::CpuMismatch),
+    ("CPU xfeatures has unsupported bits", Cause::CpuMismatch),
+    ("CPU xsave size mismatch", Cause::CpuMismatch),
+    ("No cpuinfo image", Cause::CpuMismatch),
+    ("Task had vdso, restorer doesn't", Cause::CpuMismatch),
+    ("Missing required plugin", Cause::Plugin),
+    // Mounts and control groups
+    ("FS mnt … unsupported id", Cause::UnsupportedFileSystem),
+    ("doesn't have a proper root mount", Cause::ExternalMount),
+    ("has unreachable sharing. Try --enable-external-masters", Cause::ExternalMount),
+    ("No mapping for … mountpoint", Cause::ExternalMount),
+    ("A few mount points can't be mounted", Cause::ExternalMount),
+    ("is autodetected external mount. Try \"--ext-mount-map auto\"", Cause::ExternalMount),
+    ("The root task has another root than mntns", Cause::ChangedRoot),
+    ("mnt: Can't parse …'s mountinfo", Cause::ChangedRoot),
+    ("The --root option is required to restore a mount namespace", Cause::RootFolderNeeded),
+    ("Cgroup dir … doesn't exist", Cause::Cgroups),
+    ("Abort restore of existing cgroups", Cause::Cgroups),
+    ("Restoring … special property failed", Cause::Cgroups),
+    ("cg: Can't move … into", Cause::Cgroups),
+    // Dumps on top of others, and memory sent elsewhere
+    ("Invalid parent image directory provided", Cause::ParentImages),
+    ("Missing … in parent pagemap", Cause::ParentImages),
+    ("Hole … not found in parent", Cause::ParentImages),
+    ("Pid-reuse detection failed: no parent inventory", Cause::ParentImages),
+    ("Failed to resolve hostname", Cause::PageServer),
+    ("The page server doesn't answer", Cause::PageServer),
+    ("Can't write pages to socket", Cause::PageServer),
+    ("The data were not flushed", Cause::PageServer),
+    ("connect to …lazy-pages.socket failed", Cause::LazyPages),
+    ("Unable to open an userfaultfd descriptor", Cause::LazyPages),
+    ("lazy-pages: register … failed", Cause::LazyPages),
+    ("Restorer unexpectedly closed the connection", Cause::LazyPages),
+    // Restores
+    ("Can't fork for …: File exists", Cause::PidInUse),
+    ("Pid … do not match expected", Cause::PidInUse),
+    ("This process tree can only be restored in a new pid namespace", Cause::NewPidNamespace),
+    ("Unable to restore into an empty PID namespace", Cause::NewPidNamespace),
+    ("First PID in a PID namespace needs to be", Cause::NewPidNamespace),
+    ("tty: Unable to open … with specified index", Cause::TerminalTaken),
+    ("Requested sid … doesn't match inherited", Cause::SessionNumbers),
+    ("Can't find a session leader for", Cause::SessionNumbers),
+    ("Can't restore pgid (", Cause::SessionNumbers),
+    ("Current sid … intersects with", Cause::SessionNumbers),
+    ("Read … bytes while … expected from", Cause::DamagedImages),
+    ("Unexpected EOF on", Cause::DamagedImages),
+    ("Head magic doesn't match for", Cause::DamagedImages),
+    ("Magic doesn't match for", Cause::DamagedImages),
+    ("Failed unpacking object", Cause::DamagedImages),
+    ("Page entry address … outside of VMA", Cause::DamagedImages),
+    ("No IDS for root task", Cause::DamagedImages),
+    ("Can't read pages data", Cause::DamagedImages),
+    ("Not supported images version", Cause::ImagesVersion),
+    ("Too old image, no longer supported", Cause::ImagesVersion),
+    // Refusals
+    ("RPC client reported script error", Cause::RefusedByClient),
+    ("One of more action scripts failed", Cause::RefusedByClient),
+    // After what is known to be its reason
+    ("BUG at criu/", Cause::CriuFault),
 ];
 
-/// One line on what happened.
-pub(crate) fn summary(cause: Cause) -> &'static str {
-    match cause {
-        Cause::Unknown => "criu did not say why",
-        Cause::NoCriu => "there is no criu",
-        Cause::TooOldForKernel => "this criu is too old for this kernel",
-        Cause::NotPrivileged => "criu lacks a privilege",
-        Cause::NoSuchProcess => "the process does not exist, or is traced or dumped by somebody else",
-        Cause::PidInUse => "a pid of the tree is in use",
-        Cause::ShellJob => "the tree depends on a session or terminal outside it",
-        Cause::EstablishedTcp => "the tree has an established TCP connection",
-        Cause::ExternalUnixSocket => "the tree has a unix socket whose other end is outside",
-        Cause::FileLocks => "the tree holds file locks",
-        Cause::FileChanged => "a file is not what it was when the tree was dumped",
-        Cause::CriuInsideTree => "criu itself is a part of the tree",
-    }
-}
+/// Warnings, and lines that are no errors to criu, that tell of a cause. They count if no error does: criu also tells of
+/// what it can do without.
+pub(super) const HINTS: &[Rule] = &[
+    ("Unable to interrupt task: … (No such process)", Cause::NoSuchProcess),
+    ("Can't connect to server ", Cause::PageServer),
+];
 
-/// What a person can do.
-pub(crate) fn advice(cause: Cause) -> &'static str {
-    match cause {
-        Cause::Unknown => "dump again with `log_level(LogLevel::Debug)` and read criu's log",
-        Cause::NoCriu => {
-            "install criu (Debian, Ubuntu, Fedora: the package `criu`), or name it with `criu(path)`"
-        }
-        Cause::TooOldForKernel => "install a newer criu: each release works up to the kernels of its time",
-        Cause::NotPrivileged => {
-            "run as root, in a container with `--privileged` or CAP_CHECKPOINT_RESTORE, CAP_SYS_PTRACE and \
-             CAP_SYS_ADMIN"
-        }
-        Cause::NoSuchProcess => {
-            "check the pid as criu sees it (in its pid namespace), and detach debuggers and other dumps from it"
-        }
-        Cause::PidInUse => {
-            "wait for the old tree to end and reap it (a zombie still holds its pid), or restore in a new pid \
-             namespace"
-        }
-        Cause::ShellJob => {
-            "start the program with `setsid` and without a terminal, or set `shell_job(true)` on both sides"
-        }
-        Cause::EstablishedTcp => {
-            "set `tcp_established(true)` on both sides to carry the connection along, or `tcp_close(true)` on both \
-             to drop it"
-        }
-        Cause::ExternalUnixSocket => {
-            "name the tree's end with `external(\"unix[inode]\")`, and lend a replacement at restore as \
-             `socket:[inode]`; or close it before the dump"
-        }
-        Cause::FileLocks => "set `file_locks(true)` to carry the locks along",
-        Cause::FileChanged => {
-            "put the file back as it was at the dump (size, mode and, for programs, contents), or lend another in \
-             its place"
-        }
-        Cause::CriuInsideTree => {
-            "capture the tree from a process outside it; a process that captures itself must not be the parent of \
-             all (pid 1, or a subreaper above)"
-        }
-    }
-}
+/// Errors that follow from others. They count if there is nothing else, since criu does not always say the rest.
+pub(super) const CONSEQUENCES: &[Rule] = &[
+    ("Unable to open fd=… id=", Cause::NotReopened),
+    ("Can't open vma", Cause::NotReopened),
+    ("Can't open cwd", Cause::NotReopened),
+    ("Can't open root", Cause::NotReopened),
+    ("stopped by signal", Cause::TaskDied),
+    ("killed by signal", Cause::TaskDied),
+    ("exited, status=", Cause::TaskDied),
+    ("Child … died too early", Cause::TaskDied),
+];
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn lines_that_criu_wrote_are_known() {
-        for (line, expected) in [
-            ("vdso: Unexpected rt vDSO area bounds", Cause::TooOldForKernel),
-            ("kerndat_vdso_fill_symtable failed when initializing kerndat.", Cause::TooOldForKernel),
-            ("Can't fork for 4242: File exists", Cause::PidInUse),
-            ("Can't fork for 4242: Operation not permitted", Cause::NotPrivileged),
-            ("inet: Connected TCP socket, consider using --tcp-established option.", Cause::EstablishedTcp),
-            ("unix: Can't dump half of stream unix connection.", Cause::ExternalUnixSocket),
-            (
-                "Some file locks are hold by dumping tasks! You can try --file-locks to dump them.",
-                Cause::FileLocks,
-            ),
-            ("File tmp/x has bad size 12 (expect 3)", Cause::FileChanged),
-            ("tty: Found slave peer index 3 without correspond master peer", Cause::ShellJob),
-            ("seize: The criu itself is within dumped tree.", Cause::CriuInsideTree),
-        ] {
-            assert_eq!(cause(Request::Dump, None, [line]), expected, "{line}");
-        }
-    }
-
-    #[test]
     fn the_error_number_speaks_where_no_line_does() {
         assert_eq!(cause(Request::Dump, Some(ESRCH), ["something"]), Cause::NoSuchProcess);
         assert_eq!(cause(Request::Restore, Some(EEXIST), []), Cause::PidInUse);
         assert_eq!(cause(Request::Check, Some(ESRCH), []), Cause::Unknown);
+        assert_eq!(cause(Request::Dump, Some(EBADRQC), ["something"]), Cause::OptionsRefused);
+        assert_eq!(
+            cause(Request::Dump, Some(ESRCH), ["The criu itself is within dumped tree."]),
+            Cause::CriuInsideTree
+        );
+    }
+
+    #[test]
+    fn the_parts_of_a_stem_come_in_order() {
+        assert!(says("a 1 b", "a …b") && says("xaxb", "a…b") && says("ab", "a…b") && says("anything", "…"));
+        assert!(!says("b a", "a…b") && !says("a", "aa") && !says("aXb", "ab") && !says("a", "a…a"));
         assert_eq!(cause(Request::Dump, None, ["Some file locks are hold"]), Cause::Unknown);
     }
 }

@@ -4,49 +4,26 @@
 //! another criu to test with.
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
-#[cfg(target_os = "linux")]
-mod capture;
-#[cfg(target_os = "linux")]
-mod causes;
-#[cfg(target_os = "linux")]
-mod client;
-#[cfg(target_os = "linux")]
-mod damage;
-#[cfg(target_os = "linux")]
-mod deadline;
-#[cfg(target_os = "linux")]
-mod embed;
-#[cfg(target_os = "linux")]
-mod ending;
-#[cfg(target_os = "linux")]
-mod harness;
-#[cfg(target_os = "linux")]
-mod leaks;
-#[cfg(target_os = "linux")]
-mod pids;
-#[cfg(target_os = "linux")]
-mod places;
-#[cfg(target_os = "linux")]
-mod preflight;
-#[cfg(target_os = "linux")]
-mod revived;
-#[cfg(target_os = "linux")]
-mod selfdump;
-#[cfg(target_os = "linux")]
-mod stores;
-#[cfg(target_os = "linux")]
-mod talk;
-#[cfg(target_os = "linux")]
-mod terminal;
-#[cfg(target_os = "linux")]
-mod tree;
-#[cfg(target_os = "linux")]
-mod victim;
+/// The modules, which are for Linux alone.
+macro_rules! modules {
+    ($($module:ident)*) => { $(#[cfg(target_os = "linux")] mod $module;)* };
+}
+
+// What the tests share.
+modules! { harness places stores talk tree victim }
+// The tests.
+modules! {
+    capture causes client damage deadline embed ending leaks pids preflight provoked revived selfdump terminal
+}
 
 #[cfg(target_os = "linux")]
 fn main() {
-    let parts: [harness::Part; 3] =
-        [("--victim", victim::main), ("--leaks", leaks::main), ("--look", preflight::main)];
+    let parts: [harness::Part; 4] = [
+        ("--victim", victim::main),
+        ("--leaks", leaks::main),
+        ("--look", preflight::main),
+        ("--odd", provoked::odd::main),
+    ];
     let tests = [
         capture::TESTS,
         causes::TESTS,
@@ -58,6 +35,8 @@ fn main() {
         leaks::TESTS,
         pids::TESTS,
         preflight::TESTS,
+        provoked::dumps::TESTS,
+        provoked::restores::TESTS,
         revived::TESTS,
         selfdump::TESTS,
         terminal::TESTS,

@@ -1,0 +1,419 @@
+//! The table of causes: what each one means to somebody who has never used criu, what to do, and which options cure it.
+//!
+//! A new cause is a variant of [`Cause`], a row here and, in [`rules`](super::rules), what criu says. `docs/failures.md`
+//! is made from both.
+
+use crate::Cause;
+
+/// A cause, in words.
+#[derive(Debug)]
+pub(super) struct Row {
+    /// One line on what happened, lower case, no full stop.
+    pub(super) summary: &'static str,
+    /// What a person can do.
+    pub(super) advice: &'static str,
+    /// The options that cure it: methods of the options, `Lend::…`, `Criu::…`, or arguments of criu (`--…`).
+    pub(super) cure: &'static [&'static str],
+}
+
+macro_rules! causes {
+    ($( $title:literal { $( $cause:ident: $summary:literal, $advice:literal, [$($cure:literal),*]; )* } )*) => {
+        /// The row of a cause.
+        pub(super) fn row(cause: Cause) -> &'static Row {
+            match cause {
+                $( $( Cause::$cause => &Row { summary: $summary, advice: $advice, cure: &[$($cure),*] }, )* )*
+            }
+        }
+
+        /// All causes, in chapters.
+        #[cfg(test)]
+        pub(super) const CHAPTERS: &[(&str, &[Cause])] = &[$( ($title, &[$(Cause::$cause),*]) ),*];
+    };
+}
+
+causes! {
+    "criu and this machine" {
+        Unknown:
+            "criu did not say why",
+            "try again with `log_level(LogLevel::Debug)` and read criu's log from its end",
+            ["log_level"];
+        NoCriu:
+            "there is no criu",
+            "install criu (Debian, Ubuntu, Fedora: the package `criu`), or name it with `criu(path)`",
+            [];
+        TooOldForKernel:
+            "this criu is too old for this kernel",
+            "install a newer criu: each release works up to the kernels of its time. If criu is the newest, see \
+             whether a sandbox (seccomp, AppArmor, SELinux) keeps it from asking the kernel",
+            [];
+        NotPrivileged:
+            "criu lacks a privilege",
+            "run as root, in a container with `--privileged` or CAP_CHECKPOINT_RESTORE, CAP_SYS_PTRACE and \
+             CAP_SYS_ADMIN",
+            [];
+        OptionsRefused:
+            "criu refuses an option",
+            "read criu's line: it names the option or the argument. A file of options (`config_file`, or \
+             /etc/criu/default.conf) counts too",
+            [];
+        MemoryTracking:
+            "this kernel cannot track changes of memory",
+            "dump without `track_mem` and `parent_img`, so in full each time; or boot a kernel that was built with \
+             CONFIG_MEM_SOFT_DIRTY",
+            [];
+        FolderNotReachable:
+            "criu cannot open the folder that it is to work in",
+            "lend folders that exist and that criu can see: a criu in another pid or mount namespace sees other \
+             folders than the caller does",
+            [];
+        ChildrenIgnored:
+            "criu cannot wait for its children",
+            "do not let criu inherit an ignored SIGCHLD: whoever starts it sets that signal to its default",
+            [];
+        PipesTooSmall:
+            "criu may not make its pipes as large as it needs",
+            "run criu with CAP_SYS_RESOURCE, or raise /proc/sys/fs/pipe-max-size; or dump without `lazy_pages`",
+            [];
+        ConversationBroken:
+            "criu and its caller lost each other",
+            "see whether the caller was killed or closed the connection, and whether both speak the same protocol",
+            [];
+        CriuFault:
+            "criu ran into a fault of its own",
+            "try the newest release of criu. If the tree has a mount namespace of its own, set `root` at the restore; \
+             images that are damaged can be the reason, too",
+            ["root"];
+    }
+
+    "The tree as a whole" {
+        NoSuchProcess:
+            "the process does not exist, or is traced or dumped by somebody else",
+            "check the pid as criu sees it (in its pid namespace) and that the process has not ended (a zombie is one \
+             that has), and detach debuggers and other dumps from it",
+            [];
+        Untraceable:
+            "criu cannot take control of a process of the tree",
+            "end whatever traces it (a debugger, strace, another dump) and try again; if nothing does, criu lacks \
+             CAP_SYS_PTRACE, or a security module forbids it",
+            [];
+        CriuInsideTree:
+            "criu itself is a part of the tree",
+            "capture the tree from a process outside it; a process that captures itself must not be the parent of \
+             all (pid 1, or a subreaper above)",
+            [];
+        ShellJob:
+            "the tree depends on a session or terminal outside it",
+            "start the program with `setsid` and without a terminal, or set `shell_job(true)` on both sides; a \
+             restore then takes the terminal that is lent to it with `Lend::terminal`",
+            ["shell_job", "Lend::terminal"];
+        SessionOutsidePidNamespace:
+            "a process in a pid namespace belongs to a session from outside",
+            "let the first process in the pid namespace call `setsid` (such as `unshare --pid --fork setsid \
+             program`)",
+            [];
+        DeadRoot:
+            "the root of the tree has ended",
+            "dump it while it runs; a process that ended only waits for its parent to take notice",
+            [];
+        UnsupportedThreads:
+            "a process has threads that ended or were stopped one by one",
+            "dump it when its first thread runs, and when no debugger has stopped some of its threads",
+            [];
+        FreezeTimeout:
+            "criu could not stop the whole tree in time",
+            "allow more time with `timeout`, and see whether a process hangs in the kernel (state D: a dead network \
+             disk, a broken device) or whether the tree starts processes faster than criu stops them",
+            ["timeout"];
+        NoFreezer:
+            "the control group that was to stop the tree cannot do so",
+            "name a folder of a control group with a freezer in `freeze_cgroup` (a file freezer.state or \
+             cgroup.freeze is in it), or leave that option out",
+            ["freeze_cgroup"];
+        NestedNamespaces:
+            "processes of the tree live in different namespaces",
+            "start the whole tree in one set of namespaces, or dump a smaller tree that has only one",
+            [];
+        PidNamespaceWithoutInit:
+            "the tree is in a pid namespace whose first process is outside the tree",
+            "dump the process that is pid 1 in that namespace, or run criu inside the namespace, or name it with \
+             `external(\"pid[inode]:label\")`",
+            ["external"];
+        UserNamespace:
+            "the tree has a user namespace that cannot be made again by itself",
+            "start the tree in pid and mount namespaces of its own beside the user namespace",
+            [];
+    }
+
+    "Connections" {
+        EstablishedTcp:
+            "the tree has an established TCP connection",
+            "set `tcp_established(true)` on both sides to carry the connection along, or `tcp_close(true)` on both \
+             to drop it",
+            ["tcp_established", "tcp_close"];
+        InFlightTcp:
+            "somebody is connecting to the tree by TCP just now",
+            "set `tcp_skip_in_flight(true)` to leave out connections that the program has not accepted yet; the other \
+             side connects anew",
+            ["tcp_skip_in_flight"];
+        NetworkNotLocked:
+            "criu could not hold network traffic back",
+            "install iptables, or choose another way with `network_lock`: `NetworkLock::Nftables`, or \
+             `NetworkLock::Skip` if the other side may see its connection reset",
+            ["network_lock"];
+        TcpNotRestored:
+            "a network address or port of the tree cannot be had here",
+            "give this machine the addresses that the tree used and end whatever uses its ports, or restore into \
+             another network namespace with `join_ns`; `tcp_close(true)` on both sides drops connections",
+            ["tcp_close", "join_ns"];
+        ExternalUnixSocket:
+            "the tree has a unix socket whose other end is outside",
+            "close it before the dump; or name the tree's end with `external(\"unix[inode]\")`, and lend a \
+             replacement at the restore with `Lend::inherit` as `socket:[inode]`. For sockets of datagrams \
+             `ext_unix_sk(true)` is enough",
+            ["external", "ext_unix_sk", "Lend::inherit"];
+        UnixSocketBusy:
+            "a unix socket is in a state that cannot be dumped",
+            "let the program finish what it is sending or connecting, and dump again",
+            [];
+        Mptcp:
+            "the tree has a socket of Multipath TCP",
+            "make the program use plain TCP; programs in Go do so with GODEBUG=multipathtcp=0 in their environment",
+            [];
+        UnsupportedSocket:
+            "the tree has a socket of a kind that criu does not know",
+            "close it before the dump (criu knows TCP, UDP, raw, unix, packet and netlink sockets)",
+            [];
+        SocketModules:
+            "the kernel cannot list sockets for criu",
+            "load the kernel's modules for that: unix_diag, tcp_diag, udp_diag, inet_diag, netlink_diag, \
+             af_packet_diag",
+            [];
+        NetworkNamespace:
+            "the network of the tree's namespace could not be made again",
+            "install iproute2 and iptables here; lend an external network namespace under its label with \
+             `Lend::inherit`, or start with an empty one by `empty_ns`",
+            ["Lend::inherit", "empty_ns"];
+    }
+
+    "Files" {
+        FileLocks:
+            "the tree holds file locks",
+            "set `file_locks(true)` on both sides to carry the locks along",
+            ["file_locks"];
+        ForeignFileLock:
+            "a file of the tree is locked through a process outside it",
+            "dump a larger tree, with the process that took the lock, or let that process give it up",
+            [];
+        GhostFileTooBig:
+            "the tree has a large file open that was deleted",
+            "allow it with `ghost_limit`, in bytes: such a file exists nowhere else and goes into the images; or let \
+             the program close it",
+            ["ghost_limit"];
+        LinkRemap:
+            "the tree has a file open whose name was deleted while others remain",
+            "set `link_remap(true)`: criu then gives the file a temporary name beside the old one. If nobody deleted it, \
+             a mount covers it: unmount that",
+            ["link_remap"];
+        LinkRemapFailed:
+            "criu could not give a deleted file a temporary name",
+            "make the folder of the deleted file writable for criu, on the same file system; or let the program \
+             close the file",
+            [];
+        FileOutsideMounts:
+            "the tree has a file open on a mount that it cannot see",
+            "start the program so that it opens its files in the mount namespace that it lives in: after \
+             `unshare --mount`, not before",
+            [];
+        Overmounted:
+            "the tree has a file open that a later mount covers",
+            "unmount what was mounted over it",
+            [];
+        UnsupportedPath:
+            "the path of an open file leads somewhere else now",
+            "put it back as it was when the program opened it; for devices set `evasive_devices(true)`, or name the \
+             file with `external(\"file[mount:inode]\")`",
+            ["evasive_devices", "external"];
+        UnsupportedFile:
+            "the tree has a file of a kind open that criu does not know",
+            "let the program close it before the dump; criu's line says in brackets what it is (userfaultfd, \
+             perf_event and bpf objects are the usual ones). Some devices have a plugin for criu",
+            [];
+        IoUring:
+            "the tree uses io_uring, which criu does not know",
+            "turn io_uring off in the program (many have a setting: UV_USE_IO_URING=0 for node), or close its ring \
+             before the dump",
+            [];
+        WatchedFile:
+            "the tree watches a file that criu cannot find",
+            "set `force_irmap(true)`, and name the folders to search with `irmap_scan_paths`",
+            ["force_irmap", "irmap_scan_paths"];
+        FileChanged:
+            "a file is not what it was when the tree was dumped",
+            "put the file back as it was at the dump (name, size and, for programs, contents), or lend another in \
+             its place with `Lend::inherit`",
+            ["Lend::inherit"];
+        ProgramChanged:
+            "a program or library is another build than at the dump",
+            "put the same build back; a tree cannot go on in another one. If only the check is wrong, give criu \
+             `--file-validation filesize` through `Criu::argument`",
+            ["--file-validation"];
+        ModeChanged:
+            "the permissions of a file are not what they were when the tree was dumped",
+            "put them back with chmod, or set `skip_file_rwx_check(true)`",
+            ["skip_file_rwx_check"];
+        InheritedFile:
+            "a file that was lent for the restore is not there",
+            "lend a file that is open, with `Lend::inherit`; a criu that somebody else started cannot inherit any",
+            ["Lend::inherit"];
+    }
+
+    "Memory and processes" {
+        UnsupportedMapping:
+            "the tree has memory of a kind that criu does not know",
+            "let the program unmap it before the dump; memory of devices (graphics cards, network adapters) needs a \
+             plugin for criu",
+            [];
+        Uprobes:
+            "somebody probes the tree's functions with uprobes",
+            "end the tool that does (perf, bpftrace, bcc); or give criu `--allow-uprobes` through `Criu::argument` \
+             on both sides, with criu 4.2",
+            ["--allow-uprobes"];
+        SysvShm:
+            "the tree has System V shared memory that belongs to the whole machine",
+            "start the tree in an IPC namespace of its own (`unshare --ipc program`)",
+            [];
+        UnsupportedProgram:
+            "a process runs in a mode of the processor that criu cannot dump",
+            "run a 64-bit build of the program; 32-bit mode and descriptor tables of its own (old games and \
+             emulators) cannot be dumped",
+            [];
+        Seccomp:
+            "criu may not read or set the tree's seccomp filters",
+            "run criu as root outside of containers, with a kernel that was built with CONFIG_CHECKPOINT_RESTORE and \
+             CONFIG_SECCOMP_FILTER; or start the program without a seccomp filter",
+            [];
+        RestartableSequences:
+            "the tree uses restartable sequences, and this kernel cannot tell criu of them",
+            "use Linux 5.13 or newer, or start the program with GLIBC_TUNABLES=glibc.pthread.rseq=0",
+            [];
+        SecurityProfile:
+            "the security profile (AppArmor, SELinux) of a process stands in the way",
+            "restore where the same security module is on and has the profile, or name another with `lsm_profile`",
+            ["lsm_profile"];
+        Credentials:
+            "criu may not give a process its users, groups or capabilities back",
+            "run criu with at least the privileges of the tree, in a user namespace that has all of its users and \
+             groups",
+            [];
+        TimeNamespace:
+            "criu could not set the tree's clocks",
+            "use Linux 5.6 or newer, and give criu CAP_SYS_TIME and CAP_SYS_ADMIN",
+            [];
+        NotEnoughMemory:
+            "there is not enough memory for the tree",
+            "free memory, raise the limits (of the control group, `ulimit -v`, vm.overcommit_memory), and see \
+             whether images are complete",
+            [];
+        CpuMismatch:
+            "this processor lacks what the tree's had, or has other features",
+            "restore on the same or a newer processor, or ask for fewer checks with `cpu_cap` on both sides",
+            ["cpu_cap"];
+        Plugin:
+            "the images need a plugin of criu's that is not here",
+            "install the plugin that criu's line names (Debian, Fedora: packages such as criu-amdgpu-plugin)",
+            [];
+        TaskDied:
+            "a process died while criu worked on it",
+            "read the lines before; if there are none, see whether an image is missing, or the kernel killed it for want \
+             of memory (dmesg)",
+            [];
+    }
+
+    "Mounts and control groups" {
+        UnsupportedFileSystem:
+            "the tree has a file system mounted that criu does not know",
+            "allow it with `enable_fs`, name the mount with `external(\"mnt[/path]:label\")`, or leave it out with \
+             `skip_mnt`",
+            ["enable_fs", "external", "skip_mnt"];
+        ExternalMount:
+            "the tree has a mount from outside",
+            "name it with `external(\"mnt[/path]:label\")` at the dump and `external(\"mnt[label]:/path\")` at the \
+             restore; or let criu find such mounts by `auto_ext_mnt(true)`, with `ext_sharing` and \
+             `ext_masters`",
+            ["external", "auto_ext_mnt", "ext_sharing", "ext_masters"];
+        ChangedRoot:
+            "the root of the tree has another root folder than its mount namespace",
+            "dump a tree whose root did not call chroot, or whose own mount namespace has that folder as its root \
+             (pivot_root)",
+            [];
+        RootFolderNeeded:
+            "the tree has a mount namespace, and criu needs to know its root folder",
+            "set `root` to a folder that is a mount point and has the tree's files",
+            ["root"];
+        Cgroups:
+            "the tree's control groups cannot be made again",
+            "leave them alone with `manage_cgroups_mode(CgroupMode::Ignore)`, or make only those that are missing \
+             with `CgroupMode::Soft`; or put them elsewhere with `cg_root`",
+            ["manage_cgroups_mode", "cg_root"];
+    }
+
+    "Dumps on top of others, and memory sent elsewhere" {
+        ParentImages:
+            "the images that this dump builds on are missing or do not fit",
+            "name the earlier images with `parent_img`, relative to the folder of the new ones, and keep all their \
+             files; or dump in full, without it",
+            ["parent_img"];
+        PageServer:
+            "criu cannot send memory to the page server",
+            "see whether the server runs and listens at the address of `ps`, and stays until the dump is done; or \
+             dump into the folder, without it",
+            ["ps"];
+        LazyPages:
+            "criu cannot reach the server that has the tree's memory",
+            "let a server listen on lazy-pages.socket in the work folder (`Lend::work`) before the restore, as root; or restore \
+             without `lazy_pages`",
+            ["lazy_pages", "Lend::work"];
+    }
+
+    "Restores" {
+        PidInUse:
+            "a pid of the tree is in use",
+            "wait for the old tree to end and reap it (a zombie still holds its pid), or restore in a new pid \
+             namespace",
+            [];
+        NewPidNamespace:
+            "the tree fits only into a new pid namespace, or not into this one",
+            "restore a tree that had pid 1 from images of its whole pid namespace; a pid namespace to restore into \
+             must have its first process running",
+            [];
+        TerminalTaken:
+            "the number of a terminal of the tree is taken, or was never handed over",
+            "restore where that /dev/pts number is free, with `orphan_pts_master(true)` and a hook that takes the \
+             terminal",
+            ["orphan_pts_master"];
+        SessionNumbers:
+            "a session or process group of the tree does not fit in here",
+            "dump a tree whose root leads its session (start it with `setsid`), or restore it in a new pid \
+             namespace",
+            [];
+        NotReopened:
+            "something that the tree had open cannot be opened again",
+            "read the lines before: they say which file or mapping, and why",
+            [];
+        DamagedImages:
+            "the images are damaged, incomplete or mixed",
+            "take an undamaged copy, with all files of one dump and of no other, or dump again",
+            [];
+        ImagesVersion:
+            "the images are of a release of criu that this one does not know",
+            "restore with the criu that made them, or a newer one",
+            [];
+    }
+
+    "Refusals" {
+        RefusedByClient:
+            "the caller's hook refused to go on, or a script of criu's failed",
+            "see why the hook refused; criu has put things right",
+            [];
+    }
+}

@@ -1,0 +1,422 @@
+//! Trees that cannot be dumped, and what lets them be.
+
+use std::{
+    fs::{self, File},
+    net::TcpListener,
+    os::unix::{
+        fs::MetadataExt,
+        net::{UnixDatagram, UnixListener},
+    },
+    process::{Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use criu_rpc::{
+    Cause, DumpOptions, Target,
+    options::{LogLevel, NetworkLock, PageServerAddress},
+};
+use nix::{
+    fcntl::OFlag,
+    pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt},
+};
+
+use super::{Dumps, assert_cause, child, odd, odd::syscall, odd_below};
+use crate::{
+    harness::{dumps_tcp, tests},
+    places::wait_until,
+    tree::{Victim, explain},
+};
+
+tests![
+    a_root_that_leads_no_session,
+    a_session_from_outside_of_a_pid_namespace,
+    a_pid_namespace_without_its_first_process,
+    a_terminal_from_outside,
+    a_stream_to_somebody_outside,
+    a_datagram_socket_to_somebody_outside,
+    a_tcp_connection,
+    a_tcp_connection_that_nobody_accepted,
+    a_tcp_connection_where_there_is_no_iptables,
+    a_socket_of_multipath_tcp,
+    a_socket_of_an_unknown_family,
+    a_file_lock,
+    a_large_file_that_was_deleted,
+    a_deleted_name_of_a_file,
+    a_file_from_another_mount_namespace,
+    a_file_below_a_later_mount,
+    files_of_unknown_kinds,
+    an_io_uring,
+    namespaces_inside_the_tree,
+    another_root_folder,
+    shared_memory_of_the_whole_machine,
+    a_pending_trap,
+    a_first_thread_that_ended,
+    a_process_that_somebody_traces,
+    a_process_that_cannot_be_frozen,
+    a_control_group_without_a_freezer,
+    a_process_that_does_not_exist,
+    a_process_that_has_ended,
+    changes_of_memory_that_the_kernel_does_not_track,
+    parent_images_that_do_not_exist,
+    a_page_server_that_does_not_listen,
+    a_file_of_options_that_criu_does_not_know,
+    a_criu_without_privileges,
+    a_folder_that_criu_cannot_see,
+];
+
+fn plain() -> DumpOptions {
+    DumpOptions::default()
+}
+
+fn a_root_that_leads_no_session() {
+    let mut dumps = Dumps::new();
+    let mut victim = Victim::start_in_our_session(&[]);
+    dumps.refused(&mut victim, &plain(), Cause::ShellJob);
+    // With as little in the log as can be, the line that tells is there still.
+    dumps.refused(&mut victim, &plain().log_level(LogLevel::Error), Cause::ShellJob);
+    dumps.refused(&mut victim, &plain().log_level(LogLevel::Debug), Cause::ShellJob);
+    dumps.cured(&mut victim, plain().shell_job(true));
+}
+
+fn a_session_from_outside_of_a_pid_namespace() {
+    let mut dumps = Dumps::new();
+    let mut victim = odd_below(&["unshare", "--pid", "--fork"], &[]);
+    let inner = child(&victim);
+    dumps.refused_of(&mut victim, inner, &plain(), Cause::SessionOutsidePidNamespace);
+}
+
+fn a_pid_namespace_without_its_first_process() {
+    let mut dumps = Dumps::new();
+    let mut victim = odd_below(&["unshare", "--pid", "--fork"], &["session", "child=setsid cat"]);
+    let first = child(&victim);
+    let [second] = crate::places::children(first)[..] else { panic!() };
+    dumps.refused_of(&mut victim, second, &plain(), Cause::PidNamespaceWithoutInit);
+}
+
+fn a_terminal_from_outside() {
+    let mut dumps = Dumps::new();
+    let (_master, name) = terminal();
+    let mut victim = odd(&[&format!("terminal={name}")]);
+    dumps.refused(&mut victim, &plain(), Cause::ShellJob);
+    dumps.cured(&mut victim, plain().shell_job(true));
+}
+
+/// A new terminal: its master, and its name.
+pub(super) fn terminal() -> (PtyMaster, String) {
+    let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let name = ptsname_r(&master).unwrap();
+    (master, name)
+}
+
+fn a_stream_to_somebody_outside() {
+    let mut dumps = Dumps::new();
+    let path = dumps.home.path("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    let mut victim = odd(&[&format!("stream={}", path.display())]);
+    let _end = listener.accept().unwrap();
+    dumps.refused(&mut victim, &plain(), Cause::ExternalUnixSocket);
+    let sockets = fs::read_dir(format!("/proc/{}/fd", victim.pid())).unwrap();
+    let links = sockets.map(|entry| fs::read_link(entry.unwrap().path()).unwrap().display().to_string());
+    let inode = links.filter_map(|link| Some(link.strip_prefix("socket:")?.to_owned())).next().unwrap();
+    dumps.cured(&mut victim, plain().external(format!("unix{inode}")));
+}
+
+fn a_datagram_socket_to_somebody_outside() {
+    let mut dumps = Dumps::new();
+    let path = dumps.home.path("socket");
+    let _end = UnixDatagram::bind(&path).unwrap();
+    let mut victim = odd(&[&format!("datagram={}", path.display())]);
+    dumps.refused(&mut victim, &plain(), Cause::ExternalUnixSocket);
+    dumps.cured(&mut victim, plain().ext_unix_sk(true));
+}
+
+fn a_tcp_connection() {
+    if !dumps_tcp() {
+        return;
+    }
+    let mut dumps = Dumps::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut victim = odd(&[&format!("tcp={}", listener.local_addr().unwrap().port())]);
+    let _end = listener.accept().unwrap();
+    dumps.refused(&mut victim, &plain(), Cause::EstablishedTcp);
+    dumps.cured(&mut victim, plain().tcp_established(true).network_lock(NetworkLock::Skip));
+    dumps.cured(&mut victim, plain().tcp_close(true));
+}
+
+fn a_tcp_connection_that_nobody_accepted() {
+    if !dumps_tcp() {
+        return;
+    }
+    let mut dumps = Dumps::new();
+    let port = free_port();
+    let mut victim = odd(&[&format!("listen={port}")]);
+    let _end = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let options = || plain().tcp_established(true).network_lock(NetworkLock::Skip);
+    dumps.refused(&mut victim, &options(), Cause::InFlightTcp);
+    dumps.cured(&mut victim, options().tcp_skip_in_flight(true));
+}
+
+pub(super) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn a_tcp_connection_where_there_is_no_iptables() {
+    if !dumps_tcp() {
+        return;
+    }
+    let mut dumps = Dumps::through("PATH=/nonexistent exec CRIU \"$@\"");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut victim = odd(&[&format!("tcp={}", listener.local_addr().unwrap().port())]);
+    let _end = listener.accept().unwrap();
+    let options = || plain().tcp_established(true);
+    dumps.refused(&mut victim, &options(), Cause::NetworkNotLocked);
+    dumps.cured(&mut victim, options().network_lock(NetworkLock::Skip));
+}
+
+fn a_socket_of_multipath_tcp() {
+    if !dumps_tcp() || !fs::exists("/proc/sys/net/mptcp/enabled").unwrap() {
+        return;
+    }
+    let mut victim = odd(&["mptcp"]);
+    Dumps::new().refused(&mut victim, &plain(), Cause::Mptcp);
+}
+
+fn a_socket_of_an_unknown_family() {
+    if fs::exists("/dev/vsock").unwrap() {
+        Dumps::new().refused(&mut odd(&["vsock"]), &plain(), Cause::UnsupportedSocket);
+    }
+}
+
+fn a_file_lock() {
+    let mut dumps = Dumps::new();
+    let path = dumps.home.path("file");
+    File::create(&path).unwrap();
+    let mut victim = odd(&[&format!("lock={}", path.display())]);
+    dumps.refused(&mut victim, &plain(), Cause::FileLocks);
+    dumps.cured(&mut victim, plain().file_locks(true));
+}
+
+fn a_large_file_that_was_deleted() {
+    let mut dumps = Dumps::new();
+    let mut victim = odd(&[&format!("ghost={}", dumps.home.path("ghost").display())]);
+    dumps.refused(&mut victim, &plain(), Cause::GhostFileTooBig);
+    dumps.cured(&mut victim, plain().ghost_limit(8_u32 << 20));
+}
+
+fn a_deleted_name_of_a_file() {
+    let mut dumps = Dumps::new();
+    let mut victim = odd(&[&format!("link={}", dumps.home.path("link").display())]);
+    dumps.refused(&mut victim, &plain(), Cause::LinkRemap);
+    dumps.cured(&mut victim, plain().link_remap(true));
+}
+
+fn a_file_from_another_mount_namespace() {
+    let mut dumps = Dumps::new();
+    let path = dumps.home.path("file");
+    File::create(&path).unwrap();
+    let mut victim = odd(&[&format!("file={}", path.display()), "unshare=mount"]);
+    dumps.refused(&mut victim, &plain(), Cause::FileOutsideMounts);
+}
+
+fn a_file_below_a_later_mount() {
+    let mut dumps = Dumps::new();
+    let folder = dumps.home.folder("folder");
+    let file = format!("file={}", folder.join("file").display());
+    let mount = format!("tmpfs={}", folder.display());
+    let mut victim = in_mount_namespace("exec", &[&mount, &file, &mount]);
+    dumps.refused(&mut victim, &plain(), Cause::Overmounted);
+}
+
+fn files_of_unknown_kinds() {
+    for kind in ["userfaultfd", "perf_event", "fscontext", "file=/dev/fuse"] {
+        if kind.split_once('=').is_some_and(|(_, path)| !fs::exists(path).unwrap()) {
+            continue;
+        }
+        Dumps::new().refused(&mut odd(&[kind]), &plain(), Cause::UnsupportedFile);
+    }
+}
+
+fn an_io_uring() {
+    if fs::read_to_string("/proc/sys/kernel/io_uring_disabled").is_ok_and(|value| value == "0\n") {
+        Dumps::new().refused(&mut odd(&["io_uring"]), &plain(), Cause::IoUring);
+    }
+}
+
+fn namespaces_inside_the_tree() {
+    for kind in ["--time --fork", "--uts", "--ipc"] {
+        let mut victim = odd(&[&format!("child=unshare {kind} cat")]);
+        wait_until("the child is in its namespace", || {
+            let last = *victim.members().last().unwrap();
+            fs::read_to_string(format!("/proc/{last}/comm")).is_ok_and(|name| name == "cat\n")
+        });
+        Dumps::new().refused(&mut victim, &plain(), Cause::NestedNamespaces);
+    }
+}
+
+fn another_root_folder() {
+    let mut dumps = Dumps::new();
+    let folder = dumps.home.folder("root").display().to_string();
+    let mut victim = in_mount_namespace("exec", &[&format!("root={folder}")]);
+    dumps.refused(&mut victim, &plain(), Cause::ChangedRoot);
+    let within = format!("mount --rbind / {folder} && exec chroot {folder}");
+    let mut victim = in_mount_namespace(&within, &[]);
+    dumps.refused(&mut victim, &plain(), Cause::ChangedRoot);
+}
+
+/// A victim that was started in a mount namespace of its own, through a command of the shell.
+pub(super) fn in_mount_namespace(through: &str, things: &[&str]) -> Victim {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c"]);
+    command.arg(format!("{through} \"$0\" \"$@\""));
+    command.arg(std::env::current_exe().unwrap()).args(["--odd", "session", "quiet"]).args(things);
+    Victim::start_by(command)
+}
+
+fn shared_memory_of_the_whole_machine() {
+    Dumps::new().refused(&mut odd(&["shm"]), &plain(), Cause::SysvShm);
+}
+
+fn a_pending_trap() {
+    Dumps::new().refused(&mut odd(&["trap"]), &plain(), Cause::Untraceable);
+}
+
+fn a_first_thread_that_ended() {
+    let mut victim = odd(&["leaderless"]);
+    wait_until("the first thread has ended", || crate::places::state(victim.pid()) == Some('Z'));
+    let result = Dumps::new().dump(victim.pid(), &plain());
+    assert_cause(result, Cause::NoSuchProcess, Target::Gone);
+    assert_eq!(victim.ask("tick"), "count 1");
+}
+
+fn a_process_that_somebody_traces() {
+    let mut dumps = Dumps::new();
+    let mut victim = odd(&[]);
+    let pid = victim.pid();
+    traced(pid, || dumps.refused(&mut victim, &plain(), Cause::NoSuchProcess));
+    dumps.cured(&mut victim, plain());
+
+    let mut victim = odd(&["child=cat"]);
+    traced(child(&victim), || dumps.refused(&mut victim, &plain(), Cause::Untraceable));
+    dumps.cured(&mut victim, plain());
+}
+
+/// Does it while a thread of ours traces this process.
+fn traced(pid: i32, act: impl FnOnce()) {
+    let (seized, is_seized) = mpsc::channel();
+    let (end, ended) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        let end = end; // whatever way this ends, the thread does, and traces no more
+        scope.spawn(move || {
+            const PTRACE_SEIZE: i64 = 0x4206;
+            let result = syscall(libc::SYS_ptrace, [PTRACE_SEIZE, pid.into(), 0, 0, 0]);
+            seized.send(result).unwrap();
+            let _ = ended.recv(); // never sent
+        });
+        assert_eq!(is_seized.recv().unwrap(), 0);
+        act();
+        drop(end);
+    });
+}
+
+fn a_process_that_cannot_be_frozen() {
+    let mut dumps = Dumps::new();
+    let mut victim = odd(&["stuck"]);
+    wait_until("it is stuck", || crate::places::state(victim.pid()) == Some('D'));
+    let started = Instant::now();
+    let result = dumps.dump(victim.pid(), &plain().timeout(Duration::from_secs(1)));
+    assert!(started.elapsed() < Duration::from_secs(9));
+    assert_cause(result, Cause::FreezeTimeout, Target::Running);
+    victim.talk.tell("go on");
+    assert_eq!(victim.talk.hear(), format!("ready {}", victim.pid()));
+    assert_eq!(victim.ask("tick"), "count 1");
+}
+
+fn a_control_group_without_a_freezer() {
+    let mut dumps = Dumps::new();
+    let mut victim = odd(&[]);
+    let folder = dumps.home.folder("no-group").display().to_string();
+    dumps.refused(&mut victim, &plain().freeze_cgroup(folder), Cause::NoFreezer);
+    dumps.cured(&mut victim, plain());
+}
+
+fn a_process_that_does_not_exist() {
+    let victim = odd(&[]);
+    let pid = victim.pid();
+    victim.end();
+    for level in [LogLevel::Error, LogLevel::Warn, LogLevel::Debug] {
+        let result = Dumps::new().dump(pid, &plain().log_level(level));
+        assert_cause(result, Cause::NoSuchProcess, Target::Gone);
+    }
+}
+
+fn a_process_that_has_ended() {
+    let mut child = Command::new("true").stdout(Stdio::null()).spawn().unwrap();
+    let pid = i32::try_from(child.id()).unwrap();
+    wait_until("it has ended", || crate::places::state(pid) == Some('Z'));
+    let result = Dumps::new().dump(pid, &plain().log_level(LogLevel::Debug));
+    child.wait().unwrap();
+    assert_cause(result, Cause::NoSuchProcess, Target::Gone);
+}
+
+fn changes_of_memory_that_the_kernel_does_not_track() {
+    if crate::harness::criu().features().unwrap().mem_track {
+        return;
+    }
+    let mut dumps = Dumps::new();
+    let mut victim = odd(&[]);
+    dumps.refused(&mut victim, &plain().track_mem(true), Cause::MemoryTracking);
+    dumps.cured(&mut victim, plain());
+}
+
+fn parent_images_that_do_not_exist() {
+    let mut dumps = Dumps::new();
+    let mut victim = odd(&[]);
+    dumps.refused(&mut victim, &plain().parent_img("../earlier"), Cause::ParentImages);
+    dumps.cured(&mut victim, plain());
+}
+
+fn a_page_server_that_does_not_listen() {
+    let mut dumps = Dumps::new();
+    let mut victim = odd(&[]);
+    let nobody = || PageServerAddress::tcp("127.0.0.1", free_port());
+    dumps.refused(&mut victim, &plain().ps(nobody()).log_level(LogLevel::Info), Cause::PageServer);
+    let nowhere = PageServerAddress::tcp("nowhere.invalid", 1);
+    // criu 4.2.1 crashes then, but says why before.
+    let error = dumps.dump(victim.pid(), &plain().ps(nowhere)).unwrap_err();
+    assert_eq!(error.failure().unwrap().cause, Cause::PageServer, "{}", explain(&error));
+
+    // By itself criu does not log that it cannot connect. The advice then is to let it log more.
+    let error = dumps.dump(victim.pid(), &plain().ps(nobody())).unwrap_err();
+    let failure = error.failure().unwrap();
+    assert_eq!(failure.cause, Cause::Unknown, "{}", explain(&error));
+    assert_eq!(failure.cause.options(), ["log_level"]);
+    victim.ask("tick");
+}
+
+fn a_file_of_options_that_criu_does_not_know() {
+    let mut dumps = Dumps::new();
+    let mut victim = odd(&[]);
+    let path = dumps.home.path("options");
+    fs::write(&path, "no-such-option\n").unwrap();
+    let options = plain().config_file(path.display().to_string());
+    dumps.refused(&mut victim, &options, Cause::OptionsRefused);
+    dumps.cured(&mut victim, plain());
+}
+
+fn a_criu_without_privileges() {
+    let mut dumps = Dumps::through(
+        "exec setpriv --reuid 65534 --regid 65534 --clear-groups --bounding-set -all CRIU \"$@\"",
+    );
+    let mut victim = odd(&[]);
+    assert_eq!(fs::metadata(dumps.home.path("")).unwrap().uid(), 0);
+    dumps.refused(&mut victim, &plain(), Cause::NotPrivileged);
+}
+
+fn a_folder_that_criu_cannot_see() {
+    let mut dumps = Dumps::through("exec unshare --pid --fork --kill-child CRIU \"$@\"");
+    dumps.refused(&mut odd(&[]), &plain(), Cause::FolderNotReachable);
+}

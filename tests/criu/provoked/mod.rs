@@ -1,0 +1,177 @@
+//! Causes, provoked: a real tree that has what criu cannot take, and what criu makes of it. For every cause that an
+//! option cures, the cure is tried.
+//!
+//! [`dumps`] and [`restores`] are the tests, [`odd`] is the program that has odd things.
+
+pub(crate) mod dumps;
+pub(crate) mod odd;
+pub(crate) mod restores;
+
+use std::{fs, fs::File, process::Command};
+
+use criu_rpc::{
+    Cause, Criu, DumpOptions, Error, RestoreOptions, Result, Target,
+    rpc::{Dumped, Lend, NoHooks},
+};
+
+use crate::{
+    harness::criu,
+    places::{Home, children, wait_until},
+    talk::Talk,
+    tree::{OrExplain, Revived, Victim, explain, wait_gone},
+};
+
+/// A victim with odd things.
+#[track_caller]
+fn odd(things: &[&str]) -> Victim {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg("--odd").arg("session").args(things);
+    Victim::start_by(command)
+}
+
+/// A victim with odd things, below a program that starts it.
+#[track_caller]
+fn odd_below(program: &[&str], things: &[&str]) -> Victim {
+    let mut command = Command::new(program[0]);
+    command.args(&program[1..]).arg(std::env::current_exe().unwrap()).args(["--odd", "below"]).args(things);
+    Victim::start_by(command)
+}
+
+/// The only child of a victim.
+#[track_caller]
+fn child(victim: &Victim) -> i32 {
+    let [child] = children(victim.pid())[..] else { panic!("{:?}", children(victim.pid())) };
+    child
+}
+
+/// A test's folder, with dumps in it.
+struct Dumps {
+    home: Home,
+    criu: Criu,
+    count: u32,
+}
+
+impl Dumps {
+    fn new() -> Dumps {
+        Dumps { home: Home::new(), criu: criu(), count: 0 }
+    }
+
+    /// With a criu that is started by a script of these lines.
+    fn through(lines: &str) -> Dumps {
+        let home = Home::new();
+        let script = home.path("criu");
+        let program = criu().program().unwrap();
+        let text = format!("#!/bin/sh\n{}\n", lines.replace("CRIU", &program.display().to_string()));
+        fs::write(&script, text).unwrap();
+        fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        // Everybody may go there.
+        fs::set_permissions(home.path(""), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        Dumps { home, criu: Criu::at(script), count: 0 }
+    }
+
+    fn dump(&mut self, pid: i32, options: &DumpOptions) -> Result<Dumped> {
+        self.count += 1;
+        let folder = File::open(self.home.folder(&format!("images-{}", self.count))).unwrap();
+        self.criu.dump(pid, options, Lend::images(&folder), &mut NoHooks)
+    }
+
+    /// Dumps it in vain, for this cause, and sees that it runs on.
+    #[track_caller]
+    fn refused(&mut self, victim: &mut Victim, options: &DumpOptions, cause: Cause) {
+        self.refused_of(victim, victim.pid(), options, cause);
+    }
+
+    /// Dumps a descendant of the victim in vain.
+    #[track_caller]
+    fn refused_of(&mut self, victim: &mut Victim, pid: i32, options: &DumpOptions, cause: Cause) {
+        assert_cause(self.dump(pid, options), cause, Target::Running);
+        victim.ask("tick");
+        for member in victim.members() {
+            wait_until("it runs on", || !matches!(crate::places::state(member), Some('t' | 'T')));
+        }
+    }
+
+    /// Dumps it with options that cure the cause, and sees that it runs on.
+    #[track_caller]
+    fn cured(&mut self, victim: &mut Victim, options: DumpOptions) {
+        self.dump(victim.pid(), &options.leave_running(true)).or_explain();
+        victim.ask("tick");
+    }
+
+    /// Dumps it, and lets it end.
+    #[track_caller]
+    fn taken(mut self, victim: Victim, options: &DumpOptions) -> Taken {
+        let (pid, members) = (victim.pid(), victim.members());
+        let resource = |descriptor| {
+            let link = fs::read_link(format!("/proc/{pid}/fd/{descriptor}")).unwrap();
+            link.display().to_string()
+        };
+        let keys = [resource(0), resource(1)];
+        self.dump(pid, options).or_explain();
+        victim.reap(&members);
+        Taken { home: self.home, criu: self.criu, members, keys }
+    }
+}
+
+/// A tree that was dumped, and has ended.
+struct Taken {
+    home: Home,
+    criu: Criu,
+    members: Vec<i32>,
+    keys: [String; 2],
+}
+
+impl Taken {
+    fn pid(&self) -> i32 {
+        self.members[0]
+    }
+
+    fn image(&self, name: &str) -> std::path::PathBuf {
+        self.home.path("images-1").join(name)
+    }
+
+    fn restore(&self, options: &RestoreOptions) -> Result<Revived> {
+        let (talk, input, output) = Talk::through_pipes();
+        let folder = File::open(self.home.path("images-1")).unwrap();
+        let lend = Lend::images(&folder).inherit(&*self.keys[0], &input).inherit(&*self.keys[1], &output);
+        let options = options.clone().rst_sibling(true);
+        self.criu.restore(&options, lend, &mut NoHooks).map(|tree| Revived::new(tree, talk))
+    }
+
+    /// Restores it in vain, for this cause, and sees that nothing is left.
+    #[track_caller]
+    fn refused(&self, options: &RestoreOptions, cause: Cause) {
+        assert_cause(self.restore(options), cause, Target::None);
+        wait_gone(&self.members);
+    }
+
+    /// Restores it with options that cure the cause.
+    #[track_caller]
+    fn cured(&self, options: &RestoreOptions) -> Revived {
+        let mut revived = self.restore(options).or_explain();
+        assert!(revived.ask("tick").starts_with("count "));
+        revived
+    }
+}
+
+/// It failed for this cause, and says so in one line and in many.
+#[track_caller]
+fn assert_cause<T: std::fmt::Debug>(result: Result<T>, cause: Cause, target: Target) {
+    let error = match result {
+        Err(error) => error,
+        Ok(value) => panic!("{cause:?} was not provoked: {value:?}"),
+    };
+    let Error::Criu(failure) = &error else { panic!("{}", explain(&error)) };
+    assert_eq!((failure.cause, failure.target), (cause, target), "{}", explain(&error));
+    let (line, report) = (failure.to_string(), failure.report().to_string());
+    assert!(!line.contains('\n') && line.starts_with(&cause.to_string()), "{line}");
+    assert_eq!(failure.advice(), Some(cause.advice()));
+    assert_eq!(error.advice(), failure.advice());
+    assert!(report.contains(cause.advice()), "{report}");
+    for line in failure.telling_line().into_iter().chain(failure.log.iter().map(String::as_str)) {
+        assert!(report.contains(line) && !line.contains("RLIMIT_NOFILE"), "{report}");
+    }
+    if std::env::var_os("CRIU_TELL").is_some() {
+        eprintln!("{report}");
+    }
+}

@@ -1,0 +1,205 @@
+//! The odd victim: a program that has something that criu cannot take. It counts, as the other does.
+
+#![allow(unsafe_code)] // for what no safe crate offers; nothing but tests call it
+
+use std::{
+    ffi::CString,
+    fs::{self, File},
+    io::{self, BufRead, Write},
+    net::{TcpListener, TcpStream},
+    os::{
+        fd::{FromRawFd, OwnedFd},
+        unix::net::{UnixDatagram, UnixStream},
+    },
+    process::{Child, Command, Stdio},
+    thread,
+};
+
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::{
+        signal::{SigSet, Signal, raise},
+        socket::{AddressFamily, SockFlag, SockType, socket},
+    },
+};
+
+/// What it has; kept until it ends.
+#[derive(Debug, Default)]
+struct Things {
+    files: Vec<OwnedFd>,
+    locks: Vec<Flock<File>>,
+    children: Vec<Child>,
+}
+
+pub(crate) fn main(flags: &[String]) {
+    let mut things = Things::default();
+    let mut name = std::process::id().to_string();
+    for flag in flags {
+        match flag.as_str() {
+            // It is the child of what the test started, maybe with a number of its own.
+            "below" => name = parent(),
+            _ => {
+                let (kind, value) = flag.split_once('=').unwrap_or((flag, ""));
+                things.take(kind, value);
+            }
+        }
+    }
+    println!("ready {name}");
+    if flags.iter().any(|flag| flag == "leaderless") {
+        thread::spawn(|| {
+            converse();
+            std::process::exit(0);
+        });
+        syscall(libc::SYS_exit, [0; 5]);
+    }
+    converse();
+    for mut child in things.children {
+        drop(child.stdin.take()); // `cat` ends
+        child.wait().unwrap();
+    }
+}
+
+fn converse() {
+    let mut count = 0;
+    for line in io::stdin().lock().lines().map_while(Result::ok) {
+        count += 1;
+        match line.as_str() {
+            "tick" => println!("count {count}"),
+            _ => println!("what?"),
+        }
+        io::stdout().flush().unwrap();
+    }
+}
+
+/// The number of our parent where the test is, from a `/proc` of there.
+fn parent() -> String {
+    let stat = fs::read_to_string("/proc/self/stat").unwrap();
+    stat.rsplit_once(") ").unwrap().1.split(' ').nth(1).unwrap().to_owned()
+}
+
+impl Things {
+    fn take(&mut self, kind: &str, value: &str) {
+        let mut keep = |file: OwnedFd| self.files.push(file);
+        match kind {
+            "session" => drop(nix::unistd::setsid().unwrap()),
+            "leaderless" => {}
+            // The files that we were given may be from outside.
+            "quiet" => {
+                syscall(libc::SYS_close_range, [3, i64::from(u32::MAX), 0, 0, 0]);
+                nix::unistd::dup2_stderr(File::create("/dev/null").unwrap()).unwrap();
+            }
+            "file" => {
+                let mut options = File::options();
+                keep(options.read(true).write(true).create(true).truncate(false).open(value).unwrap().into());
+            }
+            // The first that a session's leader opens becomes the session's.
+            "terminal" => keep(File::options().read(true).write(true).open(value).unwrap().into()),
+            "ghost" => {
+                let file = File::create(value).unwrap();
+                (&file).write_all(&vec![7; 2 << 20]).unwrap();
+                fs::remove_file(value).unwrap();
+                keep(file.into());
+            }
+            "link" => {
+                let file = File::create(value).unwrap();
+                fs::hard_link(value, format!("{value}-other")).unwrap();
+                fs::remove_file(value).unwrap();
+                keep(file.into());
+            }
+            "lock" => {
+                let file = File::options().read(true).write(true).open(value).unwrap();
+                self.locks.push(Flock::lock(file, FlockArg::LockExclusiveNonblock).unwrap());
+            }
+            "stream" => keep(UnixStream::connect(value).unwrap().into()),
+            "datagram" => {
+                let end = UnixDatagram::unbound().unwrap();
+                end.connect(value).unwrap();
+                keep(end.into());
+            }
+            "tcp" => keep(TcpStream::connect(("127.0.0.1", value.parse().unwrap())).unwrap().into()),
+            "listen" => keep(TcpListener::bind(("127.0.0.1", value.parse().unwrap())).unwrap().into()),
+            "vsock" => {
+                let flags = SockFlag::SOCK_CLOEXEC;
+                keep(socket(AddressFamily::Vsock, SockType::Stream, flags, None).unwrap());
+            }
+            "mptcp" => keep(descriptor(
+                libc::SYS_socket,
+                [libc::AF_INET.into(), libc::SOCK_STREAM.into(), libc::IPPROTO_MPTCP.into(), 0, 0],
+            )),
+            "userfaultfd" => keep(descriptor(libc::SYS_userfaultfd, [1, 0, 0, 0, 0])),
+            "io_uring" => {
+                let mut parameters = [0_u64; 15];
+                let pointer = parameters.as_mut_ptr() as i64;
+                keep(descriptor(libc::SYS_io_uring_setup, [4, pointer, 0, 0, 0]));
+            }
+            "perf_event" => {
+                // PERF_TYPE_SOFTWARE, 128 bytes long, PERF_COUNT_SW_TASK_CLOCK
+                let mut event = [0_u64; 16];
+                (event[0], event[1]) = (1 | 128 << 32, 1);
+                let pointer = event.as_mut_ptr() as i64;
+                keep(descriptor(libc::SYS_perf_event_open, [pointer, 0, -1, -1, 0]));
+            }
+            "fscontext" => {
+                let kind = CString::new("tmpfs").unwrap();
+                keep(descriptor(libc::SYS_fsopen, [kind.as_ptr() as i64, 0, 0, 0, 0]));
+            }
+            "shm" => {
+                // Destroyed as soon as it is there, so that nothing is left when we end.
+                let id = syscall(libc::SYS_shmget, [0, 4096, 0o600, 0, 0]);
+                assert!(syscall(libc::SYS_shmat, [id, 0, 0, 0, 0]) > 0);
+                syscall(libc::SYS_shmctl, [id, 0, 0, 0, 0]);
+            }
+            "trap" => {
+                SigSet::from(Signal::SIGTRAP).thread_block().unwrap();
+                raise(Signal::SIGTRAP).unwrap();
+            }
+            "unshare" => {
+                let flags = match value {
+                    "mount" => libc::CLONE_NEWNS,
+                    other => panic!("{other}"),
+                };
+                assert_eq!(syscall(libc::SYS_unshare, [flags.into(), 0, 0, 0, 0]), 0);
+            }
+            "private" => mount("", "/", "", libc::MS_REC | libc::MS_PRIVATE),
+            "tmpfs" => mount("none", value, "tmpfs", 0),
+            "root" => nix::unistd::chroot(value).unwrap(),
+            // A child that waits for us to end.
+            "child" => {
+                let mut words = value.split(' ');
+                let mut command = Command::new(words.next().unwrap());
+                command.args(words).stdin(Stdio::piped()).stdout(Stdio::null());
+                self.children.push(command.spawn().unwrap());
+            }
+            // A child that keeps us from being frozen until it hears something.
+            "stuck" => {
+                println!("ready {}", std::process::id());
+                let flags = libc::CLONE_VFORK | libc::SIGCHLD;
+                if syscall(libc::SYS_clone, [flags.into(), 0, 0, 0, 0]) == 0 {
+                    let _ = io::stdin().lock().read_line(&mut String::new()); // an error is an end as well
+                    syscall(libc::SYS_exit_group, [0; 5]);
+                }
+            }
+            other => panic!("unknown thing {other}"),
+        }
+    }
+}
+
+fn mount(what: &str, place: &str, kind: &str, flags: u64) {
+    let [what, place, kind] = [what, place, kind].map(|text| CString::new(text).unwrap());
+    let [what, place, kind] = [&what, &place, &kind].map(|text| text.as_ptr() as i64);
+    let flags = i64::try_from(flags).unwrap();
+    assert_eq!(syscall(libc::SYS_mount, [what, place, kind, flags, 0]), 0, "{}", io::Error::last_os_error());
+}
+
+fn descriptor(number: libc::c_long, arguments: [i64; 5]) -> OwnedFd {
+    let file = syscall(number, arguments);
+    assert!(file >= 0, "{}", io::Error::last_os_error());
+    // SAFETY: the kernel has just given us this descriptor, and nobody else knows of it.
+    unsafe { OwnedFd::from_raw_fd(i32::try_from(file).unwrap()) }
+}
+
+/// A system call that no safe crate offers.
+pub(super) fn syscall(number: libc::c_long, [a, b, c, d, e]: [i64; 5]) -> i64 {
+    // SAFETY: the callers pass numbers, and pointers to what lives past the call and is as large as the call wants.
+    unsafe { libc::syscall(number, a, b, c, d, e) }
+}

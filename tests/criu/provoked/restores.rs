@@ -1,0 +1,272 @@
+//! Trees that cannot be restored, and what lets them be.
+
+use std::{
+    fs::{self, File, Permissions},
+    io::Write,
+    net::TcpListener,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::Command,
+};
+
+use criu_rpc::{
+    Cause, DumpOptions, RestoreOptions, Target, Version,
+    options::{CgroupMode, LogLevel, NetworkLock},
+};
+
+use super::{
+    Dumps, Taken, assert_cause,
+    dumps::{free_port, in_mount_namespace, terminal},
+    odd,
+};
+use crate::{
+    harness::{dumps_tcp, tests, version},
+    places::wait_until,
+    tree::Victim,
+};
+
+tests![
+    a_pid_that_is_taken,
+    a_file_that_is_gone_or_grew,
+    permissions_that_changed,
+    a_program_that_is_another_build,
+    a_tcp_connection_that_the_restore_does_not_expect,
+    a_port_that_is_taken,
+    a_terminal_that_is_not_lent,
+    damaged_images,
+    missing_images,
+    images_of_an_unknown_version,
+    a_lazy_restore_without_a_server,
+    control_groups_that_exist,
+    a_security_profile_without_the_module,
+    a_user_namespace_by_itself,
+    a_mount_namespace_without_a_root_folder,
+];
+
+fn plain() -> RestoreOptions {
+    RestoreOptions::default()
+}
+
+fn taken(victim: Victim) -> Taken {
+    Dumps::new().taken(victim, &DumpOptions::default())
+}
+
+fn a_pid_that_is_taken() {
+    let mut dumps = Dumps::new();
+    let mut victim = odd(&[]);
+    dumps.dump(victim.pid(), &DumpOptions::default().leave_running(true)).unwrap();
+    let pid = victim.pid();
+    let images =
+        super::Taken { home: dumps.home, criu: dumps.criu, members: vec![pid], keys: Default::default() };
+    assert_cause(images.restore(&plain()), Cause::PidInUse, Target::None);
+    assert_eq!(victim.ask("tick"), "count 1");
+}
+
+/// A tree that has this file open.
+fn with_file() -> (Taken, std::path::PathBuf) {
+    let dumps = Dumps::new();
+    let path = dumps.home.path("file");
+    fs::write(&path, "contents").unwrap();
+    let victim = odd(&[&format!("file={}", path.display())]);
+    (dumps.taken(victim, &DumpOptions::default()), path)
+}
+
+fn a_file_that_is_gone_or_grew() {
+    let (taken, path) = with_file();
+    fs::remove_file(&path).unwrap();
+    taken.refused(&plain(), Cause::FileChanged);
+    taken.refused(&plain().log_level(LogLevel::Error), Cause::FileChanged);
+    fs::write(&path, "longer contents").unwrap();
+    taken.refused(&plain(), Cause::FileChanged);
+    fs::write(&path, "contents").unwrap();
+    taken.cured(&plain());
+}
+
+fn permissions_that_changed() {
+    let (taken, path) = with_file();
+    fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+    taken.refused(&plain(), Cause::ModeChanged);
+    taken.cured(&plain().skip_file_rwx_check(true));
+}
+
+fn a_program_that_is_another_build() {
+    let dumps = Dumps::new();
+    let program = dumps.home.path("program");
+    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let mut command = Command::new(&program);
+    command.args(["--odd", "session"]);
+    let taken = dumps.taken(Victim::start_by(command), &DumpOptions::default());
+    let build = |change: u8| {
+        let mut bytes = fs::read(&program).unwrap();
+        // Of the note: how long its name is, its length and its type, and the name.
+        let note = b"\x04\0\0\0\x14\0\0\0\x03\0\0\0GNU\0";
+        let Some(place) = bytes.windows(note.len()).position(|window| window == note) else { return false };
+        bytes[place + note.len()] ^= change;
+        let other = program.with_extension("other");
+        fs::write(&other, bytes).unwrap();
+        fs::set_permissions(&other, fs::metadata(&program).unwrap().permissions()).unwrap();
+        fs::rename(&other, &program).unwrap();
+        true
+    };
+    if !build(1) {
+        return;
+    }
+    taken.refused(&plain(), Cause::ProgramChanged);
+    build(1);
+    taken.cured(&plain());
+}
+
+fn a_tcp_connection_that_the_restore_does_not_expect() {
+    if !dumps_tcp() {
+        return;
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("tcp={}", listener.local_addr().unwrap().port());
+    let start = || (odd(&[&address]), listener.accept().unwrap());
+
+    let (victim, _end) = start();
+    let options = DumpOptions::default().tcp_established(true).network_lock(NetworkLock::Skip);
+    let taken = Dumps::new().taken(victim, &options);
+    taken.refused(&plain(), Cause::EstablishedTcp);
+    taken.cured(&plain().tcp_established(true));
+
+    let (victim, _end) = start();
+    let taken = Dumps::new().taken(victim, &DumpOptions::default().tcp_close(true));
+    taken.refused(&plain(), Cause::EstablishedTcp);
+    taken.cured(&plain().tcp_close(true));
+}
+
+fn a_port_that_is_taken() {
+    if !dumps_tcp() {
+        return;
+    }
+    let port = free_port();
+    let taken = taken(odd(&[&format!("listen={port}")]));
+    let other = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    taken.refused(&plain(), Cause::TcpNotRestored);
+    drop(other);
+    taken.cured(&plain());
+}
+
+fn a_terminal_that_is_not_lent() {
+    let (master, name) = terminal();
+    let options = DumpOptions::default().shell_job(true);
+    let taken = Dumps::new().taken(odd(&[&format!("terminal={name}")]), &options);
+    taken.refused(&plain().shell_job(true), Cause::ShellJob);
+    taken.refused(&plain(), Cause::ShellJob);
+    drop(master);
+}
+
+/// Does something to an image, tries, and puts it back.
+#[track_caller]
+fn with_image(taken: &Taken, name: &str, change: impl Fn(&Path), cause: Cause) {
+    let image = taken.image(name);
+    let good = fs::read(&image).unwrap();
+    change(&image);
+    assert_cause(taken.restore(&plain()), cause, Target::None);
+    crate::tree::wait_gone(&taken.members);
+    fs::write(&image, good).unwrap();
+}
+
+fn damaged_images() {
+    let taken = taken(odd(&["child=cat"]));
+    let core = format!("core-{}.img", taken.pid());
+    let cut = |image: &Path| File::options().write(true).open(image).unwrap().set_len(30).unwrap();
+    with_image(&taken, &core, cut, Cause::DamagedImages);
+    for (name, place) in [(&*core, 0), ("inventory.img", 1), ("inventory.img", 8), (&*core, 12)] {
+        let flip = |image: &Path| {
+            let mut bytes = fs::read(image).unwrap();
+            bytes[place] ^= 0xff;
+            File::create(image).unwrap().write_all(&bytes).unwrap();
+        };
+        with_image(&taken, name, flip, Cause::DamagedImages);
+    }
+    taken.cured(&plain());
+}
+
+fn missing_images() {
+    let taken = taken(odd(&["child=cat"]));
+    let core = format!("core-{}.img", taken.pid());
+    let mm = format!("mm-{}.img", taken.pid());
+    let remove = |image: &Path| fs::remove_file(image).unwrap();
+    for name in ["inventory.img", &core] {
+        with_image(&taken, name, remove, Cause::DamagedImages);
+    }
+    // Without this one criu crashes, and says no more.
+    with_image(&taken, &mm, remove, Cause::TaskDied);
+    taken.cured(&plain());
+}
+
+fn images_of_an_unknown_version() {
+    let taken = taken(odd(&[]));
+    let another = |image: &Path| {
+        let mut bytes = fs::read(image).unwrap();
+        assert_eq!(bytes[8], 8); // the field `img_version`
+        bytes[9] = 99;
+        fs::write(image, bytes).unwrap();
+    };
+    with_image(&taken, "inventory.img", another, Cause::ImagesVersion);
+    taken.cured(&plain());
+}
+
+fn a_lazy_restore_without_a_server() {
+    if !crate::harness::criu().features().unwrap().lazy_pages {
+        return;
+    }
+    let taken = taken(odd(&[]));
+    taken.refused(&plain().lazy_pages(true), Cause::LazyPages);
+    taken.cured(&plain());
+}
+
+fn control_groups_that_exist() {
+    let Some(group) = Group::new() else { return };
+    let victim = odd(&[]);
+    fs::write(group.0.join("cgroup.procs"), victim.pid().to_string()).unwrap();
+    let options = DumpOptions::default().manage_cgroups_mode(CgroupMode::Full);
+    let taken = Dumps::new().taken(victim, &options);
+    taken.refused(&plain().manage_cgroups_mode(CgroupMode::Strict), Cause::Cgroups);
+    drop(taken.cured(&plain().manage_cgroups_mode(CgroupMode::Ignore)));
+    drop(group);
+}
+
+/// A control group of the test's own.
+struct Group(std::path::PathBuf);
+
+impl Group {
+    /// None where control groups of the first version are not mounted in the usual place.
+    fn new() -> Option<Group> {
+        let folder = Path::new("/sys/fs/cgroup/freezer");
+        let group = folder.join(format!("criu-rpc-test-{}", std::process::id()));
+        (folder.join("cgroup.procs").exists() && fs::create_dir(&group).is_ok()).then_some(Group(group))
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        wait_until("the control group is empty", || fs::remove_dir(&self.0).is_ok());
+    }
+}
+
+fn a_security_profile_without_the_module() {
+    if fs::exists("/sys/kernel/security/apparmor").unwrap() {
+        return;
+    }
+    let taken = taken(odd(&[]));
+    taken.refused(&plain().lsm_profile("apparmor:some-profile"), Cause::SecurityProfile);
+    taken.cured(&plain());
+}
+
+fn a_user_namespace_by_itself() {
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user"]).arg(std::env::current_exe().unwrap());
+    command.args(["--odd", "session"]);
+    taken(Victim::start_by(command)).refused(&plain(), Cause::UserNamespace);
+}
+
+fn a_mount_namespace_without_a_root_folder() {
+    if version() < Version::new(4, 2, 0) {
+        return;
+    }
+    // criu would say that it wants `root`, if it did not crash before.
+    taken(in_mount_namespace("exec", &[])).refused(&plain(), Cause::CriuFault);
+}
