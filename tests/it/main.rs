@@ -6,6 +6,7 @@ mod golden;
 mod house;
 #[cfg(target_os = "linux")]
 mod peer;
+mod peers;
 #[cfg(target_os = "linux")]
 mod protocol;
 #[cfg(target_os = "linux")]
