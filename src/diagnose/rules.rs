@@ -73,6 +73,8 @@ pub(super) const CAUSES: &[Rule] = &[
     // criu and this machine
     ("vdso: Unexpected rt vDSO area bounds", Cause::TooOldForKernel),
     ("vdso: Can't find", Cause::TooOldForKernel),
+    // Said by a criu that may not touch the network, although its kernel can.
+    ("kerndat_has_nftables_concat failed when initializing kerndat", Cause::NotPrivileged),
     ("failed when initializing kerndat", Cause::TooOldForKernel),
     ("CAP_CHECKPOINT_RESTORE capability", Cause::NotPrivileged),
     ("Running as non-root requires", Cause::NotPrivileged),
