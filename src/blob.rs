@@ -42,6 +42,9 @@ pub enum ProcsBlob {
 }
 
 impl ProcsBlob {
+    /// The most bytes that a manifest of version 1 has.
+    pub(crate) const CEILING: usize = 1 << 20;
+
     /// The manifest as it is stored. Equal manifests give equal bytes.
     pub fn to_json(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("because strings, numbers and lists of them have a JSON form")
@@ -64,8 +67,8 @@ impl ProcsBlob {
     /// assert!(matches!(other, Err(Error::Corrupt { .. })));
     /// ```
     pub fn from_json(json: &[u8]) -> Result<ProcsBlob> {
-        if json.len() > CEILING {
-            return Err(corrupt(format!("it has {} bytes, more than {CEILING}", json.len())));
+        if json.len() > ProcsBlob::CEILING {
+            return Err(corrupt(format!("it has {} bytes, more than {}", json.len(), ProcsBlob::CEILING)));
         }
         // serde would also take the fields from a list, in their order.
         if json.trim_ascii_start().first() != Some(&b'{') {
@@ -90,9 +93,6 @@ struct Kind {
 
 /// The kinds that `ProcsBlob` has variants for.
 const KINDS: [&str; 2] = ["procs.criu.v1", "procs.unsupported.v1"];
-
-/// A manifest of version 1 has some hundred bytes; whatever is larger is something else.
-const CEILING: usize = 1 << 20;
 
 #[cfg(test)]
 mod tests {
@@ -155,7 +155,7 @@ mod tests {
 
     #[test]
     fn a_blob_too_large_for_a_manifest_is_refused_unparsed() {
-        assert!(refusal(&" ".repeat(CEILING + 1)).contains("more than 1048576"));
+        assert!(refusal(&" ".repeat(ProcsBlob::CEILING + 1)).contains("more than 1048576"));
     }
 
     #[test]

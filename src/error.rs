@@ -162,8 +162,34 @@ impl Error {
     pub fn advice(&self) -> Option<&str> {
         match self {
             Error::NoCriu { .. } => Some(diagnose::advice(Cause::NoCriu)),
-            _ => self.failure()?.advice(),
+            Error::Process { problem, .. } => Some(problem.advice()),
+            Error::Unsupported { .. } => Some("do it on Linux, with criu"),
+            Error::Missing { .. } => Some("check that this is the store that was captured into"),
+            Error::Corrupt { .. } => {
+                Some("copy it anew from where it is whole, or go back to another capture")
+            }
+            Error::UnknownKind { .. } => Some("it was made by a newer version of this crate: use that"),
+            Error::Options { .. }
+            | Error::Protocol { .. }
+            | Error::Refused { .. }
+            | Error::Revived
+            | Error::Store { .. }
+            | Error::Io { .. } => None,
+            Error::Criu(failure)
+            | Error::Gone(failure)
+            | Error::TimedOut(failure)
+            | Error::Cancelled(failure) => failure.advice(),
         }
+    }
+
+    /// Several lines for people: what happened, why, what criu said, and what to do.
+    ///
+    /// ```
+    /// let error = criu_rpc::Error::corrupt("the blob", "it is cut short");
+    /// assert!(error.report().to_string().contains("what to do:"));
+    /// ```
+    pub fn report(&self) -> impl fmt::Display + '_ {
+        diagnose::ErrorReport(self)
     }
 }
 
@@ -185,6 +211,25 @@ pub enum ProcessProblem {
     Kernel,
     /// It belongs to another user, and we are not privileged to touch it.
     NotOurs,
+    /// It is this process, or an ancestor of it.
+    Ourselves,
+}
+
+impl ProcessProblem {
+    fn advice(self) -> &'static str {
+        match self {
+            ProcessProblem::Missing => {
+                "check that it still runs, and that its number is the one that is seen here"
+            }
+            ProcessProblem::Zombie => "reap it, and leave it out",
+            ProcessProblem::Thread => {
+                "name the process that it is a thread of: `Tgid` in its /proc/<pid>/status"
+            }
+            ProcessProblem::Kernel => "leave it out: only programs can be captured",
+            ProcessProblem::NotOurs => "run as root, or as that user",
+            ProcessProblem::Ourselves => "name another process",
+        }
+    }
 }
 
 impl fmt::Display for ProcessProblem {
@@ -195,6 +240,7 @@ impl fmt::Display for ProcessProblem {
             ProcessProblem::Thread => "is a thread, not a process",
             ProcessProblem::Kernel => "is a kernel thread",
             ProcessProblem::NotOurs => "belongs to another user",
+            ProcessProblem::Ourselves => "is this process or one that it descends from",
         })
     }
 }
@@ -202,7 +248,8 @@ impl fmt::Display for ProcessProblem {
 /// A request that criu could not carry out, with all that was learnt about it.
 ///
 /// `Display` is one line; [`report`](Failure::report) is for people.
-#[derive(Debug)]
+///
+/// `Debug` is the report, too, so that a program that ends with one tells its user what to do.
 #[non_exhaustive]
 pub struct Failure {
     /// What criu had been asked.
@@ -230,10 +277,7 @@ pub struct Failure {
 impl Failure {
     /// What a person can do about it, if we know.
     pub fn advice(&self) -> Option<&str> {
-        match self.cause {
-            Cause::Unknown => None,
-            cause => Some(diagnose::advice(cause)),
-        }
+        Some(diagnose::advice(self.cause))
     }
 
     /// The line of criu's that tells best what went wrong.
@@ -255,6 +299,12 @@ impl fmt::Display for Failure {
             (cause, Some(line)) => write!(f, "{cause} ({line})"),
             (cause, None) => write!(f, "{cause}"),
         }
+    }
+}
+
+impl fmt::Debug for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\n{}", self.report())
     }
 }
 

@@ -87,7 +87,7 @@ pub use digest::{Digest256, Hasher, ParseDigestError};
 pub use error::{BoxError, Cause, Error, Failure, ProcessProblem, Result, Target};
 pub use options::{DumpOptions, RestoreOptions};
 pub use pid::Pid;
-pub use platform::Tree;
+pub use platform::{Tree, kill_tree};
 pub use request::Request;
 pub use restore::{ProcsRestore, Restored, Warning};
 #[cfg(target_os = "linux")]

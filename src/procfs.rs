@@ -17,10 +17,20 @@ pub(crate) struct Stat {
     flags: u32,
 }
 
+/// Names of processes need not be UTF-8: the kernel cuts them anywhere.
+fn read_text(path: impl AsRef<Path>) -> io::Result<String> {
+    fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Whether nobody has the number.
+pub(crate) fn is_free(pid: i32) -> bool {
+    matches!(Stat::of(pid), Err(error) if error.kind() == io::ErrorKind::NotFound)
+}
+
 impl Stat {
     /// What `/proc` tells of `pid`; [`io::ErrorKind::NotFound`] if there is no such process.
     pub(crate) fn of(pid: i32) -> io::Result<Stat> {
-        let text = fs::read_to_string(format!("/proc/{pid}/stat"));
+        let text = read_text(format!("/proc/{pid}/stat"));
         let text = text.map_err(|error| match error.raw_os_error() {
             Some(libc::ESRCH) => io::ErrorKind::NotFound.into(), // it ended while we were reading
             _ => error,
@@ -52,7 +62,7 @@ impl Stat {
 
 /// One number of `/proc/<pid>/status`, such as `Tgid`.
 pub(crate) fn status_number(pid: i32, name: &str) -> Option<i32> {
-    let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let text = read_text(format!("/proc/{pid}/status")).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     line.split_ascii_whitespace().next()?.parse().ok()
 }
@@ -61,7 +71,7 @@ pub(crate) fn status_number(pid: i32, name: &str) -> Option<i32> {
 pub(crate) fn children(pid: i32) -> Vec<i32> {
     let mut children = Vec::new();
     for thread in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
-        let list = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+        let list = read_text(thread.path().join("children")).unwrap_or_default();
         children.extend(list.split_ascii_whitespace().filter_map(|pid| pid.parse::<i32>().ok()));
     }
     children

@@ -23,6 +23,15 @@ pub(crate) struct Limits {
     pub(crate) bytes: u64,
 }
 
+impl Limits {
+    /// The most bytes that an archive within these limits has.
+    pub(crate) fn archive(&self) -> u64 {
+        const AROUND: u64 = 4 * BLOCK as u64; // of each entry: its header, its attributes, what pads it
+        const END: u64 = 32 << 20;
+        self.bytes.saturating_add(self.entries.saturating_mul(AROUND)).saturating_add(END)
+    }
+}
+
 impl Default for Limits {
     /// A million files, each of a thread or so, and 1 TiB.
     fn default() -> Limits {

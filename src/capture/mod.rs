@@ -24,10 +24,12 @@ use crate::{
 /// ```no_run
 /// use criu_rpc::{FsBlobStore, ProcsCapture, ProcsRestore};
 ///
-/// let child = std::process::Command::new("my-agent-tool").spawn()?;
+/// let mut child = std::process::Command::new("my-agent-tool").spawn()?;
 /// let store = FsBlobStore::open("captures")?;
 /// let digest = ProcsCapture::new([child.id()]).capture(&store)?;
-/// // … and later, when that tree is gone:
+/// // … and later, to go back: end the tree, all of it, and reap it.
+/// criu_rpc::kill_tree(child.id())?;
+/// child.wait()?;
 /// let restored = ProcsRestore::new().restore(&store, &digest)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -81,15 +83,16 @@ impl ProcsCapture {
     /// Whether the trees go on after the capture. They do unless told otherwise.
     ///
     /// A tree that is to end is stored while it is frozen, and killed only when everything is in the store. Whoever
-    /// started it has to reap it; until then its pids are taken, and a restore fails.
+    /// started it has to reap it, and its descendants are reaped by their parents, or by init; until then its pids are
+    /// taken, and it cannot be revived.
     #[must_use]
     pub fn leave_running(mut self, on: bool) -> ProcsCapture {
         self.job.leave_running = on;
         self
     }
 
-    /// Options for criu. Some that most callers would not know to set follow from the tree, unless they are set here:
-    /// `shell_job` for a root that leads no session, and `external` for terminals.
+    /// Options for criu. Some that most callers would not know to set follow from the tree: `shell_job` for a root that
+    /// leads no session, unless it is set here, and `external` for terminals outside, in addition to those set here.
     /// [`DumpOptions::leave_running`] is overruled by [`leave_running`](ProcsCapture::leave_running).
     #[must_use]
     pub fn options(mut self, options: DumpOptions) -> ProcsCapture {
@@ -171,6 +174,9 @@ impl ProcsCapture {
         if self.job.pids.is_empty() {
             return Err(Error::Options { option: "pids", problem: "none is named".to_owned() });
         }
+        if self.manifest(Digest256::of(b"")).to_json().len() > ProcsBlob::CEILING {
+            return Err(Error::Options { option: "pids", problem: "there are too many to note".to_owned() });
+        }
         let store: &dyn BlobStore = &store;
         let outcome = platform::checkpoint(&self.job, &mut |images| self.keep(images, store));
         match outcome {
@@ -191,9 +197,12 @@ impl ProcsCapture {
         let mut archive = pipeline::Hashing::new(store.writer()?);
         let bytes = pack(images, &mut archive)?;
         let criu_dump = archive.commit()?;
-        let pids = self.job.pids.iter().map(|pid| pid.as_raw()).collect();
-        let stored = put(ProcsBlob::Criu { criu_dump, pids }, store)?;
+        let stored = put(self.manifest(criu_dump), store)?;
         Ok(Stored { bytes: stored.bytes + bytes, ..stored })
+    }
+
+    fn manifest(&self, criu_dump: Digest256) -> ProcsBlob {
+        ProcsBlob::Criu { criu_dump, pids: self.job.pids.iter().map(|pid| pid.as_raw()).collect() }
     }
 
     fn hold_place(&self, unsupported: &Unsupported, store: &dyn BlobStore) -> Result<Capture> {

@@ -37,10 +37,13 @@ impl Write for Hashing<'_> {
             store.write_all(bytes)?;
             hasher.update(bytes);
         } else {
-            thread::scope(|scope| {
-                scope.spawn(|| hasher.update(bytes));
-                store.write_all(bytes)
+            let hashed = thread::scope(|scope| {
+                let hashing = thread::Builder::new().spawn_scoped(scope, || hasher.update(bytes));
+                store.write_all(bytes).map(|()| hashing.is_ok())
             })?;
+            if !hashed {
+                hasher.update(bytes); // there are too many threads already
+            }
         }
         Ok(bytes.len())
     }

@@ -11,9 +11,9 @@ mod log;
 mod recorded;
 mod rules;
 
-use std::{fmt, process::ExitStatus};
+use std::fmt;
 
-use crate::{Cause, Failure};
+use crate::{Cause, Error, Failure, Request};
 
 pub(crate) use self::{
     log::{Output, message},
@@ -49,13 +49,9 @@ pub(crate) fn telling_line(failure: &Failure) -> Option<&str> {
 /// How criu left, when it did not say why.
 pub(crate) fn leaving(failure: &Failure) -> String {
     match failure.exit {
-        Some(status) if !status.success() => format!(", and ended with {}", describe(status)),
+        Some(status) if !status.success() => format!(", and ended with {}", status),
         _ => String::new(),
     }
-}
-
-fn describe(status: ExitStatus) -> String {
-    status.to_string()
 }
 
 /// A [`Failure`] in several lines, for people.
@@ -75,11 +71,11 @@ impl fmt::Display for Report<'_> {
         if let Some(event) = &failure.last_event {
             writeln!(f, "  last event:  {event}")?;
         }
-        if let Some(errno) = failure.errno {
+        if let Some(errno) = failure.errno.filter(|_| failure.cause == Cause::Unknown) {
             writeln!(f, "  its errno:   {errno} ({})", std::io::Error::from_raw_os_error(errno))?;
         }
         if let Some(status) = failure.exit.filter(|status| !status.success()) {
-            writeln!(f, "  it ended:    {}", describe(status))?;
+            writeln!(f, "  it ended:    {}", status)?;
         }
         let log = failure.log.iter().map(String::as_str);
         for line in log.chain(failure.stderr.lines()) {
@@ -89,9 +85,32 @@ impl fmt::Display for Report<'_> {
     }
 }
 
+/// An [`Error`] in several lines, for people.
+pub(crate) struct ErrorReport<'a>(pub(crate) &'a Error);
+
+impl fmt::Display for ErrorReport<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ErrorReport(error) = self;
+        if let Some(failure) = error.failure() {
+            return Report(failure).fmt(f);
+        }
+        writeln!(f, "{error}")?;
+        let mut source = std::error::Error::source(error);
+        while let Some(because) = source {
+            writeln!(f, "  because:     {because}")?;
+            source = because.source();
+        }
+        match error.advice() {
+            Some(advice) => writeln!(f, "  what to do:  {advice}"),
+            None => Ok(()),
+        }
+    }
+}
+
 fn state(failure: &Failure) -> &'static str {
     use crate::Target;
     match failure.target {
+        Target::None if failure.request == Request::Restore => "nothing of it is left",
         Target::None => "none was touched",
         Target::Running => "runs",
         Target::Stopped => "is stopped",

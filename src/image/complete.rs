@@ -11,6 +11,8 @@ use crate::{
 
 /// The smallest page that any processor has which criu runs on, in bytes.
 const PAGE: u64 = 4096;
+/// The largest pid that Linux gives.
+const LARGEST_PID: u32 = 4 << 20;
 /// The page is in the file of pages.
 const PRESENT: u32 = 4;
 
@@ -21,14 +23,19 @@ pub(crate) fn check_complete(images: &ImageDir) -> Result<()> {
         return Err(Error::corrupt("the image pstree.img", "it is missing, or has no process"));
     }
     for process in processes {
-        for thread in process.threads.iter().chain([&process.pid]) {
+        if !(1..=LARGEST_PID).contains(&process.pid) {
+            let problem = format!("no process can have the pid {}", process.pid);
+            return Err(Error::corrupt("the image pstree.img", problem));
+        }
+        must_exist(images, &format!("core-{}.img", process.pid))?;
+        if images.files_id(process.pid)?.is_none() {
+            continue; // a zombie has nothing more, and what criu says of its threads is arbitrary
+        }
+        for thread in &process.threads {
             must_exist(images, &format!("core-{thread}.img"))?;
         }
-        let is_alive = images.files_id(process.pid)?.is_some(); // a zombie has no ids
-        if is_alive {
-            must_exist(images, &format!("mm-{}.img", process.pid))?;
-            must_exist(images, &format!("pagemap-{}.img", process.pid))?;
-        }
+        must_exist(images, &format!("mm-{}.img", process.pid))?;
+        must_exist(images, &format!("pagemap-{}.img", process.pid))?;
     }
     for entry in fs::read_dir(images.path()).map_err(Error::io("read the folder of images"))?.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();

@@ -37,6 +37,10 @@ impl<R: Read> Frames<R> {
     /// The next message; `None` at the end.
     pub(super) fn next_entry<M: Message + Default>(&mut self) -> Result<Option<M>> {
         let Some(bytes) = self.next_bytes()? else { return Ok(None) };
+        if bytes.is_empty() {
+            // All that we read has fields that criu requires.
+            return Err(self.corrupt("it has an entry of nothing"));
+        }
         M::decode(bytes.as_slice()).map(Some).map_err(|error| self.corrupt(&error.to_string()))
     }
 

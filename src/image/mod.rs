@@ -22,6 +22,9 @@ use crate::{
     proto::images::{InventoryEntry, PstreeEntry, StatsEntry, TaskKobjIdsEntry},
 };
 
+/// The largest image that we look into, in bytes. A million open files take a hundred million.
+const CEILING: u64 = 256 << 20;
+
 /// The root of the tree in a `pstree.img`.
 pub(crate) fn root_pid(pstree: impl Read) -> Result<i32> {
     let mut frames = Frames::new(pstree, "pstree.img")?;
@@ -76,7 +79,13 @@ impl ImageDir {
 
     fn frames(&self, name: &str) -> Result<Option<Frames<BufReader<File>>>> {
         match File::open(self.0.join(name)) {
-            Ok(file) => Frames::new(BufReader::new(file), name).map(Some),
+            Ok(file) => {
+                let size = file.metadata().map_err(Error::io(format!("look at the image {name}")))?.len();
+                if size > CEILING {
+                    return Err(Error::corrupt(format!("the image {name}"), format!("it has {size} bytes")));
+                }
+                Frames::new(BufReader::new(file), name).map(Some)
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::io(format!("read the image {name}"))(error)),
         }
@@ -88,12 +97,17 @@ impl ImageDir {
 
     fn all<M: Message + Default>(&self, name: &str) -> Result<Vec<M>> {
         let mut entries = Vec::new();
+        self.each(name, |entry| entries.push(entry))?;
+        Ok(entries)
+    }
+
+    fn each<M: Message + Default>(&self, name: &str, mut see: impl FnMut(M)) -> Result<()> {
         if let Some(mut frames) = self.frames(name)? {
             while let Some(entry) = frames.next_entry()? {
-                entries.push(entry);
+                see(entry);
             }
         }
-        Ok(entries)
+        Ok(())
     }
 
     /// Writes an image anew: of its entries, byte by byte, those to `keep`, and then the `added` ones.

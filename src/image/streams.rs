@@ -6,7 +6,7 @@
 //! that leads out becomes a regular file of its own, whose name we choose, and that is what criu replaces. It takes
 //! whatever we lend for it, as it is.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::ImageDir;
 use crate::{
@@ -64,28 +64,44 @@ fn fdinfo(files_id: u32) -> String {
 
 /// What the images say of files.
 struct Tables {
-    files: HashMap<u32, FileEntry>,
-    terminals: HashMap<u32, TtyInfoEntry>,
+    files: HashMap<u32, Kind>,
     /// The open descriptors, by the number of the table, which tasks may share. Parents' before children's.
     descriptors: Vec<(u32, Vec<FdinfoEntry>)>,
-    /// The pipes of which the tree has both ends: they are its own business.
-    inner_pipes: BTreeSet<u32>,
+}
+
+/// What matters of an open file. The whole entry takes a hundred times the space, and the images may be hostile.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Regular,
+    /// The other side of the file was not a part of the tree, and so is gone.
+    LeadsOut,
+    Inner,
 }
 
 impl Tables {
     fn read(images: &ImageDir) -> Result<Tables> {
-        let files: HashMap<_, _> =
-            images.all("files.img")?.into_iter().map(|file: FileEntry| (file.id, file)).collect();
-        let terminals =
-            images.all("tty-info.img")?.into_iter().map(|tty: TtyInfoEntry| (tty.id, tty)).collect();
-        let mut descriptors: Vec<(u32, Vec<FdinfoEntry>)> = Vec::new();
+        let mut terminals_outside = HashSet::new();
+        images.each("tty-info.img", |tty: TtyInfoEntry| {
+            if tty.r#type == i32::from(TtyType::ExtTty) {
+                terminals_outside.insert(tty.id);
+            }
+        })?;
+        let (mut files, mut pipes) = (HashMap::new(), Pipes::default());
+        images.each("files.img", |file: FileEntry| {
+            pipes.add(&file);
+            files.insert(file.id, kind(&file, &terminals_outside));
+        })?;
+        for (file, pipe) in &pipes.files {
+            let kind = if pipes.is_inner(*pipe) { Kind::Inner } else { Kind::LeadsOut };
+            files.insert(*file, kind);
+        }
+        let (mut descriptors, mut known) = (Vec::new(), HashSet::new());
         for process in images.processes()? {
-            let Some(files_id) = images.files_id(process.pid)? else { continue };
-            if descriptors.iter().all(|(known, _)| *known != files_id) {
+            if let Some(files_id) = images.files_id(process.pid)?.filter(|files_id| known.insert(*files_id)) {
                 descriptors.push((files_id, images.all(&fdinfo(files_id))?));
             }
         }
-        Ok(Tables { inner_pipes: inner_pipes(&files), files, terminals, descriptors })
+        Ok(Tables { files, descriptors })
     }
 
     /// The files to replace, and which standard stream each was first.
@@ -93,35 +109,49 @@ impl Tables {
         let mut replaced = BTreeMap::new();
         for descriptor in self.descriptors.iter().flat_map(|(_, descriptors)| descriptors) {
             let Some(chosen) = chosen.get(descriptor.fd as usize) else { continue };
-            let Some(file) = self.files.get(&descriptor.id) else { continue };
-            if self.leads_out(file) || *chosen && file.reg.is_some() {
-                replaced.entry(file.id).or_insert(descriptor.fd);
+            match self.files.get(&descriptor.id) {
+                Some(Kind::Regular) if *chosen => {}
+                Some(Kind::LeadsOut) => {}
+                _ => continue,
             }
+            replaced.entry(descriptor.id).or_insert(descriptor.fd);
         }
         replaced
     }
+}
 
-    /// Whether the other side of the file was not a part of the tree, and so is gone.
-    fn leads_out(&self, file: &FileEntry) -> bool {
-        const EXTERNAL: u32 = 1;
-        if let Some(pipe) = &file.pipe {
-            return !self.inner_pipes.contains(&pipe.pipe_id);
-        }
-        if let Some(tty) = &file.tty {
-            let info = self.terminals.get(&tty.tty_info_id);
-            return info.is_some_and(|info| info.r#type == i32::from(TtyType::ExtTty));
-        }
-        file.usk.as_ref().is_some_and(|socket| socket.uflags & EXTERNAL != 0)
+fn kind(file: &FileEntry, terminals_outside: &HashSet<u32>) -> Kind {
+    const EXTERNAL: u32 = 1;
+    let leads_out = file.tty.as_ref().is_some_and(|tty| terminals_outside.contains(&tty.tty_info_id))
+        || file.usk.as_ref().is_some_and(|socket| socket.uflags & EXTERNAL != 0);
+    match &file.reg {
+        _ if leads_out => Kind::LeadsOut,
+        Some(_) => Kind::Regular,
+        None => Kind::Inner,
     }
 }
 
-fn inner_pipes(files: &HashMap<u32, FileEntry>) -> BTreeSet<u32> {
-    const ACCESS_MODE: u32 = 3;
-    const READ_WRITE: u32 = 2;
-    let mut ends: HashMap<u32, BTreeSet<u32>> = HashMap::new();
-    for pipe in files.values().filter_map(|file| file.pipe.as_ref()) {
-        ends.entry(pipe.pipe_id).or_default().insert(pipe.flags & ACCESS_MODE);
+/// The pipes, and which ends of them the tree has.
+#[derive(Default)]
+struct Pipes {
+    /// The files that are an end of a pipe.
+    files: Vec<(u32, u32)>,
+    /// The access modes of the ends, as bits.
+    ends: HashMap<u32, u8>,
+}
+
+impl Pipes {
+    fn add(&mut self, file: &FileEntry) {
+        const ACCESS_MODE: u32 = 3;
+        if let Some(pipe) = &file.pipe {
+            self.files.push((file.id, pipe.pipe_id));
+            *self.ends.entry(pipe.pipe_id).or_default() |= 1 << (pipe.flags & ACCESS_MODE);
+        }
     }
-    let both = |modes: &BTreeSet<u32>| modes.len() > 1 || modes.contains(&READ_WRITE);
-    ends.into_iter().filter(|(_, modes)| both(modes)).map(|(pipe, _)| pipe).collect()
+
+    /// Whether the tree has both ends of it, so that it is its own business.
+    fn is_inner(&self, pipe: u32) -> bool {
+        const READ_WRITE: u8 = 1 << 2;
+        self.ends.get(&pipe).is_some_and(|ends| ends.count_ones() > 1 || ends & READ_WRITE != 0)
+    }
 }

@@ -15,7 +15,12 @@ use crate::{Version, proto::rpc::CriuOpts};
 
 macro_rules! rows {
     ($( $(#[$doc:meta])* $kind:ident $field:ident $(: $type:ty)? , $($request:ident)+ $(, $major:literal $minor:literal)? ; )*) => {
-        $( rows!(@split [$($request)+] $kind $field [$($type)?] [$(#[$doc])*]); )*
+        rows!(@impls [Dump PreDump Restore Serve Cpu] {
+            $( {
+                [$($request)+] $kind $field [$($type)?]
+                [$(#[$doc])* $( #[doc = concat!("\n\ncriu ", $major, ".", $minor, ".")] )?]
+            } )*
+        });
 
         /// The fields that are set and that criu does not know before some release.
         pub(crate) fn younger_fields(opts: &CriuOpts) -> Vec<(&'static str, Version)> {
@@ -29,14 +34,24 @@ macro_rules! rows {
         #[cfg(test)]
         const ROWS: &[&str] = &[$(stringify!($field)),*];
     };
-    (@split [$($request:ident)+] $kind:ident $field:ident $type:tt $docs:tt) => {
-        $( rows!(@method $request $kind $field $type $docs); )+
+    // One block a request, of the rows that name it.
+    (@impls [$($request:ident)*] $rows:tt) => {
+        $( rows!(@impl $request $rows); )*
     };
-    (@method $request:ident $kind:ident $field:ident $type:tt [$(#[$doc:meta])*]) => {
+    (@impl $request:ident { $( { $requests:tt $kind:ident $field:ident $type:tt $docs:tt } )* }) => {
         impl Options<$request> {
-            rows!(@body $kind $field $type [$(#[$doc])*]);
+            $( rows!(@if $request in $requests $kind $field $type $docs); )*
         }
     };
+    (@if Dump in [Dump $($other:ident)*] $($row:tt)*) => { rows!(@body $($row)*); };
+    (@if PreDump in [PreDump $($other:ident)*] $($row:tt)*) => { rows!(@body $($row)*); };
+    (@if Restore in [Restore $($other:ident)*] $($row:tt)*) => { rows!(@body $($row)*); };
+    (@if Serve in [Serve $($other:ident)*] $($row:tt)*) => { rows!(@body $($row)*); };
+    (@if Cpu in [Cpu $($other:ident)*] $($row:tt)*) => { rows!(@body $($row)*); };
+    (@if $request:ident in [$first:ident $($other:ident)*] $($row:tt)*) => {
+        rows!(@if $request in [$($other)*] $($row)*);
+    };
+    (@if $request:ident in [] $($row:tt)*) => {};
     (@body flag $field:ident [] [$(#[$doc:meta])*]) => {
         $(#[$doc])*
         #[must_use]
@@ -224,15 +239,15 @@ rows! {
     choice pre_dump_mode: PreDumpMode, PreDump, 3 14;
     /// What to use as `context=` of restored mounts.
     value lsm_mount_context: String, Restore, 3 16;
-    /// How to hold back packets while TCP connections are dumped. criu 3.16.
+    /// How to hold back packets while TCP connections are dumped.
     choice network_lock: NetworkLock, Dump, 3 16;
     /// Restore mounts in the way that criu had before 3.17.
     flag mntns_compat_mode, Restore, 3 17;
-    /// Accept files whose permissions changed since the dump. criu 3.18.
+    /// Accept files whose permissions changed since the dump.
     flag skip_file_rwx_check, Restore, 3 18;
-    /// Run without root, with `CAP_CHECKPOINT_RESTORE`. criu 3.18.
+    /// Run without root, with `CAP_CHECKPOINT_RESTORE`.
     flag unprivileged, Dump PreDump Restore Cpu, 3 18;
-    /// Leave the tree stopped, as by SIGSTOP. criu 3.19 over RPC.
+    /// Leave the tree stopped, as by SIGSTOP.
     flag leave_stopped, Dump Restore, 3 19;
 }
 

@@ -1,9 +1,9 @@
 //! Systems without criu: every function answers that it is not supported here.
 
-use std::{convert::Infallible, path::PathBuf, process::ExitStatus, time::Duration};
+use std::{convert::Infallible, path::Path, process::ExitStatus, time::Duration};
 
-use super::{Job, Keep, Outcome, Streams, Unsupported};
-use crate::{Error, Pid, RestoreOptions, Result, archive::Trees};
+use super::{Job, Keep, Outcome, Revival, Unsupported};
+use crate::{Error, Pid, Result, archive::Trees};
 
 /// Dumps nothing.
 pub(crate) fn checkpoint<T>(_job: &Job, _keep: Keep<'_, T>) -> Result<Outcome<T>> {
@@ -16,26 +16,26 @@ pub(crate) fn checkpoint<T>(_job: &Job, _keep: Keep<'_, T>) -> Result<Outcome<T>
 pub(crate) struct Reviver(Infallible);
 
 impl Reviver {
-    pub(crate) fn new(
-        _criu: Option<PathBuf>,
-        _staging: Option<PathBuf>,
-        _deadline: Option<Duration>,
-    ) -> Result<Reviver> {
+    pub(crate) fn new(_revival: &Revival) -> Result<Reviver> {
         Err(Error::Unsupported { what: "revive processes" })
     }
 
-    pub(crate) fn folder(&self) -> &std::path::Path {
+    pub(crate) fn folder(&self) -> &Path {
         match self.0 {}
     }
 
-    pub(crate) fn revive(
-        self,
-        _trees: &Trees,
-        _options: &RestoreOptions,
-        _streams: &Streams,
-    ) -> Result<Vec<Tree>> {
+    pub(crate) fn revive(self, _trees: &Trees) -> Result<Vec<Tree>> {
         match self.0 {}
     }
+}
+
+/// Kills a process and all its descendants: on Linux only.
+///
+/// # Errors
+///
+/// [`Error::Unsupported`] on this system.
+pub fn kill_tree(_pid: impl Into<Pid>) -> Result<()> {
+    Err(Error::Unsupported { what: "kill process trees" })
 }
 
 /// A process tree that was revived. There is none on this system.

@@ -3,14 +3,14 @@
 
 use std::{fs::File, path::PathBuf, time::Duration};
 
-use crate::{DumpOptions, Pid, Result, archive::Trees};
+use crate::{DumpOptions, Pid, RestoreOptions, Result, archive::Trees};
 
 #[cfg_attr(target_os = "linux", path = "linux/mod.rs")]
 #[cfg_attr(not(target_os = "linux"), path = "elsewhere.rs")]
 mod here;
 
-pub use self::here::Tree;
 pub(crate) use self::here::{Reviver, checkpoint};
+pub use self::here::{Tree, kill_tree};
 
 /// What to dump, and how.
 #[derive(Debug, Clone)]
@@ -23,13 +23,21 @@ pub(crate) struct Job {
     pub(crate) deadline: Option<Duration>,
 }
 
-/// What the caller says of standard streams.
+/// How to revive.
 #[derive(Debug, Default)]
-pub(crate) struct Streams {
-    /// The files that it chose.
-    pub(crate) chosen: [Option<File>; 3],
+pub(crate) struct Revival {
+    pub(crate) options: RestoreOptions,
+    pub(crate) criu: Option<PathBuf>,
+    pub(crate) staging: Option<PathBuf>,
+    pub(crate) deadline: Option<Duration>,
+    /// How long to wait for zombies that hold pids of the tree; `None` for a while.
+    pub(crate) patience: Option<Duration>,
+    /// The files that the caller chose for the standard streams.
+    pub(crate) streams: [Option<File>; 3],
     /// Whether it wants its own for the others, whatever the tree's were.
-    pub(crate) inherited: bool,
+    pub(crate) own_streams: bool,
+    /// The files that it lends in the place of others, by criu's names.
+    pub(crate) inherit: Vec<(String, File)>,
 }
 
 /// What became of a dump. `T` is what the caller made of the images.

@@ -3,20 +3,20 @@
 
 mod verify;
 
-use std::{fmt, fs::File, path::PathBuf, time::Duration};
+use std::{fmt, fs::File, io::Read, path::PathBuf, time::Duration};
 
 use crate::{
     BlobStore, Digest256, Error, ProcsBlob, RestoreOptions, Result, Tree,
     archive::{Limits, unpack},
-    platform::{Reviver, Streams},
+    platform::{Revival, Reviver},
 };
 
 /// Revives what [`ProcsCapture`](crate::ProcsCapture) captured.
 ///
 /// Every byte is verified before criu sees any of it; criu itself does not check.
 ///
-/// A revived tree has the pids that it had, so none of them may be in use: the old tree must have ended, and been
-/// reaped. Its files must be there as they were.
+/// A revived tree has the pids that it had, so none of them may be in use: the old tree must have ended, all of it, and
+/// been reaped. [`kill_tree`](crate::kill_tree) ends a tree. Its files must be there as they were.
 ///
 /// Its standard streams go where [`stdin`](ProcsRestore::stdin), [`stdout`](ProcsRestore::stdout) and
 /// [`stderr`](ProcsRestore::stderr) say, whatever they were, save for pipes inside the tree. By default those that led
@@ -42,12 +42,8 @@ use crate::{
 /// ```
 #[derive(Debug, Default)]
 pub struct ProcsRestore {
-    options: RestoreOptions,
-    criu: Option<PathBuf>,
-    staging: Option<PathBuf>,
-    streams: Streams,
+    revival: Revival,
     limit: Option<u64>,
-    deadline: Option<Duration>,
 }
 
 /// What was restored.
@@ -94,14 +90,14 @@ impl ProcsRestore {
     /// `shell_job`, `tcp_established`, `tcp_close` and `file_locks`. `rst_sibling` is always set.
     #[must_use]
     pub fn options(mut self, options: RestoreOptions) -> ProcsRestore {
-        self.options = options;
+        self.revival.options = options;
         self
     }
 
     /// The criu to use: a path, or a name to look for. Without it, `criu`.
     #[must_use]
     pub fn criu(mut self, program: impl Into<PathBuf>) -> ProcsRestore {
-        self.criu = Some(program.into());
+        self.revival.criu = Some(program.into());
         self
     }
 
@@ -109,28 +105,31 @@ impl ProcsRestore {
     /// [`std::env::temp_dir`].
     #[must_use]
     pub fn staging(mut self, folder: impl Into<PathBuf>) -> ProcsRestore {
-        self.staging = Some(folder.into());
+        self.revival.staging = Some(folder.into());
         self
     }
 
     /// What the tree gets as standard input. On Unix a `File` can be made of any `OwnedFd`.
     #[must_use]
     pub fn stdin(mut self, file: impl Into<File>) -> ProcsRestore {
-        self.streams.chosen[0] = Some(file.into());
+        self.revival.streams[0] = Some(file.into());
         self
     }
 
     /// What the tree gets as standard output.
+    ///
+    /// This value keeps the file open, so a pipe does not end while it lives: drop it before reading to the end. What the
+    /// tree had written before the capture is in its old pipe, not here.
     #[must_use]
     pub fn stdout(mut self, file: impl Into<File>) -> ProcsRestore {
-        self.streams.chosen[1] = Some(file.into());
+        self.revival.streams[1] = Some(file.into());
         self
     }
 
     /// What the tree gets as standard error.
     #[must_use]
     pub fn stderr(mut self, file: impl Into<File>) -> ProcsRestore {
-        self.streams.chosen[2] = Some(file.into());
+        self.revival.streams[2] = Some(file.into());
         self
     }
 
@@ -138,7 +137,23 @@ impl ProcsRestore {
     /// [`stdin`](ProcsRestore::stdin), [`stdout`](ProcsRestore::stdout) and [`stderr`](ProcsRestore::stderr) name.
     #[must_use]
     pub fn inherit_streams(mut self) -> ProcsRestore {
-        self.streams.inherited = true;
+        self.revival.own_streams = true;
+        self
+    }
+
+    /// Puts this file in the place of a resource of the tree's, by criu's name for it; see
+    /// [`Lend::inherit`](crate::rpc::Lend::inherit).
+    #[must_use]
+    pub fn inherit(mut self, key: impl Into<String>, file: impl Into<File>) -> ProcsRestore {
+        self.revival.inherit.push((key.into(), file.into()));
+        self
+    }
+
+    /// How long to wait for the pids that the tree had, while they are held by zombies that somebody else is to reap:
+    /// init takes its time in some containers. Without it, five seconds. Processes that live are not waited for.
+    #[must_use]
+    pub fn wait_for_pids(mut self, patience: Duration) -> ProcsRestore {
+        self.revival.patience = Some(patience);
         self
     }
 
@@ -146,7 +161,7 @@ impl ProcsRestore {
     /// capture is left running.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> ProcsRestore {
-        self.deadline = Some(deadline);
+        self.revival.deadline = Some(deadline);
         self
     }
 
@@ -167,10 +182,7 @@ impl ProcsRestore {
     /// a capture that a later version made; [`Error::NoCriu`], [`Error::Unsupported`] where nothing can be revived;
     /// [`Error::Criu`] with [advice](Error::advice) if criu could not. Nothing is left running then.
     pub fn restore(&self, store: &(impl BlobStore + ?Sized), digest: &Digest256) -> Result<Restored> {
-        let json = store.get(digest)?;
-        if Digest256::of(&json) != *digest {
-            return Err(Error::corrupt(format!("the manifest {digest}"), "it has another digest"));
-        }
+        let json = manifest(&store, digest)?;
         match ProcsBlob::from_json(&json)? {
             ProcsBlob::Unsupported { unsupported_on: on, note } => {
                 Ok(Restored { trees: Vec::new(), warnings: vec![Warning::Unsupported { on, note }] })
@@ -183,14 +195,24 @@ impl ProcsRestore {
     }
 
     fn revive(&self, store: &dyn BlobStore, archive: &Digest256) -> Result<Vec<Tree>> {
-        let reviver = Reviver::new(self.criu.clone(), self.staging.clone(), self.deadline)?;
+        let reviver = Reviver::new(&self.revival)?;
         let mut limits = Limits::default();
         if let Some(limit) = self.limit {
             limits.bytes = limit;
         }
-        let trees = verify::verified(store.reader(archive)?, archive, |bytes| {
+        let trees = verify::verified(store.reader(archive)?, archive, limits.archive(), |bytes| {
             unpack(bytes, reviver.folder(), &limits)
         })?;
-        reviver.revive(&trees, &self.options, &self.streams)
+        reviver.revive(&trees)
     }
+}
+
+/// The bytes of a manifest, verified, and not more than a manifest can have.
+fn manifest(store: &dyn BlobStore, digest: &Digest256) -> Result<Vec<u8>> {
+    let ceiling = ProcsBlob::CEILING as u64;
+    verify::verified(store.reader(digest)?, digest, ceiling, |mut stream| {
+        let mut json = Vec::new();
+        stream.read_to_end(&mut json).map_err(Error::io(format!("read the manifest {digest}")))?;
+        Ok(json)
+    })
 }

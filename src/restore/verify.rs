@@ -9,25 +9,37 @@ use std::{
 use crate::{Digest256, Error, Hasher, Result};
 
 /// Hands the blob to `consume` while a thread beside it reads and hashes. What `consume` made is given out only if all
-/// bytes were read and the digest is right; a wrong digest is told before whatever `consume` complains of.
+/// bytes were read and the digest is right; a wrong digest is told before whatever `consume` complains of. A blob of more
+/// than `ceiling` bytes is refused.
 pub(super) fn verified<T>(
     blob: Box<dyn Read + Send + '_>,
     digest: &Digest256,
+    ceiling: u64,
     consume: impl FnOnce(Stream) -> Result<T>,
 ) -> Result<T> {
     thread::scope(|scope| {
         let (send, receive) = sync_channel(AHEAD);
         let (give_back, returned) = sync_channel(AHEAD + 2);
-        let hashing = scope.spawn(move || hash(blob, &send, &returned));
+        let hash = move || hash(blob, ceiling, &send, &returned);
+        let hashing =
+            thread::Builder::new().spawn_scoped(scope, hash).map_err(Error::io("start a thread"))?;
         let stream = Stream { receive, give_back, current: Vec::new(), used: 0 };
         let made = consume(stream);
         let hashed = hashing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         match hashed {
             Err(error) => Err(Error::io(format!("read the blob {digest}"))(error)),
-            Ok(found) if found != *digest => {
-                Err(Error::corrupt(format!("the blob {digest}"), format!("its bytes are those of {found}")))
+            Ok(Hashed::All(found)) if found != *digest => Err(Error::corrupt(
+                format!("the blob {digest}"),
+                format!("its bytes have the digest {found}"),
+            )),
+            Ok(Hashed::All(_)) => made,
+            Ok(Hashed::TooLarge) if made.is_ok() => {
+                Err(Error::corrupt(format!("the blob {digest}"), format!("it has more than {ceiling} bytes")))
             }
-            Ok(_) => made,
+            Ok(Hashed::TooLarge | Hashed::GivenUp) => match made {
+                Ok(_) => Err(Error::corrupt(format!("the blob {digest}"), "it was not read to its end")),
+                complaint => complaint,
+            },
         }
     })
 }
@@ -37,21 +49,44 @@ const AHEAD: usize = 4;
 /// The size of a piece, in bytes.
 const PIECE: usize = 1 << 20;
 
-/// Reads the blob to its end, whether somebody listens or not: the digest is wanted in any case.
+/// How many pieces are read after the consumer has complained, to find out whether the digest is why.
+const AFTERWARDS: u32 = 256;
+
+/// What became of the blob.
+enum Hashed {
+    All(Digest256),
+    /// It has more bytes than the ceiling.
+    TooLarge,
+    /// Nobody listens any more, and the end is far.
+    GivenUp,
+}
+
+/// Reads the blob to its end, and for a while even if nobody listens: the digest is wanted in any case.
 fn hash(
     mut blob: Box<dyn Read + Send + '_>,
+    ceiling: u64,
     send: &SyncSender<Vec<u8>>,
     returned: &Receiver<Vec<u8>>,
-) -> io::Result<Digest256> {
+) -> io::Result<Hashed> {
     let mut hasher = Hasher::new();
+    let (mut total, mut unheard) = (0_u64, 0);
     loop {
         let mut piece = returned.try_recv().unwrap_or_else(|_| Vec::with_capacity(PIECE));
         piece.clear();
         if blob.by_ref().take(PIECE as u64).read_to_end(&mut piece)? == 0 {
-            return Ok(hasher.finish());
+            return Ok(Hashed::All(hasher.finish()));
+        }
+        total = total.saturating_add(piece.len() as u64);
+        if total > ceiling {
+            return Ok(Hashed::TooLarge);
         }
         hasher.update(&piece);
-        let _ = send.send(piece); // nobody listens any more: the consumer failed
+        if send.send(piece).is_err() {
+            unheard += 1;
+            if unheard > AFTERWARDS {
+                return Ok(Hashed::GivenUp);
+            }
+        }
     }
 }
 
@@ -86,7 +121,7 @@ mod tests {
     use super::*;
 
     fn read(bytes: &[u8], digest: &Digest256) -> Result<Vec<u8>> {
-        verified(Box::new(bytes), digest, |mut stream| {
+        verified(Box::new(bytes), digest, u64::MAX, |mut stream| {
             let mut read = Vec::new();
             stream.read_to_end(&mut read).unwrap();
             Ok(read)
@@ -106,17 +141,32 @@ mod tests {
         let digest = Digest256::of(b"other");
         assert!(matches!(read(b"bytes", &digest), Err(Error::Corrupt { what, .. }) if what.contains("blob")));
         let bytes = vec![1; 20 * PIECE];
-        let complains =
-            verified(Box::new(bytes.as_slice()), &digest, |_| -> Result<()> { Err(Error::Revived) });
+        let complains = verified(Box::new(bytes.as_slice()), &digest, u64::MAX, |_| -> Result<()> {
+            Err(Error::Revived)
+        });
         assert!(matches!(complains, Err(Error::Corrupt { .. })));
+    }
+
+    #[test]
+    fn a_blob_without_an_end_is_given_up() {
+        let digest = Digest256::of(b"");
+        let complains =
+            verified(Box::new(io::repeat(1)), &digest, u64::MAX, |_| -> Result<()> { Err(Error::Revived) });
+        assert!(matches!(complains, Err(Error::Revived)));
+        let swallows = verified(Box::new(io::repeat(1)), &digest, 5 << 20, |mut stream| {
+            io::copy(&mut stream, &mut io::sink()).unwrap();
+            Ok(())
+        });
+        assert!(matches!(swallows, Err(Error::Corrupt { problem, .. }) if problem.contains("more than")));
     }
 
     #[test]
     fn the_consumers_complaint_comes_through_when_the_bytes_are_right() {
         let bytes = vec![1; 20 * PIECE];
         let digest = Digest256::of(&bytes);
-        let complains =
-            verified(Box::new(bytes.as_slice()), &digest, |_| -> Result<()> { Err(Error::Revived) });
+        let complains = verified(Box::new(bytes.as_slice()), &digest, u64::MAX, |_| -> Result<()> {
+            Err(Error::Revived)
+        });
         assert!(matches!(complains, Err(Error::Revived)));
     }
 }

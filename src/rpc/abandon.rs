@@ -1,6 +1,9 @@
 //! What a restore that failed leaves behind as our child.
 
 use std::{
+    collections::BTreeSet,
+    fs,
+    sync::{Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -11,39 +14,65 @@ use nix::{
 };
 
 use super::{
-    failure::open_in,
+    failure::{open_in, pid_in_use},
+    kill::kill_tree,
     talk::{Ask, Files},
-    tree::Tree,
+    transport::Connection,
 };
-use crate::{Error, Request, image, procfs, sys};
+use crate::{Error, Request, Result, image, procfs, sys};
 
 /// The root of a tree that is to be restored as our child. If the restore fails, it is our zombie; if it was cut short,
 /// it may live on, half made.
-pub(super) struct SiblingRoot(Option<i32>);
+///
+/// Its number alone proves nothing: another restore can have got it meanwhile, or any child of the program. So no two
+/// restores of one number run at once, and what is touched must look like a task that criu forked.
+pub(super) struct SiblingRoot {
+    pid: Option<i32>,
+    /// What criu is called, and so its forked tasks at first.
+    name: Option<String>,
+}
+
+/// The roots that are being restored.
+static CLAIMED: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+
+fn claimed() -> std::sync::MutexGuard<'static, BTreeSet<i32>> {
+    CLAIMED.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 impl SiblingRoot {
     /// What the images say, unless a process has that pid already: that one is not ours to touch.
-    pub(super) fn expected(ask: &Ask<'_>) -> SiblingRoot {
-        let (Request::Restore, Files::Lent(lend)) = (ask.request, &ask.files) else {
-            return SiblingRoot(None);
-        };
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Criu`] if another restore of the same root is going on in this program.
+    pub(super) fn expected(ask: &Ask<'_>, connection: &Connection) -> Result<SiblingRoot> {
+        let nobody = Ok(SiblingRoot { pid: None, name: None });
+        let (Request::Restore, Files::Lent(lend)) = (ask.request, &ask.files) else { return nobody };
         if ask.opts.as_ref().and_then(|opts| opts.rst_sibling) != Some(true) {
-            return SiblingRoot(None);
+            return nobody;
         }
         let root = open_in(lend.images, "pstree.img").ok().and_then(|file| image::root_pid(file).ok());
-        SiblingRoot(root.filter(|pid| *pid > 1 && procfs::Stat::of(*pid).is_err()))
+        let Some(pid) = root.filter(|pid| *pid > 1) else { return nobody };
+        if !claimed().insert(pid) {
+            return Err(Error::Criu(Box::new(pid_in_use(pid))));
+        }
+        let name = connection.pid().and_then(name_of);
+        // From here on the claim is given back by drop.
+        let claim = SiblingRoot { pid: Some(pid), name };
+        Ok(if procfs::is_free(pid) { claim } else { SiblingRoot { name: None, ..claim } })
     }
 
-    /// Reaps the root; kills what is left of the tree before, if criu left it to itself by not answering.
-    pub(super) fn clear(self, unanswered: bool, error: &Error) {
-        let Some(pid) = self.0.filter(|pid| is_our_child(*pid)) else { return };
-        if is_taken(pid, error) {
+    /// Reaps the root; kills what is left of the tree before, if criu left it to itself by not answering. `told` is the root
+    /// that criu told of, if it came that far.
+    pub(super) fn clear(self, unanswered: bool, told: Option<i32>) {
+        let (Some(pid), Some(name)) = (self.pid, &self.name) else { return };
+        let looks_so = told == Some(pid) || name_of(pid).as_ref() == Some(name);
+        let is_forked_by_criu = looks_so && is_our_child(pid) && !sys::is_known_child(pid);
+        if !is_forked_by_criu {
             return;
         }
         if unanswered {
-            if let Ok(tree) = Tree::own(pid) {
-                let _ = tree.kill(); // it has ended already, then
-            }
+            let _ = kill_tree(pid); // it has ended already, then
         }
         let deadline = Instant::now() + Duration::from_secs(1);
         while let Ok(WaitStatus::StillAlive) = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG)) {
@@ -59,12 +88,17 @@ impl SiblingRoot {
     }
 }
 
-/// Whether somebody else got the number meanwhile, such as another restore of the same images: not ours to touch.
-fn is_taken(pid: i32, error: &Error) -> bool {
-    let line = format!("Can't fork for {pid}: File exists");
-    let failure = error.failure();
-    let mut lines = failure.into_iter().flat_map(|failure| failure.log.iter().chain(&failure.message));
-    lines.any(|told| told.contains(&line))
+impl Drop for SiblingRoot {
+    fn drop(&mut self) {
+        if let Some(pid) = self.pid {
+            claimed().remove(&pid);
+        }
+    }
+}
+
+fn name_of(pid: i32) -> Option<String> {
+    let name = fs::read(format!("/proc/{pid}/comm")).ok()?;
+    Some(String::from_utf8_lossy(&name).into_owned())
 }
 
 fn is_our_child(pid: i32) -> bool {

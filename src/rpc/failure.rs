@@ -83,6 +83,22 @@ impl Gathering<'_, '_> {
     }
 }
 
+/// A restore that was not begun, because another one in this program is to get the same pid.
+pub(super) fn pid_in_use(pid: i32) -> Failure {
+    Failure {
+        request: Request::Restore,
+        cause: Cause::PidInUse,
+        target: Target::None,
+        last_event: None,
+        errno: None,
+        message: None,
+        log: vec![format!("pid {pid} is being given to another restore in this program")],
+        stderr: String::new(),
+        exit: None,
+        version: None,
+    }
+}
+
 /// Opens a file in a folder, and nowhere else.
 pub(super) fn open_in(folder: BorrowedFd<'_>, name: &str) -> io::Result<File> {
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;

@@ -8,6 +8,7 @@ mod abandon;
 mod cancel;
 mod failure;
 mod hooks;
+pub(crate) mod kill;
 mod lend;
 mod packet;
 mod page_server;

@@ -23,7 +23,7 @@ use super::{
     transport::{Connection, Heard, Remains},
 };
 use crate::{
-    BoxError, Error, Request, Result, Version,
+    BoxError, Error, Pid, Request, Result, Version,
     options::younger_fields,
     proto::rpc::{CriuFeatures, CriuOpts, CriuReq, CriuResp},
 };
@@ -207,11 +207,12 @@ impl Talk {
             session: Session::new(ask.request),
             deadline: begun.or_else(|| Instant::now().checked_add(self.patience?)),
             stopping: None,
+            root: None,
             accepted: false,
             refusal: None,
         };
-        let sibling = SiblingRoot::expected(&ask);
         let connection = self.connection.take().ok_or_else(|| swrk_only("the conversation is over"))?;
+        let sibling = SiblingRoot::expected(&ask, &connection)?;
         let end = match exchange.run(&connection, &mut ask, self.cancel.as_ref()) {
             Ok(End::Answer(answer)) if answer.success => {
                 self.connection = Some(connection);
@@ -219,7 +220,7 @@ impl Talk {
             }
             end => end,
         };
-        if ask.request == Request::Restore && matches!(end, Ok(End::Stopped(_))) {
+        if ask.request == Request::Restore && matches!(end, Ok(End::Stopped(_)) | Err(_)) {
             connection.kill(); // what it had made so far are its children
         }
         let remains = connection.finish();
@@ -237,7 +238,7 @@ impl Talk {
         remains: Remains,
         sibling: SiblingRoot,
     ) -> Error {
-        let unanswered = matches!(end, Ok(End::Stopped(_) | End::Gone));
+        let unanswered = !matches!(end, Ok(End::Answer(_)));
         let last_event = exchange.session.last_event.as_deref();
         let gather = |answer: Option<&CriuResp>| {
             let version = self.version.clone();
@@ -251,7 +252,7 @@ impl Talk {
             (Ok(End::Answer(answer)), None) => Error::Criu(gather(Some(&answer))),
             (Ok(End::Gone), None) => Error::Gone(gather(None)),
         };
-        sibling.clear(unanswered, &error);
+        sibling.clear(unanswered, exchange.root);
         error
     }
 
@@ -296,10 +297,8 @@ impl Talk {
     /// Adds to the options what is ours to say, and finds out what this criu would not understand.
     fn complete(&self, ask: &mut Ask<'_>) -> Result<()> {
         let Some(opts) = &mut ask.opts else { return Ok(()) };
-        let stoppable = self.patience.is_some() || self.cancel.is_some();
-        if ask.hooks.as_ref().is_some_and(|hooks| hooks.wanted())
-            || ask.request == Request::Restore && stoppable
-        {
+        // A restore tells of its root, whom we have to reap if it fails, and can be stopped at its events.
+        if ask.hooks.as_ref().is_some_and(|hooks| hooks.wanted()) || ask.request == Request::Restore {
             opts.notify_scripts = Some(true);
         }
         opts.log_level.get_or_insert(2);
@@ -327,6 +326,8 @@ struct Exchange {
     session: Session,
     deadline: Option<Instant>,
     stopping: Option<Stop>,
+    /// The root of the tree that criu is restoring, once it told.
+    root: Option<i32>,
     /// Whether a hook has accepted the images of a dump.
     accepted: bool,
     /// The event at which a hook refused, and what it said.
@@ -351,6 +352,7 @@ impl Exchange {
                 Heard::Message(packet, descriptors) => match self.session.hear(&packet)? {
                     Step::Done(answer) => return Ok(self.done(answer)),
                     Step::Notified { name, pid } => {
+                        self.root = pid.map(Pid::as_raw).or(self.root);
                         let mut external = Vec::new();
                         let event = Event::named(&name, pid, descriptors.into_iter().next(), &mut external);
                         let go_on = self.decide(ask.hooks.as_deref_mut(), event);
@@ -418,6 +420,7 @@ fn make_fail(connection: &Connection, ask: &Ask<'_>) -> bool {
             if let Files::Lent(Lend { page_server: Some(socket), .. }) = &ask.files {
                 hang_up(*socket);
             }
+            connection.go_on(); // it may have been stopped
             connection.forbid_file_writes()
         }
         // The next event is refused. If there is none, what criu has made so far is killed with it.

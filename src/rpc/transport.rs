@@ -150,8 +150,11 @@ impl Connection {
             if !polled[0].any().unwrap_or(true) {
                 // criu has ended; what it said before is in the socket by now, or was never said.
                 let mut socket = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
-                if poll(&mut socket, PollTimeout::ZERO)? == 0 {
-                    return Ok(Heard::HungUp);
+                match poll(&mut socket, PollTimeout::ZERO) {
+                    Ok(0) => return Ok(Heard::HungUp),
+                    Ok(_) => {}
+                    Err(Errno::EINTR) => continue,
+                    Err(errno) => return Err(errno.into()),
                 }
             }
             return Ok(match packet::receive(self.socket.as_fd())? {
@@ -170,6 +173,18 @@ impl Connection {
             let _ = sys::forbid_file_writes(pid); // it has ended already, then
         }
         sys::forbid_file_writes(criu.pid()).is_ok()
+    }
+
+    /// Its pid, if we started it.
+    pub(super) fn pid(&self) -> Option<i32> {
+        self.criu.as_ref().map(Child::pid)
+    }
+
+    /// Lets criu go on, if somebody stopped it.
+    pub(super) fn go_on(&self) {
+        if let Some(criu) = &self.criu {
+            let _ = sys::pidfd_signal(criu.pidfd(), Signal::SIGCONT); // it has ended already, then
+        }
     }
 
     /// Kills criu and its children: for requests that touch no process, and for a restore, whose tree are the children.

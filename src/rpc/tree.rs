@@ -1,17 +1,17 @@
 //! [`Tree`]: a process tree that criu revived, and its owner.
 
 use std::{
-    fmt, io,
+    fmt,
     os::fd::{AsFd, BorrowedFd},
     process::ExitStatus,
     time::{Duration, Instant},
 };
 
-use nix::{errno::Errno, sys::signal::Signal};
+use nix::errno::Errno;
 
+use super::kill::{kill_from, kill_tree};
 use crate::{
     Error, Pid, Result,
-    procfs::children,
     sys::{self, Child},
 };
 
@@ -26,7 +26,10 @@ pub struct Tree {
 impl Tree {
     /// Takes ownership of the process `pid`, which exists, or is a zombie of ours.
     pub(super) fn own(pid: i32) -> Result<Tree> {
-        let pidfd = sys::pidfd_open(pid).map_err(Error::io(format!("open the revived process {pid}")))?;
+        let pidfd = sys::pidfd_open(pid).map_err(|error| {
+            let _ = kill_tree(pid); // a tree that nobody could own
+            Error::io(format!("open the revived process {pid}"))(error)
+        })?;
         Ok(Tree { root: Child::new(pid, pidfd), status: None })
     }
 
@@ -78,59 +81,14 @@ impl Tree {
         }
     }
 
-    /// Kills the root process and all its descendants, with SIGKILL. A tree that has ended already is fine.
-    ///
-    /// Its descendants are stopped first, from the top down, so that none can escape by forking. Processes that
-    /// left the tree (their parent ended, and init inherited them) are not reached.
+    /// Kills the root process and all its descendants, as [`kill_tree`](crate::kill_tree) does, and waits until they have
+    /// ended. A tree that has ended already is fine. [`wait`](Tree::wait) still gives the status.
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] if a signal may not be sent.
+    /// As [`kill_tree`](crate::kill_tree).
     pub fn kill(&self) -> Result<()> {
-        let mut members = vec![Member { pid: self.root.pid(), pidfd: None }];
-        let mut next = 0;
-        while next < members.len() {
-            let member = &members[next];
-            let stopped = match &member.pidfd {
-                None => signal(self.root.pidfd(), Signal::SIGSTOP),
-                Some(pidfd) => signal(pidfd.as_fd(), Signal::SIGSTOP),
-            };
-            stopped.map_err(Error::io(format!("stop process {}", member.pid)))?;
-            let known: Vec<_> = members.iter().map(|member| member.pid).collect();
-            members.extend(
-                children(members[next].pid)
-                    .into_iter()
-                    .filter(|pid| !known.contains(pid))
-                    .filter_map(|pid| {
-                        let pidfd = sys::pidfd_open(pid).ok()?;
-                        // The number can be somebody else's since it was read; a child of ours would still be one.
-                        children(members[next].pid)
-                            .contains(&pid)
-                            .then_some(Member { pid, pidfd: Some(pidfd) })
-                    })
-                    .collect::<Vec<_>>(),
-            );
-            next += 1;
-        }
-        for member in members.iter().rev() {
-            let pidfd = member.pidfd.as_ref().map_or(self.root.pidfd(), AsFd::as_fd);
-            signal(pidfd, Signal::SIGKILL).map_err(Error::io(format!("kill process {}", member.pid)))?;
-        }
-        Ok(())
-    }
-}
-
-struct Member {
-    pid: i32,
-    /// `None` for the root, whose pidfd the tree has.
-    pidfd: Option<std::os::fd::OwnedFd>,
-}
-
-/// Sends a signal; a process that has ended needs none.
-fn signal(pidfd: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
-    match sys::pidfd_signal(pidfd, signal) {
-        Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => Ok(()),
-        result => result,
+        kill_from(self.root.pid(), self.root.pidfd())
     }
 }
 

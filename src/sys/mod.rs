@@ -16,7 +16,7 @@ use std::{
 use nix::sys::socket::{self, ControlMessageOwned, MsgFlags};
 
 pub(crate) use self::{
-    reap::{Child, reap_later},
+    reap::{Child, is_known_child, reap_later, wait_readable},
     spawn::{Spawn, spawn},
 };
 

@@ -1,13 +1,14 @@
 //! [`Child`]: a child process that is always reaped, and the thread that does it for those nobody waits for.
 
 use std::{
+    collections::{BTreeMap, btree_map::Entry},
     io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::process::ExitStatusExt,
     },
     process::ExitStatus,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -30,6 +31,7 @@ pub(crate) struct Child {
 
 impl Child {
     pub(crate) fn new(pid: i32, pidfd: OwnedFd) -> Child {
+        *known().entry(pid).or_default() += 1;
         Child { pid, pidfd: Some(pidfd) }
     }
 
@@ -56,11 +58,29 @@ impl Drop for Child {
         if let Some(pidfd) = self.pidfd.take() {
             reap_later(pidfd);
         }
+        if let Entry::Occupied(mut entry) = known().entry(self.pid) {
+            *entry.get_mut() -= 1;
+            if *entry.get() == 0 {
+                entry.remove();
+            }
+        }
     }
 }
 
+/// The children that somebody in this program owns, by their numbers, and how many do.
+static KNOWN: Mutex<BTreeMap<i32, u32>> = Mutex::new(BTreeMap::new());
+
+fn known() -> MutexGuard<'static, BTreeMap<i32, u32>> {
+    KNOWN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether the number is that of a child that somebody in this program owns.
+pub(crate) fn is_known_child(pid: i32) -> bool {
+    known().contains_key(&pid)
+}
+
 /// Waits until `descriptor` can be read, up to `deadline`.
-fn wait_readable(descriptor: BorrowedFd<'_>, deadline: Option<Instant>) -> io::Result<bool> {
+pub(crate) fn wait_readable(descriptor: BorrowedFd<'_>, deadline: Option<Instant>) -> io::Result<bool> {
     loop {
         let mut polled = [PollFd::new(descriptor, PollFlags::POLLIN)];
         match poll(&mut polled, timeout(deadline)) {
@@ -131,13 +151,17 @@ impl Reaper {
             let descriptors = [self.wake.as_fd()].into_iter().chain(waiting.iter().map(AsFd::as_fd));
             let mut polled: Vec<_> = descriptors.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
             if !matches!(poll(&mut polled, PollTimeout::NONE), Ok(_) | Err(Errno::EINTR)) {
-                return; // out of memory for the call: nothing sensible is left to do
+                thread::sleep(Duration::from_millis(100)); // more processes than files may be open, say
+                polled.clear();
             }
-            let ended: Vec<_> = polled[1..].iter().map(|fd| fd.any().unwrap_or(false)).collect();
+            let ended: Vec<_> = polled.iter().skip(1).map(|fd| fd.any().unwrap_or(false)).collect();
             let _ = self.wake.read();
             let mut ended = ended.into_iter();
             waiting.retain(|process| {
-                let over = ended.next().unwrap_or(false);
+                let over = match ended.next() {
+                    Some(over) => over,
+                    None => wait_readable(process.as_fd(), Some(Instant::now())).unwrap_or(true),
+                };
                 if over {
                     let _ = reap(process.as_fd());
                 }

@@ -9,7 +9,7 @@ use std::{
     fs::File,
     path::PathBuf,
     sync::mpsc::{self, Receiver, Sender},
-    thread,
+    thread::{self, Scope, ScopedJoinHandle},
 };
 
 use super::{fit, select, staging::Staging};
@@ -18,7 +18,7 @@ use crate::{
     archive::Trees,
     image::{ImageDir, check_complete},
     platform::{Facts, Job, Keep, Outcome, Unsupported},
-    procfs::Stat,
+    procfs::{Stat, is_free},
     rpc::{Event, Hooks, Lend, NoHooks, SelfDump},
 };
 
@@ -85,6 +85,28 @@ struct Tree {
     options: DumpOptions,
 }
 
+impl Tree {
+    fn lives(&self) -> bool {
+        match Stat::of(self.root.as_raw()) {
+            Ok(stat) => !stat.is_zombie(),
+            Err(_) => !is_free(self.root.as_raw()),
+        }
+    }
+}
+
+/// Starts a thread, if the system lets us.
+fn spawn<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> Result<ScopedJoinHandle<'scope, T>> {
+    thread::Builder::new().spawn_scoped(scope, work).map_err(Error::io("start a thread"))
+}
+
+/// What a thread came to; its panic goes on here.
+fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
 /// Where a self-dump returned.
 #[derive(PartialEq)]
 enum Side {
@@ -120,10 +142,8 @@ impl Dump {
             [tree] => self.dump(tree, &mut NoHooks)?,
             trees => thread::scope(|scope| {
                 let dumps: Vec<_> =
-                    trees.iter().map(|tree| scope.spawn(|| self.dump(tree, &mut NoHooks))).collect();
-                dumps
-                    .into_iter()
-                    .try_for_each(|dump| dump.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                    trees.iter().map(|tree| spawn(scope, || self.dump(tree, &mut NoHooks))).collect();
+                dumps.into_iter().try_for_each(|dump| join(dump?))
             })?,
         }
         let Some(own) = &self.own else { return Ok(Side::Original) };
@@ -136,7 +156,7 @@ impl Dump {
     fn dump(&self, tree: &Tree, hooks: &mut dyn Hooks) -> Result<()> {
         let folder =
             File::open(&tree.folder).map_err(Error::io(format!("open {}", tree.folder.display())))?;
-        self.criu.dump(tree.root, &tree.options, Lend::images(&folder), hooks).map_err(unwrapped)?;
+        self.criu.dump(tree.root, &tree.options, Lend::images(&folder), hooks)?;
         Ok(())
     }
 
@@ -150,7 +170,7 @@ impl Dump {
                 let (verdict, decided) = mpsc::channel();
                 verdicts.push(verdict);
                 let mut waiter = Waiter { frozen: Some(tell.clone()), decided };
-                dumps.push(scope.spawn(move || self.dump(tree, &mut waiter)));
+                dumps.push(spawn(scope, move || self.dump(tree, &mut waiter)));
             }
             drop(tell);
             // A dump that fails drops its sender without a word.
@@ -160,21 +180,11 @@ impl Dump {
             for verdict in verdicts {
                 let _ = verdict.send(go_on); // a dump that failed is not there to hear
             }
-            let ends: Vec<Result<()>> = dumps
-                .into_iter()
-                .map(|dump| dump.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-                .collect();
+            let ends: Vec<Result<()>> = dumps.into_iter().map(|dump| join(dump?)).collect();
             match kept {
                 Some(Ok(kept)) => match ends.into_iter().collect::<Result<()>>() {
                     // criu was lost after it was told to go on. What matters is whether the trees ended.
-                    Err(error)
-                        if self
-                            .others
-                            .iter()
-                            .any(|tree| Stat::of(tree.root.as_raw()).is_ok_and(|stat| !stat.is_zombie())) =>
-                    {
-                        Err(error)
-                    }
+                    Err(error) if self.others.iter().any(Tree::lives) => Err(error),
                     _ => Ok(kept),
                 },
                 Some(Err(error)) => Err(error),
@@ -203,17 +213,6 @@ fn first_cause(ends: Vec<Result<()>>) -> Error {
         return Error::Options { option: "pids", problem: "none was dumped".to_owned() };
     }
     errors.swap_remove(cause)
-}
-
-/// An error of ours that went through a hook comes back as what it was.
-fn unwrapped(error: Error) -> Error {
-    match error {
-        Error::Refused { event, source } => match source.downcast() {
-            Ok(ours) => *ours,
-            Err(source) => Error::Refused { event, source },
-        },
-        error => error,
-    }
 }
 
 /// Tells when its tree is frozen and all images are written, and waits for the verdict.

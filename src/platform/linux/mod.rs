@@ -2,9 +2,10 @@
 
 mod dump;
 mod fit;
+mod pids;
 mod restore;
 mod select;
 mod staging;
 
 pub(crate) use self::{dump::checkpoint, restore::Reviver};
-pub use crate::rpc::tree::Tree;
+pub use crate::rpc::{kill::kill_tree, tree::Tree};

@@ -8,34 +8,34 @@ use std::{
     time::Duration,
 };
 
-use super::{fit, staging::Staging};
+use super::{fit, pids::Pids, staging::Staging};
 use crate::{
-    Criu, Error, RestoreOptions, Result,
+    Criu, Error, Result,
     archive::Trees,
     image::{ImageDir, check_complete, detach_streams},
-    platform::Streams,
-    rpc::{Lend, NoHooks, Tree},
+    platform::Revival,
+    rpc::{Lend, NoHooks, tree::Tree},
 };
+
+/// How long a reaper may take that is slow, as the init of some containers is.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A criu that was found, and a private folder for the images that it is to restore.
 #[derive(Debug)]
-pub(crate) struct Reviver {
+pub(crate) struct Reviver<'a> {
+    revival: &'a Revival,
     criu: Criu,
     staging: Staging,
 }
 
-impl Reviver {
-    pub(crate) fn new(
-        criu: Option<PathBuf>,
-        staging: Option<PathBuf>,
-        deadline: Option<Duration>,
-    ) -> Result<Reviver> {
-        let mut criu = criu.map_or_else(Criu::new, Criu::at);
-        if let Some(deadline) = deadline {
+impl<'a> Reviver<'a> {
+    pub(crate) fn new(revival: &'a Revival) -> Result<Reviver<'a>> {
+        let mut criu = revival.criu.as_ref().map_or_else(Criu::new, Criu::at);
+        if let Some(deadline) = revival.deadline {
             criu = criu.deadline(deadline);
         }
         criu.program()?;
-        Ok(Reviver { criu, staging: Staging::new(staging.as_deref())? })
+        Ok(Reviver { revival, criu, staging: Staging::new(revival.staging.as_deref())? })
     }
 
     /// Where the images are to be put.
@@ -44,19 +44,14 @@ impl Reviver {
     }
 
     /// Revives all the trees or none.
-    pub(crate) fn revive(
-        self,
-        trees: &Trees,
-        options: &RestoreOptions,
-        streams: &Streams,
-    ) -> Result<Vec<Tree>> {
+    pub(crate) fn revive(self, trees: &Trees) -> Result<Vec<Tree>> {
         let folders: Vec<&PathBuf> = match trees {
             Trees::One(folder) => vec![folder],
             Trees::Several(folders) => folders.values().collect(),
         };
         let mut revived: Vec<Tree> = Vec::new();
         for folder in folders {
-            match self.revive_one(folder, options, streams) {
+            match self.revive_one(folder) {
                 Ok(tree) => revived.push(tree),
                 Err(error) => {
                     for mut tree in revived {
@@ -69,31 +64,38 @@ impl Reviver {
         Ok(revived)
     }
 
-    fn revive_one(&self, folder: &Path, options: &RestoreOptions, streams: &Streams) -> Result<Tree> {
+    fn revive_one(&self, folder: &Path) -> Result<Tree> {
+        let revival = self.revival;
         let images = ImageDir::new(folder);
         check_complete(&images)?;
-        let options = fit::for_restore(options, &images)?;
-        let given = given(streams)?;
+        let options = fit::for_restore(&revival.options, &images)?;
+        let pids = Pids::of(&images)?;
+        pids.wait_for_zombies(revival.patience.unwrap_or(PATIENCE));
+
+        let given = given(&revival.streams)?;
         let folder =
             File::open(images.path()).map_err(Error::io(format!("open {}", images.path().display())))?;
         let mut lend = Lend::images(&folder);
-        let chosen = streams.chosen.each_ref().map(|file| file.is_some() || streams.inherited);
+        let chosen = revival.streams.each_ref().map(|file| file.is_some() || revival.own_streams);
         for (stream, key) in detach_streams(&images, chosen)? {
             lend = lend.inherit(key, &given[stream]);
         }
-        self.criu.restore(&options, lend, &mut NoHooks)
+        for (key, file) in &revival.inherit {
+            lend = lend.inherit(key.as_str(), file);
+        }
+        self.criu.restore(&options, lend, &mut NoHooks).map_err(|error| pids.name_holders(error))
     }
 }
 
 /// The standard streams to give to a tree: those that the caller chose, else its own, else nothing.
-fn given(streams: &Streams) -> Result<[File; 3]> {
+fn given(streams: &[Option<File>; 3]) -> Result<[File; 3]> {
     let own = [
         io::stdin().as_fd().try_clone_to_owned(),
         io::stdout().as_fd().try_clone_to_owned(),
         io::stderr().as_fd().try_clone_to_owned(),
     ];
     let mut given = Vec::new();
-    for (chosen, own) in streams.chosen.iter().zip(own) {
+    for (chosen, own) in streams.iter().zip(own) {
         let file = match (chosen, own) {
             (Some(chosen), _) => chosen.try_clone(),
             (None, Ok(own)) => Ok(File::from(own)),

@@ -12,7 +12,8 @@ use crate::{
 pub(super) fn roots(pids: &[Pid]) -> Result<Vec<Pid>> {
     let mut roots = Vec::new();
     let named: BTreeSet<i32> = pids.iter().map(|pid| pid.as_raw()).collect();
-    for pid in pids {
+    let mut seen = BTreeSet::new();
+    for pid in pids.iter().filter(|pid| seen.insert(pid.as_raw())) {
         check(*pid)?;
         let root = lineage(pid.as_raw()).into_iter().rev().find(|ancestor| named.contains(ancestor));
         let root = root.map_or(*pid, Pid::from);
