@@ -430,6 +430,7 @@ impl Criu {
         let opts = options.wire();
         let ask = Ask {
             opts: Some(opts),
+            raw: options.raw(),
             files: Files::Lent(lend),
             hooks: Some(hooks),
             ..Ask::new(Request::Restore)
