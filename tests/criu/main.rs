@@ -27,6 +27,8 @@ mod pids;
 #[cfg(target_os = "linux")]
 mod places;
 #[cfg(target_os = "linux")]
+mod requests;
+#[cfg(target_os = "linux")]
 mod revived;
 #[cfg(target_os = "linux")]
 mod selfdump;
@@ -54,6 +56,7 @@ fn main() {
         ending::TESTS,
         leaks::TESTS,
         pids::TESTS,
+        requests::TESTS,
         revived::TESTS,
         selfdump::TESTS,
         terminal::TESTS,
