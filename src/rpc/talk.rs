@@ -74,6 +74,9 @@ const LOGS_TO_STDERR: Version = Version::new(3, 19, 0);
 const TAKES_PATHS: Version = Version::new(4, 2, 0);
 /// How long a request that was made to fail may take to put things right.
 const GRACE: Duration = Duration::from_secs(20);
+/// The same for a restore. All that there is of the tree then is criu's own work, which may be killed; and with images
+/// that are cut short criu waits for ever.
+const GRACE_OF_RESTORE: Duration = Duration::from_secs(5);
 
 impl Criu {
     /// Asks one question, answers events, and hears criu out. The answer is a successful one.
@@ -372,7 +375,8 @@ impl Exchange {
                 return Ok(End::Stopped(first)); // criu had its time of grace
             }
             self.stopping = Some(stop);
-            self.deadline = Some(Instant::now() + GRACE);
+            let grace = if ask.request == Request::Restore { GRACE_OF_RESTORE } else { GRACE };
+            self.deadline = Some(Instant::now() + grace);
             if !make_fail(connection, ask) {
                 return Ok(End::Stopped(stop));
             }
