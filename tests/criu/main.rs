@@ -5,6 +5,8 @@
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
 #[cfg(target_os = "linux")]
+mod apart;
+#[cfg(target_os = "linux")]
 mod capture;
 #[cfg(target_os = "linux")]
 mod causes;
@@ -18,6 +20,8 @@ mod deadline;
 mod embed;
 #[cfg(target_os = "linux")]
 mod ending;
+#[cfg(target_os = "linux")]
+mod faults;
 #[cfg(target_os = "linux")]
 mod harness;
 #[cfg(target_os = "linux")]
@@ -33,7 +37,11 @@ mod revived;
 #[cfg(target_os = "linux")]
 mod selfdump;
 #[cfg(target_os = "linux")]
+mod service;
+#[cfg(target_os = "linux")]
 mod stores;
+#[cfg(target_os = "linux")]
+mod stress;
 #[cfg(target_os = "linux")]
 mod talk;
 #[cfg(target_os = "linux")]
@@ -45,7 +53,13 @@ mod victim;
 
 #[cfg(target_os = "linux")]
 fn main() {
-    let parts: [harness::Part; 2] = [("--victim", victim::main), ("--leaks", leaks::main)];
+    let parts: &[harness::Part] = &[
+        ("--victim", victim::main),
+        ("--leaks", leaks::main),
+        ("--apart", apart::main),
+        ("--dumps-itself", service::dumps_itself),
+        ("--waits-in-hook", faults::waits_in_hook),
+    ];
     let tests = [
         capture::TESTS,
         causes::TESTS,
@@ -54,14 +68,17 @@ fn main() {
         deadline::TESTS,
         embed::TESTS,
         ending::TESTS,
+        faults::TESTS,
         leaks::TESTS,
         pids::TESTS,
         requests::TESTS,
         revived::TESTS,
         selfdump::TESTS,
+        service::TESTS,
+        stress::TESTS,
         terminal::TESTS,
     ];
-    harness::main(&parts, &tests);
+    harness::main(parts, &tests);
 }
 
 #[cfg(not(target_os = "linux"))]

@@ -128,7 +128,7 @@ fn an_argument_reaches_criu() {
     let program = home.path("program");
     fs::copy("/proc/self/exe", &program).unwrap();
     let bytes = fs::read(&program).unwrap();
-    let Some(id) = build_id(&bytes) else { return skip("this program has no build id to compare") };
+    let Some(id) = build_id(&bytes) else { skip("this program has no build id to compare") };
     let mut command = Command::new(&program);
     command.args(["--victim", "session"]);
     let victim = Victim::start_by(command);
@@ -231,7 +231,7 @@ fn a_page_server_that_is_dropped_is_gone() {
     let server = criu().page_server(&listening(), Lend::images(&folder)).or_explain();
     let port = server.port().unwrap();
     let pid = number(&format!("{server:?}"), "pid: ");
-    let parent = crate::requests::parent(pid);
+    let parent = parent(pid);
     assert!(state(pid).is_some() && children(own()).contains(&parent));
     drop(server);
     wait_until("the page server and its parent are gone", || state(pid).is_none() && state(parent).is_none());
@@ -304,7 +304,7 @@ pub(crate) fn parent(pid: i32) -> i32 {
 
 fn where_memory_is_not_tracked_nothing_is_pre_dumped() {
     if criu().features().or_explain().mem_track {
-        return skip("this kernel tracks memory");
+        skip("this kernel tracks memory");
     }
     let home = Home::new();
     let path = home.folder("images");
@@ -367,15 +367,15 @@ fn pre_dumps_after_each_other_and_the_dump_make_a_whole() {
     let mut victim = victim();
     let images = Images::of(&victim, &row.home.path("images"));
     let [first, second, last] = &row.folders;
-    let (store, _peer) = UnixDatagram::pair().unwrap();
+    let store = UnixDatagram::unbound().unwrap();
     let options = PreDumpOptions::default();
-    criu().pre_dump(victim.pid(), &options, Lend::images(first)).or_explain();
+    criu().pre_dump(victim.pid(), &options, Lend::images(first).pidfd_store(&store)).or_explain();
     victim.assert_counts_on(1);
     let options = options.parent_img("../1");
     criu().pre_dump(victim.pid(), &options, Lend::images(second).pidfd_store(&store)).or_explain();
     victim.assert_counts_on(2);
     let options = DumpOptions::default().track_mem(true).parent_img("../2");
-    criu().dump(victim.pid(), &options, Lend::images(last), &mut NoHooks).or_explain();
+    criu().dump(victim.pid(), &options, Lend::images(last).pidfd_store(&store), &mut NoHooks).or_explain();
     row.is_whole(victim, &images);
 }
 
