@@ -56,7 +56,7 @@ fn give_up_dumps() {
     while rounds < 200 && begin.elapsed() < ROW {
         let (leave_running, by_thread, heir) = (rounds % 2 == 0, rounds % 4 < 2, rounds % 8 < 4);
         inherit_orphans(heir);
-        let moment = Duration::from_micros(random(60_000));
+        let moment = Duration::from_micros(random(120_000));
         let after = format!("after round {rounds}: {moment:?} {leave_running} {by_thread} {heir}");
         let name = rounds.to_string();
         let folder = File::open(home.folder(&name)).unwrap();
@@ -111,7 +111,7 @@ fn give_up_restores() {
     while rounds < 60 && begin.elapsed() < ROW {
         let (by_thread, heir) = (rounds % 2 == 0, rounds % 4 < 2);
         inherit_orphans(heir);
-        let moment = Duration::from_micros(random(80_000));
+        let moment = Duration::from_micros(random(200_000));
         let after = format!("after round {rounds}: {moment:?} {by_thread} {heir}");
         let asked = Instant::now();
         match given_up(criu(), moment, by_thread, |criu| images.revive(&criu, &options)) {
