@@ -75,8 +75,8 @@ impl<'a> Lend<'a> {
         self
     }
 
-    /// A datagram socket in which criu keeps pidfds from one pre-dump to the next, to tell processes that got the
-    /// number of another. The same for all dumps of a row. criu 3.16.
+    /// A unix datagram socket, connected to none, in which criu keeps pidfds from one pre-dump to the next, to tell
+    /// processes that got the number of another. The same for all dumps of a row. criu 3.16.
     #[must_use]
     pub fn pidfd_store(mut self, socket: &'a impl AsFd) -> Lend<'a> {
         self.pidfd_store = Some(socket.as_fd());

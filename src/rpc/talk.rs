@@ -74,6 +74,9 @@ const LOGS_TO_STDERR: Version = Version::new(3, 19, 0);
 const TAKES_PATHS: Version = Version::new(4, 2, 0);
 /// How long a request that was made to fail may take to put things right.
 const GRACE: Duration = Duration::from_secs(20);
+/// The same for a restore. All that there is of the tree then is criu's own work, which may be killed; and with images
+/// that are cut short criu waits for ever.
+const GRACE_OF_RESTORE: Duration = Duration::from_secs(5);
 
 impl Criu {
     /// Asks one question, answers events, and hears criu out. The answer is a successful one.
@@ -207,6 +210,7 @@ impl Talk {
             session: Session::new(ask.request),
             deadline: begun.or_else(|| Instant::now().checked_add(self.patience?)),
             stopping: None,
+            answered: false,
             root: None,
             accepted: false,
             refusal: None,
@@ -220,7 +224,7 @@ impl Talk {
             }
             end => end,
         };
-        if ask.request == Request::Restore && matches!(end, Ok(End::Stopped(_)) | Err(_)) {
+        if ask.request == Request::Restore && !exchange.answered {
             connection.kill(); // what it had made so far are its children
         }
         let remains = connection.finish();
@@ -238,7 +242,6 @@ impl Talk {
         remains: Remains,
         sibling: SiblingRoot,
     ) -> Error {
-        let unanswered = !matches!(end, Ok(End::Answer(_)));
         let last_event = exchange.session.last_event.as_deref();
         let gather = |answer: Option<&CriuResp>| {
             let version = self.version.clone();
@@ -252,7 +255,7 @@ impl Talk {
             (Ok(End::Answer(answer)), None) => Error::Criu(gather(Some(&answer))),
             (Ok(End::Gone), None) => Error::Gone(gather(None)),
         };
-        sibling.clear(unanswered, exchange.root);
+        sibling.clear(!exchange.answered, exchange.root);
         error
     }
 
@@ -326,6 +329,8 @@ struct Exchange {
     session: Session,
     deadline: Option<Instant>,
     stopping: Option<Stop>,
+    /// Whether criu has answered, and so put things right.
+    answered: bool,
     /// The root of the tree that criu is restoring, once it told.
     root: Option<i32>,
     /// Whether a hook has accepted the images of a dump.
@@ -374,7 +379,8 @@ impl Exchange {
                 return Ok(End::Stopped(first)); // criu had its time of grace
             }
             self.stopping = Some(stop);
-            self.deadline = Some(Instant::now() + GRACE);
+            let grace = if ask.request == Request::Restore { GRACE_OF_RESTORE } else { GRACE };
+            self.deadline = Some(Instant::now() + grace);
             if !make_fail(connection, ask) {
                 return Ok(End::Stopped(stop));
             }
@@ -382,7 +388,8 @@ impl Exchange {
     }
 
     /// The answer, unless it only says that we made it fail.
-    fn done(&self, answer: Box<CriuResp>) -> End {
+    fn done(&mut self, answer: Box<CriuResp>) -> End {
+        self.answered = true;
         match self.stopping {
             Some(stop) if !answer.success => End::Stopped(stop),
             _ => End::Answer(answer),

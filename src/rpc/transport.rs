@@ -190,10 +190,25 @@ impl Connection {
     /// Kills criu and its children: for requests that touch no process, and for a restore, whose tree are the children.
     pub(super) fn kill(&self) {
         let Some(criu) = &self.criu else { return };
-        let children: Vec<_> =
-            self.processes().into_iter().filter_map(|pid| sys::pidfd_open(pid).ok()).collect();
-        for process in children.iter().map(AsFd::as_fd).chain([criu.pidfd()]) {
-            let _ = sys::pidfd_signal(process, Signal::SIGKILL); // it has ended already, then
+        let tell = |process: BorrowedFd<'_>, signal| {
+            let _ = sys::pidfd_signal(process, signal); // it has ended already, then
+        };
+        // One that is stopped makes no more children while they are looked for.
+        tell(criu.pidfd(), Signal::SIGSTOP);
+        let mut family: Vec<(i32, OwnedFd)> = Vec::new();
+        let mut parent = criu.pid();
+        for next in 0.. {
+            for pid in children(parent) {
+                if !family.iter().any(|(known, _)| *known == pid) {
+                    family.extend(sys::pidfd_open(pid).ok().map(|pidfd| (pid, pidfd)));
+                }
+            }
+            let Some((pid, pidfd)) = family.get(next) else { break };
+            tell(pidfd.as_fd(), Signal::SIGSTOP);
+            parent = *pid;
+        }
+        for process in family.iter().map(|(_, pidfd)| pidfd.as_fd()).chain([criu.pidfd()]) {
+            tell(process, Signal::SIGKILL);
         }
     }
 

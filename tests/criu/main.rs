@@ -10,19 +10,23 @@ macro_rules! modules {
 }
 
 // What the tests share.
-modules! { harness places stores talk tree victim }
+modules! { apart harness places stores talk tree victim }
 // The tests.
 modules! {
-    capture causes client damage deadline embed ending leaks pids preflight provoked revived selfdump terminal
+    capture causes client damage deadline embed ending faults leaks pids preflight provoked requests revived selfdump
+    service stress terminal
 }
 
 #[cfg(target_os = "linux")]
 fn main() {
-    let parts: [harness::Part; 4] = [
+    let parts: &[harness::Part] = &[
         ("--victim", victim::main),
         ("--leaks", leaks::main),
         ("--look", preflight::main),
         ("--odd", provoked::odd::main),
+        ("--apart", apart::main),
+        ("--dumps-itself", service::dumps_itself),
+        ("--waits-in-hook", faults::waits_in_hook),
     ];
     let tests = [
         capture::TESTS,
@@ -32,16 +36,20 @@ fn main() {
         deadline::TESTS,
         embed::TESTS,
         ending::TESTS,
+        faults::TESTS,
         leaks::TESTS,
         pids::TESTS,
         preflight::TESTS,
         provoked::dumps::TESTS,
         provoked::restores::TESTS,
+        requests::TESTS,
         revived::TESTS,
         selfdump::TESTS,
+        service::TESTS,
+        stress::TESTS,
         terminal::TESTS,
     ];
-    harness::main(&parts, &tests);
+    harness::main(parts, &tests);
 }
 
 #[cfg(not(target_os = "linux"))]

@@ -551,6 +551,7 @@ fn a_restore_says_what_it_was_told() {
         images_dir_fd: Some(images.as_raw_fd()),
         log_level: Some(2),
         rst_sibling: Some(true),
+        notify_scripts: Some(true), // its root is to be known, if it fails
         exec_cmd: vec!["true".to_owned(), "-x".to_owned()],
         ..Opts::default()
     };

@@ -389,6 +389,18 @@ fn a_self_dump_by_a_criu_that_is_too_old_is_refused() {
     assert!(matches!(error, Error::Options { .. }), "{error}");
 }
 
+#[test]
+fn an_option_that_this_criu_is_too_old_for_is_refused_before_it_is_asked() {
+    let script = StandIn::talking((3, 10), "");
+    let folder = Folder::new();
+    let images = File::open(&*folder).unwrap();
+    let options = RestoreOptions::default().tcp_established(true).tcp_close(true);
+    let error = script.criu().restore(&options, Lend::images(&images), &mut NoHooks).unwrap_err();
+    let Error::Options { option: "tcp_close", problem } = &error else { panic!("{error}") };
+    assert_eq!(problem, "needs criu 3.12, and this is 3.10");
+    assert!(fs::read(script.0.join("second")).is_ok_and(|heard| heard.is_empty()), "it was asked");
+}
+
 /// A dump of this process, in name: nobody touches it.
 fn dumped(criu: &Criu) -> Result<Dumped> {
     let folder = Folder::new();
