@@ -1,16 +1,20 @@
 //! A revived tree has an owner: its status arrives, it can be killed, and it may be left alone.
 
 use std::{
+    fs::{self, File},
     os::unix::process::ExitStatusExt,
     thread,
     time::{Duration, Instant},
 };
 
-use criu_rpc::{Cause, Error};
+use criu_rpc::{
+    Cause, DumpOptions, Error, RestoreOptions,
+    rpc::{Event, Lend, NoHooks},
+};
 use nix::sys::signal::Signal;
 
 use crate::{
-    harness::tests,
+    harness::{criu, tests},
     places::{Home, family, state},
     talk::Talk,
     tree::{OrExplain, Revived, Victim, explain, signal, wait_gone},
@@ -25,6 +29,10 @@ tests![
     a_pid_that_is_taken_is_a_cause_and_its_process_is_left_alone,
     of_two_restores_at_once_one_succeeds_and_its_status_arrives,
     a_tree_that_ends_at_once_is_revived_all_the_same,
+    the_holder_of_a_pid_is_named,
+    a_live_tree_is_ended_with_all_its_descendants_and_can_be_gone_back_to,
+    a_restore_that_is_refused_touches_no_tree_that_another_revived_meanwhile,
+    a_name_that_is_not_utf8_is_no_obstacle,
 ];
 
 /// A victim that was captured, ended and revived.
@@ -163,4 +171,86 @@ fn a_tree_that_ends_at_once_is_revived_all_the_same() {
         let mut restored = home.restore().stdin(nothing).restore(&store, &digest).or_explain();
         assert!(restored.trees[0].wait().or_explain().success());
     }
+}
+
+fn the_holder_of_a_pid_is_named() {
+    let home = Home::new();
+    let store = home.store();
+    let victim = Victim::start(&["children=1"]);
+    let digest = home.capture([victim.pid()]).capture(&store).or_explain();
+    let error = home.restore().restore(&store, &digest).unwrap_err();
+    let holder = format!("pid {} is held by", victim.pid());
+    assert!(error.report().to_string().contains(&holder), "{}", explain(&error));
+
+    // A zombie is waited for, since its parent may be about to reap it; but not for ever.
+    let (pid, members) = (victim.pid(), victim.members());
+    criu_rpc::kill_tree(pid).or_explain();
+    let begin = Instant::now();
+    let patience = Duration::from_millis(300);
+    let error = home.restore().wait_for_pids(patience).restore(&store, &digest).unwrap_err();
+    assert!(begin.elapsed() >= patience);
+    assert!(error.report().to_string().contains(&format!("pid {pid} is held by the zombie")), "{}", explain(&error));
+    victim.reap(&members);
+}
+
+fn a_live_tree_is_ended_with_all_its_descendants_and_can_be_gone_back_to() {
+    let home = Home::new();
+    let store = home.store();
+    let victim = Victim::start(&["children=3", "threads=2"]);
+    let members = victim.members();
+    assert_eq!(members.len(), 4);
+    let digest = home.capture([victim.pid()]).capture(&store).or_explain();
+
+    criu_rpc::kill_tree(victim.pid()).or_explain();
+    assert!(!members.iter().any(|pid| state(*pid).is_some_and(|state| state != 'Z')), "some live on");
+    criu_rpc::kill_tree(victim.pid()).or_explain(); // it has ended already
+    victim.reap(&members);
+    Revived::from(home.restore(), &store, &digest).assert_counts_on(0);
+
+    for ours in [std::process::id(), std::os::unix::process::parent_id()] {
+        assert!(matches!(criu_rpc::kill_tree(ours), Err(Error::Process { .. })));
+    }
+    for nobody in [0, -1, i32::MIN, 1] {
+        assert!(criu_rpc::kill_tree(nobody).is_err());
+    }
+}
+
+fn a_restore_that_is_refused_touches_no_tree_that_another_revived_meanwhile() {
+    let home = Home::new();
+    let store = home.store();
+    let victim = Victim::start(&["children=1"]);
+    let pid = victim.pid();
+    let folder = home.folder("images");
+    let images = File::open(&folder).unwrap();
+    let options = DumpOptions::default().leave_running(true);
+    criu().dump(pid, &options, Lend::images(&images), &mut NoHooks).or_explain();
+    let digest = home.capture([pid]).capture(&store).or_explain();
+    victim.end();
+
+    // The second begins inside the first, and is told that the pid is spoken for.
+    let mut second = None;
+    let mut hooks = |event: Event<'_>| match event {
+        Event::PreRestore => {
+            second = Some(home.restore().restore(&store, &digest));
+            Err("that was all".into())
+        }
+        _ => Ok(()),
+    };
+    let options = RestoreOptions::default().rst_sibling(true);
+    let first = criu().restore(&options, Lend::images(&images), &mut hooks).unwrap_err();
+    assert!(matches!(first, Error::Refused { .. }), "{}", explain(&first));
+    let second = second.unwrap().unwrap_err();
+    assert!(second.failure().is_some_and(|failure| failure.cause == Cause::PidInUse), "{}", explain(&second));
+    Revived::from(home.restore(), &store, &digest).assert_counts_on(0);
+}
+
+fn a_name_that_is_not_utf8_is_no_obstacle() {
+    let home = Home::new();
+    let store = home.store();
+    let mut victim = Victim::start(&[]);
+    fs::write(format!("/proc/{}/comm", victim.pid()), b"gr\xc3\xb6\xff) R 1").unwrap();
+    let digest = home.capture([victim.pid()]).capture(&store).or_explain();
+    victim.assert_counts_on(0);
+    victim.end();
+    Revived::from(home.restore(), &store, &digest).assert_counts_on(0);
 }
