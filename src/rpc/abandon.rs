@@ -25,11 +25,15 @@ use crate::{Error, Request, Result, image, procfs, sys};
 /// it may live on, half made.
 ///
 /// Its number alone proves nothing: another restore can have got it meanwhile, or any child of the program. So no two
-/// restores of one number run at once, and what is touched must look like a task that criu forked.
+/// restores of one number run at once; the number must have been free when criu was told to begin, and criu must not
+/// complain that it is taken; and what is killed must be unlike an ordinary child.
 pub(super) struct SiblingRoot {
+    /// Its number, claimed by us.
     pid: Option<i32>,
-    /// What criu is called, and so its forked tasks at first.
+    /// What criu is called, and so its forked tasks at first; `None` if it is not our child.
     name: Option<String>,
+    /// Whether criu was told to begin, while the number was free.
+    begun: bool,
 }
 
 /// The roots that are being restored.
@@ -46,7 +50,7 @@ impl SiblingRoot {
     ///
     /// [`Error::Criu`] if another restore of the same root is going on in this program.
     pub(super) fn expected(ask: &Ask<'_>, connection: &Connection) -> Result<SiblingRoot> {
-        let nobody = Ok(SiblingRoot { pid: None, name: None });
+        let nobody = Ok(SiblingRoot { pid: None, name: None, begun: false });
         let (Request::Restore, Files::Lent(lend)) = (ask.request, &ask.files) else { return nobody };
         if ask.opts.as_ref().and_then(|opts| opts.rst_sibling) != Some(true) {
             return nobody;
@@ -56,22 +60,27 @@ impl SiblingRoot {
         if !claimed().insert(pid) {
             return Err(Error::Criu(Box::new(pid_in_use(pid))));
         }
-        let name = connection.pid().and_then(name_of);
         // From here on the claim is given back by drop.
-        let claim = SiblingRoot { pid: Some(pid), name };
-        Ok(if procfs::is_free(pid) { claim } else { SiblingRoot { name: None, ..claim } })
+        Ok(SiblingRoot { pid: Some(pid), name: connection.pid().and_then(name_of), begun: false })
+    }
+
+    /// Takes note that criu is about to be told to go on from this event.
+    pub(super) fn go_on(&mut self, event: &str) {
+        if event == "pre-restore" {
+            self.begun = self.pid.is_some_and(procfs::is_free);
+        }
     }
 
     /// Reaps the root; kills what is left of the tree before, if criu left it to itself by not answering. `told` is the root
     /// that criu told of, if it came that far.
-    pub(super) fn clear(self, unanswered: bool, told: Option<i32>) {
+    pub(super) fn clear(self, unanswered: bool, told: Option<i32>, error: &Error) {
         let (Some(pid), Some(name)) = (self.pid, &self.name) else { return };
-        let looks_so = told == Some(pid) || name_of(pid).as_ref() == Some(name);
-        let is_forked_by_criu = looks_so && is_our_child(pid) && !sys::is_known_child(pid);
-        if !is_forked_by_criu {
+        if !self.begun || !is_our_child(pid) || sys::is_known_child(pid) || is_taken(pid, error) {
             return;
         }
-        if unanswered {
+        let looks_made =
+            told == Some(pid) || name_of(pid).as_ref() == Some(name) || has_clocks_of_its_own(pid);
+        if unanswered && looks_made {
             let _ = kill_tree(pid); // it has ended already, then
         }
         let deadline = Instant::now() + Duration::from_secs(1);
@@ -86,6 +95,20 @@ impl SiblingRoot {
             thread::sleep(Duration::from_millis(1));
         }
     }
+}
+
+/// Whether criu found the number taken: then whoever has it is none of criu's.
+fn is_taken(pid: i32, error: &Error) -> bool {
+    let line = format!("Can't fork for {pid}: File exists");
+    let failure = error.failure();
+    let mut lines = failure.into_iter().flat_map(|failure| failure.log.iter().chain(&failure.message));
+    lines.any(|told| told.contains(&line))
+}
+
+/// Whether the process is in another time namespace than we are, as what criu restores is, so that its clocks go on.
+fn has_clocks_of_its_own(pid: i32) -> bool {
+    let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/time")).ok();
+    namespace(&pid.to_string()).is_some_and(|its| namespace("self").is_some_and(|ours| its != ours))
 }
 
 impl Drop for SiblingRoot {

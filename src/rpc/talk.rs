@@ -216,8 +216,8 @@ impl Talk {
             refusal: None,
         };
         let connection = self.connection.take().ok_or_else(|| swrk_only("the conversation is over"))?;
-        let sibling = SiblingRoot::expected(&ask, &connection)?;
-        let end = match exchange.run(&connection, &mut ask, self.cancel.as_ref()) {
+        let mut sibling = SiblingRoot::expected(&ask, &connection)?;
+        let end = match exchange.run(&connection, &mut ask, &mut sibling, self.cancel.as_ref()) {
             Ok(End::Answer(answer)) if answer.success => {
                 self.connection = Some(connection);
                 return Ok(*answer);
@@ -255,7 +255,7 @@ impl Talk {
             (Ok(End::Answer(answer)), None) => Error::Criu(gather(Some(&answer))),
             (Ok(End::Gone), None) => Error::Gone(gather(None)),
         };
-        sibling.clear(!exchange.answered, exchange.root);
+        sibling.clear(!exchange.answered, exchange.root, &error);
         error
     }
 
@@ -340,7 +340,13 @@ struct Exchange {
 }
 
 impl Exchange {
-    fn run(&mut self, connection: &Connection, ask: &mut Ask<'_>, cancel: Option<&Cancel>) -> Result<End> {
+    fn run(
+        &mut self,
+        connection: &Connection,
+        ask: &mut Ask<'_>,
+        sibling: &mut SiblingRoot,
+        cancel: Option<&Cancel>,
+    ) -> Result<End> {
         let message = CriuReq {
             features: ask.features,
             keep_open: ask.keep_open.then_some(true),
@@ -361,6 +367,9 @@ impl Exchange {
                         let mut external = Vec::new();
                         let event = Event::named(&name, pid, descriptors.into_iter().next(), &mut external);
                         let go_on = self.decide(ask.hooks.as_deref_mut(), event);
+                        if go_on {
+                            sibling.go_on(&name);
+                        }
                         if !send(connection, &packet::encode(self.session.acknowledge(go_on, external), &[]))?
                         {
                             return Ok(End::Gone);

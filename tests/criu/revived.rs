@@ -1,8 +1,14 @@
 //! A revived tree has an owner: its status arrives, it can be killed, and it may be left alone.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File},
-    os::unix::process::ExitStatusExt,
+    os::unix::{
+        ffi::OsStrExt,
+        fs::symlink,
+        process::{CommandExt, ExitStatusExt},
+    },
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
@@ -247,8 +253,13 @@ fn a_restore_that_is_refused_touches_no_tree_that_another_revived_meanwhile() {
 fn a_name_that_is_not_utf8_is_no_obstacle() {
     let home = Home::new();
     let store = home.store();
-    let mut victim = Victim::start(&[]);
-    fs::write(format!("/proc/{}/comm", victim.pid()), b"gr\xc3\xb6\xff) R 1").unwrap();
+    // The kernel names a process after the file that it executes.
+    let program = home.path("staging").parent().unwrap().join(OsStr::from_bytes(b"gr\xff) R 1"));
+    symlink(std::env::current_exe().unwrap(), &program).unwrap();
+    let mut command = Command::new(&program);
+    command.arg0("victim").args(["--victim", "session"]);
+    let mut victim = Victim::start_by(command);
+    assert_eq!(fs::read(format!("/proc/{}/comm", victim.pid())).unwrap(), b"gr\xff) R 1\n");
     let digest = home.capture([victim.pid()]).capture(&store).or_explain();
     victim.assert_counts_on(0);
     victim.end();
