@@ -19,7 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     use criu_rpc::{
         Criu, DumpOptions, RestoreOptions,
-        rpc::{Lend, NoHooks},
+        rpc::{Key, Lend, NoHooks},
     };
     use nix::{fcntl::OFlag, unistd::pipe2};
 
@@ -30,12 +30,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let mut command = Command::new("cat");
     let mut cat = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
-    // criu calls a pipe by its inode, as /proc does: `pipe:[4711]`.
-    let name = |descriptor: u32| -> std::io::Result<String> {
-        let link = fs::read_link(format!("/proc/{}/fd/{descriptor}", cat.id()))?;
-        Ok(link.to_string_lossy().into_owned())
-    };
-    let (stdin, stdout) = (name(0)?, name(1)?);
+    // What criu calls its pipes, while they exist.
+    let (stdin, stdout) = (Key::of_process(cat.id(), 0)?, Key::of_process(cat.id(), 1)?);
 
     let options = DumpOptions::default().shell_job(true); // it leads no session
     Criu::new().dump(cat.id(), &options, Lend::images(&images), &mut NoHooks)?;

@@ -50,9 +50,9 @@ impl<'a> Lend<'a> {
 
     /// Restores the resource `key` as this file, in the whole tree. `criu --inherit-fd`.
     ///
-    /// Keys are `pipe:[inode]`, `socket:[inode]`, `file[mount:inode]`, `tty[rdev:dev]` (hexadecimal), a path
-    /// without its leading slash, or the label that the resource got as an
-    /// [`external`](crate::DumpOptions::external) one.
+    /// The key is a [`Key`](super::Key), or the text that criu wants: `pipe:[inode]`, `socket:[inode]`,
+    /// `file[mount:inode]` and `tty[rdev:dev]` (hexadecimal), a path without its leading slash, or the label that the
+    /// resource got as an [`external`](crate::DumpOptions::external) one.
     #[must_use]
     pub fn inherit(mut self, key: impl Into<String>, file: &'a impl AsFd) -> Lend<'a> {
         self.inherit.push((key.into(), file.as_fd()));

@@ -8,6 +8,7 @@ mod abandon;
 mod cancel;
 mod failure;
 mod hooks;
+mod key;
 pub(crate) mod kill;
 mod lend;
 mod packet;
@@ -33,6 +34,7 @@ pub(crate) use self::tree::Tree;
 pub use self::{
     cancel::Cancel,
     hooks::{Event, Hooks, NoHooks},
+    key::Key,
     lend::Lend,
     page_server::PageServer,
     pre_dump::PreDumps,

@@ -1,0 +1,133 @@
+//! [`Key`]: what criu calls a resource that a file of ours is to take the place of.
+
+use std::{
+    fmt, fs,
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::fs::{FileTypeExt, MetadataExt},
+    },
+};
+
+use crate::{Error, Pid, Result};
+
+/// What criu calls a resource, for [`Lend::inherit`](super::Lend::inherit): a restore puts the lent file in its place.
+///
+/// The name is that of the resource at the dump. [`Key::of`] and [`Key::of_process`] find it out while it exists; or it is
+/// built from what `/proc` told.
+///
+/// ```
+/// use criu_rpc::rpc::Key;
+///
+/// // The pipe that a program has as its standard output: `readlink /proc/<pid>/fd/1` says `pipe:[4711]`.
+/// assert_eq!(Key::Pipe { inode: 4711 }.to_string(), "pipe:[4711]");
+///
+/// let file = std::fs::File::open("Cargo.toml")?;
+/// assert!(Key::of(&file)?.to_string().ends_with("/Cargo.toml"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Key {
+    /// A pipe.
+    Pipe {
+        /// Its inode.
+        inode: u64,
+    },
+    /// A socket; of a pair, the tree's own end.
+    Socket {
+        /// Its inode.
+        inode: u64,
+    },
+    /// A terminal that was dumped as [`External::Terminal`](crate::options::External::Terminal).
+    Terminal {
+        /// The device number of the terminal (`st_rdev`).
+        rdev: u64,
+        /// The device number of the file system it is on (`st_dev`).
+        dev: u64,
+    },
+    /// A file that was dumped as [`External::File`](crate::options::External::File).
+    File {
+        /// The mount it is on, as in `/proc/<pid>/fdinfo`.
+        mount: i32,
+        /// Its inode.
+        inode: u64,
+    },
+    /// A file by its path.
+    Path(String),
+    /// A namespace, or whatever got this label in [`DumpOptions::external`](crate::DumpOptions::external).
+    Label(String),
+}
+
+impl Key {
+    /// The name of what this descriptor of ours leads to.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Options`] if it is nothing that can be replaced.
+    pub fn of(file: impl AsFd) -> Result<Key> {
+        Key::of_process(Pid::own(), file.as_fd().as_raw_fd())
+    }
+
+    /// The name of what a descriptor of a process leads to.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Options`] if it is nothing that can be replaced, [`Error::Io`] if there is no such descriptor.
+    pub fn of_process(pid: impl Into<Pid>, descriptor: i32) -> Result<Key> {
+        let path = format!("/proc/{}/fd/{descriptor}", pid.into());
+        let doing = || Error::io(format!("look at {path}"));
+        let target = fs::read_link(&path).map_err(doing())?.to_string_lossy().into_owned();
+        let metadata = fs::metadata(&path).map_err(doing())?;
+        let (kind, inode) = (metadata.file_type(), metadata.ino());
+        match () {
+            () if kind.is_socket() => Ok(Key::Socket { inode }),
+            () if kind.is_fifo() && target.starts_with("pipe:") => Ok(Key::Pipe { inode }),
+            () if target.starts_with("/dev/pts/") => {
+                Ok(Key::Terminal { rdev: metadata.rdev(), dev: metadata.dev() })
+            }
+            () if target.starts_with('/') => Ok(Key::Path(target)),
+            () => Err(Error::Options { option: "inherit", problem: format!("{target} cannot be replaced") }),
+        }
+    }
+}
+
+impl fmt::Display for Key {
+    /// As criu writes it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Key::Pipe { inode } => write!(f, "pipe:[{inode}]"),
+            Key::Socket { inode } => write!(f, "socket:[{inode}]"),
+            Key::Terminal { rdev, dev } => write!(f, "tty[{rdev:x}:{dev:x}]"),
+            Key::File { mount, inode } => write!(f, "file[{mount:x}:{inode:x}]"),
+            Key::Path(path) => f.write_str(path.trim_start_matches('/')),
+            Key::Label(label) => f.write_str(label),
+        }
+    }
+}
+
+impl From<Key> for String {
+    fn from(key: Key) -> String {
+        key.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn a_key_says_what_a_descriptor_leads_to() {
+        let (socket, _other) = UnixStream::pair().unwrap();
+        assert!(matches!(Key::of(&socket).unwrap(), Key::Socket { inode } if inode > 0));
+        let (read, write) = nix::unistd::pipe().unwrap();
+        assert_eq!(Key::of(&read).unwrap(), Key::of(&write).unwrap());
+        assert!(Key::of(&read).unwrap().to_string().starts_with("pipe:["));
+        let null = fs::File::open("/dev/null").unwrap();
+        assert_eq!(Key::of(&null).unwrap().to_string(), "dev/null");
+        let event = nix::sys::eventfd::EventFd::new().unwrap();
+        assert!(matches!(Key::of(&event), Err(Error::Options { .. })));
+        assert!(matches!(Key::of_process(Pid::own(), 1 << 20), Err(Error::Io { .. })));
+        assert_eq!(Key::Path("/var/log/x".into()).to_string(), "var/log/x");
+    }
+}
