@@ -233,6 +233,7 @@ const LINES: &[(&str, Cause)] = &[
     ("waitpid() failed: No child processes", Cause::ChildrenIgnored),
     ("vdso: Unexpected rt vDSO area bounds", Cause::TooOldForKernel),
     ("vdso: Can't find vDSO/VVAR bounds", Cause::TooOldForKernel),
+    ("sockets: Can't get 1:16 opt: Operation not supported", Cause::TooOldForKernel),
     ("kerndat_has_nftables_concat failed when initializing kerndat.", Cause::NotPrivileged),
     ("kerndat_vdso_fill_symtable failed when initializing kerndat.", Cause::TooOldForKernel),
     ("Can't read request: Connection reset by peer", Cause::ConversationBroken),

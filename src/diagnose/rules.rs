@@ -76,6 +76,8 @@ pub(super) const CAUSES: &[Rule] = &[
     // Said by a criu that may not touch the network, although its kernel can.
     ("kerndat_has_nftables_concat failed when initializing kerndat", Cause::NotPrivileged),
     ("failed when initializing kerndat", Cause::TooOldForKernel),
+    // Of an internet socket: newer kernels do not tell SO_PASSCRED of one, and criu before 4.2 asks.
+    ("Can't get 1:16 opt: Operation not supported", Cause::TooOldForKernel),
     ("CAP_CHECKPOINT_RESTORE capability", Cause::NotPrivileged),
     ("Running as non-root requires", Cause::NotPrivileged),
     ("Setting PID failed", Cause::NotPrivileged),

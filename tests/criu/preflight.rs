@@ -13,7 +13,7 @@ use std::{
 };
 
 use criu_rpc::{
-    DumpOptions, Error, Pid, ProcessProblem,
+    DumpOptions, Error, Pid, ProcessProblem, Version,
     options::{External, NetworkLock},
     preflight::{Finding, Obstacle, Place, Severity},
     rpc::{Lend, NoHooks},
@@ -449,6 +449,9 @@ fn sockets_that_criu_does_not_know() {
          socket(F, 2, 2, 136)",
     );
     assert_eq!(look(victim.pid(), &defaults()), []);
+    if version() < Version::new(4, 2, 0) {
+        skip("it cannot dump internet sockets on newer kernels");
+    }
     passes(victim.pid(), &defaults());
 }
 
