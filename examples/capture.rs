@@ -19,11 +19,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         Ok(Capture::Stored(stored)) => stored,
         Ok(_) => return Ok(ExitCode::SUCCESS), // we captured ourselves, and were revived
         Err(error) => {
-            eprintln!("error: {error}");
-            match error.failure() {
-                Some(failure) => eprint!("{}", failure.report()),
-                None => eprintln!("{}", error.advice().unwrap_or("")),
-            }
+            eprint!("error: {}", error.report());
             return Ok(ExitCode::FAILURE);
         }
     };

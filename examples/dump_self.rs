@@ -84,14 +84,8 @@ fn revive(store: &FsBlobStore, digest: &Digest256) -> Result<(), Box<dyn Error>>
 
 /// Says what went wrong, and what to do.
 fn explain(error: &(dyn Error + 'static)) {
-    match error.downcast_ref::<criu_rpc::Error>().map(|error| (error.failure(), error.advice())) {
-        Some((Some(failure), _)) => eprint!("error: {}", failure.report()),
-        Some((None, Some(advice))) => eprintln!("error: {error}\n  what to do:  {advice}"),
-        _ => eprintln!("error: {error}"),
-    }
-    let mut source = error.source();
-    while let Some(cause) = source {
-        eprintln!("  because:     {cause}");
-        source = cause.source();
+    match error.downcast_ref::<criu_rpc::Error>() {
+        Some(error) => eprint!("error: {}", error.report()),
+        None => eprintln!("error: {error}"),
     }
 }

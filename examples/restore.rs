@@ -19,11 +19,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     let mut restored = match ProcsRestore::new().restore(&store, &digest) {
         Ok(restored) => restored,
         Err(error) => {
-            eprintln!("error: {error}");
-            match error.failure() {
-                Some(failure) => eprint!("{}", failure.report()),
-                None => eprintln!("{}", error.advice().unwrap_or("")),
-            }
+            eprint!("error: {}", error.report());
             return Ok(ExitCode::FAILURE);
         }
     };
