@@ -2,7 +2,10 @@
 
 use std::{fs::File, os::unix::fs::OpenOptionsExt, process::Command};
 
-use criu_rpc::Digest256;
+use criu_rpc::{
+    Digest256, DumpOptions, RestoreOptions,
+    rpc::{Event, Lend, NoHooks},
+};
 use nix::{
     fcntl::OFlag,
     pty::{grantpt, posix_openpt, ptsname_r, unlockpt},
@@ -10,7 +13,7 @@ use nix::{
 };
 
 use crate::{
-    harness::tests,
+    harness::{criu, tests},
     places::Home,
     talk::Talk,
     tree::{OrExplain, Revived, Victim},
@@ -21,6 +24,7 @@ tests![
     a_tree_in_a_terminal_is_revived_in_another_terminal,
     a_tree_in_the_background_of_a_terminal_is_revived_on_pipes,
     a_process_in_a_terminal_captures_itself,
+    the_master_of_an_orphaned_terminal_is_handed_over,
 ];
 
 /// Both sides of a new terminal that passes bytes on as they are.
@@ -102,4 +106,28 @@ fn a_process_in_a_terminal_captures_itself() {
     let mut revived = Revived::from(home.restore(), &home.store(), &digest);
     assert_eq!(revived.talk.hear(), "revived");
     assert_goes_on(revived);
+}
+
+fn the_master_of_an_orphaned_terminal_is_handed_over() {
+    let home = Home::new();
+    let victim = victim(&["terminal"]);
+    let images = File::open(home.folder("images")).unwrap();
+    let options = DumpOptions::default().orphan_pts_master(true).leave_running(true);
+    criu().dump(victim.pid(), &options, Lend::images(&images), &mut NoHooks).or_explain();
+    victim.end(); // and with it its terminal, whose number criu needs
+
+    let mut master = None;
+    let mut hooks = |event: Event<'_>| {
+        if let Event::OrphanPtsMaster(descriptor) = event {
+            master = Some(File::from(descriptor));
+        }
+        Ok(())
+    };
+    let options = RestoreOptions::default().orphan_pts_master(true).rst_sibling(true);
+    let tree = criu().restore(&options, Lend::images(&images), &mut hooks).or_explain();
+    let master = master.expect("criu handed nothing over");
+    let mut settings = tcgetattr(&master).unwrap();
+    cfmakeraw(&mut settings);
+    tcsetattr(&master, SetArg::TCSANOW, &settings).unwrap();
+    assert_goes_on(Revived::new(tree, Talk::new(master.try_clone().unwrap(), master)));
 }

@@ -751,3 +751,10 @@ impl ReadEnd {
         }
     }
 }
+
+#[test]
+fn one_criu_serves_many_threads() {
+    fn shared<T: Send + Sync + Clone>() {}
+    shared::<Criu>();
+    shared::<Cancel>();
+}
