@@ -14,7 +14,7 @@ use std::{
 };
 
 use criu_rpc::{
-    Cause, DumpOptions, Target,
+    Cause, DumpOptions, Target, Version,
     options::{LogLevel, NetworkLock, PageServerAddress},
 };
 use nix::{
@@ -24,7 +24,7 @@ use nix::{
 
 use super::{Dumps, assert_cause, child, odd, odd::syscall, odd_below};
 use crate::{
-    harness::{dumps_tcp, tests},
+    harness::{dumps_tcp, tests, version},
     places::wait_until,
     tree::{Victim, explain},
 };
@@ -74,6 +74,7 @@ tests![
     a_file_system_that_criu_does_not_know,
     a_mount_from_outside,
     a_script_that_fails,
+    a_process_that_has_ended_and_a_control_group,
 ];
 
 fn plain() -> DumpOptions {
@@ -453,6 +454,9 @@ fn functions_that_are_probed() {
     victim.ask("probed");
     drop(probe);
     let mut dumps = Dumps::new();
+    if version() < Version::new(4, 2, 0) {
+        return dumps.refused(&mut victim, &plain(), Cause::UnsupportedMapping);
+    }
     dumps.refused(&mut victim, &plain(), Cause::Uprobes);
     dumps.criu = dumps.criu.argument("--allow-uprobes");
     dumps.cured(&mut victim, plain());
@@ -552,4 +556,23 @@ fn a_script_that_fails() {
     fs::write(&path, "action-script /bin/false\n").unwrap();
     dumps.refused(&mut victim, &plain().config_file(path.display().to_string()), Cause::RefusedByClient);
     dumps.cured(&mut victim, plain());
+}
+
+fn a_process_that_has_ended_and_a_control_group() {
+    let Some(group) = super::restores::Group::new("ended") else { return };
+    let mut command = Command::new("perl");
+    let script = "use POSIX; unless (fork) { setsid; exit } <STDIN>";
+    let mut parent = command.args(["-e", script]).stdin(Stdio::piped()).spawn().unwrap();
+    let pid = i32::try_from(parent.id()).unwrap();
+    let ended = || {
+        let child = crate::places::children(pid).first().copied()?;
+        (crate::places::state(child) == Some('Z')).then_some(child)
+    };
+    wait_until("the child has ended", || ended().is_some());
+    // criu does not try to seize it then, and crashes on what it has not learned of it.
+    let options = plain().freeze_cgroup(group.0.display().to_string());
+    let error = Dumps::new().dump(ended().unwrap(), &options).unwrap_err();
+    drop(parent.stdin.take());
+    parent.wait().unwrap();
+    assert_eq!(error.failure().unwrap().cause, Cause::CriuFault, "{}", explain(&error));
 }

@@ -229,7 +229,7 @@ fn a_lazy_restore_without_a_server() {
 }
 
 fn control_groups_that_exist() {
-    let Some(group) = Group::new() else { return };
+    let Some(group) = Group::new("exists") else { return };
     let victim = odd(&[]);
     fs::write(group.0.join("cgroup.procs"), victim.pid().to_string()).unwrap();
     let options = DumpOptions::default().manage_cgroups_mode(CgroupMode::Full);
@@ -240,13 +240,13 @@ fn control_groups_that_exist() {
 }
 
 /// A control group of the test's own.
-struct Group(std::path::PathBuf);
+pub(super) struct Group(pub(super) std::path::PathBuf);
 
 impl Group {
     /// None where control groups of the first version are not mounted in the usual place.
-    fn new() -> Option<Group> {
+    pub(super) fn new(name: &str) -> Option<Group> {
         let folder = Path::new("/sys/fs/cgroup/freezer");
-        let group = folder.join(format!("criu-rpc-test-{}", std::process::id()));
+        let group = folder.join(format!("criu-rpc-test-{}-{name}", std::process::id()));
         (folder.join("cgroup.procs").exists() && fs::create_dir(&group).is_ok()).then_some(Group(group))
     }
 }
@@ -295,6 +295,9 @@ fn a_mount_namespace_and_its_root_folder() {
 }
 
 fn probes_that_were_allowed_before() {
+    if version() < Version::new(4, 2, 0) {
+        return;
+    }
     let mut victim = odd(&[]);
     let Some(probe) = super::odd::probe(victim.pid()) else { return };
     victim.ask("probed");
@@ -382,7 +385,9 @@ fn a_lent_file_that_is_not_open() {
         exec @ARGV' CRIU \"$@\"";
     let closing = Dumps::through(closing);
     let usual = std::mem::replace(&mut taken.criu, closing.criu);
-    taken.refused(&plain(), Cause::InheritedFile);
+    // Before 4.2 criu keeps to itself what is wrong with its options.
+    let told = version() >= Version::new(4, 2, 0);
+    taken.refused(&plain(), if told { Cause::InheritedFile } else { Cause::Unknown });
     taken.criu = usual;
     taken.cured(&plain());
 }
