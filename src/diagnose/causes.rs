@@ -271,7 +271,7 @@ causes! {
         UnsupportedMapping:
             "the tree has memory of a kind that criu does not know",
             "let the program unmap it before the dump; memory of devices (graphics cards, network adapters) needs a \
-             plugin for criu",
+             plugin for criu, and what a prober of functions (perf, bpftrace, bcc) left there needs criu 4.2",
             [];
         Uprobes:
             "somebody probes the tree's functions with uprobes",

@@ -14,7 +14,7 @@ use std::{
 };
 
 use criu_rpc::{
-    Cause, DumpOptions, Target,
+    Cause, DumpOptions, Target, Version,
     options::{LogLevel, NetworkLock, PageServerAddress},
 };
 use nix::{
@@ -24,7 +24,7 @@ use nix::{
 
 use super::{Dumps, assert_cause, child, odd, odd::syscall, odd_below};
 use crate::{
-    harness::{dumps_tcp, tests},
+    harness::{dumps_tcp, tests, version},
     places::wait_until,
     tree::{Victim, explain},
 };
@@ -64,6 +64,17 @@ tests![
     a_file_of_options_that_criu_does_not_know,
     a_criu_without_privileges,
     a_folder_that_criu_cannot_see,
+    a_watched_file_that_cannot_be_found,
+    memory_of_a_perf_event,
+    functions_that_are_probed,
+    a_folder_that_takes_no_names,
+    a_unix_connection_with_words_that_nobody_accepted,
+    another_file_at_the_path,
+    threads_without_their_first,
+    a_file_system_that_criu_does_not_know,
+    a_mount_from_outside,
+    a_script_that_fails,
+    a_process_that_has_ended_and_a_control_group,
 ];
 
 fn plain() -> DumpOptions {
@@ -243,6 +254,7 @@ fn files_of_unknown_kinds() {
 fn an_io_uring() {
     if fs::read_to_string("/proc/sys/kernel/io_uring_disabled").is_ok_and(|value| value == "0\n") {
         Dumps::new().refused(&mut odd(&["io_uring"]), &plain(), Cause::IoUring);
+        Dumps::new().refused(&mut odd(&["io_uring_memory"]), &plain(), Cause::IoUring);
     }
 }
 
@@ -419,4 +431,148 @@ fn a_criu_without_privileges() {
 fn a_folder_that_criu_cannot_see() {
     let mut dumps = Dumps::through("exec unshare --pid --fork --kill-child CRIU \"$@\"");
     dumps.refused(&mut odd(&[]), &plain(), Cause::FolderNotReachable);
+}
+
+fn a_watched_file_that_cannot_be_found() {
+    for path in ["/proc/self", "/sys"] {
+        let mut dumps = Dumps::new();
+        let mut victim = odd(&[&format!("watch={path}")]);
+        dumps.refused(&mut victim, &plain(), Cause::WatchedFile);
+        if path == "/sys" {
+            dumps.cured(&mut victim, plain().force_irmap(true).irmap_scan_paths("/sys"));
+        }
+    }
+}
+
+fn memory_of_a_perf_event() {
+    Dumps::new().refused(&mut odd(&["perf_memory"]), &plain(), Cause::UnsupportedMapping);
+}
+
+fn functions_that_are_probed() {
+    let mut victim = odd(&[]);
+    let Some(probe) = odd::probe(victim.pid()) else { return };
+    victim.ask("probed");
+    drop(probe);
+    let mut dumps = Dumps::new();
+    if version() < Version::new(4, 2, 0) {
+        return dumps.refused(&mut victim, &plain(), Cause::UnsupportedMapping);
+    }
+    dumps.refused(&mut victim, &plain(), Cause::Uprobes);
+    dumps.criu = dumps.criu.argument("--allow-uprobes");
+    dumps.cured(&mut victim, plain());
+}
+
+fn a_folder_that_takes_no_names() {
+    let mut dumps = Dumps::new();
+    let folder = dumps.home.folder("folder");
+    let mut victim = odd(&[&format!("link={}", folder.join("link").display())]);
+    let Some(fixed) = Immutable::new(folder) else { return };
+    dumps.refused(&mut victim, &plain().link_remap(true), Cause::LinkRemapFailed);
+    drop(fixed);
+    dumps.cured(&mut victim, plain().link_remap(true));
+}
+
+/// A folder in which nothing can be made or removed.
+struct Immutable(std::path::PathBuf);
+
+impl Immutable {
+    /// None where there is no such thing.
+    fn new(folder: std::path::PathBuf) -> Option<Immutable> {
+        Immutable::attribute("+i", &folder).then_some(Immutable(folder))
+    }
+
+    fn attribute(change: &str, folder: &std::path::Path) -> bool {
+        let result = Command::new("chattr").arg(change).arg(folder).stderr(Stdio::null()).status();
+        result.is_ok_and(|status| status.success())
+    }
+}
+
+impl Drop for Immutable {
+    fn drop(&mut self) {
+        Immutable::attribute("-i", &self.0);
+    }
+}
+
+fn a_unix_connection_with_words_that_nobody_accepted() {
+    let mut dumps = Dumps::new();
+    let path = |name: &str| dumps.home.path(name).display().to_string();
+    let (one, other) = (path("one"), path("other"));
+    let mut victim = odd(&[&format!("connecting-and-talking={one}")]);
+    dumps.refused(&mut victim, &plain(), Cause::UnixSocketBusy);
+    dumps.cured(&mut odd(&[&format!("connecting={other}")]), plain());
+}
+
+fn another_file_at_the_path() {
+    let mut dumps = Dumps::new();
+    let folder = dumps.home.folder("folder");
+    let file = format!("file={}", folder.join("file").display());
+    let mount = format!("tmpfs={}", folder.display());
+    let mut victim = in_mount_namespace("exec", &[&file, &mount, &file]);
+    dumps.refused(&mut victim, &plain(), Cause::UnsupportedPath);
+    let entries = |kind: &str| format!("/proc/{}/{kind}", victim.pid());
+    let hidden = fs::read_dir(entries("fd")).unwrap().map(|entry| entry.unwrap().path());
+    let hidden = hidden.filter(|entry| fs::read_link(entry).unwrap().starts_with(&folder)).min().unwrap();
+    let about = std::path::Path::new(&entries("fdinfo")).join(hidden.file_name().unwrap());
+    let about = fs::read_to_string(about).unwrap();
+    let mount: u32 = about.lines().find_map(|line| line.strip_prefix("mnt_id:\t")).unwrap().parse().unwrap();
+    let file = format!("file[{mount:x}:{:x}]", fs::metadata(hidden).unwrap().ino());
+    dumps.cured(&mut victim, plain().external(file));
+}
+
+fn threads_without_their_first() {
+    let program = std::env::current_exe().unwrap();
+    let mut victim = odd(&[&format!("child={} --odd leaderless", program.display())]);
+    let inner = child(&victim);
+    wait_until("the first thread has ended", || crate::places::state(inner) == Some('Z'));
+    Dumps::new().refused(&mut victim, &plain(), Cause::UnsupportedThreads);
+}
+
+fn a_file_system_that_criu_does_not_know() {
+    let mut dumps = Dumps::new();
+    let folder = dumps.home.folder("folder").display().to_string();
+    let mut victim = in_mount_namespace(&format!("mount -t ramfs none {folder} && exec"), &[]);
+    dumps.refused(&mut victim, &plain(), Cause::UnsupportedFileSystem);
+    dumps.cured(&mut victim, plain().enable_fs("ramfs"));
+    dumps.cured(&mut victim, plain().external(format!("mnt[{folder}]:label")));
+    dumps.cured(&mut victim, plain().skip_mnt(folder));
+}
+
+fn a_mount_from_outside() {
+    let mut dumps = Dumps::new();
+    let (from, to) = (dumps.home.folder("from"), dumps.home.folder("to"));
+    let (from, to) = (from.display(), to.display());
+    let through = format!(
+        "mount -t tmpfs none {from} && mkdir {from}/below && mount --bind {from}/below {to} && umount {from} && exec"
+    );
+    let mut victim = in_mount_namespace(&through, &[]);
+    dumps.refused(&mut victim, &plain(), Cause::ExternalMount);
+    dumps.cured(&mut victim, plain().external(format!("mnt[{to}]:label")));
+}
+
+fn a_script_that_fails() {
+    let mut dumps = Dumps::new();
+    let mut victim = odd(&[]);
+    let path = dumps.home.path("options");
+    fs::write(&path, "action-script /bin/false\n").unwrap();
+    dumps.refused(&mut victim, &plain().config_file(path.display().to_string()), Cause::RefusedByClient);
+    dumps.cured(&mut victim, plain());
+}
+
+fn a_process_that_has_ended_and_a_control_group() {
+    let Some(group) = super::restores::Group::new("ended") else { return };
+    let mut command = Command::new("perl");
+    let script = "use POSIX; unless (fork) { setsid; exit } <STDIN>";
+    let mut parent = command.args(["-e", script]).stdin(Stdio::piped()).spawn().unwrap();
+    let pid = i32::try_from(parent.id()).unwrap();
+    let ended = || {
+        let child = crate::places::children(pid).first().copied()?;
+        (crate::places::state(child) == Some('Z')).then_some(child)
+    };
+    wait_until("the child has ended", || ended().is_some());
+    // criu does not try to seize it then, and crashes on what it has not learned of it.
+    let options = plain().freeze_cgroup(group.0.display().to_string());
+    let error = Dumps::new().dump(ended().unwrap(), &options).unwrap_err();
+    drop(parent.stdin.take());
+    parent.wait().unwrap();
+    assert_eq!(error.failure().unwrap().cause, Cause::CriuFault, "{}", explain(&error));
 }

@@ -11,7 +11,7 @@ use std::{fs, fs::File, process::Command};
 
 use criu_rpc::{
     Cause, Criu, DumpOptions, Error, RestoreOptions, Result, Target,
-    rpc::{Dumped, Lend, NoHooks},
+    rpc::{Dumped, Hooks, Lend, NoHooks},
 };
 
 use crate::{
@@ -100,8 +100,15 @@ impl Dumps {
 
     /// Dumps it, and lets it end.
     #[track_caller]
-    fn taken(mut self, victim: Victim, options: &DumpOptions) -> Taken {
-        let (pid, members) = (victim.pid(), victim.members());
+    fn taken(self, victim: Victim, options: &DumpOptions) -> Taken {
+        let pid = victim.pid();
+        self.taken_of(victim, pid, options)
+    }
+
+    /// Dumps a descendant of the victim, and lets all end.
+    #[track_caller]
+    fn taken_of(mut self, victim: Victim, pid: i32, options: &DumpOptions) -> Taken {
+        let members = victim.members();
         let resource = |descriptor| {
             let link = fs::read_link(format!("/proc/{pid}/fd/{descriptor}")).unwrap();
             link.display().to_string()
@@ -131,11 +138,15 @@ impl Taken {
     }
 
     fn restore(&self, options: &RestoreOptions) -> Result<Revived> {
+        self.restore_with(options, &mut NoHooks)
+    }
+
+    fn restore_with(&self, options: &RestoreOptions, hooks: &mut impl Hooks) -> Result<Revived> {
         let (talk, input, output) = Talk::through_pipes();
         let folder = File::open(self.home.path("images-1")).unwrap();
         let lend = Lend::images(&folder).inherit(&*self.keys[0], &input).inherit(&*self.keys[1], &output);
         let options = options.clone().rst_sibling(true);
-        self.criu.restore(&options, lend, &mut NoHooks).map(|tree| Revived::new(tree, talk))
+        self.criu.restore(&options, lend, hooks).map(|tree| Revived::new(tree, talk))
     }
 
     /// Restores it in vain, for this cause, and sees that nothing is left.

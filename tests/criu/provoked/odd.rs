@@ -8,8 +8,8 @@ use std::{
     io::{self, BufRead, Write},
     net::{TcpListener, TcpStream},
     os::{
-        fd::{FromRawFd, OwnedFd},
-        unix::net::{UnixDatagram, UnixStream},
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::net::{UnixDatagram, UnixListener, UnixStream},
     },
     process::{Child, Command, Stdio},
     thread,
@@ -65,10 +65,17 @@ fn converse() {
         count += 1;
         match line.as_str() {
             "tick" => println!("count {count}"),
+            "probed" => println!("{}", probed(count)),
             _ => println!("what?"),
         }
         io::stdout().flush().unwrap();
     }
+}
+
+/// What a test probes.
+#[inline(never)]
+pub(super) extern "C" fn probed(count: u64) -> u64 {
+    std::hint::black_box(count)
 }
 
 /// The number of our parent where the test is, from a `/proc` of there.
@@ -110,6 +117,16 @@ impl Things {
                 let file = File::options().read(true).write(true).open(value).unwrap();
                 self.locks.push(Flock::lock(file, FlockArg::LockExclusiveNonblock).unwrap());
             }
+            // Nobody accepts the connection.
+            "connecting" | "connecting-and-talking" => {
+                let listener = UnixListener::bind(value).unwrap();
+                let mut end = UnixStream::connect(value).unwrap();
+                if kind == "connecting-and-talking" {
+                    end.write_all(b"hello").unwrap();
+                }
+                keep(listener.into());
+                keep(end.into());
+            }
             "stream" => keep(UnixStream::connect(value).unwrap().into()),
             "datagram" => {
                 let end = UnixDatagram::unbound().unwrap();
@@ -126,19 +143,19 @@ impl Things {
                 libc::SYS_socket,
                 [libc::AF_INET.into(), libc::SOCK_STREAM.into(), libc::IPPROTO_MPTCP.into(), 0, 0],
             )),
+            "watch" => {
+                let watch = descriptor(libc::SYS_inotify_init1, [0; 5]);
+                let path = CString::new(value).unwrap();
+                let arguments = [watch.as_raw_fd().into(), path.as_ptr() as i64, libc::IN_MODIFY.into(), 0, 0];
+                assert!(syscall(libc::SYS_inotify_add_watch, arguments) > 0);
+                keep(watch);
+            }
             "userfaultfd" => keep(descriptor(libc::SYS_userfaultfd, [1, 0, 0, 0, 0])),
-            "io_uring" => {
-                let mut parameters = [0_u64; 15];
-                let pointer = parameters.as_mut_ptr() as i64;
-                keep(descriptor(libc::SYS_io_uring_setup, [4, pointer, 0, 0, 0]));
-            }
-            "perf_event" => {
-                // PERF_TYPE_SOFTWARE, 128 bytes long, PERF_COUNT_SW_TASK_CLOCK
-                let mut event = [0_u64; 16];
-                (event[0], event[1]) = (1 | 128 << 32, 1);
-                let pointer = event.as_mut_ptr() as i64;
-                keep(descriptor(libc::SYS_perf_event_open, [pointer, 0, -1, -1, 0]));
-            }
+            "io_uring" => keep(io_uring()),
+            "perf_event" => keep(perf_event()),
+            // Their memory, without themselves.
+            "io_uring_memory" => map(1 << 12, &io_uring()),
+            "perf_memory" => map(2 << 12, &perf_event()),
             "fscontext" => {
                 let kind = CString::new("tmpfs").unwrap();
                 keep(descriptor(libc::SYS_fsopen, [kind.as_ptr() as i64, 0, 0, 0, 0]));
@@ -163,6 +180,13 @@ impl Things {
             "private" => mount("", "/", "", libc::MS_REC | libc::MS_PRIVATE),
             "tmpfs" => mount("none", value, "tmpfs", 0),
             "root" => nix::unistd::chroot(value).unwrap(),
+            "reaper" => nix::sys::prctl::set_child_subreaper(true).unwrap(),
+            // A child that may be gone before us, and its descendants that are not.
+            "perl" => {
+                let mut command = Command::new("perl");
+                command.args(["-e", value]).stdin(Stdio::piped()).stdout(Stdio::null());
+                self.children.push(command.spawn().unwrap());
+            }
             // A child that waits for us to end.
             "child" => {
                 let mut words = value.split(' ');
@@ -182,6 +206,55 @@ impl Things {
             other => panic!("unknown thing {other}"),
         }
     }
+}
+
+fn perf_event() -> OwnedFd {
+    // PERF_TYPE_SOFTWARE, 128 bytes long, PERF_COUNT_SW_TASK_CLOCK
+    let mut event = [0_u64; 16];
+    (event[0], event[1]) = (1 | 128 << 32, 1);
+    let pointer = event.as_mut_ptr() as i64;
+    descriptor(libc::SYS_perf_event_open, [pointer, 0, -1, -1, 0])
+}
+
+fn io_uring() -> OwnedFd {
+    let mut parameters = [0_u64; 15];
+    let pointer = parameters.as_mut_ptr() as i64;
+    descriptor(libc::SYS_io_uring_setup, [4, pointer, 0, 0, 0])
+}
+
+/// Maps so many bytes of the file until the process ends.
+fn map(length: i64, file: &OwnedFd) {
+    let (protection, flags, file) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, file.as_raw_fd());
+    // SAFETY: the kernel chooses a place that is free, and nobody touches it.
+    let place = unsafe { libc::syscall(libc::SYS_mmap, 0_i64, length, protection, flags, file, 0_i64) };
+    assert!(place > 0, "{}", io::Error::last_os_error());
+}
+
+/// A probe at the end of [`probed`], in one process, for as long as the file is open; None where there are no probes.
+pub(super) fn probe(pid: i32) -> Option<OwnedFd> {
+    let kind = fs::read_to_string("/sys/bus/event_source/devices/uprobe/type").ok()?;
+    let kind: u64 = kind.trim().parse().unwrap();
+    let program = CString::new(fs::read_link("/proc/self/exe").unwrap().into_os_string().into_encoded_bytes());
+    let program = program.unwrap();
+    // The type, the length; that it is for the function's return; and where.
+    let mut event = [0_u64; 16];
+    (event[0], event[1]) = (kind | 128 << 32, 1);
+    (event[7], event[8]) = (program.as_ptr() as u64, place_in_program(probed as *const () as u64));
+    let pointer = event.as_mut_ptr() as i64;
+    Some(descriptor(libc::SYS_perf_event_open, [pointer, pid.into(), -1, -1, 0]))
+}
+
+/// Where in the file of our program this address is.
+fn place_in_program(address: u64) -> u64 {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let number = |text: &str| u64::from_str_radix(text, 16).unwrap();
+    let place = maps.lines().find_map(|line| {
+        let (range, rest) = line.split_once(' ').unwrap();
+        let (start, end) = range.split_once('-').unwrap();
+        let place = address.checked_sub(number(start))? + number(rest.split(' ').nth(1).unwrap());
+        (address < number(end)).then_some(place)
+    });
+    place.unwrap()
 }
 
 fn mount(what: &str, place: &str, kind: &str, flags: u64) {

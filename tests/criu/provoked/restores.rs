@@ -12,6 +12,7 @@ use std::{
 use criu_rpc::{
     Cause, DumpOptions, RestoreOptions, Target, Version,
     options::{CgroupMode, LogLevel, NetworkLock},
+    rpc::Event,
 };
 
 use super::{
@@ -22,7 +23,7 @@ use super::{
 use crate::{
     harness::{dumps_tcp, tests, version},
     places::wait_until,
-    tree::Victim,
+    tree::{OrExplain, Victim},
 };
 
 tests![
@@ -41,6 +42,15 @@ tests![
     a_security_profile_without_the_module,
     a_user_namespace_by_itself,
     a_mount_namespace_without_a_root_folder,
+    a_mount_namespace_and_its_root_folder,
+    probes_that_were_allowed_before,
+    the_first_process_of_a_pid_namespace_from_outside,
+    a_terminal_whose_number_is_taken,
+    a_session_whose_leader_is_no_ancestor,
+    a_file_that_is_a_folder_now,
+    a_working_folder_that_is_gone,
+    a_lent_file_that_is_not_open,
+    a_script_that_fails,
 ];
 
 fn plain() -> RestoreOptions {
@@ -219,7 +229,7 @@ fn a_lazy_restore_without_a_server() {
 }
 
 fn control_groups_that_exist() {
-    let Some(group) = Group::new() else { return };
+    let Some(group) = Group::new("exists") else { return };
     let victim = odd(&[]);
     fs::write(group.0.join("cgroup.procs"), victim.pid().to_string()).unwrap();
     let options = DumpOptions::default().manage_cgroups_mode(CgroupMode::Full);
@@ -230,13 +240,13 @@ fn control_groups_that_exist() {
 }
 
 /// A control group of the test's own.
-struct Group(std::path::PathBuf);
+pub(super) struct Group(pub(super) std::path::PathBuf);
 
 impl Group {
     /// None where control groups of the first version are not mounted in the usual place.
-    fn new() -> Option<Group> {
+    pub(super) fn new(name: &str) -> Option<Group> {
         let folder = Path::new("/sys/fs/cgroup/freezer");
-        let group = folder.join(format!("criu-rpc-test-{}", std::process::id()));
+        let group = folder.join(format!("criu-rpc-test-{}-{name}", std::process::id()));
         (folder.join("cgroup.procs").exists() && fs::create_dir(&group).is_ok()).then_some(Group(group))
     }
 }
@@ -269,4 +279,123 @@ fn a_mount_namespace_without_a_root_folder() {
     }
     // criu would say that it wants `root`, if it did not crash before.
     taken(in_mount_namespace("exec", &[])).refused(&plain(), Cause::CriuFault);
+}
+
+fn a_mount_namespace_and_its_root_folder() {
+    let victim = in_mount_namespace("exec", &[]);
+    let dumps = Dumps::through(
+        "exec unshare --mount --propagation private sh -c \
+         'mount --bind / /mnt && exec \"$0\" \"$@\"' CRIU \"$@\"",
+    );
+    let taken = dumps.taken(victim, &DumpOptions::default());
+    let compatible = || plain().mntns_compat_mode(true);
+    taken.refused(&compatible(), Cause::RootFolderNeeded);
+    taken.cured(&compatible().root("/mnt"));
+    taken.cured(&plain().root("/mnt"));
+}
+
+fn probes_that_were_allowed_before() {
+    if version() < Version::new(4, 2, 0) {
+        return;
+    }
+    let mut victim = odd(&[]);
+    let Some(probe) = super::odd::probe(victim.pid()) else { return };
+    victim.ask("probed");
+    drop(probe);
+    let mut dumps = Dumps::new();
+    let plainer = std::mem::replace(&mut dumps.criu, crate::harness::criu().argument("--allow-uprobes"));
+    let mut taken = dumps.taken(victim, &DumpOptions::default());
+    let allowing = std::mem::replace(&mut taken.criu, plainer);
+    taken.refused(&plain(), Cause::Uprobes);
+    taken.criu = allowing;
+    taken.cured(&plain());
+}
+
+fn the_first_process_of_a_pid_namespace_from_outside() {
+    let victim = super::odd_below(&["unshare", "--pid", "--fork"], &["session"]);
+    let inner = super::child(&victim);
+    let file = File::open(format!("/proc/{inner}/ns/pid")).unwrap();
+    let inode = std::os::unix::fs::MetadataExt::ino(&file.metadata().unwrap());
+    let options = DumpOptions::default().external(format!("pid[{inode}]:there"));
+    Dumps::new().taken_of(victim, inner, &options).refused(&plain(), Cause::NewPidNamespace);
+}
+
+fn a_terminal_whose_number_is_taken() {
+    let (master, name) = terminal();
+    let options = DumpOptions::default().orphan_pts_master(true);
+    let taken = Dumps::new().taken(odd(&[&format!("terminal={name}")]), &options);
+    taken.refused(&plain().orphan_pts_master(true), Cause::TerminalTaken);
+    drop(master);
+    // Another test may have taken the number meanwhile.
+    let mut masters = Vec::new();
+    let mut hook = |event: Event<'_>| {
+        if let Event::OrphanPtsMaster(master) = event {
+            masters.push(master);
+        }
+        Ok(())
+    };
+    wait_until("the number is free", || {
+        let result = taken.restore_with(&plain().orphan_pts_master(true), &mut hook);
+        match result {
+            Err(error) if error.failure().is_some_and(|failure| failure.cause == Cause::TerminalTaken) => false,
+            result => result.or_explain().ask("tick").starts_with("count "),
+        }
+    });
+    assert_eq!(masters.len(), 1);
+}
+
+fn a_session_whose_leader_is_no_ancestor() {
+    // The child leads a session, in which its child has a child before it leaves it. Then the first of them ends.
+    let family = "\
+        use POSIX; setsid; pipe(R, W); \
+        unless (fork) { my $in_between = fork; setsid if $in_between; close W; while (<STDIN>) {} exit } \
+        close W; <R>";
+    let victim = odd(&["reaper", &format!("perl={family}")]);
+    wait_until("the leader has ended", || crate::places::children(victim.pid()).len() == 2);
+    taken(victim).refused(&plain(), Cause::SessionNumbers);
+}
+
+fn a_file_that_is_a_folder_now() {
+    let (taken, path) = with_file();
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    taken.refused(&plain(), Cause::NotReopened);
+    fs::remove_dir(&path).unwrap();
+    fs::write(&path, "contents").unwrap();
+    taken.cured(&plain());
+}
+
+fn a_working_folder_that_is_gone() {
+    let dumps = Dumps::new();
+    let folder = dumps.home.folder("folder");
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--odd", "session"]).current_dir(&folder);
+    let taken = dumps.taken(Victim::start_by(command), &DumpOptions::default());
+    fs::remove_dir(&folder).unwrap();
+    taken.refused(&plain(), Cause::FileChanged);
+    fs::create_dir(&folder).unwrap();
+    taken.cured(&plain());
+}
+
+fn a_lent_file_that_is_not_open() {
+    let mut taken = taken(odd(&[]));
+    let closing = "\
+        exec perl -e 'use POSIX; \
+        for (grep { readlink(\"/proc/self/fd/$_\") =~ /^pipe/ } 3 .. 1000) { POSIX::close($_) } \
+        exec @ARGV' CRIU \"$@\"";
+    let closing = Dumps::through(closing);
+    let usual = std::mem::replace(&mut taken.criu, closing.criu);
+    // Before 4.2 criu keeps to itself what is wrong with its options.
+    let told = version() >= Version::new(4, 2, 0);
+    taken.refused(&plain(), if told { Cause::InheritedFile } else { Cause::Unknown });
+    taken.criu = usual;
+    taken.cured(&plain());
+}
+
+fn a_script_that_fails() {
+    let taken = taken(odd(&[]));
+    let path = taken.home.path("options");
+    fs::write(&path, "action-script /bin/false\n").unwrap();
+    taken.refused(&plain().config_file(path.display().to_string()), Cause::RefusedByClient);
+    taken.cured(&plain());
 }
