@@ -175,10 +175,9 @@ impl Error {
             | Error::Revived
             | Error::Store { .. }
             | Error::Io { .. } => None,
-            Error::Criu(failure)
-            | Error::Gone(failure)
-            | Error::TimedOut(failure)
-            | Error::Cancelled(failure) => failure.advice(),
+            Error::TimedOut(_) => Some("allow more time, if it was too little"),
+            Error::Cancelled(_) => None,
+            Error::Criu(failure) | Error::Gone(failure) => failure.advice(),
         }
     }
 
@@ -353,6 +352,8 @@ pub enum Cause {
     DeadRoot,
     /// A process has threads that ended before it, or were stopped one by one.
     UnsupportedThreads,
+    /// A thread has a SIGTRAP that it has not taken yet.
+    PendingTrap,
     /// The tree could not be frozen in time.
     FreezeTimeout,
     /// The named control group has no freezer.

@@ -55,6 +55,7 @@ impl Stat {
         self.flags & PF_KTHREAD != 0
     }
 
+    /// Whether it has ended. A process whose first thread alone has ended looks so, too.
     pub(crate) fn is_zombie(&self) -> bool {
         matches!(self.state, 'Z' | 'X' | 'x')
     }

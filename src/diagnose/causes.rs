@@ -119,10 +119,14 @@ causes! {
             "a process has threads that ended or were stopped one by one",
             "dump it when its first thread runs, and when no debugger has stopped some of its threads",
             [];
+        PendingTrap:
+            "a thread has a SIGTRAP that it has not taken yet",
+            "let the program run until it has taken the signal (a breakpoint of its own, mostly), and dump it then",
+            [];
         FreezeTimeout:
             "criu could not stop the whole tree in time",
-            "allow more time with `timeout`, and see whether a process hangs in the kernel (state D: a dead network \
-             disk, a broken device) or whether the tree starts processes faster than criu stops them",
+            "allow more time with `timeout`, and see whether a process hangs in the kernel (state D: a vfork \
+             whose child has not executed yet, a dead network disk, a broken device) or whether the tree starts processes faster than criu stops them",
             ["timeout"];
         NoFreezer:
             "the control group that was to stop the tree cannot do so",

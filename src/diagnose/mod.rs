@@ -64,25 +64,30 @@ impl fmt::Display for Report<'_> {
         if let Some(advice) = failure.advice() {
             writeln!(f, "  what to do:  {advice}")?;
         }
-        writeln!(f, "  the tree:    {}", state(failure))?;
-        if let Some(version) = &failure.version {
-            writeln!(f, "  criu:        {version}")?;
-        }
-        if let Some(event) = &failure.last_event {
-            writeln!(f, "  last event:  {event}")?;
-        }
-        if let Some(errno) = failure.errno.filter(|_| failure.cause == Cause::Unknown) {
-            writeln!(f, "  its errno:   {errno} ({})", std::io::Error::from_raw_os_error(errno))?;
-        }
-        if let Some(status) = failure.exit.filter(|status| !status.success()) {
-            writeln!(f, "  it ended:    {}", status)?;
-        }
-        let log = failure.log.iter().map(String::as_str);
-        for line in log.chain(failure.stderr.lines()) {
-            writeln!(f, "  criu says:   {line}")?;
-        }
-        Ok(())
+        details(f, failure)
     }
+}
+
+/// What is known beyond the first line and the advice.
+fn details(f: &mut fmt::Formatter<'_>, failure: &Failure) -> fmt::Result {
+    writeln!(f, "  the tree:    {}", state(failure))?;
+    if let Some(version) = &failure.version {
+        writeln!(f, "  criu:        {version}")?;
+    }
+    if let Some(event) = &failure.last_event {
+        writeln!(f, "  last event:  {event}")?;
+    }
+    if let Some(errno) = failure.errno.filter(|_| failure.cause == Cause::Unknown) {
+        writeln!(f, "  its errno:   {errno} ({})", std::io::Error::from_raw_os_error(errno))?;
+    }
+    if let Some(status) = failure.exit.filter(|status| !status.success()) {
+        writeln!(f, "  it ended:    {}", status)?;
+    }
+    let log = failure.log.iter().map(String::as_str);
+    for line in log.chain(failure.stderr.lines()) {
+        writeln!(f, "  criu says:   {line}")?;
+    }
+    Ok(())
 }
 
 /// An [`Error`] in several lines, for people.
@@ -91,10 +96,24 @@ pub(crate) struct ErrorReport<'a>(pub(crate) &'a Error);
 impl fmt::Display for ErrorReport<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ErrorReport(error) = self;
-        if let Some(failure) = error.failure() {
-            return Report(failure).fmt(f);
+        match error {
+            Error::Criu(failure) => return Report(failure).fmt(f),
+            Error::Gone(failure) => {
+                writeln!(f, "{error}: {failure}")?;
+                if let Some(advice) = failure.advice() {
+                    writeln!(f, "  what to do:  {advice}")?;
+                }
+                return details(f, failure);
+            }
+            Error::TimedOut(failure) | Error::Cancelled(failure) => {
+                writeln!(f, "{error}")?;
+                if let Some(advice) = error.advice() {
+                    writeln!(f, "  what to do:  {advice}")?;
+                }
+                return details(f, failure);
+            }
+            _ => writeln!(f, "{error}")?,
         }
-        writeln!(f, "{error}")?;
         let mut source = std::error::Error::source(error);
         while let Some(because) = source {
             writeln!(f, "  because:     {because}")?;
@@ -110,7 +129,7 @@ impl fmt::Display for ErrorReport<'_> {
 fn state(failure: &Failure) -> &'static str {
     use crate::Target;
     match failure.target {
-        Target::None if failure.request == Request::Restore => "nothing of it is left",
+        Target::None if failure.request == Request::Restore => "nothing of it runs",
         Target::None => "none was touched",
         Target::Running => "runs",
         Target::Stopped => "is stopped",

@@ -79,6 +79,8 @@ pub(super) const CAUSES: &[Rule] = &[
     // Of an internet socket: newer kernels do not tell SO_PASSCRED of one, and criu before 4.2 asks.
     ("Can't get 1:16 opt: Operation not supported", Cause::TooOldForKernel),
     ("CAP_CHECKPOINT_RESTORE capability", Cause::NotPrivileged),
+    // Of a process with another uid, without CAP_SYS_RESOURCE.
+    ("Can't get rlimit …: Operation not permitted", Cause::NotPrivileged),
     ("Running as non-root requires", Cause::NotPrivileged),
     ("Setting PID failed", Cause::NotPrivileged),
     ("Can't fork for …: Operation not permitted", Cause::NotPrivileged),
@@ -97,7 +99,6 @@ pub(super) const CAUSES: &[Rule] = &[
     // The tree as a whole
     ("The criu itself is within dumped tree", Cause::CriuInsideTree),
     ("Unseizable non-zombie … found, state …", Cause::Untraceable),
-    ("Can't dump the … thread with a pending SIGTRAP", Cause::Untraceable),
     ("is not a session leader. Consider using --shell-job", Cause::ShellJob),
     ("Found slave peer index … without correspond master peer", Cause::ShellJob),
     ("Found dangling tty with sid … pgid …", Cause::ShellJob),
@@ -105,6 +106,7 @@ pub(super) const CAUSES: &[Rule] = &[
     ("Don't have tty to inherit session from", Cause::ShellJob),
     ("A session leader of … is outside of its pid namespace", Cause::SessionOutsidePidNamespace),
     ("A root task is dead", Cause::DeadRoot),
+    ("Can't dump the … thread with a pending SIGTRAP", Cause::PendingTrap),
     ("Zombies with threads are not supported", Cause::UnsupportedThreads),
     ("Zombie thread not supported", Cause::UnsupportedThreads),
     ("Individually stopped threads not supported", Cause::UnsupportedThreads),
@@ -136,6 +138,8 @@ pub(super) const CAUSES: &[Rule] = &[
     ("Dangling connection", Cause::UnixSocketBusy),
     ("In-flight connection on non-listening socket", Cause::UnixSocketBusy),
     ("Non-empty write queue on an in-flight socket", Cause::UnixSocketBusy),
+    ("Found a closed in-flight socket", Cause::UnixSocketBusy),
+    ("PIDFD_THREAD flag is currently not supported", Cause::UnsupportedFile),
     ("Unix socket … with unreachable peer", Cause::UnixSocketBusy),
     ("Unsupported proto 262 for socket", Cause::Mptcp),
     ("GODEBUG=multipathtcp=0", Cause::Mptcp),

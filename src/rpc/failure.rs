@@ -74,6 +74,13 @@ impl Gathering<'_, '_> {
             return Target::None;
         };
         match procfs::Stat::of(pid) {
+            // Its first thread may have ended alone.
+            Ok(stat)
+                if stat.is_zombie()
+                    && procfs::status_number(pid, "Threads").is_some_and(|count| count > 1) =>
+            {
+                Target::Running
+            }
             Ok(stat) if stat.is_zombie() => Target::Gone,
             Ok(stat) if stat.state == 't' => Target::Traced,
             Ok(stat) if stat.state == 'T' => Target::Stopped,

@@ -45,7 +45,7 @@ use self::{
     talk::{Ask, Files},
 };
 use crate::{
-    DumpOptions, Error, Pid, Request, RestoreOptions, Result, Version,
+    DumpOptions, Error, Pid, ProcessProblem, Request, RestoreOptions, Result, Version,
     options::{CpuInfoOptions, PageServerOptions, PreDumpOptions},
     preflight::{self, Preflight},
     proto::rpc::{CriuFeatures, CriuOpts, CriuResp},
@@ -293,7 +293,7 @@ impl Criu {
         lend: Lend<'_>,
         hooks: &mut dyn Hooks,
     ) -> Result<Dumped> {
-        let opts = CriuOpts { pid: Some(pid.into().as_raw()), ..options.wire() };
+        let opts = CriuOpts { pid: Some(possible(pid.into())?), ..options.wire() };
         let ask = Ask {
             opts: Some(opts),
             raw: options.raw(),
@@ -313,7 +313,7 @@ impl Criu {
     /// [`Error::Criu`] with everything that criu told; [`Error::Options`] if the kernel does not track memory. The tree
     /// runs on.
     pub fn pre_dump(&self, pid: impl Into<Pid>, options: &PreDumpOptions, lend: Lend<'_>) -> Result<()> {
-        let opts = CriuOpts { pid: Some(pid.into().as_raw()), ..options.wire() };
+        let opts = CriuOpts { pid: Some(possible(pid.into())?), ..options.wire() };
         let mut ask = Ask {
             opts: Some(opts),
             raw: options.raw(),
@@ -338,8 +338,10 @@ impl Criu {
     ///
     /// # Errors
     ///
-    /// [`Error::Criu`], if it cannot listen for instance.
+    /// [`Error::Options`] if neither [`ps`](PageServerOptions::ps) says where to listen nor a socket is lent; criu would
+    /// listen everywhere. [`Error::Criu`], if it cannot listen for instance.
     pub fn page_server(&self, options: &PageServerOptions, lend: Lend<'_>) -> Result<PageServer> {
+        says_where(options, &lend)?;
         let mut ask = Ask {
             opts: Some(options.wire()),
             raw: options.raw(),
@@ -360,8 +362,10 @@ impl Criu {
     ///
     /// # Errors
     ///
-    /// [`Error::Criu`], if it cannot listen for instance.
+    /// [`Error::Options`] if neither [`ps`](PageServerOptions::ps) says where to listen nor a socket is lent; criu would
+    /// listen everywhere. [`Error::Criu`], if it cannot listen for instance.
     pub fn page_server_daemon(&self, options: &PageServerOptions, lend: Lend<'_>) -> Result<Option<u16>> {
+        says_where(options, &lend)?;
         let (answer, _) = self.talk(Ask {
             opts: Some(options.wire()),
             raw: options.raw(),
@@ -452,8 +456,8 @@ impl Criu {
     ///
     /// # Errors
     ///
-    /// [`Error::Criu`] with everything that criu told; [`Error::Refused`] if a hook refused. Nothing of the tree is
-    /// left then.
+    /// [`Error::Criu`] with everything that criu told; [`Error::Refused`] if a hook refused. Nothing of the tree runs then;
+    /// without [`rst_sibling`](RestoreOptions::rst_sibling) its root is init's to reap, and holds its pid until then.
     pub fn restore(&self, options: &RestoreOptions, lend: Lend<'_>, hooks: &mut dyn Hooks) -> Result<Tree> {
         let opts = options.wire();
         let ask = Ask {
@@ -491,4 +495,23 @@ fn features(answer: &CriuResp) -> Result<Features> {
 
 fn port(port: Option<i32>) -> Option<u16> {
     port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0)
+}
+
+/// A number that a process can have.
+fn possible(pid: Pid) -> Result<i32> {
+    match pid.as_raw() {
+        pid if pid > 0 => Ok(pid),
+        pid => Err(Error::Process { pid, problem: ProcessProblem::Missing }),
+    }
+}
+
+/// Whoever can reach a page server can write into the images, so nobody gets one that listens everywhere unasked.
+fn says_where(options: &PageServerOptions, lend: &Lend<'_>) -> Result<()> {
+    match options.wire().ps.is_some() || lend.page_server.is_some() {
+        true => Ok(()),
+        false => Err(Error::Options {
+            option: "ps",
+            problem: "say where the page server is to listen, or lend it a socket".to_owned(),
+        }),
+    }
 }

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sys::socket::{Shutdown, shutdown};
+use nix::sys::socket::{Shutdown, SockType as Kind, getsockopt, shutdown, sockopt::SockType};
 
 use super::{
     Cancel, Criu, Lend, Reach,
@@ -130,6 +130,10 @@ impl Criu {
                 Connection::start_detached(&command, &[folder.as_fd()], path.join(LOG))
             }
             (Files::Lent(lend), Some(opts)) => {
+                if lend.page_server.is_some_and(|socket| getsockopt(&socket, SockType) != Ok(Kind::Stream)) {
+                    let problem = "this is no stream socket".to_owned();
+                    return Err(Error::Options { option: "Lend::page_server", problem });
+                }
                 let lent = lend.describe(opts, FIRST_LENT);
                 Connection::start(&command, lend.terminal, &lent)
             }

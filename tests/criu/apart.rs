@@ -63,8 +63,17 @@ pub(crate) struct Whole {
 }
 
 impl Whole {
+    /// As it is before anything is asked: a thread that is only starting has all signals blocked.
     #[track_caller]
     pub(crate) fn of(victim: &Victim) -> Whole {
+        wait_until("all threads have started", || {
+            tasks(&victim.members()).all(|(_, status)| field(&status, "SigBlk") == "0000000000000000")
+        });
+        Whole::now(victim)
+    }
+
+    #[track_caller]
+    fn now(victim: &Victim) -> Whole {
         let members = victim.members();
         wait_until("no task of the tree is stopped", || {
             tasks(&members).all(|(_, status)| !field(&status, "State").starts_with(['T', 't']))
@@ -83,13 +92,13 @@ impl Whole {
     #[track_caller]
     pub(crate) fn assert_kept(&self, victim: &Victim, after: &str) {
         self.assert_runs(victim, after);
-        assert_eq!(Whole::of(victim).code, self.code, "{after}");
+        assert_eq!(Whole::now(victim).code, self.code, "{after}");
     }
 
     /// All tasks run, with their signals as they were.
     #[track_caller]
     pub(crate) fn assert_runs(&self, victim: &Victim, after: &str) {
-        let now = Whole::of(victim);
+        let now = Whole::now(victim);
         assert_eq!(now.members, self.members, "{after}");
         assert_eq!(now.tasks, self.tasks, "{after}");
     }

@@ -310,7 +310,12 @@ mod seen_by_criu {
         };
         assert_eq!(types(row), ["FEATURE_CHECK", "PRE_DUMP", "PRE_DUMP", "DUMP"]);
         let daemon = |criu: Criu| {
-            let port = criu.page_server_daemon(&PageServerOptions::default(), lend()).unwrap();
+            let port = criu
+                .page_server_daemon(
+                    &PageServerOptions::default().ps(PageServerAddress::tcp("127.0.0.1", 0)),
+                    lend(),
+                )
+                .unwrap();
             assert_eq!(port, Some(4711));
         };
         assert_eq!(types(daemon), ["PAGE_SERVER"]);
@@ -327,7 +332,12 @@ mod seen_by_criu {
         let mut stand_in = Command::new("sleep").arg("60").spawn().unwrap();
         let pid = i32::try_from(stand_in.id()).unwrap();
         let (criu, there) = obliging(pid);
-        let server = criu.page_server(&PageServerOptions::default(), Lend::images(&folder)).unwrap();
+        let server = criu
+            .page_server(
+                &PageServerOptions::default().ps(PageServerAddress::tcp("127.0.0.1", 0)),
+                Lend::images(&folder),
+            )
+            .unwrap();
         assert_eq!(server.port(), Some(4711));
         assert_eq!(server.wait().unwrap().code(), Some(7));
         assert!(!stand_in.wait().unwrap().success(), "it was killed");
