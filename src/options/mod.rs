@@ -10,7 +10,7 @@ mod table;
 
 use std::{fmt, marker::PhantomData};
 
-pub(crate) use self::table::younger_fields;
+pub(crate) use self::table::{field_with_zero_byte, younger_fields};
 pub use self::{
     choices::{
         CgroupMode, CgroupRoot, CpuCap, EmptyNamespace, JoinNamespace, LogLevel, NetworkLock,

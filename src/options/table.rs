@@ -11,7 +11,12 @@ use super::{
     CgroupMode, CgroupRoot, Cpu, CpuCap, Dump, EmptyNamespace, JoinNamespace, LogLevel, NetworkLock, Options,
     PageServerAddress, PreDump, PreDumpMode, Restore, Serve,
 };
-use crate::{Version, proto::rpc::CriuOpts};
+use crate::{
+    Version,
+    proto::rpc::{
+        CgroupRoot as WireCgroupRoot, CriuOpts, CriuPageServerInfo, JoinNamespace as WireJoinNamespace,
+    },
+};
 
 macro_rules! rows {
     ($( $(#[$doc:meta])* $kind:ident $field:ident $(: $type:ty)? , $($request:ident)+ $(, $major:literal $minor:literal)? ; )*) => {
@@ -29,6 +34,14 @@ macro_rules! rows {
                 fields.push((stringify!($field), Version::new($major, $minor, 0)));
             } )? )*
             fields
+        }
+
+        /// A field with a text that criu would cut off.
+        pub(crate) fn field_with_zero_byte(opts: &CriuOpts) -> Option<&'static str> {
+            $( if opts.$field.has_zero_byte() {
+                return Some(stringify!($field));
+            } )*
+            None
         }
 
         #[cfg(test)]
@@ -107,20 +120,65 @@ macro_rules! rows {
     };
 }
 
-/// Whether a field of the message says anything.
-trait IsSet {
+/// A field of the message.
+trait Field {
+    /// Whether it says anything.
     fn is_set(&self) -> bool;
-}
 
-impl<T> IsSet for Option<T> {
-    fn is_set(&self) -> bool {
-        self.is_some()
+    /// Whether a text in it has a zero byte, at which criu would cut it off.
+    fn has_zero_byte(&self) -> bool {
+        false
     }
 }
 
-impl<T> IsSet for Vec<T> {
+macro_rules! fields_without_text {
+    ($($type:ty),*) => { $(
+        impl Field for Option<$type> {
+            fn is_set(&self) -> bool {
+                self.is_some()
+            }
+        }
+    )* };
+}
+fields_without_text!(bool, i32, u32, CriuPageServerInfo);
+
+impl Field for Option<String> {
+    fn is_set(&self) -> bool {
+        self.is_some()
+    }
+
+    fn has_zero_byte(&self) -> bool {
+        self.as_ref().is_some_and(|text| text.contains('\0'))
+    }
+}
+
+impl Field for Vec<String> {
     fn is_set(&self) -> bool {
         !self.is_empty()
+    }
+
+    fn has_zero_byte(&self) -> bool {
+        self.iter().any(|text| text.contains('\0'))
+    }
+}
+
+impl Field for Vec<WireCgroupRoot> {
+    fn is_set(&self) -> bool {
+        !self.is_empty()
+    }
+
+    fn has_zero_byte(&self) -> bool {
+        self.iter().any(|root| root.path.contains('\0'))
+    }
+}
+
+impl Field for Vec<WireJoinNamespace> {
+    fn is_set(&self) -> bool {
+        !self.is_empty()
+    }
+
+    fn has_zero_byte(&self) -> bool {
+        self.iter().any(|namespace| namespace.ns_file.contains('\0'))
     }
 }
 
@@ -299,6 +357,14 @@ mod tests {
             fields,
             [("tcp_close", Version::new(3, 12, 0)), ("leave_stopped", Version::new(3, 19, 0))]
         );
+    }
+
+    #[test]
+    fn a_text_that_criu_would_cut_off_is_found() {
+        let clean = Options::<Dump>::default().external("mnt[/a]:a").log_file("a");
+        assert_eq!(field_with_zero_byte(&clean.wire()), None);
+        assert_eq!(field_with_zero_byte(&clean.clone().external("a\0b").wire()), Some("external"));
+        assert_eq!(field_with_zero_byte(&clean.log_file("a\0b").wire()), Some("log_file"));
     }
 
     #[test]

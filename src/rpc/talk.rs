@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     BoxError, Error, Pid, Request, Result, Version,
-    options::younger_fields,
+    options::{field_with_zero_byte, younger_fields},
     proto::rpc::{CriuFeatures, CriuOpts, CriuReq, CriuResp},
 };
 
@@ -304,6 +304,9 @@ impl Talk {
     /// Adds to the options what is ours to say, and finds out what this criu would not understand.
     fn complete(&self, ask: &mut Ask<'_>) -> Result<()> {
         let Some(opts) = &mut ask.opts else { return Ok(()) };
+        if let Some(option) = field_with_zero_byte(opts) {
+            return Err(Error::Options { option, problem: "a text contains a zero byte".to_owned() });
+        }
         // A restore tells of its root, whom we have to reap if it fails, and can be stopped at its events.
         if ask.hooks.as_ref().is_some_and(|hooks| hooks.wanted()) || ask.request == Request::Restore {
             opts.notify_scripts = Some(true);
