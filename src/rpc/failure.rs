@@ -36,7 +36,13 @@ impl Gathering<'_, '_> {
         let errno = self.answer.and_then(|answer| answer.cr_errno);
         let message = self.answer.and_then(|answer| answer.cr_errmsg.as_deref()).map(diagnose::message);
         let lines = output.errors.iter().map(String::as_str).chain(output.other.lines()).chain(message);
-        let cause: Cause = diagnose::cause(request, errno, lines);
+        let cause = match diagnose::cause(request, errno, lines) {
+            // All that criu says of a process whose first thread alone has ended is that it cannot detach from it.
+            Cause::NoSuchProcess if self.pid().is_some_and(ended_first_thread_alone) => {
+                Cause::UnsupportedThreads
+            }
+            cause => cause,
+        };
         Failure {
             request,
             cause,
@@ -66,21 +72,17 @@ impl Gathering<'_, '_> {
         Some(String::from_utf8_lossy(&text).into_owned())
     }
 
+    /// The root of the tree that was to be dumped.
+    fn pid(&self) -> Option<i32> {
+        let is_dump = matches!(self.ask.request, Request::Dump | Request::PreDump | Request::SinglePreDump);
+        self.ask.opts.as_ref()?.pid.filter(|_| is_dump)
+    }
+
     /// The state of the tree's root.
     fn target(&self) -> Target {
-        let pid = self.ask.opts.as_ref().and_then(|opts| opts.pid);
-        let (Request::Dump | Request::PreDump | Request::SinglePreDump, Some(pid)) = (self.ask.request, pid)
-        else {
-            return Target::None;
-        };
+        let Some(pid) = self.pid() else { return Target::None };
         match procfs::Stat::of(pid) {
-            // Its first thread may have ended alone.
-            Ok(stat)
-                if stat.is_zombie()
-                    && procfs::status_number(pid, "Threads").is_some_and(|count| count > 1) =>
-            {
-                Target::Running
-            }
+            Ok(_) if ended_first_thread_alone(pid) => Target::Running,
             Ok(stat) if stat.is_zombie() => Target::Gone,
             Ok(stat) if stat.state == 't' => Target::Traced,
             Ok(stat) if stat.state == 'T' => Target::Stopped,
@@ -88,6 +90,12 @@ impl Gathering<'_, '_> {
             Err(_) => Target::Gone,
         }
     }
+}
+
+/// Whether the process looks like a zombie, but other threads of it live on.
+fn ended_first_thread_alone(pid: i32) -> bool {
+    procfs::Stat::of(pid).is_ok_and(|stat| stat.is_zombie())
+        && procfs::status_number(pid, "Threads").is_some_and(|count| count > 1)
 }
 
 /// A restore that was not begun, because another one in this program is to get the same pid.

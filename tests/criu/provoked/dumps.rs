@@ -293,14 +293,14 @@ fn shared_memory_of_the_whole_machine() {
 }
 
 fn a_pending_trap() {
-    Dumps::new().refused(&mut odd(&["trap"]), &plain(), Cause::Untraceable);
+    Dumps::new().refused(&mut odd(&["trap"]), &plain(), Cause::PendingTrap);
 }
 
 fn a_first_thread_that_ended() {
     let mut victim = odd(&["leaderless"]);
     wait_until("the first thread has ended", || crate::places::state(victim.pid()) == Some('Z'));
     let result = Dumps::new().dump(victim.pid(), &plain());
-    assert_cause(result, Cause::NoSuchProcess, Target::Gone);
+    assert_cause(result, Cause::UnsupportedThreads, Target::Running);
     assert_eq!(victim.ask("tick"), "count 1");
 }
 
