@@ -103,12 +103,12 @@ causes! {
             [];
         ShellJob:
             "the tree depends on a session or terminal outside it",
-            "start the program with `setsid` and without a terminal, or set `shell_job(true)` on both sides; a \
-             restore then takes the terminal that is lent to it with `Lend::terminal`",
+            "start the program with `setsid` and without a terminal, or set `shell_job(true)` at the dump and at \
+             the restore; a restore then takes the terminal that is lent to it with `Lend::terminal`",
             ["shell_job", "Lend::terminal"];
         SessionOutsidePidNamespace:
             "a process in a pid namespace belongs to a session from outside",
-            "let the first process in the pid namespace call `setsid` (such as `unshare --pid --fork setsid \
+            "start the program in a session of its own: `setsid program` (such as `unshare --pid --fork setsid \
              program`)",
             [];
         DeadRoot:
@@ -125,8 +125,9 @@ causes! {
             [];
         FreezeTimeout:
             "criu could not stop the whole tree in time",
-            "allow more time with `timeout`, and see whether a process hangs in the kernel (state D: a vfork \
-             whose child has not executed yet, a dead network disk, a broken device) or whether the tree starts processes faster than criu stops them",
+            "allow more time with `timeout`, and see whether a process hangs in the kernel (state D: a vfork whose \
+             child has not executed yet, a dead network disk, a broken device) or whether the tree starts \
+             processes faster than criu stops them",
             ["timeout"];
         NoFreezer:
             "the control group that was to stop the tree cannot do so",
@@ -151,8 +152,8 @@ causes! {
     "Connections" {
         EstablishedTcp:
             "the tree has an established TCP connection",
-            "set `tcp_established(true)` on both sides to carry the connection along, or `tcp_close(true)` on both \
-             to drop it",
+            "set `tcp_established(true)` at the dump and at the restore to carry the connection along, or \
+             `tcp_close(true)` to drop it",
             ["tcp_established", "tcp_close"];
         InFlightTcp:
             "somebody is connecting to the tree by TCP just now",
@@ -167,7 +168,8 @@ causes! {
         TcpNotRestored:
             "a network address or port of the tree cannot be had here",
             "give this machine the addresses that the tree used and end whatever uses its ports, or restore into \
-             another network namespace with `join_ns`; `tcp_close(true)` on both sides drops connections",
+             another network namespace with `join_ns`; `tcp_close(true)` at the dump and at the restore drops \
+             connections",
             ["tcp_close", "join_ns"];
         ExternalUnixSocket:
             "the tree has a unix socket whose other end is outside",
@@ -202,7 +204,7 @@ causes! {
     "Files" {
         FileLocks:
             "the tree holds file locks",
-            "set `file_locks(true)` on both sides to carry the locks along",
+            "set `file_locks(true)` at the dump and at the restore to carry the locks along",
             ["file_locks"];
         ForeignFileLock:
             "a file of the tree is locked through a process outside it",
@@ -215,8 +217,8 @@ causes! {
             ["ghost_limit"];
         LinkRemap:
             "the tree has a file open whose name was deleted while others remain",
-            "set `link_remap(true)`: criu then gives the file a temporary name beside the old one. If nobody deleted it, \
-             a mount covers it: unmount that",
+            "set `link_remap(true)`: criu then gives the file a temporary name beside the old one. If nobody \
+             deleted it, a mount covers it: unmount that",
             ["link_remap"];
         LinkRemapFailed:
             "criu could not give a deleted file a temporary name",
@@ -280,7 +282,7 @@ causes! {
         Uprobes:
             "somebody probes the tree's functions with uprobes",
             "end the tool that does (perf, bpftrace, bcc); or give criu `--allow-uprobes` through `Criu::argument` \
-             on both sides, with criu 4.2",
+             at the dump and at the restore, with criu 4.2",
             ["--allow-uprobes"];
         SysvShm:
             "the tree has System V shared memory that belongs to the whole machine",
@@ -320,7 +322,8 @@ causes! {
             [];
         CpuMismatch:
             "this processor lacks what the tree's had, or has other features",
-            "restore on the same or a newer processor, or ask for fewer checks with `cpu_cap` on both sides",
+            "restore on the same or a newer processor, or ask for fewer checks with `cpu_cap` at the dump and at \
+             the restore",
             ["cpu_cap"];
         Plugin:
             "the images need a plugin of criu's that is not here",
@@ -328,8 +331,8 @@ causes! {
             [];
         TaskDied:
             "a process died while criu worked on it",
-            "read the lines before; if there are none, see whether an image is missing, or the kernel killed it for want \
-             of memory (dmesg)",
+            "read the lines before; if there are none, see whether an image is missing, or the kernel killed it \
+             for want of memory (dmesg)",
             [];
     }
 
@@ -374,8 +377,8 @@ causes! {
             ["ps"];
         LazyPages:
             "criu cannot reach the server that has the tree's memory",
-            "let a server listen on lazy-pages.socket in the work folder (`Lend::work`) before the restore, as root; or restore \
-             without `lazy_pages`",
+            "let a server listen on lazy-pages.socket in the work folder (`Lend::work`) before the restore, as \
+             root; or restore without `lazy_pages`",
             ["lazy_pages", "Lend::work"];
     }
 

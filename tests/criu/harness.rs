@@ -34,6 +34,7 @@ pub(crate) fn main(parts: &[Part], tests: &[&'static [Test]]) {
     {
         return play(&arguments[1..]);
     }
+    leave_a_session_from_outside();
     let reason = unusable();
     if let Some(reason) = &reason {
         eprintln!("criu cannot be tested with here: {reason}");
@@ -49,6 +50,14 @@ pub(crate) fn main(parts: &[Part], tests: &[&'static [Test]]) {
         })
     });
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit();
+}
+
+/// Leads a session of its own, if that of the caller is led from outside of this pid namespace, as in a container:
+/// criu cannot dump any process that stays in such a session.
+fn leave_a_session_from_outside() {
+    if nix::unistd::getsid(None).is_ok_and(|session| session.as_raw() == 0) {
+        nix::unistd::setsid().expect("a process that leads a group has its session in its own pid namespace");
+    }
 }
 
 /// Runs a test, which may find that this criu cannot do what is to be tested.
