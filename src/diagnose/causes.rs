@@ -108,7 +108,7 @@ causes! {
             ["shell_job", "Lend::terminal"];
         SessionOutsidePidNamespace:
             "a process in a pid namespace belongs to a session from outside",
-            "start the program in a session of its own: `setsid program` (such as `unshare --pid --fork setsid \
+            "start the program by `setsid`, in a session of its own (such as `unshare --pid --fork setsid \
              program`)",
             [];
         DeadRoot:
