@@ -106,6 +106,10 @@ pub enum Error {
         problem: String,
     },
 
+    /// The store is encrypted, and not with this key.
+    #[error("the store was encrypted with another key")]
+    WrongKey,
+
     /// A manifest of a kind that this version does not know.
     #[error("unknown kind of capture: {kind:?}")]
     UnknownKind {
@@ -168,6 +172,7 @@ impl Error {
             Error::Corrupt { .. } => {
                 Some("copy it anew from where it is whole, or go back to another capture")
             }
+            Error::WrongKey => Some("open it with the key that it was made with"),
             Error::UnknownKind { .. } => Some("it was made by a newer version of this crate: use that"),
             Error::Options { .. }
             | Error::Protocol { .. }

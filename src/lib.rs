@@ -31,7 +31,7 @@
 //! |---|---|
 //! | capturing | [`ProcsCapture`]; [`Capture`] and [`Stored`] are what comes of it; [`Pid`] |
 //! | reviving | [`ProcsRestore`]; [`Restored`], its [`Tree`]s and [`Warning`]s |
-//! | storing | [`BlobStore`], [`BlobWriter`]; [`FsBlobStore`], [`MemBlobStore`] |
+//! | storing | [`BlobStore`], [`BlobWriter`], [`BlobBatch`]; [`FsBlobStore`], [`MemBlobStore`] |
 //! | digests | [`Digest256`], [`Hasher`], [`ParseDigestError`] |
 //! | what a capture is made of | [`ProcsBlob`] |
 //! | options for criu | [`DumpOptions`], [`RestoreOptions`], [`options`] |
@@ -94,7 +94,7 @@ pub use restore::{ProcsRestore, Restored, Warning};
 pub use rpc::Criu;
 #[cfg(feature = "conformance")]
 pub use store::conformance;
-pub use store::{BlobStore, BlobWriter, FsBlobStore, MemBlobStore};
+pub use store::{BlobBatch, BlobStore, BlobWriter, FsBlobStore, MemBlobStore};
 pub use version::Version;
 
 #[doc = include_str!("../README.md")] // its example is tested

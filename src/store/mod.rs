@@ -1,7 +1,9 @@
 //! [`BlobStore`]: where blobs are kept, by their digest.
 //!
-//! Start with the trait; [`mem`] and [`fs`] are stores, `conformance` is what every store must pass.
+//! Start with the trait; [`batch`] is many blobs at once, [`mem`] and [`fs`] are stores, `conformance` is what every
+//! store must pass.
 
+mod batch;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod fs;
@@ -13,7 +15,8 @@ use std::{
     sync::Arc,
 };
 
-pub use self::{fs::FsBlobStore, mem::MemBlobStore};
+use self::batch::OneByOne;
+pub use self::{batch::BlobBatch, fs::FsBlobStore, mem::MemBlobStore};
 use crate::{Digest256, Error, Result};
 
 /// A place that keeps blobs: bytes of any length, called by their digest.
@@ -140,6 +143,130 @@ pub trait BlobStore: fmt::Debug + Send + Sync {
     fn reader(&self, digest: &Digest256) -> Result<Box<dyn Read + Send + '_>> {
         Ok(Box::new(Cursor::new(self.get(digest)?)))
     }
+
+    /// Which of these blobs the store does not have, in the order asked. What is asked for twice is told twice.
+    ///
+    /// By default each is asked for by [`contains`](BlobStore::contains); a store across a network should better that.
+    ///
+    /// # Errors
+    ///
+    /// As [`contains`](BlobStore::contains).
+    fn missing(&self, digests: &[Digest256]) -> Result<Vec<Digest256>> {
+        let mut missing = Vec::new();
+        for digest in digests {
+            if !self.contains(digest)? {
+                missing.push(*digest);
+            }
+        }
+        Ok(missing)
+    }
+
+    /// A part of a blob, **unverified**: `length` bytes from `offset` on, fewer where the blob ends before, none past
+    /// its end.
+    ///
+    /// By default a [`reader`](BlobStore::reader) that skips what comes before.
+    ///
+    /// ```
+    /// use criu_rpc::{BlobStore, MemBlobStore};
+    ///
+    /// let store = MemBlobStore::new();
+    /// let digest = store.put(b"hello")?;
+    /// assert_eq!(store.read_range(&digest, 1, 3)?, b"ell");
+    /// assert_eq!(store.read_range(&digest, 4, 100)?, b"o");
+    /// # Ok::<(), criu_rpc::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Missing`] if the store has no such blob.
+    fn read_range(&self, digest: &Digest256, offset: u64, length: usize) -> Result<Vec<u8>> {
+        let reading = || Error::io(format!("read a part of the blob {digest}"));
+        let mut reader = self.reader(digest)?;
+        io::copy(&mut reader.by_ref().take(offset), &mut io::sink()).map_err(reading())?;
+        let mut part = Vec::new();
+        reader.take(length as u64).read_to_end(&mut part).map_err(reading())?;
+        Ok(part)
+    }
+
+    /// Many blobs, verified: `each` gets the place of a digest in `digests`, and its bytes. Every place comes once, in
+    /// whatever order suits the store, and all of it happens before this returns.
+    ///
+    /// By default one [`get`](BlobStore::get) after the other.
+    ///
+    /// ```
+    /// use criu_rpc::{BlobStore, MemBlobStore};
+    ///
+    /// let store = MemBlobStore::new();
+    /// let digests = [store.put(b"hello")?, store.put(b"world")?];
+    /// let mut words = vec![Vec::new(); 2];
+    /// store.get_many(&digests, &mut |place, bytes| {
+    ///     words[place] = bytes.to_vec();
+    ///     Ok(())
+    /// })?;
+    /// assert_eq!(words, [b"hello", b"world"]);
+    /// # Ok::<(), criu_rpc::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`get`](BlobStore::get), and what `each` says. The rest does not come then.
+    fn get_many(
+        &self,
+        digests: &[Digest256],
+        each: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        digests.iter().enumerate().try_for_each(|(place, digest)| each(place, &self.get(digest)?))
+    }
+
+    /// Takes in many blobs that become durable together; see [`BlobBatch`].
+    ///
+    /// By default each is [`put`](BlobStore::put) by itself, at once. A store for which that is costly should better it: a
+    /// chunked capture is one batch of many small blobs.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Store`] or [`Error::Io`] if the store cannot take anything in.
+    fn batch(&self) -> Result<Box<dyn BlobBatch + '_>> {
+        Ok(Box::new(OneByOne::new(self)))
+    }
+
+    /// Stores bytes under a name that is not their digest: what encryption needs, whose names must not tell what is
+    /// stored. Names have a room of their own; no digest finds them. Storing a name again replaces its bytes, wholly
+    /// or not at all.
+    ///
+    /// By default the store cannot.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Store`] or [`Error::Io`] if the store cannot.
+    fn put_named(&self, name: &Digest256, bytes: &[u8]) -> Result<()> {
+        let _ = (name, bytes);
+        Err(no_names())
+    }
+
+    /// The bytes of this name, as they were stored.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Missing`] if there is no such name, [`Error::Corrupt`] if the store can tell that its bytes are damaged.
+    fn get_named(&self, name: &Digest256) -> Result<Vec<u8>> {
+        let _ = name;
+        Err(no_names())
+    }
+
+    /// Whether the store has this name.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Store`] or [`Error::Io`] if the store cannot tell.
+    fn contains_named(&self, name: &Digest256) -> Result<bool> {
+        let _ = name;
+        Err(no_names())
+    }
+}
+
+fn no_names() -> Error {
+    Error::store("keep bytes under a name", "it keeps blobs by their digests only")
 }
 
 /// Takes in one blob, piece by piece; see [`BlobStore::writer`].
@@ -215,6 +342,38 @@ macro_rules! pointers {
 
             fn reader(&self, digest: &Digest256) -> Result<Box<dyn Read + Send + '_>> {
                 (**self).reader(digest)
+            }
+
+            fn missing(&self, digests: &[Digest256]) -> Result<Vec<Digest256>> {
+                (**self).missing(digests)
+            }
+
+            fn read_range(&self, digest: &Digest256, offset: u64, length: usize) -> Result<Vec<u8>> {
+                (**self).read_range(digest, offset, length)
+            }
+
+            fn get_many(
+                &self,
+                digests: &[Digest256],
+                each: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
+            ) -> Result<()> {
+                (**self).get_many(digests, each)
+            }
+
+            fn batch(&self) -> Result<Box<dyn BlobBatch + '_>> {
+                (**self).batch()
+            }
+
+            fn put_named(&self, name: &Digest256, bytes: &[u8]) -> Result<()> {
+                (**self).put_named(name, bytes)
+            }
+
+            fn get_named(&self, name: &Digest256) -> Result<Vec<u8>> {
+                (**self).get_named(name)
+            }
+
+            fn contains_named(&self, name: &Digest256) -> Result<bool> {
+                (**self).contains_named(name)
             }
         }
     )*};

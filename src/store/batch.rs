@@ -1,0 +1,85 @@
+//! [`BlobBatch`]: many blobs that become durable together.
+
+use super::BlobStore;
+use crate::{Digest256, Error, Result};
+
+/// Takes in many blobs; see [`BlobStore::batch`].
+///
+/// # Contract
+///
+/// - When [`commit`](BlobBatch::commit) returns, all blobs of the batch are there, as durable as the store ever makes
+///   them. Before that they may be visible and may not, and a machine that stops may lose them.
+/// - A batch that is dropped uncommitted may leave some of its blobs, each of them whole.
+/// - What the store had when [`put`](BlobBatch::put) found it there stays at least until the batch has ended.
+/// - Any number of threads may put at any time.
+///
+/// ```
+/// use criu_rpc::{BlobStore, Digest256, MemBlobStore};
+///
+/// let store = MemBlobStore::new();
+/// let batch = store.batch()?;
+/// let hello = Digest256::of(b"hello");
+/// assert_eq!(batch.put(&[(hello, b"hello"), (Digest256::of(b"world"), b"world")])?, 10);
+/// assert_eq!(batch.put(&[(hello, b"hello")])?, 0);
+/// batch.commit()?;
+/// assert_eq!(store.get(&hello)?, b"hello");
+/// # Ok::<(), criu_rpc::Error>(())
+/// ```
+pub trait BlobBatch: Send + Sync {
+    /// Takes in those of the blobs that neither the store nor the batch has yet, and tells how many bytes those have.
+    ///
+    /// The caller computed the digests over exactly those bytes, and vouches for them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Store`] or [`Error::Io`] if the store cannot.
+    fn put(&self, blobs: &[(Digest256, &[u8])]) -> Result<u64>;
+
+    /// Takes in bytes under a name; see [`BlobStore::put_named`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Store`] or [`Error::Io`] if the store cannot.
+    fn put_named(&self, name: &Digest256, bytes: &[u8]) -> Result<()>;
+
+    /// Makes all that was put durable.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Store`] or [`Error::Io`] if the store cannot.
+    fn commit(self: Box<Self>) -> Result<()>;
+}
+
+/// The batch of a store that has none of its own: each blob by itself.
+pub(super) struct OneByOne<'a, S: ?Sized>(&'a S);
+
+impl<'a, S: BlobStore + ?Sized> OneByOne<'a, S> {
+    pub(super) fn new(store: &'a S) -> OneByOne<'a, S> {
+        OneByOne(store)
+    }
+}
+
+impl<S: BlobStore + ?Sized> BlobBatch for OneByOne<'_, S> {
+    fn put(&self, blobs: &[(Digest256, &[u8])]) -> Result<u64> {
+        let mut stored = 0;
+        for (digest, bytes) in blobs {
+            if self.0.contains(digest)? {
+                continue;
+            }
+            let told = self.0.put(bytes)?;
+            if told != *digest {
+                return Err(Error::corrupt(format!("blob {digest}"), format!("it was stored as {told}")));
+            }
+            stored += bytes.len() as u64;
+        }
+        Ok(stored)
+    }
+
+    fn put_named(&self, name: &Digest256, bytes: &[u8]) -> Result<()> {
+        self.0.put_named(name, bytes)
+    }
+
+    fn commit(self: Box<Self>) -> Result<()> {
+        Ok(())
+    }
+}
