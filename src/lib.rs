@@ -62,6 +62,7 @@ mod digest;
 mod error;
 mod image;
 pub mod options;
+mod pages;
 mod pid;
 mod platform;
 #[cfg(target_os = "linux")]
@@ -81,8 +82,8 @@ mod store;
 mod sys;
 mod version;
 
-pub use blob::ProcsBlob;
-pub use capture::{Capture, ProcsCapture, Stored};
+pub use blob::{ChunkedBlob, ChunkedTree, Content, Host, ProcsBlob};
+pub use capture::{Capture, Chunking, ProcsCapture, Stored};
 pub use digest::{Digest256, Hasher, ParseDigestError};
 pub use error::{BoxError, Cause, Error, Failure, ProcessProblem, Result, Target};
 pub use options::{DumpOptions, RestoreOptions};

@@ -13,6 +13,7 @@ mod unpack;
 
 use std::{collections::BTreeMap, path::PathBuf};
 
+pub(crate) use names::{is_image, tree_folder};
 pub(crate) use pack::pack;
 pub(crate) use unpack::{Limits, unpack};
 

@@ -38,7 +38,7 @@ pub(super) fn tree_pid(folder: &str) -> Option<i32> {
 }
 
 /// The folder of a tree in an archive of several.
-pub(super) fn tree_folder(pid: i32) -> String {
+pub(crate) fn tree_folder(pid: i32) -> String {
     format!("tree-{pid}")
 }
 

@@ -1,9 +1,11 @@
 //! [`ProcsCapture`]: a live process tree into a blob store. Dump, archive, hash, store, manifest, in that order.
 
+mod chunked;
 mod pipeline;
 
 use std::{path::PathBuf, time::Duration};
 
+pub use self::chunked::Chunking;
 use crate::{
     BlobStore, Cause, Digest256, DumpOptions, Error, Pid, ProcsBlob, Result,
     archive::{Trees, pack},
@@ -36,6 +38,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct ProcsCapture {
     job: Job,
+    chunking: Option<Chunking>,
     placeholder: bool,
 }
 
@@ -77,7 +80,7 @@ impl ProcsCapture {
             staging: None,
             deadline: None,
         };
-        ProcsCapture { job, placeholder: false }
+        ProcsCapture { job, chunking: None, placeholder: false }
     }
 
     /// Whether the trees go on after the capture. They do unless told otherwise.
@@ -119,6 +122,20 @@ impl ProcsCapture {
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> ProcsCapture {
         self.job.deadline = Some(deadline);
+        self
+    }
+
+    /// Stores memory in chunks instead of as one archive, so that a capture costs what has changed since the others that the
+    /// store has. Equal memory is kept once, whatever process and capture it is of.
+    ///
+    /// Memory comes through a socket and is hashed on all processors, while the tree runs again. The manifest is
+    /// a [`ProcsBlob::Chunked`], and a restore tells by itself. criu 3.15.
+    ///
+    /// A process that captures itself has nobody to take its memory in; its memory goes by the
+    /// [staging](ProcsCapture::staging) folder, as that of other captures does.
+    #[must_use]
+    pub fn chunked(mut self, chunking: Chunking) -> ProcsCapture {
+        self.chunking = Some(chunking);
         self
     }
 
@@ -178,7 +195,10 @@ impl ProcsCapture {
             return Err(Error::Options { option: "pids", problem: "there are too many to note".to_owned() });
         }
         let store: &dyn BlobStore = &store;
-        let outcome = platform::checkpoint(&self.job, &mut |images| self.keep(images, store));
+        let outcome = match &self.chunking {
+            None => platform::checkpoint(&self.job, None, &mut |images| self.keep(images.trees, store)),
+            Some(chunking) => chunked::run(&self.job, chunking, store),
+        };
         match outcome {
             Ok(Outcome::Kept(stored, facts)) => {
                 Ok(Capture::Stored(Stored { roots: facts.roots, frozen: facts.frozen, ..stored }))

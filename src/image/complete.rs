@@ -6,6 +6,7 @@ use std::{fs, io};
 use super::ImageDir;
 use crate::{
     Error, Result,
+    pages::PageOwner,
     proto::images::{PagemapEntry, PagemapHead},
 };
 
@@ -16,8 +17,17 @@ const LARGEST_PID: u32 = 4 << 20;
 /// The page is in the file of pages.
 const PRESENT: u32 = 4;
 
+/// Where the memory of a tree is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MemoryIn {
+    /// With the images.
+    Folder,
+    /// Sent elsewhere.
+    Stream,
+}
+
 /// Finds out what is missing: of the images of each process and thread, and of the pages that each map speaks of.
-pub(crate) fn check_complete(images: &ImageDir) -> Result<()> {
+pub(crate) fn check_complete(images: &ImageDir, memory: MemoryIn) -> Result<()> {
     let processes = images.processes()?;
     if processes.is_empty() {
         return Err(Error::corrupt("the image pstree.img", "it is missing, or has no process"));
@@ -35,7 +45,9 @@ pub(crate) fn check_complete(images: &ImageDir) -> Result<()> {
             must_exist(images, &format!("core-{thread}.img"))?;
         }
         must_exist(images, &format!("mm-{}.img", process.pid))?;
-        must_exist(images, &format!("pagemap-{}.img", process.pid))?;
+        if memory == MemoryIn::Folder {
+            must_exist(images, &format!("pagemap-{}.img", process.pid))?;
+        }
     }
     for entry in fs::read_dir(images.path()).map_err(Error::io("read the folder of images"))?.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -44,6 +56,19 @@ pub(crate) fn check_complete(images: &ImageDir) -> Result<()> {
         }
     }
     Ok(())
+}
+
+impl ImageDir {
+    /// Finds out whether there is a process whose memory `is_there` denies.
+    pub(crate) fn check_owners(&self, is_there: impl Fn(PageOwner) -> bool) -> Result<()> {
+        for process in self.processes()? {
+            let owner = PageOwner::Task(process.pid);
+            if self.files_id(process.pid)?.is_some() && !is_there(owner) {
+                return Err(Error::corrupt(format!("the image {}", owner.map_name()), "it is missing"));
+            }
+        }
+        Ok(())
+    }
 }
 
 fn must_exist(images: &ImageDir, name: &str) -> Result<()> {

@@ -102,6 +102,18 @@ pub(super) fn rewritten<Old: Message + Default, New: Message>(
     Ok(new)
 }
 
+/// An image of this kind with these entries.
+pub(super) fn image(kind: u32, entries: impl Iterator<Item = Vec<u8>>) -> Result<Vec<u8>> {
+    let mut image = [IMAGE.to_le_bytes(), kind.to_le_bytes()].concat();
+    for entry in entries {
+        let size =
+            u32::try_from(entry.len()).map_err(|_| Error::corrupt("an image", "an entry is too large"))?;
+        image.extend(size.to_le_bytes());
+        image.extend(entry);
+    }
+    Ok(image)
+}
+
 /// The two magic numbers, in bytes. The images that we edit have both.
 const HEAD: usize = 8;
 

@@ -4,6 +4,7 @@
 
 mod complete;
 mod frame;
+mod memory;
 mod streams;
 
 use std::{
@@ -16,7 +17,10 @@ use std::{
 use prost::Message;
 
 use self::frame::Frames;
-pub(crate) use self::{complete::check_complete, streams::detach_streams};
+pub(crate) use self::{
+    complete::{MemoryIn, check_complete},
+    streams::detach_streams,
+};
 use crate::{
     Error, Result,
     proto::images::{InventoryEntry, PstreeEntry, StatsEntry, TaskKobjIdsEntry},

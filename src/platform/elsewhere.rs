@@ -2,13 +2,22 @@
 
 use std::{convert::Infallible, path::Path, process::ExitStatus, time::Duration};
 
-use super::{Job, Keep, Outcome, Revival, Unsupported};
-use crate::{Error, Pid, Result, archive::Trees};
+use super::{Job, Keep, Memory, Outcome, Revival, Unsupported};
+use crate::{Error, Host, Pid, Result, archive::Trees};
 
 /// Dumps nothing.
-pub(crate) fn checkpoint<T>(_job: &Job, _keep: Keep<'_, T>) -> Result<Outcome<T>> {
+pub(crate) fn checkpoint<T>(
+    _job: &Job,
+    _memory: Option<&dyn Memory>,
+    _keep: Keep<'_, T>,
+) -> Result<Outcome<T>> {
     let why = "criu, which captures processes, is for Linux".to_owned();
     Ok(Outcome::Unsupported(Unsupported { on: std::env::consts::OS, why }))
+}
+
+/// What nobody asks, where nothing is captured or revived.
+pub(crate) fn host() -> Host {
+    Host::default()
 }
 
 /// Revives nothing.

@@ -3,13 +3,13 @@
 
 use std::{fs::File, path::PathBuf, time::Duration};
 
-use crate::{DumpOptions, Pid, RestoreOptions, Result, archive::Trees};
+use crate::{DumpOptions, Pid, RestoreOptions, Result, Version, archive::Trees, pages::PageSink};
 
 #[cfg_attr(target_os = "linux", path = "linux/mod.rs")]
 #[cfg_attr(not(target_os = "linux"), path = "elsewhere.rs")]
 mod here;
 
-pub(crate) use self::here::{Reviver, checkpoint};
+pub(crate) use self::here::{Reviver, checkpoint, host};
 pub use self::here::{Tree, kill_tree};
 
 /// What to dump, and how.
@@ -69,5 +69,25 @@ pub(crate) struct Unsupported {
     pub(crate) why: String,
 }
 
+/// What was dumped.
+#[derive(Debug)]
+pub(crate) struct Images<'a> {
+    pub(crate) trees: &'a Trees,
+    /// The roots of the trees.
+    pub(crate) roots: &'a [Pid],
+    /// Which criu made them, where somebody wanted to know.
+    pub(crate) criu: Option<&'a Version>,
+}
+
 /// Makes the images into something that lasts.
-pub(crate) type Keep<'a, T> = &'a mut dyn FnMut(&Trees) -> Result<T>;
+pub(crate) type Keep<'a, T> = &'a mut dyn FnMut(&Images<'_>) -> Result<T>;
+
+/// Takes memory in while trees are dumped, so that it need not go through the folder. A tree that this process is a part
+/// of cannot be dumped so, and then no other is.
+pub(crate) trait Memory: Sync {
+    /// Memory will come, about so many bytes; the trees run still.
+    fn prepare(&self, bytes: u64) -> Result<()>;
+
+    /// Who takes in the memory of the tree with this root.
+    fn sink(&self, root: Pid) -> Box<dyn PageSink + '_>;
+}

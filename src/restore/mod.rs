@@ -1,6 +1,7 @@
 //! [`ProcsRestore`]: a capture in a blob store back into a live process tree. Manifest, verify, unpack, revive, in
 //! that order.
 
+mod chunked;
 mod verify;
 
 use std::{fmt, fs::File, io::Read, path::PathBuf, time::Duration};
@@ -187,6 +188,11 @@ impl ProcsRestore {
             ProcsBlob::Unsupported { unsupported_on: on, note } => {
                 Ok(Restored { trees: Vec::new(), warnings: vec![Warning::Unsupported { on, note }] })
             }
+            ProcsBlob::Chunked(blob) => {
+                let reviver = Reviver::new(&self.revival)?;
+                let trees = chunked::lay_out(&store, &blob, reviver.folder(), self.limits().bytes)?;
+                Ok(Restored { trees: reviver.revive(&trees)?, warnings: Vec::new() })
+            }
             ProcsBlob::Criu { criu_dump, .. } => {
                 let trees = self.revive(&store, &criu_dump)?;
                 Ok(Restored { trees, warnings: Vec::new() })
@@ -194,12 +200,14 @@ impl ProcsRestore {
         }
     }
 
+    fn limits(&self) -> Limits {
+        let limits = Limits::default();
+        Limits { bytes: self.limit.unwrap_or(limits.bytes), ..limits }
+    }
+
     fn revive(&self, store: &dyn BlobStore, archive: &Digest256) -> Result<Vec<Tree>> {
         let reviver = Reviver::new(&self.revival)?;
-        let mut limits = Limits::default();
-        if let Some(limit) = self.limit {
-            limits.bytes = limit;
-        }
+        let limits = self.limits();
         let trees = verify::verified(store.reader(archive)?, archive, limits.archive(), |bytes| {
             unpack(bytes, reviver.folder(), &limits)
         })?;

@@ -13,6 +13,7 @@ pub(crate) mod kill;
 mod lend;
 mod packet;
 mod page_server;
+mod pages;
 mod pre_dump;
 mod reply;
 mod session;
@@ -30,20 +31,22 @@ use std::{
     time::Duration,
 };
 
-pub(crate) use self::tree::Tree;
 pub use self::{
     cancel::Cancel,
     hooks::{Event, Hooks, NoHooks},
     key::Key,
     lend::Lend,
     page_server::PageServer,
+    pages::{PageStream, receive_pages},
     pre_dump::PreDumps,
     reply::{About, Dumped, Features, SelfDump},
 };
+pub(crate) use self::{pages::page_sockets, tree::Tree};
 use self::{
     session::options,
     talk::{Ask, Files},
 };
+pub use crate::pages::{PAGE_SIZE, PageOwner, PageRun, PageSink};
 use crate::{
     DumpOptions, Error, Pid, ProcessProblem, Request, RestoreOptions, Result, Version,
     options::{CpuInfoOptions, PageServerOptions, PreDumpOptions},

@@ -8,7 +8,7 @@ use std::{
     thread,
 };
 
-use criu_rpc::Cause;
+use criu_rpc::{Cause, ProcsCapture};
 use nix::sys::signal::Signal;
 
 use crate::{
@@ -28,6 +28,11 @@ tests![
 ];
 
 fn a_rich_tree_goes_on_after_its_capture_and_again_when_it_is_revived() {
+    a_rich_tree(|capture| capture);
+}
+
+/// A tree with children, threads, memory of all kinds, files, pipes and sockets, captured in some way.
+pub(crate) fn a_rich_tree(how: impl Fn(ProcsCapture) -> ProcsCapture) {
     let home = Home::new();
     let store = home.store();
     let lines: String = (0..100).map(|number| format!("line {number:02}\n")).collect();
@@ -46,7 +51,7 @@ fn a_rich_tree_goes_on_after_its_capture_and_again_when_it_is_revived() {
     assert_eq!(victim.ask("child 0 pass before"), "passed");
     let port = dumps_tcp().then(|| victim.ask("port"));
 
-    let digest = home.capture([victim.pid()]).capture(&store).or_explain();
+    let digest = how(home.capture([victim.pid()])).capture(&store).or_explain();
     home.assert_staging_empty();
 
     // The original never noticed.

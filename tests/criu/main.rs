@@ -13,7 +13,7 @@ macro_rules! modules {
 modules! { apart harness places stores talk tree victim }
 // The tests.
 modules! {
-    capture causes client damage deadline embed ending faults leaks pids preflight provoked requests revived selfdump
+    capture causes chunked client damage deadline embed ending faults leaks pids preflight provoked requests revived selfdump
     service stress terminal
 }
 
@@ -31,6 +31,7 @@ fn main() {
     let tests = [
         capture::TESTS,
         causes::TESTS,
+        chunked::TESTS,
         client::TESTS,
         damage::TESTS,
         deadline::TESTS,

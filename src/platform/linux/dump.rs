@@ -12,18 +12,18 @@ use std::{
     thread::{self, Scope, ScopedJoinHandle},
 };
 
-use super::{fit, select, staging::Staging};
+use super::{fit, memory, select, staging::Staging};
 use crate::{
-    BoxError, Criu, DumpOptions, Error, Pid, Result,
+    BoxError, Criu, DumpOptions, Error, Pid, Result, Version,
     archive::Trees,
-    image::{ImageDir, check_complete},
-    platform::{Facts, Job, Keep, Outcome, Unsupported},
+    image::{ImageDir, MemoryIn, check_complete},
+    platform::{Facts, Images, Job, Keep, Memory, Outcome, Unsupported},
     procfs::{Stat, is_free},
     rpc::{Event, Hooks, Lend, NoHooks, SelfDump},
 };
 
-/// Dumps, and keeps what was dumped.
-pub(crate) fn checkpoint<T>(job: &Job, keep: Keep<'_, T>) -> Result<Outcome<T>> {
+/// Dumps, and keeps what was dumped. Memory goes into the folder of images, or to who takes it in.
+pub(crate) fn checkpoint<T>(job: &Job, memory: Option<&dyn Memory>, keep: Keep<'_, T>) -> Result<Outcome<T>> {
     let criu = match criu(job) {
         Err(Error::NoCriu { searched }) if job.criu.is_none() => {
             let error = Error::NoCriu { searched };
@@ -33,12 +33,19 @@ pub(crate) fn checkpoint<T>(job: &Job, keep: Keep<'_, T>) -> Result<Outcome<T>> 
         found => found?,
     };
     let staging = Staging::new(job.staging.as_deref())?;
-    let dump = Dump::plan(job, criu, &staging)?;
+    let mut dump = Dump::plan(job, criu, &staging)?;
     if dump.own.is_some() && !job.leave_running {
         return Err(Error::Options {
             option: "leave_running",
             problem: "a process that captures itself goes on; it can end itself afterwards".to_owned(),
         });
+    }
+    if let Some(memory) = memory {
+        dump.version = Some(dump.criu.version()?);
+        if dump.own.is_none() {
+            memory.prepare(memory::expected(dump.roots.iter().copied()))?;
+            dump.memory = Some(memory);
+        }
     }
     let kept = if job.leave_running {
         if dump.leave_running()? == Side::Revived {
@@ -46,7 +53,7 @@ pub(crate) fn checkpoint<T>(job: &Job, keep: Keep<'_, T>) -> Result<Outcome<T>> 
             return Ok(Outcome::Revived);
         }
         dump.check()?;
-        keep(&dump.images)?
+        keep(&dump.made())?
     } else {
         dump.end(&mut |images| {
             dump.check()?;
@@ -69,8 +76,11 @@ fn criu(job: &Job) -> Result<Criu> {
 }
 
 /// The trees, and where their images go.
-struct Dump {
+struct Dump<'a> {
     criu: Criu,
+    version: Option<Version>,
+    /// Who takes memory in.
+    memory: Option<&'a dyn Memory>,
     /// Those that this process is no part of.
     others: Vec<Tree>,
     /// That which this process is a part of.
@@ -114,8 +124,8 @@ enum Side {
     Revived,
 }
 
-impl Dump {
-    fn plan(job: &Job, criu: Criu, staging: &Staging) -> Result<Dump> {
+impl<'a> Dump<'a> {
+    fn plan(job: &Job, criu: Criu, staging: &Staging) -> Result<Dump<'a>> {
         let roots = select::roots(&job.pids)?;
         let (mut others, mut own, mut folders) = (Vec::new(), None, BTreeMap::new());
         for root in &roots {
@@ -132,7 +142,7 @@ impl Dump {
             1 => Trees::One(folders.into_values().next().expect("because there is one")),
             _ => Trees::Several(folders),
         };
-        Ok(Dump { criu, others, own, images, roots })
+        Ok(Dump { criu, version: None, memory: None, others, own, images, roots })
     }
 
     /// Dumps all trees, and lets each go at once. Our own comes last, because its copy goes on from there.
@@ -156,8 +166,18 @@ impl Dump {
     fn dump(&self, tree: &Tree, hooks: &mut dyn Hooks) -> Result<()> {
         let folder =
             File::open(&tree.folder).map_err(Error::io(format!("open {}", tree.folder.display())))?;
-        self.criu.dump(tree.root, &tree.options, Lend::images(&folder), hooks)?;
+        let lend = Lend::images(&folder);
+        match self.memory {
+            None => self.criu.dump(tree.root, &tree.options, lend, hooks),
+            Some(memory) => memory::stream(memory, tree.root, |socket| {
+                self.criu.dump(tree.root, &tree.options, lend.page_server(&socket), hooks)
+            }),
+        }?;
         Ok(())
+    }
+
+    fn made(&self) -> Images<'_> {
+        Images { trees: &self.images, roots: &self.roots, criu: self.version.as_ref() }
     }
 
     /// Dumps all trees, keeps the images while all are frozen, and lets them end.
@@ -175,7 +195,7 @@ impl Dump {
             drop(tell);
             // A dump that fails drops its sender without a word.
             let all_frozen = told.into_iter().count() == self.others.len();
-            let kept = all_frozen.then(|| keep(&self.images));
+            let kept = all_frozen.then(|| keep(&self.made()));
             let go_on = matches!(kept, Some(Ok(_)));
             for verdict in verdicts {
                 let _ = verdict.send(go_on); // a dump that failed is not there to hear
@@ -195,7 +215,9 @@ impl Dump {
 
     /// What is stored can be revived: nothing is missing of what criu says it wrote.
     fn check(&self) -> Result<()> {
-        self.others.iter().chain(&self.own).try_for_each(|tree| check_complete(&ImageDir::new(&tree.folder)))
+        let memory = if self.memory.is_some() { MemoryIn::Stream } else { MemoryIn::Folder };
+        let mut trees = self.others.iter().chain(&self.own);
+        trees.try_for_each(|tree| check_complete(&ImageDir::new(&tree.folder), memory))
     }
 
     fn facts(&self) -> Facts {

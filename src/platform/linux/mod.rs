@@ -2,10 +2,12 @@
 
 mod dump;
 mod fit;
+mod host;
+mod memory;
 mod pids;
 mod restore;
 mod select;
 mod staging;
 
-pub(crate) use self::{dump::checkpoint, restore::Reviver};
+pub(crate) use self::{dump::checkpoint, host::host, restore::Reviver};
 pub use crate::rpc::{kill::kill_tree, tree::Tree};

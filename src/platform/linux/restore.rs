@@ -12,7 +12,7 @@ use super::{fit, pids::Pids, staging::Staging};
 use crate::{
     Criu, Error, Result,
     archive::Trees,
-    image::{ImageDir, check_complete, detach_streams},
+    image::{ImageDir, MemoryIn, check_complete, detach_streams},
     platform::Revival,
     rpc::{Lend, NoHooks, tree::Tree},
 };
@@ -67,7 +67,7 @@ impl<'a> Reviver<'a> {
     fn revive_one(&self, folder: &Path) -> Result<Tree> {
         let revival = self.revival;
         let images = ImageDir::new(folder);
-        check_complete(&images)?;
+        check_complete(&images, MemoryIn::Folder)?;
         let options = fit::for_restore(&revival.options, &images)?;
         let pids = Pids::of(&images)?;
         pids.wait_for_zombies(revival.patience.unwrap_or(PATIENCE));

@@ -3,8 +3,21 @@
 //! Bytes in, values out: stores are elsewhere, and so is the archive that a manifest names. The format is
 //! in `docs/formats.md`. A kind that exists never changes; what it cannot say goes into a new kind.
 
+mod chunked;
+mod content;
+mod map;
+
 use serde::{Deserialize, Serialize};
 
+pub use self::{
+    chunked::{ChunkedBlob, ChunkedTree, Host},
+    content::Content,
+};
+pub(crate) use self::{
+    chunked::{ImageFile, LISTING_CEILING, Listing, MemoryFile},
+    content::ContentWriter,
+    map::{Leaf, MemoryMap, WINDOW, Window},
+};
 use crate::{Digest256, Error, Result};
 
 /// What a capture is: the JSON object that is stored last, and whose digest names the whole.
@@ -31,6 +44,10 @@ pub enum ProcsBlob {
         pids: Vec<i32>,
     },
 
+    /// The images and the memory of one process tree or several, cut into blobs.
+    #[serde(rename = "procs.criu.v2")]
+    Chunked(ChunkedBlob),
+
     /// A placeholder: nothing was captured, because the machine had no criu.
     #[serde(rename = "procs.unsupported.v1")]
     Unsupported {
@@ -42,7 +59,7 @@ pub enum ProcsBlob {
 }
 
 impl ProcsBlob {
-    /// The most bytes that a manifest of version 1 has.
+    /// The most bytes that a manifest has.
     pub(crate) const CEILING: usize = 1 << 20;
 
     /// The manifest as it is stored. Equal manifests give equal bytes.
@@ -92,7 +109,7 @@ struct Kind {
 }
 
 /// The kinds that `ProcsBlob` has variants for.
-const KINDS: [&str; 2] = ["procs.criu.v1", "procs.unsupported.v1"];
+const KINDS: [&str; 3] = ["procs.criu.v1", "procs.criu.v2", "procs.unsupported.v1"];
 
 #[cfg(test)]
 mod tests {
@@ -117,7 +134,7 @@ mod tests {
 
     #[test]
     fn an_unknown_kind_is_refused_by_name() {
-        for kind in ["procs.criu.v2", "files.v1", "", "Criu"] {
+        for kind in ["procs.criu.v3", "files.v1", "", "Criu"] {
             let json = format!(r#"{{"kind":"{kind}","criu_dump":7}}"#);
             let error = ProcsBlob::from_json(json.as_bytes()).unwrap_err();
             assert!(matches!(&error, Error::UnknownKind { kind: named } if named == kind), "{error}");
@@ -163,7 +180,20 @@ mod tests {
         let unsupported =
             ProcsBlob::Unsupported { unsupported_on: "tty\u{0}\"".into(), note: "ünd\n".into() };
         let criu = ProcsBlob::Criu { criu_dump: Digest256::of(b""), pids: vec![i32::MIN, 0, i32::MAX] };
-        for blob in [unsupported, criu] {
+        let content = Content { bytes: u64::MAX, depth: 2, digest: Digest256::of(b"list") };
+        let tree = ChunkedTree { root: 7, images: content, image_bytes: 0, memory_bytes: 4096 };
+        let chunked = |frozen_us, parent| {
+            let trees = vec![tree.clone()];
+            ProcsBlob::Chunked(ChunkedBlob {
+                pids: vec![7],
+                trees,
+                host: Host::default(),
+                taken: 1,
+                frozen_us,
+                parent,
+            })
+        };
+        for blob in [unsupported, criu, chunked(None, None), chunked(Some(5), Some(Digest256::of(b"")))] {
             assert_eq!(ProcsBlob::from_json(&blob.to_json()).unwrap(), blob);
         }
     }

@@ -1,0 +1,117 @@
+//! [`ChunkedBlob`]: the manifest of version 2, whose memory is cut into chunks.
+
+use serde::{Deserialize, Serialize};
+
+use super::Content;
+use crate::{Digest256, Error, Result, pages::PageOwner};
+
+/// A capture whose memory is cut into chunks, so that a store keeps what two captures have in common once.
+///
+/// It is complete by itself: nothing of it is in another capture that could not be found without that.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChunkedBlob {
+    /// The processes that the caller asked for, in its order.
+    pub pids: Vec<i32>,
+    /// The process trees that these are in.
+    pub trees: Vec<ChunkedTree>,
+    /// What it was captured on.
+    pub host: Host,
+    /// When it was captured, in seconds since 1970 began.
+    pub taken: u64,
+    /// How long the tree stood still, in microseconds, by criu's clock; of several trees, the one that did longest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frozen_us: Option<u64>,
+    /// The capture that the caller said came before. A restore does not need it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Digest256>,
+}
+
+/// One process tree of a [`ChunkedBlob`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChunkedTree {
+    /// The pid of its root.
+    pub root: i32,
+    /// The listing of its images, as JSON.
+    pub images: Content,
+    /// How many bytes those images have that are not memory.
+    pub image_bytes: u64,
+    /// How many bytes of memory it has.
+    pub memory_bytes: u64,
+}
+
+/// What a capture was made on.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Host {
+    /// The release of criu.
+    pub criu: String,
+    /// The release of the kernel.
+    pub kernel: String,
+    /// The architecture, as [`std::env::consts::ARCH`] has it.
+    pub arch: String,
+    /// The instruction sets of the processor that a program could have been using, as `/proc/cpuinfo` calls them.
+    pub cpu: Vec<String>,
+}
+
+/// What the images of a tree are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Listing {
+    /// Those images that have no content of their own, one after the other.
+    pub(crate) packed: Content,
+    /// The images that are not memory, by name.
+    pub(crate) files: Vec<ImageFile>,
+    /// The maps of memory, by name; the pages are not listed.
+    pub(crate) memory: Vec<MemoryFile>,
+}
+
+/// An image as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ImageFile {
+    pub(crate) name: String,
+    pub(crate) bytes: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) content: Option<Content>,
+}
+
+/// The memory of one owner.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MemoryFile {
+    /// The map, as criu calls it.
+    pub(crate) name: String,
+    /// The map, as we have it.
+    pub(crate) map: Content,
+}
+
+/// The most bytes that a listing may have. A hundred thousand processes make some fifty million.
+pub(crate) const LISTING_CEILING: u64 = 256 << 20;
+
+impl Listing {
+    pub(crate) fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("because strings, numbers and lists of them have a JSON form")
+    }
+
+    /// The listing that `json` is, with no name twice and none that could lead elsewhere.
+    pub(crate) fn from_json(json: &[u8], is_image: impl Fn(&str) -> bool) -> Result<Listing> {
+        let corrupt = |problem: String| Error::corrupt("the listing of a capture", problem);
+        let listing: Listing = serde_json::from_slice(json).map_err(|error| corrupt(error.to_string()))?;
+        let files = listing.files.iter().map(|file| &file.name);
+        let mut names: Vec<_> = files.chain(listing.memory.iter().map(|memory| &memory.name)).collect();
+        names.sort_unstable();
+        if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(corrupt(format!("it has {} twice", pair[0])));
+        }
+        let odd_file = |file: &&ImageFile| !is_image(&file.name) || file.name.starts_with("page");
+        if let Some(file) = listing.files.iter().find(odd_file) {
+            return Err(corrupt(format!("{:?} is no name of an image", file.name)));
+        }
+        if let Some(odd) = listing.memory.iter().find(|memory| PageOwner::of_map(&memory.name).is_none()) {
+            return Err(corrupt(format!("{:?} is no name of a map", odd.name)));
+        }
+        let packed = listing.files.iter().filter(|file| file.content.is_none());
+        let bytes = packed.fold(0_u64, |bytes, file| bytes.saturating_add(file.bytes));
+        let stands = listing.files.iter().filter_map(|file| Some((file, file.content?.bytes)));
+        if bytes != listing.packed.bytes || stands.into_iter().any(|(file, bytes)| file.bytes != bytes) {
+            return Err(corrupt("its sizes do not fit each other".to_owned()));
+        }
+        Ok(listing)
+    }
+}

@@ -1,0 +1,227 @@
+//! [`Buffers`]: memory of a tree that waits to be stored, of bounded size.
+
+use std::{
+    collections::VecDeque,
+    ops::Range,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+};
+
+use super::cut::OwnerMap;
+use crate::{Error, Result, blob::Window};
+
+/// The size of a buffer in bytes: what the kernel gives as one huge page, and eight windows.
+pub(super) const BUFFER: usize = 2 << 20;
+
+/// Few buffers would make criu and the workers wait for each other in turn.
+const FEWEST: usize = 4;
+
+/// Buffers that are filled from streams, emptied by workers, and filled again.
+pub(super) struct Buffers {
+    most: usize,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    free: Vec<Vec<u8>>,
+    /// How many buffers there are, free or not.
+    made: usize,
+    /// How many are still to be made before the trees stop.
+    to_warm: usize,
+    warming: usize,
+    filled: VecDeque<Filled>,
+    working: usize,
+    /// How many streams are open.
+    streams: usize,
+    closed: bool,
+    failed: bool,
+    failure: Option<Error>,
+}
+
+/// A buffer with memory in it.
+pub(super) struct Filled {
+    pub(super) buffer: Vec<u8>,
+    pub(super) windows: Vec<Part>,
+}
+
+/// A window in a buffer.
+pub(super) struct Part {
+    pub(super) owner: Arc<OwnerMap>,
+    /// The place of its leaf.
+    pub(super) leaf: usize,
+    pub(super) window: Window,
+    pub(super) range: Range<usize>,
+}
+
+/// What there is to do.
+pub(super) enum Task {
+    /// Make a buffer, before it is needed in a hurry.
+    Warm,
+    Store(Filled),
+}
+
+impl Buffers {
+    pub(super) fn new(bytes: u64) -> Buffers {
+        let most = usize::try_from(bytes / BUFFER as u64).unwrap_or(usize::MAX).max(FEWEST);
+        Buffers { most, state: Mutex::default(), changed: Condvar::new() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// So many bytes will come.
+    pub(super) fn expect(&self, bytes: u64) {
+        let buffers = usize::try_from(bytes.div_ceil(BUFFER as u64)).unwrap_or(usize::MAX);
+        self.state().to_warm = buffers.min(self.most);
+    }
+
+    /// Waits until the buffers for what was expected are there. Memory that was never touched is slow, and a tree
+    /// should not stand still for that.
+    pub(super) fn wait_until_warm(&self) {
+        let mut state = self.state();
+        while state.to_warm + state.warming > 0 {
+            state = self.wait(state);
+        }
+    }
+
+    /// Makes a buffer and puts it with the free ones.
+    pub(super) fn warm(&self) {
+        let buffer = make();
+        let mut state = self.state();
+        state.warming -= 1;
+        state.free.push(buffer);
+        self.changed.notify_all();
+    }
+
+    /// An empty buffer, as soon as there is one.
+    pub(super) fn take(&self) -> Result<Vec<u8>> {
+        let mut state = self.state();
+        loop {
+            if state.failed || state.closed {
+                return Err(Error::store("take memory in", "it has failed before"));
+            }
+            if let Some(buffer) = state.free.pop() {
+                if self.is_tight(&state) {
+                    self.changed.notify_all(); // workers may work now
+                }
+                return Ok(buffer);
+            }
+            if state.made < self.most {
+                state.made += 1;
+                drop(state);
+                return Ok(make());
+            }
+            state = self.wait(state);
+        }
+    }
+
+    /// Hands a buffer over to the workers.
+    pub(super) fn fill(&self, filled: Filled) {
+        self.state().filled.push_back(filled);
+        self.changed.notify_all();
+    }
+
+    /// The next task of this worker; `None` when there will be none.
+    pub(super) fn next(&self, worker: usize) -> Option<Task> {
+        let mut state = self.state();
+        loop {
+            if state.to_warm > 0 {
+                state.to_warm -= 1;
+                state.warming += 1;
+                state.made += 1;
+                return Some(Task::Warm);
+            }
+            if self.may_work(&state, worker) {
+                if let Some(filled) = state.filled.pop_front() {
+                    state.working += 1;
+                    return Some(Task::Store(filled));
+                }
+                if state.closed {
+                    return None;
+                }
+            }
+            state = self.wait(state);
+        }
+    }
+
+    /// While a stream is open its tree stands still, and criu and whoever receives need a processor each: workers
+    /// get the others, unless room becomes scarce.
+    fn may_work(&self, state: &State, worker: usize) -> bool {
+        state.streams == 0
+            || state.closed
+            || self.is_tight(state)
+            || thread::available_parallelism().is_ok_and(|count| worker + 2 < count.get())
+    }
+
+    fn is_tight(&self, state: &State) -> bool {
+        state.free.len() + (self.most - state.made.min(self.most)) < self.most / 4 + 1
+    }
+
+    /// A worker is done with a buffer.
+    pub(super) fn done(&self, filled: Filled, error: Option<Error>) {
+        let mut state = self.state();
+        state.working -= 1;
+        state.free.push(filled.buffer);
+        if let Some(error) = error {
+            state.fail(error);
+        }
+        self.changed.notify_all();
+    }
+
+    pub(super) fn open_stream(&self) {
+        self.state().streams += 1;
+    }
+
+    pub(super) fn close_stream(&self) {
+        self.state().streams -= 1;
+        self.changed.notify_all();
+    }
+
+    /// Waits until all that was handed over is stored.
+    pub(super) fn drain(&self) -> Result<()> {
+        let mut state = self.state();
+        while !state.failed && (state.working > 0 || !state.filled.is_empty()) {
+            state = self.wait(state);
+        }
+        match state.failed {
+            true => Err(Error::store("take memory in", "it has failed before")),
+            false => Ok(()),
+        }
+    }
+
+    /// No more will come, and what waits is of no use any more: workers go home.
+    pub(super) fn close(&self) {
+        let mut state = self.state();
+        state.closed = true;
+        state.to_warm = 0;
+        state.filled.clear();
+        self.changed.notify_all();
+    }
+
+    /// The error that stopped the workers.
+    pub(super) fn failure(&self) -> Option<Error> {
+        self.state().failure.take()
+    }
+}
+
+impl State {
+    fn fail(&mut self, error: Error) {
+        self.failed = true;
+        self.failure.get_or_insert(error);
+        self.filled.clear();
+    }
+}
+
+/// A buffer whose memory is there already.
+fn make() -> Vec<u8> {
+    let mut buffer = vec![0; BUFFER];
+    buffer.fill(1);
+    buffer
+}

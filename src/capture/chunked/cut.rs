@@ -1,0 +1,166 @@
+//! [`Cutter`]: a stream of memory into windows, in buffers.
+
+use std::{
+    io::Read,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use super::buffers::{BUFFER, Buffers, Filled, Part};
+use crate::{
+    Digest256, Error, Result,
+    blob::{WINDOW, Window},
+    pages::{PAGE_SIZE, PageOwner, PageRun, PageSink},
+};
+
+/// The map of an owner, in the making.
+#[derive(Debug, Default)]
+pub(super) struct OwnerMap {
+    runs: Mutex<Vec<PageRun>>,
+    leaves: Mutex<Vec<Digest256>>,
+}
+
+impl OwnerMap {
+    pub(super) fn set_leaf(&self, place: usize, digest: Digest256) {
+        let mut leaves = self.leaves.lock().unwrap_or_else(PoisonError::into_inner);
+        if leaves.len() <= place {
+            leaves.resize(place + 1, Digest256::from_bytes([0; 32]));
+        }
+        leaves[place] = digest;
+    }
+
+    pub(super) fn runs(&self) -> Vec<PageRun> {
+        std::mem::take(&mut *self.runs.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn leaves(&self) -> Vec<Digest256> {
+        std::mem::take(&mut *self.leaves.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Notes the map of an owner; `false` if the owner has one.
+pub(super) type Note<'a> = Box<dyn Fn(PageOwner, Arc<OwnerMap>) -> bool + Send + 'a>;
+
+/// Cuts a stream into windows.
+pub(super) struct Cutter<'a> {
+    buffers: &'a Buffers,
+    note: Note<'a>,
+    /// The owner whose memory comes, and how many windows it has so far.
+    owner: Option<(Arc<OwnerMap>, usize)>,
+    buffer: Option<Filled>,
+    used: usize,
+    /// The number of the window that is being filled, and its pages so far.
+    window: Option<(u64, u64)>,
+    /// Where it begins in the buffer.
+    start: usize,
+    open: bool,
+}
+
+const WINDOW_BYTES: usize = 64 * PAGE_SIZE;
+
+impl<'a> Cutter<'a> {
+    pub(super) fn new(buffers: &'a Buffers, note: Note<'a>) -> Cutter<'a> {
+        buffers.open_stream();
+        Cutter { buffers, note, owner: None, buffer: None, used: 0, window: None, start: 0, open: true }
+    }
+
+    /// Closes the window that is being filled.
+    fn end_window(&mut self) {
+        let Some((_, pages)) = self.window.take() else { return };
+        let (Some((owner, windows)), Some(filled)) = (&mut self.owner, &mut self.buffer) else { return };
+        let window = Window { pages, before: 0 };
+        filled.windows.push(Part {
+            owner: owner.clone(),
+            leaf: *windows,
+            window,
+            range: self.start..self.used,
+        });
+        *windows += 1;
+    }
+
+    /// Hands the buffer over.
+    fn end_buffer(&mut self) {
+        if let Some(filled) = self.buffer.take() {
+            self.buffers.fill(filled);
+        }
+        self.used = 0;
+    }
+
+    /// Begins a window, in a buffer that has room for all of it.
+    fn begin_window(&mut self, number: u64) -> Result<()> {
+        self.end_window();
+        if self.used + WINDOW_BYTES > BUFFER {
+            self.end_buffer();
+        }
+        if self.buffer.is_none() {
+            self.buffer = Some(Filled { buffer: self.buffers.take()?, windows: Vec::new() });
+        }
+        self.start = self.used;
+        self.window = Some((number, 0));
+        Ok(())
+    }
+
+    fn take(&mut self, run: PageRun, memory: &mut dyn Read) -> Result<()> {
+        let (mut page, mut left) = (run.address / PAGE_SIZE as u64, run.pages);
+        while left > 0 {
+            let number = page / WINDOW;
+            if self.window.is_none_or(|(current, _)| current != number) {
+                self.begin_window(number)?;
+            }
+            let first = page % WINDOW;
+            let here = left.min(WINDOW - first);
+            let (Some((_, pages)), Some(filled)) = (&mut self.window, &mut self.buffer) else {
+                return Ok(());
+            };
+            *pages |= (u64::MAX >> (WINDOW - here)) << first;
+            let bytes = usize::try_from(here).unwrap_or(0) * PAGE_SIZE;
+            let room = &mut filled.buffer[self.used..self.used + bytes];
+            memory.read_exact(room).map_err(Error::io("take memory in"))?;
+            self.used += bytes;
+            page += here;
+            left -= here;
+        }
+        Ok(())
+    }
+}
+
+impl PageSink for Cutter<'_> {
+    fn open(&mut self, owner: PageOwner) -> Result<()> {
+        self.end_window();
+        let map = Arc::new(OwnerMap::default());
+        if !(self.note)(owner, map.clone()) {
+            return Err(Error::corrupt("criu's stream of memory", format!("{owner:?} comes twice")));
+        }
+        self.owner = Some((map, 0));
+        Ok(())
+    }
+
+    fn run(&mut self, run: PageRun, memory: &mut dyn Read) -> Result<()> {
+        let Some((owner, _)) = &self.owner else {
+            return Err(Error::corrupt("criu's stream of memory", "it has pages of nobody"));
+        };
+        let mut runs = owner.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        if runs.last().is_some_and(|last| last.address + last.bytes() > run.address) {
+            return Err(Error::corrupt("criu's stream of memory", "its pages are not in order"));
+        }
+        runs.push(run);
+        drop(runs);
+        if run.is_present() { self.take(run, memory) } else { Ok(()) }
+    }
+
+    fn close(&mut self) -> Result<()> {
+        self.end_window();
+        self.end_buffer();
+        if std::mem::take(&mut self.open) {
+            self.buffers.close_stream();
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Cutter<'_> {
+    fn drop(&mut self) {
+        if self.open {
+            self.buffers.close_stream();
+        }
+    }
+}

@@ -1,0 +1,348 @@
+//! [`Chunking`], and a capture of that kind: memory from criu's stream to the store, cut and hashed on the way.
+//!
+//! [`cut`] takes a stream in and fills buffers, [`buffers`] lets them wait, and here workers make blobs of what is in
+//! them. All blobs of a capture are one batch of the store.
+
+mod buffers;
+mod cut;
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::Read,
+    path::Path,
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::{self, Scope},
+    time::SystemTime,
+};
+
+use self::{
+    buffers::{Buffers, Filled, Task},
+    cut::{Cutter, OwnerMap},
+};
+use super::Stored;
+use crate::{
+    BlobBatch, BlobStore, ChunkedBlob, ChunkedTree, Content, Digest256, Error, Host, Pid, ProcsBlob, Result,
+    archive::{Trees, is_image},
+    blob::{ContentWriter, ImageFile, Leaf, Listing, MemoryFile, MemoryMap},
+    image::ImageDir,
+    pages::{PAGE_SIZE, PageOwner, PageSink},
+    platform::{self, Images, Job, Memory, Outcome},
+};
+
+/// How a capture is cut into chunks; see [`ProcsCapture::chunked`](crate::ProcsCapture::chunked).
+///
+/// ```no_run
+/// use criu_rpc::{Chunking, FsBlobStore, ProcsCapture};
+///
+/// let store = FsBlobStore::open("captures")?;
+/// let chunking = Chunking::default().buffer(256 << 20);
+/// let digest = ProcsCapture::new([4242]).chunked(chunking).capture(&store)?;
+/// # Ok::<(), criu_rpc::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chunking {
+    chunk: u32,
+    buffer: u64,
+    parent: Option<Digest256>,
+}
+
+impl Default for Chunking {
+    /// Chunks of 4096 bytes, a buffer of up to 1 GiB.
+    fn default() -> Chunking {
+        Chunking { chunk: 1, buffer: 1 << 30, parent: None }
+    }
+}
+
+impl Chunking {
+    /// The size of a chunk of memory in bytes: 4096 to 262144, rounded up to a power of two. Chunks lie at multiples
+    /// of their size in the memory of a process.
+    ///
+    /// Small ones cost least when little changes here and there, which is what programs do; large ones are fewer, for a store
+    /// that has no [batches](crate::BlobStore::batch) of its own. `docs/formats.md` has measurements.
+    #[must_use]
+    pub fn chunk(mut self, bytes: u64) -> Chunking {
+        let pages = bytes.div_ceil(PAGE_SIZE as u64).clamp(1, 64).next_power_of_two();
+        self.chunk = u32::try_from(pages).unwrap_or(64);
+        self
+    }
+
+    /// How much memory of the tree may wait to be hashed and stored, in bytes: at least some 8 MiB. While there is room, the
+    /// tree stands still only for as long as criu needs to send; beyond, criu has to wait for the store.
+    #[must_use]
+    pub fn buffer(mut self, bytes: u64) -> Chunking {
+        self.buffer = bytes;
+        self
+    }
+
+    /// The capture that came before, which the manifest then names. Nothing else depends on it.
+    #[must_use]
+    pub fn parent(mut self, digest: Digest256) -> Chunking {
+        self.parent = Some(digest);
+        self
+    }
+}
+
+/// Captures, in chunks.
+pub(super) fn run(job: &Job, chunking: &Chunking, store: &dyn BlobStore) -> Result<Outcome<Stored>> {
+    let work = Work {
+        store,
+        chunking,
+        batch: RwLock::new(None),
+        buffers: Buffers::new(chunking.buffer),
+        owners: Mutex::default(),
+        stored: AtomicU64::new(0),
+    };
+    thread::scope(|scope| {
+        let streaming = Streaming { work: &work, scope };
+        let outcome = platform::checkpoint(job, Some(&streaming), &mut |images| streaming.keep(job, images));
+        work.buffers.close();
+        // What kept a worker from working is why criu was made to fail.
+        outcome.map_err(|error| work.buffers.failure().unwrap_or(error))
+    })
+}
+
+/// What all threads of a capture share.
+struct Work<'a> {
+    store: &'a dyn BlobStore,
+    chunking: &'a Chunking,
+    /// Open from the first blob to the commit.
+    batch: RwLock<Option<Box<dyn BlobBatch + 'a>>>,
+    buffers: Buffers,
+    /// The maps of memory that are being made, by the roots of their trees.
+    owners: Mutex<BTreeMap<i32, Owners>>,
+    /// How many bytes were new to the store.
+    stored: AtomicU64,
+}
+
+type Owners = BTreeMap<PageOwner, Arc<OwnerMap>>;
+
+impl Work<'_> {
+    fn start(&self) -> Result<()> {
+        let mut batch = self.batch.write().unwrap_or_else(PoisonError::into_inner);
+        if batch.is_none() {
+            *batch = Some(self.store.batch()?);
+        }
+        Ok(())
+    }
+
+    fn put(&self, blobs: &[(Digest256, &[u8])]) -> Result<()> {
+        let batch = self.batch.read().unwrap_or_else(PoisonError::into_inner);
+        let batch = batch.as_ref().ok_or_else(|| Error::store("store a blob", "the capture has ended"))?;
+        self.stored.fetch_add(batch.put(blobs)?, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn put_one(&self, bytes: &[u8]) -> Result<Digest256> {
+        let digest = Digest256::of(bytes);
+        self.put(&[(digest, bytes)])?;
+        Ok(digest)
+    }
+
+    fn commit(&self) -> Result<()> {
+        let batch = self.batch.write().unwrap_or_else(PoisonError::into_inner).take();
+        batch.map_or(Ok(()), |batch| batch.commit())
+    }
+
+    /// What a worker does until there is nothing more to do.
+    fn labour(&self, worker: usize) {
+        while let Some(task) = self.buffers.next(worker) {
+            match task {
+                Task::Warm => self.buffers.warm(),
+                Task::Store(filled) => {
+                    let done = self.store_windows(&filled);
+                    self.buffers.done(filled, done.err());
+                }
+            }
+        }
+    }
+
+    fn store_windows(&self, filled: &Filled) -> Result<()> {
+        for part in &filled.windows {
+            let memory = &filled.buffer[part.range.clone()];
+            let mut rest = memory;
+            let mut leaf = Vec::with_capacity(64);
+            let mut blobs: Vec<(Digest256, &[u8])> = Vec::with_capacity(65);
+            for pages in part.window.chunks(self.chunking.chunk) {
+                let (chunk, after) = rest.split_at(pages * PAGE_SIZE);
+                rest = after;
+                if is_zero(chunk) {
+                    leaf.push(None);
+                } else {
+                    let digest = Digest256::of(chunk);
+                    leaf.push(Some(digest));
+                    blobs.push((digest, chunk));
+                }
+            }
+            let leaf = Leaf(leaf).encode();
+            let digest = Digest256::of(&leaf);
+            blobs.push((digest, &leaf));
+            self.put(&blobs)?;
+            part.owner.set_leaf(part.leaf, digest);
+        }
+        Ok(())
+    }
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    const ZEROS: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
+    bytes.chunks(PAGE_SIZE).all(|page| *page == ZEROS[..page.len()])
+}
+
+/// The work, and where its workers live.
+struct Streaming<'scope, 'env, 'store> {
+    work: &'env Work<'store>,
+    scope: &'scope Scope<'scope, 'env>,
+}
+
+impl Memory for Streaming<'_, '_, '_> {
+    fn prepare(&self, bytes: u64) -> Result<()> {
+        self.work.start()?;
+        self.work.buffers.expect(bytes);
+        self.start_workers()?;
+        self.work.buffers.wait_until_warm();
+        Ok(())
+    }
+
+    fn sink(&self, root: Pid) -> Box<dyn PageSink + '_> {
+        Box::new(self.cutter(root.as_raw()))
+    }
+}
+
+impl<'env> Streaming<'_, 'env, '_> {
+    fn cutter(&self, root: i32) -> Cutter<'env> {
+        let work = self.work;
+        let note = move |owner, map| {
+            let mut owners = work.owners.lock().unwrap_or_else(PoisonError::into_inner);
+            owners.entry(root).or_default().insert(owner, map).is_none()
+        };
+        Cutter::new(&work.buffers, Box::new(note))
+    }
+
+    fn start_workers(&self) -> Result<()> {
+        let count = thread::available_parallelism().map_or(1, |count| count.get());
+        for worker in 0..count {
+            let work = self.work;
+            let labour = move || work.labour(worker);
+            let started = thread::Builder::new().spawn_scoped(self.scope, labour);
+            if let (0, Err(error)) = (worker, started) {
+                return Err(Error::io("start a thread")(error));
+            }
+        }
+        Ok(())
+    }
+
+    /// Images and maps to blobs, and all of it durable.
+    fn keep(&self, job: &Job, images: &Images<'_>) -> Result<Stored> {
+        let work = self.work;
+        let began = work.batch.read().unwrap_or_else(PoisonError::into_inner).is_some();
+        if !began {
+            work.start()?;
+            self.start_workers()?;
+        }
+        let mut trees = Vec::new();
+        let mut frozen = None;
+        for (root, folder) in folders(images) {
+            let folder = ImageDir::new(folder);
+            // The memory of a tree that this process is a part of had nobody to take it in.
+            let mut cutter = self.cutter(root);
+            folder.feed(&mut cutter)?;
+            cutter.close()?;
+            drop(cutter);
+            frozen = frozen.max(folder.frozen());
+            trees.push((root, folder));
+        }
+        work.buffers.drain()?;
+        let trees =
+            trees.into_iter().map(|(root, folder)| self.tree(root, &folder)).collect::<Result<_>>()?;
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let manifest = ProcsBlob::Chunked(ChunkedBlob {
+            pids: job.pids.iter().map(|pid| pid.as_raw()).collect(),
+            trees,
+            host: Host { criu: images.criu.map(ToString::to_string).unwrap_or_default(), ..platform::host() },
+            taken: since.map_or(0, |since| since.as_secs()),
+            frozen_us: frozen.and_then(|frozen| u64::try_from(frozen.as_micros()).ok()),
+            parent: work.chunking.parent,
+        });
+        let digest = work.put_one(&manifest.to_json())?;
+        work.commit()?;
+        let bytes = work.stored.load(Ordering::Relaxed);
+        Ok(Stored { digest, manifest, bytes, roots: Vec::new(), frozen: None })
+    }
+
+    fn tree(&self, root: i32, folder: &ImageDir) -> Result<ChunkedTree> {
+        let put = &mut |bytes: &[u8]| self.work.put_one(bytes);
+        let mut packed = ContentWriter::new();
+        let mut files = Vec::new();
+        for name in names(folder.path())? {
+            files.push(keep_image(folder.path(), name, &mut packed, put)?);
+        }
+        let mut owners = self.work.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        let owners = owners.remove(&root).unwrap_or_default();
+        folder.check_owners(|owner| owners.contains_key(&owner))?;
+        let (mut memory, mut pages) = (Vec::new(), 0);
+        for (owner, map) in owners {
+            let map = MemoryMap { chunk: self.work.chunking.chunk, runs: map.runs(), leaves: map.leaves() };
+            pages += map.pages();
+            memory.push(MemoryFile { name: owner.map_name(), map: Content::of(&map.encode(), put)? });
+        }
+        let image_bytes = files.iter().map(|file| file.bytes).sum();
+        let listing = Listing { packed: packed.finish(put)?, files, memory };
+        let images = Content::of(&listing.to_json(), put)?;
+        Ok(ChunkedTree { root, images, image_bytes, memory_bytes: pages * PAGE_SIZE as u64 })
+    }
+}
+
+/// The folder of each tree, with the pid of its root.
+fn folders<'a>(images: &Images<'a>) -> Vec<(i32, &'a Path)> {
+    match images.trees {
+        Trees::One(folder) => images.roots.iter().map(|root| (root.as_raw(), folder.as_path())).collect(),
+        Trees::Several(folders) => folders.iter().map(|(root, folder)| (*root, folder.as_path())).collect(),
+    }
+}
+
+/// The images in a folder that are not memory, in order.
+fn names(folder: &Path) -> Result<Vec<String>> {
+    let reading = || Error::io(format!("list {}", folder.display()));
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).map_err(reading())? {
+        let name = entry.map_err(reading())?.file_name().to_string_lossy().into_owned();
+        let is_memory = PageOwner::of_map(&name).is_some() || name.starts_with("pages-");
+        if is_image(&name) && !is_memory {
+            names.push(name);
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// An image of fewer bytes shares a blob with others.
+const SMALL: u64 = 4096;
+
+fn keep_image(
+    folder: &Path,
+    name: String,
+    packed: &mut ContentWriter,
+    put: &mut dyn FnMut(&[u8]) -> Result<Digest256>,
+) -> Result<ImageFile> {
+    let reading = || Error::io(format!("read the image {name}"));
+    let mut file = File::open(folder.join(&name)).map_err(reading())?;
+    let small = file.metadata().map_err(reading())?.len() < SMALL;
+    let mut own = ContentWriter::new();
+    let mut bytes = 0;
+    let mut buffer = vec![0; if small { PAGE_SIZE } else { 1 << 18 }];
+    loop {
+        let count = file.read(&mut buffer).map_err(reading())?;
+        if count == 0 {
+            break;
+        }
+        bytes += count as u64;
+        let into = if small { &mut *packed } else { &mut own };
+        into.write(&buffer[..count], put)?;
+    }
+    let content = if small { None } else { Some(own.finish(put)?) };
+    Ok(ImageFile { name, bytes, content })
+}

@@ -1,0 +1,86 @@
+//! What this machine is, as far as a restore has to care.
+
+use std::{collections::BTreeSet, env::consts::ARCH, fs};
+
+use crate::Host;
+
+/// This machine. Which criu it has, the caller knows.
+pub(crate) fn host() -> Host {
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    Host {
+        criu: String::new(),
+        kernel: kernel.trim().to_owned(),
+        arch: ARCH.to_owned(),
+        cpu: instruction_sets(&cpu).into_iter().collect(),
+    }
+}
+
+/// The instruction sets that a program may have found and kept to, of all that `/proc/cpuinfo` lists: much of it says how
+/// the kernel or a virtual machine works, and may differ.
+fn instruction_sets(cpuinfo: &str) -> BTreeSet<String> {
+    let lists = cpuinfo.lines().filter_map(|line| {
+        let (key, list) = line.split_once(':')?;
+        ["flags", "Features"].contains(&key.trim()).then_some(list)
+    });
+    let words = lists.flat_map(str::split_ascii_whitespace);
+    words.filter(|word| is_instruction_set(word)).map(str::to_owned).collect()
+}
+
+#[cfg(target_arch = "x86_64")]
+fn is_instruction_set(flag: &str) -> bool {
+    const STARTS: [&str; 6] = ["sse", "ssse", "avx", "amx_", "bmi", "xsave"];
+    const NAMES: [&str; 24] = [
+        "pni",
+        "mmx",
+        "fxsr",
+        "cx16",
+        "lahf_lm",
+        "popcnt",
+        "abm",
+        "movbe",
+        "fma",
+        "fma4",
+        "f16c",
+        "aes",
+        "vaes",
+        "pclmulqdq",
+        "vpclmulqdq",
+        "sha_ni",
+        "gfni",
+        "adx",
+        "rdrand",
+        "rdseed",
+        "fsgsbase",
+        "erms",
+        "rdpid",
+        "xgetbv1",
+    ];
+    STARTS.iter().any(|start| flag.starts_with(start)) || NAMES.contains(&flag)
+}
+
+/// Elsewhere the list has little else.
+#[cfg(not(target_arch = "x86_64"))]
+fn is_instruction_set(_flag: &str) -> bool {
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_machine_is_known() {
+        let host = host();
+        assert!(!host.kernel.is_empty() && host.arch == ARCH, "{host:?}");
+        assert!(!host.cpu.is_empty() && host.cpu.is_sorted(), "{host:?}");
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn what_says_how_the_kernel_works_is_left_out() {
+        let found =
+            instruction_sets("processor\t: 0\nflags\t\t: fpu sse2 constant_tsc avx512f pti sha_ni\n\n");
+        assert_eq!(found.into_iter().collect::<Vec<_>>(), ["avx512f", "sha_ni", "sse2"]);
+    }
+}

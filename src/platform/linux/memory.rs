@@ -1,0 +1,54 @@
+//! Memory on its way: from criu through a socket to whoever takes it in.
+
+use std::{fs, os::unix::net::UnixStream, thread};
+
+use crate::{
+    Error, Pid, Result,
+    pages::PAGE_SIZE,
+    platform::Memory,
+    procfs::children,
+    rpc::{PageStream, page_sockets, receive_pages},
+};
+
+/// Dumps a tree while its memory is taken in. `dump` gets the socket that is to be lent, and drops it.
+pub(super) fn stream<T>(
+    memory: &dyn Memory,
+    root: Pid,
+    dump: impl FnOnce(UnixStream) -> Result<T>,
+) -> Result<T> {
+    let (ours, theirs) = page_sockets().map_err(Error::io("make a socket for memory"))?;
+    thread::scope(|scope| {
+        let receive = || receive_pages(&ours, &mut *memory.sink(root));
+        let receiver =
+            thread::Builder::new().spawn_scoped(scope, receive).map_err(Error::io("start a thread"))?;
+        let dumped = dump(theirs);
+        let received = receiver.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        match (dumped, received) {
+            // Why we hung up says more than what criu makes of that.
+            (_, Err(error)) | (Err(error), Ok(_)) => Err(error),
+            (Ok(dumped), Ok(PageStream::Whole)) => Ok(dumped),
+            (Ok(_), Ok(_)) => Err(Error::corrupt("criu's stream of memory", "it ended too early")),
+        }
+    })
+}
+
+/// About how many bytes of memory the trees have of their own.
+pub(super) fn expected(roots: impl Iterator<Item = Pid>) -> u64 {
+    let mut tree: Vec<i32> = roots.map(Pid::as_raw).collect();
+    let mut pages = 0_u64;
+    let mut next = 0;
+    while let Some(pid) = tree.get(next).copied() {
+        next += 1;
+        tree.extend(children(pid).into_iter().filter(|child| !tree.contains(child)).collect::<Vec<_>>());
+        pages = pages.saturating_add(own_pages(pid).unwrap_or(0));
+    }
+    pages.saturating_mul(PAGE_SIZE as u64)
+}
+
+/// The pages in memory that are of no file.
+fn own_pages(pid: i32) -> Option<u64> {
+    let statm = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let mut fields = statm.split_ascii_whitespace().skip(1).map(|field| field.parse::<u64>().ok());
+    let (resident, shared) = (fields.next()??, fields.next()??);
+    Some(resident.saturating_sub(shared))
+}

@@ -1,0 +1,256 @@
+//! [`receive_pages`]: the page server's end of a dump, in this process.
+//!
+//! criu sends the memory of a tree through a socket while the tree stands still. Nothing on the wire names the release, and
+//! the header became longer with 4.2; but the first message of all opens an owner, and tells the two apart.
+
+use std::{
+    io::{self, ErrorKind, Read, Write},
+    net::Shutdown,
+    os::unix::net::UnixStream,
+};
+
+use crate::{
+    Error, Result,
+    pages::{PageOwner, PageRun, PageSink},
+};
+
+/// How a stream of memory ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+#[non_exhaustive]
+pub enum PageStream {
+    /// criu sent all that it wanted to send, and was told that it is taken. Whether the dump succeeded, the dump tells.
+    Whole,
+    /// criu went away before that.
+    CutShort,
+}
+
+/// Takes in what a dump or pre-dump sends through [`Lend::page_server`](super::Lend::page_server), of which `socket` is
+/// the other end: a unix stream socket. `criu page-server`, but in this process.
+///
+/// The tree stands still as long as this takes. It is to run in a thread of its own, and the end that was lent must be
+/// dropped when the dump has returned, or this waits for ever if criu never came to send.
+///
+/// The memory is missing in the folder of images: to restore it, files of pages and maps have to be written there.
+/// criu 3.15.
+///
+/// # Errors
+///
+/// What the sink said, and [`Error::Corrupt`] for what criu would not send. criu then fails the dump, and the tree goes on.
+///
+/// # Examples
+///
+/// ```no_run
+/// use std::{fs::File, io::{self, Read}, os::unix::net::UnixStream, thread};
+///
+/// use criu_rpc::{Criu, DumpOptions, Error, Result, rpc::{Lend, NoHooks, PageOwner, PageRun, PageSink, receive_pages}};
+///
+/// /// Counts what a tree has.
+/// struct Count(u64);
+///
+/// impl PageSink for Count {
+///     fn open(&mut self, owner: PageOwner) -> Result<()> {
+///         println!("memory of {owner:?}");
+///         Ok(())
+///     }
+///
+///     fn run(&mut self, run: PageRun, memory: &mut dyn Read) -> Result<()> {
+///         let bytes = io::copy(memory, &mut io::sink()).map_err(|error| Error::store("count", error))?;
+///         self.0 += bytes;
+///         Ok(())
+///     }
+///
+///     fn close(&mut self) -> Result<()> {
+///         Ok(())
+///     }
+/// }
+///
+/// let (ours, theirs) = UnixStream::pair()?;
+/// let receiver = thread::spawn(move || {
+///     let mut count = Count(0);
+///     receive_pages(&ours, &mut count).map(|_| count.0)
+/// });
+/// let images = File::open("images")?;
+/// let dump = Criu::new().dump(4242, &DumpOptions::default().leave_running(true),
+///     Lend::images(&images).page_server(&theirs), &mut NoHooks);
+/// drop(theirs);
+/// println!("{} bytes", receiver.join().unwrap()?);
+/// dump?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn receive_pages(socket: &UnixStream, sink: &mut dyn PageSink) -> Result<PageStream> {
+    let received = Receiver { socket, long: None }.run(sink);
+    if received.is_err() {
+        let _ = socket.shutdown(Shutdown::Both); // so that criu fails now
+    }
+    received
+}
+
+struct Receiver<'a> {
+    socket: &'a UnixStream,
+    /// Whether headers have the length of 4.2 and later; unknown before the first.
+    long: Option<bool>,
+}
+
+struct Header {
+    command: u32,
+    pages: u64,
+    address: u64,
+    owner: u64,
+}
+
+const LEGACY_ADD: u32 = 1;
+const LEGACY_HOLE: u32 = 2;
+const LEGACY_OPEN: u32 = 3;
+const OPEN: u32 = 4;
+const PARENT: u32 = 5;
+const ADD: u32 = 6;
+const CLOSE: u32 = 0x1023;
+const FORCE_CLOSE: u32 = 0x1024;
+
+/// The header before 4.2, and since.
+const SHORT: usize = 24;
+const LONG: usize = 32;
+
+impl Receiver<'_> {
+    fn run(mut self, sink: &mut dyn PageSink) -> Result<PageStream> {
+        loop {
+            let Some(header) = self.header()? else { return Ok(PageStream::CutShort) };
+            let whole = match header.command {
+                CLOSE | FORCE_CLOSE => {
+                    sink.close()?;
+                    return Ok(match self.answer(&0_i32.to_ne_bytes())? {
+                        true => PageStream::Whole,
+                        false => PageStream::CutShort,
+                    });
+                }
+                command => match command & 0xffff {
+                    // The answer: what came before is not needed.
+                    OPEN => {
+                        sink.open(owner(header.owner)?)?;
+                        self.answer(&[0])?
+                    }
+                    PARENT => self.answer(&0_i32.to_ne_bytes())?,
+                    LEGACY_OPEN => {
+                        sink.open(owner(header.owner)?)?;
+                        true
+                    }
+                    ADD => self.take(&header, command >> 16, sink)?,
+                    LEGACY_ADD => self.take(&header, PageRun::PRESENT, sink)?,
+                    LEGACY_HOLE => self.take(&header, 1, sink)?,
+                    _ => return Err(corrupt(format!("the command {command:#x}"))),
+                },
+            };
+            if !whole {
+                return Ok(PageStream::CutShort);
+            }
+        }
+    }
+
+    /// Hands a run over; `false` if criu went away in it.
+    fn take(&self, header: &Header, flags: u32, sink: &mut dyn PageSink) -> Result<bool> {
+        let run = PageRun::new(header.address, header.pages, flags)?;
+        let mut memory = self.socket.take(if run.is_present() { run.bytes() } else { 0 });
+        let taken = sink.run(run, &mut memory);
+        let left = memory.limit();
+        match taken {
+            Ok(()) if left > 0 => Err(corrupt(format!("{left} bytes of memory that the sink did not read"))),
+            Ok(()) => Ok(true),
+            // The sink heard it first.
+            Err(Error::Io { source, .. }) if left > 0 && source.kind() == ErrorKind::UnexpectedEof => {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn answer(&self, bytes: &[u8]) -> Result<bool> {
+        let mut socket = self.socket;
+        match socket.write_all(bytes) {
+            Ok(()) => Ok(true),
+            Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
+                Ok(false)
+            }
+            Err(error) => Err(Error::io("answer criu about memory")(error)),
+        }
+    }
+
+    /// The next header; `None` if criu has gone.
+    fn header(&mut self) -> Result<Option<Header>> {
+        let mut bytes = [0; LONG];
+        let known = if self.long == Some(true) { LONG } else { SHORT };
+        if !self.fill(&mut bytes[..known])? {
+            return Ok(None);
+        }
+        let long = match self.long {
+            Some(long) => long,
+            // Of the first message, which opens an owner, the short form ends with the owner, which is not 0; in the long
+            // form an address of 0 stands there.
+            None => {
+                // A dump of no memory at all closes at once; its length is of no matter then.
+                let closes = bytes[1..4] == FORCE_CLOSE.to_ne_bytes()[1..4];
+                let long = bytes[16..SHORT] == [0; 8];
+                if long && !closes && !self.fill(&mut bytes[SHORT..])? {
+                    return Ok(None);
+                }
+                *self.long.insert(long)
+            }
+        };
+        let word = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        let double = |at: usize| {
+            let bytes = bytes.get(at..at + 8).and_then(|bytes| <[u8; 8]>::try_from(bytes).ok());
+            u64::from_ne_bytes(bytes.unwrap_or_default())
+        };
+        Ok(Some(match long {
+            true => Header { command: word(0), pages: double(8), address: double(16), owner: double(24) },
+            false => {
+                Header { command: word(0), pages: word(4).into(), address: double(8), owner: double(16) }
+            }
+        }))
+    }
+
+    /// Reads exactly so much; `false` if criu has gone.
+    fn fill(&self, bytes: &mut [u8]) -> Result<bool> {
+        let mut socket = self.socket;
+        match socket.read_exact(bytes) {
+            Ok(()) => Ok(true),
+            Err(error) if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => {
+                Ok(false)
+            }
+            Err(error) => Err(Error::io("hear criu about memory")(error)),
+        }
+    }
+}
+
+/// Who the number means: above the lowest byte who, in it what.
+fn owner(number: u64) -> Result<PageOwner> {
+    let who = number >> 8;
+    match number & 0xff {
+        // The others are what older releases sent by accident, and meant.
+        1 | 10 | 11 | 16 | 17 => {
+            let pid = u32::try_from(who).map_err(|_| corrupt(format!("memory of the process {who}")))?;
+            Ok(PageOwner::Task(pid))
+        }
+        2 | 27 | 28 | 29 | 32 | 33 | 34 => Ok(PageOwner::Shared(who)),
+        kind => Err(corrupt(format!("memory of the kind {kind}"))),
+    }
+}
+
+fn corrupt(problem: String) -> Error {
+    Error::corrupt("criu's stream of memory", problem)
+}
+
+/// A pair of sockets for a stream of memory: ours, and the one to lend. The latter takes as much as it may, so that
+/// criu need not wait for us so often.
+pub(crate) fn page_sockets() -> io::Result<(UnixStream, UnixStream)> {
+    use nix::sys::socket::{setsockopt, sockopt};
+
+    let (ours, theirs) = UnixStream::pair()?;
+    if setsockopt(&theirs, sockopt::SndBufForce, &SEND_BUFFER).is_err() {
+        let _ = setsockopt(&theirs, sockopt::SndBuf, &SEND_BUFFER); // as much as we are allowed
+    }
+    Ok((ours, theirs))
+}
+
+/// Halves the time that a tree stands still, against the default of some 200 KiB. More gains nothing.
+const SEND_BUFFER: usize = 4 << 20;
