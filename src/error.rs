@@ -117,6 +117,13 @@ pub enum Error {
         kind: String,
     },
 
+    /// This machine lacks what the processes of a capture may have been using. Nothing was revived.
+    #[error("this machine cannot revive the capture: {problem}")]
+    Host {
+        /// What it lacks.
+        problem: String,
+    },
+
     /// A store could not do its work.
     #[error("the store could not {doing}")]
     Store {
@@ -172,6 +179,10 @@ impl Error {
             Error::Corrupt { .. } => {
                 Some("copy it anew from where it is whole, or go back to another capture")
             }
+            Error::Host { .. } => Some(
+                "revive it on a machine that has what the one had where it was captured; or set `any_host(true)`, if you \
+                 know that the programs do without",
+            ),
             Error::WrongKey => Some("open it with the key that it was made with"),
             Error::UnknownKind { .. } => Some("it was made by a newer version of this crate: use that"),
             Error::Options { .. }

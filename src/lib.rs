@@ -95,7 +95,7 @@ pub use restore::{ProcsRestore, Restored, Warning};
 pub use rpc::Criu;
 #[cfg(feature = "conformance")]
 pub use store::conformance;
-pub use store::{BlobBatch, BlobStore, BlobWriter, FsBlobStore, MemBlobStore};
+pub use store::{BlobBatch, BlobStore, BlobWriter, FsBlobStore, MemBlobStore, copy_capture, reachable};
 pub use version::Version;
 
 #[doc = include_str!("../README.md")] // its example is tested

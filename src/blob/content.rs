@@ -121,9 +121,8 @@ impl Content {
         Ok(bytes)
     }
 
-    #[allow(dead_code)]
-    /// The digests of all blobs that this is made of, lists included; those of pieces only in lists of them.
-    pub(crate) fn blobs(&self, get: Get<'_>, see: &mut dyn FnMut(&[Digest256])) -> Result<()> {
+    /// Shows the digests of all blobs that this is made of.
+    pub(super) fn blobs(&self, get: Get<'_>, see: &mut dyn FnMut(&[Digest256])) -> Result<()> {
         see(&[self.digest]);
         self.walk(get, self.depth, &[self.digest], &mut |_, list| {
             see(list);
@@ -218,7 +217,7 @@ mod tests {
     }
 
     fn bytes(length: usize) -> Vec<u8> {
-        (0..length).map(|place| (place * 7 + place / 251) as u8).collect()
+        (0..length).map(|place| u8::try_from((place * 7 + place / 251) % 256).unwrap()).collect()
     }
 
     #[test]

@@ -6,6 +6,7 @@
 mod chunked;
 mod content;
 mod map;
+mod reach;
 
 use serde::{Deserialize, Serialize};
 
@@ -46,7 +47,7 @@ pub enum ProcsBlob {
 
     /// The images and the memory of one process tree or several, cut into blobs.
     #[serde(rename = "procs.criu.v2")]
-    Chunked(ChunkedBlob),
+    Chunked(Box<ChunkedBlob>),
 
     /// A placeholder: nothing was captured, because the machine had no criu.
     #[serde(rename = "procs.unsupported.v1")]
@@ -184,14 +185,14 @@ mod tests {
         let tree = ChunkedTree { root: 7, images: content, image_bytes: 0, memory_bytes: 4096 };
         let chunked = |frozen_us, parent| {
             let trees = vec![tree.clone()];
-            ProcsBlob::Chunked(ChunkedBlob {
+            ProcsBlob::Chunked(Box::new(ChunkedBlob {
                 pids: vec![7],
                 trees,
                 host: Host::default(),
                 taken: 1,
                 frozen_us,
                 parent,
-            })
+            }))
         };
         for blob in [unsupported, criu, chunked(None, None), chunked(Some(5), Some(Digest256::of(b"")))] {
             assert_eq!(ProcsBlob::from_json(&blob.to_json()).unwrap(), blob);

@@ -29,6 +29,10 @@ impl Reviver {
         Err(Error::Unsupported { what: "revive processes" })
     }
 
+    pub(crate) fn host(&self) -> Result<Host> {
+        match self.0 {}
+    }
+
     pub(crate) fn folder(&self) -> &Path {
         match self.0 {}
     }

@@ -2,6 +2,7 @@
 //! that order.
 
 mod chunked;
+mod host;
 mod verify;
 
 use std::{fmt, fs::File, io::Read, path::PathBuf, time::Duration};
@@ -45,6 +46,7 @@ use crate::{
 pub struct ProcsRestore {
     revival: Revival,
     limit: Option<u64>,
+    any_host: bool,
 }
 
 /// What was restored.
@@ -69,6 +71,15 @@ pub enum Warning {
         /// What was noted for people.
         note: String,
     },
+    /// What revives the capture is older than what it was made with, and may not understand all of it.
+    Older {
+        /// `kernel` or `criu`.
+        what: &'static str,
+        /// Its release where the capture was made.
+        there: String,
+        /// Its release here.
+        here: String,
+    },
 }
 
 impl fmt::Display for Warning {
@@ -76,6 +87,9 @@ impl fmt::Display for Warning {
         match self {
             Warning::Unsupported { on, note } => {
                 write!(f, "no process was captured, because that is not supported on {on}: {note}")
+            }
+            Warning::Older { what, there, here } => {
+                write!(f, "the {what} is {here}, older than the {there} that the capture was made with")
             }
         }
     }
@@ -173,6 +187,15 @@ impl ProcsRestore {
         self
     }
 
+    /// Whether to try even if this machine lacks instruction sets that the one had where the capture was made: programs
+    /// that found and use them die. Only [chunked](crate::ProcsCapture::chunked) captures tell; without this they are refused
+    /// before anything is revived.
+    #[must_use]
+    pub fn any_host(mut self, on: bool) -> ProcsRestore {
+        self.any_host = on;
+        self
+    }
+
     /// Revives the capture of this digest.
     ///
     /// A placeholder is no failure: it comes back as a [`Warning`], with no tree.
@@ -180,7 +203,8 @@ impl ProcsRestore {
     /// # Errors
     ///
     /// [`Error::Missing`] or [`Error::Corrupt`] if the store does not have what was stored; [`Error::UnknownKind`] for
-    /// a capture that a later version made; [`Error::NoCriu`], [`Error::Unsupported`] where nothing can be revived;
+    /// a capture that a later version made; [`Error::NoCriu`], [`Error::Unsupported`] where nothing can be revived; [`Error::Host`] where this capture
+    /// cannot;
     /// [`Error::Criu`] with [advice](Error::advice) if criu could not. Nothing is left running then.
     pub fn restore(&self, store: &(impl BlobStore + ?Sized), digest: &Digest256) -> Result<Restored> {
         let json = manifest(&store, digest)?;
@@ -190,8 +214,13 @@ impl ProcsRestore {
             }
             ProcsBlob::Chunked(blob) => {
                 let reviver = Reviver::new(&self.revival)?;
+                let here = reviver.host()?;
+                if !self.any_host {
+                    host::check(&blob.host, &here)?;
+                }
+                let warnings = host::warnings(&blob.host, &here);
                 let trees = chunked::lay_out(&store, &blob, reviver.folder(), self.limits().bytes)?;
-                Ok(Restored { trees: reviver.revive(&trees)?, warnings: Vec::new() })
+                Ok(Restored { trees: reviver.revive(&trees)?, warnings })
             }
             ProcsBlob::Criu { criu_dump, .. } => {
                 let trees = self.revive(&store, &criu_dump)?;

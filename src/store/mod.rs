@@ -8,6 +8,7 @@ mod batch;
 pub mod conformance;
 mod fs;
 mod mem;
+mod reach;
 
 use std::{
     fmt,
@@ -16,7 +17,12 @@ use std::{
 };
 
 use self::batch::OneByOne;
-pub use self::{batch::BlobBatch, fs::FsBlobStore, mem::MemBlobStore};
+pub use self::{
+    batch::BlobBatch,
+    fs::FsBlobStore,
+    mem::MemBlobStore,
+    reach::{copy_capture, reachable},
+};
 use crate::{Digest256, Error, Result};
 
 /// A place that keeps blobs: bytes of any length, called by their digest.

@@ -259,14 +259,14 @@ impl<'env> Streaming<'_, 'env, '_> {
         let trees =
             trees.into_iter().map(|(root, folder)| self.tree(root, &folder)).collect::<Result<_>>()?;
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        let manifest = ProcsBlob::Chunked(ChunkedBlob {
+        let manifest = ProcsBlob::Chunked(Box::new(ChunkedBlob {
             pids: job.pids.iter().map(|pid| pid.as_raw()).collect(),
             trees,
             host: Host { criu: images.criu.map(ToString::to_string).unwrap_or_default(), ..platform::host() },
             taken: since.map_or(0, |since| since.as_secs()),
             frozen_us: frozen.and_then(|frozen| u64::try_from(frozen.as_micros()).ok()),
             parent: work.chunking.parent,
-        });
+        }));
         let digest = work.put_one(&manifest.to_json())?;
         work.commit()?;
         let bytes = work.stored.load(Ordering::Relaxed);

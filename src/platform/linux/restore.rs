@@ -10,7 +10,7 @@ use std::{
 
 use super::{fit, pids::Pids, staging::Staging};
 use crate::{
-    Criu, Error, Result,
+    Criu, Error, Host, Result,
     archive::Trees,
     image::{ImageDir, MemoryIn, check_complete, detach_streams},
     platform::Revival,
@@ -36,6 +36,11 @@ impl<'a> Reviver<'a> {
         }
         criu.program()?;
         Ok(Reviver { revival, criu, staging: Staging::new(revival.staging.as_deref())? })
+    }
+
+    /// This machine, with its criu.
+    pub(crate) fn host(&self) -> Result<Host> {
+        Ok(Host { criu: self.criu.version()?.to_string(), ..super::host() })
     }
 
     /// Where the images are to be put.

@@ -1,0 +1,65 @@
+//! Whether this machine can take what another was doing.
+
+use super::Warning;
+use crate::{Error, Host, Result};
+
+/// Refuses a capture whose programs may use what this machine lacks.
+pub(super) fn check(there: &Host, here: &Host) -> Result<()> {
+    if there.arch != here.arch {
+        let problem = format!("it was made on {}, and this is {}", there.arch, here.arch);
+        return Err(Error::Host { problem });
+    }
+    let missing: Vec<_> =
+        there.cpu.iter().filter(|set| !here.cpu.contains(set)).map(String::as_str).collect();
+    if !missing.is_empty() {
+        let problem = format!("the processor lacks {}, which its programs may use", missing.join(", "));
+        return Err(Error::Host { problem });
+    }
+    Ok(())
+}
+
+/// What is older here than there, and may be too old.
+pub(super) fn warnings(there: &Host, here: &Host) -> Vec<Warning> {
+    [("kernel", &there.kernel, &here.kernel), ("criu", &there.criu, &here.criu)]
+        .into_iter()
+        .filter(|(_, there, here)| !here.is_empty() && numbers(here) < numbers(there))
+        .map(|(what, there, here)| Warning::Older { what, there: there.clone(), here: here.clone() })
+        .collect()
+}
+
+/// The first two numbers of a release: what may matter.
+fn numbers(release: &str) -> Vec<u32> {
+    let words = release.split(|letter: char| !letter.is_ascii_digit());
+    words.filter_map(|word| word.parse().ok()).take(2).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(kernel: &str, arch: &str, cpu: &[&str]) -> Host {
+        let cpu = cpu.iter().map(ToString::to_string).collect();
+        Host { criu: "4.2.1".into(), kernel: kernel.into(), arch: arch.into(), cpu }
+    }
+
+    #[test]
+    fn what_is_lacking_is_named() {
+        let there = host("6.18.5-1", "x86_64", &["avx2", "sse"]);
+        assert!(check(&there, &host("6.18.5", "x86_64", &["avx2", "avx512f", "sse"])).is_ok());
+        let error = check(&there, &host("6.18.5", "x86_64", &["sse"])).unwrap_err();
+        assert!(error.to_string().contains("avx2") && error.advice().is_some(), "{error}");
+        assert!(check(&there, &host("6.18.5", "aarch64", &["avx2", "sse"])).is_err());
+    }
+
+    #[test]
+    fn what_is_older_is_a_warning() {
+        let there = host("6.18.5-1", "x86_64", &[]);
+        assert_eq!(warnings(&there, &host("6.18.0", "x86_64", &[])), []);
+        assert_eq!(warnings(&there, &host("7.0", "x86_64", &[])), []);
+        let older = warnings(&there, &host("6.1.0-44-amd64", "x86_64", &[]));
+        assert!(matches!(older.as_slice(), [Warning::Older { what: "kernel", .. }]), "{older:?}");
+        let mut here = there.clone();
+        here.criu = "3.17.1".to_owned();
+        assert!(matches!(warnings(&there, &here).as_slice(), [Warning::Older { what: "criu", .. }]));
+    }
+}
