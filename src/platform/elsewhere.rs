@@ -1,6 +1,13 @@
 //! Systems without criu: every function answers that it is not supported here.
 
-use std::{convert::Infallible, path::Path, process::ExitStatus, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    ops::{Deref, DerefMut},
+    path::Path,
+    process::ExitStatus,
+    time::Duration,
+};
 
 use super::{Job, Keep, Memory, Outcome, Revival, Unsupported};
 use crate::{Error, Host, Pid, Result, archive::Trees};
@@ -13,6 +20,30 @@ pub(crate) fn checkpoint<T>(
 ) -> Result<Outcome<T>> {
     let why = "criu, which captures processes, is for Linux".to_owned();
     Ok(Outcome::Unsupported(Unsupported { on: std::env::consts::OS, why }))
+}
+
+/// Memory for what is never captured here.
+#[derive(Debug)]
+pub(crate) struct Buffer(Vec<u8>);
+
+impl Buffer {
+    pub(crate) fn new(length: usize) -> io::Result<Buffer> {
+        Ok(Buffer(vec![0; length]))
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
 }
 
 /// What nobody asks, where nothing is captured or revived.

@@ -9,7 +9,7 @@ use crate::{DumpOptions, Pid, RestoreOptions, Result, Version, archive::Trees, p
 #[cfg_attr(not(target_os = "linux"), path = "elsewhere.rs")]
 mod here;
 
-pub(crate) use self::here::{Reviver, checkpoint, host};
+pub(crate) use self::here::{Buffer, Reviver, checkpoint, host};
 pub use self::here::{Tree, kill_tree};
 
 /// What to dump, and how.

@@ -4,6 +4,7 @@
 
 #![allow(unsafe_code)]
 
+mod buffer;
 mod reap;
 mod spawn;
 
@@ -16,6 +17,7 @@ use std::{
 use nix::sys::socket::{self, ControlMessageOwned, MsgFlags};
 
 pub(crate) use self::{
+    buffer::Buffer,
     reap::{Child, is_known_child, reap_later, wait_readable},
     spawn::{Spawn, spawn},
 };

@@ -8,10 +8,10 @@ use std::{
 };
 
 use super::cut::OwnerMap;
-use crate::{Error, Result, blob::Window};
+use crate::{Error, Result, blob::Window, platform::Buffer};
 
 /// The size of a buffer in bytes: what the kernel gives as one huge page, and eight windows.
-pub(super) const BUFFER: usize = 2 << 20;
+pub(super) const SIZE: usize = 2 << 20;
 
 /// Few buffers would make criu and the workers wait for each other in turn.
 const FEWEST: usize = 4;
@@ -25,7 +25,7 @@ pub(super) struct Buffers {
 
 #[derive(Default)]
 struct State {
-    free: Vec<Vec<u8>>,
+    free: Vec<Buffer>,
     /// How many buffers there are, free or not.
     made: usize,
     /// How many are still to be made before the trees stop.
@@ -42,7 +42,7 @@ struct State {
 
 /// A buffer with memory in it.
 pub(super) struct Filled {
-    pub(super) buffer: Vec<u8>,
+    pub(super) buffer: Buffer,
     pub(super) windows: Vec<Part>,
 }
 
@@ -64,7 +64,7 @@ pub(super) enum Task {
 
 impl Buffers {
     pub(super) fn new(bytes: u64) -> Buffers {
-        let most = usize::try_from(bytes / BUFFER as u64).unwrap_or(usize::MAX).max(FEWEST);
+        let most = usize::try_from(bytes / SIZE as u64).unwrap_or(usize::MAX).max(FEWEST);
         Buffers { most, state: Mutex::default(), changed: Condvar::new() }
     }
 
@@ -78,7 +78,7 @@ impl Buffers {
 
     /// So many bytes will come.
     pub(super) fn expect(&self, bytes: u64) {
-        let buffers = usize::try_from(bytes.div_ceil(BUFFER as u64)).unwrap_or(usize::MAX);
+        let buffers = usize::try_from(bytes.div_ceil(SIZE as u64)).unwrap_or(usize::MAX);
         self.state().to_warm = buffers.min(self.most);
     }
 
@@ -96,12 +96,19 @@ impl Buffers {
         let buffer = make();
         let mut state = self.state();
         state.warming -= 1;
-        state.free.push(buffer);
+        match buffer {
+            Ok(buffer) => state.free.push(buffer),
+            Err(_) => {
+                // There is not so much memory. It has to do with what there is.
+                state.made -= 1;
+                state.to_warm = 0;
+            }
+        }
         self.changed.notify_all();
     }
 
     /// An empty buffer, as soon as there is one.
-    pub(super) fn take(&self) -> Result<Vec<u8>> {
+    pub(super) fn take(&self) -> Result<Buffer> {
         let mut state = self.state();
         loop {
             if state.failed || state.closed {
@@ -116,7 +123,7 @@ impl Buffers {
             if state.made < self.most {
                 state.made += 1;
                 drop(state);
-                return Ok(make());
+                return make().inspect_err(|_| self.state().made -= 1);
             }
             state = self.wait(state);
         }
@@ -219,9 +226,6 @@ impl State {
     }
 }
 
-/// A buffer whose memory is there already.
-fn make() -> Vec<u8> {
-    let mut buffer = vec![0; BUFFER];
-    buffer.fill(1);
-    buffer
+fn make() -> Result<Buffer> {
+    Buffer::new(SIZE).map_err(Error::io("get memory for a buffer"))
 }

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use super::buffers::{BUFFER, Buffers, Filled, Part};
+use super::buffers::{Buffers, Filled, Part, SIZE};
 use crate::{
     Digest256, Error, Result,
     blob::{WINDOW, Window},
@@ -88,7 +88,7 @@ impl<'a> Cutter<'a> {
     /// Begins a window, in a buffer that has room for all of it.
     fn begin_window(&mut self, number: u64) -> Result<()> {
         self.end_window();
-        if self.used + WINDOW_BYTES > BUFFER {
+        if self.used + WINDOW_BYTES > SIZE {
             self.end_buffer();
         }
         if self.buffer.is_none() {

@@ -11,3 +11,4 @@ mod staging;
 
 pub(crate) use self::{dump::checkpoint, host::host, restore::Reviver};
 pub use crate::rpc::{kill::kill_tree, tree::Tree};
+pub(crate) use crate::sys::Buffer;

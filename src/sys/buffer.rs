@@ -1,0 +1,100 @@
+//! [`Buffer`]: memory that is there at once, in pages as large as the kernel gives.
+
+use std::{
+    io,
+    ops::{Deref, DerefMut},
+    ptr::{self, NonNull},
+};
+
+/// Zeroed memory of a fixed size that is no part of the heap. Where it can, the kernel backs it by huge pages: filling it
+/// for the first time costs a fraction then.
+#[derive(Debug)]
+pub(crate) struct Buffer {
+    start: NonNull<u8>,
+    length: usize,
+}
+
+/// The size of a huge page, and so what a buffer is aligned to.
+const HUGE: usize = 2 << 20;
+
+impl Buffer {
+    /// So many bytes, which must be a multiple of 2 MiB and not 0.
+    pub(crate) fn new(length: usize) -> io::Result<Buffer> {
+        let wide = length.checked_add(HUGE).filter(|_| length > 0 && length % HUGE == 0);
+        let wide = wide.ok_or(io::ErrorKind::InvalidInput)?;
+        let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: a new mapping, at an address of the kernel's choice, overlaps nothing.
+        let mapped = unsafe { libc::mmap(ptr::null_mut(), wide, access, kind, -1, 0) };
+        if mapped == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let first: *mut u8 = mapped.cast();
+        let before = first.align_offset(HUGE).min(HUGE);
+        let start = first.wrapping_add(before);
+        unmap(first, before);
+        unmap(start.wrapping_add(length), HUGE - before);
+        // SAFETY: it only advises, about memory that is ours. Kernels without huge pages refuse, and nothing is lost.
+        unsafe { libc::madvise(start.cast(), length, libc::MADV_HUGEPAGE) };
+        let mut buffer = Buffer { start: NonNull::new(start).ok_or(io::ErrorKind::OutOfMemory)?, length };
+        // A write to each page makes the kernel provide it.
+        buffer.iter_mut().step_by(4096).for_each(|byte| *byte = 0);
+        Ok(buffer)
+    }
+}
+
+/// Gives memory back that was mapped, and that nobody knows of any more.
+fn unmap(start: *mut u8, length: usize) {
+    if length > 0 {
+        // SAFETY: the range lies in a mapping that `Buffer::new` made, and nothing refers to it.
+        unsafe { libc::munmap(start.cast(), length) };
+    }
+}
+
+// SAFETY: it owns its memory, as a vector does.
+unsafe impl Send for Buffer {}
+
+// SAFETY: through a shared reference it can only be read.
+unsafe impl Sync for Buffer {}
+
+impl Deref for Buffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the mapping has this length, was zeroed by the kernel, and lives as long as `self`.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.length) }
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `deref`, and `self` is borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.length) }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        unmap(self.start.as_ptr(), self.length);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_zeroed_aligned_and_ours_alone() {
+        let mut buffers: Vec<_> = (0..4).map(|_| Buffer::new(2 * HUGE).unwrap()).collect();
+        for (number, buffer) in (1_u8..).zip(&mut buffers) {
+            assert!(buffer.len() == 2 * HUGE && buffer.as_ptr() as usize % HUGE == 0);
+            assert!(buffer.iter().all(|byte| *byte == 0));
+            buffer.fill(number);
+        }
+        for (number, buffer) in (1_u8..).zip(&buffers) {
+            assert!(buffer.iter().all(|byte| *byte == number));
+        }
+        for length in [0, 1, HUGE + 1, usize::MAX / HUGE * HUGE] {
+            assert!(Buffer::new(length).is_err(), "{length}");
+        }
+    }
+}
