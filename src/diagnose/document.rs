@@ -78,8 +78,10 @@ fn an_option_that_cures_exists() {
 const WORDS: &[&str] = &[
     "criu",
     "criu(path)",
+    "--version",
     "--privileged",
     "setsid",
+    "setsid program",
     "unshare --pid --fork setsid program",
     "unshare --mount",
     "unshare --ipc program",

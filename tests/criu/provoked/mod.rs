@@ -1,10 +1,13 @@
 //! Causes, provoked: a real tree that has what criu cannot take, and what criu makes of it. For every cause that an
 //! option cures, the cure is tried.
 //!
-//! [`dumps`] and [`restores`] are the tests, [`odd`] is the program that has odd things.
+//! [`dumps`], [`restores`] and [`machine`] are the tests, [`odd`] is the program that has odd things, and [`refusing`] the
+//! kernel that has less than this one.
 
 pub(crate) mod dumps;
+pub(crate) mod machine;
 pub(crate) mod odd;
+pub(crate) mod refusing;
 pub(crate) mod restores;
 
 use std::{fs, fs::File, process::Command};
@@ -116,13 +119,15 @@ impl Dumps {
         let keys = [resource(0), resource(1)];
         self.dump(pid, options).or_explain();
         victim.reap(&members);
-        Taken { home: self.home, criu: self.criu, members, keys }
+        Taken { home: self.home, homes: Vec::new(), criu: self.criu, members, keys }
     }
 }
 
 /// A tree that was dumped, and has ended.
 struct Taken {
     home: Home,
+    /// Where its criu is started from.
+    homes: Vec<Home>,
     criu: Criu,
     members: Vec<i32>,
     keys: [String; 2],
