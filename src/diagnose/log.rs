@@ -113,11 +113,13 @@ pub(crate) fn message(text: &str) -> &str {
 /// do without, or it only says that there was a failure.
 pub(crate) fn is_noise(line: &str) -> bool {
     let line = message(line);
-    const NOISE: [&str; 8] = [
+    const NOISE: [&str; 10] = [
         "rlimit: Can't setup RLIMIT_NOFILE for self",
         "Dumping FAILED.",
         "Pre-dumping FAILED.",
         "Restoring FAILED.",
+        "Killing processes because of failure on restore",
+        "The Network was unlocked so some data",
         "No parent image found, though parent directory is set",
         "iptables-save -V failed",
         "ip6tables-save -V failed",

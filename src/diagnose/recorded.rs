@@ -250,6 +250,7 @@ const LINES: &[(&str, Cause)] = &[
     ("Can't read request: Connection reset by peer", Cause::ConversationBroken),
     ("Failed unpacking request: Success", Cause::ConversationBroken),
     ("Client exited unexpectedly", Cause::ConversationBroken),
+    ("Unable to set a pipe size: Operation not permitted", Cause::PipesTooSmall),
     ("page-pipe: tee: -1: Operation not permitted", Cause::PipesTooSmall),
     ("page-pipe: splice: -1: Bad file descriptor", Cause::PipesTooSmall),
     // Not of the log: criu prints these for people.

@@ -94,6 +94,7 @@ pub(super) const CAUSES: &[Rule] = &[
     ("Can't open dir …: ", Cause::FolderNotReachable),
     ("Can't open images directory", Cause::FolderNotReachable),
     ("waitpid() failed: No child processes", Cause::ChildrenIgnored),
+    ("Unable to set a pipe size: Operation not permitted", Cause::PipesTooSmall),
     ("tee: …: Operation not permitted", Cause::PipesTooSmall),
     ("splice: -1: Bad file descriptor", Cause::PipesTooSmall),
     ("Can't read request", Cause::ConversationBroken),

@@ -41,6 +41,8 @@ impl Gathering<'_, '_> {
             Cause::NoSuchProcess if self.pid().is_some_and(ended_first_thread_alone) => {
                 Cause::UnsupportedThreads
             }
+            // Of a root that has ended criu learns nothing, and stumbles over that.
+            Cause::CriuFault if self.target() == Target::Gone => Cause::DeadRoot,
             Cause::Unknown if self.said_nothing() && output.errors.is_empty() => Cause::NotCriu,
             cause => cause,
         };

@@ -41,6 +41,7 @@ fn main() {
         leaks::TESTS,
         pids::TESTS,
         preflight::TESTS,
+        provoked::TESTS,
         provoked::dumps::TESTS,
         provoked::machine::TESTS,
         provoked::restores::TESTS,

@@ -18,11 +18,13 @@ use criu_rpc::{
 };
 
 use crate::{
-    harness::criu,
+    harness::{criu, tests},
     places::{Home, children, wait_until},
     talk::Talk,
     tree::{OrExplain, Revived, Victim, explain, wait_gone},
 };
+
+tests![every_cause_is_provoked_or_has_a_reason];
 
 /// A victim with odd things.
 #[track_caller]
@@ -189,5 +191,31 @@ fn assert_cause<T: std::fmt::Debug>(result: Result<T>, cause: Cause, target: Tar
     }
     if std::env::var_os("CRIU_TELL").is_some() {
         eprintln!("{report}");
+    }
+}
+
+/// Causes that no tree and no machine of a test's has brought about, and why.
+const NOT_PROVOKED: &[(Cause, &str)] = &[(
+    Cause::ForeignFileLock,
+    "said where the kernel does not tell which file a lock is on, before Linux 4.1",
+)];
+
+/// Every cause is asserted by a test, or has a reason.
+fn every_cause_is_provoked_or_has_a_reason() {
+    let tests = [
+        include_str!("dumps.rs"),
+        include_str!("machine.rs"),
+        include_str!("restores.rs"),
+        include_str!("../causes.rs"),
+    ];
+    let provoked = |name: &str| {
+        let ends = |rest: &str| !rest.starts_with(|next: char| next.is_alphanumeric());
+        tests.iter().any(|text| text.split(&format!("Cause::{name}")).skip(1).any(ends))
+    };
+    // A row of each: `| **Cause**: …`.
+    let rows = include_str!("../../../docs/failures.md").lines().filter_map(|line| line.strip_prefix("| **"));
+    for name in rows.map(|row| row.split_once("**").unwrap().0) {
+        let excused = NOT_PROVOKED.iter().any(|(cause, _)| format!("{cause:?}") == name);
+        assert!(provoked(name) != excused, "{name}: either a test provokes it, or NOT_PROVOKED says why none does");
     }
 }

@@ -100,6 +100,11 @@ impl Things {
         match kind {
             "session" => drop(nix::unistd::setsid().unwrap()),
             "leaderless" | "segment" => {}
+            "threads" => {
+                for _ in 0..200 {
+                    thread::spawn(|| loop { thread::park() });
+                }
+            }
             "filter" => Calls::none().refuse(),
             // Enough for a limit to tell it from what every program has.
             "memory" => self.memory = vec![7; 64 << 20],
