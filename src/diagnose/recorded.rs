@@ -230,6 +230,7 @@ const LINES: &[(&str, Cause)] = &[
     ("4242 killed by signal 9: Killed", Cause::TaskDied),
     ("4242 exited, status=1", Cause::TaskDied),
     ("Child 4243 died too early", Cause::TaskDied),
+    ("Unable to detach from 4244: No such process", Cause::Unknown),
     ("Unable to detach 4244: No such process", Cause::TaskDied),
     ("net: Unable to find an external netns: net", Cause::NetworkNamespace),
     ("net: IP tool failed on addr restore (null) (null)", Cause::NetworkNamespace),
@@ -309,7 +310,7 @@ fn every_line_tells_its_cause_whatever_comes_before_and_after() {
                 "{noise}\n{logged}\nError (criu/files.c:1): Unable to open fd=3 id=0x4\n\
                  Error (criu/cr-restore.c:2): 4242 exited, status=1\nError (criu/cr-dump.c:3): Dumping FAILED.\n"
             );
-            let follows = matches!(expected, Cause::NotReopened | Cause::TaskDied);
+            let follows = matches!(expected, Cause::NotReopened | Cause::TaskDied | Cause::Unknown);
             assert_eq!(cause_of_log(if follows { &logged } else { &log }), *expected, "{log}");
         }
     }

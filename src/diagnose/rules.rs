@@ -295,7 +295,9 @@ pub(super) const CONSEQUENCES: &[Rule] = &[
     ("killed by signal", Cause::TaskDied),
     ("exited, status=", Cause::TaskDied),
     ("Child … died too early", Cause::TaskDied),
-    // Of a thread whose process ended as soon as it went on.
+    // Of a process of a dump, whatever the reason of the failure.
+    ("Unable to detach from …", Cause::Unknown),
+    // Of a thread of a restored process that ended as soon as it went on.
     ("Unable to detach …: No such process", Cause::TaskDied),
 ];
 
