@@ -15,7 +15,7 @@ use std::{
 };
 
 use criu_rpc::{
-    Criu, DumpOptions, Error, Failure, RestoreOptions, Result, Version,
+    Cause, Criu, DumpOptions, Error, Failure, RestoreOptions, Result, Version,
     rpc::{Dumped, Lend, NoHooks, SelfDump},
 };
 use nix::{
@@ -254,6 +254,24 @@ fn what_cannot_be_executed_is_no_criu() {
         assert_eq!(error.to_string(), format!("no criu found (looked for {name}; {name} {problem})"));
         let Error::NoCriu { searched, .. } = &error else { panic!("{error}") };
         assert_eq!(*searched, [path]);
+    }
+}
+
+#[test]
+fn a_program_that_is_no_criu_is_told_from_one_that_crashed() {
+    for program in ["true", "false", "cat"] {
+        let error = Criu::at(program).version().unwrap_err();
+        let failure = gone(&error);
+        assert_eq!(failure.cause, Cause::NotCriu, "{}", failure.report());
+        assert!(failure.report().to_string().contains("Criu::at"), "{}", failure.report());
+    }
+    for (lines, cause) in [
+        ("echo 'criu: error while loading shared libraries: libnl-3.so.200' >&2; exit 127", Cause::NotCriu),
+        ("echo 'Error (criu/x.c:1): something odd' >&2; exit 1", Cause::Unknown),
+        ("kill -SEGV $$", Cause::Unknown),
+    ] {
+        let error = StandIn::doing(lines).criu().version().unwrap_err();
+        assert_eq!(gone(&error).cause, cause, "{lines}: {}", error.report());
     }
 }
 

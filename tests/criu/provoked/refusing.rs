@@ -16,7 +16,7 @@ pub(super) struct Calls {
 impl Calls {
     /// Those of a number, with these values for these of its arguments.
     pub(super) fn new(number: libc::c_long, arguments: &[(u32, u32)], errno: i32) -> Calls {
-        // The number comes first, and the lower halves of the arguments later.
+        // The number comes first, and the lower halves of the arguments later, on a little-endian machine.
         let number = (0, u32::try_from(number).unwrap());
         let arguments = arguments.iter().map(|(place, value)| (16 + 8 * place, *value));
         let conditions = [number].into_iter().chain(arguments).collect();
