@@ -60,11 +60,8 @@ fn a_criu_that_does_not_exist_is_told() {
         assert!(error.advice().is_some());
     }
     let error = Criu::at("/bin/false").version().unwrap_err();
-    assert!(
-        matches!(&error, Error::Gone(failure) if failure.exit.unwrap().code() == Some(1) && failure.cause == Cause::NotCriu),
-        "{}",
-        explain(&error)
-    );
+    let Error::Gone(failure) = &error else { panic!("{}", explain(&error)) };
+    assert_eq!((failure.cause, failure.exit.unwrap().code()), (Cause::NotCriu, Some(1)), "{}", explain(&error));
 }
 
 /// Notes the events, and refuses the one of this name.

@@ -221,8 +221,8 @@ fn a_processor_that_lacks_something() {
 
 /// Where in a cpuinfo.img the upper bits are of the features that AMD was first to name.
 fn end_of_amd_features(image: &[u8]) -> Option<usize> {
-    // Two numbers that say which image it is, and its length; the processor, and its length; and of it six numbers, each
-    // after a tag. Those of features are 32 bits long, by sevens.
+    // Two numbers that say which image it is, and its length; the processor, and its length; and of it seven numbers,
+    // each after a tag. The last two are of features, 32 bits, by sevens.
     let mut bytes = image.iter().enumerate().skip(12);
     let mut end_of_number = || bytes.find(|(_, byte)| **byte < 0x80);
     for _ in 0..2 + 5 * 2 + 2 + 1 {

@@ -68,8 +68,8 @@ fn a_pid_that_is_taken() {
     let mut victim = odd(&[]);
     dumps.dump(victim.pid(), &DumpOptions::default().leave_running(true)).unwrap();
     let pid = victim.pid();
-    let images =
-        super::Taken { home: dumps.home, homes: Vec::new(), criu: dumps.criu, members: vec![pid], keys: Default::default() };
+    let Dumps { home, criu, .. } = dumps;
+    let images = Taken { home, homes: Vec::new(), criu, members: vec![pid], keys: Default::default() };
     assert_cause(images.restore(&plain()), Cause::PidInUse, Target::None);
     assert_eq!(victim.ask("tick"), "count 1");
 }
