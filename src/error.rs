@@ -28,10 +28,12 @@ pub enum Error {
 
     /// No criu binary where it was looked for: in `PATH` and the usual `sbin` folders, or at the path that
     /// the caller named.
-    #[error("no criu found (looked for {looked_for})", looked_for = list(searched))]
+    #[error("no criu found (looked for {}{})", list(searched), but(unusable.as_deref()))]
     NoCriu {
         /// The paths that were tried.
         searched: Vec<PathBuf>,
+        /// Of the first of them where there is something: why that is no program.
+        unusable: Option<String>,
     },
 
     /// This operating system has no criu.
@@ -212,6 +214,10 @@ fn list(paths: &[PathBuf]) -> String {
     paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
+fn but(unusable: Option<&str>) -> String {
+    unusable.map(|problem| format!("; {problem}")).unwrap_or_default()
+}
+
 /// Why a process cannot be captured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -336,6 +342,8 @@ pub enum Cause {
     Unknown,
     /// There is no criu here.
     NoCriu,
+    /// What was started in the place of criu does not talk as criu does.
+    NotCriu,
     /// criu is too old for this kernel.
     TooOldForKernel,
     /// criu lacks a privilege, without which it can do nothing.

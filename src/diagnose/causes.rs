@@ -39,7 +39,13 @@ causes! {
             ["log_level"];
         NoCriu:
             "there is no criu",
-            "install criu (Debian, Ubuntu, Fedora: the package `criu`), or name it with `criu(path)`",
+            "install criu (Debian, Ubuntu, Fedora: the package `criu`), or name it with `criu(path)` or \
+             `Criu::at`",
+            [];
+        NotCriu:
+            "the program that was started is not criu, or cannot run",
+            "see what it says to `--version`: it may be another program, miss libraries, or be older than criu 3.11; \
+             name another with `criu(path)` or `Criu::at`",
             [];
         TooOldForKernel:
             "this criu is too old for this kernel",
@@ -222,8 +228,9 @@ causes! {
             ["link_remap"];
         LinkRemapFailed:
             "criu could not give a deleted file a temporary name",
-            "make the folder of the deleted file writable for criu, on the same file system; or let the program \
-             close the file",
+            "make the folder of the deleted file writable for criu, on the same file system; remove what a restore \
+             that was killed left there (names that end in .ghost), and restore copies one after the other; or let \
+             the program close the file before the dump",
             [];
         FileOutsideMounts:
             "the tree has a file open on a mount that it cannot see",
@@ -331,8 +338,8 @@ causes! {
             [];
         TaskDied:
             "a process died while criu worked on it",
-            "read the lines before; if there are none, see whether an image is missing, or the kernel killed it \
-             for want of memory (dmesg)",
+            "read the lines before; if there are none, see whether an image is missing, whether the kernel killed it \
+             for want of memory (dmesg), or whether a restored program with threads has a reason to end at once",
             [];
     }
 

@@ -16,6 +16,7 @@ impl Output {
     /// Sorts what criu printed.
     pub(crate) fn parse(text: &str) -> Output {
         let mut output = Output::default();
+        let mut in_usage = false;
         for line in text.lines().map(str::trim_end).filter(|line| !line.is_empty()) {
             match Line::parse(line) {
                 Line::Error(text) if is_noise(text) || output.errors.len() >= CEILING => {}
@@ -24,6 +25,7 @@ impl Output {
                     output.errors.push(text.to_owned());
                 }
                 Line::Log(_) => {}
+                Line::Other(text) if in_usage || text == USAGE => in_usage = !text.starts_with(END_OF_USAGE),
                 Line::Other(text) => {
                     output.other.push_str(text);
                     output.other.push('\n');
@@ -34,6 +36,10 @@ impl Output {
         output
     }
 }
+
+/// What criu prints after it has refused an argument, twenty lines that nobody asked for.
+const USAGE: &str = "Usage:";
+const END_OF_USAGE: &str = "Try -h";
 
 /// How many lines of errors are kept. The first tell the most.
 const CEILING: usize = 100;
@@ -107,11 +113,13 @@ pub(crate) fn message(text: &str) -> &str {
 /// do without, or it only says that there was a failure.
 pub(crate) fn is_noise(line: &str) -> bool {
     let line = message(line);
-    const NOISE: [&str; 8] = [
+    const NOISE: [&str; 10] = [
         "rlimit: Can't setup RLIMIT_NOFILE for self",
         "Dumping FAILED.",
         "Pre-dumping FAILED.",
         "Restoring FAILED.",
+        "Killing processes because of failure on restore",
+        "The Network was unlocked so some data",
         "No parent image found, though parent directory is set",
         "iptables-save -V failed",
         "ip6tables-save -V failed",
@@ -147,6 +155,13 @@ iptables: not a log line
             ]
         );
         assert_eq!(output.other, "iptables: not a log line\n");
+    }
+
+    #[test]
+    fn of_a_refused_argument_the_line_that_names_it_is_kept() {
+        let said = "criu: unrecognized option '--odd'\n";
+        let usage = "Usage:\n  criu dump -t PID [<options>]\n\nCommands:\n  dump  dumps\n\nTry -h|--help for more info\n";
+        assert_eq!(Output::parse(&format!("{said}\n{usage}and more\n")).other, format!("{said}and more\n"));
     }
 
     #[test]

@@ -79,13 +79,16 @@ const LINES: &[(&str, Cause)] = &[
         "inet: Can't dump 6 inet socket c822. Only stream, dgram and raw are supported.",
         Cause::UnsupportedSocket,
     ),
-    ("sockets: Diag module missing (-2)", Cause::SocketModules),
+    ("sockets: Can't create sock diag socket: Protocol not supported", Cause::SocketModules),
     // Dumps: files
     ("Some file locks are hold by dumping tasks! You can try --file-locks to dump them.", Cause::FileLocks),
     ("Unresolved lock found pid 4200 ino 131081", Cause::ForeignFileLock),
     ("Can't dump ghost file /tmp/x of 2097152 size, increase limit", Cause::GhostFileTooBig),
     ("Can't create link remap for /tmp/x. Use link-remap option.", Cause::LinkRemap),
     ("Can't link remap to tmp/x: Permission denied", Cause::LinkRemapFailed),
+    ("Can't create ghost regfile: File exists", Cause::LinkRemapFailed),
+    ("Can't create node for ghost file: Permission denied", Cause::LinkRemapFailed),
+    ("Can't make ghost dir: Read-only file system", Cause::LinkRemapFailed),
     ("Can't lookup mount=29 for fd=3 path=/tmp/x", Cause::FileOutsideMounts),
     ("Open files on overmounted mounts are not supported yet; mount=29 fd=3 path=/tmp/x", Cause::Overmounted),
     ("The path [/tmp/x] is not supported", Cause::UnsupportedPath),
@@ -189,6 +192,8 @@ const LINES: &[(&str, Cause)] = &[
     ("cpu: No cpuinfo image", Cause::CpuMismatch),
     ("Task had vdso, restorer doesn't", Cause::CpuMismatch),
     ("seccomp: SECCOMP_SET_MODE_FILTER returned -22 on tid 4242", Cause::Seccomp),
+    ("suspending seccomp failed: Operation not permitted", Cause::Seccomp),
+    ("couldn't suspend seccomp: Operation not permitted", Cause::Seccomp),
     ("failed to suspend seccomp, restore will probably fail...", Cause::Seccomp),
     ("mismatched lsm types and lsm profile specified", Cause::SecurityProfile),
     ("apparmor LSM specified but apparmor not supported by kernel", Cause::SecurityProfile),
@@ -225,6 +230,8 @@ const LINES: &[(&str, Cause)] = &[
     ("4242 killed by signal 9: Killed", Cause::TaskDied),
     ("4242 exited, status=1", Cause::TaskDied),
     ("Child 4243 died too early", Cause::TaskDied),
+    ("Unable to detach from 4244: No such process", Cause::Unknown),
+    ("Unable to detach 4244: No such process", Cause::TaskDied),
     ("net: Unable to find an external netns: net", Cause::NetworkNamespace),
     ("net: IP tool failed on addr restore (null) (null)", Cause::NetworkNamespace),
     ("net: iptables-restore failed", Cause::NetworkNamespace),
@@ -244,10 +251,16 @@ const LINES: &[(&str, Cause)] = &[
     ("Can't read request: Connection reset by peer", Cause::ConversationBroken),
     ("Failed unpacking request: Success", Cause::ConversationBroken),
     ("Client exited unexpectedly", Cause::ConversationBroken),
+    ("Unable to set a pipe size: Operation not permitted", Cause::PipesTooSmall),
     ("page-pipe: tee: -1: Operation not permitted", Cause::PipesTooSmall),
     ("page-pipe: splice: -1: Bad file descriptor", Cause::PipesTooSmall),
     // Not of the log: criu prints these for people.
     ("criu: unrecognized option '--no-such-option'", Cause::OptionsRefused),
+    ("/bin/cat: unrecognized option '--no-default-config'", Cause::NotCriu),
+    (
+        "criu: error while loading shared libraries: libnl-3.so.200: cannot open shared object file: No such file",
+        Cause::NotCriu,
+    ),
     ("CRIU needs to have the CAP_SYS_ADMIN or the CAP_CHECKPOINT_RESTORE capability:", Cause::NotPrivileged),
     ("Running as non-root requires '--unprivileged'", Cause::NotPrivileged),
 ];
@@ -256,6 +269,7 @@ const LINES: &[(&str, Cause)] = &[
 const HINTS: &[(&str, Cause)] = &[
     ("Unable to interrupt task: 4242 (No such process)", Cause::NoSuchProcess),
     ("Can't connect to server 127.0.0.1:9999", Cause::PageServer),
+    ("sockets: Diag module missing (-2)", Cause::SocketModules),
 ];
 
 /// Lines that are in the log of successes as well, whatever their level.
@@ -296,7 +310,7 @@ fn every_line_tells_its_cause_whatever_comes_before_and_after() {
                 "{noise}\n{logged}\nError (criu/files.c:1): Unable to open fd=3 id=0x4\n\
                  Error (criu/cr-restore.c:2): 4242 exited, status=1\nError (criu/cr-dump.c:3): Dumping FAILED.\n"
             );
-            let follows = matches!(expected, Cause::NotReopened | Cause::TaskDied);
+            let follows = matches!(expected, Cause::NotReopened | Cause::TaskDied | Cause::Unknown);
             assert_eq!(cause_of_log(if follows { &logged } else { &log }), *expected, "{log}");
         }
     }

@@ -85,12 +85,16 @@ pub(super) const CAUSES: &[Rule] = &[
     ("Setting PID failed", Cause::NotPrivileged),
     ("Can't fork for …: Operation not permitted", Cause::NotPrivileged),
     ("Can't open dir /proc/…: Permission denied", Cause::NotPrivileged),
+    // Of what we always say.
+    ("unrecognized option '--no-default-config'", Cause::NotCriu),
+    ("error while loading shared libraries", Cause::NotCriu),
     (": unrecognized option '", Cause::OptionsRefused),
     ("Tracking memory is not available", Cause::MemoryTracking),
     ("BUG at criu/mem.c", Cause::MemoryTracking),
     ("Can't open dir …: ", Cause::FolderNotReachable),
     ("Can't open images directory", Cause::FolderNotReachable),
     ("waitpid() failed: No child processes", Cause::ChildrenIgnored),
+    ("Unable to set a pipe size: Operation not permitted", Cause::PipesTooSmall),
     ("tee: …: Operation not permitted", Cause::PipesTooSmall),
     ("splice: -1: Bad file descriptor", Cause::PipesTooSmall),
     ("Can't read request", Cause::ConversationBroken),
@@ -146,7 +150,7 @@ pub(super) const CAUSES: &[Rule] = &[
     ("Unsupported proto … for socket", Cause::UnsupportedSocket),
     ("Unknown socket collected (family …)", Cause::UnsupportedSocket),
     ("Can't dump … inet socket …. Only stream, dgram and raw are supported", Cause::UnsupportedSocket),
-    ("Diag module missing", Cause::SocketModules),
+    ("Can't create sock diag socket", Cause::SocketModules),
     ("Unable to find an external netns", Cause::NetworkNamespace),
     ("IP tool failed on", Cause::NetworkNamespace),
     ("iptables-restore failed", Cause::NetworkNamespace),
@@ -157,6 +161,9 @@ pub(super) const CAUSES: &[Rule] = &[
     ("Can't dump ghost file … of … size, increase limit", Cause::GhostFileTooBig),
     ("Can't create link remap for …. Use link-remap option", Cause::LinkRemap),
     ("Can't link remap to", Cause::LinkRemapFailed),
+    ("Can't create ghost ", Cause::LinkRemapFailed),
+    ("Can't create node for ghost ", Cause::LinkRemapFailed),
+    ("Can't make ghost dir", Cause::LinkRemapFailed),
     ("Can't lookup mount=… for fd=… path=…", Cause::FileOutsideMounts),
     ("Open files on overmounted mounts are not supported yet", Cause::Overmounted),
     ("The path [… is not supported", Cause::UnsupportedPath),
@@ -189,6 +196,8 @@ pub(super) const CAUSES: &[Rule] = &[
     ("Can't fetch filter on tid_real", Cause::Seccomp),
     ("Kernel doesn't support PTRACE_O_SUSPEND_SECCOMP", Cause::Seccomp),
     ("seccomp: SECCOMP_SET_MODE_FILTER returned", Cause::Seccomp),
+    ("suspending seccomp failed", Cause::Seccomp),
+    ("couldn't suspend seccomp", Cause::Seccomp),
     ("failed to suspend seccomp, restore will probably fail", Cause::Seccomp),
     ("has rseq but kernel lacks get_rseq_conf feature", Cause::RestartableSequences),
     ("failed to collect AA namespace", Cause::SecurityProfile),
@@ -272,6 +281,8 @@ pub(super) const CAUSES: &[Rule] = &[
 pub(super) const HINTS: &[Rule] = &[
     ("Unable to interrupt task: … (No such process)", Cause::NoSuchProcess),
     ("Can't connect to server ", Cause::PageServer),
+    // In every log of a kernel without one of the modules, whether the tree needs it or not.
+    ("Diag module missing", Cause::SocketModules),
 ];
 
 /// Errors that follow from others. They count if there is nothing else, since criu does not always say the rest.
@@ -284,6 +295,10 @@ pub(super) const CONSEQUENCES: &[Rule] = &[
     ("killed by signal", Cause::TaskDied),
     ("exited, status=", Cause::TaskDied),
     ("Child … died too early", Cause::TaskDied),
+    // Of a process of a dump, whatever the reason of the failure.
+    ("Unable to detach from …", Cause::Unknown),
+    // Of a thread of a restored process that ended as soon as it went on.
+    ("Unable to detach …: No such process", Cause::TaskDied),
 ];
 
 #[cfg(test)]

@@ -41,6 +41,9 @@ impl Gathering<'_, '_> {
             Cause::NoSuchProcess if self.pid().is_some_and(ended_first_thread_alone) => {
                 Cause::UnsupportedThreads
             }
+            // Of a root that has ended criu learns nothing, and stumbles over that.
+            Cause::CriuFault if self.target() == Target::Gone => Cause::DeadRoot,
+            Cause::Unknown if self.said_nothing() && output.errors.is_empty() => Cause::NotCriu,
             cause => cause,
         };
         Failure {
@@ -55,6 +58,12 @@ impl Gathering<'_, '_> {
             exit: self.remains.exit,
             version: self.version,
         }
+    }
+
+    /// Whether what we started has ended by itself, without a word of criu's protocol.
+    fn said_nothing(&self) -> bool {
+        let ended = self.remains.exit.is_some_and(|status| status.code().is_some());
+        ended && self.version.is_none() && self.answer.is_none() && self.last_event.is_none()
     }
 
     /// The log, where it went to a file.

@@ -108,8 +108,23 @@ pub(super) fn find(named: Option<&Path>) -> Result<PathBuf> {
             }
         }
     }
-    match searched.iter().find(|path| path.is_file() && access(*path, AccessFlags::X_OK).is_ok()) {
-        Some(found) => Ok(found.clone()),
-        None => Err(Error::NoCriu { searched }),
+    match searched.iter().position(|path| why_no_program(path).is_none()) {
+        Some(place) => Ok(searched.swap_remove(place)),
+        None => {
+            let unusable = searched.iter().filter(|path| path.exists()).find_map(|path| why_no_program(path));
+            Err(Error::NoCriu { searched, unusable })
+        }
     }
+}
+
+/// Why this cannot be started, if it cannot.
+fn why_no_program(path: &Path) -> Option<String> {
+    let problem = match path.metadata() {
+        Err(_) => "does not exist",
+        Ok(found) if found.is_dir() => "is a folder",
+        Ok(found) if !found.is_file() => "is no file",
+        Ok(_) if access(path, AccessFlags::X_OK).is_err() => "is not executable",
+        Ok(_) => return None,
+    };
+    Some(format!("{} {problem}", path.display()))
 }

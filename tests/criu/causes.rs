@@ -193,7 +193,7 @@ fn criu_inside_the_tree() {
     let home = Home::new();
     let mut victim = Victim::start(&[]);
     let answer = victim.ask(&format!("dump {}", home.folder("images").display()));
-    assert_eq!(answer, "CriuInsideTree");
+    assert_eq!(answer, format!("{:?}", Cause::CriuInsideTree));
     victim.assert_counts_on(0);
     // A restore of nothing is no restore.
     let folder = File::open(home.folder("empty")).unwrap();

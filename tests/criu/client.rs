@@ -3,7 +3,7 @@
 use std::{fs, fs::File, os::unix::net::UnixListener};
 
 use criu_rpc::{
-    BoxError, Criu, DumpOptions, Error, RestoreOptions, Result, Version,
+    BoxError, Cause, Criu, DumpOptions, Error, RestoreOptions, Result, Version,
     rpc::{Dumped, Event, Hooks, Lend, NoHooks},
 };
 
@@ -56,15 +56,12 @@ fn criu_tells_its_version_and_what_it_can_do() {
 fn a_criu_that_does_not_exist_is_told() {
     for request in [Criu::version as fn(&Criu) -> Result<Version>, |criu| criu.check().map(|()| version())] {
         let error = request(&Criu::at("/nonexistent/criu")).unwrap_err();
-        assert!(matches!(&error, Error::NoCriu { searched } if searched.len() == 1), "{}", explain(&error));
+        assert!(matches!(&error, Error::NoCriu { searched, .. } if searched.len() == 1), "{}", explain(&error));
         assert!(error.advice().is_some());
     }
     let error = Criu::at("/bin/false").version().unwrap_err();
-    assert!(
-        matches!(&error, Error::Gone(failure) if failure.exit.unwrap().code() == Some(1)),
-        "{}",
-        explain(&error)
-    );
+    let Error::Gone(failure) = &error else { panic!("{}", explain(&error)) };
+    assert_eq!((failure.cause, failure.exit.unwrap().code()), (Cause::NotCriu, Some(1)), "{}", explain(&error));
 }
 
 /// Notes the events, and refuses the one of this name.

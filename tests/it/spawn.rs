@@ -15,7 +15,7 @@ use std::{
 };
 
 use criu_rpc::{
-    Criu, DumpOptions, Error, Failure, RestoreOptions, Result, Version,
+    Cause, Criu, DumpOptions, Error, Failure, RestoreOptions, Result, Version,
     rpc::{Dumped, Lend, NoHooks, SelfDump},
 };
 use nix::{
@@ -230,12 +230,12 @@ fn a_megabyte_on_standard_error_stops_nobody_and_its_tail_arrives() {
 #[test]
 fn a_missing_program_is_told_with_the_paths_that_were_tried() {
     let error = Criu::at("/nowhere/criu").version().unwrap_err();
-    let Error::NoCriu { searched } = &error else { panic!("{error}") };
+    let Error::NoCriu { searched, .. } = &error else { panic!("{error}") };
     assert_eq!(*searched, [PathBuf::from("/nowhere/criu")]);
     assert_eq!(error.to_string(), "no criu found (looked for /nowhere/criu)");
 
     let error = Criu::at("no-criu-of-that-name").version().unwrap_err();
-    let Error::NoCriu { searched } = &error else { panic!("{error}") };
+    let Error::NoCriu { searched, .. } = &error else { panic!("{error}") };
     for folder in ["/usr/local/sbin", "/usr/sbin", "/usr/bin"] {
         assert!(searched.contains(&Path::new(folder).join("no-criu-of-that-name")), "{searched:?}");
     }
@@ -248,10 +248,30 @@ fn what_cannot_be_executed_is_no_criu() {
     let folder = Folder::new();
     let plain = folder.join("plain");
     fs::write(&plain, "text").unwrap();
-    for path in [folder.to_path_buf(), plain] {
+    for (path, problem) in [(folder.to_path_buf(), "is a folder"), (plain, "is not executable")] {
         let error = Criu::at(&path).version().unwrap_err();
-        let Error::NoCriu { searched } = &error else { panic!("{error}") };
+        let name = path.display();
+        assert_eq!(error.to_string(), format!("no criu found (looked for {name}; {name} {problem})"));
+        let Error::NoCriu { searched, .. } = &error else { panic!("{error}") };
         assert_eq!(*searched, [path]);
+    }
+}
+
+#[test]
+fn a_program_that_is_no_criu_is_told_from_one_that_crashed() {
+    for program in ["true", "false", "cat"] {
+        let error = Criu::at(program).version().unwrap_err();
+        let failure = gone(&error);
+        assert_eq!(failure.cause, Cause::NotCriu, "{}", failure.report());
+        assert!(failure.report().to_string().contains("Criu::at"), "{}", failure.report());
+    }
+    for (lines, cause) in [
+        ("echo 'criu: error while loading shared libraries: libnl-3.so.200' >&2; exit 127", Cause::NotCriu),
+        ("echo 'Error (criu/x.c:1): something odd' >&2; exit 1", Cause::Unknown),
+        ("kill -SEGV $$", Cause::Unknown),
+    ] {
+        let error = StandIn::doing(lines).criu().version().unwrap_err();
+        assert_eq!(gone(&error).cause, cause, "{lines}: {}", error.report());
     }
 }
 

@@ -25,8 +25,7 @@ use crate::{
 /// Dumps, and keeps what was dumped. Memory goes into the folder of images, or to who takes it in.
 pub(crate) fn checkpoint<T>(job: &Job, memory: Option<&dyn Memory>, keep: Keep<'_, T>) -> Result<Outcome<T>> {
     let criu = match criu(job) {
-        Err(Error::NoCriu { searched }) if job.criu.is_none() => {
-            let error = Error::NoCriu { searched };
+        Err(error @ Error::NoCriu { .. }) if job.criu.is_none() => {
             let why = format!("{error}; {}", error.advice().unwrap_or_default());
             return Ok(Outcome::Unsupported(Unsupported { on: "linux-no-criu", why }));
         }

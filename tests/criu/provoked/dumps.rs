@@ -574,5 +574,5 @@ fn a_process_that_has_ended_and_a_control_group() {
     let error = Dumps::new().dump(ended().unwrap(), &options).unwrap_err();
     drop(parent.stdin.take());
     parent.wait().unwrap();
-    assert_eq!(error.failure().unwrap().cause, Cause::CriuFault, "{}", explain(&error));
+    assert_eq!(error.failure().unwrap().cause, Cause::DeadRoot, "{}", explain(&error));
 }

@@ -1,10 +1,13 @@
 //! Causes, provoked: a real tree that has what criu cannot take, and what criu makes of it. For every cause that an
 //! option cures, the cure is tried.
 //!
-//! [`dumps`] and [`restores`] are the tests, [`odd`] is the program that has odd things.
+//! [`dumps`], [`restores`] and [`machine`] are the tests, [`odd`] is the program that has odd things, and [`refusing`]
+//! the kernel that has less than this one.
 
 pub(crate) mod dumps;
+pub(crate) mod machine;
 pub(crate) mod odd;
+pub(crate) mod refusing;
 pub(crate) mod restores;
 
 use std::{fs, fs::File, process::Command};
@@ -15,11 +18,13 @@ use criu_rpc::{
 };
 
 use crate::{
-    harness::criu,
+    harness::{criu, tests},
     places::{Home, children, wait_until},
     talk::Talk,
     tree::{OrExplain, Revived, Victim, explain, wait_gone},
 };
+
+tests![every_cause_is_provoked_or_has_a_reason];
 
 /// A victim with odd things.
 #[track_caller]
@@ -116,13 +121,15 @@ impl Dumps {
         let keys = [resource(0), resource(1)];
         self.dump(pid, options).or_explain();
         victim.reap(&members);
-        Taken { home: self.home, criu: self.criu, members, keys }
+        Taken { home: self.home, homes: Vec::new(), criu: self.criu, members, keys }
     }
 }
 
 /// A tree that was dumped, and has ended.
 struct Taken {
     home: Home,
+    /// Where its criu is started from.
+    homes: Vec<Home>,
     criu: Criu,
     members: Vec<i32>,
     keys: [String; 2],
@@ -184,5 +191,31 @@ fn assert_cause<T: std::fmt::Debug>(result: Result<T>, cause: Cause, target: Tar
     }
     if std::env::var_os("CRIU_TELL").is_some() {
         eprintln!("{report}");
+    }
+}
+
+/// Causes that no tree and no machine of a test's has brought about, and why.
+const NOT_PROVOKED: &[(Cause, &str)] = &[(
+    Cause::ForeignFileLock,
+    "said where the kernel does not tell which file a lock is on, before Linux 4.1",
+)];
+
+/// Every cause is asserted by a test, or has a reason.
+fn every_cause_is_provoked_or_has_a_reason() {
+    let tests = [
+        include_str!("dumps.rs"),
+        include_str!("machine.rs"),
+        include_str!("restores.rs"),
+        include_str!("../causes.rs"),
+    ];
+    let provoked = |name: &str| {
+        let ends = |rest: &str| !rest.starts_with(|next: char| next.is_alphanumeric());
+        tests.iter().any(|text| text.split(&format!("Cause::{name}")).skip(1).any(ends))
+    };
+    // A row of each: `| **Cause**: …`.
+    let rows = include_str!("../../../docs/failures.md").lines().filter_map(|line| line.strip_prefix("| **"));
+    for name in rows.map(|row| row.split_once("**").unwrap().0) {
+        let excused = NOT_PROVOKED.iter().any(|(cause, _)| format!("{cause:?}") == name);
+        assert!(provoked(name) != excused, "{name}: either a test provokes it, or NOT_PROVOKED says why none does");
     }
 }

@@ -23,12 +23,15 @@ use nix::{
     },
 };
 
+use super::refusing::Calls;
+
 /// What it has; kept until it ends.
 #[derive(Debug, Default)]
 struct Things {
     files: Vec<OwnedFd>,
     locks: Vec<Flock<File>>,
     children: Vec<Child>,
+    memory: Vec<u8>,
 }
 
 pub(crate) fn main(flags: &[String]) {
@@ -45,6 +48,13 @@ pub(crate) fn main(flags: &[String]) {
         }
     }
     println!("ready {name}");
+    if flags.iter().any(|flag| flag == "segment") {
+        thread::spawn(|| {
+            converse();
+            std::process::exit(0);
+        });
+        stay_in_own_segment();
+    }
     if flags.iter().any(|flag| flag == "leaderless") {
         thread::spawn(|| {
             converse();
@@ -89,7 +99,15 @@ impl Things {
         let mut keep = |file: OwnedFd| self.files.push(file);
         match kind {
             "session" => drop(nix::unistd::setsid().unwrap()),
-            "leaderless" => {}
+            "leaderless" | "segment" => {}
+            "threads" => {
+                for _ in 0..200 {
+                    thread::spawn(|| loop { thread::park() });
+                }
+            }
+            "filter" => Calls::none().refuse(),
+            // Enough for a limit to tell it from what every program has.
+            "memory" => self.memory = vec![7; 64 << 20],
             // The files that we were given may be from outside.
             "quiet" => {
                 syscall(libc::SYS_close_range, [3, i64::from(u32::MAX), 0, 0, 0]);
@@ -206,6 +224,38 @@ impl Things {
             other => panic!("unknown thing {other}"),
         }
     }
+}
+
+/// Never leaves a segment of memory that only we have, as old games and emulators do.
+#[cfg(target_arch = "x86_64")]
+fn stay_in_own_segment() {
+    // Entry 0: from the bottom, as many pages as can be, 32-bit code that can be read.
+    let mut code_segment = [0, 0, 0xfffff, 1 | 2 << 1 | 1 << 4 | 1 << 6];
+    assert_eq!(modify_ldt(0x11, &mut code_segment), 0);
+    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC, libc::MAP_32BIT);
+    let flags = flags | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: the kernel chooses a place that is free.
+    let place = unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0) };
+    // pause, and back to it
+    // SAFETY: the page is ours, and larger than this.
+    unsafe { place.cast::<[u8; 4]>().write([0xf3, 0x90, 0xeb, 0xfc]) };
+    // SAFETY: it goes to what was just written, and never comes back.
+    unsafe { std::arch::asm!("push 7", "push {}", "retfq", in(reg) place, options(noreturn)) };
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn stay_in_own_segment() {}
+
+/// Does something with the descriptors that only this process has; below 0 where the kernel has no such call.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn modify_ldt(what: i64, descriptor: &mut [u32]) -> i64 {
+    let length = i64::try_from(size_of_val(descriptor)).unwrap();
+    syscall(libc::SYS_modify_ldt, [what, descriptor.as_mut_ptr() as i64, length, 0, 0])
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) fn modify_ldt(_: i64, _: &mut [u32]) -> i64 {
+    -1
 }
 
 fn perf_event() -> OwnedFd {

@@ -12,7 +12,7 @@ use std::{
 use criu_rpc::{
     Cause, DumpOptions, RestoreOptions, Target, Version,
     options::{CgroupMode, LogLevel, NetworkLock},
-    rpc::Event,
+    rpc::{Event, Lend, NoHooks},
 };
 
 use super::{
@@ -21,7 +21,7 @@ use super::{
     odd,
 };
 use crate::{
-    harness::{dumps_tcp, tests, version},
+    harness::{dumps_tcp, skip, tests, version},
     places::wait_until,
     tree::{OrExplain, Victim},
 };
@@ -51,6 +51,8 @@ tests![
     a_working_folder_that_is_gone,
     a_lent_file_that_is_not_open,
     a_script_that_fails,
+    a_temporary_name_that_is_taken,
+    a_program_with_threads_that_ends_at_once,
 ];
 
 fn plain() -> RestoreOptions {
@@ -66,8 +68,8 @@ fn a_pid_that_is_taken() {
     let mut victim = odd(&[]);
     dumps.dump(victim.pid(), &DumpOptions::default().leave_running(true)).unwrap();
     let pid = victim.pid();
-    let images =
-        super::Taken { home: dumps.home, criu: dumps.criu, members: vec![pid], keys: Default::default() };
+    let Dumps { home, criu, .. } = dumps;
+    let images = Taken { home, homes: Vec::new(), criu, members: vec![pid], keys: Default::default() };
     assert_cause(images.restore(&plain()), Cause::PidInUse, Target::None);
     assert_eq!(victim.ask("tick"), "count 1");
 }
@@ -398,4 +400,45 @@ fn a_script_that_fails() {
     fs::write(&path, "action-script /bin/false\n").unwrap();
     taken.refused(&plain().config_file(path.display().to_string()), Cause::RefusedByClient);
     taken.cured(&plain());
+}
+
+fn a_temporary_name_that_is_taken() {
+    let dumps = Dumps::new();
+    let ghost = dumps.home.path("ghost");
+    let options = DumpOptions::default().ghost_limit(8_u32 << 20);
+    let taken = dumps.taken(odd(&[&format!("ghost={}", ghost.display())]), &options);
+    // What restores leave that are killed. criu numbers such files, and this tree has one.
+    let left: Vec<_> = (0..4).map(|number| ghost.with_extension(format!("cr.{number}.ghost"))).collect();
+    for name in &left {
+        fs::write(name, "").unwrap();
+    }
+    taken.refused(&plain(), Cause::LinkRemapFailed);
+    for name in left {
+        let _ = fs::remove_file(name); // criu has removed the one that stood in its way
+    }
+    taken.cured(&plain());
+}
+
+fn a_program_with_threads_that_ends_at_once() {
+    let taken = taken(odd(&["threads"]));
+    let end_at_once = |taken: &Taken| {
+        let (mut talk, input, output) = crate::talk::Talk::through_pipes();
+        talk.hang_up();
+        let folder = File::open(taken.home.path("images-1")).unwrap();
+        let lend = Lend::images(&folder).inherit(&*taken.keys[0], &input).inherit(&*taken.keys[1], &output);
+        taken.criu.restore(&plain().rst_sibling(true), lend, &mut NoHooks)
+    };
+    // It is a race of the program's end with criu's going from thread to thread, which one with many threads wins.
+    for _ in 0..20 {
+        match end_at_once(&taken) {
+            Ok(mut tree) => drop(tree.wait().unwrap()),
+            Err(error) => {
+                let failure = error.failure().unwrap();
+                assert_eq!(failure.cause, Cause::TaskDied, "{}", crate::tree::explain(&error));
+                assert!(failure.telling_line().unwrap().starts_with("Unable to detach"), "{}", failure.report());
+                return crate::tree::wait_gone(&taken.members);
+            }
+        }
+    }
+    skip("the program never ended early enough");
 }
