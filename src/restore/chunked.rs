@@ -16,6 +16,7 @@ use crate::{
     image::ImageDir,
     pages::{PAGE_SIZE, PageOwner},
     private,
+    store::fetch,
 };
 
 /// Fetches, verifies and writes all images beneath `folder`, which may have `limit` bytes at most.
@@ -147,11 +148,11 @@ impl Laying<'_> {
     }
 
     fn all(&self, content: &Content, ceiling: u64) -> Result<Vec<u8>> {
-        content.read_all(&|digests, each| self.store.get_many(digests, each), ceiling.min(self.limit))
+        content.read_all(&|digests, each| fetch(self.store, digests, each), ceiling.min(self.limit))
     }
 
     fn read(&self, content: &Content, out: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        content.read(&|digests, each| self.store.get_many(digests, each), out)
+        content.read(&|digests, each| fetch(self.store, digests, each), out)
     }
 }
 
@@ -171,7 +172,7 @@ impl<'a> Writer<'a> {
         let counts: Vec<_> = jobs.iter().map(|job| job.window.chunks(job.chunk).count()).collect();
         let mut leaves = vec![Leaf(Vec::new()); jobs.len()];
         let digests: Vec<_> = jobs.iter().map(|job| job.leaf).collect();
-        store.get_many(&digests, &mut |place, bytes| {
+        fetch(store, &digests, &mut |place, bytes| {
             leaves[place] = Leaf::decode(bytes, counts[place])?;
             Ok(())
         })?;
@@ -202,7 +203,7 @@ impl<'a> Writer<'a> {
         }
         self.buffer.resize(self.buffer.len().max(used), 0);
         let buffer = &mut self.buffer;
-        store.get_many(&digests, &mut |place, bytes| {
+        fetch(store, &digests, &mut |place, bytes| {
             let room = &mut buffer[places[place].clone()];
             if room.len() != bytes.len() {
                 let problem = format!("it has {} bytes where {} are wanted", bytes.len(), room.len());

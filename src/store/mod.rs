@@ -194,8 +194,8 @@ pub trait BlobStore: fmt::Debug + Send + Sync {
         Ok(part)
     }
 
-    /// Many blobs, verified: `each` gets the place of a digest in `digests`, and its bytes. Every place comes once, in
-    /// whatever order suits the store, and all of it happens before this returns.
+    /// Many blobs, **unverified**: `each` gets the place of a digest in `digests`, and its bytes. Every place comes once,
+    /// in whatever order suits the store, and all of it happens before this returns.
     ///
     /// By default one [`get`](BlobStore::get) after the other.
     ///
@@ -215,7 +215,7 @@ pub trait BlobStore: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     ///
-    /// As [`get`](BlobStore::get), and what `each` says. The rest does not come then.
+    /// [`Error::Missing`] if the store lacks one of them, and what `each` says. The rest does not come then.
     fn get_many(
         &self,
         digests: &[Digest256],
@@ -315,6 +315,24 @@ impl<S: ?Sized> Write for Collected<'_, S> {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// Many blobs of a store, verified by us: `each` gets the place of a digest, and its bytes. What turns out to be damaged
+/// is asked for once more by itself, because the store may have another copy.
+pub(crate) fn fetch(
+    store: &(impl BlobStore + ?Sized),
+    digests: &[Digest256],
+    each: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
+) -> Result<()> {
+    store.get_many(digests, &mut |place, bytes| {
+        let digest = digests.get(place).ok_or_else(|| Error::store("find blobs", "it gave one too many"))?;
+        if Digest256::of(bytes) == *digest {
+            return each(place, bytes);
+        }
+        let again = store.get(digest)?;
+        verify(digest, &again, || format!("blob {digest}"))?;
+        each(place, &again)
+    })
 }
 
 /// Holds what a store has against the digest it has it under.

@@ -5,7 +5,7 @@ use std::{
     io::{self, Read, Write},
 };
 
-use super::BlobStore;
+use super::{BlobStore, fetch};
 use crate::{Digest256, Error, Hasher, ProcsBlob, Result};
 
 /// All blobs that these captures need, their manifests included: what garbage collection must keep, and what a copy
@@ -40,7 +40,7 @@ fn walk(
     for digest in manifests {
         if is_new(digest) {
             let manifest = ProcsBlob::from_json(&store.get(digest)?)?;
-            manifest.blobs(&|digests, each| store.get_many(digests, each), is_new)?;
+            manifest.blobs(&|digests, each| fetch(store, digests, each), is_new)?;
         }
     }
     Ok(())
@@ -84,7 +84,7 @@ pub fn copy_capture(
         })?;
         for some in wanted[1..].chunks(AT_ONCE) {
             let missing = to.missing(some)?;
-            from.get_many(&missing, &mut |place, blob| {
+            fetch(from, &missing, &mut |place, blob| {
                 bytes += batch.put(&[(missing[place], blob)])?;
                 Ok(())
             })?;

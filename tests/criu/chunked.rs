@@ -1,6 +1,10 @@
 //! Captures in chunks: what changed is what they cost, and what they are made of is what was there.
 
-use criu_rpc::{BlobStore, Capture, Chunking, MemBlobStore, ProcsBlob, Stored};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use criu_rpc::{
+    BlobStore, Capture, Chunking, Digest256, Error, MemBlobStore, ProcsBlob, Stored, Warning, copy_capture, reachable,
+};
 
 use crate::{
     capture::a_rich_tree,
@@ -16,6 +20,10 @@ tests![
     several_trees_are_captured_in_chunks,
     what_did_not_change_costs_nothing,
     a_small_buffer_holds_the_stream_back_and_loses_nothing,
+    a_store_that_lies_revives_nothing,
+    a_blob_that_is_missing_is_named,
+    a_store_that_becomes_full_leaves_the_tree_as_it_was,
+    a_capture_of_another_processor_is_refused_unless_asked_for,
 ];
 
 fn a_rich_tree_goes_on_and_is_revived_from_chunks() {
@@ -101,5 +109,146 @@ fn stored(capture: Capture) -> Stored {
     match capture {
         Capture::Stored(stored) => stored,
         other => panic!("{other:?}"),
+    }
+}
+
+/// A store that gives out something else for one blob, counted from the first that it is asked for.
+#[derive(Debug)]
+struct Lying<'a> {
+    truth: &'a MemBlobStore,
+    victim: usize,
+    how: fn(&mut Vec<u8>),
+    asked: AtomicUsize,
+}
+
+impl BlobStore for Lying<'_> {
+    fn put(&self, bytes: &[u8]) -> criu_rpc::Result<Digest256> {
+        self.truth.put(bytes)
+    }
+
+    fn get(&self, digest: &Digest256) -> criu_rpc::Result<Vec<u8>> {
+        let mut bytes = self.truth.get(digest)?;
+        if self.asked.fetch_add(1, Ordering::Relaxed) >= self.victim {
+            (self.how)(&mut bytes);
+        }
+        Ok(bytes)
+    }
+
+    fn contains(&self, digest: &Digest256) -> criu_rpc::Result<bool> {
+        self.truth.contains(digest)
+    }
+}
+
+fn a_store_that_lies_revives_nothing() {
+    let home = Home::new();
+    let store = MemBlobStore::new();
+    let victim = Victim::start(&[]);
+    let digest = home.capture([victim.pid()]).chunked(Chunking::default()).capture(&store).or_explain();
+    victim.end();
+    let count = store.len();
+    let hows: [fn(&mut Vec<u8>); 4] = [
+        |bytes| bytes[0] ^= 1,
+        |bytes| bytes.truncate(bytes.len() / 2),
+        |bytes| bytes.push(0),
+        |bytes| bytes.clear(),
+    ];
+    for (round, victim) in (0..count).step_by(count / 25 + 1).enumerate() {
+        let asked = AtomicUsize::new(0);
+        let lying = Lying { truth: &store, victim, how: hows[round % hows.len()], asked };
+        let error = home.restore().restore(&lying, &digest).expect_err("it was damaged");
+        assert!(matches!(error, Error::Corrupt { .. }), "blob {victim} of {count}: {error:?}");
+        home.assert_staging_empty();
+    }
+    Revived::from(home.restore(), &store, &digest).assert_counts_on(0);
+}
+
+fn a_blob_that_is_missing_is_named() {
+    let home = Home::new();
+    let store = home.store();
+    let victim = Victim::start(&[]);
+    let digest = home.capture([victim.pid()]).chunked(Chunking::default()).capture(&store).or_explain();
+    victim.end();
+    let blobs: Vec<_> = reachable(&store, &[digest]).unwrap().into_iter().collect();
+    let whole = MemBlobStore::new();
+    assert!(copy_capture(&store, &whole, &digest).unwrap() > 0);
+    assert_eq!(copy_capture(&store, &whole, &digest).unwrap(), 0);
+    assert_eq!(whole.len(), blobs.len());
+    for missing in blobs.iter().step_by(blobs.len() / 20 + 1) {
+        let partial = MemBlobStore::new();
+        for blob in blobs.iter().filter(|blob| *blob != missing) {
+            partial.put(&store.get(blob).unwrap()).unwrap();
+        }
+        let error = home.restore().restore(&partial, &digest).expect_err("something is missing");
+        assert!(matches!(&error, Error::Missing { digest } if digest == missing), "{error:?}");
+        assert!(copy_capture(&partial, &MemBlobStore::new(), &digest).is_err());
+    }
+    Revived::from(home.restore(), &whole, &digest).assert_counts_on(0);
+}
+
+/// A store that takes so many blobs and no more.
+#[derive(Debug)]
+struct Full {
+    inner: MemBlobStore,
+    room: AtomicUsize,
+}
+
+impl BlobStore for Full {
+    fn put(&self, bytes: &[u8]) -> criu_rpc::Result<Digest256> {
+        let left = self.room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |room| room.checked_sub(1));
+        match left {
+            Ok(_) => self.inner.put(bytes),
+            Err(_) => Err(Error::store("store a blob", "it is full")),
+        }
+    }
+
+    fn get(&self, digest: &Digest256) -> criu_rpc::Result<Vec<u8>> {
+        self.inner.get(digest)
+    }
+
+    fn contains(&self, digest: &Digest256) -> criu_rpc::Result<bool> {
+        self.inner.contains(digest)
+    }
+}
+
+fn a_store_that_becomes_full_leaves_the_tree_as_it_was() {
+    let home = Home::new();
+    let mut victim = Victim::start(&["memory=16", "children=1"]);
+    let mut counted = 0;
+    for room in [0, 1, 100, 3000, 4300] {
+        for leave_running in [true, false] {
+            // A small buffer, so that it is full while criu still sends; and a large one, so that it is not.
+            for buffer in [0, 1 << 30] {
+                let store = Full { inner: MemBlobStore::new(), room: AtomicUsize::new(room) };
+                let chunking = Chunking::default().buffer(buffer);
+                let capture = home.capture([victim.pid()]).chunked(chunking).leave_running(leave_running);
+                let error = capture.capture(&store).expect_err("the store is full");
+                assert!(matches!(&error, Error::Store { source, .. } if source.to_string() == "it is full"), "{error:?}");
+                victim.assert_counts_on(counted);
+                counted += 1;
+                home.assert_staging_empty();
+            }
+        }
+    }
+    assert_eq!(victim.ask("check"), "memory ok 4096 pages");
+    victim.end();
+}
+
+fn a_capture_of_another_processor_is_refused_unless_asked_for() {
+    let home = Home::new();
+    let store = MemBlobStore::new();
+    let victim = Victim::start(&[]);
+    let stored = stored(home.capture([victim.pid()]).chunked(Chunking::default()).run(&store).or_explain());
+    victim.end();
+    let ProcsBlob::Chunked(mut blob) = stored.manifest else { panic!("{:?}", stored.manifest) };
+    blob.host.cpu.push("avx4096".to_owned());
+    blob.host.criu = "99.1".to_owned();
+    let digest = store.put(&ProcsBlob::Chunked(blob).to_json()).unwrap();
+    let error = home.restore().restore(&store, &digest).expect_err("nobody has that");
+    assert!(matches!(&error, Error::Host { problem } if problem.contains("avx4096")), "{error:?}");
+    let restored = home.restore().any_host(true).restore(&store, &digest).or_explain();
+    assert!(matches!(restored.warnings.as_slice(), [Warning::Older { what: "criu", .. }]), "{restored:?}");
+    for mut tree in restored.trees {
+        tree.kill().unwrap();
+        tree.wait().unwrap();
     }
 }
