@@ -32,7 +32,8 @@ impl PageServer {
         self.port
     }
 
-    /// Waits until it has ended, and gives its exit status: a success if all memory arrived.
+    /// Waits until it has ended, and gives its exit status. Whether all memory arrived is what its
+    /// [`success`](ExitStatus::success) says, so look at it: a page server that failed is no error here.
     ///
     /// # Errors
     ///

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sys::socket::{Shutdown, SockType as Kind, getsockopt, shutdown, sockopt::SockType};
+use nix::sys::socket::{Shutdown, shutdown};
 
 use super::{
     Cancel, Criu, Lend, Reach,
@@ -107,6 +107,9 @@ impl Criu {
     }
 
     fn connect(&self, ask: &mut Ask<'_>) -> Result<Connection> {
+        if let Files::Lent(lend) = &ask.files {
+            lend.check()?;
+        }
         let program = match &self.reach {
             Reach::Swrk(program) => swrk::find(program.as_deref())?,
             Reach::Service(path) => {
@@ -130,10 +133,6 @@ impl Criu {
                 Connection::start_detached(&command, &[folder.as_fd()], path.join(LOG))
             }
             (Files::Lent(lend), Some(opts)) => {
-                if lend.page_server.is_some_and(|socket| getsockopt(&socket, SockType) != Ok(Kind::Stream)) {
-                    let problem = "this is no stream socket".to_owned();
-                    return Err(Error::Options { option: "Lend::page_server", problem });
-                }
                 let lent = lend.describe(opts, FIRST_LENT);
                 Connection::start(&command, lend.terminal, &lent)
             }
@@ -287,6 +286,7 @@ impl Talk {
     /// Names the files of another question to the same criu, which cannot inherit any more.
     pub(super) fn describe_again(&self, ask: &mut Ask<'_>) -> Result<()> {
         let (Files::Lent(lend), Some(opts)) = (&ask.files, &mut ask.opts) else { return Ok(()) };
+        lend.check()?;
         if lend.needs_inheritance() {
             return Err(swrk_only("files to inherit must be lent with the first request of a row"));
         }

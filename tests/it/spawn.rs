@@ -54,9 +54,16 @@ fn arguments_of_the_callers_come_before_swrk() {
 fn an_argument_with_a_zero_byte_is_refused() {
     let script = StandIn::doing("");
     let error = script.criu().argument("a\0b").version().unwrap_err();
-    assert!(matches!(error, Error::Options { .. }), "{error}");
-    let error = script.criu().variable("NAME", "a\0b").version().unwrap_err();
-    assert!(matches!(error, Error::Options { .. }), "{error}");
+    assert!(matches!(error, Error::Options { option: "argument", .. }), "{error}");
+}
+
+#[test]
+fn a_variable_that_no_program_can_have_is_refused() {
+    let script = StandIn::doing("");
+    for (name, value) in [("", "x"), ("a=b", "x"), ("a\0b", "x"), ("NAME", "a\0b")] {
+        let error = script.criu().variable(name, value).version().unwrap_err();
+        assert!(matches!(error, Error::Options { option: "variable", .. }), "{name:?}: {error}");
+    }
 }
 
 #[test]

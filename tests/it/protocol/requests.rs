@@ -101,6 +101,27 @@ fn what_must_be_inherited_cannot_be_lent_over_a_foreign_socket() {
 }
 
 #[test]
+fn what_cannot_be_lent_is_refused_by_its_name() {
+    let folder = Folder::new();
+    let images = File::open(&*folder).unwrap();
+    let file = File::open("/dev/null").unwrap();
+    for (lend, name) in [
+        (Lend::images(&file), "Lend::images"),
+        (Lend::images(&images).work(&file), "Lend::work"),
+        (Lend::images(&images).inherit("pipe:[1]\0", &file), "Lend::inherit"),
+        (Lend::images(&images).page_server(&file), "Lend::page_server"),
+    ] {
+        // Neither is anybody asked nor anything started.
+        let (socket, peer) = Peer::play([]);
+        for criu in [Criu::over(socket), Criu::at("/nonexistent/criu")] {
+            let error = criu.restore(&RestoreOptions::default(), lend.clone(), &mut NoHooks).unwrap_err();
+            assert!(matches!(&error, Error::Options { option, .. } if *option == name), "{error}");
+        }
+        peer.done();
+    }
+}
+
+#[test]
 fn a_self_dump_needs_a_criu_of_its_own() {
     let folder = Folder::new();
     let (socket, peer) = Peer::play([]);
