@@ -103,7 +103,8 @@ impl Criu {
     /// The `criu service` that listens on this socket. What needs a criu of our own is refused before it is asked: files
     /// to inherit, a terminal, a socket to a page server, `rst_sibling`.
     ///
-    /// The service serves whoever may connect, with its own privileges.
+    /// The service serves whoever may connect, with its own privileges. If there is none, requests end with
+    /// [`Error::NoService`].
     ///
     /// ```no_run
     /// use criu_rpc::Criu;

@@ -104,13 +104,11 @@ impl Connection {
 
     /// Connects to a `criu service`.
     pub(super) fn to_service(path: &Path) -> Result<Connection> {
-        let doing = || format!("connect to the criu service at {}", path.display());
-        let connect = || -> nix::Result<OwnedFd> {
-            let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
-            connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
-            Ok(socket)
-        };
-        let socket = connect().map_err(|errno| Error::io(doing())(errno.into()))?;
+        let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)
+            .map_err(failed("make a socket"))?;
+        UnixAddr::new(path)
+            .and_then(|address| connect(socket.as_raw_fd(), &address))
+            .map_err(|errno| Error::NoService { socket: path.to_path_buf(), source: errno.into() })?;
         Ok(Connection { socket: above_streams(socket)?, criu: None, output: Output::Elsewhere })
     }
 

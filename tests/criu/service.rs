@@ -230,7 +230,7 @@ fn a_service_is_not_asked_what_it_cannot_do() {
         assert!(matches!(error, Error::Options { .. }), "{number}: {}", explain(&error));
     }
     let error = service.version().unwrap_err();
-    assert!(matches!(error, Error::Io { .. }), "{}", explain(&error));
+    assert!(matches!(error, Error::NoService { .. }), "{}", explain(&error));
 }
 
 fn a_service_serves_many_threads_at_once() {
@@ -297,5 +297,6 @@ fn a_service_that_has_ended_is_told() {
     let mut service = Service::start(&home);
     service.end();
     let error = service.criu().version().unwrap_err();
-    assert!(matches!(error, Error::Io { .. }), "{}", explain(&error));
+    assert!(matches!(error, Error::NoService { .. }), "{}", explain(&error));
+    assert!(error.advice().unwrap().contains("criu service --address"));
 }
