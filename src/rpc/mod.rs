@@ -353,7 +353,7 @@ impl Criu {
         let mut talk = self.open(&mut ask)?;
         let server = talk.ask(ask)?.ps.unwrap_or_default();
         match server.pid {
-            Some(pid) if pid > 1 => PageServer::new(talk, pid, port(server.port)),
+            Some(pid) if pid > 1 => Ok(PageServer::new(talk, pid, port(server.port))),
             pid => Err(protocol(Request::PageServerChild, &format!("success with the pid {pid:?}"))),
         }
     }

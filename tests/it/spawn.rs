@@ -611,7 +611,7 @@ fn listed(text: &str) -> BTreeMap<u32, String> {
 }
 
 /// A test that runs in a process of its own: this binary again, with that test alone.
-struct Apart {
+pub(crate) struct Apart {
     name: String,
     variables: Vec<(String, String)>,
 }
@@ -619,7 +619,12 @@ struct Apart {
 impl Apart {
     /// For the test of this name in this file.
     fn new(name: &str) -> Apart {
-        Apart { name: format!("spawn::{name}"), variables: Vec::new() }
+        Apart::with_path(&format!("spawn::{name}"))
+    }
+
+    /// For the test of this name, after the names of its modules.
+    pub(crate) fn with_path(path: &str) -> Apart {
+        Apart { name: path.to_owned(), variables: Vec::new() }
     }
 
     fn variable(mut self, name: &str, value: &str) -> Apart {
@@ -629,7 +634,7 @@ impl Apart {
 
     /// In the process of its own, does it. Else starts that process, and passes if it does.
     #[track_caller]
-    fn run(self, act: impl FnOnce()) {
+    pub(crate) fn run(self, act: impl FnOnce()) {
         if env::var(APART).is_ok_and(|name| name == self.name) {
             return act();
         }
