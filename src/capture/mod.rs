@@ -7,7 +7,7 @@ use std::{path::PathBuf, time::Duration};
 use crate::{
     BlobStore, Cause, Digest256, DumpOptions, Error, Pid, ProcsBlob, Result,
     archive::{Trees, pack},
-    platform::{self, Job, Outcome, Unsupported},
+    platform::{self, Cancel, Job, Outcome, Unsupported},
 };
 
 /// Captures live process trees into a store.
@@ -76,6 +76,7 @@ impl ProcsCapture {
             criu: None,
             staging: None,
             deadline: None,
+            cancel: None,
         };
         ProcsCapture { job, placeholder: false }
     }
@@ -119,6 +120,24 @@ impl ProcsCapture {
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> ProcsCapture {
         self.job.deadline = Some(deadline);
+        self
+    }
+
+    /// Lets this token stop criu, as safely as the [`deadline`](ProcsCapture::deadline) does: the trees go on, and nothing
+    /// is stored. What criu has done with already is stored nevertheless.
+    ///
+    /// ```no_run
+    /// use criu_rpc::{Cancel, FsBlobStore, ProcsCapture};
+    ///
+    /// let cancel = Cancel::new()?;
+    /// let remote = cancel.clone();
+    /// std::thread::spawn(move || remote.cancel());
+    /// ProcsCapture::new([4242]).cancelled_by(&cancel).capture(&FsBlobStore::open("captures")?)?;
+    /// # Ok::<(), criu_rpc::Error>(())
+    /// ```
+    #[must_use]
+    pub fn cancelled_by(mut self, cancel: &Cancel) -> ProcsCapture {
+        self.job.cancel = Some(cancel.clone());
         self
     }
 

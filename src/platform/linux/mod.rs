@@ -8,4 +8,4 @@ mod select;
 mod staging;
 
 pub(crate) use self::{dump::checkpoint, restore::Reviver};
-pub use crate::rpc::{kill::kill_tree, tree::Tree};
+pub use crate::rpc::{Cancel, kill::kill_tree, tree::Tree};
