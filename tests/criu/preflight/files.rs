@@ -2,16 +2,32 @@
 
 use std::{
     fs::{self, File},
-    os::unix::fs::FileExt,
+    io::{BufRead, BufReader, Read},
+    os::{
+        fd::AsRawFd,
+        unix::{fs::FileExt, process::ExitStatusExt},
+    },
     path::Path,
     process::Command,
 };
 
-use criu_rpc::{Pid, preflight::Obstacle};
-use nix::fcntl::OFlag;
+use criu_rpc::{
+    DumpOptions, Pid, RestoreOptions,
+    options::NetworkLock,
+    preflight::{Obstacle, Place, Severity},
+    rpc::{Key, NoHooks},
+};
+use nix::{fcntl::OFlag, sys::signal::Signal};
 
-use super::{blocks, defaults, descriptor, look, passes, perl, perl_by};
-use crate::{harness::tests, places::Home, tree::Victim};
+use super::{blocks, defaults, descriptor, lines, look, passes, perl, perl_by, perl_program};
+use crate::{
+    client::resource,
+    harness::{criu, tests},
+    places::Home,
+    requests::{Images, own},
+    talk::pipe,
+    tree::{OrExplain, Victim, signal},
+};
 
 tests![
     file_locks,
@@ -19,6 +35,7 @@ tests![
     deleted_names,
     deleted_programs,
     terminals_from_outside,
+    pipes_to_the_outside,
     files_that_criu_does_not_know,
     watches_on_the_kernels_own_file_systems,
     pidfds_of_others,
@@ -99,6 +116,48 @@ fn terminals_from_outside() {
     let obstacle = blocks(victim.pid(), &defaults(), victim.pid(), place, terminal);
     passes(victim.pid(), &defaults().shell_job(true));
     passes(victim.pid(), &defaults().external(obstacle.external().unwrap()));
+}
+
+/// criu dumps them. A restored program can talk to nobody through them, unless it gets another pipe in their place.
+fn pipes_to_the_outside() {
+    let home = Home::new();
+    let (mut read, write) = pipe();
+    let end = format!("/proc/{}/fd/{}", own(), write.as_raw_fd());
+    let mut command = Command::new("perl");
+    command.args(["-e", &perl_program(&format!("open(P, '>', '{end}') or die; $SIG{{USR1}} = sub {{ syswrite(P, \"word\\n\") }}"))]);
+    let victim = Victim::start_by(command);
+    drop(write);
+    let place = descriptor(victim.pid(), &resource(own(), read.as_raw_fd()));
+    let Some(Place::Descriptor { fd, .. }) = place else { unreachable!("because it is open") };
+    let key = Key::of_process(victim.pid(), fd).unwrap();
+    let findings = look(victim.pid(), &defaults());
+    let [finding] = &findings[..] else { panic!("{}", lines(&findings)) };
+    assert_eq!((Some(&finding.place), finding.severity), (place.as_ref(), Severity::Risk), "{finding}");
+    let Obstacle::PipeOutside { inode } = finding.obstacle else { panic!("{finding}") };
+    assert_eq!(key, Key::Pipe { inode });
+    passes(victim.pid(), &defaults());
+
+    let folder = home.folder("images");
+    let images = Images::of(&victim, &folder);
+    let options = DumpOptions::default().network_lock(NetworkLock::Skip);
+    criu().dump(victim.pid(), &options, images.lend(), &mut NoHooks).or_explain();
+    victim.reap(&images.members);
+    let mut revived = images.revive(&criu(), &RestoreOptions::default()).or_explain();
+    signal(revived.pid(), Signal::SIGUSR1);
+    let status = revived.tree().wait().or_explain();
+    assert_eq!(status.signal(), Some(Signal::SIGPIPE as i32), "nobody reads what it writes: {status}");
+    drop(revived);
+    let mut rest = String::new();
+    read.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "");
+
+    let (read, write) = pipe();
+    let revived = images.revive_with(&criu(), &RestoreOptions::default(), &[(key, &write)]).or_explain();
+    drop(write);
+    signal(revived.pid(), Signal::SIGUSR1);
+    let mut word = String::new();
+    BufReader::new(read).read_line(&mut word).unwrap();
+    assert_eq!(word, "word\n");
 }
 
 fn files_that_criu_does_not_know() {

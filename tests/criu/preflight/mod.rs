@@ -131,9 +131,13 @@ fn perl(before: &str) -> Perl {
 
 #[track_caller]
 fn perl_by(mut command: Command, before: &str) -> Perl {
-    let program = format!(
-        "use POSIX; POSIX::setsid(); {before}; $| = 1; print \"ready $$\\n\"; while (<STDIN>) {{ print \"here\\n\"; }}"
-    );
-    command.args(["-e", &program]);
+    command.args(["-e", &perl_program(before)]);
     Perl(Victim::start_by(command))
+}
+
+/// A program that runs `before` in a session of its own, and then answers.
+fn perl_program(before: &str) -> String {
+    format!(
+        "use POSIX; POSIX::setsid(); {before}; $| = 1; print \"ready $$\\n\"; while (<STDIN>) {{ print \"here\\n\"; }}"
+    )
 }
