@@ -93,7 +93,8 @@ impl ProcsCapture {
     }
 
     /// Options for criu. Some that most callers would not know to set follow from the tree: `shell_job` for a root that
-    /// leads no session, unless it is set here, and `external` for terminals outside, in addition to those set here.
+    /// leads no session, unless it is set here, and `external` for terminals outside and for standard streams that are
+    /// unix sockets to the outside, in addition to those set here.
     /// [`DumpOptions::leave_running`] is overruled by [`leave_running`](ProcsCapture::leave_running).
     #[must_use]
     pub fn options(mut self, options: DumpOptions) -> ProcsCapture {

@@ -26,6 +26,7 @@ mod unix;
 use std::{collections::HashMap, fmt, path::PathBuf};
 
 pub use self::obstacle::Obstacle;
+pub(crate) use self::unix::{Peer, Peers};
 use self::{
     namespaces::Spaces,
     process::{Own, Process},

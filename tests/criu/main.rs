@@ -14,7 +14,7 @@ modules! { apart harness places stores talk tree victim }
 // The tests.
 modules! {
     capture causes client damage deadline embed ending faults leaks pids preflight provoked requests revived selfdump
-    service stress terminal
+    service sockets stress terminal
 }
 
 #[cfg(target_os = "linux")]
@@ -51,6 +51,7 @@ fn main() {
         revived::TESTS,
         selfdump::TESTS,
         service::TESTS,
+        sockets::TESTS,
         stress::TESTS,
         terminal::TESTS,
     ];
