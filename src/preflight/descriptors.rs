@@ -1,6 +1,7 @@
 //! Open files: what kind each is, and whether criu can dump that kind.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs::{self, Metadata},
     os::unix::fs::{FileTypeExt, MetadataExt},
@@ -64,8 +65,8 @@ impl Descriptor {
         read_start(format!("/proc/{}/fdinfo/{}", self.pid, self.fd)).unwrap_or_default()
     }
 
-    fn name(&self) -> &str {
-        self.target.to_str().unwrap_or("/") // only paths are no text
+    fn name(&self) -> Cow<'_, str> {
+        self.target.to_string_lossy()
     }
 
     /// The inode in a target such as `socket:[4711]`.
@@ -154,7 +155,7 @@ fn pidfd(view: &View<'_>, descriptor: &Descriptor) -> Option<(Obstacle, Severity
 /// What a deleted file needs; it may be mapped or open.
 pub(super) fn deleted(view: &View<'_>, target: &Path, file: &Metadata) -> Option<Obstacle> {
     const GHOST_LIMIT: u64 = 1 << 20; // criu's own
-    let name = target.to_str()?;
+    let name = target.to_string_lossy();
     let made_by_kernel = ["/memfd:", "/dev/zero", "/SYSV", "/anon_hugepage", "/[aio]"]
         .iter()
         .any(|start| name.starts_with(start));

@@ -41,6 +41,7 @@ fn main() {
         pids::TESTS,
         preflight::files::TESTS,
         preflight::general::TESTS,
+        preflight::hostile::TESTS,
         preflight::namespaces::TESTS,
         preflight::privileges::TESTS,
         preflight::processes::TESTS,

@@ -1,6 +1,7 @@
 //! A tree whose standard streams are unix sockets, as Node gives its children, is captured and revived without a word.
 
 use std::{
+    io::Write,
     os::{
         fd::OwnedFd,
         unix::net::{UnixDatagram, UnixStream},
@@ -57,7 +58,8 @@ fn comes_back(mut victim: Victim) {
 }
 
 fn a_tree_on_sockets_is_revived_on_pipes() {
-    let (victim, _errors) = on_three();
+    let (victim, mut errors) = on_three();
+    errors.write_all(b"nobody has read this").unwrap();
     comes_back(victim);
 }
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod files;
 pub(crate) mod general;
+pub(crate) mod hostile;
 pub(crate) mod namespaces;
 pub(crate) mod privileges;
 pub(crate) mod processes;
@@ -10,7 +11,7 @@ pub(crate) mod sockets;
 use std::{
     fs::{self, File},
     path::PathBuf,
-    process::Command,
+    process::{Child, Command},
 };
 
 use criu_rpc::{
@@ -140,4 +141,14 @@ fn perl_program(before: &str) -> String {
     format!(
         "use POSIX; POSIX::setsid(); {before}; $| = 1; print \"ready $$\\n\"; while (<STDIN>) {{ print \"here\\n\"; }}"
     )
+}
+
+/// A process that was started for a test, and that nothing is to be asked of.
+struct Helper(Child);
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        let _ = self.0.kill(); // it has ended, then
+        let _ = self.0.wait();
+    }
 }

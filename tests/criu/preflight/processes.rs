@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
 };
 
 use criu_rpc::{
@@ -10,7 +10,7 @@ use criu_rpc::{
     preflight::{Obstacle, Place},
 };
 
-use super::{blocks, defaults, lines, look, passes, perl};
+use super::{Helper, blocks, defaults, lines, look, passes, perl};
 use crate::{
     harness::{criu, tests},
     places::state,
@@ -53,16 +53,6 @@ fn a_tree_with_the_caller_in_it() {
         "{}",
         lines(&findings)
     );
-}
-
-/// A process that was started for a test, and that nothing is to be asked of.
-struct Helper(Child);
-
-impl Drop for Helper {
-    fn drop(&mut self) {
-        let _ = self.0.kill(); // it has ended, then
-        let _ = self.0.wait();
-    }
 }
 
 fn debuggers() {
