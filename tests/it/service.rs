@@ -161,7 +161,14 @@ fn descriptors_for_which_there_is_no_room_are_not_kept() {
 }
 
 #[test]
-fn nonsense_of_any_kind_is_an_error_in_time() {
+fn nonsense_of_any_kind_is_an_error_in_time_and_leaves_nothing_open() {
+    Apart::with_path("service::nonsense_of_any_kind_is_an_error_in_time_and_leaves_nothing_open")
+        .run(nonsense);
+}
+
+fn nonsense() {
+    let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let before = open();
     let good = Resp { errmsg: Some("x".repeat(40)), ..Resp::good(Kind::Notify) }.encode_to_vec();
     let mut seed = 1_u64;
     let mut random = move |below: usize| {
@@ -191,6 +198,7 @@ fn nonsense_of_any_kind_is_an_error_in_time() {
         assert!(begin.elapsed() < Duration::from_secs(5), "{round}");
         service.join().unwrap();
     }
+    assert!(open() <= before, "{} files were open, and now {}", before, open());
 }
 
 /// The client acknowledges an event, or leaves.
