@@ -15,18 +15,20 @@ use std::{
 
 use criu_rpc::{
     Criu, DumpOptions, Error, Request,
+    options::{PageServerAddress, PageServerOptions},
     rpc::{Cancel, Lend, NoHooks},
 };
 use nix::{
     sys::{
         resource::{Resource, setrlimit},
+        signal::{Signal, kill},
         socket::{
             AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, accept, bind,
             connect, listen, recv, sendmsg, socket,
         },
         stat::Mode,
     },
-    unistd::mkfifo,
+    unistd::{Pid, mkfifo},
 };
 use prost::Message;
 
@@ -204,6 +206,35 @@ fn nonsense() {
 /// The client acknowledges an event, or leaves.
 fn hear_once(client: &OwnedFd) -> bool {
     recv(client.as_raw_fd(), &mut [0; 4096], MsgFlags::empty()).is_ok()
+}
+
+/// Its numbers may be those of another pid namespace: whoever has them here is a stranger.
+#[test]
+fn a_page_server_that_is_none_of_the_services_is_not_killed() {
+    let started =
+        process::Command::new("sh").args(["-c", "sleep 60 >/dev/null 2>&1 & echo $!"]).output().unwrap();
+    let stranger: i32 = String::from_utf8(started.stdout).unwrap().trim().parse().unwrap();
+    let place = Place::new();
+    let service = place.serves(move |client| {
+        const PAGE_SERVER: i32 = 5;
+        let mut answer = Resp { kind: PAGE_SERVER, success: true, ..Resp::default() }.encode_to_vec();
+        let mut server = vec![3 << 3]; // its pid
+        prost::encoding::encode_varint(u64::try_from(stranger).unwrap(), &mut server);
+        answer.extend([6 << 3 | 2, u8::try_from(server.len()).unwrap()]);
+        answer.extend(server);
+        say(client, &answer, &[]);
+    });
+    let images = File::open(&*place.folder).unwrap();
+    let options = PageServerOptions::default().ps(PageServerAddress::tcp("127.0.0.1", 0));
+    let server = place.criu().page_server(&options, Lend::images(&images)).unwrap();
+    service.join().unwrap();
+    assert!(format!("{server:?}").contains(&stranger.to_string()));
+    drop(server);
+    thread::sleep(Duration::from_millis(50));
+    let state = std::fs::read_to_string(format!("/proc/{stranger}/stat")).unwrap_or_default();
+    let lives = state.contains(") S ");
+    let _ = kill(Pid::from_raw(stranger), Signal::SIGKILL); // it was killed, then
+    assert!(lives, "{state:?}");
 }
 
 #[test]
