@@ -310,8 +310,7 @@ fn a_service_that_is_killed_in_the_middle_of_a_dump_is_told_at_once() {
         }
         Ok(())
     };
-    let dumped =
-        service.criu().dump(victim.pid(), &DumpOptions::default(), Lend::images(&folder), &mut kill);
+    let dumped = service.criu().dump(victim.pid(), &DumpOptions::default(), Lend::images(&folder), &mut kill);
     let error = dumped.unwrap_err();
     let Error::Gone(failure) = &error else { panic!("{}", explain(&error)) };
     assert_eq!(failure.last_event.as_deref(), Some("post-dump"));

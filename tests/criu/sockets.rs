@@ -97,6 +97,11 @@ fn a_socket_that_is_no_standard_stream_still_needs_a_word() {
     victim.ask(&format!("connect {}", path.display()));
     let _accepted = listener.accept().unwrap();
     let error = home.capture([victim.pid()]).capture(&home.store()).unwrap_err();
-    assert_eq!(error.failure().map(|failure| failure.cause), Some(Cause::ExternalUnixSocket), "{}", explain(&error));
+    assert_eq!(
+        error.failure().map(|failure| failure.cause),
+        Some(Cause::ExternalUnixSocket),
+        "{}",
+        explain(&error)
+    );
     victim.assert_counts_on(1);
 }

@@ -124,7 +124,12 @@ fn pipes_to_the_outside() {
     let (mut read, write) = pipe();
     let end = format!("/proc/{}/fd/{}", own(), write.as_raw_fd());
     let mut command = Command::new("perl");
-    command.args(["-e", &perl_program(&format!("open(P, '>', '{end}') or die; $SIG{{USR1}} = sub {{ syswrite(P, \"word\\n\") }}"))]);
+    command.args([
+        "-e",
+        &perl_program(&format!(
+            "open(P, '>', '{end}') or die; $SIG{{USR1}} = sub {{ syswrite(P, \"word\\n\") }}"
+        )),
+    ]);
     let victim = Victim::start_by(command);
     drop(write);
     let place = descriptor(victim.pid(), &resource(own(), read.as_raw_fd()));

@@ -53,7 +53,7 @@ fn a_look_takes_milliseconds_and_touches_nothing() {
 }
 
 /// How long this thread has been at work.
-fn processor_time() -> Duration {
+pub(super) fn processor_time() -> Duration {
     let usage = getrusage(UsageWho::RUSAGE_THREAD).unwrap();
     let micros = |time: TimeVal| Duration::from_micros(u64::try_from(time.num_microseconds()).unwrap());
     micros(usage.user_time()) + micros(usage.system_time())

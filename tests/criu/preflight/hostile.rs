@@ -17,7 +17,7 @@ use criu_rpc::{
     preflight::{Finding, Obstacle},
 };
 
-use super::{Helper, blocks, defaults, lines, look, passes, perl};
+use super::{Helper, blocks, defaults, general::processor_time, lines, look, passes, perl};
 use crate::{
     harness::{criu, tests},
     places::{Home, names},
@@ -32,7 +32,7 @@ tests![
     thousands_of_descriptors_mappings_and_threads_take_a_moment,
 ];
 
-/// No look may take longer.
+/// No look may work longer; the clock says less, where the machine is busy.
 const A_MOMENT: Duration = Duration::from_secs(10);
 
 fn processes_that_come_and_go_are_no_error() {
@@ -48,9 +48,9 @@ fn processes_that_come_and_go_are_no_error() {
     let (mut looks, mut most) = (0, 0);
     let open = names("/proc/self/fd".as_ref()).len();
     while Instant::now() < end {
-        let start = Instant::now();
+        let before = processor_time();
         let preflight = criu().preflight(victim.pid(), &defaults()).or_explain();
-        assert!(start.elapsed() < A_MOMENT, "{:?}", start.elapsed());
+        assert!(processor_time() - before < A_MOMENT, "{:?}", processor_time() - before);
         assert!(preflight.processes >= 4, "{}", preflight.processes);
         let foreign = |finding: &Finding| finding.pid.as_raw() <= 1;
         assert!(!preflight.findings.iter().any(foreign), "{}", lines(&preflight.findings));
@@ -78,7 +78,9 @@ fn a_process_that_vanishes_is_missing_or_was_seen_whole() {
                 seen += 1;
                 assert_eq!(preflight.findings, [], "{}", lines(&preflight.findings));
             }
-            Err(Error::Process { problem: ProcessProblem::Missing | ProcessProblem::Zombie, .. }) => missed += 1,
+            Err(Error::Process { problem: ProcessProblem::Missing | ProcessProblem::Zombie, .. }) => {
+                missed += 1
+            }
             Err(error) => panic!("{}", explain(&error)),
         }
     }
@@ -99,7 +101,9 @@ fn names_that_look_like_something_else_confuse_nobody() {
         victim.end();
     }
     // Names of files: of sockets, pipes, deleted ones, lines of a table of mappings.
-    for name in ["socket:[1]", "pipe:[1]", "ptmx", "x (deleted)", "anon_inode:[io_uring]", "a\nlock:\t1: FLOCK"] {
+    for name in
+        ["socket:[1]", "pipe:[1]", "ptmx", "x (deleted)", "anon_inode:[io_uring]", "a\nlock:\t1: FLOCK"]
+    {
         let path = home.path(name);
         File::create(&path).unwrap();
         let victim = Victim::start(&[&format!("file={}", path.display())]);
@@ -134,10 +138,10 @@ fn thousands_of_descriptors_mappings_and_threads_take_a_moment() {
     let threads = Victim::start(&["threads=400"]);
     let open = names("/proc/self/fd".as_ref()).len();
     for pid in [victim.pid(), threads.pid()] {
-        let start = Instant::now();
+        let before = processor_time();
         assert_eq!(look(pid, &defaults()), []);
-        eprintln!("a look at {pid} took {:?}", start.elapsed());
-        assert!(start.elapsed() < A_MOMENT, "{:?}", start.elapsed());
+        eprintln!("a look at {pid} took {:?}", processor_time() - before);
+        assert!(processor_time() - before < A_MOMENT, "{:?}", processor_time() - before);
     }
     assert!(names("/proc/self/fd".as_ref()).len() <= open + 16, "descriptors were left open");
 }
