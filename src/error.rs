@@ -172,8 +172,8 @@ impl Error {
         match self {
             Error::NoCriu { .. } => Some(diagnose::advice(Cause::NoCriu)),
             Error::NoService { .. } => Some(
-                "check that the service runs (`criu service --address SOCKET`), that the path is that of its socket, and \
-                 that this user may write to it",
+                "check that the service runs (`criu service --address SOCKET`), that the path is that of its socket, \
+                 and that this user may write to it",
             ),
             Error::Process { problem, .. } => Some(problem.advice()),
             Error::Unsupported { .. } => Some("do it on Linux, with criu"),

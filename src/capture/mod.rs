@@ -124,8 +124,8 @@ impl ProcsCapture {
         self
     }
 
-    /// Lets this token stop criu, as safely as the [`deadline`](ProcsCapture::deadline) does: the trees go on, and nothing
-    /// is stored. What criu has done with already is stored nevertheless.
+    /// Lets this token stop criu, as safely as the [`deadline`](ProcsCapture::deadline) does: the trees go on, and
+    /// nothing is stored. What criu is done with already is stored all the same.
     ///
     /// ```no_run
     /// use criu_rpc::{Cancel, FsBlobStore, ProcsCapture};

@@ -89,9 +89,9 @@ pub enum Obstacle {
         /// The inode of the tree's own end.
         inode: u64,
     },
-    /// A pipe of which the tree has one end only, so that a restored program has nobody to talk to. Whether somebody has the
-    /// other end now cannot be told. Standard streams are not meant: [`ProcsRestore`](crate::ProcsRestore) gives them
-    /// anew.
+    /// A pipe of which the tree has one end only, so that a restored program has nobody to talk to. Whether anybody
+    /// has the other end now cannot be told. Standard streams are not meant: [`ProcsRestore`](crate::ProcsRestore)
+    /// gives them anew.
     PipeOutside {
         /// Its inode, as [`Key::Pipe`](crate::rpc::Key::Pipe) wants it.
         inode: u64,

@@ -165,7 +165,8 @@ impl ProcsRestore {
         self
     }
 
-    /// Lets this token stop criu, as the [`deadline`](ProcsRestore::deadline) does: nothing of the capture is left running.
+    /// Lets this token stop criu, as the [`deadline`](ProcsRestore::deadline) does: nothing of the capture is left
+    /// running.
     #[must_use]
     pub fn cancelled_by(mut self, cancel: &Cancel) -> ProcsRestore {
         self.revival.cancel = Some(cancel.clone());

@@ -13,8 +13,8 @@ use crate::{Error, Request, Result, sys};
 
 /// A page server of criu's: it takes in the memory of one dump, writes it into the folder that it was lent, and ends.
 ///
-/// Dropped, it is killed; a dump that it serves fails then, and its tree goes on. Only one that can be seen to descend from
-/// its criu is: to a service in another pid namespace, or one that made itself a daemon, it is left.
+/// Dropped, it is killed; a dump that it serves fails then, and its tree goes on. One that cannot be seen to descend
+/// from its criu is left alone: that of a service in another pid namespace, or of one that made itself a daemon.
 pub struct PageServer {
     talk: Option<Talk>,
     pid: i32,

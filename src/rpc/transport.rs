@@ -184,8 +184,8 @@ impl Connection {
         })
     }
 
-    /// Waits until the socket is ready, or criu has ended, because a child of a criu that was killed can hold the socket
-    /// open for ever.
+    /// Waits until the socket is ready, or criu has ended, because a child of a criu that was killed can hold the
+    /// socket open for ever.
     fn wait(&self, ready: PollFlags, deadline: Option<Instant>, cancel: Option<&Cancel>) -> io::Result<Wake> {
         loop {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));

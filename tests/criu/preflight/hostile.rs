@@ -1,4 +1,5 @@
-//! Trees that make a look hard: processes that come and go, names that look like something else, thousands of everything.
+//! Trees that make a look hard: processes that come and go, names that look like something else, thousands of
+//! everything.
 
 use std::{
     ffi::OsStr,
@@ -39,12 +40,12 @@ fn processes_that_come_and_go_are_no_error() {
     // Some start children that end, others end once they have started the next. Nobody could stop those: they end by
     // themselves.
     let victim = perl(
-        "$SIG{CHLD} = 'IGNORE'; my $end = time + 8; \
+        "$SIG{CHLD} = 'IGNORE'; my $end = time + 4; \
          for (1 .. 2) { unless (fork) { while (time < $end) { fork or POSIX::_exit(0) } sleep 1000 } } \
          unless (fork) { syscall(157, 36, 1, 0, 0, 0); \
          unless (fork) { while (time < $end) { fork and POSIX::_exit(0) } POSIX::_exit(0) } sleep 1000 }",
     );
-    let end = Instant::now() + Duration::from_secs(5);
+    let end = Instant::now() + Duration::from_secs(2);
     let (mut looks, mut most) = (0, 0);
     let open = names("/proc/self/fd".as_ref()).len();
     while Instant::now() < end {
