@@ -36,6 +36,15 @@ pub enum Error {
         unusable: Option<String>,
     },
 
+    /// Nobody that can be reached listens at the socket where a `criu service` should be.
+    #[error("no criu service at {}", socket.display())]
+    NoService {
+        /// The socket, as the caller named it.
+        socket: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+
     /// This operating system has no criu.
     #[error("cannot {what} on {os}: criu is for Linux", os = std::env::consts::OS)]
     Unsupported {
@@ -175,6 +184,10 @@ impl Error {
     pub fn advice(&self) -> Option<&str> {
         match self {
             Error::NoCriu { .. } => Some(diagnose::advice(Cause::NoCriu)),
+            Error::NoService { .. } => Some(
+                "check that the service runs (`criu service --address SOCKET`), that the path is that of its socket, \
+                 and that this user may write to it",
+            ),
             Error::Process { problem, .. } => Some(problem.advice()),
             Error::Unsupported { .. } => Some("do it on Linux, with criu"),
             Error::Missing { .. } => Some("check that this is the store that was captured into"),

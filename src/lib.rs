@@ -31,6 +31,7 @@
 //! |---|---|
 //! | capturing | [`ProcsCapture`]; [`Capture`] and [`Stored`] are what comes of it; [`Pid`] |
 //! | reviving | [`ProcsRestore`]; [`Restored`], its [`Tree`]s and [`Warning`]s |
+//! | stopping either | [`Cancel`] |
 //! | storing | [`BlobStore`], [`BlobWriter`], [`BlobBatch`]; [`FsBlobStore`], [`MemBlobStore`] |
 //! | digests | [`Digest256`], [`Hasher`], [`ParseDigestError`] |
 //! | what a capture is made of | [`ProcsBlob`] |
@@ -88,7 +89,7 @@ pub use digest::{Digest256, Hasher, ParseDigestError};
 pub use error::{BoxError, Cause, Error, Failure, ProcessProblem, Result, Target};
 pub use options::{DumpOptions, RestoreOptions};
 pub use pid::Pid;
-pub use platform::{Tree, kill_tree};
+pub use platform::{Cancel, Tree, kill_tree};
 pub use request::Request;
 pub use restore::{ProcsRestore, Restored, Warning};
 #[cfg(target_os = "linux")]

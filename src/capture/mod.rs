@@ -9,7 +9,7 @@ pub use self::chunked::Chunking;
 use crate::{
     BlobStore, Cause, Digest256, DumpOptions, Error, Pid, ProcsBlob, Result,
     archive::{Trees, pack},
-    platform::{self, Job, Outcome, Unsupported},
+    platform::{self, Cancel, Job, Outcome, Unsupported},
 };
 
 /// Captures live process trees into a store.
@@ -79,6 +79,7 @@ impl ProcsCapture {
             criu: None,
             staging: None,
             deadline: None,
+            cancel: None,
         };
         ProcsCapture { job, chunking: None, placeholder: false }
     }
@@ -95,7 +96,8 @@ impl ProcsCapture {
     }
 
     /// Options for criu. Some that most callers would not know to set follow from the tree: `shell_job` for a root that
-    /// leads no session, unless it is set here, and `external` for terminals outside, in addition to those set here.
+    /// leads no session, unless it is set here, and `external` for terminals outside and for standard streams that are
+    /// unix sockets to the outside, in addition to those set here.
     /// [`DumpOptions::leave_running`] is overruled by [`leave_running`](ProcsCapture::leave_running).
     #[must_use]
     pub fn options(mut self, options: DumpOptions) -> ProcsCapture {
@@ -136,6 +138,24 @@ impl ProcsCapture {
     #[must_use]
     pub fn chunked(mut self, chunking: Chunking) -> ProcsCapture {
         self.chunking = Some(chunking);
+        self
+    }
+
+    /// Lets this token stop criu, as safely as the [`deadline`](ProcsCapture::deadline) does: the trees go on, and
+    /// nothing is stored. What criu is done with already is stored all the same.
+    ///
+    /// ```no_run
+    /// use criu_rpc::{Cancel, FsBlobStore, ProcsCapture};
+    ///
+    /// let cancel = Cancel::new()?;
+    /// let remote = cancel.clone();
+    /// std::thread::spawn(move || remote.cancel());
+    /// ProcsCapture::new([4242]).cancelled_by(&cancel).capture(&FsBlobStore::open("captures")?)?;
+    /// # Ok::<(), criu_rpc::Error>(())
+    /// ```
+    #[must_use]
+    pub fn cancelled_by(mut self, cancel: &Cancel) -> ProcsCapture {
+        self.job.cancel = Some(cancel.clone());
         self
     }
 

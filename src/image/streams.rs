@@ -86,15 +86,17 @@ impl Tables {
                 terminals_outside.insert(tty.id);
             }
         })?;
-        let (mut files, mut pipes) = (HashMap::new(), Pipes::default());
+        let (mut files, mut pipes, mut sockets) = (HashMap::new(), Pipes::default(), Sockets::default());
         images.each("files.img", |file: FileEntry| {
             pipes.add(&file);
+            sockets.add(&file);
             files.insert(file.id, kind(&file, &terminals_outside));
         })?;
         for (file, pipe) in &pipes.files {
             let kind = if pipes.is_inner(*pipe) { Kind::Inner } else { Kind::LeadsOut };
             files.insert(*file, kind);
         }
+        files.extend(sockets.leading_out().map(|file| (file, Kind::LeadsOut)));
         let (mut descriptors, mut known) = (Vec::new(), HashSet::new());
         for process in images.processes()? {
             if let Some(files_id) = images.files_id(process.pid)?.filter(|files_id| known.insert(*files_id)) {
@@ -121,9 +123,7 @@ impl Tables {
 }
 
 fn kind(file: &FileEntry, terminals_outside: &HashSet<u32>) -> Kind {
-    const EXTERNAL: u32 = 1;
-    let leads_out = file.tty.as_ref().is_some_and(|tty| terminals_outside.contains(&tty.tty_info_id))
-        || file.usk.as_ref().is_some_and(|socket| socket.uflags & EXTERNAL != 0);
+    let leads_out = file.tty.as_ref().is_some_and(|tty| terminals_outside.contains(&tty.tty_info_id));
     match &file.reg {
         _ if leads_out => Kind::LeadsOut,
         Some(_) => Kind::Regular,
@@ -153,5 +153,29 @@ impl Pipes {
     fn is_inner(&self, pipe: u32) -> bool {
         const READ_WRITE: u8 = 1 << 2;
         self.ends.get(&pipe).is_some_and(|ends| ends.count_ones() > 1 || ends & READ_WRITE != 0)
+    }
+}
+
+/// The unix sockets. criu notes the other end of one that leads out as a socket of its own, or not at all.
+#[derive(Default)]
+struct Sockets {
+    /// The files, and the inodes of their other ends.
+    files: Vec<(u32, u32)>,
+    /// Those that the tree has itself.
+    inner: HashSet<u32>,
+}
+
+impl Sockets {
+    fn add(&mut self, file: &FileEntry) {
+        const EXTERNAL: u32 = 1;
+        if let Some(socket) = file.usk.as_ref().filter(|socket| socket.uflags & EXTERNAL == 0) {
+            self.files.push((file.id, socket.peer));
+            self.inner.insert(socket.ino);
+        }
+    }
+
+    fn leading_out(&self) -> impl Iterator<Item = u32> + '_ {
+        let outside = |peer: u32| peer != 0 && !self.inner.contains(&peer);
+        self.files.iter().filter(move |(_, peer)| outside(*peer)).map(|(file, _)| *file)
     }
 }

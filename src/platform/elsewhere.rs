@@ -6,6 +6,7 @@ use std::{
     ops::{Deref, DerefMut},
     path::Path,
     process::ExitStatus,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -80,6 +81,31 @@ impl Reviver {
 /// [`Error::Unsupported`] on this system.
 pub fn kill_tree(_pid: impl Into<Pid>) -> Result<()> {
     Err(Error::Unsupported { what: "kill process trees" })
+}
+
+/// Cancels what was given it; there is nothing to cancel on this system. Clones are the same token.
+#[derive(Debug, Clone)]
+pub struct Cancel(Arc<OnceLock<()>>);
+
+impl Cancel {
+    /// A token that cancels nothing yet.
+    ///
+    /// # Errors
+    ///
+    /// None on this system.
+    pub fn new() -> Result<Cancel> {
+        Ok(Cancel(Arc::default()))
+    }
+
+    /// Cancels everything that was given this token, now or later.
+    pub fn cancel(&self) {
+        let _ = self.0.set(()); // it is cancelled already, then
+    }
+
+    /// Whether it was cancelled.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.get().is_some()
+    }
 }
 
 /// A process tree that was revived. There is none on this system.

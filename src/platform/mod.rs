@@ -10,7 +10,7 @@ use crate::{DumpOptions, Pid, RestoreOptions, Result, Version, archive::Trees, p
 mod here;
 
 pub(crate) use self::here::{Buffer, Reviver, checkpoint, host};
-pub use self::here::{Tree, kill_tree};
+pub use self::here::{Cancel, Tree, kill_tree};
 
 /// What to dump, and how.
 #[derive(Debug, Clone)]
@@ -21,6 +21,7 @@ pub(crate) struct Job {
     pub(crate) criu: Option<PathBuf>,
     pub(crate) staging: Option<PathBuf>,
     pub(crate) deadline: Option<Duration>,
+    pub(crate) cancel: Option<Cancel>,
 }
 
 /// How to revive.
@@ -30,6 +31,7 @@ pub(crate) struct Revival {
     pub(crate) criu: Option<PathBuf>,
     pub(crate) staging: Option<PathBuf>,
     pub(crate) deadline: Option<Duration>,
+    pub(crate) cancel: Option<Cancel>,
     /// How long to wait for zombies that hold pids of the tree; `None` for a while.
     pub(crate) patience: Option<Duration>,
     /// The files that the caller chose for the standard streams.

@@ -1,7 +1,8 @@
 //! Open files: what kind each is, and whether criu can dump that kind.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs::{self, Metadata},
     os::unix::fs::{FileTypeExt, MetadataExt},
     path::{Path, PathBuf},
@@ -14,7 +15,7 @@ use crate::procfs::{Mount, each_line, fdinfo_number, read_start, watched_devices
 
 pub(super) fn look(view: &mut View<'_>) {
     let mut sockets = Sockets::default();
-    let mut terminals = Terminals::default();
+    let (mut terminals, mut pipes) = (Terminals::default(), Pipes::default());
     let mut namespaces = HashMap::new();
     for process in view.living() {
         let namespace = process.spaces.inode("mnt");
@@ -22,6 +23,8 @@ pub(super) fn look(view: &mut View<'_>) {
         for descriptor in Descriptor::all(process.pid) {
             if let Some(inode) = descriptor.inode_of("socket") {
                 sockets.add(inode, descriptor);
+            } else if let Some(inode) = descriptor.inode_of("pipe") {
+                pipes.add(inode, descriptor);
             } else if let Some(terminal) = Terminal::of(&descriptor) {
                 terminals.add(terminal, descriptor);
             } else if let Some((obstacle, severity)) = obstacle(view, &descriptor, mounts) {
@@ -33,6 +36,7 @@ pub(super) fn look(view: &mut View<'_>) {
         }
     }
     terminals.look(view);
+    pipes.look(view);
     sockets.look(view);
 }
 
@@ -61,8 +65,8 @@ impl Descriptor {
         read_start(format!("/proc/{}/fdinfo/{}", self.pid, self.fd)).unwrap_or_default()
     }
 
-    fn name(&self) -> &str {
-        self.target.to_str().unwrap_or("/") // only paths are no text
+    fn name(&self) -> Cow<'_, str> {
+        self.target.to_string_lossy()
     }
 
     /// The inode in a target such as `socket:[4711]`.
@@ -86,7 +90,7 @@ fn obstacle(view: &View<'_>, descriptor: &Descriptor, mounts: &Mounts) -> Option
         return pidfd(view, descriptor);
     }
     if !descriptor.target.is_absolute() {
-        return None; // pipes and namespaces
+        return None; // namespaces
     }
     let file = fs::metadata(descriptor.path()).ok()?;
     let kind = file.file_type();
@@ -151,7 +155,7 @@ fn pidfd(view: &View<'_>, descriptor: &Descriptor) -> Option<(Obstacle, Severity
 /// What a deleted file needs; it may be mapped or open.
 pub(super) fn deleted(view: &View<'_>, target: &Path, file: &Metadata) -> Option<Obstacle> {
     const GHOST_LIMIT: u64 = 1 << 20; // criu's own
-    let name = target.to_str()?;
+    let name = target.to_string_lossy();
     let made_by_kernel = ["/memfd:", "/dev/zero", "/SYSV", "/anon_hugepage", "/[aio]"]
         .iter()
         .any(|start| name.starts_with(start));
@@ -250,6 +254,54 @@ impl Terminals {
             view.found(descriptor.pid, descriptor.place(), obstacle, Severity::Blocks);
         }
     }
+}
+
+/// The tree's pipes, by inode.
+#[derive(Default)]
+struct Pipes {
+    known: BTreeMap<u64, Pipe>,
+}
+
+#[derive(Default)]
+struct Pipe {
+    reads: bool,
+    writes: bool,
+    /// Whether it is a standard stream, which a restore gives anew.
+    is_stream: bool,
+    descriptors: Vec<Descriptor>,
+}
+
+impl Pipes {
+    fn add(&mut self, inode: u64, descriptor: Descriptor) {
+        const WRITES: u32 = 1;
+        const READS_AND_WRITES: u32 = 2;
+        let pipe = self.known.entry(inode).or_default();
+        match access_mode(&descriptor.info()) {
+            Some(READS_AND_WRITES) => (pipe.reads, pipe.writes) = (true, true),
+            Some(WRITES) => pipe.writes = true,
+            Some(_) => pipe.reads = true,
+            None => {} // it was closed
+        }
+        pipe.is_stream |= descriptor.fd <= 2;
+        pipe.descriptors.push(descriptor);
+    }
+
+    /// criu dumps a pipe of which there is one end, and restores one whose other end nobody has.
+    fn look(self, view: &mut View<'_>) {
+        let alone = |pipe: &Pipe| pipe.reads != pipe.writes && !pipe.is_stream;
+        for (inode, pipe) in self.known.into_iter().filter(|(_, pipe)| alone(pipe)) {
+            for descriptor in pipe.descriptors {
+                let place = descriptor.place();
+                view.found(descriptor.pid, place, Obstacle::PipeOutside { inode }, Severity::Risk);
+            }
+        }
+    }
+}
+
+/// For what a file was opened, as `open` has it.
+fn access_mode(fdinfo: &str) -> Option<u32> {
+    let flags = fdinfo.lines().find_map(|line| line.strip_prefix("flags:"))?;
+    Some(u32::from_str_radix(flags.trim(), 8).ok()? & 3)
 }
 
 /// The mounts that a process sees.

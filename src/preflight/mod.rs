@@ -26,6 +26,7 @@ mod unix;
 use std::{collections::HashMap, fmt, path::PathBuf};
 
 pub use self::obstacle::Obstacle;
+pub(crate) use self::unix::{Peer, Peers};
 use self::{
     namespaces::Spaces,
     process::{Own, Process},
@@ -166,7 +167,7 @@ pub(crate) fn look(
 ) -> Result<Preflight> {
     process::check_root(root)?;
     let options = options.wire();
-    let tree = process::tree(root.as_raw());
+    let tree = process::tree(root)?;
     let mut view = View { options: &options, own: Own::read(), tree: &tree, findings: Vec::new() };
     if options.track_mem == Some(true) && !tracks_memory()? {
         view.found(root.as_raw(), Place::Process, Obstacle::NoMemoryTracking, Severity::Blocks);

@@ -89,6 +89,13 @@ pub enum Obstacle {
         /// The inode of the tree's own end.
         inode: u64,
     },
+    /// A pipe of which the tree has one end only, so that a restored program has nobody to talk to. Whether anybody
+    /// has the other end now cannot be told. Standard streams are not meant: [`ProcsRestore`](crate::ProcsRestore)
+    /// gives them anew.
+    PipeOutside {
+        /// Its inode, as [`Key::Pipe`](crate::rpc::Key::Pipe) wants it.
+        inode: u64,
+    },
     /// A terminal whose other side is outside the tree.
     Terminal {
         /// The device number of the terminal (`st_rdev`).
@@ -138,6 +145,9 @@ impl Obstacle {
             Obstacle::Tcp => "DumpOptions::tcp_established or DumpOptions::tcp_close, at the restore as well",
             Obstacle::TcpInFlight => "DumpOptions::tcp_skip_in_flight",
             Obstacle::UnixOutside { .. } => "DumpOptions::external, and Lend::inherit at the restore",
+            Obstacle::PipeOutside { .. } => {
+                "Lend::inherit or ProcsRestore::inherit at the restore, with Key::of_process at the dump"
+            }
             Obstacle::Terminal { .. } => {
                 "DumpOptions::shell_job, or DumpOptions::external, and Lend::inherit at the restore"
             }
@@ -204,6 +214,7 @@ impl fmt::Display for Obstacle {
             Obstacle::Tcp => f.write_str("a TCP connection"),
             Obstacle::TcpInFlight => f.write_str("a TCP listener with connections that nobody has accepted"),
             Obstacle::UnixOutside { .. } => f.write_str("a unix socket whose other end is outside the tree"),
+            Obstacle::PipeOutside { .. } => f.write_str("a pipe whose other end is not in the tree"),
             Obstacle::Terminal { .. } => f.write_str("a terminal whose other side is outside the tree"),
             Obstacle::FileLock => f.write_str("a file lock"),
             Obstacle::GhostTooLarge { size, limit } => {

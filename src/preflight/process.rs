@@ -85,11 +85,11 @@ pub(super) fn check_root(root: Pid) -> Result<()> {
     Ok(())
 }
 
-/// The process and its descendants, from the top down. One that ends meanwhile is left out, but never the root.
-pub(super) fn tree(root: i32) -> Vec<Process> {
-    let gone =
-        || Process { pid: root, stat: Stat::default(), status: Status::default(), spaces: Spaces::default() };
-    let mut tree = vec![Process::read(root).unwrap_or_else(gone)];
+/// The process and its descendants, from the top down; never empty. One that ends meanwhile is left out.
+pub(super) fn tree(root: Pid) -> Result<Vec<Process>> {
+    let gone = || Error::Process { pid: root.as_raw(), problem: ProcessProblem::Missing };
+    let root = root.as_raw();
+    let mut tree = vec![Process::read(root).ok_or_else(gone)?];
     let mut known = std::collections::HashSet::from([root]);
     let mut next = 0;
     while let Some(pid) = tree.get(next).map(|process| process.pid) {
@@ -97,7 +97,7 @@ pub(super) fn tree(root: i32) -> Vec<Process> {
         let new: Vec<_> = children(pid).into_iter().filter(|child| known.insert(*child)).collect();
         tree.extend(new.into_iter().filter_map(Process::read));
     }
-    tree
+    Ok(tree)
 }
 
 pub(super) fn look(view: &mut View<'_>) {

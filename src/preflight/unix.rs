@@ -14,7 +14,7 @@ use nix::sys::{
 
 /// What is known of the tree's unix sockets.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Peers {
+pub(crate) struct Peers {
     sockets: HashMap<u32, Socket>,
     ours: HashSet<u32>,
     /// Connections that wait to be accepted by a listener of the tree.
@@ -36,7 +36,7 @@ struct Socket {
 
 /// The other end of a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Peer {
+pub(crate) enum Peer {
     /// There is none, or nothing is known of the socket.
     None,
     Inside,
@@ -47,7 +47,7 @@ pub(super) enum Peer {
 
 impl Peers {
     /// Asks the kernel about these sockets; `None` if it does not tell.
-    pub(super) fn ask(inodes: &HashSet<u64>) -> Option<Peers> {
+    pub(crate) fn ask(inodes: &HashSet<u64>) -> Option<Peers> {
         let ours = inodes.iter().filter_map(|inode| u32::try_from(*inode).ok()).collect();
         let mut peers = Peers { ours, ..Peers::default() };
         let kind = (AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC);
@@ -66,7 +66,7 @@ impl Peers {
         }
     }
 
-    pub(super) fn of(&self, inode: u64) -> Peer {
+    pub(crate) fn of(&self, inode: u64) -> Peer {
         let Some(socket) = u32::try_from(inode).ok().and_then(|inode| self.sockets.get(&inode)) else {
             return Peer::None;
         };

@@ -10,7 +10,7 @@ use std::{fmt, fs::File, io::Read, path::PathBuf, time::Duration};
 use crate::{
     BlobStore, Digest256, Error, ProcsBlob, RestoreOptions, Result, Tree,
     archive::{Limits, unpack},
-    platform::{Revival, Reviver},
+    platform::{Cancel, Revival, Reviver},
 };
 
 /// Revives what [`ProcsCapture`](crate::ProcsCapture) captured.
@@ -177,6 +177,14 @@ impl ProcsRestore {
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> ProcsRestore {
         self.revival.deadline = Some(deadline);
+        self
+    }
+
+    /// Lets this token stop criu, as the [`deadline`](ProcsRestore::deadline) does: nothing of the capture is left
+    /// running.
+    #[must_use]
+    pub fn cancelled_by(mut self, cancel: &Cancel) -> ProcsRestore {
+        self.revival.cancel = Some(cancel.clone());
         self
     }
 

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{self, Read},
-    os::fd::{BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use nix::{
@@ -73,7 +73,7 @@ impl Gathering<'_, '_> {
         let file = match &self.ask.files {
             _ if opts.log_to_stderr.is_some() => return None,
             Files::Lent(lend) => open_in(lend.work.unwrap_or(lend.images), name),
-            Files::InFolder(path) => File::open(path.join(name)),
+            Files::InFolder(path) => File::open(path).and_then(|folder| open_in(folder.as_fd(), name)),
             Files::None => return None,
         };
         let mut text = Vec::new();
@@ -123,9 +123,9 @@ pub(super) fn pid_in_use(pid: i32) -> Failure {
     }
 }
 
-/// Opens a file in a folder, and nowhere else.
+/// Opens a file in a folder, and nowhere else. A pipe of that name does not make us wait for its other end.
 pub(super) fn open_in(folder: BorrowedFd<'_>, name: &str) -> io::Result<File> {
-    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
     let file: OwnedFd = openat(folder, name, flags, Mode::empty())?;
     Ok(file.into())
 }

@@ -2,7 +2,15 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-use crate::proto::rpc::{CriuOpts, CriuPageServerInfo, InheritFd};
+use nix::sys::{
+    socket::{SockType as Kind, getsockopt, sockopt::SockType},
+    stat::{SFlag, fstat},
+};
+
+use crate::{
+    Error, Result,
+    proto::rpc::{CriuOpts, CriuPageServerInfo, InheritFd},
+};
 
 /// The files that criu may use for one request. They are borrowed: the caller keeps them, and criu has lost
 /// them when the call returns.
@@ -83,6 +91,23 @@ impl<'a> Lend<'a> {
         self
     }
 
+    /// Finds out what criu would stumble over with words that name nothing of ours.
+    pub(super) fn check(&self) -> Result<()> {
+        let folders = [("Lend::images", Some(self.images)), ("Lend::work", self.work)];
+        for (option, folder) in folders.into_iter().filter_map(|(option, folder)| Some((option, folder?))) {
+            if !is_folder(folder) {
+                return Err(refused(option, "this is no folder"));
+            }
+        }
+        if self.inherit.iter().any(|(key, _)| key.contains('\0')) {
+            return Err(refused("Lend::inherit", "the key contains a zero byte"));
+        }
+        if self.page_server.is_some_and(|socket| getsockopt(&socket, SockType) != Ok(Kind::Stream)) {
+            return Err(refused("Lend::page_server", "this is no stream socket"));
+        }
+        Ok(())
+    }
+
     /// Names the files in `opts`, and returns those that criu must inherit; `first` is the number that the first
     /// of them will have there.
     pub(super) fn describe(&self, opts: &mut CriuOpts, first: i32) -> Vec<BorrowedFd<'a>> {
@@ -106,4 +131,13 @@ impl<'a> Lend<'a> {
     pub(super) fn needs_inheritance(&self) -> bool {
         !self.inherit.is_empty() || self.terminal.is_some() || self.page_server.is_some()
     }
+}
+
+fn is_folder(file: BorrowedFd<'_>) -> bool {
+    let kind = fstat(file).map(|file| SFlag::from_bits_truncate(file.st_mode) & SFlag::S_IFMT);
+    kind == Ok(SFlag::S_IFDIR)
+}
+
+fn refused(option: &'static str, problem: &str) -> Error {
+    Error::Options { option, problem: problem.to_owned() }
 }

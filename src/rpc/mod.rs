@@ -106,7 +106,8 @@ impl Criu {
     /// The `criu service` that listens on this socket. What needs a criu of our own is refused before it is asked: files
     /// to inherit, a terminal, a socket to a page server, `rst_sibling`.
     ///
-    /// The service serves whoever may connect, with its own privileges.
+    /// The service serves whoever may connect, with its own privileges. If there is none, requests end with
+    /// [`Error::NoService`].
     ///
     /// ```no_run
     /// use criu_rpc::Criu;
@@ -355,7 +356,7 @@ impl Criu {
         let mut talk = self.open(&mut ask)?;
         let server = talk.ask(ask)?.ps.unwrap_or_default();
         match server.pid {
-            Some(pid) if pid > 1 => PageServer::new(talk, pid, port(server.port)),
+            Some(pid) if pid > 1 => Ok(PageServer::new(talk, pid, port(server.port))),
             pid => Err(protocol(Request::PageServerChild, &format!("success with the pid {pid:?}"))),
         }
     }

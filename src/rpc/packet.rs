@@ -48,10 +48,11 @@ pub(super) fn encode(mut message: CriuReq, more_options: &[u8]) -> Vec<u8> {
     packet
 }
 
-/// Sends one packet. [`io::ErrorKind::BrokenPipe`] when criu is gone.
+/// Sends one packet, without waiting: [`io::ErrorKind::WouldBlock`] if there is no room for it, and
+/// [`io::ErrorKind::BrokenPipe`] when criu is gone.
 pub(super) fn send(socket: BorrowedFd<'_>, packet: &[u8]) -> io::Result<()> {
     loop {
-        match send_packet(socket.as_raw_fd(), packet, MsgFlags::MSG_NOSIGNAL) {
+        match send_packet(socket.as_raw_fd(), packet, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT) {
             Ok(_) => return Ok(()),
             Err(Errno::EINTR) => {}
             Err(Errno::ECONNRESET) => return Err(Errno::EPIPE.into()),

@@ -13,18 +13,20 @@ use crate::{Error, Request, Result, sys};
 
 /// A page server of criu's: it takes in the memory of one dump, writes it into the folder that it was lent, and ends.
 ///
-/// Dropped, it is killed; a dump that it serves fails then, and its tree goes on.
+/// Dropped, it is killed; a dump that it serves fails then, and its tree goes on. One that cannot be seen to descend
+/// from its criu is left alone: that of a service in another pid namespace, or of one that made itself a daemon.
 pub struct PageServer {
     talk: Option<Talk>,
     pid: i32,
-    pidfd: OwnedFd,
+    /// `None` if the number may be that of somebody else.
+    pidfd: Option<OwnedFd>,
     port: Option<u16>,
 }
 
 impl PageServer {
-    pub(super) fn new(talk: Talk, pid: i32, port: Option<u16>) -> Result<PageServer> {
-        let pidfd = sys::pidfd_open(pid).map_err(Error::io(format!("open the page server {pid}")))?;
-        Ok(PageServer { talk: Some(talk), pid, pidfd, port })
+    pub(super) fn new(talk: Talk, pid: i32, port: Option<u16>) -> PageServer {
+        let pidfd = sys::pidfd_open(pid).ok().filter(|_| talk.begot(pid));
+        PageServer { talk: Some(talk), pid, pidfd, port }
     }
 
     /// The port that it listens on; none if it was lent a socket.
@@ -32,7 +34,8 @@ impl PageServer {
         self.port
     }
 
-    /// Waits until it has ended, and gives its exit status: a success if all memory arrived.
+    /// Waits until it has ended, and gives its exit status. Whether all memory arrived is what its
+    /// [`success`](ExitStatus::success) says, so look at it: a page server that failed is no error here.
     ///
     /// # Errors
     ///
@@ -52,7 +55,9 @@ impl PageServer {
 
 impl Drop for PageServer {
     fn drop(&mut self) {
-        let _ = sys::pidfd_signal(&self.pidfd, Signal::SIGKILL); // it has ended already, then
+        if let Some(pidfd) = &self.pidfd {
+            let _ = sys::pidfd_signal(pidfd, Signal::SIGKILL); // it has ended already, then
+        }
     }
 }
 

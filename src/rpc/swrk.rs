@@ -48,8 +48,8 @@ impl Command<'_> {
         words.extend(self.arguments.iter().map(OsString::as_os_str));
         words.extend([OsStr::new("swrk"), OsStr::new(&socket)]);
         let spawn = Spawn {
-            program: c_string(self.program.as_os_str())?,
-            arguments: words.into_iter().map(c_string).collect::<Result<_>>()?,
+            program: c_string("Criu", self.program.as_os_str())?,
+            arguments: words.into_iter().map(|word| c_string("argument", word)).collect::<Result<_>>()?,
             environment: self.environment()?,
             files,
             detached,
@@ -59,6 +59,12 @@ impl Command<'_> {
 
     /// Ours, without what changes criu's behaviour, and with a PATH in which criu finds `ip` and `iptables`.
     fn environment(&self) -> Result<Vec<CString>> {
+        for (name, _) in self.variables {
+            if name.is_empty() || name.as_bytes().contains(&b'=') {
+                let problem = format!("{name:?} is no name of a variable");
+                return Err(Error::Options { option: "variable", problem });
+            }
+        }
         let path = env::var_os("PATH").unwrap_or_default();
         let folders = env::split_paths(&path).chain(SYSTEM_FOLDERS.iter().map(PathBuf::from));
         let path = env::join_paths(folders).unwrap_or(path);
@@ -69,7 +75,7 @@ impl Command<'_> {
             .map(|(mut variable, value)| {
                 variable.push("=");
                 variable.push(value);
-                c_string(&variable)
+                c_string("variable", &variable)
             })
             .collect()
     }
@@ -83,9 +89,9 @@ fn changes_criu(name: &OsStr) -> bool {
         || prefixes.iter().any(|prefix| name.as_bytes().starts_with(prefix))
 }
 
-fn c_string(text: &OsStr) -> Result<CString> {
+fn c_string(option: &'static str, text: &OsStr) -> Result<CString> {
     CString::new(text.as_bytes())
-        .map_err(|_| Error::Options { option: "argument", problem: format!("{text:?} contains a zero byte") })
+        .map_err(|_| Error::Options { option, problem: format!("{text:?} contains a zero byte") })
 }
 
 /// Where criu and its tools are on systems whose users have no `sbin` in their PATH.

@@ -3,14 +3,13 @@
 
 use std::{
     fs::File,
-    io,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
     path::Path,
     sync::PoisonError,
     time::{Duration, Instant},
 };
 
-use nix::sys::socket::{Shutdown, SockType as Kind, getsockopt, shutdown, sockopt::SockType};
+use nix::sys::socket::{Shutdown, shutdown};
 
 use super::{
     Cancel, Criu, Lend, Reach,
@@ -90,11 +89,12 @@ impl Criu {
 
     /// Reaches a criu, for a conversation that begins with this question, and asks its version if that matters.
     pub(super) fn open(&self, ask: &mut Ask<'_>) -> Result<Talk> {
+        let deadline = self.deadline.and_then(|deadline| Instant::now().checked_add(deadline));
         let mut talk = Talk {
-            connection: Some(self.connect(ask)?),
+            connection: Some(self.connect(ask, deadline)?),
             version: None,
             patience: self.deadline,
-            deadline: self.deadline.and_then(|deadline| Instant::now().checked_add(deadline)),
+            deadline,
             cancel: self.cancel.clone(),
             ours: matches!(self.reach, Reach::Swrk(_)),
         };
@@ -106,19 +106,23 @@ impl Criu {
         Ok(talk)
     }
 
-    fn connect(&self, ask: &mut Ask<'_>) -> Result<Connection> {
+    fn connect(&self, ask: &mut Ask<'_>, deadline: Option<Instant>) -> Result<Connection> {
+        if let Files::Lent(lend) = &ask.files {
+            lend.check()?;
+        }
         let program = match &self.reach {
             Reach::Swrk(program) => swrk::find(program.as_deref())?,
             Reach::Service(path) => {
                 describe_to_another(ask, true)?;
-                return Connection::to_service(path);
+                let connection = Connection::to_service(path, deadline, self.cancel.as_ref())?;
+                return connection.ok_or_else(|| self.gave_up(ask));
             }
             Reach::Over(socket) => {
                 let socket = socket.lock().unwrap_or_else(PoisonError::into_inner).take();
                 let socket =
                     socket.ok_or_else(|| swrk_only("the connection carries one request, and has"))?;
                 describe_to_another(ask, false)?;
-                return Ok(Connection::over(socket));
+                return Connection::over(socket);
             }
         };
         let command = Command { program: &program, arguments: &self.arguments, variables: &self.variables };
@@ -130,14 +134,21 @@ impl Criu {
                 Connection::start_detached(&command, &[folder.as_fd()], path.join(LOG))
             }
             (Files::Lent(lend), Some(opts)) => {
-                if lend.page_server.is_some_and(|socket| getsockopt(&socket, SockType) != Ok(Kind::Stream)) {
-                    let problem = "this is no stream socket".to_owned();
-                    return Err(Error::Options { option: "Lend::page_server", problem });
-                }
                 let lent = lend.describe(opts, FIRST_LENT);
                 Connection::start(&command, lend.terminal, &lent)
             }
             _ => Connection::start(&command, None, &[]),
+        }
+    }
+
+    /// Why nobody was asked: the deadline passed before a service had time for us, or the caller did not want to wait.
+    fn gave_up(&self, ask: &Ask<'_>) -> Error {
+        let remains = Remains::default();
+        let nothing = Gathering { ask, last_event: None, version: None, answer: None, remains: &remains };
+        let failure = Box::new(nothing.failure());
+        match self.cancel.as_ref().is_some_and(Cancel::is_cancelled) {
+            true => Error::Cancelled(failure),
+            false => Error::TimedOut(failure),
         }
     }
 }
@@ -287,11 +298,17 @@ impl Talk {
     /// Names the files of another question to the same criu, which cannot inherit any more.
     pub(super) fn describe_again(&self, ask: &mut Ask<'_>) -> Result<()> {
         let (Files::Lent(lend), Some(opts)) = (&ask.files, &mut ask.opts) else { return Ok(()) };
+        lend.check()?;
         if lend.needs_inheritance() {
             return Err(swrk_only("files to inherit must be lent with the first request of a row"));
         }
         lend.describe(opts, FIRST_LENT);
         Ok(())
+    }
+
+    /// Whether this criu is an ancestor of the process.
+    pub(super) fn begot(&self, pid: i32) -> bool {
+        self.connection.as_ref().is_some_and(|connection| connection.begot(pid))
     }
 
     /// Ends the conversation, and waits until criu has gone.
@@ -360,12 +377,17 @@ impl Exchange {
             pid: ask.child,
             ..self.session.open(ask.opts.clone())
         };
-        if !send(connection, &packet::encode(message, ask.raw))? {
-            return Ok(End::Gone);
-        }
+        let mut unsaid = Some(packet::encode(message, ask.raw));
         loop {
             let cancel = cancel.filter(|_| self.stopping.is_none() && !self.accepted);
-            let heard = connection.hear(self.deadline, cancel).map_err(Error::io("hear criu"))?;
+            let heard = match unsaid.take() {
+                Some(packet) => {
+                    let said = connection.say(&packet, self.deadline, cancel);
+                    let Some(instead) = said.map_err(Error::io("send criu a message"))? else { continue };
+                    instead
+                }
+                None => connection.hear(self.deadline, cancel).map_err(Error::io("hear criu"))?,
+            };
             let stop = match heard {
                 Heard::Message(packet, descriptors) => match self.session.hear(&packet)? {
                     Step::Done(answer) => return Ok(self.done(answer)),
@@ -377,10 +399,7 @@ impl Exchange {
                         if go_on {
                             sibling.go_on(&name);
                         }
-                        if !send(connection, &packet::encode(self.session.acknowledge(go_on, external), &[]))?
-                        {
-                            return Ok(End::Gone);
-                        }
+                        unsaid = Some(packet::encode(self.session.acknowledge(go_on, external), &[]));
                         continue;
                     }
                 },
@@ -465,15 +484,6 @@ fn make_fail(connection: &Connection, ask: &Ask<'_>) -> bool {
 /// Ends the stream of memory, at both ends.
 fn hang_up(socket: BorrowedFd<'_>) {
     let _ = shutdown(socket.as_raw_fd(), Shutdown::Both); // it may be over already
-}
-
-/// Sends a packet; `false` if criu is gone.
-fn send(connection: &Connection, packet: &[u8]) -> Result<bool> {
-    match connection.send(packet) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-        Err(error) => Err(Error::io("send criu a message")(error)),
-    }
 }
 
 /// The version in an answer.

@@ -15,7 +15,11 @@ use nix::{
     sys::{
         memfd::{MFdFlags, memfd_create},
         signal::Signal,
-        socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket, socketpair},
+        socket::{
+            AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, setsockopt, socket, socketpair,
+            sockopt::{self, PeerCredentials, SendTimeout},
+        },
+        time::{TimeVal, TimeValLike},
     },
 };
 
@@ -26,7 +30,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    procfs::children,
+    procfs::{children, lineage},
     sys::{self, Child},
 };
 
@@ -62,6 +66,15 @@ pub(super) enum Heard {
     /// Nothing, until the deadline.
     Silence,
     /// The caller does not want to hear any more.
+    Cancelled,
+}
+
+/// What a wait ended with.
+enum Wake {
+    Socket,
+    /// criu has ended.
+    Ended,
+    Late,
     Cancelled,
 }
 
@@ -102,66 +115,109 @@ impl Connection {
         Ok(Connection { socket, criu, output: Output::Named(output) })
     }
 
-    /// Connects to a `criu service`.
-    pub(super) fn to_service(path: &Path) -> Result<Connection> {
-        let doing = || format!("connect to the criu service at {}", path.display());
-        let connect = || -> nix::Result<OwnedFd> {
-            let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
-            connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
-            Ok(socket)
-        };
-        let socket = connect().map_err(|errno| Error::io(doing())(errno.into()))?;
-        Ok(Connection { socket: above_streams(socket)?, criu: None, output: Output::Elsewhere })
+    /// Connects to a `criu service`; `None` if that took too long, or was cancelled.
+    pub(super) fn to_service(
+        path: &Path,
+        deadline: Option<Instant>,
+        cancel: Option<&Cancel>,
+    ) -> Result<Option<Connection>> {
+        let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)
+            .map_err(failed("make a socket"))?;
+        // A service that accepts nobody lets us wait, for that long at a time.
+        setsockopt(&socket, SendTimeout, &TimeVal::milliseconds(50)).map_err(failed("set a socket up"))?;
+        let attempt = || connect(socket.as_raw_fd(), &UnixAddr::new(path)?);
+        while let Err(errno) = attempt() {
+            if !matches!(errno, Errno::EAGAIN | Errno::EINTR) {
+                return Err(Error::NoService { socket: path.to_path_buf(), source: errno.into() });
+            }
+            if cancel.is_some_and(Cancel::is_cancelled) || deadline.is_some_and(|end| end <= Instant::now()) {
+                return Ok(None);
+            }
+        }
+        Ok(Some(Connection { socket: above_streams(socket)?, criu: None, output: Output::Elsewhere }))
     }
 
     /// Talks to the criu at the other end of a connected socket.
-    pub(super) fn over(socket: OwnedFd) -> Connection {
-        Connection { socket, criu: None, output: Output::Elsewhere }
+    pub(super) fn over(socket: OwnedFd) -> Result<Connection> {
+        if getsockopt(&socket, sockopt::SockType) != Ok(SockType::SeqPacket) {
+            let problem = "a connection to criu is a SOCK_SEQPACKET socket, and this is none".to_owned();
+            return Err(Error::Options { option: "Criu::over", problem });
+        }
+        Ok(Connection { socket, criu: None, output: Output::Elsewhere })
     }
 
-    /// Sends one packet; [`io::ErrorKind::BrokenPipe`] if criu is gone.
-    pub(super) fn send(&self, packet: &[u8]) -> io::Result<()> {
-        packet::send(self.socket.as_fd(), packet)
+    /// Sends one packet, for which a criu that reads nothing lets us wait; says what happened instead, if it could not.
+    pub(super) fn say(
+        &self,
+        packet: &[u8],
+        deadline: Option<Instant>,
+        cancel: Option<&Cancel>,
+    ) -> io::Result<Option<Heard>> {
+        loop {
+            match packet::send(self.socket.as_fd(), packet) {
+                Ok(()) => return Ok(None),
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(Some(Heard::HungUp)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+            match self.wait(PollFlags::POLLOUT, deadline, cancel)? {
+                Wake::Socket => {}
+                Wake::Ended => return Ok(Some(Heard::HungUp)),
+                Wake::Late => return Ok(Some(Heard::Silence)),
+                Wake::Cancelled => return Ok(Some(Heard::Cancelled)),
+            }
+        }
     }
 
-    /// Waits for the next packet: on the socket, and on criu's end, because a child of a criu that was killed can
-    /// hold the socket open for ever.
+    /// Waits for the next packet.
     pub(super) fn hear(&self, deadline: Option<Instant>, cancel: Option<&Cancel>) -> io::Result<Heard> {
+        match self.wait(PollFlags::POLLIN, deadline, cancel)? {
+            Wake::Socket => {}
+            Wake::Ended => return Ok(Heard::HungUp),
+            Wake::Late => return Ok(Heard::Silence),
+            Wake::Cancelled => return Ok(Heard::Cancelled),
+        }
+        Ok(match packet::receive(self.socket.as_fd())? {
+            Packet::Message(bytes, descriptors) => Heard::Message(bytes, descriptors),
+            Packet::HungUp => Heard::HungUp,
+            Packet::TooLarge(size) => Heard::TooLarge(size),
+        })
+    }
+
+    /// Waits until the socket is ready, or criu has ended, because a child of a criu that was killed can hold the
+    /// socket open for ever.
+    fn wait(&self, ready: PollFlags, deadline: Option<Instant>, cancel: Option<&Cancel>) -> io::Result<Wake> {
         loop {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             if left.is_some_and(|left| left.is_zero()) {
-                return Ok(Heard::Silence);
+                return Ok(Wake::Late);
             }
             let timeout = left.map_or(PollTimeout::NONE, |left| {
                 PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
             });
             let criu = self.criu.as_ref().map(Child::pidfd);
-            let descriptors = [Some(self.socket.as_fd()), cancel.map(AsFd::as_fd), criu];
-            let mut polled: Vec<_> =
-                descriptors.into_iter().flatten().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+            let others = [cancel.map(AsFd::as_fd), criu].into_iter().flatten();
+            let mut polled = vec![PollFd::new(self.socket.as_fd(), ready)];
+            polled.extend(others.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
             match poll(&mut polled, timeout) {
                 Ok(0) | Err(Errno::EINTR) => continue,
                 Ok(_) => {}
                 Err(errno) => return Err(errno.into()),
             }
             if cancel.is_some_and(Cancel::is_cancelled) {
-                return Ok(Heard::Cancelled);
+                return Ok(Wake::Cancelled);
             }
             if !polled[0].any().unwrap_or(true) {
                 // criu has ended; what it said before is in the socket by now, or was never said.
-                let mut socket = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+                let mut socket = [PollFd::new(self.socket.as_fd(), ready)];
                 match poll(&mut socket, PollTimeout::ZERO) {
-                    Ok(0) => return Ok(Heard::HungUp),
+                    Ok(0) => return Ok(Wake::Ended),
                     Ok(_) => {}
                     Err(Errno::EINTR) => continue,
                     Err(errno) => return Err(errno.into()),
                 }
             }
-            return Ok(match packet::receive(self.socket.as_fd())? {
-                Packet::Message(bytes, descriptors) => Heard::Message(bytes, descriptors),
-                Packet::HungUp => Heard::HungUp,
-                Packet::TooLarge(size) => Heard::TooLarge(size),
-            });
+            return Ok(Wake::Socket);
         }
     }
 
@@ -178,6 +234,12 @@ impl Connection {
     /// Its pid, if we started it.
     pub(super) fn pid(&self) -> Option<i32> {
         self.criu.as_ref().map(Child::pid)
+    }
+
+    /// Whether criu is an ancestor of the process: a criu in another pid namespace means another process by a number.
+    pub(super) fn begot(&self, pid: i32) -> bool {
+        let there = || getsockopt(&self.socket, PeerCredentials).ok().map(|criu| criu.pid());
+        self.pid().or_else(there).is_some_and(|criu| lineage(pid).contains(&criu))
     }
 
     /// Lets criu go on, if somebody stopped it.

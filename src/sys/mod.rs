@@ -14,8 +14,6 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
 };
 
-use nix::sys::socket::{self, ControlMessageOwned, MsgFlags};
-
 pub(crate) use self::{
     buffer::Buffer,
     reap::{Child, is_known_child, reap_later, wait_readable},
@@ -23,31 +21,48 @@ pub(crate) use self::{
 };
 
 /// Receives one packet into `buffer`, with the descriptors that came with it: close-on-exec from birth, and
-/// each with an owner.
+/// each with an owner. Those for which this process has no room any more are lost, and the kernel closes them.
 pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
-    let mut control = nix::cmsg_space!([RawFd; SCM_MAX_FD]);
-    let mut buffers = [io::IoSliceMut::new(buffer)];
-    let message = socket::recvmsg::<()>(
-        socket.as_raw_fd(),
-        &mut buffers,
-        Some(&mut control),
-        MsgFlags::MSG_CMSG_CLOEXEC,
-    )?;
+    let mut control = [0_u64; CONTROL / 8]; // aligned as a control message must be
+    let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: nothing in it minds being zero.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = CONTROL as _;
+    // SAFETY: `message` names two buffers with their lengths, which live until it is done.
+    let count = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
+    let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
+    // The safe form of all this gives up where some descriptors were lost, and leaves the others open for ever.
     let mut descriptors = Vec::new();
-    for control in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(received) = control {
-            for number in received {
+    // SAFETY: the kernel has filled the control buffer in, and said how far.
+    let mut next = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+    // SAFETY: what this and the last line of the loop give is null, or a header in the control buffer.
+    while let Some(header) = unsafe { next.as_ref() } {
+        if (header.cmsg_level, header.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+            // SAFETY: it counts, and follows no pointer.
+            let empty = unsafe { libc::CMSG_LEN(0) };
+            #[allow(clippy::unnecessary_cast)] // other C libraries have other types
+            let count = (header.cmsg_len as usize).saturating_sub(empty as usize) / size_of::<RawFd>();
+            // SAFETY: the data follow their header.
+            let first = unsafe { libc::CMSG_DATA(next) }.cast::<RawFd>();
+            // SAFETY: the kernel put that many numbers there, aligned as the header is.
+            let numbers = unsafe { std::slice::from_raw_parts(first, count) };
+            for number in numbers {
                 // SAFETY: the kernel installed this descriptor for us with the message, and nobody else
                 // knows its number.
-                descriptors.push(unsafe { OwnedFd::from_raw_fd(number) });
+                descriptors.push(unsafe { OwnedFd::from_raw_fd(*number) });
             }
         }
+        // SAFETY: `next` is a header in the control buffer of `message`.
+        next = unsafe { libc::CMSG_NXTHDR(&raw const message, next) };
     }
-    Ok((message.bytes, descriptors))
+    Ok((count, descriptors))
 }
 
-/// The most descriptors that the kernel passes with one message.
-const SCM_MAX_FD: usize = 253;
+/// Room for the most descriptors that the kernel passes with one message, which are 253, and for credentials.
+const CONTROL: usize = 2048;
 
 /// The size of the next packet, which stays where it is. Waits for one; 0 when the peer hung up.
 pub(crate) fn next_packet_size(socket: BorrowedFd<'_>) -> io::Result<usize> {

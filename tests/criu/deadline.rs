@@ -2,10 +2,11 @@
 
 use std::{
     hash::{BuildHasher, RandomState},
+    thread,
     time::{Duration, Instant},
 };
 
-use criu_rpc::{Capture, Error, Target};
+use criu_rpc::{Cancel, Capture, Error, Target};
 
 use crate::{
     harness::tests,
@@ -18,6 +19,8 @@ tests![
     a_dump_that_takes_too_long_leaves_the_tree_whole,
     a_deadline_long_enough_changes_nothing,
     a_tree_that_is_stored_after_the_deadline_ends_as_it_should,
+    a_capture_that_is_cancelled_leaves_the_tree_whole_and_stores_nothing,
+    a_restore_that_is_cancelled_leaves_nothing_running,
 ];
 
 fn a_dump_that_takes_too_long_leaves_the_tree_whole() {
@@ -75,4 +78,57 @@ fn a_tree_that_is_stored_after_the_deadline_ends_as_it_should() {
         victim.reap(&members);
         Revived::from(home.restore(), &store, &stored.digest).assert_counts_on(1);
     }
+}
+
+fn a_capture_that_is_cancelled_leaves_the_tree_whole_and_stores_nothing() {
+    let home = Home::new();
+    let mut victim = Victim::start(&["children=2", "threads=4", "memory=96"]);
+    let members = victim.members();
+    let mut cancelled = 0;
+    for count in 0..8 {
+        let cancel = Cancel::new().or_explain();
+        let pause = Duration::from_millis(1 + RandomState::new().hash_one(count) % 60);
+        let capture = home.capture([victim.pid()]).leave_running(count % 2 == 0).cancelled_by(&cancel);
+        // A tree that is to end must not, here.
+        let store = Failing { inner: home.store(), fault: Fault::Writer };
+        let result = thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(pause);
+                cancel.cancel();
+            });
+            capture.capture(&store)
+        });
+        match result {
+            Err(Error::Cancelled(failure)) => {
+                cancelled += 1;
+                assert!(matches!(failure.target, Target::Running), "{}", failure.report());
+            }
+            Err(error) if says(&error, FULL) => {} // criu was quicker
+            Err(error) => panic!("{pause:?}: {}", explain(&error)),
+            Ok(_) => panic!("{pause:?}: this store takes nothing"),
+        }
+        victim.assert_counts_on(count);
+        assert_eq!(victim.ask("check"), "memory ok 24576 pages", "{pause:?}");
+        assert_eq!(victim.ask("child 1 tick"), format!("count {}", count + 1));
+        assert_eq!(victim.members(), members);
+        home.assert_staging_empty();
+    }
+    assert!(cancelled > 0, "criu was always quicker");
+    assert_eq!(crate::places::files(&home.path("store")).len(), 0);
+}
+
+fn a_restore_that_is_cancelled_leaves_nothing_running() {
+    let home = Home::new();
+    let mut victim = Victim::start(&["children=1", "memory=8"]);
+    victim.assert_counts_on(0);
+    let members = victim.members();
+    let digest = home.capture([victim.pid()]).leave_running(false).capture(&home.store()).or_explain();
+    victim.reap(&members);
+    let cancel = Cancel::new().or_explain();
+    cancel.cancel();
+    let error = home.restore().cancelled_by(&cancel).restore(&home.store(), &digest).unwrap_err();
+    assert!(matches!(error, Error::Cancelled(_)), "{}", explain(&error));
+    home.assert_staging_empty();
+    crate::tree::wait_gone(&members);
+    Revived::from(home.restore(), &home.store(), &digest).assert_counts_on(1);
 }

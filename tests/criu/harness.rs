@@ -10,6 +10,7 @@ use std::{
 
 use criu_rpc::{Criu, ProcsCapture, ProcsRestore, Version};
 use libtest_mimic::{Arguments, Completion, Trial};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 /// A test: its name, and what it does.
 pub(crate) type Test = (&'static str, fn());
@@ -35,6 +36,7 @@ pub(crate) fn main(parts: &[Part], tests: &[&'static [Test]]) {
         return play(&arguments[1..]);
     }
     leave_a_session_from_outside();
+    inherit_streams_alone();
     let reason = unusable();
     if let Some(reason) = &reason {
         eprintln!("criu cannot be tested with here: {reason}");
@@ -57,6 +59,19 @@ pub(crate) fn main(parts: &[Part], tests: &[&'static [Test]]) {
 fn leave_a_session_from_outside() {
     if nix::unistd::getsid(None).is_ok_and(|session| session.as_raw() == 0) {
         nix::unistd::setsid().expect("a process that leads a group has its session in its own pid namespace");
+    }
+}
+
+/// Keeps from the victims what the caller of the tests left open, such as the pipes of a job server: they have what the
+/// tests give them.
+fn inherit_streams_alone() {
+    let open = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let numbers: Vec<i32> = open.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    for number in numbers.into_iter().filter(|number| *number > 2) {
+        // SAFETY: it is used for this one call, which says so if the number is that of no file any more.
+        #[allow(unsafe_code)]
+        let descriptor = unsafe { std::os::fd::BorrowedFd::borrow_raw(number) };
+        let _ = fcntl(descriptor, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)); // the folder was closed
     }
 }
 

@@ -14,7 +14,7 @@ modules! { apart harness places stores talk tree victim }
 // The tests.
 modules! {
     capture causes chunked client damage deadline embed ending faults leaks pids preflight provoked requests revived selfdump
-    service stress terminal
+    service sockets stress terminal
 }
 
 #[cfg(target_os = "linux")]
@@ -22,7 +22,7 @@ fn main() {
     let parts: &[harness::Part] = &[
         ("--victim", victim::main),
         ("--leaks", leaks::main),
-        ("--look", preflight::main),
+        ("--look", preflight::privileges::main),
         ("--odd", provoked::odd::main),
         ("--refusing", provoked::refusing::main),
         ("--apart", apart::main),
@@ -41,7 +41,13 @@ fn main() {
         faults::TESTS,
         leaks::TESTS,
         pids::TESTS,
-        preflight::TESTS,
+        preflight::files::TESTS,
+        preflight::general::TESTS,
+        preflight::hostile::TESTS,
+        preflight::namespaces::TESTS,
+        preflight::privileges::TESTS,
+        preflight::processes::TESTS,
+        preflight::sockets::TESTS,
         provoked::TESTS,
         provoked::dumps::TESTS,
         provoked::machine::TESTS,
@@ -50,6 +56,7 @@ fn main() {
         revived::TESTS,
         selfdump::TESTS,
         service::TESTS,
+        sockets::TESTS,
         stress::TESTS,
         terminal::TESTS,
     ];

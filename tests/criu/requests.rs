@@ -11,7 +11,7 @@ use std::{
 use criu_rpc::{
     Criu, DumpOptions, Error, RestoreOptions, Result, Version,
     options::{CpuInfoOptions, PageServerAddress, PageServerOptions, PreDumpOptions, RawValue},
-    rpc::{Lend, NoHooks},
+    rpc::{Key, Lend, NoHooks},
 };
 
 use crate::{
@@ -67,8 +67,19 @@ impl Images {
 
     /// Revives them as our child, with new pipes to talk through.
     pub(crate) fn revive(&self, criu: &Criu, options: &RestoreOptions) -> Result<Revived> {
+        self.revive_with(criu, options, &[])
+    }
+
+    /// The same, with these files in the place of others.
+    pub(crate) fn revive_with(
+        &self,
+        criu: &Criu,
+        options: &RestoreOptions,
+        files: &[(Key, &File)],
+    ) -> Result<Revived> {
         let (talk, input, output) = Talk::through_pipes();
         let lend = self.lend().inherit(self.stdin.clone(), &input).inherit(self.stdout.clone(), &output);
+        let lend = files.iter().fold(lend, |lend, (key, file)| lend.inherit(key.clone(), *file));
         let tree = criu.restore(&options.clone().rst_sibling(true), lend, &mut NoHooks)?;
         Ok(Revived::new(tree, talk))
     }

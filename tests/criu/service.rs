@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
+    time::{Duration, Instant},
 };
 
 use criu_rpc::{
@@ -35,6 +36,7 @@ tests![
     a_service_serves_many_threads_at_once,
     a_service_runs_a_page_server,
     a_service_that_is_killed_before_it_froze_anything_leaves_the_tree_whole,
+    a_service_that_is_killed_in_the_middle_of_a_dump_is_told_at_once,
     a_service_that_has_ended_is_told,
 ];
 
@@ -230,7 +232,7 @@ fn a_service_is_not_asked_what_it_cannot_do() {
         assert!(matches!(error, Error::Options { .. }), "{number}: {}", explain(&error));
     }
     let error = service.version().unwrap_err();
-    assert!(matches!(error, Error::Io { .. }), "{}", explain(&error));
+    assert!(matches!(error, Error::NoService { .. }), "{}", explain(&error));
 }
 
 fn a_service_serves_many_threads_at_once() {
@@ -292,10 +294,34 @@ fn a_service_that_is_killed_before_it_froze_anything_leaves_the_tree_whole() {
     assert_eq!(victim.ask("child 0 check"), "memory ok 256 pages");
 }
 
+/// What becomes of the tree is not ours to promise: somebody else killed criu with its hands on it.
+fn a_service_that_is_killed_in_the_middle_of_a_dump_is_told_at_once() {
+    let home = Home::new();
+    let service = Service::start(&home);
+    let victim = Victim::start(&["children=1", "memory=1"]);
+    let folder = File::open(home.folder("images")).unwrap();
+    let mut killed = None;
+    let mut kill = |event: Event<'_>| {
+        if matches!(event, Event::PostDump) {
+            for pid in service.workers().into_iter().chain([service.pid()]) {
+                signal(pid, Signal::SIGKILL);
+            }
+            killed = Some(Instant::now());
+        }
+        Ok(())
+    };
+    let dumped = service.criu().dump(victim.pid(), &DumpOptions::default(), Lend::images(&folder), &mut kill);
+    let error = dumped.unwrap_err();
+    let Error::Gone(failure) = &error else { panic!("{}", explain(&error)) };
+    assert_eq!(failure.last_event.as_deref(), Some("post-dump"));
+    assert!(killed.is_some_and(|killed| killed.elapsed() < Duration::from_secs(5)));
+}
+
 fn a_service_that_has_ended_is_told() {
     let home = Home::new();
     let mut service = Service::start(&home);
     service.end();
     let error = service.criu().version().unwrap_err();
-    assert!(matches!(error, Error::Io { .. }), "{}", explain(&error));
+    assert!(matches!(error, Error::NoService { .. }), "{}", explain(&error));
+    assert!(error.advice().unwrap().contains("criu service --address"));
 }

@@ -10,6 +10,8 @@ mod peers;
 #[cfg(target_os = "linux")]
 mod protocol;
 #[cfg(target_os = "linux")]
+mod service;
+#[cfg(target_os = "linux")]
 mod spawn;
 mod stores;
 mod wire;

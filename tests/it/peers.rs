@@ -277,9 +277,9 @@ mod seen_by_criu {
     #[test]
     fn folders_and_the_store_of_pidfds_arrive_as_they_were_lent() {
         let nothing = dump(&DumpOptions::default());
-        let file = File::open("/dev/null").unwrap();
+        let (folder, file) = (File::open("/").unwrap(), File::open("/dev/null").unwrap());
         let mut fields = options_of(|criu, lend| {
-            let lend = lend.work(&file).pidfd_store(&file);
+            let lend = lend.work(&folder).pidfd_store(&file);
             drop(criu.dump(42, &DumpOptions::default(), lend, &mut NoHooks).unwrap());
         });
         assert!(nothing.contains(&(1, false)));

@@ -54,9 +54,16 @@ fn arguments_of_the_callers_come_before_swrk() {
 fn an_argument_with_a_zero_byte_is_refused() {
     let script = StandIn::doing("");
     let error = script.criu().argument("a\0b").version().unwrap_err();
-    assert!(matches!(error, Error::Options { .. }), "{error}");
-    let error = script.criu().variable("NAME", "a\0b").version().unwrap_err();
-    assert!(matches!(error, Error::Options { .. }), "{error}");
+    assert!(matches!(error, Error::Options { option: "argument", .. }), "{error}");
+}
+
+#[test]
+fn a_variable_that_no_program_can_have_is_refused() {
+    let script = StandIn::doing("");
+    for (name, value) in [("", "x"), ("a=b", "x"), ("a\0b", "x"), ("NAME", "a\0b")] {
+        let error = script.criu().variable(name, value).version().unwrap_err();
+        assert!(matches!(error, Error::Options { option: "variable", .. }), "{name:?}: {error}");
+    }
 }
 
 #[test]
@@ -624,7 +631,7 @@ fn listed(text: &str) -> BTreeMap<u32, String> {
 }
 
 /// A test that runs in a process of its own: this binary again, with that test alone.
-struct Apart {
+pub(crate) struct Apart {
     name: String,
     variables: Vec<(String, String)>,
 }
@@ -632,7 +639,12 @@ struct Apart {
 impl Apart {
     /// For the test of this name in this file.
     fn new(name: &str) -> Apart {
-        Apart { name: format!("spawn::{name}"), variables: Vec::new() }
+        Apart::with_path(&format!("spawn::{name}"))
+    }
+
+    /// For the test of this name, after the names of its modules.
+    pub(crate) fn with_path(path: &str) -> Apart {
+        Apart { name: path.to_owned(), variables: Vec::new() }
     }
 
     fn variable(mut self, name: &str, value: &str) -> Apart {
@@ -642,7 +654,7 @@ impl Apart {
 
     /// In the process of its own, does it. Else starts that process, and passes if it does.
     #[track_caller]
-    fn run(self, act: impl FnOnce()) {
+    pub(crate) fn run(self, act: impl FnOnce()) {
         if env::var(APART).is_ok_and(|name| name == self.name) {
             return act();
         }

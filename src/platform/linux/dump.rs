@@ -70,6 +70,9 @@ fn criu(job: &Job) -> Result<Criu> {
     if let Some(deadline) = job.deadline {
         criu = criu.deadline(deadline);
     }
+    if let Some(cancel) = &job.cancel {
+        criu = criu.cancelled_by(cancel);
+    }
     criu.program()?;
     Ok(criu)
 }

@@ -1,15 +1,18 @@
 //! Options that follow from what the tree is, so that nobody need know criu to capture a program: a root that leads
-//! no session, terminals from outside, and at the restore whatever the images say of the dump.
+//! no session, terminals and streams to sockets from outside, and at the restore whatever the images say of the dump.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashSet},
     fs,
     os::unix::fs::{FileTypeExt, MetadataExt},
+    path::Path,
 };
 
 use crate::{
     DumpOptions, Pid, RestoreOptions, Result,
     image::ImageDir,
+    options::External,
+    preflight::{Peer, Peers},
     procfs::{Stat, children},
 };
 
@@ -19,8 +22,12 @@ pub(super) fn for_dump(options: &DumpOptions, root: Pid) -> DumpOptions {
     if !options.names_shell_job() && leads_no_session(root) {
         options = options.shell_job(true);
     }
-    for terminal in outside_terminals(root) {
+    let outside = Outside::of(root);
+    for terminal in outside.terminals {
         options = options.external(terminal);
+    }
+    for inode in outside.streams {
+        options = options.external(External::Unix { inode });
     }
     options
 }
@@ -29,28 +36,50 @@ fn leads_no_session(root: Pid) -> bool {
     Stat::of(root.as_raw()).is_ok_and(|stat| stat.session != root.as_raw())
 }
 
-/// The terminals that the tree has open but does not hold the other side of, as criu names them.
-fn outside_terminals(root: Pid) -> BTreeSet<String> {
-    let mut terminals = BTreeSet::new();
-    let mut holds_masters = false;
-    let mut tree = vec![root.as_raw()];
-    let mut next = 0;
-    while let Some(pid) = tree.get(next).copied() {
-        next += 1;
-        tree.extend(children(pid).into_iter().filter(|child| !tree.contains(child)).collect::<Vec<_>>());
-        for descriptor in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
-            let Ok(target) = fs::read_link(descriptor.path()) else { continue };
-            holds_masters |= target.ends_with("ptmx");
-            if target.starts_with("/dev/pts/") {
-                let Ok(file) = fs::metadata(descriptor.path()) else { continue };
-                if file.file_type().is_char_device() {
-                    terminals.insert(format!("tty[{:x}:{:x}]", file.rdev(), file.dev()));
+/// What the tree has open but does not hold the other side of.
+struct Outside {
+    /// As criu names them.
+    terminals: BTreeSet<String>,
+    /// The unix sockets that are standard streams, by inode. A restore can give no others anew.
+    streams: BTreeSet<u64>,
+}
+
+impl Outside {
+    fn of(root: Pid) -> Outside {
+        let (mut terminals, mut streams, mut sockets) = (BTreeSet::new(), BTreeSet::new(), HashSet::new());
+        let mut holds_masters = false;
+        let mut tree = vec![root.as_raw()];
+        let mut next = 0;
+        while let Some(pid) = tree.get(next).copied() {
+            next += 1;
+            tree.extend(children(pid).into_iter().filter(|child| !tree.contains(child)).collect::<Vec<_>>());
+            for descriptor in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
+                let Ok(target) = fs::read_link(descriptor.path()) else { continue };
+                holds_masters |= target.ends_with("ptmx");
+                if target.starts_with("/dev/pts/") {
+                    let Ok(file) = fs::metadata(descriptor.path()) else { continue };
+                    if file.file_type().is_char_device() {
+                        terminals.insert(format!("tty[{:x}:{:x}]", file.rdev(), file.dev()));
+                    }
+                } else if let Some(inode) = socket_inode(&target) {
+                    sockets.insert(inode);
+                    if ["0", "1", "2"].iter().any(|stream| descriptor.file_name() == *stream) {
+                        streams.insert(inode);
+                    }
                 }
             }
         }
+        let peers = if streams.is_empty() { None } else { Peers::ask(&sockets) };
+        streams.retain(|inode| peers.as_ref().is_some_and(|peers| peers.of(*inode) == Peer::Outside));
+        // A tree with a terminal program in it: criu knows which of them belong together.
+        let terminals = if holds_masters { BTreeSet::new() } else { terminals };
+        Outside { terminals, streams }
     }
-    // A tree with a terminal program in it: criu knows which of them belong together.
-    if holds_masters { BTreeSet::new() } else { terminals }
+}
+
+/// The inode in a target such as `socket:[4711]`.
+fn socket_inode(target: &Path) -> Option<u64> {
+    target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 
 /// The caller's options, and what these images need beyond them.

@@ -10,5 +10,5 @@ mod select;
 mod staging;
 
 pub(crate) use self::{dump::checkpoint, host::host, restore::Reviver};
-pub use crate::rpc::{kill::kill_tree, tree::Tree};
+pub use crate::rpc::{Cancel, kill::kill_tree, tree::Tree};
 pub(crate) use crate::sys::Buffer;

@@ -34,6 +34,9 @@ impl<'a> Reviver<'a> {
         if let Some(deadline) = revival.deadline {
             criu = criu.deadline(deadline);
         }
+        if let Some(cancel) = &revival.cancel {
+            criu = criu.cancelled_by(cancel);
+        }
         criu.program()?;
         Ok(Reviver { revival, criu, staging: Staging::new(revival.staging.as_deref())? })
     }

@@ -1,0 +1,245 @@
+//! Open files, and memory that is mapped.
+
+use std::{
+    fs::{self, File},
+    io::{BufRead, BufReader, Read},
+    os::{
+        fd::AsRawFd,
+        unix::{fs::FileExt, process::ExitStatusExt},
+    },
+    path::Path,
+    process::Command,
+    time::Duration,
+};
+
+use criu_rpc::{
+    DumpOptions, Pid, RestoreOptions,
+    options::NetworkLock,
+    preflight::{Obstacle, Place, Severity},
+    rpc::{Key, NoHooks},
+};
+use nix::{fcntl::OFlag, sys::signal::Signal};
+
+use super::{blocks, defaults, descriptor, lines, look, passes, perl, perl_by, perl_program};
+use crate::{
+    client::resource,
+    harness::{criu, tests},
+    places::Home,
+    requests::{Images, own},
+    talk::pipe,
+    tree::{OrExplain, Victim, signal},
+};
+
+tests![
+    file_locks,
+    large_deleted_files,
+    deleted_names,
+    deleted_programs,
+    terminals_from_outside,
+    pipes_to_the_outside,
+    files_that_criu_does_not_know,
+    watches_on_the_kernels_own_file_systems,
+    pidfds_of_others,
+    memory_of_system_v,
+    mapped_io_urings,
+];
+
+fn file_locks() {
+    let home = Home::new();
+    let path = home.path("locked");
+    File::create(&path).unwrap();
+    let victim = Victim::start(&[&format!("lock={}", path.display())]);
+    let place = descriptor(victim.pid(), path.to_str().unwrap());
+    blocks(victim.pid(), &defaults(), victim.pid(), place, |obstacle| *obstacle == Obstacle::FileLock);
+    passes(victim.pid(), &defaults().file_locks(true));
+}
+
+/// A file of two MiB on the disk, not in a temporary file system.
+fn large(path: &Path) -> String {
+    let file = File::create(path).unwrap();
+    let block: Vec<u8> = (0..1_u32 << 21).map(|byte| byte.to_le_bytes()[0] | 1).collect();
+    file.write_all_at(&block, 0).unwrap();
+    file.sync_all().unwrap();
+    format!("file={}", path.display())
+}
+
+fn large_deleted_files() {
+    let home = Home::new();
+    let path = home.path("large");
+    let victim = Victim::start(&[&large(&path)]);
+    passes(victim.pid(), &defaults());
+    fs::remove_file(&path).unwrap();
+    let place = descriptor(victim.pid(), path.to_str().unwrap());
+    let obstacle = blocks(victim.pid(), &defaults(), victim.pid(), place, |obstacle| {
+        matches!(obstacle, Obstacle::GhostTooLarge { limit: 0x10_0000, .. })
+    });
+    let Obstacle::GhostTooLarge { size, .. } = obstacle else { panic!("{obstacle}") };
+    let size = u32::try_from(size).unwrap();
+    let too_small = defaults().ghost_limit(size - 1);
+    blocks(victim.pid(), &too_small, victim.pid(), None, |obstacle| {
+        matches!(obstacle, Obstacle::GhostTooLarge { .. })
+    });
+    passes(victim.pid(), &defaults().ghost_limit(size));
+}
+
+fn deleted_names() {
+    let home = Home::new();
+    let path = home.path("first");
+    let victim = Victim::start(&[&large(&path)]);
+    fs::hard_link(&path, home.path("second")).unwrap();
+    fs::remove_file(&path).unwrap();
+    let place = descriptor(victim.pid(), path.to_str().unwrap());
+    blocks(victim.pid(), &defaults(), victim.pid(), place, |obstacle| *obstacle == Obstacle::DeletedName);
+    passes(victim.pid(), &defaults().link_remap(true));
+}
+
+fn deleted_programs() {
+    let home = Home::new();
+    let program = home.path("program");
+    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let mut command = Command::new(&program);
+    command.args(["--victim", "session"]);
+    let victim = Victim::start_by(command);
+    fs::remove_file(&program).unwrap();
+    let too_large = |obstacle: &Obstacle| matches!(obstacle, Obstacle::GhostTooLarge { .. });
+    blocks(victim.pid(), &defaults(), victim.pid(), None, too_large);
+    passes(victim.pid(), &defaults().ghost_limit(u32::MAX));
+}
+
+fn terminals_from_outside() {
+    let master = nix::pty::posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).unwrap();
+    nix::pty::grantpt(&master).unwrap();
+    nix::pty::unlockpt(&master).unwrap();
+    let slave = nix::pty::ptsname_r(&master).unwrap();
+    let victim = Victim::start(&[&format!("file={slave}")]);
+    let place = descriptor(victim.pid(), &slave);
+    let terminal = |obstacle: &Obstacle| matches!(obstacle, Obstacle::Terminal { .. });
+    let obstacle = blocks(victim.pid(), &defaults(), victim.pid(), place, terminal);
+    passes(victim.pid(), &defaults().shell_job(true));
+    passes(victim.pid(), &defaults().external(obstacle.external().unwrap()));
+}
+
+/// criu dumps them. A restored program can talk to nobody through them, unless it gets another pipe in their place.
+fn pipes_to_the_outside() {
+    let home = Home::new();
+    let (mut read, write) = pipe();
+    let end = format!("/proc/{}/fd/{}", own(), write.as_raw_fd());
+    let mut command = Command::new("perl");
+    command.args([
+        "-e",
+        &perl_program(&format!(
+            "open(P, '>', '{end}') or die; $SIG{{USR1}} = sub {{ syswrite(P, \"word\\n\") }}"
+        )),
+    ]);
+    let victim = Victim::start_by(command);
+    drop(write);
+    let place = descriptor(victim.pid(), &resource(own(), read.as_raw_fd()));
+    let Some(Place::Descriptor { fd, .. }) = place else { unreachable!("because it is open") };
+    let key = Key::of_process(victim.pid(), fd).unwrap();
+    let findings = look(victim.pid(), &defaults());
+    let [finding] = &findings[..] else { panic!("{}", lines(&findings)) };
+    assert_eq!((Some(&finding.place), finding.severity), (place.as_ref(), Severity::Risk), "{finding}");
+    let Obstacle::PipeOutside { inode } = finding.obstacle else { panic!("{finding}") };
+    assert_eq!(key, Key::Pipe { inode });
+    passes(victim.pid(), &defaults());
+
+    let folder = home.folder("images");
+    let images = Images::of(&victim, &folder);
+    let options = DumpOptions::default().network_lock(NetworkLock::Skip);
+    criu().dump(victim.pid(), &options, images.lend(), &mut NoHooks).or_explain();
+    victim.reap(&images.members);
+    let mut revived = images.revive(&criu(), &RestoreOptions::default()).or_explain();
+    // perl takes a signal when its call into the kernel ends, so maybe at the next one.
+    let status = loop {
+        signal(revived.pid(), Signal::SIGUSR1);
+        if let Some(status) = revived.tree().wait_timeout(Duration::from_millis(100)).or_explain() {
+            break status;
+        }
+    };
+    assert_eq!(status.signal(), Some(Signal::SIGPIPE as i32), "nobody reads what it writes: {status}");
+    drop(revived);
+    let mut rest = String::new();
+    read.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "");
+
+    let (read, write) = pipe();
+    let mut revived = images.revive_with(&criu(), &RestoreOptions::default(), &[(key, &write)]).or_explain();
+    drop(write);
+    signal(revived.pid(), Signal::SIGUSR1);
+    assert_eq!(revived.ask("?"), "here");
+    let mut word = String::new();
+    BufReader::new(read).read_line(&mut word).unwrap();
+    assert_eq!(word, "word\n");
+}
+
+fn files_that_criu_does_not_know() {
+    for (call, target) in [
+        ("my $p = \"\\0\" x 200; syscall(425, 4, $p) > 2 or die", "anon_inode:[io_uring]"),
+        ("syscall(323, 1) > 2 or die", "anon_inode:[userfaultfd]"),
+        ("my $name = 'tmpfs'; syscall(430, $name, 0) > 2 or die", "anon_inode:[fscontext]"),
+        ("open(F, '+<', '/dev/fuse') or die", "/dev/fuse"),
+        ("open(F, '+<', '/dev/net/tun') or die", "/dev/net/tun"),
+    ] {
+        if target.starts_with('/') && !Path::new(target).exists() {
+            eprintln!("there is no {target} here");
+            continue;
+        }
+        let victim = perl(&format!("$^F = 100; {call}"));
+        let place = descriptor(victim.pid(), target);
+        let found = blocks(victim.pid(), &defaults(), victim.pid(), place, |obstacle| {
+            matches!(obstacle, Obstacle::IoUring | Obstacle::UnsupportedFile | Obstacle::Tun)
+        });
+        assert_eq!(found == Obstacle::IoUring, target.contains("io_uring"), "{found}");
+    }
+    let victim =
+        perl("open(F, '<', '/dev/zero'); open(G, '<', '/'); open(H, '<', '/proc/self/ns/net'); pipe(I, J)");
+    assert_eq!(look(victim.pid(), &defaults()), []);
+    passes(victim.pid(), &defaults());
+}
+
+fn watches_on_the_kernels_own_file_systems() {
+    let watch = |path: &str| {
+        perl(&format!("my $i = syscall(253); my $p = '{path}'; syscall(254, $i, $p, 0x100) > 0 or die"))
+    };
+    for (path, kind) in [("/proc/self", "proc"), ("/sys", "sysfs")] {
+        let victim = watch(path);
+        let place = descriptor(victim.pid(), "anon_inode:inotify");
+        let there = |obstacle: &Obstacle| matches!(obstacle, Obstacle::Watch { on } if on == kind);
+        blocks(victim.pid(), &defaults(), victim.pid(), place.clone(), there);
+        blocks(victim.pid(), &defaults().force_irmap(true), victim.pid(), place, there);
+    }
+    for path in ["/dev/shm", env!("CARGO_MANIFEST_DIR")] {
+        let victim = watch(path);
+        passes(victim.pid(), &defaults());
+    }
+}
+
+fn pidfds_of_others() {
+    let own = std::process::id();
+    let victim = perl(&format!("syscall(434, {own}, 0) > 2 or die"));
+    let outside = |obstacle: &Obstacle| *obstacle == Obstacle::PidfdOutside { of: Pid::from(own) };
+    blocks(victim.pid(), &defaults(), victim.pid(), None, outside);
+    let victim = perl("syscall(434, $$ + 0, 0) > 2 or die");
+    assert_eq!(look(victim.pid(), &defaults()), []);
+    passes(victim.pid(), &defaults());
+}
+
+fn memory_of_system_v() {
+    let victim = perl("my $id = shmget(0, 65536, 0600); my $at = syscall(30, $id, 0, 0); shmctl($id, 0, 0)");
+    let memory = |obstacle: &Obstacle| *obstacle == Obstacle::SystemVMemory;
+    blocks(victim.pid(), &defaults(), victim.pid(), None, memory);
+    let mut command = Command::new("unshare");
+    command.args(["--ipc", "perl"]);
+    let victim = perl_by(command, "my $id = shmget(0, 65536, 0600); my $at = syscall(30, $id, 0, 0)");
+    assert_eq!(look(victim.pid(), &defaults()), []);
+    passes(victim.pid(), &defaults());
+}
+
+fn mapped_io_urings() {
+    let victim = perl(
+        "$^F = 100; my $p = \"\\0\" x 200; my $u = syscall(425, 4, $p); \
+         syscall(9, 0, 4096, 3, 1, $u, 0) != -1 or die; POSIX::close($u)",
+    );
+    let mapped = |obstacle: &Obstacle| *obstacle == Obstacle::UnsupportedMapping;
+    blocks(victim.pid(), &defaults(), victim.pid(), None, mapped);
+}

@@ -1,0 +1,72 @@
+//! A look as such: what it costs, and whom it is refused for.
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use criu_rpc::{Error, ProcessProblem};
+use nix::sys::{
+    resource::{UsageWho, getrusage},
+    time::{TimeVal, TimeValLike},
+};
+
+use super::{defaults, dump, lines, perl};
+use crate::{
+    harness::{criu, dumps_tcp, tests},
+    places::state,
+    tree::{OrExplain, Victim},
+};
+
+tests![a_clean_tree_is_clear, a_look_takes_milliseconds_and_touches_nothing, a_pid_of_no_process_is_an_error,];
+
+fn a_clean_tree_is_clear() {
+    let mut victim = Victim::start(&["children=2", "threads=2", "memory=2", "listen=tcp"]);
+    let preflight = criu().preflight(victim.pid(), &defaults()).or_explain();
+    assert_eq!(preflight.findings, [], "{}", lines(&preflight.findings));
+    assert_eq!((preflight.processes, preflight.blockers().count()), (3, 0));
+    if dumps_tcp() {
+        dump(victim.pid(), &defaults()).unwrap();
+    }
+    victim.assert_counts_on(0);
+}
+
+/// Fifty processes that sleep.
+fn a_look_takes_milliseconds_and_touches_nothing() {
+    let mut victim = perl("for (1 .. 49) { unless (fork) { sleep 1000; exit } }");
+    let members = victim.members();
+    assert_eq!(members.len(), 50);
+    let start = Instant::now();
+    let preflight = criu().preflight(victim.pid(), &defaults()).or_explain();
+    let first = start.elapsed();
+    let (start, worked) = (Instant::now(), processor_time());
+    for _ in 0..10 {
+        assert_eq!(criu().preflight(victim.pid(), &defaults()).or_explain(), preflight);
+    }
+    let (then, worked) = (start.elapsed() / 10, (processor_time() - worked) / 10);
+    // The machine may be busy: what the processor did says more than the clock.
+    eprintln!("preflight of {} processes: {first:?}, then {then:?}; at work {worked:?}", preflight.processes);
+    assert_eq!(preflight.findings, [], "{}", lines(&preflight.findings));
+    assert_eq!(preflight.processes, 50);
+    assert!(members.iter().all(|pid| state(*pid) == Some('S')));
+    assert_eq!(victim.ask("?"), "here");
+}
+
+/// How long this thread has been at work.
+pub(super) fn processor_time() -> Duration {
+    let usage = getrusage(UsageWho::RUSAGE_THREAD).unwrap();
+    let micros = |time: TimeVal| Duration::from_micros(u64::try_from(time.num_microseconds()).unwrap());
+    micros(usage.user_time()) + micros(usage.system_time())
+}
+
+fn a_pid_of_no_process_is_an_error() {
+    for pid in [i32::MAX, 0, -1] {
+        let error = criu().preflight(pid, &defaults()).unwrap_err();
+        assert!(matches!(error, Error::Process { problem: ProcessProblem::Missing, .. }), "{error}");
+    }
+    // Inside a pid namespace there is no thread of the kernel.
+    if fs::read_to_string("/proc/2/comm").is_ok_and(|name| name == "kthreadd\n") {
+        let error = criu().preflight(2, &defaults()).unwrap_err();
+        assert!(matches!(error, Error::Process { problem: ProcessProblem::Kernel, .. }), "{error}");
+    }
+}

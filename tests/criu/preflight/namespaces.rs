@@ -1,0 +1,85 @@
+//! Namespaces of a tree's own.
+
+use std::{fs, process::Command};
+
+use criu_rpc::{
+    options::External,
+    preflight::{Finding, Obstacle, Place, Severity},
+};
+
+use super::{Perl, blocks, defaults, descriptor, dump, lines, look, passes, perl, perl_by};
+use crate::{harness::tests, places::children};
+
+tests![namespaces_of_children, pid_namespaces_without_init, mount_namespaces_of_their_own,];
+
+/// In a tree, a child in a namespace of its own.
+#[track_caller]
+fn child_in(flag: &str) -> Perl {
+    let victim = perl(&format!(
+        "unless (fork) {{ open(STDIN, '<', '/dev/null'); \
+         exec('unshare', '{flag}', 'sleep', '1000') }}"
+    ));
+    let child = children(victim.pid())[0];
+    let started =
+        || fs::read_to_string(format!("/proc/{child}/comm")).is_ok_and(|name| name.trim() == "sleep");
+    crate::places::wait_until("the child is in its namespace", started);
+    victim
+}
+
+fn namespaces_of_children() {
+    for (flag, kind) in [("--uts", "uts"), ("--ipc", "ipc"), ("--cgroup", "cgroup"), ("--time", "time")] {
+        let victim = child_in(flag);
+        let child = children(victim.pid())[0];
+        let nested = |obstacle: &Obstacle| *obstacle == Obstacle::NestedNamespace { kind };
+        blocks(victim.pid(), &defaults(), child, Some(Place::Process), nested);
+    }
+    let victim = child_in("--net");
+    passes(victim.pid(), &defaults());
+}
+
+fn pid_namespaces_without_init() {
+    let victim = perl(
+        "unless (fork) { exec('unshare', '--pid', '--fork', 'perl', '-e', \
+         'unless (fork) { use POSIX; POSIX::setsid(); sleep 1000 } sleep 1000') }",
+    );
+    let inner = || Some(*children(*children(*children(victim.pid()).first()?).first()?).first()?);
+    crate::places::wait_until("the namespace has a second process", || {
+        inner().is_some_and(|pid| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.split(' ').nth(5) == Some(&pid.to_string())
+        })
+    });
+    let inner = inner().unwrap();
+    let no_init = |obstacle: &Obstacle| matches!(obstacle, Obstacle::NoInit { .. });
+    let Obstacle::NoInit { namespace } = blocks(inner, &defaults(), inner, Some(Place::Process), no_init)
+    else {
+        unreachable!("because that was asked for")
+    };
+    let external = External::Pid { inode: namespace, label: "there".to_owned() };
+    passes(inner, &defaults().external(external));
+}
+
+fn mount_namespaces_of_their_own() {
+    let in_own = |before: &str| {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "perl"]);
+        perl_by(command, &format!("POSIX::close($_) for 3 .. 20; {before}"))
+    };
+    let needs_root = |finding: &Finding| {
+        finding.obstacle == Obstacle::MountNamespace && finding.severity == Severity::Risk
+    };
+    // Its standard error is open since before it had its namespace.
+    let victim = in_own("1");
+    let findings = look(victim.pid(), &defaults());
+    let [root, unseen] = &findings[..] else { panic!("{}", lines(&findings)) };
+    assert!(needs_root(root), "{root}");
+    assert!(matches!(unseen.obstacle, Obstacle::UnseenMount { .. }), "{unseen}");
+    assert_eq!(Some(&unseen.place), descriptor(victim.pid(), "/dev/null").as_ref());
+    dump(victim.pid(), &defaults()).unwrap_err();
+
+    let victim = in_own("open(STDERR, '>', '/dev/null')");
+    let findings = look(victim.pid(), &defaults());
+    let [root] = &findings[..] else { panic!("{}", lines(&findings)) };
+    assert!(needs_root(root), "{root}");
+    assert_eq!(look(victim.pid(), &defaults().root("/mnt")), []);
+}

@@ -1,0 +1,51 @@
+//! What the caller may do.
+
+use std::process::Command;
+
+use super::{defaults, dump, look, passes};
+use crate::{harness::tests, tree::Victim};
+
+tests![callers_without_privileges,];
+
+/// Looks and dumps as somebody else, and says what came of it.
+#[track_caller]
+fn as_somebody_else(who: &[&str], pid: i32) -> (Vec<String>, String) {
+    let output = Command::new("setpriv")
+        .args(who)
+        .arg(std::env::current_exe().unwrap())
+        .args(["--look", &pid.to_string()])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let mut lines: Vec<_> = said.lines().map(str::to_owned).collect();
+    let last = lines.pop().unwrap_or_else(|| panic!("{}", String::from_utf8_lossy(&output.stderr)));
+    (lines, last)
+}
+
+/// The process that looks as somebody else.
+pub(crate) fn main(arguments: &[String]) {
+    let pid = arguments[0].parse().unwrap();
+    for finding in look(pid, &defaults()) {
+        println!("{:?}: {}", finding.severity, finding.obstacle);
+    }
+    println!("{}", if dump(pid, &defaults()).is_ok() { "dumped" } else { "refused" });
+}
+
+fn callers_without_privileges() {
+    const NOBODY: [&str; 3] = ["--reuid=1000", "--regid=1000", "--clear-groups"];
+    let victim = Victim::start(&[]);
+    let (findings, end) = as_somebody_else(&NOBODY, victim.pid());
+    let needs = |name: &str| findings.iter().any(|line| line.starts_with("Blocks") && line.contains(name));
+    assert!(["CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_SYS_RESOURCE"].into_iter().all(needs), "{findings:?}");
+    assert_eq!(end, "refused");
+
+    for (name, short) in [("CAP_SYS_ADMIN", "sys_admin"), ("CAP_SYS_PTRACE", "sys_ptrace")] {
+        let without = [format!("--bounding-set=-{short}"), format!("--inh-caps=-{short}")];
+        let (findings, end) = as_somebody_else(&[&without[0], &without[1]], victim.pid());
+        assert_eq!(
+            (&findings[..], end.as_str()),
+            (&[format!("Blocks: criu would have to run without {name}")][..], "refused")
+        );
+    }
+    passes(victim.pid(), &defaults());
+}

@@ -1,0 +1,113 @@
+//! Whole processes: sessions, debuggers, users, threads.
+
+use std::{
+    fs,
+    process::{Command, Stdio},
+};
+
+use criu_rpc::{
+    Pid,
+    preflight::{Obstacle, Place},
+};
+
+use super::{Helper, blocks, defaults, lines, look, passes, perl};
+use crate::{
+    harness::{criu, tests},
+    places::state,
+    talk::Talk,
+    tree::{OrExplain, Victim},
+};
+
+tests![
+    a_root_that_leads_no_session,
+    memory_tracking,
+    a_tree_with_the_caller_in_it,
+    debuggers,
+    other_users,
+    filters_that_root_may_dump,
+    dead_leaders,
+];
+
+fn a_root_that_leads_no_session() {
+    let victim = Victim::start_in_our_session(&[]);
+    let no_session = |obstacle: &Obstacle| matches!(obstacle, Obstacle::NoSession { .. });
+    blocks(victim.pid(), &defaults(), victim.pid(), Some(Place::Process), no_session);
+    passes(victim.pid(), &defaults().shell_job(true));
+}
+
+fn memory_tracking() {
+    let victim = Victim::start(&[]);
+    let options = defaults().track_mem(true);
+    if criu().features().or_explain().mem_track {
+        return passes(victim.pid(), &options);
+    }
+    let untracked = |obstacle: &Obstacle| *obstacle == Obstacle::NoMemoryTracking;
+    blocks(victim.pid(), &options, victim.pid(), Some(Place::Process), untracked);
+}
+
+fn a_tree_with_the_caller_in_it() {
+    let own = i32::try_from(std::process::id()).unwrap();
+    let findings = look(own, &defaults().shell_job(true));
+    assert!(
+        findings.iter().any(|finding| finding.obstacle == Obstacle::CallerInside),
+        "{}",
+        lines(&findings)
+    );
+}
+
+fn debuggers() {
+    let mut victim = perl("1");
+    let mut child = Command::new("perl")
+        .args([
+            "-e",
+            "$| = 1; syscall(101, 0x4206, $ARGV[0] + 0, 0, 0) == 0 or die; print \"ready\\n\"; <STDIN>",
+        ])
+        .arg(victim.pid().to_string())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut talk = Talk::new(child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let debugger = Helper(child);
+    assert_eq!(talk.hear(), "ready");
+    let by = Obstacle::Traced { by: Pid::from(debugger.0.id()) };
+    blocks(victim.pid(), &defaults(), victim.pid(), Some(Place::Process), |obstacle| *obstacle == by);
+    drop(debugger);
+    passes(victim.pid(), &defaults());
+    assert_eq!(victim.ask("?"), "here");
+}
+
+fn other_users() {
+    let victim =
+        perl("$( = $) = '1000 1000'; $< = $> = 1000; syscall(157, 4, 1, 0, 0, 0); $> == 1000 or die");
+    let bounding = fs::read_to_string("/proc/self/status").unwrap();
+    let bounding = bounding.lines().find_map(|line| line.strip_prefix("CapBnd:")).unwrap().trim().to_owned();
+    if u64::from_str_radix(&bounding, 16).unwrap() & (1 << 24) != 0 {
+        return passes(victim.pid(), &defaults());
+    }
+    let other = |obstacle: &Obstacle| *obstacle == Obstacle::OtherUser { uid: 1000 };
+    blocks(victim.pid(), &defaults(), victim.pid(), Some(Place::Process), other);
+}
+
+fn filters_that_root_may_dump() {
+    // One instruction that allows everything.
+    let victim = perl(
+        "syscall(157, 38, 1, 0, 0, 0) == 0 or die; my $f = pack('SCCL', 6, 0, 0, 0x7fff0000); \
+         my $p = pack('Sx6P', 1, $f); syscall(157, 22, 2, $p, 0, 0) == 0 or die",
+    );
+    assert_eq!(look(victim.pid(), &defaults()), []);
+    passes(victim.pid(), &defaults());
+}
+
+fn dead_leaders() {
+    let has_threads = Command::new("perl").args(["-Mthreads", "-e", "1"]).stderr(Stdio::null()).status();
+    if !has_threads.is_ok_and(|status| status.success()) {
+        return eprintln!("this perl has no threads");
+    }
+    let victim = perl(
+        "use threads; threads->create(sub { sleep 1000 }); $| = 1; print \"ready $$\\n\"; syscall(60, 0)",
+    );
+    crate::places::wait_until("the first thread has ended", || state(victim.pid()) == Some('Z'));
+    let dead = |obstacle: &Obstacle| *obstacle == Obstacle::DeadLeader;
+    blocks(victim.pid(), &defaults(), victim.pid(), Some(Place::Process), dead);
+}
