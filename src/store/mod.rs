@@ -8,6 +8,7 @@ mod batch;
 pub mod conformance;
 mod fs;
 mod mem;
+mod pack;
 mod reach;
 
 use std::{
