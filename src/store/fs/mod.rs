@@ -27,6 +27,8 @@ mod names;
 mod read;
 mod rewrite;
 mod table;
+#[cfg(test)]
+mod tests;
 mod usage;
 mod verify;
 
