@@ -32,7 +32,8 @@
 //! | capturing | [`ProcsCapture`]; [`Capture`] and [`Stored`] are what comes of it; [`Pid`] |
 //! | reviving | [`ProcsRestore`]; [`Restored`], its [`Tree`]s and [`Warning`]s |
 //! | stopping either | [`Cancel`] |
-//! | storing | [`BlobStore`], [`BlobWriter`], [`BlobBatch`]; [`FsBlobStore`], [`MemBlobStore`] |
+//! | storing | [`BlobStore`], [`BlobWriter`], [`BlobBatch`]; [`FsBlobStore`], [`MemBlobStore`]; [`Usage`], [`Verified`] with its [`Damage`], [`Gc`] with its [`Tally`] |
+//! | moving captures | [`copy_capture`], [`reachable`] |
 //! | digests | [`Digest256`], [`Hasher`], [`ParseDigestError`] |
 //! | what a capture is made of | [`ProcsBlob`] |
 //! | options for criu | [`DumpOptions`], [`RestoreOptions`], [`options`] |
@@ -53,6 +54,7 @@
 //!
 //! None is on by default.
 //!
+//! - `compression`: packs of [`FsBlobStore`] are compressed with zstd, where that makes them smaller.
 //! - `conformance`: the suite that every [`BlobStore`] must pass, for authors of stores.
 
 mod archive;
@@ -96,7 +98,10 @@ pub use restore::{ProcsRestore, Restored, Warning};
 pub use rpc::Criu;
 #[cfg(feature = "conformance")]
 pub use store::conformance;
-pub use store::{BlobBatch, BlobStore, BlobWriter, FsBlobStore, MemBlobStore, copy_capture, reachable};
+pub use store::{
+    BlobBatch, BlobStore, BlobWriter, Damage, FsBlobStore, Gc, MemBlobStore, Tally, Usage, Verified,
+    copy_capture, reachable,
+};
 pub use version::Version;
 
 #[doc = include_str!("../README.md")] // its example is tested

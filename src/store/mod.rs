@@ -20,7 +20,7 @@ use std::{
 use self::batch::OneByOne;
 pub use self::{
     batch::BlobBatch,
-    fs::FsBlobStore,
+    fs::{Damage, FsBlobStore, Gc, Tally, Usage, Verified},
     mem::MemBlobStore,
     reach::{copy_capture, reachable},
 };

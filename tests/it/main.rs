@@ -14,4 +14,7 @@ mod service;
 #[cfg(target_os = "linux")]
 mod spawn;
 mod stores;
+mod stores_damage;
+mod stores_gc;
+mod stores_packs;
 mod wire;
