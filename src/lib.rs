@@ -53,6 +53,7 @@
 //! None is on by default.
 //!
 //! - `conformance`: the suite that every [`BlobStore`] must pass, for authors of stores.
+//! - `encryption`: `EncryptedBlobStore`, which encrypts what another store keeps.
 
 mod archive;
 mod blob;
@@ -95,6 +96,8 @@ pub use rpc::Criu;
 #[cfg(feature = "conformance")]
 pub use store::conformance;
 pub use store::{BlobBatch, BlobStore, BlobWriter, FsBlobStore, MemBlobStore};
+#[cfg(feature = "encryption")]
+pub use store::{EncryptedBlobStore, Key, Padding};
 pub use version::Version;
 
 #[doc = include_str!("../README.md")] // its example is tested
