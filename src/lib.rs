@@ -56,6 +56,7 @@
 //!
 //! - `compression`: packs of [`FsBlobStore`] are compressed with zstd, where that makes them smaller.
 //! - `conformance`: the suite that every [`BlobStore`] must pass, for authors of stores.
+//! - `encryption`: `EncryptedBlobStore`, which encrypts what another store keeps.
 
 mod archive;
 mod blob;
@@ -102,6 +103,8 @@ pub use store::{
     BlobBatch, BlobStore, BlobWriter, Damage, FsBlobStore, Gc, MemBlobStore, Tally, Usage, Verified,
     copy_capture, reachable,
 };
+#[cfg(feature = "encryption")]
+pub use store::{EncryptedBlobStore, Key, Padding};
 pub use version::Version;
 
 #[doc = include_str!("../README.md")] // its example is tested

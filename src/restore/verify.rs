@@ -27,7 +27,10 @@ pub(super) fn verified<T>(
         let made = consume(stream);
         let hashed = hashing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         match hashed {
-            Err(error) => Err(Error::io(format!("read the blob {digest}"))(error)),
+            // A store whose reader verifies says itself what is damaged.
+            Err(error) => {
+                Err(error.downcast::<Error>().unwrap_or_else(Error::io(format!("read the blob {digest}"))))
+            }
             Ok(Hashed::All(found)) if found != *digest => Err(Error::corrupt(
                 format!("the blob {digest}"),
                 format!("its bytes have the digest {found}"),

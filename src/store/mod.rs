@@ -1,11 +1,13 @@
 //! [`BlobStore`]: where blobs are kept, by their digest.
 //!
-//! Start with the trait; [`batch`] is many blobs at once, [`mem`] and [`fs`] are stores, `conformance` is what every
-//! store must pass.
+//! Start with the trait; [`batch`] is many blobs at once, [`mem`] and [`fs`] are stores, `encrypted` is one over another,
+//! `conformance` is what every store must pass.
 
 mod batch;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+#[cfg(feature = "encryption")]
+mod encrypted;
 mod fs;
 mod mem;
 mod pack;
@@ -18,6 +20,8 @@ use std::{
 };
 
 use self::batch::OneByOne;
+#[cfg(feature = "encryption")]
+pub use self::encrypted::{EncryptedBlobStore, Key, Padding};
 pub use self::{
     batch::BlobBatch,
     fs::{Damage, FsBlobStore, Gc, Tally, Usage, Verified},

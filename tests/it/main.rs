@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
 mod crash;
+#[cfg(feature = "encryption")]
+mod encrypted;
 mod golden;
 mod house;
 #[cfg(target_os = "linux")]

@@ -1,0 +1,137 @@
+//! One record: bytes that were encrypted, and how that is undone.
+//!
+//! ```text
+//! ciphertext of (the bytes, zeros as padding, the length of the bytes: u64) | tag 16 | nonce 12 | kind 1 | "cre1"
+//! ```
+//!
+//! All but the ciphertext is at the end: a record is decrypted where it lies, and cut off.
+
+use aes_gcm_siv::{AeadInOut, Nonce, Tag};
+
+use super::key::Keys;
+use crate::{Digest256, Error, Result};
+
+/// What a record is. A record of one kind is never taken for one of another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A blob.
+    Blob,
+    /// What a blob of many parts is made of.
+    Header,
+    /// A part of a blob, with others behind it.
+    Part,
+    /// A blob's last part.
+    LastPart,
+    /// Bytes under a name of the caller's.
+    Named,
+}
+
+impl Kind {
+    pub(super) fn code(self) -> u8 {
+        match self {
+            Kind::Blob => 1,
+            Kind::Header => 2,
+            Kind::Part => 3,
+            Kind::LastPart => 4,
+            Kind::Named => 5,
+        }
+    }
+}
+
+/// Makes the record of these bytes, as long as one of `padded` bytes, in `record`, which is emptied first. It can be opened
+/// under this name only.
+pub(super) fn seal(
+    keys: &Keys,
+    kind: Kind,
+    name: &Digest256,
+    bytes: &[u8],
+    padded: usize,
+    record: &mut Vec<u8>,
+) -> Result<()> {
+    let padded = padded.max(bytes.len());
+    record.clear();
+    record.reserve(padded + AROUND);
+    record.extend_from_slice(bytes);
+    record.resize(padded, 0);
+    record.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+    // From the system each time: a process that is restored twice has twice the state of a generator of its own.
+    let nonce: [u8; NONCE] = random()?;
+    let tag = keys
+        .cipher
+        .encrypt_inout_detached(&Nonce::from(nonce), &associated(kind, name), record.as_mut_slice().into())
+        .map_err(|_| Error::store("encrypt a record", "it has more than 64 GiB"))?;
+    record.extend_from_slice(&tag);
+    record.extend_from_slice(&nonce);
+    record.push(kind.code());
+    record.extend_from_slice(VERSION);
+    Ok(())
+}
+
+/// The bytes of a record that was found under this name.
+///
+/// # Errors
+///
+/// [`Error::Corrupt`] if it was not made for this name, as this kind, with these keys, or is not as it was made.
+pub(super) fn unseal(
+    keys: &Keys,
+    kind: Kind,
+    name: &Digest256,
+    mut record: Vec<u8>,
+    what: impl Fn() -> String,
+) -> Result<Vec<u8>> {
+    let damaged = |problem: &str| Error::corrupt(what(), problem);
+    let Some(end) = record.len().checked_sub(AROUND - LENGTH) else {
+        return Err(damaged("its record is too short"));
+    };
+    let (ciphertext, trailer) = record.split_at_mut(end);
+    if !trailer.ends_with(VERSION) {
+        return Err(damaged("its record is not of a version that is known"));
+    }
+    if trailer[TAG + NONCE] != kind.code() {
+        return Err(damaged("its record is of another kind"));
+    }
+    let tag: [u8; TAG] = trailer[..TAG].try_into().expect("because the slice is as long as the array");
+    let nonce: [u8; NONCE] =
+        trailer[TAG..TAG + NONCE].try_into().expect("because the slice is as long as the array");
+    keys.cipher
+        .decrypt_inout_detached(
+            &Nonce::from(nonce),
+            &associated(kind, name),
+            ciphertext.into(),
+            &Tag::from(tag),
+        )
+        .map_err(|_| damaged("its record is not what was encrypted"))?;
+    let Some((padded, length)) = ciphertext.split_last_chunk::<LENGTH>() else {
+        return Err(damaged("its record has no length"));
+    };
+    let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
+    if length > padded.len() {
+        return Err(damaged("its record is shorter than its length"));
+    }
+    record.truncate(length);
+    Ok(record)
+}
+
+/// What is not encrypted, but must be the same when a record is opened.
+fn associated(kind: Kind, name: &Digest256) -> [u8; 37] {
+    let mut associated = [0; 37];
+    associated[..4].copy_from_slice(VERSION);
+    associated[4] = kind.code();
+    associated[5..].copy_from_slice(name.as_bytes());
+    associated
+}
+
+/// Bytes from the operating system that nobody can guess.
+pub(super) fn random<const N: usize>() -> Result<[u8; N]> {
+    let mut bytes = [0; N];
+    let got = getrandom::fill(&mut bytes).map_err(std::io::Error::from);
+    got.map_err(Error::io("get randomness from the system"))?;
+    Ok(bytes)
+}
+
+const VERSION: &[u8; 4] = b"cre1";
+const TAG: usize = 16;
+const NONCE: usize = 12;
+const LENGTH: usize = 8;
+/// What a record has beside the bytes and their padding.
+const AROUND: usize = LENGTH + TAG + NONCE + 1 + VERSION.len();
