@@ -123,7 +123,11 @@ fn blobs_of_any_length_go_into_a_batch() {
     let folder = Folder::new();
     let store = open(&folder);
     let lengths = [0, 1, 255 * 1024, 256 * 1024, 256 * 1024 + 1, 3_000_000, LONG - 1, LONG];
-    let blobs: Blobs = lengths.iter().map(|length| vec![*length as u8; *length]).map(entry).collect();
+    let blobs: Blobs = lengths
+        .iter()
+        .map(|length| vec![length.to_le_bytes()[2] ^ length.to_le_bytes()[0]; *length])
+        .map(entry)
+        .collect();
     let batch = store.batch().unwrap();
     assert_eq!(batch.put(&pairs(&blobs)).unwrap(), total(&blobs));
     assert_eq!(batch.put(&pairs(&blobs)).unwrap(), 0);

@@ -24,8 +24,11 @@ pub(super) struct Catalog {
     /// Held while the folder is looked at.
     seen: Mutex<Option<Seen>>,
     /// Headers that were read last. Blobs are mostly looked for in the order that they were put.
-    headers: Vec<Mutex<Option<(u32, Arc<Frame>)>>>,
+    headers: Vec<Mutex<Header>>,
 }
+
+/// A header by the number of its frame.
+type Header = Option<(u32, Arc<Frame>)>;
 
 #[derive(Debug, Default)]
 pub(super) struct Packs {

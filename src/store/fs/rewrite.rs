@@ -31,6 +31,9 @@ struct Candidate {
     whole: bool,
 }
 
+/// Is given an entry: its frame, its index, what the header says, and its bytes if they are whole.
+type Each<'a> = dyn FnMut(&Frame, usize, &Entry, Option<&[u8]>) -> io::Result<()> + 'a;
+
 impl FsBlobStore {
     /// Deletes and rewrites packs.
     pub(super) fn sweep_packs(&self, grace: Duration, gc: &mut Gc) -> Result<()> {
@@ -139,11 +142,7 @@ impl FsBlobStore {
     }
 
     /// Every entry that is not dead, nor known to be damaged, with its bytes if they are whole.
-    fn each_living(
-        &self,
-        candidate: &Candidate,
-        each: &mut dyn FnMut(&Frame, usize, &Entry, Option<&[u8]>) -> io::Result<()>,
-    ) -> io::Result<()> {
+    fn each_living(&self, candidate: &Candidate, each: &mut Each<'_>) -> io::Result<()> {
         let file = File::open(&candidate.path)?;
         each_frame(&candidate.path, |frame| {
             let raw = self.open_frame(&file, frame)?.ok();

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io,
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use super::{
@@ -173,7 +173,7 @@ impl FsBlobStore {
         self.load_marks().map(drop)
     }
 
-    fn set_aside(&self, path: &PathBuf, kind: &str, digest: &Digest256) -> io::Result<()> {
+    fn set_aside(&self, path: &Path, kind: &str, digest: &Digest256) -> io::Result<()> {
         // It may have been put again since.
         let whole = match kind {
             "names" => name_is_whole(path, digest).unwrap_or(false),
