@@ -53,6 +53,7 @@
 //! None is on by default.
 //!
 //! - `conformance`: the suite that every [`BlobStore`] must pass, for authors of stores.
+//! - `object-store`: `ObjectBlobStore`, a store in S3, Google Cloud Storage, Azure Blob Storage or on an HTTP server.
 
 mod archive;
 mod blob;
@@ -94,6 +95,8 @@ pub use restore::{ProcsRestore, Restored, Warning};
 pub use rpc::Criu;
 #[cfg(feature = "conformance")]
 pub use store::conformance;
+#[cfg(feature = "object-store")]
+pub use store::ObjectBlobStore;
 pub use store::{BlobBatch, BlobStore, BlobWriter, FsBlobStore, MemBlobStore};
 pub use version::Version;
 

@@ -8,6 +8,8 @@ mod batch;
 pub mod conformance;
 mod fs;
 mod mem;
+#[cfg(feature = "object-store")]
+mod object;
 
 use std::{
     fmt,
@@ -16,6 +18,8 @@ use std::{
 };
 
 use self::batch::OneByOne;
+#[cfg(feature = "object-store")]
+pub use self::object::ObjectBlobStore;
 pub use self::{batch::BlobBatch, fs::FsBlobStore, mem::MemBlobStore};
 use crate::{Digest256, Error, Result};
 
