@@ -93,10 +93,10 @@ pub use request::Request;
 pub use restore::{ProcsRestore, Restored, Warning};
 #[cfg(target_os = "linux")]
 pub use rpc::Criu;
-#[cfg(feature = "conformance")]
-pub use store::conformance;
 #[cfg(feature = "object-store")]
 pub use store::ObjectBlobStore;
+#[cfg(feature = "conformance")]
+pub use store::conformance;
 pub use store::{BlobBatch, BlobStore, BlobWriter, FsBlobStore, MemBlobStore};
 pub use version::Version;
 

@@ -10,6 +10,7 @@ mod fs;
 mod mem;
 #[cfg(feature = "object-store")]
 mod object;
+mod pack;
 
 use std::{
     fmt,

@@ -35,9 +35,10 @@ pub(super) fn open(url: &Url, options: &[(String, String)], secrets: Secrets) ->
         }
         ObjectStoreScheme::AmazonS3 => {
             let start = if own.from_env { AmazonS3Builder::from_env() } else { AmazonS3Builder::new() };
-            let builder = own.rest.iter().try_fold(start.with_url(url.as_str()), |builder, (key, value)| {
-                Ok::<_, BoxError>(builder.with_config(known(key)?, value))
-            })?;
+            let builder =
+                own.rest.iter().try_fold(start.with_url(url.as_str()), |builder, (key, value)| {
+                    Ok::<_, BoxError>(builder.with_config(known(key)?, value))
+                })?;
             Arc::new(builder.with_retry(own.retry).build()?)
         }
         ObjectStoreScheme::GoogleCloudStorage => {
@@ -45,9 +46,10 @@ pub(super) fn open(url: &Url, options: &[(String, String)], secrets: Secrets) ->
                 true => GoogleCloudStorageBuilder::from_env(),
                 false => GoogleCloudStorageBuilder::new(),
             };
-            let builder = own.rest.iter().try_fold(start.with_url(url.as_str()), |builder, (key, value)| {
-                Ok::<_, BoxError>(builder.with_config(known(key)?, value))
-            })?;
+            let builder =
+                own.rest.iter().try_fold(start.with_url(url.as_str()), |builder, (key, value)| {
+                    Ok::<_, BoxError>(builder.with_config(known(key)?, value))
+                })?;
             Arc::new(builder.with_retry(own.retry).build()?)
         }
         ObjectStoreScheme::MicrosoftAzure => {
@@ -55,9 +57,10 @@ pub(super) fn open(url: &Url, options: &[(String, String)], secrets: Secrets) ->
                 true => MicrosoftAzureBuilder::from_env(),
                 false => MicrosoftAzureBuilder::new(),
             };
-            let builder = own.rest.iter().try_fold(start.with_url(url.as_str()), |builder, (key, value)| {
-                Ok::<_, BoxError>(builder.with_config(known(key)?, value))
-            })?;
+            let builder =
+                own.rest.iter().try_fold(start.with_url(url.as_str()), |builder, (key, value)| {
+                    Ok::<_, BoxError>(builder.with_config(known(key)?, value))
+                })?;
             Arc::new(builder.with_retry(own.retry).build()?)
         }
         ObjectStoreScheme::Http => {
@@ -84,7 +87,8 @@ struct Own {
 
 impl Own {
     fn of(options: &[(String, String)]) -> Result<Own, BoxError> {
-        let mut own = Own { from_env: false, patience: PATIENCE, retry: RetryConfig::default(), rest: Vec::new() };
+        let mut own =
+            Own { from_env: false, patience: PATIENCE, retry: RetryConfig::default(), rest: Vec::new() };
         // The time is what ends it: a server that is started again must not be given up because it was asked often.
         own.retry.max_retries = 1000;
         own.retry.backoff.max_backoff = Duration::from_secs(5);
@@ -119,17 +123,19 @@ fn none(options: &[(String, String)]) -> Result<(), BoxError> {
 pub(super) struct Secrets(Vec<String>);
 
 impl Secrets {
-    /// Of a URL: its user, its password and its query. Of the options: whatever is long enough to be a secret and does
-    /// not look like an address.
+    /// Of a URL: its user, its password and its query. Of the options: those whose names say so.
     pub(super) fn of(url: &str, options: &[(String, String)]) -> Secrets {
         let mut secrets = Vec::new();
-        for (_, value) in options {
-            if value.len() >= 4 && !PLAIN.iter().any(|plain| value.eq_ignore_ascii_case(plain)) && !value.contains("://") {
+        for (key, value) in options {
+            let key = key.to_ascii_lowercase();
+            if value.len() >= 4 && SECRET.iter().any(|word| key.contains(word)) {
                 secrets.push(value.clone());
             }
         }
         if let Ok(url) = Url::parse(url) {
-            secrets.extend([Some(url.username()), url.password(), url.query()].into_iter().flatten().map(str::to_owned));
+            secrets.extend(
+                [Some(url.username()), url.password(), url.query()].into_iter().flatten().map(str::to_owned),
+            );
         }
         secrets.retain(|secret| !secret.is_empty());
         // The longest first, or a part of one would be left.
@@ -180,8 +186,8 @@ pub(super) fn public(url: &Url) -> String {
     public.to_string()
 }
 
-/// Values of options that may be told.
-const PLAIN: [&str; 3] = ["true", "false", "auto"];
+/// What the names of options have in them whose values must not be told.
+const SECRET: [&str; 6] = ["key", "secret", "token", "password", "credential", "sas"];
 
 /// How long one request may take, with all that is tried again for it.
 pub(super) const PATIENCE: Duration = Duration::from_secs(180);
@@ -202,7 +208,9 @@ mod tests {
     #[test]
     fn an_option_that_is_not_known_is_named() {
         let url = Url::parse("s3://bucket/prefix").unwrap();
-        let error = open(&url, &[("acess_key".to_owned(), "x".to_owned())], Secrets::default()).map(drop).unwrap_err();
+        let error = open(&url, &[("acess_key".to_owned(), "x".to_owned())], Secrets::default())
+            .map(drop)
+            .unwrap_err();
         assert_eq!(error.to_string(), "there is no option acess_key for this kind of store");
         let url = Url::parse("memory:///").unwrap();
         assert!(open(&url, &[("region".to_owned(), "x".to_owned())], Secrets::default()).is_err());

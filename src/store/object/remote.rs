@@ -8,6 +8,7 @@ use std::{
     fmt,
     future::Future,
     io,
+    ops::Range,
     sync::{Arc, mpsc},
     time::Duration,
 };
@@ -149,43 +150,56 @@ impl Remote {
 
     /// All bytes of an object, or `None` if there is none. What is large comes in parts, in parallel.
     pub(super) async fn get(&self, path: &Path) -> Result<Option<Bytes>> {
-        let Some(meta) = self.head(path).await? else { return Ok(None) };
+        let size = match self.fetch(path, None).await {
+            Ok(Fetched::Bytes(bytes)) => return Ok(Some(bytes)),
+            Ok(Fetched::TooLong(size)) => size,
+            Err(Said::NotFound { .. }) => return Ok(None),
+            Err(said) => return Err(self.error(&format!("read {path}"), said)),
+        };
         let mut bytes = Bytes::new();
-        let mut parts = stream::iter(ranges(0..meta.size, PART)).map(|range| self.range(path, range)).buffered(AHEAD);
+        let mut parts =
+            stream::iter(ranges(0..size, PART)).map(|range| self.range(path, range)).buffered(AHEAD);
         while let Some(part) = parts.try_next().await? {
             let Some(part) = part else { return Ok(None) };
-            match bytes.is_empty() {
-                true => bytes = part,
-                false => bytes.extend_from_slice(&part),
-            }
+            bytes.extend_from_slice(&part);
         }
         Ok(Some(bytes))
     }
 
     /// A part of an object, all of it; `None` if there is no such object.
-    ///
-    /// What breaks off within the answer is asked for again: `object_store` does that only where a server has a tag for
-    /// the object.
-    pub(super) async fn range(&self, path: &Path, range: std::ops::Range<u64>) -> Result<Option<Bytes>> {
-        let doing = || format!("read the bytes {} to {} of {path}", range.start, range.end);
-        let fetch = async {
+    pub(super) async fn range(&self, path: &Path, range: Range<u64>) -> Result<Option<Bytes>> {
+        match self.fetch(path, Some(range.clone())).await {
+            Ok(Fetched::Bytes(bytes)) => Ok(Some(bytes)),
+            Ok(Fetched::TooLong(_)) => Err(self.error(&format!("read {path}"), wrong_length())),
+            Err(Said::NotFound { .. }) => Ok(None),
+            Err(said) => {
+                Err(self.error(&format!("read the bytes {} to {} of {path}", range.start, range.end), said))
+            }
+        }
+    }
+
+    /// One request. What breaks off within the answer is asked for again: `object_store` does that only where a server has
+    /// a tag for the object.
+    async fn fetch(&self, path: &Path, range: Option<Range<u64>>) -> Result<Fetched, Said> {
+        let fetching = async {
             let mut pause = FIRST_PAUSE;
             loop {
-                let options = GetOptions::new().with_range(Some(range.clone()));
+                let options = GetOptions::new().with_range(range.clone());
                 let answer = self.store.get_opts(path, options).await?;
-                match collect(answer, range.end - range.start).await {
+                let length = match &range {
+                    Some(range) => range.end - range.start,
+                    None if answer.meta.size > PART => return Ok(Fetched::TooLong(answer.meta.size)),
+                    None => answer.meta.size,
+                };
+                match collect(answer, length).await {
                     Err(Said::Generic { .. }) => {}
-                    result => return result,
+                    result => return result.map(Fetched::Bytes),
                 }
                 time::sleep(pause).await;
                 pause = (pause * 2).min(LAST_PAUSE);
             }
         };
-        match self.try_ask(fetch).await {
-            Ok(bytes) => Ok(Some(bytes)),
-            Err(Said::NotFound { .. }) => Ok(None),
-            Err(said) => Err(self.error(&doing(), said)),
-        }
+        self.try_ask(fetching).await
     }
 
     /// Makes an object of these bytes in one request.
@@ -215,6 +229,12 @@ impl Remote {
     }
 }
 
+enum Fetched {
+    Bytes(Bytes),
+    /// It has so many bytes, too many for one request.
+    TooLong(u64),
+}
+
 /// The body of an answer, if it is as long as it was asked for.
 async fn collect(answer: object_store::GetResult, length: u64) -> Result<Bytes, Said> {
     let mut bytes = Bytes::new();
@@ -233,7 +253,7 @@ fn wrong_length() -> Said {
 }
 
 /// A range in pieces.
-pub(super) fn ranges(whole: std::ops::Range<u64>, piece: u64) -> impl Iterator<Item = std::ops::Range<u64>> + Send {
+pub(super) fn ranges(whole: Range<u64>, piece: u64) -> impl Iterator<Item = Range<u64>> + Send {
     let mut start = whole.start;
     std::iter::from_fn(move || {
         let from = start;
@@ -256,14 +276,6 @@ impl<T> Task<T> {
     /// Waits for so long at most; whatever comes later is nobody's.
     pub(super) fn wait_at_most(self, time: Duration) {
         let _ = self.receiver.recv_timeout(time);
-    }
-
-    /// Lets it go on without anybody waiting.
-    pub(super) fn leave(mut self) {
-        // The handle that is dropped in place of ours belongs to nothing.
-        let (_, receiver) = mpsc::sync_channel(1);
-        self.receiver = receiver;
-        std::mem::forget(self);
     }
 }
 

@@ -1,0 +1,314 @@
+//! [`Builder`] and [`Frame`]: some hundred kilobytes of blobs, with a header that says which.
+
+use super::{PackId, bytes_at, codec, number, short};
+use crate::{Digest256, Error, Hasher, Result};
+
+/// Collects blobs until there is enough for a frame.
+#[derive(Debug, Default)]
+pub(crate) struct Builder {
+    entries: Vec<u8>,
+    count: u16,
+    raw: Vec<u8>,
+    packed: Vec<u8>,
+}
+
+impl Builder {
+    /// A frame with nothing in it.
+    pub(crate) fn new() -> Builder {
+        Builder::default()
+    }
+
+    /// Whether there is nothing in it.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Whether a blob of this length goes into this frame. One into an empty frame does if it is within [`MAX_BLOB`].
+    pub(crate) fn takes(&self, length: usize) -> bool {
+        self.is_empty() || (self.raw.len() + length <= TARGET && self.count < MAX_ENTRIES)
+    }
+
+    /// Whether hardly anything goes in any more.
+    pub(crate) fn is_full(&self) -> bool {
+        self.raw.len() + 1024 > TARGET || self.count >= MAX_ENTRIES
+    }
+
+    /// Adds a blob that the frame [takes](Builder::takes).
+    pub(crate) fn push(&mut self, digest: &Digest256, bytes: &[u8]) {
+        self.entry(digest, bytes, 0);
+    }
+
+    /// Adds bytes under a name. Of several that a name was given, those with the highest stamp count.
+    pub(crate) fn push_named(&mut self, name: &Digest256, stamp: u64, bytes: &[u8]) {
+        self.entry(name, bytes, NAMED);
+        self.entries.extend_from_slice(&stamp.to_le_bytes());
+        self.entries.extend_from_slice(Digest256::of(bytes).as_bytes());
+    }
+
+    fn entry(&mut self, digest: &Digest256, bytes: &[u8], kind: u32) {
+        assert!(self.takes(bytes.len()) && bytes.len() <= MAX_BLOB, "the frame does not take this blob");
+        self.entries.extend_from_slice(digest.as_bytes());
+        let length = u32::try_from(bytes.len()).expect("because the longest blob is far below 4 GiB");
+        self.entries.extend_from_slice(&(length | kind).to_le_bytes());
+        self.raw.extend_from_slice(bytes);
+        self.count += 1;
+    }
+
+    /// Makes bytes of it, compressed where that helps. What is still to be said is where they will be.
+    pub(crate) fn seal(&mut self) -> Sealed<'_> {
+        let packed = codec::compress(&self.raw, self.raw.len() - self.raw.len() / 16, &mut self.packed);
+        let stored = if packed { &self.packed } else { &self.raw };
+        let length = |bytes: &[u8]| u32::try_from(bytes.len()).expect("because frames are far below 4 GiB");
+        let head = FIXED + self.entries.len();
+        let mut header = Vec::with_capacity(head);
+        header.extend_from_slice(&MAGIC);
+        header.resize(32, 0); // the pack and the place: see `at`
+        header.extend_from_slice(&[if packed { ZSTD } else { RAW }, 0]);
+        header.extend_from_slice(&self.count.to_le_bytes());
+        header.extend_from_slice(&length(&self.raw).to_le_bytes());
+        header.extend_from_slice(&length(stored).to_le_bytes());
+        header.extend_from_slice(&u32::try_from(head).unwrap_or(u32::MAX).to_le_bytes());
+        header.resize(FIXED, 0);
+        header.extend_from_slice(&self.entries);
+        Sealed { header, stored }
+    }
+
+    /// Empties it, and keeps its memory.
+    pub(crate) fn clear(&mut self) {
+        self.entries.clear();
+        self.raw.clear();
+        self.count = 0;
+    }
+}
+
+/// A frame, as it will be stored.
+#[derive(Debug)]
+pub(crate) struct Sealed<'a> {
+    header: Vec<u8>,
+    stored: &'a [u8],
+}
+
+impl<'a> Sealed<'a> {
+    /// How long it is, the header included.
+    pub(crate) fn length(&self) -> u64 {
+        (self.header.len() + self.stored.len()) as u64
+    }
+
+    /// The two pieces that it is made of, for the place `at` of this pack.
+    pub(crate) fn at(mut self, pack: &PackId, at: u64) -> (Vec<u8>, &'a [u8]) {
+        self.header[8..24].copy_from_slice(&pack.0);
+        self.header[24..32].copy_from_slice(&at.to_le_bytes());
+        let check = checksum(&self.header);
+        self.header[48..FIXED].copy_from_slice(&check);
+        (self.header, self.stored)
+    }
+}
+
+/// What the header of a frame says.
+#[derive(Debug, Clone)]
+pub(crate) struct Frame {
+    /// The pack that it belongs to.
+    pub(crate) pack: PackId,
+    /// Where in the pack it begins.
+    pub(crate) at: u64,
+    /// How long its header is.
+    pub(crate) head: usize,
+    /// How many bytes follow the header.
+    pub(crate) stored: usize,
+    /// How many these are once decompressed.
+    pub(crate) raw: usize,
+    /// What they are, one after the other.
+    pub(crate) entries: Vec<Entry>,
+    compressed: bool,
+}
+
+/// A blob in a frame.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Entry {
+    /// Its digest, or its name.
+    pub(crate) digest: Digest256,
+    /// Which of both.
+    pub(crate) kind: Kind,
+    /// Where it begins in the raw bytes.
+    pub(crate) start: usize,
+    /// How long it is.
+    pub(crate) length: usize,
+}
+
+/// How an entry is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// By its digest.
+    Blob,
+    /// By a name. The highest stamp is the newest.
+    Named {
+        /// Grows with every time that the name is given bytes.
+        stamp: u64,
+        /// The digest of the bytes.
+        digest: Digest256,
+    },
+}
+
+impl Entry {
+    /// Where its bytes are among the raw ones.
+    pub(crate) fn range(&self) -> std::ops::Range<usize> {
+        self.start..self.start + self.length
+    }
+
+    /// Whether it has a name.
+    pub(crate) fn is_named(&self) -> bool {
+        matches!(self.kind, Kind::Named { .. })
+    }
+
+    /// The digest that its bytes must have.
+    pub(crate) fn content(&self) -> &Digest256 {
+        match &self.kind {
+            Kind::Blob => &self.digest,
+            Kind::Named { digest, .. } => digest,
+        }
+    }
+}
+
+impl Frame {
+    /// How many bytes from its start on the header takes, if this can be the start of one. It needs [`FIXED`] bytes.
+    pub(super) fn head_of(start: &[u8]) -> Option<usize> {
+        let head = (start.len() >= FIXED && start[..8] == MAGIC).then(|| number(start, 44) as usize)?;
+        (FIXED..=MAX_HEAD).contains(&head).then_some(head)
+    }
+
+    /// Reads a header from the first of these bytes. `None` if that is none, or damaged.
+    pub(crate) fn parse(bytes: &[u8]) -> Option<Frame> {
+        let header = bytes.get(..Frame::head_of(bytes)?)?;
+        if header[48..FIXED] != checksum(header) || header[33] != 0 {
+            return None;
+        }
+        let count = usize::from(u16::from_le_bytes(bytes_at(header, 34)));
+        let (raw, stored) = (number(header, 36) as usize, number(header, 40) as usize);
+        let compressed = match header[32] {
+            RAW if raw == stored => false,
+            ZSTD if stored < raw => true,
+            _ => return None,
+        };
+        let entries = entries(&header[FIXED..], count)?;
+        if entries.last().map_or(0, |last| last.range().end) != raw || raw > MAX_BLOB.max(TARGET) {
+            return None;
+        }
+        Some(Frame {
+            pack: PackId(bytes_at(header, 8)),
+            at: u64::from_le_bytes(bytes_at(header, 24)),
+            head: header.len(),
+            stored,
+            raw,
+            entries,
+            compressed,
+        })
+    }
+
+    /// Where the next frame begins.
+    pub(crate) fn end(&self) -> u64 {
+        self.at + (self.head + self.stored) as u64
+    }
+
+    /// Where the bytes of an entry are in the pack; `None` if the frame is compressed as a whole.
+    pub(crate) fn place(&self, entry: &Entry) -> Option<u64> {
+        (!self.compressed).then(|| self.at + (self.head + entry.start) as u64)
+    }
+
+    /// The index of an entry; `hint` is where it is looked for first.
+    pub(crate) fn find(&self, digest: &Digest256, named: bool, hint: usize) -> Option<usize> {
+        let is = |entry: &Entry| entry.digest == *digest && entry.is_named() == named;
+        if self.entries.get(hint).is_some_and(is) {
+            return Some(hint);
+        }
+        // The same name may be there twice: the last one is the newest.
+        self.entries.iter().rposition(is)
+    }
+
+    /// The raw bytes of the entries, of which nobody has verified anything yet, from the `stored` ones.
+    ///
+    /// A frame that was cut short gives what is left of it, as far as it is not compressed.
+    pub(crate) fn open<'a>(&self, stored: &'a [u8], scratch: &'a mut Vec<u8>) -> Result<&'a [u8]> {
+        if !self.compressed {
+            return Ok(&stored[..stored.len().min(self.raw)]);
+        }
+        codec::decompress(stored, self.raw, scratch).map_err(|error| match error.kind() {
+            std::io::ErrorKind::Unsupported => Error::store("read a compressed frame of a pack", error),
+            _ => {
+                Error::corrupt(format!("the frame at {} of pack {:?}", self.at, self.pack), error.to_string())
+            }
+        })?;
+        Ok(scratch)
+    }
+
+    /// The verified bytes of an entry among the raw ones.
+    pub(crate) fn verified<'a>(&self, entry: &Entry, raw: &'a [u8]) -> Result<&'a [u8]> {
+        let what = || format!("{} in the frame at {} of pack {:?}", entry.digest, self.at, self.pack);
+        let bytes = raw.get(entry.range()).ok_or_else(|| {
+            Error::corrupt(what(), format!("the pack ends within its {} bytes", entry.length))
+        })?;
+        crate::store::verify(entry.content(), bytes, what)?;
+        Ok(bytes)
+    }
+}
+
+fn entries(mut rest: &[u8], count: usize) -> Option<Vec<Entry>> {
+    let mut entries = Vec::with_capacity(count.min(usize::from(MAX_ENTRIES)));
+    let mut start = 0;
+    for _ in 0..count {
+        let fixed = rest.get(..ENTRY)?;
+        let length = number(fixed, 32);
+        let (named, length) = (length & NAMED != 0, (length & !NAMED) as usize);
+        let digest = Digest256::from_bytes(bytes_at(fixed, 0));
+        rest = &rest[ENTRY..];
+        let kind = if named {
+            let more = rest.get(..40)?;
+            rest = &rest[40..];
+            let digest = Digest256::from_bytes(bytes_at(more, 8));
+            Kind::Named { stamp: u64::from_le_bytes(bytes_at(more, 0)), digest }
+        } else {
+            Kind::Blob
+        };
+        entries.push(Entry { digest, kind, start, length });
+        start += length;
+    }
+    rest.is_empty().then_some(entries)
+}
+
+/// Over the whole header, with zeros in its own place.
+fn checksum(header: &[u8]) -> [u8; 16] {
+    let mut hasher = Hasher::new();
+    hasher.update(&header[..48]);
+    hasher.update(&[0; 16]);
+    hasher.update(&header[FIXED..]);
+    short(&hasher.finish())
+}
+
+/// A frame gets no further blob beyond so many raw bytes.
+///
+/// Large enough that its header is a hundredth of it and that compression finds what repeats, small enough to be read for
+/// one blob.
+pub(crate) const TARGET: usize = 256 * 1024;
+
+/// The longest blob that a frame holds, alone then.
+pub(crate) const MAX_BLOB: usize = 16 * 1024 * 1024;
+
+/// How many entries a frame has at most.
+const MAX_ENTRIES: u16 = 1024;
+
+/// How long a header is at most.
+pub(super) const MAX_HEAD: usize = FIXED + MAX_ENTRIES as usize * (ENTRY + 40);
+
+/// How long a header is without its entries.
+pub(super) const FIXED: usize = 64;
+
+/// How long an entry is without what only names have.
+const ENTRY: usize = 36;
+
+/// The bit in an entry's length that says that it is called by a name.
+const NAMED: u32 = 1 << 31;
+
+/// How every frame begins.
+pub(super) const MAGIC: [u8; 8] = *b"\x89CRF\r\n\x1a\n";
+
+const RAW: u8 = 0;
+const ZSTD: u8 = 1;

@@ -1,0 +1,153 @@
+//! Packs: many small blobs in one run of bytes, in frames of some hundred kilobytes that each say what they hold.
+//!
+//! Nothing here knows where the bytes are kept. [`Builder`] fills a frame and makes bytes of it, [`Frame`] is what its
+//! header says, [`scan`] finds all frames of a pack. `docs/formats.md` has it byte by byte.
+
+#[cfg_attr(feature = "compression", path = "codec.rs")]
+#[cfg_attr(not(feature = "compression"), path = "no_codec.rs")]
+mod codec;
+mod frame;
+mod scan;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fmt,
+    hash::{BuildHasher as _, RandomState},
+    io, process,
+    sync::atomic::{AtomicU64, Ordering},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+pub(crate) use self::{
+    frame::{Builder, Entry, Frame, Kind, MAX_BLOB, Sealed, TARGET},
+    scan::{Found, scan},
+};
+use crate::{Digest256, Hasher};
+
+/// What a pack is called: sixteen bytes that no other pack has.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct PackId([u8; 16]);
+
+impl PackId {
+    /// A new one. A process that was restored twice exists twice, with equal pids, counts and randomness, but not at
+    /// one time.
+    pub(crate) fn new() -> PackId {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos());
+        let mut hasher = Hasher::new();
+        hasher.update(&now.to_le_bytes());
+        hasher.update(&count.to_le_bytes());
+        hasher.update(&process::id().to_le_bytes());
+        hasher.update(&RandomState::new().hash_one(count).to_le_bytes());
+        PackId(short(&hasher.finish()))
+    }
+
+    /// The 32 hexadecimal digits, as a name of a file or an object.
+    pub(crate) fn hex(&self) -> String {
+        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The id with these digits.
+    pub(crate) fn parse(hex: &str) -> Option<PackId> {
+        let digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        if hex.len() != 32 || !hex.bytes().all(digit) {
+            return None;
+        }
+        u128::from_str_radix(hex, 16).ok().map(|number| PackId(number.to_be_bytes()))
+    }
+}
+
+impl fmt::Debug for PackId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.hex())
+    }
+}
+
+/// The first bytes of a pack. Frames follow without gaps.
+pub(crate) fn header(id: &PackId) -> [u8; HEADER] {
+    let mut header = [0; HEADER];
+    header[..8].copy_from_slice(&MAGIC);
+    header[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    header[16..32].copy_from_slice(&id.0);
+    let check = short(&Digest256::of(&header[..32]));
+    header[32..].copy_from_slice(&check);
+    header
+}
+
+/// What the first bytes of a pack say.
+fn parse_header(header: &[u8; HEADER]) -> Header {
+    if header[..8] != MAGIC || header[32..] != short(&Digest256::of(&header[..32])) {
+        return Header::Damaged;
+    }
+    match number(header, 8) {
+        VERSION => Header::Pack(PackId(bytes_at(header, 16))),
+        version => Header::Version(version),
+    }
+}
+
+enum Header {
+    Pack(PackId),
+    Version(u32),
+    Damaged,
+}
+
+/// Bytes that can be read at any place.
+pub(crate) trait ReadAt {
+    /// Reads up to a buffer full from `at` on; nothing at the end.
+    fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize>;
+
+    /// How many bytes there are.
+    fn length(&self) -> io::Result<u64>;
+
+    /// Reads until the buffer is full or the bytes end, and tells how many came.
+    fn read_full(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match self.read_at(&mut buffer[filled..], at + filled as u64) {
+                Ok(0) => break,
+                Ok(read) => filled += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(filled)
+    }
+}
+
+impl ReadAt for [u8] {
+    fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+        let start = usize::try_from(at).unwrap_or(usize::MAX).min(self.len());
+        let length = buffer.len().min(self.len() - start);
+        buffer[..length].copy_from_slice(&self[start..start + length]);
+        Ok(length)
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.len() as u64)
+    }
+}
+
+/// The checksum of headers: the first half of a digest.
+fn short(digest: &Digest256) -> [u8; 16] {
+    bytes_at(digest.as_bytes(), 0)
+}
+
+/// `N` bytes at a place that is known to be there.
+fn bytes_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    let mut found = [0; N];
+    found.copy_from_slice(&bytes[at..at + N]);
+    found
+}
+
+fn number(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes_at(bytes, at))
+}
+
+/// No text begins like this, and nothing that changes line ends leaves it alone.
+const MAGIC: [u8; 8] = *b"\x89CRP\r\n\x1a\n";
+const VERSION: u32 = 1;
+
+/// How long the header of a pack is.
+pub(crate) const HEADER: usize = 48;

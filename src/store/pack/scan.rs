@@ -1,0 +1,115 @@
+//! [`scan`]: finds the frames of a pack by their headers, past whatever is damaged.
+
+use std::{io, ops::Range};
+
+use super::{
+    HEADER, Header, PackId, ReadAt,
+    frame::{FIXED, Frame, MAGIC, MAX_HEAD},
+    parse_header,
+};
+
+/// What is at a place of a pack.
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// A frame whose header is whole. What follows the header was not looked at and may be cut short.
+    Frame(Frame),
+    /// Bytes that are no part of any frame whose header is whole.
+    Damaged(Range<u64>),
+}
+
+/// Tells everything that is in a pack, from its start to its end, and what the pack is called, if anything is left to tell.
+///
+/// # Errors
+///
+/// What reading says; `Unsupported` if a newer version has written the pack.
+pub(crate) fn scan(
+    source: &(impl ReadAt + ?Sized),
+    mut each: impl FnMut(Found),
+) -> io::Result<Option<PackId>> {
+    let length = source.length()?;
+    let mut window = Window { source, bytes: Vec::new(), at: 0 };
+    let mut pack = None;
+    let mut damaged = 0;
+    if let Ok(header) = <&[u8; HEADER]>::try_from(window.have(0, HEADER)?) {
+        match parse_header(header) {
+            Header::Pack(id) => {
+                pack = Some(id);
+                damaged = HEADER as u64;
+            }
+            Header::Version(version) => {
+                let problem = format!("a pack of version {version}, which this version cannot read");
+                return Err(io::Error::new(io::ErrorKind::Unsupported, problem));
+            }
+            Header::Damaged => {}
+        }
+    }
+    let mut at = HEADER as u64;
+    while at < length {
+        match window.frame(at, pack)? {
+            Some(frame) => {
+                if damaged < at {
+                    each(Found::Damaged(damaged..at));
+                }
+                pack = Some(frame.pack);
+                at = frame.end();
+                damaged = at;
+                each(Found::Frame(frame));
+            }
+            None => at = window.search(at + 1, length)?,
+        }
+    }
+    if damaged < length {
+        each(Found::Damaged(damaged..length));
+    }
+    Ok(pack)
+}
+
+/// A piece of the pack in memory.
+struct Window<'a, S: ?Sized> {
+    source: &'a S,
+    bytes: Vec<u8>,
+    at: u64,
+}
+
+impl<S: ReadAt + ?Sized> Window<'_, S> {
+    /// Up to `length` bytes from `at` on.
+    fn have(&mut self, at: u64, length: usize) -> io::Result<&[u8]> {
+        let inside = at >= self.at && at + length as u64 <= self.at + self.bytes.len() as u64;
+        if !inside {
+            self.bytes.resize(length.max(STEP), 0);
+            let filled = self.source.read_full(&mut self.bytes, at)?;
+            self.bytes.truncate(filled);
+            self.at = at;
+        }
+        let start = usize::try_from(at - self.at).unwrap_or(usize::MAX).min(self.bytes.len());
+        Ok(&self.bytes[start..self.bytes.len().min(start + length)])
+    }
+
+    /// The frame that begins here. One of another pack, or of another place, is a copy within somebody's memory.
+    fn frame(&mut self, at: u64, pack: Option<PackId>) -> io::Result<Option<Frame>> {
+        let Some(head) = Frame::head_of(self.have(at, FIXED)?) else { return Ok(None) };
+        let frame = Frame::parse(self.have(at, head.min(MAX_HEAD))?);
+        Ok(frame.filter(|frame| frame.at == at && pack.is_none_or(|pack| pack == frame.pack)))
+    }
+
+    /// Where the next frame could begin, from `at` on; the end if nowhere.
+    fn search(&mut self, mut at: u64, length: u64) -> io::Result<u64> {
+        while at < length {
+            let bytes = self.have(at, SEARCH)?;
+            if let Some(found) = bytes.windows(MAGIC.len()).position(|bytes| *bytes == MAGIC) {
+                return Ok(at + found as u64);
+            }
+            if bytes.len() < SEARCH {
+                break;
+            }
+            at += (SEARCH - MAGIC.len() + 1) as u64;
+        }
+        Ok(length)
+    }
+}
+
+/// What is read for a header: enough for one of 64 or 128 entries, and no more than costs nothing.
+const STEP: usize = 8 * 1024;
+
+/// What is searched at once.
+const SEARCH: usize = 256 * 1024;

@@ -1,0 +1,22 @@
+//! [`ObjectBlobStore`](criu_rpc::ObjectBlobStore) against what `object_store` has for tests, a real S3-compatible server that is
+//! killed and started again, and servers that mean harm. Nothing but loopback addresses is ever asked.
+
+mod attacked;
+mod backends;
+mod hostile;
+mod killed;
+mod s3;
+
+/// Bytes that no other length and seed give.
+fn noise(length: usize, seed: u64) -> Vec<u8> {
+    let mut state = (seed << 32 | length as u64 | 1 << 63).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    let mut bytes: Vec<u8> = std::iter::repeat_with(next).take(length.div_ceil(8)).flatten().collect();
+    bytes.truncate(length);
+    bytes
+}
