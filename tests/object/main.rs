@@ -10,13 +10,13 @@ mod s3;
 /// Bytes that no other length and seed give.
 fn noise(length: usize, seed: u64) -> Vec<u8> {
     let mut state = (seed << 32 | length as u64 | 1 << 63).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let next = || {
+    let mut bytes = vec![0; length.next_multiple_of(8)];
+    for word in bytes.chunks_exact_mut(8) {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        state.to_le_bytes()
-    };
-    let mut bytes: Vec<u8> = std::iter::repeat_with(next).take(length.div_ceil(8)).flatten().collect();
+        word.copy_from_slice(&state.to_le_bytes());
+    }
     bytes.truncate(length);
     bytes
 }

@@ -337,10 +337,13 @@ pub(super) fn path(remote: &Remote, id: PackId, kind: &str) -> Path {
 async fn frames(remote: &Remote, run: Vec<Spot>) -> Result<Option<Vec<(Spot, Result<OpenFrame>)>>> {
     let (first, last) = (run[0], run[run.len() - 1]);
     let whole = first.at..last.at + u64::from(last.length);
-    let Some(bytes) = remote.range(&path(remote, first.pack, "pack"), whole).await? else { return Ok(None) };
+    let Some(bytes) = remote.what_is_left(&path(remote, first.pack, "pack"), whole).await? else {
+        return Ok(None);
+    };
     let opened = run.into_iter().map(|spot| {
         let start = usize::try_from(spot.at - first.at).expect("because the run is in memory");
-        let frame = open(spot, &bytes[start..start + spot.length as usize], &remote.name);
+        let left = bytes.get(start..).unwrap_or_default();
+        let frame = open(spot, &left[..left.len().min(spot.length as usize)], &remote.name);
         (spot, frame)
     });
     Ok(Some(opened.collect()))

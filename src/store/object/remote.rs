@@ -168,11 +168,25 @@ impl Remote {
 
     /// A part of an object, all of it; `None` if there is no such object.
     pub(super) async fn range(&self, path: &Path, range: Range<u64>) -> Result<Option<Bytes>> {
+        let length = range.end - range.start;
+        let part = self.what_is_left(path, range).await?;
+        match part.as_ref().map_or(length, |bytes| bytes.len() as u64) {
+            whole if whole == length => Ok(part),
+            _ => Err(Error::corrupt(format!("{path} in {}", self.name), "it is shorter than it was")),
+        }
+    }
+
+    /// A part of an object, less of it where it ends before; `None` if there is no such object.
+    pub(super) async fn what_is_left(&self, path: &Path, range: Range<u64>) -> Result<Option<Bytes>> {
         match self.fetch(path, Some(range.clone())).await {
             Ok(Fetched::Bytes(bytes)) => Ok(Some(bytes)),
             Ok(Fetched::TooLong(_)) => Err(self.error(&format!("read {path}"), wrong_length())),
             Err(Said::NotFound { .. }) => Ok(None),
             Err(said) => {
+                // That it ends before the range begins is an error like any other.
+                if matches!(self.head(path).await, Ok(Some(meta)) if meta.size <= range.start) {
+                    return Ok(Some(Bytes::new()));
+                }
                 Err(self.error(&format!("read the bytes {} to {} of {path}", range.start, range.end), said))
             }
         }
@@ -187,7 +201,7 @@ impl Remote {
                 let options = GetOptions::new().with_range(range.clone());
                 let answer = self.store.get_opts(path, options).await?;
                 let length = match &range {
-                    Some(range) => range.end - range.start,
+                    Some(_) => answer.range.end.saturating_sub(answer.range.start),
                     None if answer.meta.size > PART => return Ok(Fetched::TooLong(answer.meta.size)),
                     None => answer.meta.size,
                 };
