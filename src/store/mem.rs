@@ -1,15 +1,17 @@
 //! [`MemBlobStore`]: blobs in memory.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     io::{self, Cursor, Read, Write},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
-use super::{BlobStore, BlobWriter};
+use super::{BlobBatch, BlobStore, BlobWriter};
 use crate::{Digest256, Error, Result};
 
 /// A store in memory, for tests and for captures that need not outlive the program.
+///
+/// A batch of it is visible at once, blob by blob.
 ///
 /// ```
 /// use criu_rpc::{BlobStore, MemBlobStore};
@@ -22,7 +24,8 @@ use crate::{Digest256, Error, Result};
 /// ```
 #[derive(Debug, Default)]
 pub struct MemBlobStore {
-    blobs: RwLock<HashMap<Digest256, Blob>>,
+    blobs: Shelf,
+    names: Shelf,
 }
 
 impl MemBlobStore {
@@ -31,42 +34,32 @@ impl MemBlobStore {
         MemBlobStore::default()
     }
 
-    /// How many blobs it has.
+    /// How many blobs it has. Bytes under names are no blobs.
     pub fn len(&self) -> usize {
-        self.blobs.read().unwrap_or_else(PoisonError::into_inner).len()
+        self.blobs.read().len()
     }
 
     /// Whether it has no blob.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
-
-    fn insert(&self, digest: Digest256, bytes: Vec<u8>) {
-        let blob = Blob(Arc::new(bytes));
-        self.blobs.write().unwrap_or_else(PoisonError::into_inner).insert(digest, blob);
-    }
-
-    fn find(&self, digest: &Digest256) -> Result<Blob> {
-        let blobs = self.blobs.read().unwrap_or_else(PoisonError::into_inner);
-        blobs.get(digest).cloned().ok_or(Error::Missing { digest: *digest })
-    }
 }
 
 impl BlobStore for MemBlobStore {
     fn put(&self, bytes: &[u8]) -> Result<Digest256> {
         let digest = Digest256::of(bytes);
-        self.insert(digest, bytes.to_vec());
+        self.blobs.insert(digest, bytes.to_vec());
         Ok(digest)
     }
 
     fn get(&self, digest: &Digest256) -> Result<Vec<u8>> {
-        let bytes = self.find(digest)?.0.to_vec();
-        super::verify(digest, &bytes, || format!("blob {digest} in memory"))?;
+        let bytes = self.blobs.find(digest)?.0.to_vec();
+        verify(digest, &bytes)?;
         Ok(bytes)
     }
 
     fn contains(&self, digest: &Digest256) -> Result<bool> {
-        Ok(self.blobs.read().unwrap_or_else(PoisonError::into_inner).contains_key(digest))
+        Ok(self.blobs.read().contains_key(digest))
     }
 
     fn writer(&self) -> Result<Box<dyn BlobWriter + '_>> {
@@ -74,7 +67,76 @@ impl BlobStore for MemBlobStore {
     }
 
     fn reader(&self, digest: &Digest256) -> Result<Box<dyn Read + Send + '_>> {
-        Ok(Box::new(Cursor::new(self.find(digest)?)))
+        Ok(Box::new(Cursor::new(self.blobs.find(digest)?)))
+    }
+
+    fn missing(&self, digests: &[Digest256]) -> Result<Vec<Digest256>> {
+        let blobs = self.blobs.read();
+        Ok(digests.iter().filter(|digest| !blobs.contains_key(digest)).copied().collect())
+    }
+
+    fn read_range(&self, digest: &Digest256, offset: u64, length: usize) -> Result<Vec<u8>> {
+        let blob = self.blobs.find(digest)?;
+        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(blob.0.len());
+        let rest = &blob.0[start..];
+        Ok(rest[..length.min(rest.len())].to_vec())
+    }
+
+    fn get_many(
+        &self,
+        digests: &[Digest256],
+        each: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        for (place, digest) in digests.iter().enumerate() {
+            let blob = self.blobs.find(digest)?;
+            verify(digest, &blob.0)?;
+            each(place, &blob.0)?;
+        }
+        Ok(())
+    }
+
+    fn batch(&self) -> Result<Box<dyn BlobBatch + '_>> {
+        Ok(Box::new(MemBatch(self)))
+    }
+
+    fn put_named(&self, name: &Digest256, bytes: &[u8]) -> Result<()> {
+        self.names.insert(*name, bytes.to_vec());
+        Ok(())
+    }
+
+    fn get_named(&self, name: &Digest256) -> Result<Vec<u8>> {
+        Ok(self.names.find(name)?.0.to_vec())
+    }
+
+    fn contains_named(&self, name: &Digest256) -> Result<bool> {
+        Ok(self.names.read().contains_key(name))
+    }
+}
+
+fn verify(digest: &Digest256, bytes: &[u8]) -> Result<()> {
+    super::verify(digest, bytes, || format!("blob {digest} in memory"))
+}
+
+/// Blobs by digest, or bytes by name.
+#[derive(Debug, Default)]
+struct Shelf(RwLock<HashMap<Digest256, Blob>>);
+
+impl Shelf {
+    fn read(&self) -> RwLockReadGuard<'_, HashMap<Digest256, Blob>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, HashMap<Digest256, Blob>> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn insert(&self, digest: Digest256, bytes: Vec<u8>) {
+        let replaced = self.write().insert(digest, Blob(Arc::new(bytes)));
+        drop(replaced); // the lock is free by now
+    }
+
+    fn find(&self, digest: &Digest256) -> Result<Blob> {
+        self.read().get(digest).cloned().ok_or(Error::Missing { digest: *digest })
     }
 }
 
@@ -102,7 +164,7 @@ struct MemWriter<'a> {
 
 impl BlobWriter for MemWriter<'_> {
     fn commit(self: Box<Self>, digest: &Digest256) -> Result<()> {
-        self.store.insert(*digest, self.bytes);
+        self.store.blobs.insert(*digest, self.bytes);
         Ok(())
     }
 }
@@ -113,6 +175,39 @@ impl Write for MemWriter<'_> {
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Trusts the digests that it is given, and copies outside the lock.
+struct MemBatch<'a>(&'a MemBlobStore);
+
+impl BlobBatch for MemBatch<'_> {
+    fn put(&self, blobs: &[(Digest256, &[u8])]) -> Result<u64> {
+        let mut new = blobs.to_vec();
+        {
+            let there = self.0.blobs.read();
+            new.retain(|(digest, _)| !there.contains_key(digest));
+        }
+        let new: Vec<_> =
+            new.into_iter().map(|(digest, bytes)| (digest, Blob(Arc::new(bytes.to_vec())))).collect();
+        let mut stored = 0;
+        let mut there = self.0.blobs.write();
+        for (digest, blob) in new {
+            // Another thread may have been quicker, and the same blob may come twice.
+            if let Entry::Vacant(place) = there.entry(digest) {
+                stored += blob.0.len() as u64;
+                place.insert(blob);
+            }
+        }
+        Ok(stored)
+    }
+
+    fn put_named(&self, name: &Digest256, bytes: &[u8]) -> Result<()> {
+        self.0.put_named(name, bytes)
+    }
+
+    fn commit(self: Box<Self>) -> Result<()> {
         Ok(())
     }
 }

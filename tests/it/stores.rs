@@ -20,6 +20,7 @@ use criu_rpc::{BlobStore, Digest256, Error, FsBlobStore, Hasher, MemBlobStore, R
 #[test]
 fn the_store_in_memory_conforms() {
     conformance::check(MemBlobStore::new);
+    conformance::check_names(MemBlobStore::new);
 }
 
 #[test]
@@ -40,11 +41,14 @@ fn pointers_to_stores_conform() {
     let folder = Folder::new();
     conformance::check(|| Arc::new(fresh(&folder)));
     conformance::check(|| Arc::new(MemBlobStore::new()) as Arc<dyn BlobStore>);
+    conformance::check_names(|| Arc::new(MemBlobStore::new()) as Arc<dyn BlobStore>);
     conformance::check(|| Box::new(Minimal::default()) as Box<dyn BlobStore>);
     let mut kept = Vec::new();
-    kept.resize_with(20, MemBlobStore::new);
+    kept.resize_with(100, MemBlobStore::new);
     let stores = Mutex::new(kept.iter());
-    conformance::check(|| stores.lock().unwrap().next().expect("because twenty are more than the promises"));
+    conformance::check(|| {
+        stores.lock().unwrap().next().expect("because a hundred are more than the promises")
+    });
 }
 
 #[test]

@@ -1,46 +1,14 @@
-//! What every store must pass, for authors of stores (feature `conformance`).
-//!
-//! ```
-//! use criu_rpc::{MemBlobStore, conformance};
-//!
-//! // In a test of your crate, with your store:
-//! conformance::check(MemBlobStore::new);
-//! ```
+//! Blobs one by one: put, got, written and read piece by piece.
 
 use std::{
     io::{Read, Write},
     thread,
 };
 
-use crate::{BlobStore, Digest256, Error};
+use super::{LARGE, MIDDLE, assert_missing, assert_same, assert_there, blob, must, write};
+use crate::{BlobStore, Digest256};
 
-/// Holds a store to the contract of [`BlobStore`].
-///
-/// `make` gives a store that is empty, or at least has none of the suite's blobs; it is called once for each
-/// promise. The suite stores some ten megabytes in all.
-///
-/// # Panics
-///
-/// When a promise is broken: the message says which, and how.
-///
-/// # Examples
-///
-/// A store may be handed over by its pointer too, as callers will:
-///
-/// ```
-/// use std::sync::Arc;
-///
-/// use criu_rpc::{BlobStore, MemBlobStore, conformance};
-///
-/// conformance::check(|| Arc::new(MemBlobStore::new()) as Arc<dyn BlobStore>);
-/// ```
-pub fn check<S: BlobStore>(make: impl Fn() -> S) {
-    for promise in PROMISES {
-        promise(&make());
-    }
-}
-
-const PROMISES: [fn(&dyn BlobStore); 13] = [
+pub(super) const PROMISES: [fn(&dyn BlobStore); 13] = [
     what_is_put_is_given_back,
     what_was_never_put_is_missing,
     putting_twice_changes_nothing,
@@ -208,79 +176,3 @@ fn threads_may_put_at_once(store: &dyn BlobStore) {
         }
     }
 }
-
-#[track_caller]
-fn write(store: &dyn BlobStore, bytes: &[u8], piece: usize) {
-    let mut writer = must(store.writer(), "open a writer");
-    for piece in bytes.chunks(piece) {
-        must(writer.write_all(piece), "write");
-    }
-    must(writer.commit(&Digest256::of(bytes)), "commit");
-}
-
-#[track_caller]
-fn assert_there(store: &dyn BlobStore, bytes: &[u8]) {
-    let digest = Digest256::of(bytes);
-    assert!(
-        must(store.contains(&digest), "ask for a blob"),
-        "contains denies a blob that was stored: {digest}"
-    );
-    assert_same(&must(store.get(&digest), "get a blob"), bytes, "get");
-    let mut read = Vec::new();
-    must(must(store.reader(&digest), "open a reader").read_to_end(&mut read), "read a blob");
-    assert_same(&read, bytes, "the reader");
-}
-
-#[track_caller]
-fn assert_missing(store: &dyn BlobStore, digest: &Digest256) {
-    assert!(!must(store.contains(digest), "ask for a blob"), "contains claims a blob that is not stored");
-    let missing = |error: &Error| matches!(error, Error::Missing { digest: named } if named == digest);
-    match store.get(digest) {
-        Err(error) if missing(&error) => {}
-        Err(error) => panic!("get answers {error:?} for a blob that is not stored, not Error::Missing"),
-        Ok(bytes) => panic!("get gives {} bytes for a blob that is not stored", bytes.len()),
-    }
-    match store.reader(digest) {
-        Err(error) if missing(&error) => {}
-        Err(error) => panic!("reader answers {error:?} for a blob that is not stored, not Error::Missing"),
-        Ok(_) => panic!("reader opens a blob that is not stored"),
-    }
-}
-
-/// Compares without printing a megabyte.
-#[track_caller]
-fn assert_same(found: &[u8], expected: &[u8], who: &str) {
-    let same = found.iter().zip(expected).take_while(|(found, expected)| found == expected).count();
-    assert!(
-        found == expected,
-        "{who} gives {} bytes for a blob of {}; they differ from byte {same} on",
-        found.len(),
-        expected.len()
-    );
-}
-
-#[track_caller]
-fn must<T, E: std::error::Error>(result: Result<T, E>, what: &str) -> T {
-    match result {
-        Ok(value) => value,
-        Err(error) => panic!("could not {what}: {error}: {error:?}"),
-    }
-}
-
-/// Bytes that no other length and seed give.
-fn blob(length: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed << 32 | length as u64 | 1 << 63;
-    let next = || {
-        // xorshift64: no pattern that a store could repeat by accident.
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    };
-    let mut bytes: Vec<u8> = std::iter::repeat_with(next).take(length.div_ceil(8)).flatten().collect();
-    bytes.truncate(length);
-    bytes
-}
-
-const LARGE: usize = 1024 * 1024 + 3;
-const MIDDLE: usize = 200_003;
