@@ -2,19 +2,37 @@
 
 use std::{
     fs::{self, File},
-    io,
+    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
     path::Path,
+    sync::{Mutex, PoisonError},
 };
 
-/// A new file, to be written; an error if anything of that name is there, a dangling link too.
+/// A new file, to be written and read; an error if anything of that name is there, a dangling link too.
 pub(crate) fn create_file(path: &Path) -> io::Result<File> {
-    File::options().write(true).create_new(true).open(path)
+    File::options().read(true).write(true).create_new(true).open(path)
 }
 
 /// A new folder; an error if anything of that name is there.
 pub(crate) fn create_folder(path: &Path) -> io::Result<()> {
     fs::create_dir(path)
 }
+
+/// Writes all of it at this place, one thread after the other.
+pub(crate) fn write_at(mut file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    file.seek(SeekFrom::Start(at))?;
+    file.write_all(bytes)
+}
+
+/// Reads up to a buffer full from this place, one thread after the other.
+pub(crate) fn read_at(mut file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    file.seek(SeekFrom::Start(at))?;
+    file.read(buffer)
+}
+
+/// A file has one cursor, which all threads share.
+static TURN: Mutex<()> = Mutex::new(());
 
 /// Nothing: a folder cannot be opened to be synced, and the file system brings names to the disk by itself.
 pub(crate) fn sync_folder(_path: &Path) -> io::Result<()> {

@@ -387,6 +387,8 @@ pub(crate) fn files_below(folder: &Path) -> Vec<PathBuf> {
         let entry = entry.unwrap();
         match entry.file_type().unwrap().is_dir() {
             true => files.extend(files_below(&entry.path())),
+            // What processes lock holds nothing.
+            false if entry.file_name() == "lock" || entry.file_name() == "gc.lock" => {}
             false => files.push(entry.path()),
         }
     }

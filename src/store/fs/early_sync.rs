@@ -4,20 +4,24 @@
 //! then. Here a thread syncs every few megabytes while the writing goes on.
 
 use std::{
-    fs::File,
     io::{self, Write},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
         mpsc::{self, SyncSender},
     },
     thread::{self, JoinHandle},
 };
 
-/// A file to be written and then [finished](EarlySync::finish).
+use super::disk::DiskFile;
+
+/// A file to be written, by any number of threads, and then [finished](EarlySync::finish).
 pub(super) struct EarlySync {
-    file: Arc<File>,
-    unsynced: usize,
-    helper: Option<Helper>,
+    file: Arc<DiskFile>,
+    /// Where [`Write`] goes on.
+    end: u64,
+    unsynced: AtomicUsize,
+    helper: Mutex<Option<Helper>>,
 }
 
 struct Helper {
@@ -27,38 +31,50 @@ struct Helper {
 
 impl EarlySync {
     /// Writes to this file.
-    pub(super) fn new(file: File) -> EarlySync {
-        EarlySync { file: Arc::new(file), unsynced: 0, helper: None }
+    pub(super) fn new(file: DiskFile) -> EarlySync {
+        EarlySync { file: Arc::new(file), end: 0, unsynced: AtomicUsize::new(0), helper: Mutex::default() }
+    }
+
+    /// Writes all of it at this place.
+    pub(super) fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        self.file.write_at(bytes, at)?;
+        if self.unsynced.fetch_add(bytes.len(), Ordering::Relaxed) + bytes.len() >= STEP {
+            self.unsynced.store(0, Ordering::Relaxed);
+            self.sync_early();
+        }
+        Ok(())
     }
 
     /// Brings all that was written to the disk, and closes the file.
     pub(super) fn finish(mut self) -> io::Result<()> {
         // The system tells of a failed write-back once, to whoever syncs first.
         let early = self.stop();
-        self.file.sync_data().and(early)
+        self.file.sync().and(early)
     }
 
     /// Has the helper sync, if it isn't at it. Without a thread to spare, all is left to the end.
-    fn sync_early(&mut self) {
-        if self.helper.is_none() {
-            self.helper = Helper::start(self.file.clone()).ok();
+    fn sync_early(&self) {
+        let mut helper = self.helper.lock().unwrap_or_else(PoisonError::into_inner);
+        if helper.is_none() {
+            *helper = Helper::start(self.file.clone()).ok();
         }
-        if let Some(helper) = &self.helper {
+        if let Some(helper) = &*helper {
             let _ = helper.wake.try_send(());
         }
     }
 
     fn stop(&mut self) -> io::Result<()> {
-        let Some(Helper { wake, thread }) = self.helper.take() else { return Ok(()) };
+        let helper = self.helper.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(Helper { wake, thread }) = helper else { return Ok(()) };
         drop(wake);
         thread.join().unwrap_or_else(|_| Err(io::Error::other("the syncing thread panicked")))
     }
 }
 
 impl Helper {
-    fn start(file: Arc<File>) -> io::Result<Helper> {
+    fn start(file: Arc<DiskFile>) -> io::Result<Helper> {
         let (wake, woken) = mpsc::sync_channel(1);
-        let sync = move || woken.into_iter().try_for_each(|()| file.sync_data());
+        let sync = move || woken.into_iter().try_for_each(|()| file.sync());
         let thread = thread::Builder::new().name("blob-sync".into()).spawn(sync)?;
         Ok(Helper { wake, thread })
     }
@@ -67,13 +83,10 @@ impl Helper {
 impl Write for EarlySync {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         // What comes in one large piece is to overlap too.
-        let written = (&*self.file).write(&bytes[..bytes.len().min(STEP)])?;
-        self.unsynced += written;
-        if self.unsynced >= STEP {
-            self.unsynced = 0;
-            self.sync_early();
-        }
-        Ok(written)
+        let bytes = &bytes[..bytes.len().min(STEP)];
+        self.write_at(bytes, self.end)?;
+        self.end += bytes.len() as u64;
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {

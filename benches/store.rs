@@ -1,0 +1,123 @@
+//! A chunked capture's worth of blobs into `FsBlobStore`, durable, and out again.
+//!
+//! ```text
+//! cargo bench --bench store [-- MIB …]     10 and 1024 MiB by default
+//! ```
+//!
+//! Chunks of 4 KiB, half of which compress, in calls of 64 by two threads. Their digests are computed beforehand, so that putting
+//! is the store's own time; getting verifies all of them.
+
+use std::{
+    env, fs, thread,
+    time::{Duration, Instant},
+};
+
+use criu_rpc::{BlobStore, Digest256, FsBlobStore};
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+fn main() -> Result<()> {
+    let arguments = env::args().skip(1).filter(|argument| argument != "--bench");
+    let sizes = arguments.map(|mib| mib.parse()).collect::<std::result::Result<Vec<usize>, _>>()?;
+    let sizes = if sizes.is_empty() { vec![10, 1024] } else { sizes };
+    println!(
+        "{:>6}  {:>9} {:>9} {:>9}  {:>9} {:>9} {:>9}  {:>9} {:>9}",
+        "MiB", "open, ms", "put", "commit", "dup put", "commit", "load", "get 1 thr", "get 2 thr"
+    );
+    for mib in sizes {
+        for _ in 0..if mib < 100 { 7 } else { 3 } {
+            measure(mib)?;
+        }
+    }
+    Ok(())
+}
+
+fn measure(mib: usize) -> Result<()> {
+    let folder = env::temp_dir().join(format!("criu-rpc-bench-store-{}", std::process::id()));
+    let memory = memory(mib << 20);
+    let chunks: Vec<(Digest256, &[u8])> =
+        memory.chunks(CHUNK).map(|chunk| (Digest256::of(chunk), chunk)).collect();
+    let store = FsBlobStore::open(&folder)?;
+    let (open, put, commit) = capture(&store, &chunks)?;
+    let (_, again, again_commit) = capture(&store, &chunks)?;
+
+    let store = FsBlobStore::open(&folder)?;
+    let digests: Vec<_> = chunks.iter().map(|(digest, _)| *digest).collect();
+    let start = Instant::now();
+    store.get(&digests[0])?;
+    let load = start.elapsed();
+    let start = Instant::now();
+    get(&store, &digests)?;
+    let one = start.elapsed();
+    let start = Instant::now();
+    thread::scope(|scope| {
+        let halves = digests.chunks(digests.len().div_ceil(2)).map(|half| scope.spawn(|| get(&store, half)));
+        halves
+            .collect::<Vec<_>>()
+            .into_iter()
+            .try_for_each(|thread| thread.join().expect("it does not panic"))
+    })?;
+    let two = start.elapsed();
+    let ms = |time: Duration| format!("{:.2}", time.as_secs_f64() * 1e3);
+    println!(
+        "{mib:>6}  {:>9} {:>9} {:>9}  {:>9} {:>9} {:>9}  {:>9} {:>9}",
+        ms(open),
+        ms(put),
+        ms(commit),
+        ms(again),
+        ms(again_commit),
+        ms(load),
+        ms(one),
+        ms(two)
+    );
+    fs::remove_dir_all(&folder)?;
+    Ok(())
+}
+
+fn capture(store: &FsBlobStore, chunks: &[(Digest256, &[u8])]) -> Result<(Duration, Duration, Duration)> {
+    let start = Instant::now();
+    let batch = store.batch()?;
+    let open = start.elapsed();
+    let start = Instant::now();
+    thread::scope(|scope| {
+        let put =
+            |chunks: &[(Digest256, &[u8])]| chunks.chunks(64).try_for_each(|call| batch.put(call).map(drop));
+        let halves = chunks.chunks(chunks.len().div_ceil(2)).map(|half| scope.spawn(move || put(half)));
+        halves
+            .collect::<Vec<_>>()
+            .into_iter()
+            .try_for_each(|thread| thread.join().expect("it does not panic"))
+    })?;
+    let put = start.elapsed();
+    let start = Instant::now();
+    batch.commit()?;
+    Ok((open, put, start.elapsed()))
+}
+
+fn get(store: &FsBlobStore, digests: &[Digest256]) -> Result<()> {
+    for call in digests.chunks(4096) {
+        let mut bytes = 0;
+        store.get_many(call, &mut |_, blob| {
+            bytes += blob.len();
+            Ok(())
+        })?;
+        assert_eq!(bytes, call.len() * CHUNK);
+    }
+    Ok(())
+}
+
+/// Every other 64 KiB of it are noise, the rest are words.
+fn memory(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut memory = Vec::with_capacity(length);
+    while memory.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        let word = if memory.len() & 0x10000 == 0 { state } else { state & 0x3f3f };
+        memory.extend_from_slice(&word.to_le_bytes());
+    }
+    memory
+}
+
+const CHUNK: usize = 4096;

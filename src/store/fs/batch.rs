@@ -1,0 +1,317 @@
+//! [`FsBatch`]: many blobs on their way into a pack.
+//!
+//! Each putting thread fills a frame of its own. Which blobs the batch has is noted in the catalog, for a pack that
+//! nobody sees before the commit.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    io,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use super::{
+    FsBlobStore, LOOSE, catalog::State, disk::Temporary, early_sync::EarlySync, lock::Lock, loose::FsWriter,
+};
+use crate::{
+    Digest256, Error, Result,
+    store::{
+        BlobBatch, BlobWriter as _,
+        pack::{self, Builder, MAX_BLOB, PackId},
+    },
+};
+
+/// A pack that is being written.
+pub(super) struct FsBatch<'a> {
+    store: &'a FsBlobStore,
+    id: PackId,
+    /// Its number in the catalog.
+    pack: u32,
+    file: OnceLock<PackFile>,
+    making: Mutex<()>,
+    /// Where the next frame goes.
+    end: AtomicU64,
+    /// Frames that nobody is filling at the moment.
+    idle: Mutex<Vec<Filling>>,
+    /// What is in frames that are not written yet.
+    unwritten: Mutex<HashMap<u32, Contents>>,
+    /// Blobs too long for a frame.
+    long: Mutex<Vec<(Digest256, Box<FsWriter<'a>>)>>,
+    long_names: Mutex<Vec<(Digest256, Vec<u8>)>>,
+    /// Where blobs are that were there already, by whomever: their names must be on the disk too.
+    shards: Mutex<BTreeSet<PathBuf>>,
+    /// Something did not come to its end, so the batch lacks what it said it has.
+    failed: AtomicBool,
+    published: bool,
+    /// While it is held, nothing is condemned. After all others, so that it is let go last.
+    _lock: Lock,
+}
+
+type Contents = Arc<Mutex<Vec<Digest256>>>;
+
+struct PackFile {
+    // Before `temporary`, so that it is closed when that is removed.
+    file: EarlySync,
+    temporary: Temporary,
+}
+
+/// A frame that is being filled.
+struct Filling {
+    number: u32,
+    builder: Builder,
+    contents: Contents,
+}
+
+impl<'a> FsBatch<'a> {
+    pub(super) fn new(store: &'a FsBlobStore) -> Result<FsBatch<'a>> {
+        let doing = || format!("lock the blob store in {}", store.root.display());
+        let lock = Lock::shared(&store.lock_file()).map_err(Error::io(doing()))?;
+        // Under the lock: from here on nothing more is condemned.
+        store.load_all()?;
+        store.load_marks()?;
+        let id = PackId::new();
+        let pack = store.catalog.add(id, &store.tmp);
+        Ok(FsBatch {
+            store,
+            id,
+            pack,
+            file: OnceLock::new(),
+            making: Mutex::default(),
+            end: AtomicU64::new(pack::HEADER as u64),
+            idle: Mutex::default(),
+            unwritten: Mutex::default(),
+            long: Mutex::default(),
+            long_names: Mutex::default(),
+            shards: Mutex::default(),
+            failed: AtomicBool::new(false),
+            published: false,
+            _lock: lock,
+        })
+    }
+
+    fn put_all(&self, blobs: &[(Digest256, &[u8])]) -> Result<u64> {
+        let mut stored = 0;
+        let mut frame = lock(&self.idle).pop();
+        for (digest, bytes) in blobs {
+            if bytes.len() > MAX_BLOB {
+                stored += self.put_long(digest, bytes)?;
+                continue;
+            }
+            let filling = self.with_room(&mut frame, bytes.len())?;
+            if !self.claim(digest, filling) {
+                continue;
+            }
+            filling.builder.push(digest, bytes);
+            stored += bytes.len() as u64;
+            if filling.builder.is_full() {
+                self.write(filling)?;
+            }
+        }
+        lock(&self.idle).extend(frame);
+        Ok(stored)
+    }
+
+    /// A frame with room for so many bytes.
+    fn with_room<'f>(&self, frame: &'f mut Option<Filling>, length: usize) -> Result<&'f mut Filling> {
+        let filling = frame.get_or_insert_with(|| self.start());
+        if !filling.builder.takes(length) {
+            self.write(filling)?;
+        }
+        Ok(filling)
+    }
+
+    fn start(&self) -> Filling {
+        let filling = Filling {
+            number: self.store.catalog.add_frame(self.pack),
+            builder: Builder::new(),
+            contents: Contents::default(),
+        };
+        lock(&self.unwritten).insert(filling.number, filling.contents.clone());
+        filling
+    }
+
+    /// Whether nobody has the blob yet. Then this frame has it from here on.
+    fn claim(&self, digest: &Digest256, filling: &Filling) -> bool {
+        let mut checked = Vec::new();
+        loop {
+            let claimed = || lock(&filling.contents).push(*digest);
+            let others = self.store.catalog.table.claim(digest, &checked, filling.number, claimed);
+            if others.is_empty() {
+                return true;
+            }
+            for number in others {
+                if self.has(number, digest) {
+                    return false;
+                }
+                checked.push(number);
+            }
+        }
+    }
+
+    /// Whether this frame has the blob, and the blob will stay. What cannot be read is as good as missing.
+    fn has(&self, number: u32, digest: &Digest256) -> bool {
+        let catalog = &self.store.catalog;
+        if number == LOOSE {
+            let there = self.store.is_loose(digest).unwrap_or(false);
+            if there {
+                lock(&self.shards).insert(self.store.blobs.place(digest).0);
+            }
+            return there;
+        }
+        match catalog.frame(number) {
+            Some((place, State::Open)) if place.pack == self.pack => {
+                if let Some(contents) = lock(&self.unwritten).get(&number).cloned() {
+                    return lock(&contents).contains(digest);
+                }
+                let header = catalog.header(number).ok().flatten();
+                header.is_some_and(|frame| frame.find(digest, false, 0).is_some())
+            }
+            Some((_, State::Live)) => {
+                let hit = catalog.hit(number, digest, false).ok().flatten();
+                hit.is_some_and(|hit| !hit.condemned)
+            }
+            _ => false,
+        }
+    }
+
+    /// Writes a frame, and starts the next one in its place.
+    fn write(&self, filling: &mut Filling) -> Result<()> {
+        let sealed = filling.builder.seal();
+        let length = sealed.length();
+        let at = self.end.fetch_add(length, Ordering::Relaxed);
+        let (header, stored) = sealed.at(&self.id, at);
+        let writing = || format!("write a pack in {}", self.store.tmp.display());
+        let written = self.file().and_then(|pack| {
+            pack.file.write_at(&header, at)?;
+            pack.file.write_at(stored, at + header.len() as u64)
+        });
+        written.map_err(Error::io(writing()))?;
+        let small = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
+        self.store.catalog.place_at(filling.number, at, small(header.len()), small(stored.len()));
+        lock(&self.unwritten).remove(&filling.number);
+        filling.builder.clear();
+        let next = self.start();
+        (filling.number, filling.contents) = (next.number, next.contents);
+        Ok(())
+    }
+
+    /// The file, which is made for the first frame.
+    fn file(&self) -> io::Result<&PackFile> {
+        let _making = lock(&self.making);
+        if let Some(file) = self.file.get() {
+            return Ok(file);
+        }
+        let (temporary, file) = self.store.disk.temporary(&self.store.tmp)?;
+        let file = EarlySync::new(file);
+        file.write_at(&pack::header(&self.id), 0)?;
+        self.store.catalog.moved(self.pack, temporary.path());
+        Ok(self.file.get_or_init(|| PackFile { file, temporary }))
+    }
+
+    /// Takes in a blob that is too long for a frame, as a file by itself.
+    fn put_long(&self, digest: &Digest256, bytes: &[u8]) -> Result<u64> {
+        let mut long = lock(&self.long);
+        if self.has(LOOSE, digest) || long.iter().any(|(there, _)| there == digest) {
+            return Ok(0);
+        }
+        let mut writer = Box::new(self.store.start_loose()?);
+        let writing = || format!("write a blob in {}", self.store.tmp.display());
+        io::Write::write_all(&mut *writer, bytes).map_err(Error::io(writing()))?;
+        long.push((*digest, writer));
+        Ok(bytes.len() as u64)
+    }
+
+    fn put_name(&self, name: &Digest256, bytes: &[u8]) -> Result<()> {
+        let stamp = self.store.next_stamp(name)?;
+        if bytes.len() > MAX_BLOB {
+            lock(&self.long_names).push((*name, bytes.to_vec()));
+            return Ok(());
+        }
+        let mut frame = lock(&self.idle).pop();
+        let filling = self.with_room(&mut frame, bytes.len())?;
+        self.store.catalog.table.insert(name, filling.number);
+        filling.builder.push_named(name, stamp, bytes);
+        if filling.builder.is_full() {
+            self.write(filling)?;
+        }
+        lock(&self.idle).extend(frame);
+        Ok(())
+    }
+
+    /// Notes a failure: the batch says that it has blobs that it has not.
+    fn guarded<T>(&self, put: impl FnOnce() -> Result<T>) -> Result<T> {
+        let unfinished = Unfinished(&self.failed);
+        let result = put()?;
+        std::mem::forget(unfinished);
+        Ok(result)
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        let doing = || format!("store a pack in {}", self.store.catalog.folder().display());
+        if self.failed.load(Ordering::Acquire) {
+            return Err(Error::store(
+                "commit the batch",
+                "something that was put into it could not be stored",
+            ));
+        }
+        let idle = std::mem::take(&mut *lock(&self.idle));
+        for mut frame in idle.into_iter().filter(|frame| !frame.builder.is_empty()) {
+            self.write(&mut frame)?;
+        }
+        for (digest, writer) in std::mem::take(&mut *lock(&self.long)) {
+            writer.commit(&digest)?;
+        }
+        for (name, bytes) in std::mem::take(&mut *lock(&self.long_names)) {
+            self.store.put_named_loose(&name, &bytes)?;
+        }
+        for shard in std::mem::take(&mut *lock(&self.shards)) {
+            self.store.blobs.sync(&shard).map_err(Error::io(doing()))?;
+        }
+        let place = self.store.catalog.file(&self.id);
+        if let Some(PackFile { file, temporary }) = self.file.take() {
+            file.finish().and_then(|()| temporary.rename(&place)).map_err(Error::io(doing()))?;
+            self.published = true;
+            self.store.catalog.publish(self.pack, &place);
+        }
+        // Even without a pack: others may not have come to this line yet with the blobs that were there already.
+        self.store.disk.sync_folder(self.store.catalog.folder()).map_err(Error::io(doing()))
+    }
+}
+
+impl BlobBatch for FsBatch<'_> {
+    fn put(&self, blobs: &[(Digest256, &[u8])]) -> Result<u64> {
+        self.guarded(|| self.put_all(blobs))
+    }
+
+    fn put_named(&self, name: &Digest256, bytes: &[u8]) -> Result<()> {
+        self.guarded(|| self.put_name(name, bytes))
+    }
+
+    fn commit(mut self: Box<Self>) -> Result<()> {
+        self.finish()
+    }
+}
+
+impl Drop for FsBatch<'_> {
+    fn drop(&mut self) {
+        if !self.published {
+            self.store.catalog.forget(&[self.pack]);
+        }
+    }
+}
+
+/// Fails the batch when it is dropped, in a panic too.
+struct Unfinished<'a>(&'a AtomicBool);
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,325 @@
+//! [`Catalog`]: which packs there are, and where in them a blob is.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs::{self, File},
+    io::{self, ErrorKind},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    time::{Duration, SystemTime},
+};
+
+use super::{marks::Marks, table::Table};
+use crate::{
+    Digest256, Error, Result,
+    store::pack::{Found, Frame, PackId, ReadAt as _, scan},
+};
+
+/// What this handle knows of the packs in the folder.
+#[derive(Debug)]
+pub(super) struct Catalog {
+    folder: PathBuf,
+    pub(super) table: Table,
+    packs: RwLock<Packs>,
+    /// Held while the folder is looked at.
+    seen: Mutex<Option<Seen>>,
+    /// Headers that were read last. Blobs are mostly looked for in the order that they were put.
+    headers: Vec<Mutex<Option<(u32, Arc<Frame>)>>>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Packs {
+    list: Vec<Pack>,
+    frames: Vec<Place>,
+    by_id: HashMap<PackId, u32>,
+    marks: HashMap<PackId, Marks>,
+}
+
+#[derive(Debug)]
+struct Pack {
+    path: Arc<Path>,
+    id: PackId,
+    state: State,
+}
+
+/// Whether a pack is there for readers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    /// It is still being written by a batch, or being loaded.
+    Open,
+    Live,
+    Gone,
+}
+
+/// Where a frame is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    /// The number of its pack in this catalog.
+    pub(super) pack: u32,
+    /// How long its header is.
+    pub(super) head: u32,
+    /// Where in the pack it begins; 0 as long as it is not written.
+    pub(super) at: u64,
+    /// How much follows the header.
+    pub(super) stored: u32,
+}
+
+/// The folder, as it was when it was last listed.
+#[derive(Debug)]
+struct Seen {
+    modified: SystemTime,
+    /// Whether a change since would show in the time of modification.
+    settled: bool,
+}
+
+/// A blob in a pack.
+#[derive(Debug)]
+pub(super) struct Hit {
+    pub(super) frame: Arc<Frame>,
+    pub(super) index: usize,
+    pub(super) path: Arc<Path>,
+    pub(super) condemned: bool,
+}
+
+impl Catalog {
+    pub(super) fn new(folder: PathBuf) -> Catalog {
+        let mut headers = Vec::new();
+        headers.resize_with(HEADERS, Mutex::default);
+        Catalog { folder, table: Table::new(), packs: RwLock::default(), seen: Mutex::default(), headers }
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Where the pack of this id is, once it is whole.
+    pub(super) fn file(&self, id: &PackId) -> PathBuf {
+        self.folder.join(format!("{}.pack", id.hex()))
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Packs> {
+        self.packs.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Packs> {
+        self.packs.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks whether packs have come or gone, and tells so. What happened before this call is seen.
+    pub(super) fn refresh(&self) -> Result<bool> {
+        let doing = || format!("list the packs in {}", self.folder.display());
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let modified = match fs::metadata(&self.folder).and_then(|metadata| metadata.modified()) {
+            Ok(modified) => modified,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(Error::io(doing())(error)),
+        };
+        if seen.as_ref().is_some_and(|seen| seen.settled && seen.modified == modified) {
+            return Ok(false);
+        }
+        let settled = modified.elapsed().is_ok_and(|age| age > TICK);
+        let mut ids = HashMap::new();
+        for entry in fs::read_dir(&self.folder).map_err(Error::io(doing()))? {
+            let path = entry.map_err(Error::io(doing()))?.path();
+            if let Some(id) = id_of(&path) {
+                ids.insert(id, path);
+            }
+        }
+        let mut changed = self.drop_gone(&ids);
+        ids.retain(|id, _| !self.read().by_id.contains_key(id));
+        for (id, path) in ids {
+            changed |= self.load(id, &path)?;
+        }
+        *seen = Some(Seen { modified, settled });
+        Ok(changed)
+    }
+
+    fn drop_gone(&self, there: &HashMap<PackId, PathBuf>) -> bool {
+        let gone: Vec<_> = {
+            let packs = self.read();
+            let live = packs.by_id.iter().filter(|(_, pack)| packs.pack(**pack).state == State::Live);
+            live.filter(|(id, _)| !there.contains_key(id)).map(|(_, pack)| *pack).collect()
+        };
+        self.forget(&gone);
+        !gone.is_empty()
+    }
+
+    /// Takes in the frames of a pack; tells whether it was still there.
+    fn load(&self, id: PackId, path: &Path) -> Result<bool> {
+        let doing = || format!("read the pack {}", path.display());
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(Error::io(doing())(error)),
+        };
+        let pack = self.add(id, path);
+        let each = |found| {
+            if let Found::Frame(frame) = found {
+                let number = self.add_frame(pack);
+                self.place(number, &frame);
+                frame.entries.iter().for_each(|entry| self.table.insert(&entry.digest, number));
+            }
+        };
+        if let Err(error) = scan(&file, each) {
+            self.forget(&[pack]);
+            return Err(Error::io(doing())(error));
+        }
+        self.publish(pack, path);
+        Ok(true)
+    }
+
+    /// Notes a pack that nobody is to see yet.
+    pub(super) fn add(&self, id: PackId, path: &Path) -> u32 {
+        let mut packs = self.write();
+        let number = u32::try_from(packs.list.len()).expect("because four billion packs need more memory");
+        packs.list.push(Pack { path: path.into(), id, state: State::Open });
+        packs.by_id.insert(id, number);
+        number
+    }
+
+    /// Notes a frame that nobody has placed yet.
+    pub(super) fn add_frame(&self, pack: u32) -> u32 {
+        let mut packs = self.write();
+        let number = u32::try_from(packs.frames.len()).expect("because four billion frames need more memory");
+        packs.frames.push(Place { pack, head: 0, at: 0, stored: 0 });
+        number
+    }
+
+    /// Says where a frame is.
+    pub(super) fn place(&self, number: u32, frame: &Frame) {
+        let small = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
+        self.place_at(number, frame.at, small(frame.head), small(frame.stored));
+    }
+
+    pub(super) fn place_at(&self, number: u32, at: u64, head: u32, stored: u32) {
+        let mut packs = self.write();
+        let pack = packs.frames[number as usize].pack;
+        packs.frames[number as usize] = Place { pack, head, at, stored };
+    }
+
+    /// Shows a pack to everybody, at this place.
+    pub(super) fn publish(&self, pack: u32, path: &Path) {
+        let mut packs = self.write();
+        let pack = &mut packs.list[pack as usize];
+        (pack.path, pack.state) = (path.into(), State::Live);
+    }
+
+    /// Where a pack is that is still being written.
+    pub(super) fn moved(&self, pack: u32, path: &Path) {
+        self.write().list[pack as usize].path = path.into();
+    }
+
+    /// Forgets packs that are no more.
+    pub(super) fn forget(&self, gone: &[u32]) {
+        if gone.is_empty() {
+            return;
+        }
+        let mut packs = self.write();
+        for pack in gone {
+            let Pack { id, state, .. } = &mut packs.list[*pack as usize];
+            *state = State::Gone;
+            let id = *id;
+            packs.by_id.remove(&id);
+            packs.marks.remove(&id);
+        }
+        // Collected first: whoever looks something up holds a part of the table and then asks for the packs.
+        let of_gone = |(_, place): &(u32, &Place)| gone.contains(&place.pack);
+        let frames: HashSet<_> = (0..).zip(&packs.frames).filter(of_gone).map(|(number, _)| number).collect();
+        drop(packs);
+        if !frames.is_empty() {
+            self.table.retain(|frame| !frames.contains(&frame));
+        }
+    }
+
+    /// Replaces what is known of condemned and damaged entries.
+    pub(super) fn mark(&self, marks: HashMap<PackId, Marks>) {
+        self.write().marks = marks;
+    }
+
+    /// The frame of this number, and the state of its pack.
+    pub(super) fn frame(&self, number: u32) -> Option<(Place, State)> {
+        let packs = self.read();
+        let place = *packs.frames.get(number as usize)?;
+        Some((place, packs.pack(place.pack).state))
+    }
+
+    /// Where a pack is.
+    pub(super) fn path(&self, pack: u32) -> Arc<Path> {
+        self.read().pack(pack).path.clone()
+    }
+
+    /// All packs that are there for readers.
+    pub(super) fn live(&self) -> Vec<(PackId, Arc<Path>)> {
+        let packs = self.read();
+        let live = packs.list.iter().filter(|pack| pack.state == State::Live);
+        live.map(|pack| (pack.id, pack.path.clone())).collect()
+    }
+
+    /// The header of a frame; `None` if it is not there any more, or damaged since.
+    pub(super) fn header(&self, number: u32) -> io::Result<Option<Arc<Frame>>> {
+        let slot = &self.headers[number as usize % HEADERS];
+        let slot = || -> MutexGuard<'_, _> { slot.lock().unwrap_or_else(PoisonError::into_inner) };
+        if let Some((cached, frame)) = &*slot() {
+            if *cached == number {
+                return Ok(Some(frame.clone()));
+            }
+        }
+        let Some((place, _)) = self.frame(number) else { return Ok(None) };
+        let mut header = vec![0; place.head as usize];
+        let file = match File::open(self.path(place.pack)) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        file.read_full(&mut header, place.at)?;
+        let Some(frame) = Frame::parse(&header).filter(|frame| frame.at == place.at) else { return Ok(None) };
+        let frame = Arc::new(frame);
+        *slot() = Some((number, frame.clone()));
+        Ok(Some(frame))
+    }
+
+    /// The copies of a blob, or of what has a name, that readers may have. Those that are not condemned come first.
+    pub(super) fn hits(&self, digest: &Digest256, named: bool) -> Result<Vec<Hit>> {
+        let mut hits = Vec::new();
+        for number in self.table.candidates(digest) {
+            hits.extend(self.hit(number, digest, named)?);
+        }
+        hits.sort_by_key(|hit| hit.condemned);
+        Ok(hits)
+    }
+
+    /// What this frame has of it.
+    pub(super) fn hit(&self, number: u32, digest: &Digest256, named: bool) -> Result<Option<Hit>> {
+        let Some((place, State::Live)) = self.frame(number) else { return Ok(None) };
+        let path = self.path(place.pack);
+        let reading = || format!("read the pack {}", path.display());
+        let Some(frame) = self.header(number).map_err(Error::io(reading()))? else { return Ok(None) };
+        let Some(index) = frame.find(digest, named, 0) else { return Ok(None) };
+        let (condemned, damaged) = self.marked(&frame, index);
+        Ok((!damaged).then_some(Hit { frame, index, path, condemned }))
+    }
+
+    /// Whether an entry is condemned, and whether it is known to be damaged.
+    pub(super) fn marked(&self, frame: &Frame, index: usize) -> (bool, bool) {
+        let packs = self.read();
+        // Frames name the pack that they were written for; marks go by the same name.
+        packs.marks.get(&frame.pack).map_or((false, false), |marks| marks.of(frame.at, index))
+    }
+}
+
+impl Packs {
+    fn pack(&self, number: u32) -> &Pack {
+        &self.list[number as usize]
+    }
+}
+
+/// The id that a file's name says.
+pub(super) fn id_of(path: &Path) -> Option<PackId> {
+    PackId::parse(path.file_name()?.to_str()?.strip_suffix(".pack")?)
+}
+
+/// How many headers are kept.
+const HEADERS: usize = 64;
+
+/// File systems tell the time of a change no finer than this: two seconds on FAT.
+const TICK: Duration = Duration::from_secs(3);

@@ -1,0 +1,103 @@
+//! What was condemned, and what was found damaged: files in folders of their own, and lists of entries of packs.
+//!
+//! A list has a magic, the SHA-256 of the rest, and for each entry the place of its frame in the pack and its index in the
+//! frame. One that is damaged counts as empty: nothing was condemned then.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    sync::PoisonError,
+    time::SystemTime,
+};
+
+use super::{
+    FsBlobStore,
+    loose::{self, entries},
+    marks::{Entries, Marks},
+};
+use crate::{Digest256, Error, Result, store::pack::PackId};
+
+/// The lists as they were when they were read: their files with times and lengths.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Loaded(Vec<(PathBuf, Option<SystemTime>, u64)>);
+
+impl FsBlobStore {
+    /// The folder of what is condemned; in it a folder for each time that something was.
+    pub(super) fn condemned(&self) -> PathBuf {
+        self.root.join("condemned")
+    }
+
+    /// The folder of what is damaged.
+    pub(super) fn damaged(&self) -> PathBuf {
+        self.root.join("damaged")
+    }
+
+    /// Sees what is condemned and what is known to be damaged; tells whether that has changed.
+    pub(super) fn load_marks(&self) -> Result<bool> {
+        let listing = || Error::io(format!("see what is condemned in {}", self.root.display()));
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lists = Vec::new();
+        for folder in entries(&self.condemned()).map_err(listing())?.iter().chain([&self.damaged()]) {
+            for path in entries(&folder.join("packs")).map_err(listing())? {
+                let metadata = fs::metadata(&path);
+                let written = metadata.as_ref().ok().and_then(|metadata| metadata.modified().ok());
+                lists.push((path, written, metadata.map_or(0, |metadata| metadata.len())));
+            }
+        }
+        let lists = Loaded(lists);
+        if *loaded == lists {
+            return Ok(false);
+        }
+        let mut marks: HashMap<PackId, Marks> = HashMap::new();
+        for (path, ..) in &lists.0 {
+            let Some(id) = path.file_name().and_then(|name| PackId::parse(name.to_str()?)) else { continue };
+            let found = marks.entry(id).or_default();
+            let damaged = path.starts_with(self.damaged());
+            let into = if damaged { &mut found.damaged } else { &mut found.condemned };
+            read_list(path, into).map_err(listing())?;
+        }
+        self.catalog.mark(marks);
+        *loaded = lists;
+        Ok(true)
+    }
+
+    /// Opens a file that is condemned.
+    pub(super) fn open_condemned(&self, kind: &str, digest: &Digest256) -> Result<Option<(PathBuf, File)>> {
+        let listing = Error::io(format!("see what is condemned in {}", self.root.display()));
+        for round in entries(&self.condemned()).map_err(listing)? {
+            let path = round.join(kind).join(digest.hex());
+            if let Some(file) = loose::open(&path)? {
+                return Ok(Some((path, file)));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Adds what a list says.
+pub(super) fn read_list(path: &Path, into: &mut Entries) -> io::Result<()> {
+    let list = match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        list => list?,
+    };
+    let Some((head, rest)) = list.split_at_checked(HEAD) else { return Ok(()) };
+    if head[..8] != MAGIC || head[8..] != *Digest256::of(rest).as_bytes() {
+        return Ok(());
+    }
+    for record in rest.chunks_exact(RECORD) {
+        let (at, index) = record.split_at(8);
+        let at = u64::from_le_bytes(at.try_into().unwrap_or_default());
+        let index = u32::from_le_bytes(index.try_into().unwrap_or_default());
+        into.add(at, index as usize);
+    }
+    Ok(())
+}
+
+/// The magic, and the digest of what follows.
+const HEAD: usize = 40;
+const MAGIC: [u8; 8] = *b"\x89CRL\r\n\x1a\n";
+
+/// A place and an index.
+const RECORD: usize = 12;

@@ -1,0 +1,218 @@
+//! Loose blobs: one file each, named by its digest. What is put by itself is kept like this, of any size.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    io::{self, BufReader, BufWriter, ErrorKind, Read as _, Write},
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
+
+use super::{
+    FsBlobStore,
+    disk::{Disk, Temporary},
+    early_sync::EarlySync,
+};
+use crate::{Digest256, Error, Hasher, Result, store::BlobWriter};
+
+/// A folder of files in shards, called by the first two digits of what is in them.
+#[derive(Debug)]
+pub(super) struct Shards {
+    folder: PathBuf,
+    disk: Disk,
+    /// The shards whose own names this handle knows to be on the disk.
+    durable: Mutex<BTreeSet<PathBuf>>,
+}
+
+impl Shards {
+    pub(super) fn new(folder: PathBuf, disk: Disk) -> Shards {
+        Shards { folder, disk, durable: Mutex::default() }
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The shard folder of a digest, and its file.
+    pub(super) fn place(&self, digest: &Digest256) -> (PathBuf, PathBuf) {
+        let hex = digest.hex();
+        let shard = self.folder.join(&hex[..2]);
+        let file = shard.join(&hex);
+        (shard, file)
+    }
+
+    /// Makes the shard and sees to it that its name is on the disk.
+    ///
+    /// A shard that is there already may have been made a moment ago by somebody who has not synced it yet, so
+    /// each handle syncs once for itself.
+    pub(super) fn make(&self, shard: &Path) -> io::Result<()> {
+        let durable = || self.durable.lock().unwrap_or_else(PoisonError::into_inner);
+        if durable().contains(shard) && shard.is_dir() {
+            return Ok(());
+        }
+        self.disk.make_folder(shard)?;
+        self.disk.sync_folder(&self.folder)?;
+        durable().insert(shard.to_owned());
+        Ok(())
+    }
+
+    /// Brings the names in a shard to the disk, and its own.
+    pub(super) fn sync(&self, shard: &Path) -> io::Result<()> {
+        self.make(shard)?;
+        self.disk.sync_folder(shard)
+    }
+
+    /// Everything in the shards: the digest that a file is called by, and the file. What is called otherwise is not ours.
+    pub(super) fn list(&self) -> io::Result<Vec<(Digest256, PathBuf)>> {
+        let mut files = Vec::new();
+        for shard in entries(&self.folder)? {
+            for path in entries(&shard)? {
+                let name = path.file_name().and_then(|name| name.to_str());
+                if let Some(digest) = name.and_then(|name| format!("sha256:{name}").parse().ok()) {
+                    files.push((digest, path));
+                }
+            }
+        }
+        Ok(files)
+    }
+}
+
+/// What is in a folder, in order; nothing if it is none.
+pub(super) fn entries(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let listed = match fs::read_dir(folder) {
+        Ok(listed) => listed,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Ok(Vec::new());
+        }
+        Err(error) => return Err(error),
+    };
+    let mut paths = listed.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+    paths.sort();
+    Ok(paths)
+}
+
+impl FsBlobStore {
+    /// Opens a blob that is a file by itself; one that is condemned if there is no other.
+    pub(super) fn open_loose(&self, digest: &Digest256) -> Result<Option<(PathBuf, File)>> {
+        let (_, path) = self.blobs.place(digest);
+        if let Some(file) = open(&path)? {
+            return Ok(Some((path, file)));
+        }
+        self.open_condemned("blobs", digest)
+    }
+
+    /// The loose bytes of a blob, whoever they belong to.
+    pub(super) fn read_loose(&self, digest: &Digest256) -> Result<Option<Vec<u8>>> {
+        let Some((path, mut file)) = self.open_loose(digest)? else { return Ok(None) };
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(Error::io(format!("read blob {}", path.display())))?;
+        crate::store::verify(digest, &bytes, || format!("blob {}", path.display()))?;
+        Ok(Some(bytes))
+    }
+
+    /// Whether the blob is a file by itself, and not condemned.
+    pub(super) fn is_loose(&self, digest: &Digest256) -> Result<bool> {
+        let (_, path) = self.blobs.place(digest);
+        match fs::metadata(&path) {
+            Ok(metadata) => Ok(metadata.is_file()),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(Error::io(format!("look for blob {}", path.display()))(error)),
+        }
+    }
+
+    pub(super) fn put_loose(&self, digest: &Digest256, bytes: &[u8]) -> Result<()> {
+        let (shard, path) = self.blobs.place(digest);
+        if is_file_with(&path, bytes) {
+            // Whoever put it may not have come to this line yet.
+            return self.blobs.sync(&shard).map_err(Error::io(format!("sync {}", shard.display())));
+        }
+        let mut writer = Box::new(self.start_loose()?);
+        writer.write_all(bytes).map_err(Error::io(format!("write blob {}", path.display())))?;
+        writer.commit(digest)
+    }
+
+    pub(super) fn start_loose(&self) -> Result<FsWriter<'_>> {
+        let doing = || format!("create a temporary file in {}", self.tmp.display());
+        let (temporary, file) = self.disk.temporary(&self.tmp).map_err(Error::io(doing()))?;
+        Ok(FsWriter { store: self, file: BufWriter::with_capacity(BUFFER, EarlySync::new(file)), temporary })
+    }
+}
+
+/// Opens a file that may not be there.
+pub(super) fn open(path: &Path) -> Result<Option<File>> {
+    match File::open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io(format!("open blob {}", path.display()))(error)),
+    }
+}
+
+/// Whether the file is there and has this digest.
+pub(super) fn is_whole(path: &Path, digest: &Digest256) -> bool {
+    let Ok(mut file) = File::open(path) else { return false };
+    let mut hasher = Hasher::new();
+    io::copy(&mut file, &mut hasher).is_ok() && hasher.finish() == *digest
+}
+
+/// A blob on its way to the disk.
+pub(super) struct FsWriter<'a> {
+    store: &'a FsBlobStore,
+    // Before `temporary`, so that it is closed when that is removed.
+    file: BufWriter<EarlySync>,
+    temporary: Temporary,
+}
+
+impl BlobWriter for FsWriter<'_> {
+    fn commit(self: Box<Self>, digest: &Digest256) -> Result<()> {
+        let FsWriter { store, file, temporary } = *self;
+        let (shard, path) = store.blobs.place(digest);
+        let doing = || format!("store blob {}", path.display());
+        let file = file.into_inner().map_err(|unwritten| Error::io(doing())(unwritten.into_error()))?;
+        file.finish().map_err(Error::io(doing()))?;
+        let placed = store.blobs.make(&shard).and_then(|()| temporary.rename(&path));
+        if let Err(error) = placed {
+            // Some systems don't replace a file that somebody is reading. It may be the very blob.
+            if !is_whole(&path, digest) {
+                return Err(Error::io(doing())(error));
+            }
+        }
+        store.disk.sync_folder(&shard).map_err(Error::io(doing()))?;
+        store.note_loose(digest);
+        Ok(())
+    }
+}
+
+impl Write for FsWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// Whether the file is there and has exactly these bytes. One that cannot be read has not.
+fn is_file_with(path: &Path, bytes: &[u8]) -> bool {
+    let same = || -> io::Result<bool> {
+        let file = File::open(path)?;
+        if file.metadata()?.len() != bytes.len() as u64 {
+            return Ok(false);
+        }
+        let mut file = BufReader::with_capacity(BUFFER, file);
+        let mut rest = bytes;
+        loop {
+            let piece = io::BufRead::fill_buf(&mut file)?;
+            if piece.is_empty() || !rest.starts_with(piece) {
+                return Ok(piece.is_empty() && rest.is_empty());
+            }
+            let length = piece.len();
+            rest = &rest[length..];
+            io::BufRead::consume(&mut file, length);
+        }
+    };
+    same().unwrap_or(false)
+}
+
+/// Small pieces are gathered to this size before the system is called.
+const BUFFER: usize = 128 * 1024;

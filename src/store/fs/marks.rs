@@ -1,0 +1,37 @@
+//! [`Marks`]: entries of a pack that are condemned, or known to be damaged.
+
+use std::collections::BTreeMap;
+
+/// Which entries of one pack.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Marks {
+    pub(super) condemned: Entries,
+    pub(super) damaged: Entries,
+}
+
+impl Marks {
+    /// Whether an entry is condemned, and whether it is damaged.
+    pub(super) fn of(&self, at: u64, index: usize) -> (bool, bool) {
+        (self.condemned.has(at, index), self.damaged.has(at, index))
+    }
+}
+
+/// Entries of a pack, by the place of their frame and their index in it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Entries(BTreeMap<u64, Vec<u64>>);
+
+impl Entries {
+    pub(super) fn add(&mut self, at: u64, index: usize) {
+        let bits = self.0.entry(at).or_default();
+        if bits.len() <= index / 64 {
+            bits.resize(index / 64 + 1, 0);
+        }
+        bits[index / 64] |= 1 << (index % 64);
+    }
+
+    pub(super) fn has(&self, at: u64, index: usize) -> bool {
+        self.0
+            .get(&at)
+            .is_some_and(|bits| bits.get(index / 64).is_some_and(|bits| bits >> (index % 64) & 1 == 1))
+    }
+}

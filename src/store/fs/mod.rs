@@ -1,0 +1,288 @@
+//! [`FsBlobStore`]: blobs in a folder.
+//!
+//! ```text
+//! <root>/blobs/sha256/2c/2cf24dba…   a blob that was put by itself
+//! <root>/packs/<id>.pack             the blobs and names of a batch
+//! <root>/names/2c/2cf24dba…          bytes that were put under a name by themselves
+//! <root>/condemned/<time>-<random>/  what a collection found no use for: files, and lists of entries of packs
+//! <root>/damaged/                    what is damaged and was taken out
+//! <root>/tmp/<pid>-<count>-<random>  files that are not whole yet
+//! <root>/lock, <root>/gc.lock        see [`Lock`](lock::Lock)
+//! ```
+//!
+//! A file is written in `tmp`, synced, renamed to its place, and the folder synced: whoever sees the name sees all the
+//! bytes, after a crash too. [`loose`] and [`names`] are single files, [`batch`] writes packs, [`catalog`] knows
+//! what is in them, [`read`] gets it out.
+
+mod batch;
+mod catalog;
+mod condemned;
+mod disk;
+mod early_sync;
+mod lock;
+mod loose;
+mod marks;
+mod names;
+mod read;
+mod table;
+
+use std::{
+    fs,
+    io::{Cursor, Read, Seek as _, SeekFrom},
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use self::{batch::FsBatch, catalog::Catalog, condemned::Loaded, disk::Disk, loose::Shards, read::Buffers};
+use super::{BlobBatch, BlobStore, BlobWriter};
+use crate::{Digest256, Error, Result};
+
+/// A store in a folder, which any number of threads and processes may share.
+///
+/// Blobs hold the memory of processes, secrets included: on Unix the folders that the store makes are 0700 and
+/// its files 0600. A blob is on the disk when [`put`](BlobStore::put) or [`commit`](BlobWriter::commit) returns.
+/// Between calls the store has no file open, save for those of writers and batches.
+///
+/// Blobs that are put by themselves are files. Those of a [`batch`](BlobStore::batch) go into packs: one file that is
+/// synced once, and in which nothing is visible before the commit. With the feature `compression` packs are
+/// compressed, as far as that makes them smaller.
+///
+/// Putting a blob whose file is damaged repairs it.
+///
+/// ```
+/// use criu_rpc::{BlobStore, FsBlobStore};
+///
+/// # let folder = std::env::temp_dir().join(format!("criu-rpc-doc-{}", std::process::id()));
+/// let store = FsBlobStore::open(&folder)?;
+/// let digest = store.put(b"hello")?;
+/// assert_eq!(store.get(&digest)?, b"hello");
+/// # std::fs::remove_dir_all(folder).unwrap();
+/// # Ok::<(), criu_rpc::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct FsBlobStore {
+    root: PathBuf,
+    tmp: PathBuf,
+    disk: Disk,
+    blobs: Shards,
+    names: Shards,
+    catalog: Catalog,
+    /// Whether the catalog knows the loose blobs. Only batches need it to.
+    loose_listed: Mutex<bool>,
+    loaded: Mutex<Loaded>,
+    buffers: Mutex<Vec<Buffers>>,
+}
+
+impl FsBlobStore {
+    /// Opens the store in the folder `root`; makes what is missing, the folder itself included.
+    ///
+    /// Temporary files that nobody has written to for a day are removed: the process that wrote them has died.
+    /// A writer or a batch that pauses longer than that may find that it cannot commit.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if the folders cannot be made.
+    pub fn open(root: impl AsRef<Path>) -> Result<FsBlobStore> {
+        FsBlobStore::open_on(root.as_ref(), Disk::default())
+    }
+
+    fn open_on(root: &Path, disk: Disk) -> Result<FsBlobStore> {
+        let opening = || format!("open the blob store in {}", root.display());
+        let root = std::path::absolute(root).map_err(Error::io(opening()))?;
+        let (blobs, tmp) = (root.join("blobs").join("sha256"), root.join("tmp"));
+        let (packs, names) = (root.join("packs"), root.join("names"));
+        for folder in [&blobs, &tmp, &packs, &names] {
+            disk.make_folder(folder).map_err(Error::io(opening()))?;
+        }
+        remove_leftovers(&tmp);
+        Ok(FsBlobStore {
+            tmp,
+            blobs: Shards::new(blobs, disk.clone()),
+            names: Shards::new(names, disk.clone()),
+            catalog: Catalog::new(packs),
+            loose_listed: Mutex::default(),
+            loaded: Mutex::default(),
+            buffers: Mutex::default(),
+            disk,
+            root,
+        })
+    }
+
+    fn lock_file(&self) -> PathBuf {
+        self.root.join("lock")
+    }
+
+    /// Sees what packs and loose blobs there are, for a batch.
+    fn load_all(&self) -> Result<()> {
+        self.catalog.refresh()?;
+        let mut listed = self.loose_listed.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*listed {
+            let listing = Error::io(format!("list the blobs in {}", self.blobs.folder().display()));
+            for (digest, _) in self.blobs.list().map_err(listing)? {
+                self.catalog.table.insert(&digest, LOOSE);
+            }
+            *listed = true;
+        }
+        Ok(())
+    }
+
+    /// Has later batches find a blob that is a file now.
+    fn note_loose(&self, digest: &Digest256) {
+        if *self.loose_listed.lock().unwrap_or_else(PoisonError::into_inner) {
+            self.catalog.table.insert(digest, LOOSE);
+        }
+    }
+
+    /// The blob, as far as is known what packs there are.
+    fn find(&self, digest: &Digest256) -> Result<Option<Vec<u8>>> {
+        let packed = self.catalog.hits(digest, false).and_then(|hits| self.first_good(hits.iter()));
+        match packed {
+            Ok(Some(bytes)) => Ok(Some(bytes)),
+            Ok(None) => self.read_loose(digest),
+            Err(damage) => self.read_loose(digest)?.map_or(Err(damage), |bytes| Ok(Some(bytes))),
+        }
+    }
+
+    /// Whether a pack or a file has it, as far as is known what packs there are. What is condemned does not count.
+    fn has(&self, digest: &Digest256) -> Result<bool> {
+        Ok(self.catalog.hits(digest, false)?.iter().any(|hit| !hit.condemned) || self.is_loose(digest)?)
+    }
+
+    fn has_named(&self, name: &Digest256) -> Result<bool> {
+        let (_, path) = self.names.place(name);
+        Ok(path.is_file() || self.catalog.hits(name, true)?.iter().any(|hit| !hit.condemned))
+    }
+
+    /// Tries what may fail for want of knowing the newest packs a second time, if there are any.
+    fn twice<T>(&self, attempt: impl Fn() -> Result<Option<T>>) -> Result<Option<T>> {
+        match attempt() {
+            Ok(Some(found)) => Ok(Some(found)),
+            first if self.look_again()? => attempt().or(first),
+            first => first,
+        }
+    }
+
+    /// Sees what others have done meanwhile.
+    fn look_again(&self) -> Result<bool> {
+        let marks = self.load_marks()?;
+        Ok(self.catalog.refresh()? || marks)
+    }
+}
+
+impl BlobStore for FsBlobStore {
+    fn put(&self, bytes: &[u8]) -> Result<Digest256> {
+        let digest = Digest256::of(bytes);
+        self.look_again()?;
+        let hits = self.catalog.hits(&digest, false).unwrap_or_default();
+        if let Ok(Some(_)) = self.first_good(hits.iter().filter(|hit| !hit.condemned)) {
+            // Whoever put it may not have come to this line yet.
+            let folder = self.catalog.folder();
+            self.disk.sync_folder(folder).map_err(Error::io(format!("sync {}", folder.display())))?;
+            return Ok(digest);
+        }
+        self.put_loose(&digest, bytes)?;
+        Ok(digest)
+    }
+
+    fn get(&self, digest: &Digest256) -> Result<Vec<u8>> {
+        self.twice(|| self.find(digest))?.ok_or(Error::Missing { digest: *digest })
+    }
+
+    fn contains(&self, digest: &Digest256) -> Result<bool> {
+        let found = self.twice(|| Ok(self.has(digest)?.then_some(())))?;
+        Ok(found.is_some())
+    }
+
+    fn writer(&self) -> Result<Box<dyn BlobWriter + '_>> {
+        Ok(Box::new(self.start_loose()?))
+    }
+
+    fn reader(&self, digest: &Digest256) -> Result<Box<dyn Read + Send + '_>> {
+        match self.open_loose(digest)? {
+            Some((_, file)) => Ok(Box::new(file)),
+            None => Ok(Box::new(Cursor::new(self.get(digest)?))),
+        }
+    }
+
+    fn missing(&self, digests: &[Digest256]) -> Result<Vec<Digest256>> {
+        self.look_again()?;
+        let mut missing = Vec::new();
+        for digest in digests {
+            if !self.has(digest)? {
+                missing.push(*digest);
+            }
+        }
+        Ok(missing)
+    }
+
+    fn read_range(&self, digest: &Digest256, offset: u64, length: usize) -> Result<Vec<u8>> {
+        let reading = || Error::io(format!("read a part of the blob {digest}"));
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        if let Some(hit) = self.catalog.hits(digest, false)?.first() {
+            if let Some(part) = self.read_part(hit, start, length).map_err(reading())? {
+                return Ok(part);
+            }
+        } else if let Some((_, mut file)) = self.open_loose(digest)? {
+            let mut part = Vec::new();
+            file.seek(SeekFrom::Start(offset)).map_err(reading())?;
+            file.take(length as u64).read_to_end(&mut part).map_err(reading())?;
+            return Ok(part);
+        }
+        let whole = self.get(digest)?;
+        let start = start.min(whole.len());
+        Ok(whole[start..whole.len().min(start.saturating_add(length))].to_vec())
+    }
+
+    fn get_many(
+        &self,
+        digests: &[Digest256],
+        each: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        self.look_again()?;
+        for index in self.get_from_packs(digests, each)? {
+            each(index, &self.get(&digests[index])?)?;
+        }
+        Ok(())
+    }
+
+    fn batch(&self) -> Result<Box<dyn BlobBatch + '_>> {
+        Ok(Box::new(FsBatch::new(self)?))
+    }
+
+    fn put_named(&self, name: &Digest256, bytes: &[u8]) -> Result<()> {
+        self.look_again()?;
+        self.put_named_loose(name, bytes)
+    }
+
+    fn get_named(&self, name: &Digest256) -> Result<Vec<u8>> {
+        // Whatever is known may be older than what somebody else has put since.
+        self.look_again()?;
+        self.newest(name)?.ok_or(Error::Missing { digest: *name })
+    }
+
+    fn contains_named(&self, name: &Digest256) -> Result<bool> {
+        let found = self.twice(|| Ok(self.has_named(name)?.then_some(())))?;
+        Ok(found.is_some())
+    }
+}
+
+/// Removes temporary files that nobody writes to any more.
+///
+/// Age tells, not pids: several pid namespaces, or several machines, may share the folder. What cannot be
+/// removed is somebody else's, or gone already.
+fn remove_leftovers(tmp: &Path) {
+    for entry in fs::read_dir(tmp).into_iter().flatten().flatten() {
+        let written = entry.metadata().and_then(|metadata| metadata.modified());
+        let age = written.ok().and_then(|written| written.elapsed().ok());
+        if age.is_some_and(|age| age > LEFTOVER) {
+            let _ = fs::remove_file(entry.path()).or_else(|_| fs::remove_dir_all(entry.path()));
+        }
+    }
+}
+
+/// In the catalog's table: not a frame, but a file by itself.
+const LOOSE: u32 = u32::MAX - 1;
+
+/// A temporary file that has not been written to for so long belongs to nobody.
+const LEFTOVER: Duration = Duration::from_secs(24 * 60 * 60);

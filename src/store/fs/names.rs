@@ -1,0 +1,113 @@
+//! Bytes under names that are not their digests: files like loose blobs, in shards of their own, and entries of packs.
+//!
+//! A file begins with the SHA-256 of the name and all that follows it, so that damage shows, and a file in the place of
+//! another too. Then comes a stamp: of all that a name was ever given, in files and in packs, what has the highest stamp
+//! counts.
+
+use std::{
+    io::Read as _,
+    sync::atomic::{AtomicU64, Ordering},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use super::{FsBlobStore, loose};
+use crate::{Digest256, Error, Hasher, Result, store::pack::Kind};
+
+impl FsBlobStore {
+    pub(super) fn put_named_loose(&self, name: &Digest256, bytes: &[u8]) -> Result<()> {
+        let (shard, path) = self.names.place(name);
+        let doing = || format!("store the name {}", path.display());
+        let stamp = self.next_stamp(name)?;
+        let head = [check(name, stamp, bytes).as_bytes().as_slice(), &stamp.to_le_bytes()].concat();
+        let written = || {
+            let (temporary, file) = self.disk.temporary(&self.tmp)?;
+            file.write_at(&[&head, bytes].concat(), 0)?;
+            file.sync()?;
+            drop(file);
+            self.names.make(&shard)?;
+            temporary.rename(&path)?;
+            self.disk.sync_folder(&shard)
+        };
+        written().map_err(Error::io(doing()))
+    }
+
+    /// A stamp above all that the name has.
+    pub(super) fn next_stamp(&self, name: &Digest256) -> Result<u64> {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        let mut newest = 0;
+        for hit in self.catalog.hits(name, true)? {
+            newest = newest.max(stamp_of(hit.frame.entries[hit.index].kind));
+        }
+        if let Ok(Some((stamp, _))) = self.read_named_loose(name) {
+            newest = newest.max(stamp);
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let least = u64::try_from(now).unwrap_or(0).max(newest.saturating_add(1));
+        let next = |last: u64| Some(least.max(last.saturating_add(1)));
+        let last = LAST.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).unwrap_or_else(|last| last);
+        Ok(least.max(last.saturating_add(1)))
+    }
+
+    /// The stamp and the bytes of a name's file.
+    pub(super) fn read_named_loose(&self, name: &Digest256) -> Result<Option<(u64, Vec<u8>)>> {
+        let (_, path) = self.names.place(name);
+        let (path, mut file) = match loose::open(&path)? {
+            Some(file) => (path, file),
+            None => match self.open_condemned("names", name)? {
+                Some(found) => found,
+                None => return Ok(None),
+            },
+        };
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(Error::io(format!("read the name {}", path.display())))?;
+        parse(name, bytes)
+            .map(Some)
+            .ok_or_else(|| Error::corrupt(format!("the name {}", path.display()), "its checksum is another"))
+    }
+
+    /// The newest bytes of a name, wherever they are.
+    pub(super) fn newest(&self, name: &Digest256) -> Result<Option<Vec<u8>>> {
+        let hits = self.catalog.hits(name, true)?;
+        let loose = self.read_named_loose(name);
+        let stamp = |hit: &super::catalog::Hit| stamp_of(hit.frame.entries[hit.index].kind);
+        let packed = hits.iter().map(stamp).max();
+        match loose {
+            Ok(Some((loose, bytes))) if packed.is_none_or(|packed| loose >= packed) => {
+                return Ok(Some(bytes));
+            }
+            // Nobody knows how old it was, so nothing else may be taken for the newest.
+            Err(error) => return Err(error),
+            Ok(_) => {}
+        }
+        let newest = hits.iter().filter(|hit| Some(stamp(hit)) == packed);
+        self.first_good(newest)
+    }
+}
+
+pub(super) fn stamp_of(kind: Kind) -> u64 {
+    match kind {
+        Kind::Blob => 0,
+        Kind::Named { stamp, .. } => stamp,
+    }
+}
+
+/// What the file of a name holds, if it is whole.
+pub(super) fn parse(name: &Digest256, mut bytes: Vec<u8>) -> Option<(u64, Vec<u8>)> {
+    let stamp = u64::from_le_bytes(bytes.get(32..HEAD)?.try_into().ok()?);
+    if bytes[..32] != *check(name, stamp, &bytes[HEAD..]).as_bytes() {
+        return None;
+    }
+    bytes.drain(..HEAD);
+    Some((stamp, bytes))
+}
+
+fn check(name: &Digest256, stamp: u64, bytes: &[u8]) -> Digest256 {
+    let mut hasher = Hasher::new();
+    hasher.update(name.as_bytes());
+    hasher.update(&stamp.to_le_bytes());
+    hasher.update(bytes);
+    hasher.finish()
+}
+
+/// The digest and the stamp.
+const HEAD: usize = 40;

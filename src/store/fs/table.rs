@@ -1,0 +1,181 @@
+//! [`Table`]: which frames may have a blob, in some twelve bytes a blob.
+//!
+//! A slot has 32 bits of the digest and the number of a frame. So it may point to a frame that has not the blob: whoever asks
+//! looks into the frame's header. A digest may have several slots.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::Digest256;
+
+/// Digests to numbers of frames.
+#[derive(Debug)]
+pub(super) struct Table {
+    shards: Vec<Mutex<Shard>>,
+}
+
+#[derive(Debug, Default)]
+struct Shard {
+    /// The digest's part above, the frame's number plus one below. Zero is nothing.
+    slots: Vec<u64>,
+    used: usize,
+}
+
+impl Table {
+    pub(super) fn new() -> Table {
+        let mut shards = Vec::new();
+        shards.resize_with(256, Mutex::default);
+        Table { shards }
+    }
+
+    fn shard(&self, digest: &Digest256) -> MutexGuard<'_, Shard> {
+        let shard = &self.shards[usize::from(digest.as_bytes()[0])];
+        shard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The frames that may have it.
+    pub(super) fn candidates(&self, digest: &Digest256) -> Vec<u32> {
+        self.shard(digest).candidates(digest).collect()
+    }
+
+    /// One that may have it and of which `is` says so, without an allocation.
+    pub(super) fn first(&self, digest: &Digest256, is: impl FnMut(&u32) -> bool) -> Option<u32> {
+        self.shard(digest).candidates(digest).find(is)
+    }
+
+    /// Notes that this frame has it.
+    pub(super) fn insert(&self, digest: &Digest256, frame: u32) {
+        self.shard(digest).insert(digest, frame);
+    }
+
+    /// Notes that this frame is to have it, unless there are other candidates than those `checked` already: then these are the
+    /// answer. `claimed` is called before anybody else sees the note.
+    pub(super) fn claim(
+        &self,
+        digest: &Digest256,
+        checked: &[u32],
+        frame: u32,
+        claimed: impl FnOnce(),
+    ) -> Vec<u32> {
+        let mut shard = self.shard(digest);
+        let others: Vec<_> = shard.candidates(digest).filter(|frame| !checked.contains(frame)).collect();
+        if others.is_empty() {
+            shard.insert(digest, frame);
+            claimed();
+        }
+        others
+    }
+
+    /// Forgets the frames of which `keep` says no.
+    pub(super) fn retain(&self, keep: impl Fn(u32) -> bool) {
+        for shard in &self.shards {
+            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            let kept = |slot: &&u64| **slot != 0 && keep(frame(**slot));
+            let used = shard.slots.iter().filter(kept).count();
+            if used == shard.used {
+                continue;
+            }
+            shard.rebuild(|slot| keep(frame(slot)));
+        }
+    }
+}
+
+impl Shard {
+    fn candidates(&self, digest: &Digest256) -> impl Iterator<Item = u32> + '_ {
+        let tag = tag_of(digest);
+        let start = self.start(tag);
+        let length = self.slots.len();
+        let run = (0..length).map(move |step| self.slots[(start + step) % length]);
+        run.take_while(|slot| *slot != 0).filter(move |slot| slot >> 32 == tag).map(frame)
+    }
+
+    /// The place of a slot follows from its tag alone, so that a table can be rebuilt from its slots.
+    fn start(&self, tag: u64) -> usize {
+        usize::try_from((tag * self.slots.len() as u64) >> 32).unwrap_or(0)
+    }
+
+    fn insert(&mut self, digest: &Digest256, frame: u32) {
+        // Four fifths full at most, growing by a half: some twelve bytes for each, and never much at once.
+        if (self.used + 1) * 5 > self.slots.len() * 4 {
+            let grown = self.slots.len() + self.slots.len() / 2 + 16;
+            self.resize(grown, |_| true);
+        }
+        self.place(tag_of(digest) << 32 | (u64::from(frame) + 1));
+    }
+
+    fn place(&mut self, new: u64) {
+        let length = self.slots.len();
+        let mut at = self.start(new >> 32);
+        while self.slots[at] != 0 {
+            if self.slots[at] == new {
+                return;
+            }
+            at = (at + 1) % length;
+        }
+        self.slots[at] = new;
+        self.used += 1;
+    }
+
+    fn rebuild(&mut self, keep: impl Fn(u64) -> bool) {
+        let kept = self.slots.iter().filter(|slot| **slot != 0 && keep(**slot)).count();
+        self.resize(kept + kept / 2 + 16, keep);
+    }
+
+    fn resize(&mut self, length: usize, keep: impl Fn(u64) -> bool) {
+        let old = std::mem::replace(&mut self.slots, vec![0; length]);
+        self.used = 0;
+        old.into_iter().filter(|slot| *slot != 0 && keep(*slot)).for_each(|slot| self.place(slot));
+    }
+}
+
+/// 32 bits of the digest, none of them among those that choose the shard.
+fn tag_of(digest: &Digest256) -> u64 {
+    let bytes = digest.as_bytes();
+    u64::from(u32::from_be_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]))
+}
+
+fn frame(slot: u64) -> u32 {
+    u32::try_from((slot & u64::from(u32::MAX)) - 1).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_inserted_is_found_and_what_was_dropped_is_not() {
+        let table = Table::new();
+        let digest = |n: u32| Digest256::of(&n.to_le_bytes());
+        for n in 0..50_000 {
+            table.insert(&digest(n), n / 64);
+            table.insert(&digest(n), n / 64);
+        }
+        table.insert(&digest(7), 9999);
+        assert_eq!(table.candidates(&digest(7)), [0, 9999]);
+        table.retain(|frame| frame % 2 == 0);
+        for n in 0..50_000 {
+            assert_eq!(table.candidates(&digest(n)).contains(&(n / 64)), n / 64 % 2 == 0, "{n}");
+        }
+        assert_eq!(table.candidates(&digest(7)), [0]);
+    }
+
+    #[test]
+    fn it_takes_some_twelve_bytes_each() {
+        let table = Table::new();
+        for n in 0..200_000_u32 {
+            table.insert(&Digest256::of(&n.to_le_bytes()), n);
+        }
+        let slots: usize = table.shards.iter().map(|shard| shard.lock().unwrap().slots.capacity()).sum();
+        assert!(slots * 8 < 200_000 * 15, "{slots} slots");
+    }
+
+    #[test]
+    fn one_of_many_claims_a_digest() {
+        let table = Table::new();
+        let digest = Digest256::of(b"");
+        let mut claims = 0;
+        assert!(table.claim(&digest, &[], 3, || claims += 1).is_empty());
+        assert_eq!(table.claim(&digest, &[], 4, || claims += 1), [3]);
+        assert!(table.claim(&digest, &[3], 4, || claims += 1).is_empty());
+        assert_eq!((claims, table.candidates(&digest)), (2, vec![3, 4]));
+    }
+}
