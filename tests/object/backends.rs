@@ -18,15 +18,15 @@ use crate::{
 
 #[test]
 fn a_store_in_memory_conforms() {
-    conformance::check(|| ObjectBlobStore::new(Arc::new(InMemory::new()), "").unwrap());
-    conformance::check(|| ObjectBlobStore::open("memory:///some/prefix").unwrap());
+    conforms(|| ObjectBlobStore::new(Arc::new(InMemory::new()), "").unwrap());
+    conforms(|| ObjectBlobStore::open("memory:///some/prefix").unwrap());
 }
 
 #[test]
 fn a_store_in_a_folder_conforms() {
     let folder = Folder::new();
     let local: Arc<dyn ObjectStore> = Arc::new(LocalFileSystem::new_with_prefix(&folder.0).unwrap());
-    conformance::check(|| ObjectBlobStore::new(Arc::clone(&local), &fresh()).unwrap());
+    conforms(|| ObjectBlobStore::new(Arc::clone(&local), &fresh()).unwrap());
     let left = files_below(&folder.0).into_iter().filter(|path| path.parent().unwrap().ends_with("tmp"));
     assert_eq!(left.count(), 0, "the suite left temporary objects behind");
 }
@@ -34,8 +34,13 @@ fn a_store_in_a_folder_conforms() {
 #[test]
 fn a_store_on_an_s3_server_conforms() {
     let Some(server) = Server::start() else { return };
-    conformance::check(|| server.open(&fresh()));
+    conforms(|| server.open(&fresh()));
     assert_eq!(server.unfinished(), 0);
+}
+
+fn conforms(make: impl Fn() -> ObjectBlobStore) {
+    conformance::check(&make);
+    conformance::check_names(&make);
 }
 
 #[test]

@@ -285,7 +285,8 @@ pub(super) struct OpenFrame {
 impl OpenFrame {
     /// An entry, and the raw bytes that it is among.
     fn entry(&self, digest: &Digest256, named: bool) -> Result<(&pack::Entry, &[u8])> {
-        let index = self.head.find(digest, named, 0).ok_or_else(|| {
+        // A name may be there twice, and then the last one counts: no hint.
+        let index = self.head.find(digest, named, usize::MAX).ok_or_else(|| {
             let what = format!("the frame at {} of pack {}", self.head.at, self.head.pack.hex());
             Error::corrupt(what, format!("its index says that {digest} is in it, and it is not"))
         })?;
