@@ -334,8 +334,11 @@ pub(super) fn path(remote: &Remote, id: PackId, kind: &str) -> Path {
     remote.path(&format!("packs/{}.{kind}", id.hex()))
 }
 
+/// A frame, or what is wrong with it.
+type Opened = (Spot, Result<OpenFrame>);
+
 /// Frames of one pack by one request. `None` if the pack has gone.
-async fn frames(remote: &Remote, run: Vec<Spot>) -> Result<Option<Vec<(Spot, Result<OpenFrame>)>>> {
+async fn frames(remote: &Remote, run: Vec<Spot>) -> Result<Option<Vec<Opened>>> {
     let (first, last) = (run[0], run[run.len() - 1]);
     let whole = first.at..last.at + u64::from(last.length);
     let Some(bytes) = remote.what_is_left(&path(remote, first.pack, "pack"), whole).await? else {
