@@ -1,7 +1,7 @@
 //! [`ObjectBlobStore`](criu_rpc::ObjectBlobStore) against what `object_store` has for tests, a real S3-compatible server that is
 //! killed and started again, and servers that mean harm. Nothing but loopback addresses is ever asked.
 
-#![allow(clippy::unwrap_used)] // this is all test
+#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
 mod attacked;
 mod backends;

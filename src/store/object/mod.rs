@@ -121,6 +121,8 @@ impl ObjectBlobStore {
     ///
     /// - `from_env`: whether the environment is read too; what is said here counts more. `false` if it is left out.
     /// - `patience`: how many seconds one request may take, with all that is tried again for it; 180 if it is left out.
+    ///   Requests have up to 16 MiB, and four of them go at once: across a slow line more patience is needed. `timeout`, for
+    ///   one try, is half of it if it is left out.
     ///
     /// ```no_run
     /// use criu_rpc::ObjectBlobStore;

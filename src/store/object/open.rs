@@ -36,7 +36,7 @@ pub(super) fn open(url: &Url, options: &[(String, String)], secrets: Secrets) ->
         ObjectStoreScheme::AmazonS3 => {
             let start = if own.from_env { AmazonS3Builder::from_env() } else { AmazonS3Builder::new() };
             let builder =
-                own.rest.iter().try_fold(start.with_url(url.as_str()), |builder, (key, value)| {
+                own.cloud().iter().try_fold(start.with_url(url.as_str()), |builder, (key, value)| {
                     Ok::<_, BoxError>(builder.with_config(known(key)?, value))
                 })?;
             Arc::new(builder.with_retry(own.retry).build()?)
@@ -47,7 +47,7 @@ pub(super) fn open(url: &Url, options: &[(String, String)], secrets: Secrets) ->
                 false => GoogleCloudStorageBuilder::new(),
             };
             let builder =
-                own.rest.iter().try_fold(start.with_url(url.as_str()), |builder, (key, value)| {
+                own.cloud().iter().try_fold(start.with_url(url.as_str()), |builder, (key, value)| {
                     Ok::<_, BoxError>(builder.with_config(known(key)?, value))
                 })?;
             Arc::new(builder.with_retry(own.retry).build()?)
@@ -58,7 +58,7 @@ pub(super) fn open(url: &Url, options: &[(String, String)], secrets: Secrets) ->
                 false => MicrosoftAzureBuilder::new(),
             };
             let builder =
-                own.rest.iter().try_fold(start.with_url(url.as_str()), |builder, (key, value)| {
+                own.cloud().iter().try_fold(start.with_url(url.as_str()), |builder, (key, value)| {
                     Ok::<_, BoxError>(builder.with_config(known(key)?, value))
                 })?;
             Arc::new(builder.with_retry(own.retry).build()?)
@@ -67,7 +67,7 @@ pub(super) fn open(url: &Url, options: &[(String, String)], secrets: Secrets) ->
             let start = HttpBuilder::new().with_url(&url[..url::Position::BeforePath]);
             // The URL says so itself: there is nothing else to allow it for.
             let start = start.with_config(ClientConfigKey::AllowHttp, "true");
-            let builder = own.rest.iter().try_fold(start, |builder, (key, value)| {
+            let builder = own.cloud().iter().try_fold(start, |builder, (key, value)| {
                 Ok::<_, BoxError>(builder.with_config(known(key)?, value))
             })?;
             Arc::new(builder.with_retry(own.retry).build()?)
@@ -104,6 +104,19 @@ impl Own {
         }
         own.retry.retry_timeout = own.patience;
         Ok(own)
+    }
+}
+
+impl Own {
+    /// The options for a store across a network: one try may take half of the patience, so that a connection that says
+    /// nothing any more is not all there is.
+    fn cloud(&self) -> Vec<(String, String)> {
+        let mut options = self.rest.clone();
+        if !options.iter().any(|(key, _)| key == "timeout") {
+            let half = (self.patience.as_secs() / 2).max(1);
+            options.push(("timeout".to_owned(), format!("{half} seconds")));
+        }
+        options
     }
 }
 
