@@ -31,7 +31,7 @@
 //! |---|---|
 //! | capturing | [`ProcsCapture`]; [`Capture`] and [`Stored`] are what comes of it; [`Pid`] |
 //! | reviving | [`ProcsRestore`]; [`Restored`], its [`Tree`]s and [`Warning`]s |
-//! | storing | [`BlobStore`], [`BlobWriter`], [`BlobBatch`]; [`FsBlobStore`], [`MemBlobStore`] |
+//! | storing | [`BlobStore`], [`BlobWriter`], [`BlobBatch`]; [`FsBlobStore`], [`MemBlobStore`]; [`Usage`], [`Verified`] with its [`Damage`], [`Gc`] with its [`Tally`] |
 //! | digests | [`Digest256`], [`Hasher`], [`ParseDigestError`] |
 //! | what a capture is made of | [`ProcsBlob`] |
 //! | options for criu | [`DumpOptions`], [`RestoreOptions`], [`options`] |
@@ -52,6 +52,7 @@
 //!
 //! None is on by default.
 //!
+//! - `compression`: packs of [`FsBlobStore`] are compressed with zstd, where that makes them smaller.
 //! - `conformance`: the suite that every [`BlobStore`] must pass, for authors of stores.
 //! - `object-store`: `ObjectBlobStore`, a store in S3, Google Cloud Storage, Azure Blob Storage or on an HTTP server.
 
@@ -97,7 +98,9 @@ pub use rpc::Criu;
 pub use store::ObjectBlobStore;
 #[cfg(feature = "conformance")]
 pub use store::conformance;
-pub use store::{BlobBatch, BlobStore, BlobWriter, FsBlobStore, MemBlobStore};
+pub use store::{
+    BlobBatch, BlobStore, BlobWriter, Damage, FsBlobStore, Gc, MemBlobStore, Tally, Usage, Verified,
+};
 pub use version::Version;
 
 #[doc = include_str!("../README.md")] // its example is tested

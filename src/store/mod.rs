@@ -21,7 +21,11 @@ use std::{
 use self::batch::OneByOne;
 #[cfg(feature = "object-store")]
 pub use self::object::ObjectBlobStore;
-pub use self::{batch::BlobBatch, fs::FsBlobStore, mem::MemBlobStore};
+pub use self::{
+    batch::BlobBatch,
+    fs::{Damage, FsBlobStore, Gc, Tally, Usage, Verified},
+    mem::MemBlobStore,
+};
 use crate::{Digest256, Error, Result};
 
 /// A place that keeps blobs: bytes of any length, called by their digest.

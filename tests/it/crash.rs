@@ -12,7 +12,10 @@ use std::{
 
 use criu_rpc::{BlobStore, Digest256, FsBlobStore};
 
-use crate::stores::{Folder, files_below};
+use crate::{
+    stores::{Folder, files_below},
+    stores_packs::{assert_all, blobs, put, total},
+};
 
 #[test]
 fn what_was_put_survives_the_death_of_the_process() {
@@ -20,10 +23,7 @@ fn what_was_put_survives_the_death_of_the_process() {
         put_until_killed(&root);
     }
     let folder = Folder::new();
-    let end = Instant::now() + PATIENCE;
-    let lives = (0..LIVES).take_while(|_| Instant::now() < end);
-    let reported: Vec<_> = lives.flat_map(|life| a_life(&folder, life)).collect();
-    assert!(!reported.is_empty(), "the children did nothing");
+    let reported = lives(&folder, "what_was_put_survives_the_death_of_the_process", SHORT);
 
     let store = FsBlobStore::open(&*folder).unwrap();
     for digest in &reported {
@@ -35,10 +35,94 @@ fn what_was_put_survives_the_death_of_the_process() {
     }
 }
 
+#[test]
+fn a_batch_survives_the_death_of_the_process_whole_or_not_at_all() {
+    if let Some(root) = env::var_os(CHILD) {
+        commit_until_killed(&root);
+    }
+    let folder = Folder::new();
+    let kept = blobs(300, 1);
+    put(&FsBlobStore::open(&*folder).unwrap(), &kept);
+    let reported = lives(&folder, "a_batch_survives_the_death_of_the_process_whole_or_not_at_all", SHORT);
+    let store = FsBlobStore::open(&*folder).unwrap();
+    assert_all(&store, &kept);
+    for seed in reported {
+        let seed = u64::from_le_bytes(seed.as_bytes()[..8].try_into().unwrap());
+        assert_all(&store, &blobs(BATCH, seed));
+    }
+    let verified = store.verify().unwrap();
+    assert!(verified.damage.is_empty(), "{:?}", verified.damage);
+}
+
+#[test]
+fn a_collection_that_dies_takes_nothing_that_is_needed() {
+    if let Some(root) = env::var_os(CHILD) {
+        collect_until_killed(&root);
+    }
+    let folder = Folder::new();
+    let kept = blobs(300, 1);
+    put(&FsBlobStore::open(&*folder).unwrap(), &kept);
+    lives(&folder, "a_collection_that_dies_takes_nothing_that_is_needed", LONG);
+    let store = FsBlobStore::open(&*folder).unwrap();
+    assert_all(&store, &kept);
+    assert!(store.verify().unwrap().damage.is_empty());
+    let keep = kept.keys().copied().collect();
+    store.retain(&keep, Duration::ZERO).unwrap();
+    store.retain(&keep, Duration::ZERO).unwrap();
+    assert_eq!(store.usage().unwrap().blobs.bytes, total(&kept));
+}
+
+/// The child: commits batches and reports their seeds, as if these were digests.
+fn commit_until_killed(root: &OsStr) -> ! {
+    println!("{READY}");
+    let store = FsBlobStore::open(root).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut seed = u64::from(std::process::id()) << 20;
+    while Instant::now() < deadline {
+        seed += 1;
+        put(&store, &blobs(BATCH, seed));
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&seed.to_le_bytes());
+        report(Digest256::from_bytes(bytes));
+    }
+    std::process::exit(0);
+}
+
+/// The child: makes garbage beside what is needed, and collects it.
+fn collect_until_killed(root: &OsStr) -> ! {
+    println!("{READY}");
+    let store = FsBlobStore::open(root).unwrap();
+    let keep = blobs(300, 1);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut seed = u64::from(std::process::id()) << 20;
+    for turn in (0..).map(|turn| turn * 7 % 200) {
+        if Instant::now() > deadline {
+            break;
+        }
+        seed += 1;
+        let mut mixed = blobs(40, seed);
+        mixed.extend(keep.iter().skip(turn).take(100).map(|(k, v)| (*k, v.clone())));
+        put(&store, &mixed);
+        store.put(&seed.to_le_bytes()).unwrap();
+        store.retain(&keep.keys().copied().collect(), Duration::ZERO).unwrap();
+        report(Digest256::of(&seed.to_le_bytes()));
+    }
+    std::process::exit(0);
+}
+
+/// Many lives of one test's child, one after the other, and all that they reported.
+fn lives(folder: &Folder, test: &str, longest: u64) -> Vec<Digest256> {
+    let end = Instant::now() + PATIENCE;
+    let lives = (0..LIVES).take_while(|_| Instant::now() < end);
+    let reported: Vec<_> = lives.flat_map(|life| a_life(folder, test, moment(life, longest))).collect();
+    assert!(!reported.is_empty(), "the children did nothing");
+    reported
+}
+
 /// Starts a child, kills it a little later, and tells what it had been told is stored.
-fn a_life(folder: &Folder, life: u32) -> Vec<Digest256> {
+fn a_life(folder: &Folder, test: &str, moment: Duration) -> Vec<Digest256> {
     let mut child = Command::new(env::current_exe().unwrap())
-        .args(["--exact", "crash::what_was_put_survives_the_death_of_the_process", "--nocapture"])
+        .args(["--exact", &format!("crash::{test}"), "--nocapture"])
         .env(CHILD, folder.as_os_str())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -47,16 +131,16 @@ fn a_life(folder: &Folder, life: u32) -> Vec<Digest256> {
     let stdout = BufReader::new(child.stdout.take().unwrap());
     let mut lines = stdout.lines().map_while(Result::ok);
     assert!(lines.any(|line| line.ends_with(READY)), "the child did not start");
-    let killer = thread::spawn(move || kill_after(child, moment(life)));
+    let killer = thread::spawn(move || kill_after(child, moment));
     // The last line may be cut short.
     let digests = lines.filter_map(|line| line.parse().ok()).collect();
     killer.join().unwrap();
     digests
 }
 
-/// Up to forty milliseconds: from before the first blob to well among them.
-fn moment(life: u32) -> Duration {
-    Duration::from_micros(u64::from(life) * 7919 % 40_000)
+/// From before the first blob to well among them.
+fn moment(life: u32, longest: u64) -> Duration {
+    Duration::from_micros(u64::from(life) * 7919 % longest)
 }
 
 fn kill_after(mut child: Child, moment: Duration) {
@@ -98,6 +182,13 @@ const CHILD: &str = "CRIU_RPC_CRASH_CHILD";
 
 /// What the child says before it opens the store. From then on it may be killed.
 const READY: &str = "ready";
+
+/// How many blobs a batch has.
+const BATCH: usize = 30;
+
+/// How long a child lives at most, in microseconds: some puts, or some collections.
+const SHORT: u64 = 40_000;
+const LONG: u64 = 200_000;
 
 /// How many children live, unless starting them takes too long.
 const LIVES: u32 = 200;

@@ -12,4 +12,7 @@ mod protocol;
 #[cfg(target_os = "linux")]
 mod spawn;
 mod stores;
+mod stores_damage;
+mod stores_gc;
+mod stores_packs;
 mod wire;

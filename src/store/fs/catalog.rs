@@ -24,8 +24,11 @@ pub(super) struct Catalog {
     /// Held while the folder is looked at.
     seen: Mutex<Option<Seen>>,
     /// Headers that were read last. Blobs are mostly looked for in the order that they were put.
-    headers: Vec<Mutex<Option<(u32, Arc<Frame>)>>>,
+    headers: Vec<Mutex<Header>>,
 }
+
+/// A header by the number of its frame.
+type Header = Option<(u32, Arc<Frame>)>;
 
 #[derive(Debug, Default)]
 pub(super) struct Packs {
@@ -33,6 +36,8 @@ pub(super) struct Packs {
     frames: Vec<Place>,
     by_id: HashMap<PackId, u32>,
     marks: HashMap<PackId, Marks>,
+    /// Grows when packs come or go.
+    generation: u64,
 }
 
 #[derive(Debug)]
@@ -106,7 +111,9 @@ impl Catalog {
     }
 
     /// Looks whether packs have come or gone, and tells so. What happened before this call is seen.
-    pub(super) fn refresh(&self) -> Result<bool> {
+    ///
+    /// `marks` sees what is condemned in them, before anybody sees the packs.
+    pub(super) fn refresh(&self, marks: impl FnOnce() -> Result<bool>) -> Result<bool> {
         let doing = || format!("list the packs in {}", self.folder.display());
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let modified = match fs::metadata(&self.folder).and_then(|metadata| metadata.modified()) {
@@ -127,9 +134,17 @@ impl Catalog {
         }
         let mut changed = self.drop_gone(&ids);
         ids.retain(|id, _| !self.read().by_id.contains_key(id));
+        let mut loaded = Vec::new();
         for (id, path) in ids {
-            changed |= self.load(id, &path)?;
+            if let Some(pack) = self.load(id, &path)? {
+                loaded.push((pack, path));
+            }
         }
+        if !loaded.is_empty() {
+            changed = true;
+            marks()?;
+        }
+        loaded.iter().for_each(|(pack, path)| self.publish(*pack, path));
         *seen = Some(Seen { modified, settled });
         Ok(changed)
     }
@@ -144,12 +159,12 @@ impl Catalog {
         !gone.is_empty()
     }
 
-    /// Takes in the frames of a pack; tells whether it was still there.
-    fn load(&self, id: PackId, path: &Path) -> Result<bool> {
+    /// Takes in the frames of a pack, if it is still there.
+    fn load(&self, id: PackId, path: &Path) -> Result<Option<u32>> {
         let doing = || format!("read the pack {}", path.display());
         let file = match File::open(path) {
             Ok(file) => file,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Error::io(doing())(error)),
         };
         let pack = self.add(id, path);
@@ -164,8 +179,7 @@ impl Catalog {
             self.forget(&[pack]);
             return Err(Error::io(doing())(error));
         }
-        self.publish(pack, path);
-        Ok(true)
+        Ok(Some(pack))
     }
 
     /// Notes a pack that nobody is to see yet.
@@ -200,6 +214,7 @@ impl Catalog {
     /// Shows a pack to everybody, at this place.
     pub(super) fn publish(&self, pack: u32, path: &Path) {
         let mut packs = self.write();
+        packs.generation += 1;
         let pack = &mut packs.list[pack as usize];
         (pack.path, pack.state) = (path.into(), State::Live);
     }
@@ -215,6 +230,7 @@ impl Catalog {
             return;
         }
         let mut packs = self.write();
+        packs.generation += 1;
         for pack in gone {
             let Pack { id, state, .. } = &mut packs.list[*pack as usize];
             *state = State::Gone;
@@ -241,6 +257,16 @@ impl Catalog {
         let packs = self.read();
         let place = *packs.frames.get(number as usize)?;
         Some((place, packs.pack(place.pack).state))
+    }
+
+    /// Another number if packs have come or gone.
+    pub(super) fn generation(&self) -> u64 {
+        self.read().generation
+    }
+
+    /// The number of a pack that is there for readers.
+    pub(super) fn number(&self, id: &PackId) -> Option<u32> {
+        self.read().by_id.get(id).copied()
     }
 
     /// Where a pack is.

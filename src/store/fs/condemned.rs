@@ -76,6 +76,30 @@ impl FsBlobStore {
     }
 }
 
+/// Writes a list in the place of what is there; an empty one goes.
+pub(super) fn write_list(store: &FsBlobStore, path: &Path, list: &Entries) -> io::Result<()> {
+    let folder = path.parent().expect("because lists are in folders");
+    if list.is_empty() {
+        return match store.disk.remove(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        };
+    }
+    let mut records = Vec::new();
+    for (at, index) in list.iter() {
+        records.extend_from_slice(&at.to_le_bytes());
+        records.extend_from_slice(&u32::try_from(index).unwrap_or(u32::MAX).to_le_bytes());
+    }
+    let bytes = [MAGIC.as_slice(), Digest256::of(&records).as_bytes(), &records].concat();
+    store.disk.make_folder(folder)?;
+    let (temporary, file) = store.disk.temporary(&store.tmp)?;
+    file.write_at(&bytes, 0)?;
+    file.sync()?;
+    drop(file);
+    temporary.rename(path)?;
+    store.disk.sync_folder(folder)
+}
+
 /// Adds what a list says.
 pub(super) fn read_list(path: &Path, into: &mut Entries) -> io::Result<()> {
     let list = match fs::read(path) {

@@ -29,6 +29,7 @@ pub(super) trait Watch: Send + Sync {
 }
 
 /// A change.
+#[allow(dead_code, reason = "only tests look inside")]
 #[derive(Debug)]
 pub(super) enum Step<'a> {
     Create(&'a Path),

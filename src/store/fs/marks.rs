@@ -34,4 +34,16 @@ impl Entries {
             .get(&at)
             .is_some_and(|bits| bits.get(index / 64).is_some_and(|bits| bits >> (index % 64) & 1 == 1))
     }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// All of them, in order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, usize)> + '_ {
+        let set = |bits: &Vec<u64>| -> Vec<usize> {
+            (0..bits.len() * 64).filter(|index| bits[index / 64] >> (index % 64) & 1 == 1).collect()
+        };
+        self.0.iter().flat_map(move |(at, bits)| set(bits).into_iter().map(move |index| (*at, index)))
+    }
 }

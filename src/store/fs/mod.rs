@@ -19,12 +19,18 @@ mod catalog;
 mod condemned;
 mod disk;
 mod early_sync;
+mod gc;
 mod lock;
 mod loose;
 mod marks;
 mod names;
 mod read;
+mod rewrite;
 mod table;
+#[cfg(test)]
+mod tests;
+mod usage;
+mod verify;
 
 use std::{
     fs,
@@ -35,6 +41,11 @@ use std::{
 };
 
 use self::{batch::FsBatch, catalog::Catalog, condemned::Loaded, disk::Disk, loose::Shards, read::Buffers};
+pub use self::{
+    gc::{Gc, Tally},
+    usage::Usage,
+    verify::{Damage, Verified},
+};
 use super::{BlobBatch, BlobStore, BlobWriter};
 use crate::{Digest256, Error, Result};
 
@@ -115,7 +126,7 @@ impl FsBlobStore {
 
     /// Sees what packs and loose blobs there are, for a batch.
     fn load_all(&self) -> Result<()> {
-        self.catalog.refresh()?;
+        self.catalog.refresh(|| self.load_marks())?;
         let mut listed = self.loose_listed.lock().unwrap_or_else(PoisonError::into_inner);
         if !*listed {
             let listing = Error::io(format!("list the blobs in {}", self.blobs.folder().display()));
@@ -154,19 +165,26 @@ impl FsBlobStore {
         Ok(path.is_file() || self.catalog.hits(name, true)?.iter().any(|hit| !hit.condemned))
     }
 
-    /// Tries what may fail for want of knowing the newest packs a second time, if there are any.
-    fn twice<T>(&self, attempt: impl Fn() -> Result<Option<T>>) -> Result<Option<T>> {
-        match attempt() {
-            Ok(Some(found)) => Ok(Some(found)),
-            first if self.look_again()? => attempt().or(first),
-            first => first,
+    /// Tries again what may fail for want of knowing the newest packs, as long as there are any.
+    fn again<T>(&self, attempt: impl Fn() -> Result<Option<T>>) -> Result<Option<T>> {
+        for _ in 0..ATTEMPTS {
+            let before = self.catalog.generation();
+            let result = attempt();
+            if matches!(result, Ok(Some(_))) {
+                return result;
+            }
+            let changed = self.look_again()?;
+            if !changed && self.catalog.generation() == before {
+                return result;
+            }
         }
+        attempt()
     }
 
     /// Sees what others have done meanwhile.
     fn look_again(&self) -> Result<bool> {
-        let marks = self.load_marks()?;
-        Ok(self.catalog.refresh()? || marks)
+        let packs = self.catalog.refresh(|| self.load_marks())?;
+        Ok(self.load_marks()? || packs)
     }
 }
 
@@ -186,11 +204,11 @@ impl BlobStore for FsBlobStore {
     }
 
     fn get(&self, digest: &Digest256) -> Result<Vec<u8>> {
-        self.twice(|| self.find(digest))?.ok_or(Error::Missing { digest: *digest })
+        self.again(|| self.find(digest))?.ok_or(Error::Missing { digest: *digest })
     }
 
     fn contains(&self, digest: &Digest256) -> Result<bool> {
-        let found = self.twice(|| Ok(self.has(digest)?.then_some(())))?;
+        let found = self.again(|| Ok(self.has(digest)?.then_some(())))?;
         Ok(found.is_some())
     }
 
@@ -262,7 +280,7 @@ impl BlobStore for FsBlobStore {
     }
 
     fn contains_named(&self, name: &Digest256) -> Result<bool> {
-        let found = self.twice(|| Ok(self.has_named(name)?.then_some(())))?;
+        let found = self.again(|| Ok(self.has_named(name)?.then_some(())))?;
         Ok(found.is_some())
     }
 }
@@ -280,6 +298,9 @@ fn remove_leftovers(tmp: &Path) {
         }
     }
 }
+
+/// How often a blob is looked for while packs come and go.
+const ATTEMPTS: usize = 8;
 
 /// In the catalog's table: not a frame, but a file by itself.
 const LOOSE: u32 = u32::MAX - 1;

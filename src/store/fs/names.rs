@@ -110,4 +110,4 @@ fn check(name: &Digest256, stamp: u64, bytes: &[u8]) -> Digest256 {
 }
 
 /// The digest and the stamp.
-const HEAD: usize = 40;
+pub(super) const HEAD: usize = 40;

@@ -400,4 +400,4 @@ const INDEXES: usize = 16;
 
 /// How many frames are kept, and of what length at most.
 const RECENT: usize = 32;
-const RECENT_LENGTH: usize = 2 * pack::TARGET;
+const RECENT_LENGTH: usize = 512 * 1024;

@@ -217,10 +217,10 @@ impl Frame {
     /// The index of an entry; `hint` is where it is looked for first.
     pub(crate) fn find(&self, digest: &Digest256, named: bool, hint: usize) -> Option<usize> {
         let is = |entry: &Entry| entry.digest == *digest && entry.is_named() == named;
-        if self.entries.get(hint).is_some_and(is) {
+        // The same name may be there twice: the last one is the newest.
+        if !named && self.entries.get(hint).is_some_and(is) {
             return Some(hint);
         }
-        // The same name may be there twice: the last one is the newest.
         self.entries.iter().rposition(is)
     }
 

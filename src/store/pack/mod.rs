@@ -20,7 +20,7 @@ use std::{
 };
 
 pub(crate) use self::{
-    frame::{Builder, Entry, Frame, Kind, MAX_BLOB, Sealed, TARGET},
+    frame::{Builder, Entry, Frame, Kind, MAX_BLOB},
     scan::{Found, scan},
 };
 use crate::{Digest256, Hasher};

@@ -96,7 +96,8 @@ impl<S: ReadAt + ?Sized> Window<'_, S> {
     fn search(&mut self, mut at: u64, length: u64) -> io::Result<u64> {
         while at < length {
             let bytes = self.have(at, SEARCH)?;
-            if let Some(found) = bytes.windows(MAGIC.len()).position(|bytes| *bytes == MAGIC) {
+            let begins = |start: &usize| bytes[*start] == MAGIC[0] && bytes[*start..].starts_with(&MAGIC);
+            if let Some(found) = (0..bytes.len()).find(begins) {
                 return Ok(at + found as u64);
             }
             if bytes.len() < SEARCH {

@@ -64,7 +64,7 @@ fn names_come_back_with_their_stamp_and_the_digest_of_their_bytes() {
     builder.push_named(&name, 8, b"newer");
     let (header, stored) = builder.seal().at(&id, 48);
     let frame = Frame::parse(&header).unwrap();
-    assert_eq!((frame.find(&name, false, 9), frame.find(&name, true, 9)), (Some(0), Some(2)));
+    assert_eq!((frame.find(&name, false, 9), frame.find(&name, true, 1)), (Some(0), Some(2)));
     assert_eq!(frame.entries[1].kind, Kind::Named { stamp: 7, digest: Digest256::of(b"bytes") });
     assert_eq!(frame.verified(&frame.entries[2], stored).unwrap(), b"newer");
     assert!(frame.verified(&frame.entries[0], stored).is_err());

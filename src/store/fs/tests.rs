@@ -1,0 +1,305 @@
+//! The plug is pulled after every single change to the folder: what was reported as stored is there afterwards.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    env, fs, mem,
+    path::{Path, PathBuf},
+    process,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use super::{
+    FsBlobStore,
+    disk::{Disk, Step, Watch},
+};
+use crate::{BlobStore, Digest256};
+
+#[test]
+fn a_power_cut_at_any_moment_loses_nothing_that_was_reported() {
+    let folder = Folder::new("life");
+    let journal = Arc::new(Journal::default());
+    let store = FsBlobStore::open_on(&folder.0, Disk::watched(journal.clone())).unwrap();
+    live(&store, &journal);
+
+    let events = mem::take(&mut *journal.0.lock().unwrap());
+    assert!(events.len() > 150, "only {} changes were watched", events.len());
+    let mut model = Model::new(&folder.0);
+    let mut expected = BTreeMap::new();
+    for (count, event) in events.into_iter().enumerate() {
+        match event {
+            Event::Stored(name, bytes) => drop(expected.insert(name, bytes)),
+            Event::Unneeded(name) => drop(expected.remove(&name)),
+            Event::Changed(change) => {
+                let lost_anyway =
+                    matches!(change, Change::Write(..) | Change::Create(_) | Change::MakeFolder(_));
+                model.apply(change);
+                if lost_anyway {
+                    continue;
+                }
+            }
+        }
+        for names_last in [false, true] {
+            let rest = Folder::new("rest");
+            model.materialize(&rest.0, names_last);
+            let store = FsBlobStore::open(&rest.0).unwrap();
+            for (name, bytes) in &expected {
+                let found = match name {
+                    Name::Blob(digest) => store.get(digest),
+                    Name::Named(name) => store.get_named(name),
+                };
+                let found =
+                    found.unwrap_or_else(|error| panic!("after {count} changes: {name:?}: {error:?}"));
+                assert!(found == *bytes, "after {count} changes {name:?} has other bytes");
+            }
+            let damage = store.verify().unwrap().damage;
+            assert!(damage.is_empty(), "after {count} changes: {damage:?}");
+        }
+    }
+}
+
+/// Everything that changes the folder, and a report of each thing that is stored.
+fn live(store: &FsBlobStore, journal: &Journal) {
+    let mut keep = HashSet::new();
+    let blob = |seed: u32, n: u32| [seed.to_le_bytes(), n.to_le_bytes()].concat().repeat(1 + n as usize * 9);
+    let mut stored = |bytes: Vec<u8>| {
+        keep.insert(Digest256::of(&bytes));
+        journal.push(Event::Stored(Name::Blob(Digest256::of(&bytes)), bytes));
+    };
+    store.put(b"loose").unwrap();
+    stored(b"loose".to_vec());
+    for seed in 0..3 {
+        let blobs: Vec<_> = (0..40).map(|n| blob(seed, n)).collect();
+        let batch = store.batch().unwrap();
+        for bytes in &blobs {
+            batch.put(&[(Digest256::of(bytes), bytes)]).unwrap();
+        }
+        batch.put(&[(Digest256::of(b"loose"), b"loose")]).unwrap();
+        batch.commit().unwrap();
+        blobs.into_iter().for_each(&mut stored);
+    }
+    let name = Digest256::of(b"a name");
+    keep.insert(name);
+    for n in 0..3_u8 {
+        // Of the old bytes and the new ones either may be there until the report.
+        journal.push(Event::Unneeded(Name::Named(name)));
+        store.put_named(&name, &[n; 100]).unwrap();
+        journal.push(Event::Stored(Name::Named(name), vec![n; 100]));
+        journal.push(Event::Unneeded(Name::Named(name)));
+        let batch = store.batch().unwrap();
+        batch.put_named(&name, &[n; 50]).unwrap();
+        batch.commit().unwrap();
+        journal.push(Event::Stored(Name::Named(name), vec![n; 50]));
+    }
+    // Half of a pack is unneeded, and then needed again in part.
+    let unneeded: Vec<_> = (0..25).map(|n| Digest256::of(&blob(1, 39 - n))).collect();
+    let fewer: HashSet<_> = keep.iter().filter(|digest| !unneeded.contains(digest)).copied().collect();
+    store.retain(&fewer, Duration::from_secs(3600)).unwrap();
+    let mut some = fewer.clone();
+    some.extend(&unneeded[20..]);
+    unneeded[..20].iter().for_each(|digest| journal.push(Event::Unneeded(Name::Blob(*digest))));
+    store.retain(&some, Duration::ZERO).unwrap();
+    store.retain(&some, Duration::ZERO).unwrap();
+    journal.push(Event::Unneeded(Name::Blob(Digest256::of(b"loose"))));
+    some.remove(&Digest256::of(b"loose"));
+    store.retain(&some, Duration::ZERO).unwrap();
+    store.retain(&some, Duration::ZERO).unwrap();
+    // Small packs are put together.
+    for seed in 10..28 {
+        let bytes = blob(seed, 3);
+        let batch = store.batch().unwrap();
+        batch.put(&[(Digest256::of(&bytes), &bytes)]).unwrap();
+        batch.commit().unwrap();
+        some.insert(Digest256::of(&bytes));
+        journal.push(Event::Stored(Name::Blob(Digest256::of(&bytes)), bytes));
+    }
+    store.retain(&some, Duration::ZERO).unwrap();
+    assert_eq!(store.catalog.live().len(), 1);
+}
+
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Name {
+    Blob(Digest256),
+    Named(Digest256),
+}
+
+enum Event {
+    Changed(Change),
+    Stored(Name, Vec<u8>),
+    Unneeded(Name),
+}
+
+enum Change {
+    Create(PathBuf),
+    Write(PathBuf, usize, Vec<u8>),
+    Sync(PathBuf),
+    Rename(PathBuf, PathBuf),
+    Remove(PathBuf),
+    MakeFolder(PathBuf),
+    SyncFolder(PathBuf),
+}
+
+#[derive(Default)]
+struct Journal(Mutex<Vec<Event>>);
+
+impl Journal {
+    fn push(&self, event: Event) {
+        self.0.lock().unwrap().push(event);
+    }
+}
+
+impl Watch for Journal {
+    fn done(&self, step: Step<'_>) {
+        self.push(Event::Changed(match step {
+            Step::Create(path) => Change::Create(path.into()),
+            Step::Write(path, at, bytes) => {
+                Change::Write(path.into(), usize::try_from(at).unwrap(), bytes.into())
+            }
+            Step::Sync(path) => Change::Sync(path.into()),
+            Step::Rename(from, to) => Change::Rename(from.into(), to.into()),
+            Step::Remove(path) => Change::Remove(path.into()),
+            Step::MakeFolder(path) => Change::MakeFolder(path.into()),
+            Step::SyncFolder(path) => Change::SyncFolder(path.into()),
+        }));
+    }
+}
+
+/// A file system that keeps of names and of bytes what was synced, and knows what was not.
+///
+/// Renames are atomic: a file is at one place or the other.
+struct Model {
+    nodes: Vec<Node>,
+    /// By the name that a file was created with.
+    created: BTreeMap<PathBuf, usize>,
+}
+
+struct Node {
+    is_folder: bool,
+    /// In which folder, by which name: now, and after a power cut.
+    now: Option<(usize, String)>,
+    kept: Option<(usize, String)>,
+    bytes: Vec<u8>,
+    kept_bytes: Vec<u8>,
+}
+
+impl Model {
+    /// The root is there; its first node stands for the root of all paths.
+    fn new(root: &Path) -> Model {
+        let node = |place: Option<(usize, String)>| Node {
+            is_folder: true,
+            now: place.clone(),
+            kept: place,
+            bytes: Vec::new(),
+            kept_bytes: Vec::new(),
+        };
+        let root = root.to_str().unwrap().to_owned();
+        Model { nodes: vec![node(None), node(Some((0, root)))], created: BTreeMap::new() }
+    }
+
+    fn find(&self, path: &Path) -> Option<usize> {
+        if Some(path.to_str().unwrap()) == self.nodes[1].now.as_ref().map(|(_, name)| name.as_str()) {
+            return Some(1);
+        }
+        let place = (self.find(path.parent()?)?, path.file_name()?.to_str()?.to_owned());
+        self.nodes.iter().position(|node| node.now.as_ref() == Some(&place))
+    }
+
+    fn place(&self, path: &Path) -> (usize, String) {
+        let folder = self.find(path.parent().unwrap()).unwrap();
+        (folder, path.file_name().unwrap().to_str().unwrap().to_owned())
+    }
+
+    fn add(&mut self, path: &Path, is_folder: bool) -> usize {
+        let now = Some(self.place(path));
+        self.nodes.push(Node { is_folder, now, kept: None, bytes: Vec::new(), kept_bytes: Vec::new() });
+        self.nodes.len() - 1
+    }
+
+    fn apply(&mut self, change: Change) {
+        match change {
+            Change::Create(path) => {
+                let node = self.add(&path, false);
+                self.created.insert(path, node);
+            }
+            Change::Write(path, at, written) => {
+                let bytes = &mut self.nodes[self.created[&path]].bytes;
+                bytes.resize(bytes.len().max(at + written.len()), 0);
+                bytes[at..at + written.len()].copy_from_slice(&written);
+            }
+            Change::Sync(path) => {
+                let node = &mut self.nodes[self.created[&path]];
+                node.kept_bytes = node.bytes.clone();
+            }
+            Change::Rename(from, to) => {
+                if let Some(replaced) = self.find(&to) {
+                    self.nodes[replaced].now = None;
+                }
+                let node = self.find(&from).unwrap();
+                self.nodes[node].now = Some(self.place(&to));
+            }
+            Change::Remove(path) => {
+                let node = self.find(&path).unwrap();
+                self.nodes[node].now = None;
+            }
+            Change::MakeFolder(path) => {
+                if self.find(&path).is_none() {
+                    self.add(&path, true);
+                }
+            }
+            Change::SyncFolder(path) => {
+                let Some(folder) = self.find(&path) else { return };
+                let inside =
+                    |place: &Option<(usize, String)>| place.as_ref().is_some_and(|(at, _)| *at == folder);
+                for node in &mut self.nodes {
+                    if inside(&node.now) || inside(&node.kept) {
+                        node.kept = node.now.clone();
+                    }
+                }
+            }
+        }
+    }
+
+    /// What is left after a power cut: names and bytes that were synced, or the names as they are now and yet only bytes that
+    /// were synced.
+    fn materialize(&self, root: &Path, names_last: bool) {
+        let place = |node: &Node| if names_last { node.now.clone() } else { node.kept.clone() };
+        let mut folders = vec![(1, root.to_owned())];
+        while let Some((folder, path)) = folders.pop() {
+            for (number, node) in self.nodes.iter().enumerate() {
+                let Some((_, name)) = place(node).filter(|(at, _)| *at == folder) else { continue };
+                let path = path.join(name);
+                if node.is_folder {
+                    fs::create_dir_all(&path).unwrap();
+                    folders.push((number, path));
+                } else {
+                    fs::write(&path, &node.kept_bytes).unwrap();
+                }
+            }
+        }
+        // So that opening it needs no sync.
+        for folder in ["blobs/sha256", "tmp", "packs", "names"] {
+            fs::create_dir_all(root.join(folder)).unwrap();
+        }
+    }
+}
+
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(what: &str) -> Folder {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = env::temp_dir().join(format!("criu-rpc-power-{what}-{}-{count}", process::id()));
+        fs::create_dir(&path).unwrap();
+        Folder(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}

@@ -1,0 +1,102 @@
+//! [`FsBlobStore::usage`]: what is in the store, and what it takes.
+
+use std::{fs, io, path::Path, time::Duration};
+
+use super::{
+    FsBlobStore,
+    gc::{Tally, each_frame},
+    loose::entries,
+};
+use crate::{Error, Result};
+
+/// What a store has; see [`FsBlobStore::usage`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Usage {
+    /// Blobs that are not condemned. Copies count each.
+    pub blobs: Tally,
+    /// What has a name, and is not condemned.
+    pub names: Tally,
+    /// What waits to be swept by [`FsBlobStore::retain`].
+    pub condemned: Tally,
+    /// How many packs there are.
+    pub packs: u64,
+    /// How many of the blobs and names are files by themselves.
+    pub loose: u64,
+    /// The lengths of all files, unfinished ones included.
+    pub disk: u64,
+}
+
+impl FsBlobStore {
+    /// What is in the store, by its names and headers: no blob is read.
+    ///
+    /// ```
+    /// use criu_rpc::{BlobStore, FsBlobStore};
+    ///
+    /// # let folder = std::env::temp_dir().join(format!("criu-rpc-doc-usage-{}", std::process::id()));
+    /// let store = FsBlobStore::open(&folder)?;
+    /// store.put(b"hello")?;
+    /// let usage = store.usage()?;
+    /// assert_eq!((usage.blobs.blobs, usage.blobs.bytes), (1, 5));
+    /// # std::fs::remove_dir_all(folder).unwrap();
+    /// # Ok::<(), criu_rpc::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if the store cannot be read.
+    pub fn usage(&self) -> Result<Usage> {
+        let reading = || Error::io(format!("look through the blob store in {}", self.root.display()));
+        self.look_again()?;
+        self.count().map_err(reading())
+    }
+
+    fn count(&self) -> io::Result<Usage> {
+        let mut usage = Usage { disk: length_below(&self.root)?, ..Usage::default() };
+        let length = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
+        for (_, path) in self.blobs.list()? {
+            usage.blobs.add(length(&path));
+            usage.loose += 1;
+        }
+        for (_, path) in self.names.list()? {
+            usage.names.add(length(&path).saturating_sub(super::names::HEAD as u64));
+            usage.loose += 1;
+        }
+        for round in self.rounds(Duration::ZERO)? {
+            for kind in ["blobs", "names"] {
+                for path in entries(&round.path.join(kind))? {
+                    usage.condemned.add(length(&path));
+                }
+            }
+        }
+        for (_, path) in self.catalog.live() {
+            usage.packs += 1;
+            each_frame(&path, |frame| {
+                for (index, entry) in frame.entries.iter().enumerate() {
+                    let into = match self.catalog.marked(frame, index) {
+                        (_, true) => continue,
+                        (true, false) => &mut usage.condemned,
+                        (false, false) if entry.is_named() => &mut usage.names,
+                        (false, false) => &mut usage.blobs,
+                    };
+                    into.add(entry.length as u64);
+                }
+                Ok(())
+            })?;
+        }
+        Ok(usage)
+    }
+}
+
+/// The lengths of all files below a folder.
+fn length_below(folder: &Path) -> io::Result<u64> {
+    let mut length = 0;
+    for path in entries(folder)? {
+        length += match fs::symlink_metadata(&path) {
+            Ok(metadata) if metadata.is_dir() => length_below(&path)?,
+            Ok(metadata) => metadata.len(),
+            Err(_) => 0,
+        };
+    }
+    Ok(length)
+}

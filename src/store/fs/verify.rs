@@ -1,0 +1,220 @@
+//! [`FsBlobStore::verify`] reads everything, [`FsBlobStore::quarantine`] takes out what is damaged.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    FsBlobStore,
+    condemned::{read_list, write_list},
+    gc::name_is_whole,
+    loose,
+    marks::Entries,
+};
+use crate::{
+    Digest256, Error, Result,
+    store::pack::{Found, Frame, PackId, scan},
+};
+
+/// What [`FsBlobStore::verify`] has read.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct Verified {
+    /// How many blobs are whole. Copies count each.
+    pub blobs: u64,
+    /// How many names are.
+    pub names: u64,
+    /// How many bytes both have.
+    pub bytes: u64,
+    /// What is not whole.
+    pub damage: Vec<Damage>,
+}
+
+/// Something that is damaged.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Damage {
+    /// The digest of the blob, or the name; `None` for a part of a pack of which nobody can tell what it held.
+    pub digest: Option<Digest256>,
+    /// Where it is.
+    pub what: String,
+    /// What is wrong with it.
+    pub problem: String,
+    place: Place,
+}
+
+#[derive(Debug, Clone)]
+enum Place {
+    File { path: PathBuf, kind: &'static str },
+    Entry { pack: PackId, at: u64, index: usize },
+    Region,
+}
+
+impl FsBlobStore {
+    /// Reads everything and names all that is damaged.
+    ///
+    /// Changes nothing: see [`quarantine`](FsBlobStore::quarantine). What was taken out before is not told again.
+    ///
+    /// ```
+    /// use criu_rpc::{BlobStore, FsBlobStore};
+    ///
+    /// # let folder = std::env::temp_dir().join(format!("criu-rpc-doc-verify-{}", std::process::id()));
+    /// let store = FsBlobStore::open(&folder)?;
+    /// store.put(b"hello")?;
+    /// let verified = store.verify()?;
+    /// assert_eq!((verified.blobs, verified.damage.len()), (1, 0));
+    /// # std::fs::remove_dir_all(folder).unwrap();
+    /// # Ok::<(), criu_rpc::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] or [`Error::Store`] if the store cannot be read at all.
+    pub fn verify(&self) -> Result<Verified> {
+        let reading = || Error::io(format!("verify the blob store in {}", self.root.display()));
+        self.look_again()?;
+        let mut verified = Verified::default();
+        for (digest, path) in self.blobs.list().map_err(reading())? {
+            let whole = Ok(loose::is_whole(&path, &digest));
+            verified.file(digest, path, "blobs", whole).map_err(reading())?;
+        }
+        for (name, path) in self.names.list().map_err(reading())? {
+            let whole = name_is_whole(&path, &name);
+            verified.file(name, path, "names", whole).map_err(reading())?;
+        }
+        for (_, path) in self.catalog.live() {
+            let file = match File::open(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                file => file.map_err(reading())?,
+            };
+            let mut frames = Vec::new();
+            let pack = || format!("the pack {}", path.display());
+            let scanned = scan(&file, |found| match found {
+                Found::Frame(frame) => frames.push((frame.at, frame.head)),
+                Found::Damaged(range) => verified.damage.push(Damage {
+                    digest: None,
+                    what: format!("bytes {} to {} of {}", range.start, range.end, pack()),
+                    problem: "there is no frame in them".to_owned(),
+                    place: Place::Region,
+                }),
+            });
+            scanned.map_err(reading())?;
+            for (at, head) in frames {
+                self.verify_frame(&file, at, head, &pack, &mut verified)?;
+            }
+        }
+        Ok(verified)
+    }
+
+    fn verify_frame(
+        &self,
+        file: &File,
+        at: u64,
+        head: usize,
+        pack: &dyn Fn() -> String,
+        verified: &mut Verified,
+    ) -> Result<()> {
+        let reading = || Error::io(format!("verify {}", pack()));
+        let mut header = vec![0; head];
+        crate::store::pack::ReadAt::read_full(file, &mut header, at).map_err(reading())?;
+        let Some(frame) = Frame::parse(&header) else { return Ok(()) };
+        let raw = match self.open_frame(file, &frame).map_err(reading())? {
+            Err(error @ Error::Store { .. }) => return Err(error),
+            raw => raw,
+        };
+        for (index, entry) in frame.entries.iter().enumerate() {
+            if self.catalog.marked(&frame, index).1 {
+                continue;
+            }
+            let whole = match &raw {
+                Ok(raw) => frame.verified(entry, raw).map(drop).map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            match whole {
+                Ok(()) => verified.whole(entry.is_named(), entry.length as u64),
+                Err(problem) => verified.damage.push(Damage {
+                    digest: Some(entry.digest),
+                    what: format!("{} in the frame at {at} of {}", entry.digest, pack()),
+                    problem,
+                    place: Place::Entry { pack: frame.pack, at, index },
+                }),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the damaged copies out, so that they are [`Error::Missing`] from here on, unless there is another copy,
+    /// and that putting them again repairs the store. Files are moved to the folder `damaged`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if the store cannot be changed.
+    pub fn quarantine(&self, verified: &Verified) -> Result<()> {
+        let doing = || Error::io(format!("take out what is damaged in {}", self.root.display()));
+        let mut packs: BTreeMap<PackId, Entries> = BTreeMap::new();
+        for damage in &verified.damage {
+            match (&damage.place, &damage.digest) {
+                (Place::File { path, kind }, Some(digest)) => {
+                    self.set_aside(path, kind, digest).map_err(doing())?;
+                }
+                (Place::Entry { pack, at, index }, _) => packs.entry(*pack).or_default().add(*at, *index),
+                (Place::File { .. } | Place::Region, _) => {}
+            }
+        }
+        for (pack, mut entries) in packs {
+            let path = self.damaged().join("packs").join(pack.hex());
+            read_list(&path, &mut entries)
+                .and_then(|()| write_list(self, &path, &entries))
+                .map_err(doing())?;
+        }
+        self.load_marks().map(drop)
+    }
+
+    fn set_aside(&self, path: &Path, kind: &str, digest: &Digest256) -> io::Result<()> {
+        // It may have been put again since.
+        let whole = match kind {
+            "names" => name_is_whole(path, digest).unwrap_or(false),
+            _ => loose::is_whole(path, digest),
+        };
+        if whole || !path.exists() {
+            return Ok(());
+        }
+        let folder = self.damaged().join(kind);
+        self.disk.make_folder(&folder)?;
+        self.disk.rename(path, &folder.join(digest.hex()))?;
+        self.disk.sync_folder(&folder)?;
+        path.parent().map_or(Ok(()), |shard| self.disk.sync_folder(shard))
+    }
+}
+
+impl Verified {
+    fn whole(&mut self, named: bool, bytes: u64) {
+        *if named { &mut self.names } else { &mut self.blobs } += 1;
+        self.bytes += bytes;
+    }
+
+    fn file(
+        &mut self,
+        digest: Digest256,
+        path: PathBuf,
+        kind: &'static str,
+        whole: io::Result<bool>,
+    ) -> io::Result<()> {
+        let problem = match whole {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => error.to_string(),
+            Ok(true) => {
+                let head = if kind == "names" { super::names::HEAD as u64 } else { 0 };
+                self.whole(kind == "names", fs::metadata(&path)?.len().saturating_sub(head));
+                return Ok(());
+            }
+            Ok(false) => "its bytes have another digest".to_owned(),
+        };
+        let what = format!("the file {}", path.display());
+        self.damage.push(Damage { digest: Some(digest), what, problem, place: Place::File { path, kind } });
+        Ok(())
+    }
+}

@@ -1,0 +1,236 @@
+//! What nobody needs goes, in two phases, and nothing else.
+
+use std::{
+    collections::HashSet,
+    env,
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use criu_rpc::{BlobStore, Digest256, Error, FsBlobStore};
+
+use crate::{
+    stores::{Folder, files_below},
+    stores_packs::{Blobs, assert_all, blobs, digests, open, packs, pairs, put, total},
+};
+
+#[test]
+fn what_is_unneeded_is_condemned_and_only_later_swept() {
+    let folder = Folder::new();
+    let (store, other) = (open(&folder), open(&folder));
+    let (kept, lost) = (blobs(300, 1), blobs(200, 2));
+    put(&store, &kept);
+    put(&store, &lost);
+    store.put(b"loose").unwrap();
+    store.put_named(&Digest256::of(b"name"), b"bytes").unwrap();
+    let gc = store.retain(&keep(&[&kept]), HOUR).unwrap();
+    assert_eq!((gc.condemned.blobs, gc.swept.blobs, gc.busy), (lost.len() as u64 + 2, 0, false));
+
+    // For readers it is still there, for writers not.
+    for store in [&store, &other, &open(&folder)] {
+        assert_all(store, &lost);
+        assert_all(store, &kept);
+        assert_eq!(store.missing(&digests(&lost)).unwrap(), digests(&lost));
+        assert_eq!(store.get(&Digest256::of(b"loose")).unwrap(), b"loose");
+        assert_eq!(store.get_named(&Digest256::of(b"name")).unwrap(), b"bytes");
+    }
+    assert_eq!(store.retain(&keep(&[&kept]), HOUR).unwrap(), criu_rpc::Gc::default());
+
+    let gc = store.retain(&keep(&[&kept]), Duration::ZERO).unwrap();
+    assert_eq!((gc.condemned.blobs, gc.swept.blobs, gc.packs), (0, lost.len() as u64 + 2, 1));
+    for store in [&store, &other, &open(&folder)] {
+        assert_all(store, &kept);
+        for digest in lost.keys().chain([&Digest256::of(b"loose")]) {
+            assert!(matches!(store.get(digest), Err(Error::Missing { .. })));
+        }
+    }
+    assert_eq!(files_below(&folder), packs(&folder));
+    let usage = store.usage().unwrap();
+    assert_eq!((usage.blobs.bytes, usage.condemned.blobs, usage.packs), (total(&kept), 0, 1));
+}
+
+#[test]
+fn what_is_needed_again_comes_back() {
+    let folder = Folder::new();
+    let store = open(&folder);
+    let blobs = blobs(300, 3);
+    put(&store, &blobs);
+    let loose = store.put(b"loose").unwrap();
+    store.retain(&HashSet::new(), HOUR).unwrap();
+    let mut all = keep(&[&blobs]);
+    all.insert(loose);
+    let gc = store.retain(&all, Duration::ZERO).unwrap();
+    assert_eq!((gc.returned.blobs, gc.swept.blobs, gc.condemned.blobs), (301, 0, 0));
+    assert!(store.missing(&digests(&blobs)).unwrap().is_empty());
+    assert!(store.contains(&loose).unwrap());
+    store.retain(&all, Duration::ZERO).unwrap();
+    assert_all(&open(&folder), &blobs);
+}
+
+#[test]
+fn whoever_puts_what_is_condemned_has_a_copy_of_his_own() {
+    let folder = Folder::new();
+    let (store, other) = (open(&folder), open(&folder));
+    let blobs = blobs(300, 4);
+    put(&store, &blobs);
+    // It knows the pack, and not yet what becomes of it.
+    assert_all(&other, &blobs);
+    store.retain(&HashSet::new(), HOUR).unwrap();
+    let batch = other.batch().unwrap();
+    assert_eq!(batch.put(&pairs(&blobs)).unwrap(), total(&blobs));
+    batch.commit().unwrap();
+    // The old copies are swept, the new ones only condemned now.
+    store.retain(&keep(&[&blobs]), HOUR).unwrap();
+    store.retain(&keep(&[&blobs]), Duration::ZERO).unwrap();
+    assert_all(&store, &blobs);
+    assert_all(&other, &blobs);
+}
+
+#[test]
+fn a_pack_with_much_dead_in_it_is_written_anew() {
+    let folder = Folder::new();
+    let (store, other) = (open(&folder), open(&folder));
+    let all = blobs(1000, 5);
+    put(&store, &all);
+    assert_all(&other, &all);
+    let before = store.usage().unwrap().disk;
+    let kept: Blobs = all.iter().step_by(2).map(|(digest, bytes)| (*digest, bytes.clone())).collect();
+    let fewer: Blobs = kept.iter().step_by(2).map(|(digest, bytes)| (*digest, bytes.clone())).collect();
+    store.retain(&keep(&[&kept]), HOUR).unwrap();
+    thread::sleep(Duration::from_millis(1100));
+    store.retain(&keep(&[&fewer]), HOUR).unwrap();
+    // The first round is due, the second is not: its marks go with the entries.
+    let gc = store.retain(&keep(&[&fewer]), Duration::from_secs(1)).unwrap();
+    assert_eq!((gc.packs, gc.swept.blobs), (1, 500));
+    assert!(store.usage().unwrap().disk < before * 2 / 3);
+    for store in [&store, &other, &open(&folder)] {
+        assert_all(store, &kept);
+        assert_eq!(store.missing(&digests(&kept)).unwrap().len(), kept.len() - fewer.len());
+        assert!(store.verify().unwrap().damage.is_empty());
+    }
+    store.retain(&keep(&[&fewer]), Duration::ZERO).unwrap();
+    assert_eq!(store.usage().unwrap().blobs.blobs, fewer.len() as u64);
+    assert_all(&other, &fewer);
+}
+
+#[test]
+fn many_small_packs_become_one() {
+    let folder = Folder::new();
+    let (store, other) = (open(&folder), open(&folder));
+    let parts: Vec<_> = (0..20).map(|n| blobs(20, 100 + n)).collect();
+    parts.iter().for_each(|part| put(&store, part));
+    let name = Digest256::of(b"name");
+    for n in 0..3_u8 {
+        let batch = store.batch().unwrap();
+        batch.put_named(&name, &[n]).unwrap();
+        batch.commit().unwrap();
+    }
+    parts.iter().for_each(|part| assert_all(&other, part));
+    let mut needed = keep(&parts.iter().collect::<Vec<_>>());
+    needed.insert(name);
+    store.retain(&needed, Duration::ZERO).unwrap();
+    assert_eq!(packs(&folder).len(), 1);
+    parts.iter().for_each(|part| assert_all(&other, part));
+    assert_eq!(other.get_named(&name).unwrap(), [2]);
+    assert_eq!(open(&folder).get_named(&name).unwrap(), [2]);
+}
+
+#[test]
+fn nothing_is_condemned_while_a_batch_is_open() {
+    let folder = Folder::new();
+    let (store, other) = (open(&folder), open(&folder));
+    let blobs = blobs(100, 6);
+    put(&store, &blobs);
+    let batch = other.batch().unwrap();
+    assert_eq!(batch.put(&pairs(&blobs)).unwrap(), 0);
+    let gc = store.retain(&HashSet::new(), Duration::ZERO).unwrap();
+    assert!(gc.busy && gc.condemned.blobs == 0);
+    assert_eq!(store.missing(&digests(&blobs)).unwrap(), []);
+    batch.commit().unwrap();
+    assert!(!store.retain(&HashSet::new(), Duration::ZERO).unwrap().busy);
+}
+
+#[test]
+fn a_damaged_pack_is_not_rewritten() {
+    let folder = Folder::new();
+    let store = open(&folder);
+    let all = blobs(400, 7);
+    put(&store, &all);
+    let pack = packs(&folder).remove(0);
+    let mut bytes = std::fs::read(&pack).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&pack, bytes).unwrap();
+    let kept: Blobs = all.iter().skip(200).map(|(digest, bytes)| (*digest, bytes.clone())).collect();
+    store.retain(&keep(&[&kept]), Duration::ZERO).unwrap();
+    let named = store.verify().unwrap().damage.len();
+    store.retain(&keep(&[&kept]), Duration::ZERO).unwrap();
+    assert_eq!(store.verify().unwrap().damage.len(), named);
+    assert!(named > 0);
+}
+
+/// Threads, and another process, capture while the collector runs all the time: what is in a committed batch since the last look
+/// at what is needed is never lost.
+#[test]
+fn captures_and_collections_race_and_nothing_is_lost() {
+    if let Some(root) = env::var_os(CHILD) {
+        let store = FsBlobStore::open(root).unwrap();
+        capture_again_and_again(&store, 50, &|| false);
+        return;
+    }
+    let folder = Folder::new();
+    let child = Command::new(env::current_exe().unwrap())
+        .args(["--exact", "stores_gc::captures_and_collections_race_and_nothing_is_lost"])
+        .env(CHILD, folder.as_os_str())
+        .spawn();
+    let (store, collector) = (open(&folder), open(&folder));
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let done = &done;
+        let store = &store;
+        let threads: Vec<_> =
+            (0..2).map(|n| scope.spawn(move || capture_again_and_again(store, n * 10, &|| false))).collect();
+        let rounds = scope.spawn(move || {
+            let mut rounds = 0;
+            while !done.load(Ordering::Relaxed) {
+                // Nothing is needed for long: what captures rely on is kept by the grace alone.
+                collector.retain(&HashSet::new(), GRACE).unwrap();
+                rounds += 1;
+            }
+            rounds
+        });
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        assert!(child.unwrap().wait().unwrap().success(), "the other process lost something");
+        done.store(true, Ordering::Relaxed);
+        assert!(rounds.join().unwrap() > 3);
+    });
+    assert!(store.verify().unwrap().damage.is_empty());
+}
+
+/// The same blobs over and over, so that most are there already, condemned or not.
+fn capture_again_and_again(store: &FsBlobStore, seed: u64, stop: &dyn Fn() -> bool) {
+    let end = Instant::now() + Duration::from_secs(3);
+    let mut turn = 0;
+    while Instant::now() < end && !stop() {
+        turn += 1;
+        let all = blobs(150, seed + turn % 4);
+        let batch = store.batch().unwrap();
+        let start = Instant::now();
+        for call in pairs(&all).chunks(20) {
+            batch.put(call).unwrap();
+        }
+        batch.commit().unwrap();
+        assert_all(store, &all);
+        assert!(start.elapsed() < GRACE, "this machine is too slow for the test");
+    }
+}
+
+fn keep(blobs: &[&Blobs]) -> HashSet<Digest256> {
+    blobs.iter().flat_map(|blobs| blobs.keys().copied()).collect()
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+const GRACE: Duration = Duration::from_secs(2);
+const CHILD: &str = "CRIU_RPC_GC_CHILD";
