@@ -1,0 +1,249 @@
+//! A Python agent at work, captured after every step: what all its captures take, on the disk and of time.
+//!
+//! All keepers capture the same agent at the same steps, in turns.
+
+use std::{
+    env,
+    io::{self, BufRead, BufReader, Write},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+};
+
+use criu_rpc::{BlobStore, FsBlobStore, Pid, Stored};
+
+use crate::{
+    ours,
+    places::{Folder, disk_use, succeed},
+    run::{Result, Settings},
+    table::{Goal, Line, Unit},
+    theirs::{self, timed},
+    victim::Victim,
+};
+
+pub(crate) fn lines(settings: &Settings) -> Result<Vec<Line>> {
+    let (mut ours, mut theirs) = (Vec::new(), vec![Kept::by(Ours::new(ours::v1)?, "v1")?]);
+    let mut lines = Vec::new();
+    ours.push(Kept::by(Ours::new(ours::v2)?, "v2")?);
+    match env::var_os(COMPRESSED) {
+        Some(program) => ours.push(Kept::by(Elsewhere::start(Path::new(&program))?, "v2 compressed")?),
+        None => lines.push(Line::left_out("agent, v2 compressed", format!("{COMPRESSED} names no program"))),
+    }
+    for tool in [RESTIC, BORG] {
+        match Backup::of(tool) {
+            Ok(backup) => theirs.push(Kept::by(backup, tool.name)?),
+            Err(error) => lines.push(Line::left_out(format!("agent, against {}", tool.name), error.to_string())),
+        }
+    }
+    // PLACE FOR: pf-core's file store (zstd level 19). For the record: one more `Kept` in `theirs`, of a `Keeper`
+    // that stores a v2 capture through the adapter.
+    lines.push(Line::left_out("agent, against pf-core's store", "there is no adapter here"));
+
+    let mut agent = Victim::python(&Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/captures/agent.py"))?;
+    for step in 1..=settings.steps {
+        let state = agent.ask("step")?;
+        if step % 10 == 0 {
+            eprintln!("agent: {state}");
+        }
+        for kept in ours.iter_mut().chain(&mut theirs) {
+            kept.seconds += kept.keeper.keep(agent.pid())?;
+        }
+    }
+    drop(agent);
+    let pairs = ours.iter().flat_map(|ours| theirs.iter().map(move |theirs| (ours, theirs)));
+    for (ours, theirs) in pairs {
+        lines.extend(compare(ours, theirs, settings.steps)?);
+    }
+    Ok(lines)
+}
+
+/// The variable that names this program, built with compression.
+const COMPRESSED: &str = "CRIU_RPC_BENCH_COMPRESSED";
+
+fn compare(ours: &Kept, theirs: &Kept, steps: usize) -> Result<[Line; 2]> {
+    let what = |kind: &str| (format!("agent, {steps} captures, {kind}, {}", ours.name), theirs.name);
+    let bytes = (disk_use(theirs.keeper.place())? as f64, disk_use(ours.keeper.place())? as f64);
+    Ok([
+        Line::new(what("on disk"), Unit::MiB, bytes, Goal::Less),
+        Line::new(what("in all"), Unit::Seconds, (theirs.seconds, ours.seconds), Goal::Less),
+    ])
+}
+
+/// What a keeper has come to.
+struct Kept {
+    name: &'static str,
+    keeper: Box<dyn Keeper>,
+    seconds: f64,
+}
+
+impl Kept {
+    fn by(keeper: impl Keeper + 'static, name: &'static str) -> Result<Kept> {
+        Ok(Kept { name, keeper: Box::new(keeper), seconds: 0.0 })
+    }
+}
+
+/// Keeps one state of a process after the other.
+trait Keeper {
+    /// Keeps the state that the process has now, and tells how many seconds that took.
+    fn keep(&mut self, pid: Pid) -> Result<f64>;
+
+    /// Where all of it is.
+    fn place(&self) -> &Path;
+}
+
+/// Captures into a store.
+struct Ours {
+    capture: fn(Pid, &dyn BlobStore) -> Result<Stored>,
+    store: FsBlobStore,
+    folder: Folder,
+}
+
+impl Ours {
+    fn new(capture: fn(Pid, &dyn BlobStore) -> Result<Stored>) -> Result<Ours> {
+        let folder = Folder::temporary()?;
+        Ok(Ours { capture, store: FsBlobStore::open(folder.path())?, folder })
+    }
+}
+
+impl Keeper for Ours {
+    fn keep(&mut self, pid: Pid) -> Result<f64> {
+        timed(|| (self.capture)(pid, &self.store)).map(|(_, seconds)| seconds)
+    }
+
+    fn place(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+/// Captures of version 2 by this program as it was built elsewhere. Dropped, it is killed and reaped.
+struct Elsewhere {
+    program: Child,
+    to: ChildStdin,
+    from: BufReader<ChildStdout>,
+    folder: Folder,
+}
+
+impl Elsewhere {
+    fn start(program: &Path) -> Result<Elsewhere> {
+        let folder = Folder::temporary()?;
+        let mut command = Command::new(program);
+        command.arg("--keeper").arg(folder.path()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut program = command.spawn()?;
+        let (to, from) = (program.stdin.take(), program.stdout.take());
+        let (Some(to), Some(from)) = (to, from) else { unreachable!("both are pipes") };
+        Ok(Elsewhere { program, to, from: BufReader::new(from), folder })
+    }
+}
+
+impl Keeper for Elsewhere {
+    fn keep(&mut self, pid: Pid) -> Result<f64> {
+        let (answer, seconds) = timed(|| {
+            writeln!(self.to, "{pid}")?;
+            let mut answer = String::new();
+            self.from.read_line(&mut answer)?;
+            Ok(answer)
+        })?;
+        if answer.is_empty() { Err("the other program has failed".into()) } else { Ok(seconds) }
+    }
+
+    fn place(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+impl Drop for Elsewhere {
+    fn drop(&mut self) {
+        let _ = self.program.kill();
+        let _ = self.program.wait();
+    }
+}
+
+/// `--keeper STORE`: captures each pid that a line names, and answers with a line.
+pub(crate) fn keeper(arguments: &[String]) -> Result<()> {
+    let store = FsBlobStore::open(arguments.first().ok_or("into which store?")?)?;
+    for pid in io::stdin().lines() {
+        let pid: i32 = pid?.parse()?;
+        println!("{}", ours::v2(pid.into(), &store)?.digest);
+    }
+    Ok(())
+}
+
+/// A program that keeps folders, each time what is new in them.
+#[derive(Clone, Copy)]
+struct Tool {
+    name: &'static str,
+    program: &'static str,
+    init: &'static [&'static str],
+    /// A number follows, and the folder.
+    keep: &'static [&'static str],
+}
+
+const RESTIC: Tool = Tool {
+    name: "criu dump, restic",
+    program: "restic",
+    init: &["init", "--quiet"],
+    keep: &["backup", "--quiet", "--tag"],
+};
+
+const BORG: Tool = Tool {
+    name: "criu dump, borg",
+    program: "borg",
+    init: &["init", "--encryption", "none"],
+    keep: &["create", "--comment"],
+};
+
+/// `criu dump` into a folder, and that into the repository of a tool.
+struct Backup {
+    tool: Tool,
+    repository: PathBuf,
+    images: PathBuf,
+    step: u32,
+    folder: Folder,
+}
+
+impl Backup {
+    fn of(tool: Tool) -> Result<Backup> {
+        let folder = Folder::temporary()?;
+        let repository = folder.path().join("repository");
+        let backup = Backup { tool, repository, images: folder.path().join("images"), step: 0, folder };
+        succeed(backup.command().args(tool.init).args(backup.named("")))?;
+        Ok(backup)
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(self.tool.program);
+        let own = |name: &str| self.folder.path().join(name);
+        command
+            .env("RESTIC_PASSWORD", "benchmark")
+            .env("RESTIC_REPOSITORY", &self.repository)
+            .env("RESTIC_CACHE_DIR", own("cache"))
+            .env("BORG_BASE_DIR", own("borg"))
+            .env("BORG_REPO", &self.repository)
+            .env("BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK", "yes");
+        command
+    }
+
+    /// What borg wants beside `BORG_REPO`: the name of an archive.
+    fn named(&self, name: &str) -> Option<String> {
+        (self.tool.program == "borg").then(|| format!("::{name}"))
+    }
+}
+
+impl Keeper for Backup {
+    fn keep(&mut self, pid: Pid) -> Result<f64> {
+        self.step += 1;
+        let step = self.step.to_string();
+        std::fs::create_dir(&self.images)?;
+        let ((), seconds) = timed(|| {
+            theirs::dump(pid, &self.images)?;
+            let mut command = self.command();
+            command.args(self.tool.keep).arg(&step).args(self.named(&step)).arg(&self.images);
+            succeed(&mut command)
+        })?;
+        std::fs::remove_dir_all(&self.images)?;
+        Ok(seconds)
+    }
+
+    fn place(&self) -> &Path {
+        &self.repository
+    }
+}

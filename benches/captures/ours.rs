@@ -1,0 +1,50 @@
+//! What is measured: captures into a store.
+
+use criu_rpc::{BlobStore, Capture, Chunking, FsBlobStore, MemBlobStore, Pid, ProcsCapture, Stored};
+
+use crate::{
+    places::Folder,
+    run::{Result, Settings},
+};
+
+/// A store with nothing in it. Dropped, nothing is left of it.
+#[derive(Debug)]
+pub(crate) struct Store {
+    blobs: Box<dyn BlobStore>,
+    _folder: Option<Folder>,
+}
+
+impl Store {
+    pub(crate) fn empty(settings: &Settings) -> Result<Store> {
+        if settings.in_memory {
+            return Ok(Store { blobs: Box::new(MemBlobStore::new()), _folder: None });
+        }
+        let folder = Folder::temporary()?;
+        Ok(Store { blobs: Box::new(FsBlobStore::open(folder.path())?), _folder: Some(folder) })
+    }
+
+    pub(crate) fn blobs(&self) -> &dyn BlobStore {
+        &*self.blobs
+    }
+}
+
+/// A capture of version 1, the archive.
+pub(crate) fn v1(pid: Pid, store: &dyn BlobStore) -> Result<Stored> {
+    stored(&ProcsCapture::new([pid]), store)
+}
+
+/// A capture of version 2, the chunks, by default settings.
+pub(crate) fn v2(pid: Pid, store: &dyn BlobStore) -> Result<Stored> {
+    v2_by(pid, Chunking::default(), store)
+}
+
+pub(crate) fn v2_by(pid: Pid, chunking: Chunking, store: &dyn BlobStore) -> Result<Stored> {
+    stored(&ProcsCapture::new([pid]).chunked(chunking), store)
+}
+
+fn stored(capture: &ProcsCapture, store: &dyn BlobStore) -> Result<Stored> {
+    match capture.run(store)? {
+        Capture::Stored(stored) => Ok(stored),
+        other => Err(format!("the capture came to {other:?}").into()),
+    }
+}
