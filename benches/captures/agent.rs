@@ -21,16 +21,16 @@ use crate::{
 };
 
 pub(crate) fn lines(settings: &Settings) -> Result<Vec<Line>> {
-    let (mut ours, mut theirs) = (Vec::new(), vec![Kept::by(Ours::new(ours::v1)?, "v1")?]);
+    let (mut ours, mut theirs) = (Vec::new(), vec![Kept::by(Ours::new(ours::v1)?, "v1")]);
     let mut lines = Vec::new();
-    ours.push(Kept::by(Ours::new(ours::v2)?, "v2")?);
+    ours.push(Kept::by(Ours::new(ours::v2)?, "v2"));
     match env::var_os(COMPRESSED) {
-        Some(program) => ours.push(Kept::by(Elsewhere::start(Path::new(&program))?, "v2 compressed")?),
+        Some(program) => ours.push(Kept::by(Elsewhere::start(Path::new(&program))?, "v2 compressed")),
         None => lines.push(Line::left_out("agent, v2 compressed", format!("{COMPRESSED} names no program"))),
     }
     for tool in [RESTIC, BORG] {
         match Backup::of(tool) {
-            Ok(backup) => theirs.push(Kept::by(backup, tool.name)?),
+            Ok(backup) => theirs.push(Kept::by(backup, tool.name)),
             Err(error) => lines.push(Line::left_out(format!("agent, against {}", tool.name), error.to_string())),
         }
     }
@@ -76,8 +76,8 @@ struct Kept {
 }
 
 impl Kept {
-    fn by(keeper: impl Keeper + 'static, name: &'static str) -> Result<Kept> {
-        Ok(Kept { name, keeper: Box::new(keeper), seconds: 0.0 })
+    fn by(keeper: impl Keeper + 'static, name: &'static str) -> Kept {
+        Kept { name, keeper: Box::new(keeper), seconds: 0.0 }
     }
 }
 

@@ -12,8 +12,14 @@ use crate::{
 
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
+/// Measures some rows.
+type Group = fn(&Settings) -> Result<Vec<Line>>;
+
+/// A program that gets these arguments.
+type Part = fn(&[String]) -> Result<()>;
+
 /// The groups of rows, by the names that select them.
-const GROUPS: &[(&str, fn(&Settings) -> Result<Vec<Line>>)] = &[
+const GROUPS: &[(&str, Group)] = &[
     ("frozen", frozen::lines),
     ("whole", whole::lines),
     ("changed", changed::lines),
@@ -24,7 +30,7 @@ const GROUPS: &[(&str, fn(&Settings) -> Result<Vec<Line>>)] = &[
 ];
 
 /// What this program is besides, when it starts itself.
-const PARTS: &[(&str, fn(&[String]) -> Result<()>)] =
+const PARTS: &[(&str, Part)] =
     &[("--victim", victim::main), ("--one-capture", peak::main), ("--keeper", agent::keeper)];
 
 const USAGE: &str = "\
