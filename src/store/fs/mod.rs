@@ -243,7 +243,9 @@ impl BlobStore for FsBlobStore {
             }
         } else if let Some((_, mut file)) = self.open_loose(digest)? {
             let mut part = Vec::new();
-            file.seek(SeekFrom::Start(offset)).map_err(reading())?;
+            // Past the largest file there is, systems refuse to go.
+            let end = file.metadata().map_err(reading())?.len();
+            file.seek(SeekFrom::Start(offset.min(end))).map_err(reading())?;
             file.take(length as u64).read_to_end(&mut part).map_err(reading())?;
             return Ok(part);
         }
