@@ -1,6 +1,9 @@
 //! Captures in chunks: what changed is what they cost, and what they are made of is what was there.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use criu_rpc::{
     BlobStore, Capture, Chunking, Digest256, Error, MemBlobStore, ProcsBlob, Stored, Warning, copy_capture, reachable,
@@ -20,6 +23,7 @@ tests![
     several_trees_are_captured_in_chunks,
     what_did_not_change_costs_nothing,
     a_small_buffer_holds_the_stream_back_and_loses_nothing,
+    captures_that_live_survive_a_collection,
     a_store_that_lies_revives_nothing,
     a_blob_that_is_missing_is_named,
     a_store_that_becomes_full_leaves_the_tree_as_it_was,
@@ -109,6 +113,33 @@ fn stored(capture: Capture) -> Stored {
     match capture {
         Capture::Stored(stored) => stored,
         other => panic!("{other:?}"),
+    }
+}
+
+fn captures_that_live_survive_a_collection() {
+    let home = Home::new();
+    let store = home.store();
+    let mut victim = Victim::start(&["memory=8", "children=1"]);
+    let captures: Vec<_> = (0..6)
+        .map(|count| {
+            victim.assert_counts_on(count);
+            home.capture([victim.pid()]).chunked(Chunking::default()).capture(&store).or_explain()
+        })
+        .collect();
+    victim.end();
+    let live = [captures[1], captures[4]];
+    let gc = store.gc(&live, Duration::ZERO).or_explain();
+    assert!(gc.condemned.blobs > 0 && gc.swept.blobs == 0, "{gc:?}");
+    let gc = store.gc(&live, Duration::ZERO).or_explain();
+    assert!(gc.swept.blobs > 0, "{gc:?}");
+    assert!(store.verify().unwrap().damage.is_empty());
+    // A pack with little that is dead in it is left as it is, but what is dead there counts as missing.
+    assert!([0, 2, 3, 5].iter().all(|lost| !store.contains(&captures[*lost]).unwrap()));
+    for (digest, count) in live.iter().zip([2, 5]) {
+        let mut revived = Revived::from(home.restore(), &store, digest);
+        assert_eq!(revived.ask("check"), "memory ok 2048 pages");
+        revived.assert_counts_on(count);
+        drop(revived);
     }
 }
 

@@ -23,7 +23,10 @@ use super::{
 };
 use crate::{
     Digest256, Error, Result,
-    store::pack::{Entry, Found, Frame, Kind, PackId, scan},
+    store::{
+        pack::{Entry, Found, Frame, Kind, PackId, scan},
+        reachable,
+    },
 };
 
 /// What a call of [`FsBlobStore::retain`] has done.
@@ -67,6 +70,32 @@ pub(super) struct Round {
 }
 
 impl FsBlobStore {
+    /// Keeps these captures, named by their manifests, and gets rid of all else, as [`retain`](FsBlobStore::retain) does.
+    ///
+    /// A capture that is not in the list yet is condemned at most, and comes back when the list of a later call has it: `grace` must be
+    /// longer than it takes from the end of a capture until its digest is in the list.
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    ///
+    /// use criu_rpc::{Digest256, FsBlobStore};
+    ///
+    /// # fn captures() -> Vec<Digest256> { vec![] }
+    /// let store = FsBlobStore::open("captures")?;
+    /// // Now and then:
+    /// let gc = store.gc(&captures(), Duration::from_secs(3600))?;
+    /// println!("{} bytes are free again", gc.swept.bytes);
+    /// # Ok::<(), criu_rpc::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Missing`] or [`Error::Corrupt`] if one of the captures is not whole: nothing is collected then. Else as
+    /// [`retain`](FsBlobStore::retain).
+    pub fn gc(&self, live: &[Digest256], grace: Duration) -> Result<Gc> {
+        self.retain(&reachable(self, live)?, grace)
+    }
+
     /// Keeps the blobs and names of `keep`, and gets rid of the others, safely while captures go on.
     ///
     /// Two phases: this call sweeps what an earlier one condemned at least `grace` ago and is still not in `keep`, and condemns
