@@ -35,7 +35,7 @@
 //! | storing | [`BlobStore`], [`BlobWriter`], [`BlobBatch`]; [`FsBlobStore`], [`MemBlobStore`]; [`Usage`], [`Verified`] with its [`Damage`], [`Gc`] with its [`Tally`] |
 //! | moving captures | [`copy_capture`], [`reachable`] |
 //! | digests | [`Digest256`], [`Hasher`], [`ParseDigestError`] |
-//! | what a capture is made of | [`ProcsBlob`] |
+//! | what a capture is made of | [`ProcsBlob`], [`ChunkedBlob`]; how it is cut: [`Chunking`] |
 //! | options for criu | [`DumpOptions`], [`RestoreOptions`], [`options`] |
 //! | failures | [`Error`], [`Result`], [`BoxError`]; [`ProcessProblem`]; [`Failure`] with its [`Cause`], [`Target`], [`Request`] and criu's [`Version`] |
 //!
