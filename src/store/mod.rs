@@ -10,8 +10,6 @@ pub mod conformance;
 mod encrypted;
 mod fs;
 mod mem;
-#[cfg(feature = "object-store")]
-mod object;
 mod pack;
 mod reach;
 
@@ -24,8 +22,6 @@ use std::{
 use self::batch::OneByOne;
 #[cfg(feature = "encryption")]
 pub use self::encrypted::{EncryptedBlobStore, Key, Padding};
-#[cfg(feature = "object-store")]
-pub use self::object::ObjectBlobStore;
 pub use self::{
     batch::BlobBatch,
     fs::{Damage, FsBlobStore, Gc, Tally, Usage, Verified},
