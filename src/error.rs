@@ -328,6 +328,8 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.cause, self.telling_line()) {
+            // What criu says then is what it made of our making it stop.
+            (cause @ Cause::GivenUp, _) => write!(f, "{cause}"),
             (Cause::Unknown, Some(line)) => f.write_str(line),
             (Cause::Unknown, None) => write!(f, "criu did not say why{}", diagnose::leaving(self)),
             (cause, Some(line)) => write!(f, "{cause} ({line})"),
@@ -509,6 +511,8 @@ pub enum Cause {
     ImagesVersion,
     /// The caller's hook refused, or a script of criu's failed.
     RefusedByClient,
+    /// We made criu give up: the deadline passed, or the caller cancelled.
+    GivenUp,
 }
 
 impl Cause {
