@@ -365,6 +365,9 @@ impl Criu {
     /// Starts a page server as a daemon, which nobody owns: it ends after one dump, and nobody hears how. Gives its
     /// port, if it listens on one. `criu page-server --daemon`.
     ///
+    /// It waits for its first connection for ever, and ends with it: to end one that is not needed any more, connect to
+    /// its port, and hang up. To own one, take [`page_server`](Criu::page_server).
+    ///
     /// # Errors
     ///
     /// [`Error::Options`] if neither [`ps`](PageServerOptions::ps) says where to listen nor a socket is lent; criu would
