@@ -69,7 +69,8 @@ pub enum Error {
         problem: String,
     },
 
-    /// A hook refused to go on; criu has put things right and the tree is as it was.
+    /// A hook refused to go on, and criu has put things right: a tree that was to be dumped goes on as it was, and of one
+    /// that was to be restored nothing runs.
     #[error("the hook refused to go on at {event}")]
     Refused {
         /// criu's name of the event that was refused.
