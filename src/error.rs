@@ -69,7 +69,8 @@ pub enum Error {
         problem: String,
     },
 
-    /// A hook refused to go on; criu has put things right and the tree is as it was.
+    /// A hook refused to go on, and criu has put things right: a tree that was to be dumped goes on as it was, and of one
+    /// that was to be restored nothing runs.
     #[error("the hook refused to go on at {event}")]
     Refused {
         /// criu's name of the event that was refused.
@@ -328,6 +329,8 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.cause, self.telling_line()) {
+            // What criu says then is what it made of our making it stop.
+            (cause @ Cause::GivenUp, _) => write!(f, "{cause}"),
             (Cause::Unknown, Some(line)) => f.write_str(line),
             (Cause::Unknown, None) => write!(f, "criu did not say why{}", diagnose::leaving(self)),
             (cause, Some(line)) => write!(f, "{cause} ({line})"),
@@ -509,6 +512,8 @@ pub enum Cause {
     ImagesVersion,
     /// The caller's hook refused, or a script of criu's failed.
     RefusedByClient,
+    /// We made criu give up: the deadline passed, or the caller cancelled.
+    GivenUp,
 }
 
 impl Cause {

@@ -429,5 +429,9 @@ causes! {
             "the caller's hook refused to go on, or a script of criu's failed",
             "see why the hook refused; criu has put things right",
             [];
+        GivenUp:
+            "it was made to give up, because the deadline passed or the caller cancelled",
+            "allow more time, if it was too little",
+            [];
     }
 }

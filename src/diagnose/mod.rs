@@ -119,10 +119,27 @@ impl fmt::Display for ErrorReport<'_> {
             writeln!(f, "  because:     {because}")?;
             source = because.source();
         }
+        if let Error::Refused { event, .. } = error {
+            writeln!(f, "  the tree:    {}", state_after_refusal(event))?;
+        }
         match error.advice() {
             Some(advice) => writeln!(f, "  what to do:  {advice}"),
             None => Ok(()),
         }
+    }
+}
+
+/// What the tree does once a hook has refused at this event. The words are criu's.
+fn state_after_refusal(event: &str) -> &'static str {
+    match event {
+        "pre-restore"
+        | "setup-namespaces"
+        | "post-setup-namespaces"
+        | "orphan-pts-master"
+        | "post-restore"
+        | "pre-resume"
+        | "post-resume" => "nothing of it runs",
+        _ => "goes on as it was",
     }
 }
 

@@ -16,6 +16,10 @@ use crate::{BoxError, Pid};
 /// An error refuses: criu puts things right, and the request fails with [`Error::Refused`](crate::Error),
 /// whose source the error is. A panic does the same. What a refusal means is written at each event.
 ///
+/// A request that is late or cancelled is refused for the hook: after a hook that returned too late, or cancelled it
+/// itself, and at all events that follow, which the hook is not asked about. Of those at which a refusal is ignored it is
+/// told nevertheless, so that what was done at [`Event::NetworkLock`] is undone at [`Event::NetworkUnlock`].
+///
 /// A closure is a `Hooks`:
 ///
 /// ```
@@ -76,7 +80,8 @@ pub enum Event<'a> {
     QueryExtFiles(&'a mut Vec<String>),
     /// The tree has a network namespace of its own, whose traffic is to be stopped.
     NetworkLock,
-    /// The traffic may flow again. A refusal is ignored.
+    /// The traffic may flow again. Comes after a dump that failed, too, even one that never came to
+    /// [`NetworkLock`](Event::NetworkLock). A refusal is ignored.
     NetworkUnlock,
     /// All images are written, save for `stats-dump`, and the tree is still frozen. Refused: the tree goes
     /// on, even if it was to be killed; the images are good.
@@ -132,6 +137,11 @@ impl Event<'_> {
             Event::StatusReady => "status-ready",
             Event::Unknown { name, .. } => name,
         }
+    }
+
+    /// Whether it only tells what is so anyhow: a refusal is ignored, and what was begun before is to be undone.
+    pub(super) fn is_afterthought(&self) -> bool {
+        matches!(self, Event::NetworkUnlock | Event::PreResume | Event::PostResume)
     }
 
     /// The event that criu calls `name`.

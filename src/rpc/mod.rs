@@ -150,8 +150,9 @@ impl Criu {
     /// It is safe at every moment, because criu is never killed while it touches a tree that lives. A dump is made to
     /// fail in the way that leaves the tree running and whole, which can take a few milliseconds more; once a hook has
     /// accepted [`Event::PostDump`], it is not given up any more. A restore ends at its next event, or after five seconds
-    /// more, and nothing of the tree is left; if it was done already, it has succeeded. A dump of the calling process
-    /// cannot be stopped, and neither can a criu that we did not start: it goes on, and we leave.
+    /// more, and nothing of the tree is left; if it was done already, it has succeeded. A hook is waited for, whatever
+    /// time it takes; what is late or cancelled when it returns is refused then. A dump of the calling process cannot be
+    /// stopped, and neither can a criu that we did not start, but at an event: it goes on, and we leave.
     ///
     /// For the freezing alone there is [`DumpOptions::timeout`].
     #[must_use]
@@ -363,6 +364,9 @@ impl Criu {
 
     /// Starts a page server as a daemon, which nobody owns: it ends after one dump, and nobody hears how. Gives its
     /// port, if it listens on one. `criu page-server --daemon`.
+    ///
+    /// It waits for its first connection for ever, and ends with it: to end one that is not needed any more, connect to
+    /// its port, and hang up. To own one, take [`page_server`](Criu::page_server).
     ///
     /// # Errors
     ///

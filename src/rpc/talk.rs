@@ -22,7 +22,7 @@ use super::{
     transport::{Connection, Heard, Remains},
 };
 use crate::{
-    BoxError, Error, Pid, Request, Result, Version,
+    BoxError, Cause, Error, Failure, Pid, Request, Result, Version,
     options::{field_with_zero_byte, younger_fields},
     proto::rpc::{CriuFeatures, CriuOpts, CriuReq, CriuResp},
 };
@@ -145,7 +145,7 @@ impl Criu {
     fn gave_up(&self, ask: &Ask<'_>) -> Error {
         let remains = Remains::default();
         let nothing = Gathering { ask, last_event: None, version: None, answer: None, remains: &remains };
-        let failure = Box::new(nothing.failure());
+        let failure = Box::new(Failure { cause: Cause::GivenUp, ..nothing.failure() });
         match self.cancel.as_ref().is_some_and(Cancel::is_cancelled) {
             true => Error::Cancelled(failure),
             false => Error::TimedOut(failure),
@@ -262,10 +262,12 @@ impl Talk {
             let version = self.version.clone();
             Box::new(Gathering { ask, last_event, version, answer, remains: &remains }.failure())
         };
+        // What criu says of a request that we made fail is about that.
+        let given_up = || Box::new(Failure { cause: Cause::GivenUp, ..*gather(None) });
         let error = match (end, exchange.refusal) {
             (Err(error), _) => error,
-            (Ok(End::Stopped(Stop::Deadline)), _) => Error::TimedOut(gather(None)),
-            (Ok(End::Stopped(Stop::Cancelled)), _) => Error::Cancelled(gather(None)),
+            (Ok(End::Stopped(Stop::Deadline)), _) => Error::TimedOut(given_up()),
+            (Ok(End::Stopped(Stop::Cancelled)), _) => Error::Cancelled(given_up()),
             (Ok(_), Some((event, source))) => Error::Refused { event, source },
             (Ok(End::Answer(answer)), None) => Error::Criu(gather(Some(&answer))),
             (Ok(End::Gone), None) => Error::Gone(gather(None)),
@@ -395,7 +397,13 @@ impl Exchange {
                         self.root = pid.map(Pid::as_raw).or(self.root);
                         let mut external = Vec::new();
                         let event = Event::named(&name, pid, descriptors.into_iter().next(), &mut external);
-                        let go_on = self.decide(ask.hooks.as_deref_mut(), event);
+                        let is_afterthought = event.is_afterthought();
+                        let mut go_on = self.decide(ask.hooks.as_deref_mut(), event);
+                        // A hook takes its time, or cancels. This is the moment at which a refusal is sure to be heard.
+                        if let Some(stop) = self.overdue(cancel).filter(|_| go_on && !is_afterthought) {
+                            self.stop(stop, connection, ask);
+                            go_on = false;
+                        }
                         if go_on {
                             sibling.go_on(&name);
                         }
@@ -413,13 +421,29 @@ impl Exchange {
             if let Some(first) = self.stopping {
                 return Ok(End::Stopped(first)); // criu had its time of grace
             }
-            self.stopping = Some(stop);
-            let grace = if ask.request == Request::Restore { GRACE_OF_RESTORE } else { GRACE };
-            self.deadline = Some(Instant::now() + grace);
-            if !make_fail(connection, ask) {
+            if !self.stop(stop, connection, ask) {
                 return Ok(End::Stopped(stop));
             }
         }
+    }
+
+    /// Why it is to stop now, unless it is stopping, or must not any more.
+    fn overdue(&self, cancel: Option<&Cancel>) -> Option<Stop> {
+        if self.stopping.is_some() || self.accepted {
+            return None;
+        }
+        if cancel.is_some_and(Cancel::is_cancelled) {
+            return Some(Stop::Cancelled);
+        }
+        self.deadline.filter(|deadline| *deadline <= Instant::now()).map(|_| Stop::Deadline)
+    }
+
+    /// Makes the request fail, and gives it some time for that. Says whether an answer is still to be expected.
+    fn stop(&mut self, stop: Stop, connection: &Connection, ask: &Ask<'_>) -> bool {
+        self.stopping = Some(stop);
+        let grace = if ask.request == Request::Restore { GRACE_OF_RESTORE } else { GRACE };
+        self.deadline = Some(Instant::now() + grace);
+        make_fail(connection, ask)
     }
 
     /// The answer, unless it only says that we made it fail.
@@ -433,7 +457,8 @@ impl Exchange {
 
     /// Whether criu is to go on.
     fn decide(&mut self, hooks: Option<&mut (dyn Hooks + '_)>, event: Event<'_>) -> bool {
-        if self.stopping.is_some() {
+        // What was begun is to be undone also where it is we who gave up; but nothing more is begun.
+        if self.stopping.is_some() && !event.is_afterthought() {
             return false;
         }
         let name = event.name().to_owned();

@@ -1,18 +1,24 @@
 //! A dump that takes too long is given up, and its tree is whole.
 
 use std::{
+    fs::File,
     hash::{BuildHasher, RandomState},
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
 
-use criu_rpc::{Cancel, Capture, Error, Target};
+use criu_rpc::{
+    Cancel, Capture, Cause, DumpOptions, Error, RestoreOptions, Target,
+    rpc::{Event, Lend, NoHooks},
+};
 
 use crate::{
-    harness::tests,
+    harness::{criu, tests},
     places::Home,
+    requests::Images,
     stores::{FULL, Failing, Fault, Slow, says},
-    tree::{OrExplain, Revived, Victim, explain},
+    tree::{OrExplain, Revived, Victim, explain, wait_gone},
 };
 
 tests![
@@ -21,6 +27,8 @@ tests![
     a_tree_that_is_stored_after_the_deadline_ends_as_it_should,
     a_capture_that_is_cancelled_leaves_the_tree_whole_and_stores_nothing,
     a_restore_that_is_cancelled_leaves_nothing_running,
+    a_hook_that_cancels_before_the_dump_or_locks_the_network_is_told_to_unlock_it,
+    a_restore_that_is_late_or_cancelled_within_its_last_hook_leaves_nothing,
 ];
 
 fn a_dump_that_takes_too_long_leaves_the_tree_whole() {
@@ -129,6 +137,68 @@ fn a_restore_that_is_cancelled_leaves_nothing_running() {
     let error = home.restore().cancelled_by(&cancel).restore(&home.store(), &digest).unwrap_err();
     assert!(matches!(error, Error::Cancelled(_)), "{}", explain(&error));
     home.assert_staging_empty();
-    crate::tree::wait_gone(&members);
+    wait_gone(&members);
     Revived::from(home.restore(), &home.store(), &digest).assert_counts_on(1);
+}
+
+fn a_hook_that_cancels_before_the_dump_or_locks_the_network_is_told_to_unlock_it() {
+    let home = Home::new();
+    let mut command = Command::new("unshare");
+    command.arg("--net").arg(std::env::current_exe().unwrap()).args(["--victim", "session"]);
+    let mut victim = Victim::start_by(command);
+    for (count, at) in [(0, "pre-dump"), (1, "network-lock")] {
+        let folder = File::open(home.folder(at)).unwrap();
+        let cancel = Cancel::new().or_explain();
+        let mut seen = Vec::new();
+        let mut hooks = |event: Event<'_>| {
+            seen.push(event.name().to_owned());
+            if event.name() == at {
+                cancel.cancel();
+            }
+            Ok(())
+        };
+        let criu = criu().cancelled_by(&cancel);
+        let options = DumpOptions::default();
+        let error = criu.dump(victim.pid(), &options, Lend::images(&folder), &mut hooks).unwrap_err();
+        let Error::Cancelled(failure) = &error else { panic!("{}", explain(&error)) };
+        assert_eq!((failure.cause, failure.target), (Cause::GivenUp, Target::Running), "{}", explain(&error));
+        assert_eq!(seen.iter().filter(|name| *name == at).count(), 1, "{seen:?}");
+        if at == "network-lock" {
+            assert_eq!(seen.last().map(String::as_str), Some("network-unlock"), "{seen:?}");
+        }
+        victim.assert_counts_on(count);
+    }
+}
+
+fn a_restore_that_is_late_or_cancelled_within_its_last_hook_leaves_nothing() {
+    let home = Home::new();
+    let mut victim = Victim::start(&["children=1"]);
+    victim.assert_counts_on(0);
+    let images = Images::of(&victim, &home.folder("images"));
+    criu().dump(victim.pid(), &DumpOptions::default(), images.lend(), &mut NoHooks).or_explain();
+    victim.reap(&images.members);
+    let cancel = Cancel::new().or_explain();
+    let limit = Duration::from_secs(3);
+    let mut late = |event: Event<'_>| {
+        if matches!(event, Event::PostRestore { .. }) {
+            thread::sleep(limit);
+        }
+        Ok(())
+    };
+    let mut cancels = |event: Event<'_>| {
+        if matches!(event, Event::PostRestore { .. }) {
+            cancel.cancel();
+        }
+        Ok(())
+    };
+    let error = images.revive_by(&criu().deadline(limit), &mut late).unwrap_err();
+    assert!(matches!(error, Error::TimedOut(_)), "{}", explain(&error));
+    assert_eq!(error.failure().unwrap().last_event.as_deref(), Some("post-restore"));
+    wait_gone(&images.members);
+    let error = images.revive_by(&criu().cancelled_by(&cancel), &mut cancels).unwrap_err();
+    assert!(matches!(error, Error::Cancelled(_)), "{}", explain(&error));
+    // It was not a hook that refused.
+    assert_eq!(error.failure().unwrap().cause, Cause::GivenUp, "{}", explain(&error));
+    wait_gone(&images.members);
+    images.revive(&criu(), &RestoreOptions::default()).or_explain().assert_counts_on(1);
 }

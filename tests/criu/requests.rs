@@ -11,7 +11,7 @@ use std::{
 use criu_rpc::{
     Criu, DumpOptions, Error, RestoreOptions, Result, Version,
     options::{CpuInfoOptions, PageServerAddress, PageServerOptions, PreDumpOptions, RawValue},
-    rpc::{Key, Lend, NoHooks},
+    rpc::{Hooks, Key, Lend, NoHooks},
 };
 
 use crate::{
@@ -70,6 +70,11 @@ impl Images {
         self.revive_with(criu, options, &[])
     }
 
+    /// Revives them as our child, with these hooks.
+    pub(crate) fn revive_by(&self, criu: &Criu, hooks: &mut dyn Hooks) -> Result<Revived> {
+        self.revive_as(criu, &RestoreOptions::default(), &[], hooks)
+    }
+
     /// The same, with these files in the place of others.
     pub(crate) fn revive_with(
         &self,
@@ -77,10 +82,20 @@ impl Images {
         options: &RestoreOptions,
         files: &[(Key, &File)],
     ) -> Result<Revived> {
+        self.revive_as(criu, options, files, &mut NoHooks)
+    }
+
+    fn revive_as(
+        &self,
+        criu: &Criu,
+        options: &RestoreOptions,
+        files: &[(Key, &File)],
+        hooks: &mut dyn Hooks,
+    ) -> Result<Revived> {
         let (talk, input, output) = Talk::through_pipes();
         let lend = self.lend().inherit(self.stdin.clone(), &input).inherit(self.stdout.clone(), &output);
         let lend = files.iter().fold(lend, |lend, (key, file)| lend.inherit(key.clone(), *file));
-        let tree = criu.restore(&options.clone().rst_sibling(true), lend, &mut NoHooks)?;
+        let tree = criu.restore(&options.clone().rst_sibling(true), lend, hooks)?;
         Ok(Revived::new(tree, talk))
     }
 }

@@ -207,6 +207,7 @@ fn every_cause_is_provoked_or_has_a_reason() {
         include_str!("machine.rs"),
         include_str!("restores.rs"),
         include_str!("../causes.rs"),
+        include_str!("../deadline.rs"),
     ];
     let provoked = |name: &str| {
         let ends = |rest: &str| !rest.starts_with(|next: char| next.is_alphanumeric());

@@ -166,6 +166,7 @@ fn a_refusal_goes_to_criu_and_comes_back_with_its_reason() {
     let Error::Refused { event, .. } = &error else { panic!("{error}") };
     assert_eq!(event, "post-dump");
     assert_eq!(error.source().unwrap().to_string(), "not today");
+    assert!(error.report().to_string().contains("the tree:    goes on as it was"), "{}", error.report());
 }
 
 #[test]

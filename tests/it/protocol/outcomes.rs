@@ -7,7 +7,7 @@ use criu_rpc::{
     rpc::{Cancel, Event, Lend, NoHooks},
 };
 
-use super::{dumped, restore_by, restored};
+use super::{dump_by, dumped, restore_by, restored};
 use crate::{
     peer::{Kind, Peer, Resp, answer, hear, hear_ack, notify, say},
     stores::Folder,
@@ -87,18 +87,50 @@ fn a_restore_gives_the_tree_that_criu_named() {
 }
 
 #[test]
-fn a_restore_past_its_deadline_is_refused_at_its_next_event() {
-    let script = [hear(Kind::Restore), notify("pre-restore"), hear_ack(true), notify("post-restore")];
+fn a_restore_whose_hook_is_late_is_refused_then_and_at_all_events_after() {
+    let script = [hear(Kind::Restore), notify("pre-restore"), hear_ack(false), notify("post-restore")];
     let end = [hear_ack(false), say(Resp::bad(Kind::Restore))];
     let (socket, peer) = Peer::play(script.into_iter().chain(end));
     let criu = Criu::over(socket).deadline(Duration::from_millis(20));
-    let mut slow = |_: Event<'_>| {
+    let mut asked = Vec::new();
+    let mut slow = |event: Event<'_>| {
+        asked.push(event.name().to_owned());
         std::thread::sleep(Duration::from_millis(60));
         Ok(())
     };
     let error = restore_by(&criu, &mut slow).unwrap_err();
     assert!(matches!(error, Error::TimedOut(_)), "{error}");
+    assert_eq!(error.failure().unwrap().cause, Cause::GivenUp);
+    assert_eq!(asked, ["pre-restore"]);
     peer.done();
+}
+
+#[test]
+fn what_was_begun_is_undone_also_where_it_was_cancelled() {
+    for event in ["pre-dump", "network-lock", "post-dump"] {
+        let script = [hear(Kind::Dump), notify(event), hear_ack(event == "post-dump")];
+        let then = [notify("network-unlock"), hear_ack(true)];
+        let end = match event {
+            // It is accepted, and so not given up.
+            "post-dump" => answer(Kind::Dump),
+            _ => say(Resp::bad(Kind::Dump)),
+        };
+        let (socket, peer) = Peer::play(script.into_iter().chain(then).chain([end]));
+        let cancel = Cancel::new().unwrap();
+        let mut asked = Vec::new();
+        let mut hooks = |event: Event<'_>| {
+            asked.push(event.name().to_owned());
+            cancel.cancel();
+            Ok(())
+        };
+        let result = dump_by(&Criu::over(socket).cancelled_by(&cancel), &mut hooks);
+        assert_eq!(asked, [event, "network-unlock"]);
+        match result {
+            Err(error) => assert!(matches!(error, Error::Cancelled(_)) && event != "post-dump", "{error}"),
+            Ok(()) => assert_eq!(event, "post-dump"),
+        }
+        peer.done();
+    }
 }
 
 #[test]
