@@ -367,6 +367,8 @@ pub enum Cause {
     MemoryTracking,
     /// criu cannot open the folder of the images or of its work.
     FolderNotReachable,
+    /// A file system is full, mostly that of the images.
+    NoSpace,
     /// criu was started with SIGCHLD ignored.
     ChildrenIgnored,
     /// criu may not enlarge its pipes.

@@ -72,6 +72,12 @@ causes! {
             "lend folders that exist and that criu can see: a criu in another pid or mount namespace sees other \
              folders than the caller does",
             [];
+        NoSpace:
+            "there is no space left",
+            "make room where the images go, and the log if it goes to a file; or choose another folder for them, with \
+             `Lend::images` or `ProcsCapture::staging`. With the same words the kernel refuses more watches or \
+             namespaces than /proc/sys/user allows",
+            ["Lend::images"];
         ChildrenIgnored:
             "criu cannot wait for its children",
             "do not let criu inherit an ignored SIGCHLD: whoever starts it sets that signal to its default",

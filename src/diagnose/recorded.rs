@@ -43,6 +43,9 @@ const LINES: &[(&str, Cause)] = &[
     ("4242 has rseq but kernel lacks get_rseq_conf feature", Cause::RestartableSequences),
     ("failed to collect AA namespace", Cause::SecurityProfile),
     ("Invalid selinux context unconfined_u", Cause::SecurityProfile),
+    // Dumps: images
+    ("Unable to spice data: No space left on device", Cause::NoSpace),
+    ("Can't create ghost dir /tmp/x: No space left on device", Cause::NoSpace),
     // Dumps: connections
     ("unix: External socket is used. Consider using --ext-unix-sk option.", Cause::ExternalUnixSocket),
     (

@@ -70,6 +70,8 @@ pub(super) type Rule = (&'static str, Cause);
 
 /// Errors that tell of a cause. Of two rules for one line the upper one counts.
 pub(super) const CAUSES: &[Rule] = &[
+    // Whatever was being written.
+    ("No space left on device", Cause::NoSpace),
     // criu and this machine
     ("vdso: Unexpected rt vDSO area bounds", Cause::TooOldForKernel),
     ("vdso: Can't find", Cause::TooOldForKernel),
