@@ -86,6 +86,8 @@ const WORDS: &[&str] = &[
     "unshare --mount",
     "unshare --ipc program",
     "ulimit -v",
+    "kill_tree",
+    "unshare --pid --fork --mount-proc",
     "socket:[inode]",
 ];
 

@@ -192,7 +192,7 @@ const LINES: &[(&str, Cause)] = &[
     ),
     ("cpu: CPU xfeatures has unsupported bits (0x200)", Cause::CpuMismatch),
     ("cpu: CPU xsave size mismatch (832/2440)", Cause::CpuMismatch),
-    ("cpu: No cpuinfo image", Cause::CpuMismatch),
+    ("cpu: No cpuinfo image", Cause::NoImages),
     ("Task had vdso, restorer doesn't", Cause::CpuMismatch),
     ("seccomp: SECCOMP_SET_MODE_FILTER returned -22 on tid 4242", Cause::Seccomp),
     ("suspending seccomp failed: Operation not permitted", Cause::Seccomp),

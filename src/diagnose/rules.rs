@@ -220,7 +220,7 @@ pub(super) const CAUSES: &[Rule] = &[
     ("FPU feature required by image is not supported on host", Cause::CpuMismatch),
     ("CPU xfeatures has unsupported bits", Cause::CpuMismatch),
     ("CPU xsave size mismatch", Cause::CpuMismatch),
-    ("No cpuinfo image", Cause::CpuMismatch),
+    ("No cpuinfo image", Cause::NoImages),
     ("Task had vdso, restorer doesn't", Cause::CpuMismatch),
     ("Missing required plugin", Cause::Plugin),
     // Mounts and control groups

@@ -34,6 +34,7 @@ tests![
     a_processor_that_lacks_something,
     a_segment_of_ones_own,
     a_file_system_of_the_images_that_is_full,
+    a_log_of_an_earlier_request,
 ];
 
 fn plain() -> DumpOptions {
@@ -258,6 +259,30 @@ fn a_file_system_of_the_images_that_is_full() {
         drop((images, mounted));
     }
     dumps.cured(&mut victim, plain());
+}
+
+fn a_log_of_an_earlier_request() {
+    let mut victim = odd(&[]);
+    let mut dumps = Dumps::through("exit 1");
+    let folder = dumps.home.folder("images");
+    let log = File::create(folder.join("log")).unwrap();
+    fs::write(folder.join("log"), "(00.1) Error (criu/x.c:1): Some file locks are hold by dumping tasks!\n").unwrap();
+    let dump = |criu: &Criu, pid| {
+        let images = File::open(&folder).unwrap();
+        criu.dump(pid, &plain().log_file("log"), Lend::images(&images), &mut NoHooks).unwrap_err()
+    };
+    log.set_modified(std::time::SystemTime::now() - Duration::from_secs(1)).unwrap();
+    let error = dump(&dumps.criu, victim.pid());
+    let failure = error.failure().unwrap();
+    assert_eq!((failure.cause, failure.log.len()), (Cause::NotCriu, 0), "{}", explain(&error));
+    // One that is being written is of this request.
+    dumps.criu = criu();
+    let stopped = Victim::start_in_our_session(&[]);
+    let error = dump(&dumps.criu, stopped.pid());
+    let failure = error.failure().unwrap();
+    assert_eq!(failure.cause, Cause::ShellJob, "{}", explain(&error));
+    assert!(!failure.log.is_empty());
+    victim.ask("tick");
 }
 
 /// A file system in a folder, unmounted at the end.
