@@ -201,12 +201,17 @@ impl Error {
             ),
             Error::WrongKey => Some("open it with the key that it was made with"),
             Error::UnknownKind { .. } => Some("it was made by a newer version of this crate: use that"),
+            Error::Options { option: "track_mem", .. } => Some(diagnose::advice(Cause::MemoryTracking)),
             Error::Options { .. }
             | Error::Protocol { .. }
             | Error::Refused { .. }
             | Error::Revived
             | Error::Store { .. }
             | Error::Io { .. } => None,
+            Error::TimedOut(failure) if failure.request == Request::Restore => Some(
+                "allow more time, if it was too little; and see whether the images are whole: with some that are cut \
+                 short criu waits for ever",
+            ),
             Error::TimedOut(_) => Some("allow more time, if it was too little"),
             Error::Cancelled(_) => None,
             Error::Criu(failure) | Error::Gone(failure) => failure.advice(),
@@ -254,7 +259,7 @@ impl ProcessProblem {
     fn advice(self) -> &'static str {
         match self {
             ProcessProblem::Missing => {
-                "check that it still runs, and that its number is the one that is seen here"
+                "check that it still runs, and that its number is the one that is seen here (a number above 0)"
             }
             ProcessProblem::Zombie => "reap it, and leave it out",
             ProcessProblem::Thread => {
@@ -370,6 +375,8 @@ pub enum Cause {
     MemoryTracking,
     /// criu cannot open the folder of the images or of its work.
     FolderNotReachable,
+    /// A file system is full, mostly that of the images.
+    NoSpace,
     /// criu was started with SIGCHLD ignored.
     ChildrenIgnored,
     /// criu may not enlarge its pipes.
@@ -508,6 +515,8 @@ pub enum Cause {
     NotReopened,
     /// The images are damaged, incomplete or of several dumps.
     DamagedImages,
+    /// The folder has no images, or not the one that tells of all others.
+    NoImages,
     /// The images are of a criu that this one does not know.
     ImagesVersion,
     /// The caller's hook refused, or a script of criu's failed.

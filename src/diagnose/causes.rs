@@ -72,6 +72,12 @@ causes! {
             "lend folders that exist and that criu can see: a criu in another pid or mount namespace sees other \
              folders than the caller does",
             [];
+        NoSpace:
+            "there is no space left",
+            "make room where the images go, and the log if it goes to a file; or choose another folder for them, with \
+             `Lend::images` or `ProcsCapture::staging`. With the same words the kernel refuses more watches or \
+             namespaces than /proc/sys/user allows",
+            ["Lend::images"];
         ChildrenIgnored:
             "criu cannot wait for its children",
             "do not let criu inherit an ignored SIGCHLD: whoever starts it sets that signal to its default",
@@ -173,8 +179,9 @@ causes! {
             ["network_lock"];
         TcpNotRestored:
             "a network address or port of the tree cannot be had here",
-            "give this machine the addresses that the tree used and end whatever uses its ports, or restore into \
-             another network namespace with `join_ns`; `tcp_close(true)` at the dump and at the restore drops \
+            "give this machine the addresses that the tree used and end whatever uses its ports, or wait a \
+             minute, until old connections have left TIME_WAIT; or restore into another network namespace with \
+             `join_ns`; `tcp_close(true)` at the dump and at the restore drops \
              connections",
             ["tcp_close", "join_ns"];
         ExternalUnixSocket:
@@ -263,7 +270,8 @@ causes! {
         FileChanged:
             "a file is not what it was when the tree was dumped",
             "put the file back as it was at the dump (name, size and, for programs, contents), or lend another in \
-             its place with `Lend::inherit`",
+             its place with `Lend::inherit` or, of a capture, `ProcsRestore::inherit`, by the path without its leading \
+             slash",
             ["Lend::inherit"];
         ProgramChanged:
             "a program or library is another build than at the dump",
@@ -392,8 +400,9 @@ causes! {
     "Restores" {
         PidInUse:
             "a pid of the tree is in use",
-            "wait for the old tree to end and reap it (a zombie still holds its pid), or restore in a new pid \
-             namespace",
+            "end the tree that has these pids (`kill_tree`; after a dump with `leave_running` it is the original) and \
+             wait until it is reaped: a zombie still holds its pid. Or restore in a new pid namespace, by a program \
+             in `unshare --pid --fork --mount-proc`",
             [];
         NewPidNamespace:
             "the tree fits only into a new pid namespace, or not into this one",
@@ -418,6 +427,12 @@ causes! {
             "the images are damaged, incomplete or mixed",
             "take an undamaged copy, with all files of one dump and of no other, or dump again",
             [];
+        NoImages:
+            "the folder has no images",
+            "lend the folder (`Lend::images`) that has the images of a dump, with its inventory.img, and that nobody \
+             has removed meanwhile; for a check of the processor, the folder that `Criu::cpuinfo_dump` wrote \
+             cpuinfo.img into",
+            ["Lend::images"];
         ImagesVersion:
             "the images are of a release of criu that this one does not know",
             "restore with the criu that made them, or a newer one",

@@ -86,6 +86,8 @@ const WORDS: &[&str] = &[
     "unshare --mount",
     "unshare --ipc program",
     "ulimit -v",
+    "kill_tree",
+    "unshare --pid --fork --mount-proc",
     "socket:[inode]",
 ];
 
@@ -102,6 +104,12 @@ fn exists(option: &str) -> bool {
     match option.split_once("::") {
         Some(("Lend", method)) => include_str!("../rpc/lend.rs").contains(&format!("pub fn {method}")),
         Some(("Criu", method)) => include_str!("../rpc/mod.rs").contains(&format!("pub fn {method}")),
+        Some(("ProcsCapture", method)) => {
+            include_str!("../capture/mod.rs").contains(&format!("pub fn {method}"))
+        }
+        Some(("ProcsRestore", method)) => {
+            include_str!("../restore/mod.rs").contains(&format!("pub fn {method}"))
+        }
         Some(_) => false,
         None if option.starts_with("--") => ["--allow-uprobes", "--file-validation"].contains(&option),
         None => table.lines().any(|line| line.starts_with("    ") && is_row(line.trim())),

@@ -84,8 +84,16 @@ fn details(f: &mut fmt::Formatter<'_>, failure: &Failure) -> fmt::Result {
         writeln!(f, "  it ended:    {}", status)?;
     }
     let log = failure.log.iter().map(String::as_str);
-    for line in log.chain(failure.stderr.lines()) {
-        writeln!(f, "  criu says:   {line}")?;
+    let mut lines = log.chain(failure.stderr.lines()).peekable();
+    while let Some(line) = lines.next() {
+        let mut times = 1;
+        while lines.next_if_eq(&line).is_some() {
+            times += 1;
+        }
+        match times {
+            1 => writeln!(f, "  criu says:   {line}")?,
+            _ => writeln!(f, "  criu says:   {line} ({times} times)")?,
+        }
     }
     Ok(())
 }
@@ -146,7 +154,7 @@ fn state_after_refusal(event: &str) -> &'static str {
 fn state(failure: &Failure) -> &'static str {
     use crate::Target;
     match failure.target {
-        Target::None if failure.request == Request::Restore => "nothing of it runs",
+        Target::None if failure.request == Request::Restore => "nothing was revived",
         Target::None => "none was touched",
         Target::Running => "runs",
         Target::Stopped => "is stopped",

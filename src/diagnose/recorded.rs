@@ -43,6 +43,9 @@ const LINES: &[(&str, Cause)] = &[
     ("4242 has rseq but kernel lacks get_rseq_conf feature", Cause::RestartableSequences),
     ("failed to collect AA namespace", Cause::SecurityProfile),
     ("Invalid selinux context unconfined_u", Cause::SecurityProfile),
+    // Dumps: images
+    ("Unable to spice data: No space left on device", Cause::NoSpace),
+    ("Can't create ghost dir /tmp/x: No space left on device", Cause::NoSpace),
     // Dumps: connections
     ("unix: External socket is used. Consider using --ext-unix-sk option.", Cause::ExternalUnixSocket),
     (
@@ -189,7 +192,7 @@ const LINES: &[(&str, Cause)] = &[
     ),
     ("cpu: CPU xfeatures has unsupported bits (0x200)", Cause::CpuMismatch),
     ("cpu: CPU xsave size mismatch (832/2440)", Cause::CpuMismatch),
-    ("cpu: No cpuinfo image", Cause::CpuMismatch),
+    ("cpu: No cpuinfo image", Cause::NoImages),
     ("Task had vdso, restorer doesn't", Cause::CpuMismatch),
     ("seccomp: SECCOMP_SET_MODE_FILTER returned -22 on tid 4242", Cause::Seccomp),
     ("suspending seccomp failed: Operation not permitted", Cause::Seccomp),

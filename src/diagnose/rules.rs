@@ -70,6 +70,8 @@ pub(super) type Rule = (&'static str, Cause);
 
 /// Errors that tell of a cause. Of two rules for one line the upper one counts.
 pub(super) const CAUSES: &[Rule] = &[
+    // Whatever was being written.
+    ("No space left on device", Cause::NoSpace),
     // criu and this machine
     ("vdso: Unexpected rt vDSO area bounds", Cause::TooOldForKernel),
     ("vdso: Can't find", Cause::TooOldForKernel),
@@ -218,7 +220,7 @@ pub(super) const CAUSES: &[Rule] = &[
     ("FPU feature required by image is not supported on host", Cause::CpuMismatch),
     ("CPU xfeatures has unsupported bits", Cause::CpuMismatch),
     ("CPU xsave size mismatch", Cause::CpuMismatch),
-    ("No cpuinfo image", Cause::CpuMismatch),
+    ("No cpuinfo image", Cause::NoImages),
     ("Task had vdso, restorer doesn't", Cause::CpuMismatch),
     ("Missing required plugin", Cause::Plugin),
     // Mounts and control groups

@@ -149,7 +149,8 @@ impl Obstacle {
                 "Lend::inherit or ProcsRestore::inherit at the restore, with Key::of_process at the dump"
             }
             Obstacle::Terminal { .. } => {
-                "DumpOptions::shell_job, or DumpOptions::external, and Lend::inherit at the restore"
+                "DumpOptions::shell_job, and RestoreOptions::shell_job with Lend::terminal at the restore; or \
+                 DumpOptions::external, and Lend::inherit at the restore"
             }
             Obstacle::FileLock => "DumpOptions::file_locks, at the restore as well",
             Obstacle::GhostTooLarge { .. } => "DumpOptions::ghost_limit",
@@ -158,10 +159,17 @@ impl Obstacle {
             Obstacle::SystemVMemory => "an IPC namespace of the tree's own",
             Obstacle::UserNamespace => "a pid and a mount namespace of the tree's own",
             Obstacle::Tun => "a network namespace of the tree's own",
+            Obstacle::SessionOutside => {
+                "start the program by setsid, in a session of its own, as in unshare --pid --fork setsid program"
+            }
+            Obstacle::NestedNamespace { .. } => {
+                "start the whole tree in one set of namespaces, or dump a smaller tree that has only one"
+            }
+            Obstacle::UnseenMount { .. } => {
+                "start the program so that it opens its files, and is opened, inside its mount namespace: after \
+                 unshare --mount, not before"
+            }
             Obstacle::DeadLeader
-            | Obstacle::SessionOutside
-            | Obstacle::NestedNamespace { .. }
-            | Obstacle::UnseenMount { .. }
             | Obstacle::IoUring
             | Obstacle::UnsupportedFile
             | Obstacle::UnsupportedSocket { .. }

@@ -157,7 +157,8 @@ impl ProcsRestore {
     }
 
     /// Puts this file in the place of a resource of the tree's, by criu's name for it; see
-    /// [`Lend::inherit`](crate::rpc::Lend::inherit).
+    /// [`Lend::inherit`](crate::rpc::Lend::inherit). A path goes without its leading slash, which
+    /// [`Key::Path`](crate::rpc::Key::Path) takes off.
     #[must_use]
     pub fn inherit(mut self, key: impl Into<String>, file: impl Into<File>) -> ProcsRestore {
         self.revival.inherit.push((key.into(), file.into()));

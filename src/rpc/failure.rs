@@ -4,6 +4,7 @@ use std::{
     fs::File,
     io::{self, Read},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    time::UNIX_EPOCH,
 };
 
 use nix::{
@@ -44,6 +45,9 @@ impl Gathering<'_, '_> {
             // Of a root that has ended criu learns nothing, and stumbles over that.
             Cause::CriuFault if self.target() == Target::Gone => Cause::DeadRoot,
             Cause::Unknown if self.said_nothing() && output.errors.is_empty() => Cause::NotCriu,
+            Cause::Unknown if self.lacks_privileges(&output, message) => Cause::NotPrivileged,
+            // Of an image that is missing criu says that it ends too early.
+            Cause::DamagedImages | Cause::Unknown if self.image_is_missing() => Cause::NoImages,
             cause => cause,
         };
         Failure {
@@ -66,7 +70,35 @@ impl Gathering<'_, '_> {
         ended && self.version.is_none() && self.answer.is_none() && self.last_event.is_none()
     }
 
-    /// The log, where it went to a file.
+    /// Whether the criu that we started cannot do anything, and says nothing else. It has our privileges.
+    fn lacks_privileges(&self, output: &diagnose::Output, message: Option<&str>) -> bool {
+        const SYS_ADMIN: u64 = 1 << 21;
+        const CHECKPOINT_RESTORE: u64 = 1 << 40;
+        let is_ours = self.remains.exit.is_some();
+        let refused =
+            |line: &str| line.contains("Permission denied") || line.contains("Operation not permitted");
+        let mut lines = output.errors.iter().map(String::as_str).chain(output.other.lines()).chain(message);
+        let says_so = lines.clone().next().is_none() || lines.any(refused);
+        // Of the calling thread, which started criu. What a program that root starts gets is not out of bounds.
+        let may = |status: procfs::Status| match status.uids[1] {
+            0 => status.bounding & SYS_ADMIN != 0,
+            _ => status.effective & (SYS_ADMIN | CHECKPOINT_RESTORE) != 0,
+        };
+        is_ours && says_so && !procfs::Status::read("/proc/thread-self/status").is_none_or(may)
+    }
+
+    /// Whether the first image that this request reads is not there.
+    fn image_is_missing(&self) -> bool {
+        let name = match self.ask.request {
+            Request::Restore => "inventory.img",
+            Request::CpuinfoCheck => "cpuinfo.img",
+            _ => return false,
+        };
+        let Files::Lent(lend) = &self.ask.files else { return false };
+        open_in(lend.images, name).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    }
+
+    /// The log, where it went to a file. One that nobody has written since we came is of an earlier request.
     fn log_file(&self) -> Option<String> {
         let opts = self.ask.opts.as_ref()?;
         let name = opts.log_file.as_deref().unwrap_or(LOG);
@@ -76,8 +108,13 @@ impl Gathering<'_, '_> {
             Files::InFolder(path) => File::open(path).and_then(|folder| open_in(folder.as_fd(), name)),
             Files::None => return None,
         };
+        let file = file.ok()?;
+        let written = file.metadata().ok()?.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
+        if self.remains.since.is_none_or(|since| written < since) {
+            return None;
+        }
         let mut text = Vec::new();
-        file.ok()?.take(1 << 20).read_to_end(&mut text).ok()?;
+        file.take(1 << 20).read_to_end(&mut text).ok()?;
         Some(String::from_utf8_lossy(&text).into_owned())
     }
 
@@ -128,4 +165,19 @@ pub(super) fn open_in(folder: BorrowedFd<'_>, name: &str) -> io::Result<File> {
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
     let file: OwnedFd = openat(folder, name, flags, Mode::empty())?;
     Ok(file.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_that_repeat_are_told_once() {
+        let failure =
+            Failure { log: ["a", "b", "b", "b", "a"].map(str::to_owned).to_vec(), ..pid_in_use(42) };
+        let report = failure.report().to_string();
+        let said: Vec<_> = report.lines().filter_map(|line| line.strip_prefix("  criu says:   ")).collect();
+        assert_eq!(said, ["a", "b (3 times)", "a"]);
+        assert!(report.contains("the tree:    nothing was revived"), "{report}");
+    }
 }

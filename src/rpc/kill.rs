@@ -36,10 +36,11 @@ use crate::{Error, Pid, Result, procfs, sys};
 pub fn kill_tree(pid: impl Into<Pid>) -> Result<()> {
     let pid = pid.into();
     let refused = |problem| Err(Error::Process { pid: pid.as_raw(), problem });
-    if pid.as_raw() <= 1 {
+    if pid.as_raw() <= 0 {
         return refused(crate::ProcessProblem::Missing);
     }
-    if procfs::lineage(Pid::own().as_raw()).contains(&pid.as_raw()) {
+    // The first process is above all others, even where its number is not seen in their lineage.
+    if pid.as_raw() == 1 || procfs::lineage(Pid::own().as_raw()).contains(&pid.as_raw()) {
         return refused(crate::ProcessProblem::Ourselves);
     }
     match sys::pidfd_open(pid.as_raw()) {

@@ -59,8 +59,10 @@ impl<'a> Lend<'a> {
     /// Restores the resource `key` as this file, in the whole tree. `criu --inherit-fd`.
     ///
     /// The key is a [`Key`](super::Key), or the text that criu wants: `pipe:[inode]`, `socket:[inode]`,
-    /// `file[mount:inode]` and `tty[rdev:dev]` (hexadecimal), a path without its leading slash, or the label that the
-    /// resource got as an [`external`](crate::DumpOptions::external) one.
+    /// `file[mount:inode]` and `tty[rdev:dev]` (hexadecimal), a path without its leading slash ([`Key::Path`](super::Key) takes
+    /// it off; criu does not find one that has it), or the label that the resource got as an
+    /// [`external`](crate::DumpOptions::external) one. For a capture there is
+    /// [`ProcsRestore::inherit`](crate::ProcsRestore::inherit).
     #[must_use]
     pub fn inherit(mut self, key: impl Into<String>, file: &'a impl AsFd) -> Lend<'a> {
         self.inherit.push((key.into(), file.as_fd()));

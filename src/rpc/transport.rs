@@ -21,6 +21,7 @@ use nix::{
         },
         time::{TimeVal, TimeValLike},
     },
+    time::{ClockId, clock_gettime},
 };
 
 use super::{
@@ -42,6 +43,7 @@ pub(super) struct Connection {
     socket: OwnedFd,
     criu: Option<Child>,
     output: Output,
+    began: Duration,
 }
 
 /// Where criu's standard output and standard error go. A file, because it takes a megabyte without anybody
@@ -83,6 +85,8 @@ enum Wake {
 pub(super) struct Remains {
     pub(super) exit: Option<ExitStatus>,
     pub(super) output: String,
+    /// When the conversation began, by the clock of the times of files, since 1970.
+    pub(super) since: Option<Duration>,
 }
 
 impl Connection {
@@ -97,8 +101,9 @@ impl Connection {
                 .map_err(failed("make a file for criu's output"))?,
         )?;
         let (socket, theirs) = pair()?;
+        let began = file_time();
         let criu = command.spawn(terminal, output.as_fd(), theirs.as_fd(), lent, false)?;
-        Ok(Connection { socket, criu, output: Output::Memory(output.into()) })
+        Ok(Connection { socket, criu, output: Output::Memory(output.into()), began })
     }
 
     /// Starts a `criu swrk` that is not a descendant of this process, so that it can dump this process. The
@@ -111,8 +116,9 @@ impl Connection {
         let file = File::options().read(true).append(true).create(true).open(&output);
         let file = file.map_err(Error::io(format!("create {}", output.display())))?;
         let (socket, theirs) = pair()?;
+        let began = file_time();
         let criu = command.spawn(None, file.as_fd(), theirs.as_fd(), lent, true)?;
-        Ok(Connection { socket, criu, output: Output::Named(output) })
+        Ok(Connection { socket, criu, output: Output::Named(output), began })
     }
 
     /// Connects to a `criu service`; `None` if that took too long, or was cancelled.
@@ -125,6 +131,7 @@ impl Connection {
             .map_err(failed("make a socket"))?;
         // A service that accepts nobody lets us wait, for that long at a time.
         setsockopt(&socket, SendTimeout, &TimeVal::milliseconds(50)).map_err(failed("set a socket up"))?;
+        let began = file_time();
         let attempt = || connect(socket.as_raw_fd(), &UnixAddr::new(path)?);
         while let Err(errno) = attempt() {
             if !matches!(errno, Errno::EAGAIN | Errno::EINTR) {
@@ -134,7 +141,7 @@ impl Connection {
                 return Ok(None);
             }
         }
-        Ok(Some(Connection { socket: above_streams(socket)?, criu: None, output: Output::Elsewhere }))
+        Ok(Some(Connection { socket: above_streams(socket)?, criu: None, output: Output::Elsewhere, began }))
     }
 
     /// Talks to the criu at the other end of a connected socket.
@@ -143,7 +150,7 @@ impl Connection {
             let problem = "a connection to criu is a SOCK_SEQPACKET socket, and this is none".to_owned();
             return Err(Error::Options { option: "Criu::over", problem });
         }
-        Ok(Connection { socket, criu: None, output: Output::Elsewhere })
+        Ok(Connection { socket, criu: None, output: Output::Elsewhere, began: file_time() })
     }
 
     /// Sends one packet, for which a criu that reads nothing lets us wait; says what happened instead, if it could not.
@@ -288,7 +295,7 @@ impl Connection {
 
     /// Hangs up, waits for criu's end, and gathers what it left.
     pub(super) fn finish(self) -> Remains {
-        let Connection { socket, criu, output } = self;
+        let Connection { socket, criu, output, began } = self;
         drop(socket);
         let deadline = Instant::now() + PATIENCE;
         let exit = criu.and_then(|criu| criu.wait(Some(deadline)).ok().flatten().flatten());
@@ -299,12 +306,17 @@ impl Connection {
                 let _ = fs::remove_file(&path);
             }),
         };
-        Remains { exit, output: text.unwrap_or_default() }
+        Remains { exit, output: text.unwrap_or_default(), since: Some(began) }
     }
 }
 
 /// How long criu may take to end after its answer, or after the socket closed. It takes a millisecond.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Now, by the clock that the kernel gives files their times from: it goes by ticks, and lags behind the finer ones.
+fn file_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_REALTIME_COARSE).map_or(Duration::ZERO, Duration::from)
+}
 
 fn pair() -> Result<(OwnedFd, OwnedFd)> {
     let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC);

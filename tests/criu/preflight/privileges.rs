@@ -3,9 +3,12 @@
 use std::process::Command;
 
 use super::{defaults, dump, look, passes};
-use crate::{harness::tests, tree::Victim};
+use crate::{
+    harness::{criu, tests},
+    tree::Victim,
+};
 
-tests![callers_without_privileges,];
+tests![callers_without_privileges, a_caller_without_privileges_hears_that_criu_lacks_them,];
 
 /// Looks and dumps as somebody else, and says what came of it.
 #[track_caller]
@@ -24,6 +27,13 @@ fn as_somebody_else(who: &[&str], pid: i32) -> (Vec<String>, String) {
 
 /// The process that looks as somebody else.
 pub(crate) fn main(arguments: &[String]) {
+    if arguments[0] == "ask" {
+        let asked = [criu().check(), criu().features().map(drop)];
+        for result in asked {
+            println!("{:?}", result.unwrap_err().failure().unwrap().cause);
+        }
+        return;
+    }
     let pid = arguments[0].parse().unwrap();
     for finding in look(pid, &defaults()) {
         println!("{:?}: {}", finding.severity, finding.obstacle);
@@ -31,8 +41,17 @@ pub(crate) fn main(arguments: &[String]) {
     println!("{}", if dump(pid, &defaults()).is_ok() { "dumped" } else { "refused" });
 }
 
+const NOBODY: [&str; 3] = ["--reuid=1000", "--regid=1000", "--clear-groups"];
+
+fn a_caller_without_privileges_hears_that_criu_lacks_them() {
+    let mut command = Command::new("setpriv");
+    command.args(NOBODY).arg(std::env::current_exe().unwrap()).args(["--look", "ask"]);
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(said, "NotPrivileged\n".repeat(2), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 fn callers_without_privileges() {
-    const NOBODY: [&str; 3] = ["--reuid=1000", "--regid=1000", "--clear-groups"];
     let victim = Victim::start(&[]);
     let (findings, end) = as_somebody_else(&NOBODY, victim.pid());
     let needs = |name: &str| findings.iter().any(|line| line.starts_with("Blocks") && line.contains(name));

@@ -5,7 +5,7 @@ use std::{fs, fs::File, process::Command, time::Duration};
 use criu_rpc::{
     Cause, Criu, DumpOptions, Error, RestoreOptions, Target,
     options::{CpuInfoOptions, NetworkLock, RawValue},
-    rpc::Lend,
+    rpc::{Lend, NoHooks},
 };
 
 use super::{Dumps, Taken, assert_cause, odd, refusing::Calls};
@@ -33,6 +33,8 @@ tests![
     a_plugin_that_is_not_there,
     a_processor_that_lacks_something,
     a_segment_of_ones_own,
+    a_file_system_of_the_images_that_is_full,
+    a_log_of_an_earlier_request,
 ];
 
 fn plain() -> DumpOptions {
@@ -239,4 +241,65 @@ fn a_segment_of_ones_own() {
     }
     let mut victim = odd(&["segment"]);
     Dumps::new().refused(&mut victim, &plain(), Cause::UnsupportedProgram);
+}
+
+fn a_file_system_of_the_images_that_is_full() {
+    let mut dumps = Dumps::new();
+    let mut victim = odd(&["memory"]);
+    // Full before the first image, full with the log's file and the memory still to come.
+    for size in ["4k", "64k"] {
+        let folder = dumps.home.path(&format!("images-{}", dumps.count + 1));
+        fs::create_dir(&folder).unwrap();
+        let mounted = Mounted::tmpfs(&folder, size);
+        let images = File::open(&folder).unwrap();
+        let result = dumps.criu.dump(victim.pid(), &plain(), Lend::images(&images), &mut NoHooks);
+        assert_cause(result, Cause::NoSpace, Target::Running);
+        victim.ask("tick");
+        dumps.count += 1;
+        drop((images, mounted));
+    }
+    dumps.cured(&mut victim, plain());
+}
+
+fn a_log_of_an_earlier_request() {
+    let mut victim = odd(&[]);
+    let mut dumps = Dumps::through("exit 1");
+    let folder = dumps.home.folder("images");
+    let log = File::create(folder.join("log")).unwrap();
+    fs::write(folder.join("log"), "(00.1) Error (criu/x.c:1): Some file locks are hold by dumping tasks!\n").unwrap();
+    let dump = |criu: &Criu, pid| {
+        let images = File::open(&folder).unwrap();
+        criu.dump(pid, &plain().log_file("log"), Lend::images(&images), &mut NoHooks).unwrap_err()
+    };
+    log.set_modified(std::time::SystemTime::now() - Duration::from_secs(1)).unwrap();
+    let error = dump(&dumps.criu, victim.pid());
+    let failure = error.failure().unwrap();
+    assert_eq!((failure.cause, failure.log.len()), (Cause::NotCriu, 0), "{}", explain(&error));
+    // One that is being written is of this request.
+    dumps.criu = criu();
+    let stopped = Victim::start_in_our_session(&[]);
+    let error = dump(&dumps.criu, stopped.pid());
+    let failure = error.failure().unwrap();
+    assert_eq!(failure.cause, Cause::ShellJob, "{}", explain(&error));
+    assert!(!failure.log.is_empty());
+    victim.ask("tick");
+}
+
+/// A file system in a folder, unmounted at the end.
+struct Mounted(std::path::PathBuf);
+
+impl Mounted {
+    fn tmpfs(folder: &std::path::Path, size: &str) -> Mounted {
+        let options = format!("size={size}");
+        let mut command = Command::new("mount");
+        command.args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(folder);
+        assert!(command.status().unwrap().success());
+        Mounted(folder.to_path_buf())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status(); // nobody is left to tell
+    }
 }

@@ -201,9 +201,8 @@ fn missing_images() {
     let core = format!("core-{}.img", taken.pid());
     let mm = format!("mm-{}.img", taken.pid());
     let remove = |image: &Path| fs::remove_file(image).unwrap();
-    for name in ["inventory.img", &core] {
-        with_image(&taken, name, remove, Cause::DamagedImages);
-    }
+    with_image(&taken, "inventory.img", remove, Cause::NoImages);
+    with_image(&taken, &core, remove, Cause::DamagedImages);
     // Without this one criu crashes, and says no more.
     with_image(&taken, &mm, remove, Cause::TaskDied);
     taken.cured(&plain());
