@@ -7,7 +7,9 @@ mod memory;
 mod pids;
 mod restore;
 mod select;
+mod serve;
 mod staging;
+mod whole;
 
 pub(crate) use self::{dump::checkpoint, host::host, restore::Reviver};
 pub use crate::rpc::{Cancel, kill::kill_tree, tree::Tree};
