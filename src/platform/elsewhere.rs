@@ -61,7 +61,7 @@ impl Reviver {
         Err(Error::Unsupported { what: "revive processes" })
     }
 
-    pub(crate) fn version(&self) -> Result<String> {
+    pub(crate) fn criu(&self) -> String {
         match self.0 {}
     }
 
@@ -69,7 +69,7 @@ impl Reviver {
         match self.0 {}
     }
 
-    pub(crate) fn revive(self, _trees: &[ToRevive<'_>]) -> Result<Vec<Tree>> {
+    pub(crate) fn revive(&self, _trees: &[ToRevive<'_>]) -> Result<Vec<Tree>> {
         match self.0 {}
     }
 }

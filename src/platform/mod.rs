@@ -82,8 +82,8 @@ pub(crate) struct Images<'a> {
     pub(crate) trees: &'a Trees,
     /// The roots of the trees.
     pub(crate) roots: &'a [Pid],
-    /// Which criu made them, where somebody wanted to know.
-    pub(crate) criu: Option<&'a Version>,
+    /// Which criu made them.
+    pub(crate) criu: Option<Version>,
 }
 
 /// Makes the images into something that lasts.

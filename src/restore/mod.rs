@@ -5,7 +5,7 @@ mod chunked;
 mod host;
 mod verify;
 
-use std::{fmt, fs::File, io::Read, path::PathBuf, thread, time::Duration};
+use std::{fmt, fs::File, io::Read, path::PathBuf, time::Duration};
 
 use crate::{
     BlobStore, Digest256, Error, ProcsBlob, RestoreOptions, Result, Tree,
@@ -231,18 +231,11 @@ impl ProcsRestore {
                 if !self.any_host {
                     host::check(&blob.host, &here)?;
                 }
-                let (trees, version) = thread::scope(|scope| {
-                    // It takes criu as long to say which it is as it takes us to lay a small capture out.
-                    let asked = thread::Builder::new().spawn_scoped(scope, || reviver.version());
-                    let asked = asked.map_err(Error::io("start a thread"))?;
-                    let trees = chunked::lay_out(&store, &blob, reviver.folder(), self.limits().bytes)?;
-                    let version = asked.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-                    Ok::<_, Error>((trees, version?))
-                })?;
-                here.criu = version;
-                let warnings = host::warnings(&blob.host, &here);
-                let trees: Vec<_> = trees.iter().map(chunked::LaidOut::to_revive).collect();
-                Ok(Restored { trees: reviver.revive(&trees)?, warnings })
+                let laid_out = chunked::lay_out(&store, &blob, reviver.folder(), self.limits().bytes)?;
+                let trees: Vec<_> = laid_out.iter().map(chunked::LaidOut::to_revive).collect();
+                let trees = reviver.revive(&trees)?;
+                here.criu = reviver.criu();
+                Ok(Restored { trees, warnings: host::warnings(&blob.host, &here) })
             }
             ProcsBlob::Criu { criu_dump, .. } => {
                 let trees = self.revive(&store, &criu_dump)?;

@@ -27,7 +27,7 @@ use std::{
     fs::File,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -73,6 +73,8 @@ pub struct Criu {
     variables: Vec<(OsString, OsString)>,
     deadline: Option<Duration>,
     cancel: Option<Cancel>,
+    /// What the last criu said it was, whichever request was made; copies of the handle know it too.
+    told: Arc<Mutex<Option<Version>>>,
 }
 
 /// How criu is reached.
@@ -93,6 +95,11 @@ impl Default for Reach {
 }
 
 impl Criu {
+    /// Which criu answered last, without asking again.
+    pub(crate) fn told(&self) -> Option<Version> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// The criu in `PATH` or the system's usual folders, started anew for every request as `criu swrk`.
     pub fn new() -> Criu {
         Criu::default()

@@ -102,6 +102,7 @@ impl Criu {
             // One more question to the same criu costs some forty microseconds.
             let question = Ask { keep_open: true, ..Ask::new(Request::Version) };
             talk.version = version(talk.exchange(question, Some(ask))?);
+            self.told.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&talk.version);
         }
         Ok(talk)
     }

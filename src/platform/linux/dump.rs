@@ -14,7 +14,7 @@ use std::{
 
 use super::{fit, memory, select, staging::Staging};
 use crate::{
-    BoxError, Criu, DumpOptions, Error, Pid, Result, Version,
+    BoxError, Criu, DumpOptions, Error, Pid, Result,
     archive::Trees,
     image::{ImageDir, MemoryIn, check_complete},
     platform::{Facts, Images, Job, Keep, Memory, Outcome, Unsupported},
@@ -40,7 +40,6 @@ pub(crate) fn checkpoint<T>(job: &Job, memory: Option<&dyn Memory>, keep: Keep<'
         });
     }
     if let Some(memory) = memory {
-        dump.version = Some(dump.criu.version()?);
         if dump.own.is_none() {
             memory.prepare(memory::expected(dump.roots.iter().copied()))?;
             dump.memory = Some(memory);
@@ -80,7 +79,6 @@ fn criu(job: &Job) -> Result<Criu> {
 /// The trees, and where their images go.
 struct Dump<'a> {
     criu: Criu,
-    version: Option<Version>,
     /// Who takes memory in.
     memory: Option<&'a dyn Memory>,
     /// Those that this process is no part of.
@@ -144,7 +142,7 @@ impl<'a> Dump<'a> {
             1 => Trees::One(folders.into_values().next().expect("because there is one")),
             _ => Trees::Several(folders),
         };
-        Ok(Dump { criu, version: None, memory: None, others, own, images, roots })
+        Ok(Dump { criu, memory: None, others, own, images, roots })
     }
 
     /// Dumps all trees, and lets each go at once. Our own comes last, because its copy goes on from there.
@@ -179,7 +177,7 @@ impl<'a> Dump<'a> {
     }
 
     fn made(&self) -> Images<'_> {
-        Images { trees: &self.images, roots: &self.roots, criu: self.version.as_ref() }
+        Images { trees: &self.images, roots: &self.roots, criu: self.criu.told() }
     }
 
     /// Dumps all trees, keeps the images while all are frozen, and lets them end.

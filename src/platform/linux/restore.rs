@@ -40,9 +40,9 @@ impl<'a> Reviver<'a> {
         Ok(Reviver { revival, criu, staging: Staging::new(revival.staging.as_deref())? })
     }
 
-    /// Which criu it is.
-    pub(crate) fn version(&self) -> Result<String> {
-        Ok(self.criu.version()?.to_string())
+    /// The criu that revived, as it calls itself.
+    pub(crate) fn criu(&self) -> String {
+        self.criu.told().as_ref().map(ToString::to_string).unwrap_or_default()
     }
 
     /// Where the images are to be put.
@@ -51,7 +51,7 @@ impl<'a> Reviver<'a> {
     }
 
     /// Revives all the trees or none.
-    pub(crate) fn revive(self, trees: &[ToRevive<'_>]) -> Result<Vec<Tree>> {
+    pub(crate) fn revive(&self, trees: &[ToRevive<'_>]) -> Result<Vec<Tree>> {
         let mut revived: Vec<Tree> = Vec::new();
         for tree in trees {
             match self.revive_one(*tree) {
