@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 mod buffer;
+mod known;
 mod reap;
 mod spawn;
 
@@ -16,6 +17,7 @@ use std::{
 
 pub(crate) use self::{
     buffer::Buffer,
+    known::Known,
     reap::{Child, is_known_child, reap_later, wait_readable},
     spawn::{Spawn, spawn},
 };
