@@ -28,10 +28,13 @@ mod unix;
 use std::{collections::HashMap, fmt, path::PathBuf};
 
 pub use self::obstacle::Obstacle;
-pub(crate) use self::unix::{Peer, Peers};
 use self::{
     namespaces::Spaces,
     process::{Own, Process},
+};
+pub(crate) use self::{
+    process::{check_number, check_root, tracers},
+    unix::{Peer, Peers},
 };
 use crate::{DumpOptions, Pid, Result, proto::rpc::CriuOpts};
 

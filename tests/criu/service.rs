@@ -41,14 +41,14 @@ tests![
 ];
 
 /// A service of the test's own, which ends with it.
-struct Service {
+pub(crate) struct Service {
     process: Child,
     socket: PathBuf,
 }
 
 impl Service {
     #[track_caller]
-    fn start(home: &Home) -> Service {
+    pub(crate) fn start(home: &Home) -> Service {
         let socket = home.path("service");
         let mut command = Command::new(harness::criu().program().unwrap());
         command.args(["--no-default-config", "service", "--log-file", "service.log", "--address"]);
@@ -59,7 +59,7 @@ impl Service {
         service
     }
 
-    fn criu(&self) -> Criu {
+    pub(crate) fn criu(&self) -> Criu {
         Criu::service(&self.socket)
     }
 
