@@ -107,7 +107,8 @@ impl Criu {
     /// to inherit, a terminal, a socket to a page server, `rst_sibling`.
     ///
     /// The service serves whoever may connect, with its own privileges. If there is none, requests end with
-    /// [`Error::NoService`].
+    /// [`Error::NoService`]. One in another pid namespace dumps by its own numbers; a restore is refused, because the tree
+    /// that it gave would be known by a number that means another process here.
     ///
     /// ```no_run
     /// use criu_rpc::Criu;
