@@ -172,7 +172,7 @@ fn a_service_tells_of_events_and_is_refused_like_any_criu() {
 fn a_service_of_another_pid_namespace_gives_no_tree() {
     let home = Home::new();
     let mut command = Command::new("unshare");
-    command.args(["--pid", "--fork", "--kill-child"]).arg(harness::criu().program().unwrap());
+    command.args(["--pid", "--mount-proc", "--fork", "--kill-child"]).arg(harness::criu().program().unwrap());
     let service = Service::start_by(&home, command);
     let folder = File::open(home.folder("images")).unwrap();
     let restored = service.criu().restore(&RestoreOptions::default(), Lend::images(&folder), &mut NoHooks);
