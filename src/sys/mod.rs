@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 mod buffer;
+mod known;
 mod mount;
 mod reap;
 mod spawn;
@@ -17,6 +18,7 @@ use std::{
 
 pub(crate) use self::{
     buffer::Buffer,
+    known::Known,
     mount::mount_fuse,
     reap::{Child, is_known_child, reap_later, wait_readable},
     spawn::{Spawn, spawn},
