@@ -24,6 +24,7 @@ pub(super) struct Place {
 pub(super) fn open(url: &Url, options: &[(String, String)], secrets: Secrets) -> Result<Place, BoxError> {
     let own = Own::of(options)?;
     let (scheme, prefix) = ObjectStoreScheme::parse(url)?;
+    choose_tls();
     let store: Arc<dyn ObjectStore> = match scheme {
         ObjectStoreScheme::Local => {
             none(&own.rest)?;
@@ -75,6 +76,13 @@ pub(super) fn open(url: &Url, options: &[(String, String)], secrets: Secrets) ->
         other => return Err(format!("{other:?} is a kind of store that is not known").into()),
     };
     Ok(Place { store, prefix, patience: own.patience, secrets })
+}
+
+/// Tells rustls whose cryptography to use, unless the program has told it already. It would choose by itself, but only if nothing
+/// else in the program brings another one along.
+fn choose_tls() {
+    // Whoever was faster has told it.
+    let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
 /// The options that are ours, and the rest.

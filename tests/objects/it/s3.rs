@@ -1,17 +1,13 @@
 //! [`Server`]: an S3-compatible server in a process of its own, on a port that stays the same when it is started again.
 //!
-//! It is built from `tests/s3-server` when it is first needed. Where that cannot be, tests that need it say so and pass,
-//! unless `OBJECT_TESTS=must`.
+//! It is `server.rs` of this package.
 
 use std::{
     env, fs,
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{
-        OnceLock,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::atomic::{AtomicU32, Ordering},
     thread,
     time::Duration,
 };
@@ -23,29 +19,38 @@ pub(crate) const SECRET: &str = "secret-key-of-the-tests";
 
 pub(crate) struct Server {
     folder: Folder,
+    protocol: &'static str,
     port: u16,
     child: Option<Child>,
 }
 
 impl Server {
-    /// A server with an empty bucket, or `None` where there can be none.
-    pub(crate) fn start() -> Option<Server> {
+    /// A server with an empty bucket.
+    pub(crate) fn start() -> Server {
+        Server::with("http")
+    }
+
+    /// A server with an empty bucket and a certificate that nobody trusts.
+    pub(crate) fn start_with_tls() -> Server {
+        Server::with("https")
+    }
+
+    fn with(protocol: &'static str) -> Server {
         let folder = Folder::new();
         fs::create_dir(folder.0.join("bucket")).unwrap();
-        program()?;
-        let mut server = Server { folder, port: 0, child: None };
+        let mut server = Server { folder, protocol, port: 0, child: None };
         server.restart();
-        Some(server)
+        server
     }
 
     /// Starts it where it was before, with what it had before.
     pub(crate) fn restart(&mut self) {
         self.kill();
-        let program = program().expect("because it was there before");
         for _ in 0..50 {
-            let mut child = Command::new(program)
+            let mut child = Command::new(env!("CARGO_BIN_EXE_s3-server"))
                 .arg(&self.folder.0)
                 .args([&self.port.to_string(), KEY, SECRET])
+                .args((self.protocol == "https").then_some("tls"))
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .spawn()
@@ -81,7 +86,7 @@ impl Server {
     }
 
     pub(crate) fn options(&self, more: &[(&str, &str)]) -> Vec<(String, String)> {
-        let endpoint = format!("http://127.0.0.1:{}", self.port);
+        let endpoint = format!("{}://127.0.0.1:{}", self.protocol, self.port);
         let all = [
             ("endpoint", endpoint.as_str()),
             ("access_key_id", KEY),
@@ -108,40 +113,6 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.kill();
     }
-}
-
-/// The server's program, built if need be.
-fn program() -> Option<&'static Path> {
-    static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
-    let program = PROGRAM.get_or_init(|| {
-        if cfg!(windows) {
-            eprintln!("skipped: no S3 server on Windows");
-            return None;
-        }
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let target = root.join("target").join("s3-server");
-        let mut build = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        build.args(["build", "--quiet", "--release", "--manifest-path"]);
-        build.arg(root.join("tests/s3-server/Cargo.toml")).arg("--target-dir").arg(&target);
-        // What the tests were built with is not meant for it.
-        for variable in ["CARGO_TARGET_DIR", "CARGO_BUILD_TARGET", "RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS"] {
-            build.env_remove(variable);
-        }
-        let said = build.output();
-        match said {
-            Ok(output) if output.status.success() => Some(target.join("release").join("s3-server")),
-            _ if env::var("OBJECT_TESTS").is_ok_and(|tests| tests == "must") => panic!("no server: {said:?}"),
-            Ok(output) => {
-                eprintln!("skipped: no S3 server: {}", String::from_utf8_lossy(&output.stderr));
-                None
-            }
-            Err(error) => {
-                eprintln!("skipped: no S3 server: {error}");
-                None
-            }
-        }
-    });
-    program.as_deref()
 }
 
 /// All files below a folder, however deep, sorted.

@@ -33,9 +33,20 @@ fn a_store_in_a_folder_conforms() {
 
 #[test]
 fn a_store_on_an_s3_server_conforms() {
-    let Some(server) = Server::start() else { return };
+    let server = Server::start();
     conforms(|| server.open(&fresh()));
     assert_eq!(server.unfinished(), 0);
+}
+
+#[test]
+fn a_certificate_that_nobody_trusts_is_refused_unless_it_is_allowed() {
+    let server = Server::start_with_tls();
+    let error = server.try_open("p", &[("patience", "2")]).unwrap_err();
+    assert!(matches!(error, Error::Store { .. }), "{error:?}");
+    let store = server.try_open("p", &[("allow_invalid_certificates", "true")]).unwrap();
+    let bytes = noise(20 * 1024 * 1024, 4);
+    let digest = store.put(&bytes).unwrap();
+    assert!(store.get(&digest).unwrap() == bytes);
 }
 
 fn conforms(make: impl Fn() -> ObjectBlobStore) {
@@ -73,7 +84,7 @@ fn an_upload_that_is_dropped_leaves_nothing() {
         drop(writer);
         assert_eq!(files(), Vec::<String>::new());
     });
-    let Some(server) = Server::start() else { return };
+    let server = Server::start();
     let store = server.open("dropped");
     let mut writer = store.writer().unwrap();
     writer.write_all(&noise(40 * 1024 * 1024, 3)).unwrap();
@@ -272,10 +283,8 @@ fn each_kind(check: impl Fn(&ObjectBlobStore, &dyn Fn() -> Vec<String>)) {
     let folder = Folder::new();
     let local = Arc::new(LocalFileSystem::new_with_prefix(&folder.0).unwrap());
     check(&ObjectBlobStore::new(local, "").unwrap(), &|| relative(&folder.0));
-    if let Some(server) = Server::start() {
-        let prefix = fresh();
-        check(&server.open(&prefix), &|| relative(&server.files(&prefix)));
-    }
+    let (server, prefix) = (Server::start(), fresh());
+    check(&server.open(&prefix), &|| relative(&server.files(&prefix)));
 }
 
 fn block_on<T>(work: impl Future<Output = T>) -> T {

@@ -18,7 +18,7 @@ use crate::{
 
 #[test]
 fn an_upload_goes_on_when_the_server_is_back() {
-    let Some(mut server) = Server::start() else { return };
+    let mut server = Server::start();
     let store = server.open("p");
     let bytes = noise(100 * 1024 * 1024, 1);
     let mut writer = store.writer().unwrap();
@@ -34,7 +34,7 @@ fn an_upload_goes_on_when_the_server_is_back() {
 
 #[test]
 fn an_upload_whose_server_stays_away_fails_and_leaves_nothing_to_see() {
-    let Some(mut server) = Server::start() else { return };
+    let mut server = Server::start();
     let store = server.try_open("p", &[("patience", "2")]).unwrap();
     let bytes = noise(100 * 1024 * 1024, 2);
     let digest = Digest256::of(&bytes);
@@ -63,7 +63,7 @@ fn an_upload_whose_server_stays_away_fails_and_leaves_nothing_to_see() {
 
 #[test]
 fn a_download_goes_on_when_the_server_is_back() {
-    let Some(mut server) = Server::start() else { return };
+    let mut server = Server::start();
     let store = server.open("p");
     let bytes = noise(70 * 1024 * 1024, 3);
     let digest = store.put(&bytes).unwrap();
@@ -89,7 +89,7 @@ fn a_download_goes_on_when_the_server_is_back() {
 
 #[test]
 fn a_batch_goes_on_when_the_server_is_back() {
-    let Some(mut server) = Server::start() else { return };
+    let mut server = Server::start();
     let store = server.open("p");
     let (blobs, digests) = small(30_000, 4);
     let batch = store.batch().unwrap();
@@ -120,7 +120,7 @@ fn a_batch_goes_on_when_the_server_is_back() {
 
 #[test]
 fn a_batch_whose_server_stays_away_fails_and_a_later_one_succeeds() {
-    let Some(mut server) = Server::start() else { return };
+    let mut server = Server::start();
     let store = server.try_open("p", &[("patience", "2")]).unwrap();
     let (blobs, digests) = small(30_000, 5);
     let batch = store.batch().unwrap();
@@ -147,7 +147,7 @@ fn whoever_uploads_may_be_killed_at_any_moment() {
     if let Some(endpoint) = env::var_os(CHILD) {
         upload_until_killed(endpoint.to_str().unwrap());
     }
-    let Some(server) = Server::start() else { return };
+    let server = Server::start();
     let options = server.options(&[]);
     let endpoint = options.iter().find(|(key, _)| key == "endpoint").unwrap();
     let mut packed = 0;
@@ -246,7 +246,7 @@ fn put(batch: &dyn BlobBatch, blobs: &[Vec<u8>], digests: &[Digest256]) -> criu_
 
 #[test]
 fn nothing_that_was_killed_stays_for_long() {
-    let Some(server) = Server::start() else { return };
+    let server = Server::start();
     let tmp = server.files("p/tmp");
     fs::create_dir_all(&tmp).unwrap();
     let day = Duration::from_secs(24 * 3600);
