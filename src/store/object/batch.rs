@@ -4,7 +4,6 @@ use std::{
     collections::HashSet,
     sync::{Arc, Mutex, PoisonError, RwLock},
     thread::{self, JoinHandle},
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use super::{
@@ -32,7 +31,6 @@ pub(super) struct ObjectBatch<'a> {
     seen: Mutex<HashSet<Digest256>>,
     /// Frames that are not full.
     builders: Mutex<Vec<Builder>>,
-    stamp: Mutex<u64>,
     packs: Mutex<Packs>,
 }
 
@@ -63,7 +61,6 @@ impl<'a> ObjectBatch<'a> {
             single_names: store.singles("names")?,
             seen: Mutex::default(),
             builders: Mutex::default(),
-            stamp: Mutex::default(),
             packs: Mutex::default(),
         })
     }
@@ -105,16 +102,14 @@ impl<'a> ObjectBatch<'a> {
         if !builder.takes(bytes.len()) {
             self.place(&mut builder)?;
         }
-        builder.push_named(name, self.next_stamp(), bytes);
+        builder.push_named(name, self.next_stamp(name), bytes);
         self.keep(builder)
     }
 
-    /// Larger than any before, of this machine at least.
-    fn next_stamp(&self) -> u64 {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos());
-        let mut last = self.stamp.lock().unwrap_or_else(PoisonError::into_inner);
-        *last = u64::try_from(now).unwrap_or(u64::MAX).max(*last + 1);
-        *last
+    /// Above all that the name is known to have.
+    fn next_stamp(&self, name: &Digest256) -> u64 {
+        let catalog = self.store.catalog.read().unwrap_or_else(PoisonError::into_inner);
+        pack::next_stamp(catalog.stamp(name))
     }
 
     fn builder(&self) -> Builder {

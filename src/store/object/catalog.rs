@@ -1,6 +1,9 @@
 //! [`Catalog`]: which blob is in which frame of which pack, as the indexes of the packs tell.
 //!
 //! An index is the header of the pack, then the headers of its frames, then the digest of all this.
+//!
+//! Whole digests are kept, some sixty bytes a blob. `FsBlobStore` keeps a few bits of each and looks into the frame's header before it
+//! relies on them; here such a look would be a request.
 
 use std::collections::{HashMap, HashSet};
 
@@ -51,6 +54,11 @@ impl Catalog {
 
     pub(super) fn name(&self, name: &Digest256) -> Option<Spot> {
         self.names.get(name).map(|(_, place)| self.spot(*place))
+    }
+
+    /// The highest stamp of a name; 0 if it has none.
+    pub(super) fn stamp(&self, name: &Digest256) -> u64 {
+        self.names.get(name).map_or(0, |(stamp, _)| *stamp)
     }
 
     fn spot(&self, place: Place) -> Spot {

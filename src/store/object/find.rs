@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
-    ops::Range,
     sync::{Arc, PoisonError},
 };
 
@@ -165,7 +164,7 @@ impl Search<'_> {
             self.give(spot, frame, places, each, &mut left)?;
             return Ok(left);
         }
-        let jobs = runs(wanted.keys().copied());
+        let jobs = runs(&wanted.keys().copied().collect::<Vec<_>>());
         let store = self.store;
         let fetch = |run: Vec<Spot>| {
             let remote = Arc::clone(&store.remote);
@@ -367,21 +366,14 @@ fn open(spot: Spot, bytes: &[u8], name: &str) -> Result<OpenFrame> {
 }
 
 /// Frames that are near each other in one pack, to be had by one request.
-fn runs(spots: impl Iterator<Item = Spot>) -> Vec<Vec<Spot>> {
-    let mut runs: Vec<Vec<Spot>> = Vec::new();
-    for spot in spots {
-        let end = |spot: &Spot| spot.at + u64::from(spot.length);
-        let near = |run: &Vec<Spot>| {
-            let (first, last) = (run[0], run[run.len() - 1]);
-            let whole: Range<u64> = first.at..end(&spot);
-            first.pack == spot.pack
-                && spot.at.saturating_sub(end(&last)) <= GAP
-                && whole.end - whole.start <= PART
-        };
-        match runs.last_mut().filter(|run| near(run)) {
-            Some(run) => run.push(spot),
-            None => runs.push(vec![spot]),
-        }
+fn runs(spots: &[Spot]) -> Vec<Vec<Spot>> {
+    let place = |spot: &Spot| (spot.pack, spot.at..spot.at + u64::from(spot.length));
+    let mut runs = Vec::new();
+    let mut rest = spots;
+    while !rest.is_empty() {
+        let (run, later) = rest.split_at(pack::run_of(rest, place, GAP, PART));
+        runs.push(run.to_vec());
+        rest = later;
     }
     runs
 }
@@ -401,3 +393,29 @@ const INDEXES: usize = 16;
 /// How many frames are kept, and of what length at most.
 const RECENT: usize = 32;
 const RECENT_LENGTH: usize = 512 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::BlobStore as _;
+
+    #[test]
+    fn what_compresses_comes_back_from_packs() {
+        let store = ObjectBlobStore::open("memory:///").unwrap();
+        let blobs: Vec<Vec<u8>> = (0..1000_u32).map(|n| n.to_le_bytes().repeat(1024)).collect();
+        let pairs: Vec<_> = blobs.iter().map(|blob| (Digest256::of(blob), blob.as_slice())).collect();
+        let batch = store.batch().unwrap();
+        assert_eq!(batch.put(&pairs).unwrap(), 4096 * 1000);
+        batch.commit().unwrap();
+        let digests: Vec<_> = pairs.iter().map(|(digest, _)| *digest).collect();
+        let mut came = 0;
+        let each = &mut |place: usize, bytes: &[u8]| {
+            assert_eq!(bytes, blobs[place]);
+            came += 1;
+            Ok(())
+        };
+        store.get_many(&digests, each).unwrap();
+        assert_eq!(came, 1000);
+        assert_eq!(store.read_range(&digests[7], 4000, 1000).unwrap(), blobs[7][4000..]);
+    }
+}
