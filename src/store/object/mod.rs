@@ -67,6 +67,12 @@ use crate::{Digest256, Error, Result};
 /// has a key to. [`get`](BlobStore::get) gives no byte that it has not verified. A blob that was found to be damaged counts as
 /// missing from then on, so that putting it again repairs it.
 ///
+/// Nothing is ever collected: without a lock that ends with its holder nobody can tell what a capture in progress relies on. To get
+/// rid of old captures, [copy](crate::copy_capture) the others to another prefix, and remove the first one once nobody writes
+/// there.
+///
+/// TLS is `rustls` with `ring`. A program that wants other cryptography installs it as its default before it opens a store.
+///
 /// Indexes of packs are read once, when the store is opened, and what others add is found when a blob is not known.
 ///
 /// # Examples

@@ -24,7 +24,9 @@ pub(super) struct Place {
 pub(super) fn open(url: &Url, options: &[(String, String)], secrets: Secrets) -> Result<Place, BoxError> {
     let own = Own::of(options)?;
     let (scheme, prefix) = ObjectStoreScheme::parse(url)?;
-    choose_tls();
+    if !matches!(scheme, ObjectStoreScheme::Local | ObjectStoreScheme::Memory) {
+        choose_tls();
+    }
     let store: Arc<dyn ObjectStore> = match scheme {
         ObjectStoreScheme::Local => {
             none(&own.rest)?;
