@@ -1,84 +1,80 @@
-//! Captures in a store of `pf-core`'s: an adapter, and the suite that holds it to the contract.
+//! Keeps a capture in pf-core's store in a folder, and reads it back.
 //!
 //! ```text
-//! cargo run --release --target-dir target/pf-core --manifest-path examples/pf-core-adapter/Cargo.toml
+//! cargo run --manifest-path examples/pf-core-adapter/Cargo.toml [-- FOLDER]       as root, if there is a criu
 //! ```
+//!
+//! Without criu the capture is the placeholder that says so. `--keeper FOLDER` is for `scripts/bench`. `--conformance FOLDER` holds the
+//! store to the whole contract, which takes some minutes: level 19 of zstd makes ready tens of megabytes for each blob.
 
-use std::fmt;
+use std::{cell::Cell, env, error::Error, fs, io, path::Path, process::Command};
 
-use criu_rpc::{BlobStore, Digest256, Error, Result, conformance};
-use pf_core::cas::{self, FsBlobStore, MemBlobStore};
+use criu_rpc::{
+    BlobStore, Capture, Chunking, MemBlobStore, ProcsCapture, Stored, conformance, copy_capture, reachable,
+};
+use pf_core::cas::{BlobStore as _, FsBlobStore};
+use pf_core_adapter::PfStore;
 
-/// Any store of pf-core's, as a store of captures.
-///
-/// Its trait has whole blobs only, so the defaults stream: a blob that is written or read is in memory once.
-struct PfStore<S>(S);
-
-impl<S: cas::BlobStore> PfStore<S> {
-    /// pf-core has no error for a blob that is not there, so it is asked for first. What fails behind that is a blob
-    /// that is there and damaged, or a store that cannot.
-    fn fetch(&self, digest: &Digest256) -> Result<Vec<u8>> {
-        if !self.contains(digest)? {
-            return Err(Error::Missing { digest: *digest });
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["--keeper", folder] => keep(&open(folder)?),
+        ["--conformance", folder] => {
+            let count = Cell::new(0);
+            conformance::check(|| {
+                count.set(count.get() + 1);
+                open(Path::new(folder).join(count.get().to_string())).expect("the folder takes a store")
+            });
+            println!("the contract is kept");
+            Ok(())
         }
-        self.0.get(&theirs(digest)?).map_err(|error| match error {
-            pf_core::Error::Integrity(problem) => Error::Corrupt { what: format!("blob {digest}"), problem },
-            other => failed("get a blob", other),
-        })
-    }
-}
-
-impl<S: cas::BlobStore> BlobStore for PfStore<S> {
-    fn put(&self, bytes: &[u8]) -> Result<Digest256> {
-        ours(&self.0.put(bytes).map_err(|error| failed("put a blob", error))?)
-    }
-
-    fn get(&self, digest: &Digest256) -> Result<Vec<u8>> {
-        let bytes = self.fetch(digest)?;
-        // Not every store of pf-core's verifies.
-        if Digest256::of(&bytes) != *digest {
-            let problem = "its bytes have another digest".to_owned();
-            return Err(Error::Corrupt { what: format!("blob {digest}"), problem });
+        [folder] => show(&open(folder)?),
+        [] => {
+            let folder = env::temp_dir().join(format!("pf-core-adapter-{}", std::process::id()));
+            let shown = show(&open(&folder)?);
+            fs::remove_dir_all(&folder)?;
+            shown
         }
-        Ok(bytes)
-    }
-
-    fn contains(&self, digest: &Digest256) -> Result<bool> {
-        self.0.contains(&theirs(digest)?).map_err(|error| failed("look for a blob", error))
+        _ => Err("usage: pf-core-adapter [--conformance] [FOLDER]".into()),
     }
 }
 
-impl<S> fmt::Debug for PfStore<S> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("PfStore(..)")
-    }
+fn open(folder: impl AsRef<Path>) -> Result<PfStore<FsBlobStore>, Box<dyn Error>> {
+    Ok(PfStore(FsBlobStore::open(folder)?))
 }
 
-/// Both write a digest as `sha256:` and 64 digits.
-fn theirs(digest: &Digest256) -> Result<pf_core::Digest256> {
-    pf_core::Digest256::parse(&digest.to_string()).map_err(|error| failed("take a digest", error))
-}
+fn show(store: &PfStore<FsBlobStore>) -> Result<(), Box<dyn Error>> {
+    let digest = store.put(b"a blob")?;
+    assert_eq!(store.get(&digest)?, b"a blob");
+    println!("{digest} was put and is there");
 
-fn ours(digest: &pf_core::Digest256) -> Result<Digest256> {
-    digest.as_str().parse().map_err(|error| failed("give a digest", error))
-}
+    let mut sleeper = Command::new("sleep").arg("1000").spawn()?;
+    let captured = capture(i32::try_from(sleeper.id())?, store);
+    sleeper.kill()?;
+    sleeper.wait()?;
+    let stored = captured?;
+    println!("{} is the capture: {:?}", stored.digest, stored.manifest);
+    let blobs = reachable(store, &[stored.digest])?.len();
+    println!("its {blobs} blobs, and the other one, take {} bytes on the disk", store.0.physical_bytes()?);
 
-fn failed(doing: &str, error: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::Store { doing: doing.to_owned(), source: Box::new(error) }
-}
-
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    conformance::check(|| PfStore(MemBlobStore::new()));
-    println!("the adapter over pf-core's store in memory keeps the contract");
-
-    let folder = std::env::temp_dir().join(format!("pf-core-adapter-{}", std::process::id()));
-    let count = std::cell::Cell::new(0);
-    conformance::check(|| {
-        count.set(count.get() + 1);
-        let root = folder.join(count.get().to_string());
-        PfStore(FsBlobStore::open(root).expect("the temporary folder takes a store"))
-    });
-    std::fs::remove_dir_all(&folder)?;
-    println!("the adapter over pf-core's store in a folder keeps the contract");
+    // Every byte is verified on the way to another store.
+    let elsewhere = MemBlobStore::new();
+    copy_capture(store, &elsewhere, &stored.digest)?;
+    println!("all of it was read back");
     Ok(())
+}
+
+/// Captures each pid that a line names, and answers with a line.
+fn keep(store: &PfStore<FsBlobStore>) -> Result<(), Box<dyn Error>> {
+    for pid in io::stdin().lines() {
+        println!("{}", capture(pid?.parse()?, store)?.digest);
+    }
+    Ok(())
+}
+
+fn capture(pid: i32, store: &PfStore<FsBlobStore>) -> Result<Stored, Box<dyn Error>> {
+    match ProcsCapture::new([pid]).chunked(Chunking::default()).run(store)? {
+        Capture::Stored(stored) => Ok(stored),
+        other => Err(format!("the capture came to {other:?}").into()),
+    }
 }
