@@ -57,6 +57,7 @@
 //! - `compression`: packs of [`FsBlobStore`] are compressed with zstd, where that makes them smaller.
 //! - `conformance`: the suite that every [`BlobStore`] must pass, for authors of stores.
 //! - `encryption`: `EncryptedBlobStore`, which encrypts what another store keeps.
+//! - `object-store`: `ObjectBlobStore`, a store in S3, Google Cloud Storage, Azure Blob Storage or on an HTTP server.
 
 mod archive;
 mod blob;
@@ -97,6 +98,8 @@ pub use request::Request;
 pub use restore::{ProcsRestore, Restored, Warning};
 #[cfg(target_os = "linux")]
 pub use rpc::Criu;
+#[cfg(feature = "object-store")]
+pub use store::ObjectBlobStore;
 #[cfg(feature = "conformance")]
 pub use store::conformance;
 pub use store::{

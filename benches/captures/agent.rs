@@ -28,16 +28,18 @@ pub(crate) fn lines(settings: &Settings) -> Result<Vec<Line>> {
         Some(program) => ours.push(Kept::by(Elsewhere::start(Path::new(&program))?, "v2 compressed")),
         None => lines.push(Line::left_out("agent, v2 compressed", format!("{COMPRESSED} names no program"))),
     }
+    match env::var_os(PF_CORE) {
+        Some(program) => theirs.push(Kept::by(Elsewhere::start(Path::new(&program))?, "v2, pf-core's store")),
+        None => {
+            lines.push(Line::left_out("agent, against pf-core's store", format!("{PF_CORE} names no program")))
+        }
+    }
     for tool in [RESTIC, BORG] {
         match Backup::of(tool) {
             Ok(backup) => theirs.push(Kept::by(backup, tool.name)),
             Err(error) => lines.push(Line::left_out(format!("agent, against {}", tool.name), error.to_string())),
         }
     }
-    // PLACE FOR: pf-core's file store (zstd level 19). For the record: one more `Kept` in `theirs`, of a `Keeper`
-    // that stores a v2 capture through the adapter.
-    lines.push(Line::left_out("agent, against pf-core's store", "there is no adapter here"));
-
     let mut agent = Victim::python(&Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/captures/agent.py"))?;
     for step in 1..=settings.steps {
         let state = agent.ask("step")?;
@@ -58,6 +60,9 @@ pub(crate) fn lines(settings: &Settings) -> Result<Vec<Line>> {
 
 /// The variable that names this program, built with compression.
 const COMPRESSED: &str = "CRIU_RPC_BENCH_COMPRESSED";
+
+/// The variable that names `examples/pf-core-adapter`, built: pf-core's store in a folder compresses by level 19 of zstd.
+const PF_CORE: &str = "CRIU_RPC_BENCH_PF_CORE";
 
 fn compare(ours: &Kept, theirs: &Kept, steps: usize) -> Result<[Line; 2]> {
     let what = |kind: &str| (format!("agent, {steps} captures, {kind}, {}", ours.name), theirs.name);
@@ -114,7 +119,8 @@ impl Keeper for Ours {
     }
 }
 
-/// Captures of version 2 by this program as it was built elsewhere. Dropped, it is killed and reaped.
+/// Captures of version 2 by this program as it was built elsewhere, or by another that does the same as `keeper`. Dropped, it is
+/// killed and reaped.
 struct Elsewhere {
     program: Child,
     to: ChildStdin,

@@ -10,6 +10,8 @@ pub mod conformance;
 mod encrypted;
 mod fs;
 mod mem;
+#[cfg(feature = "object-store")]
+mod object;
 mod pack;
 mod reach;
 
@@ -22,6 +24,8 @@ use std::{
 use self::batch::OneByOne;
 #[cfg(feature = "encryption")]
 pub use self::encrypted::{EncryptedBlobStore, Key, Padding};
+#[cfg(feature = "object-store")]
+pub use self::object::ObjectBlobStore;
 pub use self::{
     batch::BlobBatch,
     fs::{Damage, FsBlobStore, Gc, Tally, Usage, Verified},

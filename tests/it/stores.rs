@@ -329,7 +329,7 @@ mod linux {
 }
 
 /// A store with a root of its own inside `folder`.
-fn fresh(folder: &Folder) -> FsBlobStore {
+pub(crate) fn fresh(folder: &Folder) -> FsBlobStore {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     FsBlobStore::open(folder.join(COUNT.fetch_add(1, Ordering::Relaxed).to_string())).unwrap()
 }

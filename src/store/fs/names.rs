@@ -4,14 +4,13 @@
 //! another too. Then comes a stamp: of all that a name was ever given, in files and in packs, what has the highest stamp
 //! counts.
 
-use std::{
-    io::Read as _,
-    sync::atomic::{AtomicU64, Ordering},
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::io::Read as _;
 
 use super::{FsBlobStore, loose};
-use crate::{Digest256, Error, Hasher, Result, store::pack::Kind};
+use crate::{
+    Digest256, Error, Hasher, Result,
+    store::pack::{self, Kind},
+};
 
 impl FsBlobStore {
     pub(super) fn put_named_loose(&self, name: &Digest256, bytes: &[u8]) -> Result<()> {
@@ -33,7 +32,6 @@ impl FsBlobStore {
 
     /// A stamp above all that the name has.
     pub(super) fn next_stamp(&self, name: &Digest256) -> Result<u64> {
-        static LAST: AtomicU64 = AtomicU64::new(0);
         let mut newest = 0;
         for hit in self.catalog.hits(name, true)? {
             newest = newest.max(stamp_of(hit.frame.entries[hit.index].kind));
@@ -41,11 +39,7 @@ impl FsBlobStore {
         if let Ok(Some((stamp, _))) = self.read_named_loose(name) {
             newest = newest.max(stamp);
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-        let least = u64::try_from(now).unwrap_or(0).max(newest.saturating_add(1));
-        let next = |last: u64| Some(least.max(last.saturating_add(1)));
-        let last = LAST.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).unwrap_or_else(|last| last);
-        Ok(least.max(last.saturating_add(1)))
+        Ok(pack::next_stamp(newest))
     }
 
     /// The stamp and the bytes of a name's file.

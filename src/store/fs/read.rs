@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{self, ErrorKind},
+    ops::Range,
     sync::PoisonError,
 };
 
@@ -12,7 +13,7 @@ use super::{
 };
 use crate::{
     Digest256, Error, Result,
-    store::pack::{Frame, ReadAt as _},
+    store::pack::{self, Frame, ReadAt as _},
 };
 
 impl FsBlobStore {
@@ -96,7 +97,7 @@ impl FsBlobStore {
         let mut all = wanted.as_slice();
         let mut file = None;
         while let Some(first) = all.first() {
-            let (run, later) = all.split_at(run_of(all));
+            let (run, later) = all.split_at(pack::run_of(all, Wanted::place, 0, RUN as u64));
             all = later;
             let pack = first.place.pack;
             if file.as_ref().is_none_or(|(open, _)| *open != pack) {
@@ -204,31 +205,17 @@ struct Wanted {
     index: usize,
 }
 
+impl Wanted {
+    fn place(&self) -> (u32, Range<u64>) {
+        (self.place.pack, self.place.at..self.place.end())
+    }
+}
+
 impl Place {
     /// Where the next frame begins.
     fn end(&self) -> u64 {
         self.at + u64::from(self.head) + u64::from(self.stored)
     }
-}
-
-/// How many of these are read at once: those in neighbouring frames, up to a megabyte.
-fn run_of(wanted: &[Wanted]) -> usize {
-    let first = wanted[0].place;
-    let mut end = first.end();
-    let within = |next: &Wanted| {
-        let place = next.place;
-        let near = place.pack == first.pack && place.at <= end && place.end() - first.at <= RUN as u64;
-        let fits = place.at == first.at || near;
-        end = end.max(place.end());
-        fits && place.pack == first.pack
-    };
-    wanted
-        .iter()
-        .take_while({
-            let mut within = within;
-            move |next| within(next)
-        })
-        .count()
 }
 
 /// How much is read at once: little enough that it is still in the processor's cache when it is verified.

@@ -7,7 +7,9 @@
 #[cfg_attr(not(feature = "compression"), path = "no_codec.rs")]
 mod codec;
 mod frame;
+mod run;
 mod scan;
+mod stamp;
 #[cfg(test)]
 mod tests;
 
@@ -21,7 +23,9 @@ use std::{
 
 pub(crate) use self::{
     frame::{Builder, Entry, Frame, Kind, MAX_BLOB},
+    run::run_of,
     scan::{Found, scan},
+    stamp::next_stamp,
 };
 use crate::{Digest256, Hasher};
 

@@ -1,0 +1,9 @@
+# rust_suffices MANIFEST: whether the Rust here is one that the package's rust-version allows; if not, says so.
+rust_suffices() {
+    local wanted has
+    wanted=$(sed -n 's/^rust-version = "\([0-9.]*\)".*/\1/p' "$1")
+    has=$(rustc --version | cut -d ' ' -f 2)
+    [[ $(printf '%s\n%s\n' "$has" "$wanted" | sort -V | head -n 1) == "$wanted" ]] && return
+    echo "left out: ${1%/*} needs Rust $wanted, and this is $has" >&2
+    return 1
+}

@@ -1,0 +1,205 @@
+//! [`Catalog`]: which blob is in which frame of which pack, as the indexes of the packs tell.
+//!
+//! An index is the header of the pack, then the headers of its frames, then the digest of all this.
+//!
+//! Whole digests are kept, some sixty bytes a blob. `FsBlobStore` keeps a few bits of each and looks into the frame's header before it
+//! relies on them; here such a look would be a request.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::{
+    Digest256,
+    store::pack::{self, Frame, Kind, PackId},
+};
+
+/// Where a frame is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Spot {
+    pub(super) pack: PackId,
+    pub(super) at: u64,
+    /// Header included.
+    pub(super) length: u32,
+}
+
+/// Everything that is in packs.
+#[derive(Debug, Default)]
+pub(super) struct Catalog {
+    packs: Vec<Pack>,
+    numbers: HashMap<PackId, u32>,
+    blobs: HashMap<Digest256, Place>,
+    names: HashMap<Digest256, (u64, Place)>,
+}
+
+#[derive(Debug)]
+struct Pack {
+    id: PackId,
+    /// Where its frames begin, and how long they are.
+    frames: Vec<(u64, u32)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    pack: u32,
+    frame: u32,
+}
+
+impl Catalog {
+    pub(super) fn blob(&self, digest: &Digest256) -> Option<Spot> {
+        self.blobs.get(digest).map(|place| self.spot(*place))
+    }
+
+    pub(super) fn has(&self, digest: &Digest256) -> bool {
+        self.blobs.contains_key(digest)
+    }
+
+    pub(super) fn name(&self, name: &Digest256) -> Option<Spot> {
+        self.names.get(name).map(|(_, place)| self.spot(*place))
+    }
+
+    /// The highest stamp of a name; 0 if it has none.
+    pub(super) fn stamp(&self, name: &Digest256) -> u64 {
+        self.names.get(name).map_or(0, |(stamp, _)| *stamp)
+    }
+
+    fn spot(&self, place: Place) -> Spot {
+        let pack = &self.packs[place.pack as usize];
+        let (at, length) = pack.frames[place.frame as usize];
+        Spot { pack: pack.id, at, length }
+    }
+
+    /// The packs that it knows.
+    pub(super) fn packs(&self) -> HashSet<PackId> {
+        self.numbers.keys().copied().collect()
+    }
+
+    /// Adds a pack. What several packs have is taken from the one added last, names from the highest stamp.
+    pub(super) fn add(&mut self, id: PackId, frames: &[Frame]) {
+        if self.numbers.contains_key(&id) {
+            return;
+        }
+        let number = u32::try_from(self.packs.len()).expect("because nobody has four billion packs");
+        let mut spots = Vec::with_capacity(frames.len());
+        for (index, frame) in (0..).zip(frames) {
+            let place = Place { pack: number, frame: index };
+            let length = u32::try_from(frame.end() - frame.at).expect("because frames are far below 4 GiB");
+            spots.push((frame.at, length));
+            for entry in &frame.entries {
+                match entry.kind {
+                    Kind::Blob => {
+                        self.blobs.insert(entry.digest, place);
+                    }
+                    Kind::Named { stamp, .. } => {
+                        let known = self.names.entry(entry.digest).or_insert((stamp, place));
+                        if known.0 <= stamp {
+                            *known = (stamp, place);
+                        }
+                    }
+                }
+            }
+        }
+        self.packs.push(Pack { id, frames: spots });
+        self.numbers.insert(id, number);
+    }
+
+    /// Forgets packs that are not there any more.
+    pub(super) fn remove(&mut self, gone: &HashSet<PackId>) {
+        let numbers: HashSet<u32> = gone.iter().filter_map(|id| self.numbers.remove(id)).collect();
+        if !numbers.is_empty() {
+            self.blobs.retain(|_, place| !numbers.contains(&place.pack));
+            self.names.retain(|_, (_, place)| !numbers.contains(&place.pack));
+        }
+    }
+
+    /// Forgets that a blob is in this frame: it is not, or damaged.
+    pub(super) fn forget(&mut self, digest: &Digest256, spot: &Spot) {
+        if self.blob(digest).as_ref() == Some(spot) {
+            self.blobs.remove(digest);
+        }
+    }
+}
+
+/// The index of a pack with these frames' headers, one after the other.
+pub(super) fn index(id: &PackId, heads: &[u8]) -> Vec<u8> {
+    let mut index = [&pack::header(id)[..], heads].concat();
+    let digest = Digest256::of(&index);
+    index.extend_from_slice(digest.as_bytes());
+    index
+}
+
+/// The frames that an index tells of, as far as they are within a pack of this length. `None` if it is damaged, or of
+/// another pack.
+pub(super) fn parse_index(id: &PackId, index: &[u8], pack_length: u64) -> Option<Vec<Frame>> {
+    let (told, digest) = index.split_at(index.len().checked_sub(32)?);
+    if Digest256::of(told).as_bytes() != digest {
+        return None;
+    }
+    let mut rest = told.strip_prefix(&pack::header(id)[..])?;
+    let mut frames = Vec::new();
+    while !rest.is_empty() {
+        let frame = Frame::parse(rest)?;
+        rest = &rest[frame.head..];
+        if frame.pack != *id {
+            return None;
+        }
+        frames.push(frame);
+    }
+    frames.retain(|frame| frame.end() <= pack_length);
+    Some(frames)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::pack::Builder;
+
+    fn pack(blobs: &[&[u8]]) -> (PackId, Vec<u8>) {
+        let (id, mut heads, mut at) = (PackId::new(), Vec::new(), 48);
+        for blob in blobs {
+            let mut builder = Builder::new();
+            builder.push(&Digest256::of(blob), blob);
+            let sealed = builder.seal();
+            let length = sealed.length();
+            heads.extend_from_slice(&sealed.at(&id, at).0);
+            at += length;
+        }
+        (id, heads)
+    }
+
+    #[test]
+    fn an_index_tells_where_blobs_are() {
+        let (id, heads) = pack(&[b"one", b"two"]);
+        let frames = parse_index(&id, &index(&id, &heads), 1000).unwrap();
+        let mut catalog = Catalog::default();
+        catalog.add(id, &frames);
+        let spot = catalog.blob(&Digest256::of(b"two")).unwrap();
+        assert_eq!(
+            (spot.pack, spot.at, u64::from(spot.length)),
+            (id, frames[0].end(), frames[1].end() - spot.at)
+        );
+        assert!(catalog.has(&Digest256::of(b"one")) && !catalog.has(&Digest256::of(b"three")));
+        catalog.forget(&Digest256::of(b"two"), &spot);
+        assert!(!catalog.has(&Digest256::of(b"two")));
+        catalog.remove(&catalog.packs());
+        assert!(!catalog.has(&Digest256::of(b"one")));
+    }
+
+    #[test]
+    fn a_pack_that_was_cut_short_has_the_frames_that_are_left() {
+        let (id, heads) = pack(&[b"one", b"two"]);
+        let frames = parse_index(&id, &index(&id, &heads), 1000).unwrap();
+        assert_eq!(parse_index(&id, &index(&id, &heads), frames[1].end() - 1).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_damaged_index_is_none() {
+        let (id, heads) = pack(&[b"one", b"two"]);
+        let whole = index(&id, &heads);
+        assert!(parse_index(&PackId::new(), &whole, 1000).is_none());
+        for at in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1;
+            assert!(parse_index(&id, &damaged, 1000).is_none());
+            assert!(parse_index(&id, &whole[..at], 1000).is_none());
+        }
+    }
+}

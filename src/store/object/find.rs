@@ -1,0 +1,421 @@
+//! How blobs are found: in packs first, then as objects by themselves, then in packs that others have made meanwhile.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    sync::{Arc, PoisonError},
+};
+
+use object_store::path::Path;
+
+use super::{
+    ObjectBlobStore,
+    catalog::{self, Spot},
+    remote::{PART, Remote},
+};
+use crate::{
+    Digest256, Error, Result,
+    store::pack::{self, Found, Frame, PackId},
+};
+
+impl ObjectBlobStore {
+    /// Finds packs that others have added, and forgets those that have gone.
+    pub(super) fn refresh(&self) -> Result<()> {
+        let _alone = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
+        // What is added by ourselves from here on may not be in the listing.
+        let known = self.catalog.read().unwrap_or_else(PoisonError::into_inner).packs();
+        let remote = Arc::clone(&self.remote);
+        let listed = self.remote.wait(async move { remote.list(&remote.path("packs")).await })?;
+
+        let mut packs = HashMap::new();
+        let mut indexes = Vec::new();
+        for meta in &listed {
+            let Some((hex, kind)) = meta.location.filename().and_then(|name| name.split_once('.')) else {
+                continue;
+            };
+            let Some(id) = PackId::parse(hex) else { continue };
+            match kind {
+                "pack" => drop(packs.insert(id, meta.size)),
+                "index" => indexes.push((meta.last_modified, id)),
+                _ => {}
+            }
+        }
+        indexes.retain(|(_, id)| packs.contains_key(id));
+        let there: HashSet<PackId> = indexes.iter().map(|(_, id)| *id).collect();
+        let gone: HashSet<PackId> = known.difference(&there).copied().collect();
+        // The newest last: it may have been made to repair an older one.
+        indexes.sort_unstable();
+        indexes.retain(|(_, id)| !known.contains(id));
+
+        // Some at a time, so that memory does not hold the headers of all packs at once.
+        for some in indexes.chunks(INDEXES) {
+            let mut found = HashMap::new();
+            let load = |id: PackId| {
+                let (remote, length) = (Arc::clone(&self.remote), packs[&id]);
+                async move { Ok((id, load(&remote, id, length).await?)) }
+            };
+            self.remote.parallel(some.iter().map(|(_, id)| *id), INDEXES, load, |(id, frames)| {
+                found.insert(id, frames);
+                Ok(())
+            })?;
+            let mut catalog = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
+            for (_, id) in some {
+                if let Some(Some(frames)) = found.get(id) {
+                    catalog.add(*id, frames);
+                }
+            }
+        }
+        self.catalog.write().unwrap_or_else(PoisonError::into_inner).remove(&gone);
+        Ok(())
+    }
+
+    /// Gives each blob to `each`, verified.
+    pub(super) fn find(
+        &self,
+        digests: &[Digest256],
+        each: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let mut search = Search { store: self, digests, damaged: HashMap::new() };
+        let mut places: Vec<usize> = (0..digests.len()).collect();
+        places = search.in_packs(places, each)?;
+        places = search.singly(places, each)?;
+        if !places.is_empty() {
+            self.refresh()?;
+            places = search.in_packs(places, each)?;
+        }
+        match places.first() {
+            None => Ok(()),
+            Some(place) => {
+                let digest = digests[*place];
+                Err(search.damaged.remove(&digest).unwrap_or(Error::Missing { digest }))
+            }
+        }
+    }
+
+    /// The bytes of a name: what was put by itself counts more than what is in packs.
+    pub(super) fn find_named(&self, name: &Digest256) -> Result<Vec<u8>> {
+        let (remote, path) = (Arc::clone(&self.remote), self.path_of_name(name));
+        if let Some(bytes) = self.remote.wait(async move { remote.get(&path).await })? {
+            return Ok(bytes);
+        }
+        for again in [true, false] {
+            let spot = self.catalog.read().unwrap_or_else(PoisonError::into_inner).name(name);
+            if let Some(spot) = spot {
+                if let Some(frame) = self.frame(spot)? {
+                    let frame = frame?;
+                    let (entry, raw) = frame.entry(name, true)?;
+                    return frame.head.verified(entry, raw).map(<[u8]>::to_vec);
+                }
+            }
+            if again {
+                self.refresh()?;
+            }
+        }
+        Err(Error::Missing { digest: *name })
+    }
+
+    /// One frame, from memory if it was there lately. `None` if its pack has gone, an error within if it is damaged.
+    fn frame(&self, spot: Spot) -> Result<Option<Result<Arc<OpenFrame>>>> {
+        let recent = || self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(frame) = recent().get(&spot) {
+            return Ok(Some(Ok(frame)));
+        }
+        let remote = Arc::clone(&self.remote);
+        let Some(mut frames) = self.remote.wait(async move { frames(&remote, vec![spot]).await })? else {
+            return Ok(None);
+        };
+        let frame = frames.pop().map(|(_, frame)| frame.map(Arc::new));
+        if let Some(Ok(frame)) = &frame {
+            recent().keep(spot, Arc::clone(frame));
+        }
+        Ok(frame)
+    }
+}
+
+/// A look for many blobs.
+struct Search<'a> {
+    store: &'a ObjectBlobStore,
+    digests: &'a [Digest256],
+    /// What was found and is not what it should be.
+    damaged: HashMap<Digest256, Error>,
+}
+
+impl Search<'_> {
+    /// Gives those that are in packs, and tells which are not, or not whole.
+    fn in_packs(
+        &mut self,
+        places: Vec<usize>,
+        each: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
+    ) -> Result<Vec<usize>> {
+        let mut left = Vec::new();
+        let mut wanted: BTreeMap<Spot, Vec<usize>> = BTreeMap::new();
+        {
+            let catalog = self.store.catalog.read().unwrap_or_else(PoisonError::into_inner);
+            for place in places {
+                match catalog.blob(&self.digests[place]) {
+                    Some(spot) => wanted.entry(spot).or_default().push(place),
+                    None => left.push(place),
+                }
+            }
+        }
+        // One frame comes through the memory of those that came lately.
+        if wanted.len() == 1 {
+            let (spot, places) = wanted.into_iter().next().expect("because there is one");
+            let frame = self.store.frame(spot)?;
+            self.give(spot, frame, places, each, &mut left)?;
+            return Ok(left);
+        }
+        let jobs = runs(&wanted.keys().copied().collect::<Vec<_>>());
+        let store = self.store;
+        let fetch = |run: Vec<Spot>| {
+            let remote = Arc::clone(&store.remote);
+            async move { Ok((run.clone(), frames(&remote, run).await?)) }
+        };
+        store.remote.parallel(jobs, RUNS, fetch, |(run, frames)| {
+            match frames {
+                Some(frames) => {
+                    for (spot, frame) in frames {
+                        let places = wanted.remove(&spot).unwrap_or_default();
+                        self.give(spot, Some(frame.map(Arc::new)), places, each, &mut left)?;
+                    }
+                }
+                None => {
+                    for spot in run {
+                        let places = wanted.remove(&spot).unwrap_or_default();
+                        self.give(spot, None, places, each, &mut left)?;
+                    }
+                }
+            }
+            Ok(())
+        })?;
+        Ok(left)
+    }
+
+    /// Gives what is whole of a frame; the rest is left.
+    fn give(
+        &mut self,
+        spot: Spot,
+        frame: Option<Result<Arc<OpenFrame>>>,
+        places: Vec<usize>,
+        each: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
+        left: &mut Vec<usize>,
+    ) -> Result<()> {
+        let frame = match frame {
+            Some(Ok(frame)) => Some(frame),
+            // That the frame needs what this program does not have is no damage.
+            Some(Err(error @ Error::Store { .. })) => return Err(error),
+            Some(Err(error)) => {
+                if let Some(place) = places.first() {
+                    self.damaged.entry(self.digests[*place]).or_insert(error);
+                }
+                None
+            }
+            None => None,
+        };
+        for place in places {
+            let digest = &self.digests[place];
+            let verified = match &frame {
+                Some(frame) => {
+                    frame.entry(digest, false).and_then(|(entry, raw)| frame.head.verified(entry, raw))
+                }
+                None => Err(Error::corrupt(
+                    format!("blob {digest}"),
+                    format!(
+                        "the frame at {} of pack {} in {} is damaged or gone",
+                        spot.at,
+                        spot.pack.hex(),
+                        self.store.remote.name
+                    ),
+                )),
+            };
+            match verified {
+                Ok(bytes) => each(place, bytes)?,
+                Err(error) => {
+                    self.store.catalog.write().unwrap_or_else(PoisonError::into_inner).forget(digest, &spot);
+                    self.damaged.entry(*digest).or_insert(error);
+                    left.push(place);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives those that are objects by themselves, and tells which are not.
+    fn singly(
+        &mut self,
+        places: Vec<usize>,
+        each: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
+    ) -> Result<Vec<usize>> {
+        let mut left = Vec::new();
+        let (store, digests) = (self.store, self.digests);
+        let fetch = |place: usize| {
+            let (remote, digest, path) =
+                (Arc::clone(&store.remote), digests[place], store.path_of(&digests[place]));
+            async move {
+                let Some(bytes) = remote.get(&path).await? else { return Ok((place, None)) };
+                let what = || format!("blob {path} in {}", remote.name);
+                let verified = crate::store::verify(&digest, &bytes, what);
+                Ok((place, Some(verified.map(|()| bytes))))
+            }
+        };
+        store.remote.parallel(places, SINGLES, fetch, |(place, found)| match found {
+            Some(Ok(bytes)) => each(place, &bytes),
+            Some(Err(error)) => {
+                store.damaged.lock().unwrap_or_else(PoisonError::into_inner).insert(digests[place]);
+                self.damaged.entry(digests[place]).or_insert(error);
+                left.push(place);
+                Ok(())
+            }
+            None => {
+                left.push(place);
+                Ok(())
+            }
+        })?;
+        Ok(left)
+    }
+}
+
+/// A frame whose raw bytes are there. Nobody has verified them.
+#[derive(Debug)]
+pub(super) struct OpenFrame {
+    pub(super) head: Frame,
+    raw: Vec<u8>,
+}
+
+impl OpenFrame {
+    /// An entry, and the raw bytes that it is among.
+    fn entry(&self, digest: &Digest256, named: bool) -> Result<(&pack::Entry, &[u8])> {
+        // A name may be there twice, and then the last one counts: no hint.
+        let index = self.head.find(digest, named, usize::MAX).ok_or_else(|| {
+            let what = format!("the frame at {} of pack {}", self.head.at, self.head.pack.hex());
+            Error::corrupt(what, format!("its index says that {digest} is in it, and it is not"))
+        })?;
+        Ok((&self.head.entries[index], &self.raw))
+    }
+}
+
+/// Frames of the last time, for who asks for one blob after the other.
+#[derive(Debug, Default)]
+pub(super) struct Recent(VecDeque<(Spot, Arc<OpenFrame>)>);
+
+impl Recent {
+    fn get(&self, spot: &Spot) -> Option<Arc<OpenFrame>> {
+        self.0.iter().find(|(kept, _)| kept == spot).map(|(_, frame)| Arc::clone(frame))
+    }
+
+    fn keep(&mut self, spot: Spot, frame: Arc<OpenFrame>) {
+        if frame.raw.len() <= RECENT_LENGTH {
+            self.0.push_back((spot, frame));
+            if self.0.len() > RECENT {
+                self.0.pop_front();
+            }
+        }
+    }
+}
+
+/// The frames of a pack, as its index tells, or the pack itself if that is damaged. `None` if it has gone.
+async fn load(remote: &Remote, id: PackId, length: u64) -> Result<Option<Vec<Frame>>> {
+    let Some(index) = remote.get(&path(remote, id, "index")).await? else { return Ok(None) };
+    if let Some(frames) = catalog::parse_index(&id, &index, length) {
+        return Ok(Some(frames));
+    }
+    let Some(bytes) = remote.get(&path(remote, id, "pack")).await? else { return Ok(None) };
+    let mut frames = Vec::new();
+    let scanned = pack::scan(&bytes[..], |found| match found {
+        Found::Frame(frame) if frame.pack == id && frame.end() <= length => frames.push(frame),
+        Found::Frame(_) | Found::Damaged(_) => {}
+    });
+    scanned.map_err(|error| Error::store(format!("read the pack {} in {}", id.hex(), remote.name), error))?;
+    Ok(Some(frames))
+}
+
+/// Where a pack is, or its index.
+pub(super) fn path(remote: &Remote, id: PackId, kind: &str) -> Path {
+    remote.path(&format!("packs/{}.{kind}", id.hex()))
+}
+
+/// A frame, or what is wrong with it.
+type Opened = (Spot, Result<OpenFrame>);
+
+/// Frames of one pack by one request. `None` if the pack has gone.
+async fn frames(remote: &Remote, run: Vec<Spot>) -> Result<Option<Vec<Opened>>> {
+    let (first, last) = (run[0], run[run.len() - 1]);
+    let whole = first.at..last.at + u64::from(last.length);
+    let Some(bytes) = remote.what_is_left(&path(remote, first.pack, "pack"), whole).await? else {
+        return Ok(None);
+    };
+    let opened = run.into_iter().map(|spot| {
+        let start = usize::try_from(spot.at - first.at).expect("because the run is in memory");
+        let left = bytes.get(start..).unwrap_or_default();
+        let frame = open(spot, &left[..left.len().min(spot.length as usize)], &remote.name);
+        (spot, frame)
+    });
+    Ok(Some(opened.collect()))
+}
+
+fn open(spot: Spot, bytes: &[u8], name: &str) -> Result<OpenFrame> {
+    let head = Frame::parse(bytes).filter(|frame| frame.pack == spot.pack && frame.at == spot.at);
+    let whole = head.filter(|frame| frame.head + frame.stored == bytes.len());
+    let head = whole.ok_or_else(|| {
+        let what = format!("the frame at {} of pack {} in {name}", spot.at, spot.pack.hex());
+        Error::corrupt(what, "its header is not that of a frame")
+    })?;
+    let mut scratch = Vec::new();
+    let raw = head.open(&bytes[head.head..], &mut scratch)?;
+    let raw = raw.to_vec();
+    Ok(OpenFrame { head, raw })
+}
+
+/// Frames that are near each other in one pack, to be had by one request.
+fn runs(spots: &[Spot]) -> Vec<Vec<Spot>> {
+    let place = |spot: &Spot| (spot.pack, spot.at..spot.at + u64::from(spot.length));
+    let mut runs = Vec::new();
+    let mut rest = spots;
+    while !rest.is_empty() {
+        let (run, later) = rest.split_at(pack::run_of(rest, place, GAP, PART));
+        runs.push(run.to_vec());
+        rest = later;
+    }
+    runs
+}
+
+/// What lies between two frames is read along up to so much: another request costs more.
+const GAP: u64 = 512 * 1024;
+
+/// How many requests for frames are under way.
+const RUNS: usize = 6;
+
+/// How many blobs that are objects are under way.
+const SINGLES: usize = 16;
+
+/// How many indexes are under way.
+const INDEXES: usize = 16;
+
+/// How many frames are kept, and of what length at most.
+const RECENT: usize = 32;
+const RECENT_LENGTH: usize = 512 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::BlobStore as _;
+
+    #[test]
+    fn what_compresses_comes_back_from_packs() {
+        let store = ObjectBlobStore::open("memory:///").unwrap();
+        let blobs: Vec<Vec<u8>> = (0..1000_u32).map(|n| n.to_le_bytes().repeat(1024)).collect();
+        let pairs: Vec<_> = blobs.iter().map(|blob| (Digest256::of(blob), blob.as_slice())).collect();
+        let batch = store.batch().unwrap();
+        assert_eq!(batch.put(&pairs).unwrap(), 4096 * 1000);
+        batch.commit().unwrap();
+        let digests: Vec<_> = pairs.iter().map(|(digest, _)| *digest).collect();
+        let mut came = 0;
+        let each = &mut |place: usize, bytes: &[u8]| {
+            assert_eq!(bytes, blobs[place]);
+            came += 1;
+            Ok(())
+        };
+        store.get_many(&digests, each).unwrap();
+        assert_eq!(came, 1000);
+        assert_eq!(store.read_range(&digests[7], 4000, 1000).unwrap(), blobs[7][4000..]);
+    }
+}

@@ -1,0 +1,248 @@
+//! From a URL and options to somebody's store. What is secret in either never gets into an error.
+
+use std::{str::FromStr, sync::Arc, time::Duration};
+
+use object_store::{
+    ClientConfigKey, ObjectStore, ObjectStoreScheme, RetryConfig, aws::AmazonS3Builder,
+    azure::MicrosoftAzureBuilder, gcp::GoogleCloudStorageBuilder, http::HttpBuilder, local::LocalFileSystem,
+    memory::InMemory, path::Path,
+};
+use url::Url;
+
+use crate::BoxError;
+
+/// What a URL names.
+pub(super) struct Place {
+    pub(super) store: Arc<dyn ObjectStore>,
+    pub(super) prefix: Path,
+    pub(super) patience: Duration,
+    /// What is struck out of errors.
+    pub(super) secrets: Secrets,
+}
+
+/// Opens what the URL names, with these options and, if they say so, those of the environment.
+pub(super) fn open(url: &Url, options: &[(String, String)], secrets: Secrets) -> Result<Place, BoxError> {
+    let own = Own::of(options)?;
+    let (scheme, prefix) = ObjectStoreScheme::parse(url)?;
+    if !matches!(scheme, ObjectStoreScheme::Local | ObjectStoreScheme::Memory) {
+        choose_tls();
+    }
+    let store: Arc<dyn ObjectStore> = match scheme {
+        ObjectStoreScheme::Local => {
+            none(&own.rest)?;
+            Arc::new(LocalFileSystem::new())
+        }
+        ObjectStoreScheme::Memory => {
+            none(&own.rest)?;
+            Arc::new(InMemory::new())
+        }
+        ObjectStoreScheme::AmazonS3 => {
+            let start = if own.from_env { AmazonS3Builder::from_env() } else { AmazonS3Builder::new() };
+            let builder =
+                own.cloud().iter().try_fold(start.with_url(url.as_str()), |builder, (key, value)| {
+                    Ok::<_, BoxError>(builder.with_config(known(key)?, value))
+                })?;
+            Arc::new(builder.with_retry(own.retry).build()?)
+        }
+        ObjectStoreScheme::GoogleCloudStorage => {
+            let start = match own.from_env {
+                true => GoogleCloudStorageBuilder::from_env(),
+                false => GoogleCloudStorageBuilder::new(),
+            };
+            let builder =
+                own.cloud().iter().try_fold(start.with_url(url.as_str()), |builder, (key, value)| {
+                    Ok::<_, BoxError>(builder.with_config(known(key)?, value))
+                })?;
+            Arc::new(builder.with_retry(own.retry).build()?)
+        }
+        ObjectStoreScheme::MicrosoftAzure => {
+            let start = match own.from_env {
+                true => MicrosoftAzureBuilder::from_env(),
+                false => MicrosoftAzureBuilder::new(),
+            };
+            let builder =
+                own.cloud().iter().try_fold(start.with_url(url.as_str()), |builder, (key, value)| {
+                    Ok::<_, BoxError>(builder.with_config(known(key)?, value))
+                })?;
+            Arc::new(builder.with_retry(own.retry).build()?)
+        }
+        ObjectStoreScheme::Http => {
+            let start = HttpBuilder::new().with_url(&url[..url::Position::BeforePath]);
+            // The URL says so itself: there is nothing else to allow it for.
+            let start = start.with_config(ClientConfigKey::AllowHttp, "true");
+            let builder = own.cloud().iter().try_fold(start, |builder, (key, value)| {
+                Ok::<_, BoxError>(builder.with_config(known(key)?, value))
+            })?;
+            Arc::new(builder.with_retry(own.retry).build()?)
+        }
+        other => return Err(format!("{other:?} is a kind of store that is not known").into()),
+    };
+    Ok(Place { store, prefix, patience: own.patience, secrets })
+}
+
+/// Tells rustls whose cryptography to use, unless the program has told it already. It would choose by itself, but only if nothing
+/// else in the program brings another one along.
+fn choose_tls() {
+    // Whoever was faster has told it.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+/// The options that are ours, and the rest.
+struct Own {
+    from_env: bool,
+    patience: Duration,
+    retry: RetryConfig,
+    rest: Vec<(String, String)>,
+}
+
+impl Own {
+    fn of(options: &[(String, String)]) -> Result<Own, BoxError> {
+        let mut own =
+            Own { from_env: false, patience: PATIENCE, retry: RetryConfig::default(), rest: Vec::new() };
+        // The time is what ends it: a server that is started again must not be given up because it was asked often.
+        own.retry.max_retries = 1000;
+        own.retry.backoff.max_backoff = Duration::from_secs(5);
+        for (key, value) in options {
+            match key.to_ascii_lowercase().as_str() {
+                "from_env" => own.from_env = value.parse().map_err(|_| "from_env is true or false")?,
+                "patience" => {
+                    let seconds: u32 = value.parse().map_err(|_| "patience is a number of seconds")?;
+                    own.patience = Duration::from_secs(seconds.into());
+                }
+                key => own.rest.push((key.to_owned(), value.clone())),
+            }
+        }
+        own.retry.retry_timeout = own.patience;
+        Ok(own)
+    }
+}
+
+impl Own {
+    /// The options for a store across a network: one try may take half of the patience, so that a connection that says
+    /// nothing any more is not all there is.
+    fn cloud(&self) -> Vec<(String, String)> {
+        let mut options = self.rest.clone();
+        if !options.iter().any(|(key, _)| key == "timeout") {
+            let half = (self.patience.as_secs() / 2).max(1);
+            options.push(("timeout".to_owned(), format!("{half} seconds")));
+        }
+        options
+    }
+}
+
+fn known<K: FromStr>(key: &str) -> Result<K, BoxError> {
+    key.parse().map_err(|_| format!("there is no option {key} for this kind of store").into())
+}
+
+fn none(options: &[(String, String)]) -> Result<(), BoxError> {
+    match options.first() {
+        None => Ok(()),
+        Some((key, _)) => Err(format!("there is no option {key} for this kind of store").into()),
+    }
+}
+
+/// Texts that must not be in an error.
+#[derive(Default)]
+pub(super) struct Secrets(Vec<String>);
+
+impl Secrets {
+    /// Of a URL: its user, its password and its query. Of the options: those whose names say so.
+    pub(super) fn of(url: &str, options: &[(String, String)]) -> Secrets {
+        let mut secrets = Vec::new();
+        for (key, value) in options {
+            let key = key.to_ascii_lowercase();
+            if value.len() >= 4 && SECRET.iter().any(|word| key.contains(word)) {
+                secrets.push(value.clone());
+            }
+        }
+        if let Ok(url) = Url::parse(url) {
+            secrets.extend(
+                [Some(url.username()), url.password(), url.query()].into_iter().flatten().map(str::to_owned),
+            );
+        }
+        secrets.retain(|secret| !secret.is_empty());
+        // The longest first, or a part of one would be left.
+        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+        Secrets(secrets)
+    }
+
+    /// The text without secrets: those known, users in URLs, and queries, where signatures are.
+    pub(super) fn strike(&self, text: &str) -> String {
+        let mut text = text.to_owned();
+        for secret in &self.0 {
+            text = text.replace(secret.as_str(), "…");
+        }
+        let mut struck = String::new();
+        let mut rest = text.as_str();
+        while let Some(start) = rest.find("://") {
+            let (before, after) = rest.split_at(start + 3);
+            struck.push_str(before);
+            let end = after.find(|letter: char| letter.is_whitespace() || "\"'<>()".contains(letter));
+            let (url, behind) = after.split_at(end.unwrap_or(after.len()));
+            let host_end = url.find(['/', '?']).unwrap_or(url.len());
+            let host = url[..host_end].rfind('@').map_or(0, |at| at + 1);
+            let query = url.find('?').unwrap_or(url.len());
+            struck.push_str(&url[host..query]);
+            if query < url.len() {
+                struck.push_str("?…");
+            }
+            rest = behind;
+        }
+        struck + rest
+    }
+}
+
+impl std::fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} secrets", self.0.len())
+    }
+}
+
+/// The URL as errors name it.
+pub(super) fn public(url: &Url) -> String {
+    let mut public = url.clone();
+    // Neither fails where there is something to take away.
+    let _ = public.set_username("");
+    let _ = public.set_password(None);
+    public.set_query(None);
+    public.set_fragment(None);
+    public.to_string()
+}
+
+/// What the names of options have in them whose values must not be told.
+const SECRET: [&str; 6] = ["key", "secret", "token", "password", "credential", "sas"];
+
+/// How long one request may take, with all that is tried again for it.
+pub(super) const PATIENCE: Duration = Duration::from_secs(180);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_struck_out_of_texts() {
+        let options = [("secret_access_key".to_owned(), "hunter2hunter2".to_owned())];
+        let secrets = Secrets::of("https://me:pass@host/path?sig=abc", &options);
+        let text = "PUT https://me:pass@host/path?sig=abc failed (http://u:p@h/x?y=1): hunter2hunter2, pass";
+        assert_eq!(secrets.strike(text), "PUT https://host/path?… failed (http://h/x?…): …, …");
+        assert_eq!(Secrets::default().strike("a://b@c d ://"), "a://c d ://");
+    }
+
+    #[test]
+    fn an_option_that_is_not_known_is_named() {
+        let url = Url::parse("s3://bucket/prefix").unwrap();
+        let error = open(&url, &[("acess_key".to_owned(), "x".to_owned())], Secrets::default())
+            .map(drop)
+            .unwrap_err();
+        assert_eq!(error.to_string(), "there is no option acess_key for this kind of store");
+        let url = Url::parse("memory:///").unwrap();
+        assert!(open(&url, &[("region".to_owned(), "x".to_owned())], Secrets::default()).is_err());
+        assert!(open(&url, &[("patience".to_owned(), "x".to_owned())], Secrets::default()).is_err());
+    }
+
+    #[test]
+    fn a_url_is_told_without_what_is_secret_in_it() {
+        let url = Url::parse("https://me:pass@host:1/path?sig=abc#x").unwrap();
+        assert_eq!(public(&url), "https://host:1/path");
+    }
+}

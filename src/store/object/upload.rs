@@ -1,0 +1,199 @@
+//! [`Upload`]: an object on its way, in parts, some of them at a time.
+//!
+//! What is smaller than a part is one request. Where the store knows no parts (plain HTTP), all of it waits in memory.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use object_store::{Error as Said, MultipartUpload, ObjectStoreExt, PutPayload, path::Path};
+
+use super::remote::{Remote, Task};
+use crate::{Error, Result};
+
+/// An object that is not whole yet. Dropped unfinished, it leaves nothing.
+pub(super) struct Upload {
+    remote: Arc<Remote>,
+    path: Path,
+    /// What is not a part yet.
+    buffer: Vec<u8>,
+    way: Way,
+    length: u64,
+}
+
+enum Way {
+    /// Nothing was sent yet.
+    Waiting,
+    /// Parts are sent as they come.
+    Parts { upload: Box<dyn MultipartUpload>, sending: VecDeque<Task<()>> },
+    /// The store takes no parts: these are kept for one request.
+    Kept(Vec<Vec<u8>>),
+    /// It ended, one way or the other.
+    Ended,
+}
+
+impl Upload {
+    /// An object of this path; nothing is asked of the store before there is a part of it.
+    pub(super) fn new(remote: &Arc<Remote>, path: Path) -> Upload {
+        Upload { remote: Arc::clone(remote), path, buffer: Vec::new(), way: Way::Waiting, length: 0 }
+    }
+
+    /// How much was written.
+    pub(super) fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Whether parts of it are with the store already: then it can only get the path that it was made with.
+    pub(super) fn is_sent(&self) -> bool {
+        matches!(self.way, Way::Parts { .. })
+    }
+
+    /// Takes in bytes. Waits while enough is under way.
+    pub(super) fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
+        self.length += bytes.len() as u64;
+        while !bytes.is_empty() {
+            let room = PART - self.buffer.len();
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            if self.buffer.capacity() == 0 && !now.is_empty() && self.length > PART as u64 {
+                self.buffer.reserve_exact(PART);
+            }
+            self.buffer.extend_from_slice(now);
+            bytes = later;
+            // A part that is full waits for what comes after it: the last one may be all there is.
+            if self.buffer.len() == PART && !bytes.is_empty() {
+                let part = std::mem::take(&mut self.buffer);
+                self.send(part)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends a part. When one has failed, all of it is given up: a later one must not close the gap.
+    fn send(&mut self, part: Vec<u8>) -> Result<()> {
+        let sent = self.try_send(part);
+        if sent.is_err() {
+            self.give_up();
+        }
+        sent
+    }
+
+    fn try_send(&mut self, part: Vec<u8>) -> Result<()> {
+        if matches!(self.way, Way::Waiting) {
+            self.way = self.begin()?;
+        }
+        match &mut self.way {
+            Way::Parts { upload, sending } => {
+                while sending.len() >= SENDING {
+                    sending.pop_front().map_or(Ok(()), Task::wait)?;
+                }
+                let (remote, path) = (Arc::clone(&self.remote), self.path.clone());
+                let part = upload.put_part(PutPayload::from(part));
+                sending.push_back(
+                    self.remote
+                        .start(async move { remote.ask(|| format!("write a part of {path}"), part).await }),
+                );
+                Ok(())
+            }
+            Way::Kept(parts) => {
+                parts.push(part);
+                Ok(())
+            }
+            Way::Waiting | Way::Ended => {
+                Err(Error::store("go on", "an upload that has ended was written to"))
+            }
+        }
+    }
+
+    fn begin(&self) -> Result<Way> {
+        let (remote, path) = (Arc::clone(&self.remote), self.path.clone());
+        self.remote.wait(async move {
+            let begun = async {
+                match remote.store.put_multipart(&path).await {
+                    Ok(upload) => Ok(Some(upload)),
+                    Err(Said::NotImplemented { .. } | Said::NotSupported { .. }) => Ok(None),
+                    Err(said) => Err(said),
+                }
+            };
+            Ok(match remote.ask(|| format!("begin to write {path}"), begun).await? {
+                Some(upload) => Way::Parts { upload, sending: VecDeque::new() },
+                None => Way::Kept(Vec::new()),
+            })
+        })
+    }
+
+    /// Makes it visible, whole.
+    pub(super) fn finish(self) -> Result<()> {
+        let path = self.path.clone();
+        self.finish_as(&path)
+    }
+
+    /// Makes it visible, whole, under another path, if nothing [is sent](Upload::is_sent) yet.
+    pub(super) fn finish_as(mut self, path: &Path) -> Result<()> {
+        if self.is_sent() {
+            let last = std::mem::take(&mut self.buffer);
+            if !last.is_empty() {
+                self.send(last)?;
+            }
+            if let Way::Parts { sending, .. } = &mut self.way {
+                while let Some(task) = sending.pop_front() {
+                    task.wait()?;
+                }
+            }
+            return self.complete();
+        }
+        let mut parts = match std::mem::replace(&mut self.way, Way::Ended) {
+            Way::Kept(parts) => parts,
+            Way::Waiting | Way::Parts { .. } | Way::Ended => Vec::new(),
+        };
+        parts.push(std::mem::take(&mut self.buffer));
+        let payload: PutPayload = parts.into_iter().map(bytes_of).collect();
+        let (remote, path) = (Arc::clone(&self.remote), path.clone());
+        self.remote.wait(async move { remote.put(&path, payload).await })
+    }
+
+    fn complete(&mut self) -> Result<()> {
+        let Way::Parts { mut upload, .. } = std::mem::replace(&mut self.way, Way::Ended) else {
+            return Ok(());
+        };
+        let (remote, path, length) = (Arc::clone(&self.remote), self.path.clone(), self.length);
+        self.remote.wait(async move {
+            let doing = || format!("make {path} of its parts");
+            let Err(error) = remote.ask(doing, upload.complete()).await else { return Ok(()) };
+            // The answer may have been lost, and then the second question is answered by "no such upload".
+            if matches!(remote.head(&path).await, Ok(Some(meta)) if meta.size == length) {
+                return Ok(());
+            }
+            let _ = remote.ask(doing, upload.abort()).await;
+            Err(error)
+        })
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        self.give_up();
+    }
+}
+
+impl Upload {
+    fn give_up(&mut self) {
+        if let Way::Parts { mut upload, sending } = std::mem::replace(&mut self.way, Way::Ended) {
+            drop(sending);
+            let (remote, path) = (Arc::clone(&self.remote), self.path.clone());
+            let abort = async move { remote.ask(|| format!("give up {path}"), upload.abort()).await };
+            self.remote.start(abort).wait_at_most(GOODBYE);
+        }
+    }
+}
+
+/// Bytes as a payload has them.
+fn bytes_of(part: Vec<u8>) -> <object_store::PutPayload as IntoIterator>::Item {
+    part.into()
+}
+
+/// How long a part is. S3 takes ten thousand of them.
+const PART: usize = 16 * 1024 * 1024;
+
+/// How many parts are under way.
+const SENDING: usize = 4;
+
+/// How long a drop waits for the store to forget what was sent.
+const GOODBYE: Duration = Duration::from_secs(5);

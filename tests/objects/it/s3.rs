@@ -1,0 +1,148 @@
+//! [`Server`]: an S3-compatible server in a process of its own, on a port that stays the same when it is started again.
+//!
+//! It is `server.rs` of this package.
+
+use std::{
+    env, fs,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::Duration,
+};
+
+use criu_rpc::{ObjectBlobStore, Result};
+
+pub(crate) const KEY: &str = "access-key-of-the-tests";
+pub(crate) const SECRET: &str = "secret-key-of-the-tests";
+
+pub(crate) struct Server {
+    folder: Folder,
+    protocol: &'static str,
+    port: u16,
+    child: Option<Child>,
+}
+
+impl Server {
+    /// A server with an empty bucket.
+    pub(crate) fn start() -> Server {
+        Server::with("http")
+    }
+
+    /// A server with an empty bucket and a certificate that nobody trusts.
+    pub(crate) fn start_with_tls() -> Server {
+        Server::with("https")
+    }
+
+    fn with(protocol: &'static str) -> Server {
+        let folder = Folder::new();
+        fs::create_dir(folder.0.join("bucket")).unwrap();
+        let mut server = Server { folder, protocol, port: 0, child: None };
+        server.restart();
+        server
+    }
+
+    /// Starts it where it was before, with what it had before.
+    pub(crate) fn restart(&mut self) {
+        self.kill();
+        for _ in 0..50 {
+            let mut child = Command::new(env!("CARGO_BIN_EXE_s3-server"))
+                .arg(&self.folder.0)
+                .args([&self.port.to_string(), KEY, SECRET])
+                .args((self.protocol == "https").then_some("tls"))
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut line = String::new();
+            BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+            if let Some((_, port)) = line.trim().rsplit_once(':') {
+                self.port = port.parse().unwrap();
+                self.child = Some(child);
+                return;
+            }
+            // The port of the one before is not free yet.
+            let _ = child.wait();
+            thread::sleep(Duration::from_millis(100));
+        }
+        panic!("the server does not start");
+    }
+
+    /// Ends it by force, whatever it is doing.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    pub(crate) fn open(&self, prefix: &str) -> ObjectBlobStore {
+        self.try_open(prefix, &[]).unwrap()
+    }
+
+    pub(crate) fn try_open(&self, prefix: &str, more: &[(&str, &str)]) -> Result<ObjectBlobStore> {
+        ObjectBlobStore::open_with(&format!("s3://bucket/{prefix}"), self.options(more))
+    }
+
+    pub(crate) fn options(&self, more: &[(&str, &str)]) -> Vec<(String, String)> {
+        let endpoint = format!("{}://127.0.0.1:{}", self.protocol, self.port);
+        let all = [
+            ("endpoint", endpoint.as_str()),
+            ("access_key_id", KEY),
+            ("secret_access_key", SECRET),
+            ("region", "us-east-1"),
+            ("allow_http", "true"),
+        ];
+        all.iter().chain(more).map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    /// Where the objects of a prefix are as files.
+    pub(crate) fn files(&self, prefix: &str) -> PathBuf {
+        self.folder.0.join("bucket").join(prefix)
+    }
+
+    /// Everything the server has of multipart uploads that have not ended.
+    pub(crate) fn unfinished(&self) -> usize {
+        let parts = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with(".upload");
+        files_below(&self.folder.0).iter().filter(|path| parts(path)).count()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// All files below a folder, however deep, sorted.
+pub(crate) fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        match entry.file_type().unwrap().is_dir() {
+            true => files.extend(files_below(&entry.path())),
+            false => files.push(entry.path()),
+        }
+    }
+    files.sort();
+    files
+}
+
+/// A folder that is gone after the test.
+pub(crate) struct Folder(pub(crate) PathBuf);
+
+impl Folder {
+    pub(crate) fn new() -> Folder {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = env::temp_dir().join(format!("criu-rpc-object-{}-{count}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        Folder(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
