@@ -54,7 +54,7 @@ impl State {
                 let pages = number(2) << 8;
                 let mut region = match words[0] {
                     "share" => Region::shared(pages),
-                    _ => Region { memory: Memory::Own(vec![0; pages * PAGE]), seeds: vec![0; pages] },
+                    _ => Region { memory: Words::Own(vec![0; pages * PAGE]), seeds: Words::Own(vec![0; pages]) },
                 };
                 if words[0] != "zero" {
                     region.fill(0, pages, number(3) as u64);
@@ -136,11 +136,12 @@ impl State {
             return format!("the ring is broken at page {broken}");
         }
         for (name, region) in &self.regions {
+            let seeds = region.seeds.words();
             if let Some(page) = region.damaged() {
-                return format!("{name} is damaged at page {page} of {}", region.seeds.len());
+                return format!("{name} is damaged at page {page} of {}", seeds.len());
             }
-            let sum = region.seeds.iter().fold(0_u64, |sum, seed| sum.wrapping_mul(31).wrapping_add(*seed));
-            answer += &format!(" {name}:{}:{sum:x}", region.seeds.len());
+            let sum = seeds.iter().fold(0_u64, |sum, seed| sum.wrapping_mul(31).wrapping_add(*seed));
+            answer += &format!(" {name}:{}:{sum:x}", seeds.len());
         }
         answer
     }
@@ -148,43 +149,59 @@ impl State {
 
 /// Memory, and the seed of each page; 0 stands for zeros.
 struct Region {
-    memory: Memory,
-    seeds: Vec<u64>,
+    memory: Words,
+    seeds: Words,
 }
 
-enum Memory {
+enum Words {
     Own(Vec<u64>),
     Shared(&'static mut [u64]),
 }
 
+impl Words {
+    /// So many words, which copies of this process share with it to the end.
+    fn shared(count: usize) -> Words {
+        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+        // SAFETY: new memory, which stays; whoever shares it talks to one of us at a time.
+        #[allow(unsafe_code)]
+        let words = unsafe {
+            let start = libc::mmap(std::ptr::null_mut(), count * 8, protection, flags, -1, 0);
+            assert_ne!(start, libc::MAP_FAILED);
+            std::slice::from_raw_parts_mut(start.cast::<u64>(), count)
+        };
+        Words::Shared(words)
+    }
+
+    fn words(&self) -> &[u64] {
+        match self {
+            Words::Own(words) => words,
+            Words::Shared(words) => words,
+        }
+    }
+
+    fn words_mut(&mut self) -> &mut [u64] {
+        match self {
+            Words::Own(words) => words,
+            Words::Shared(words) => words,
+        }
+    }
+}
+
 impl Region {
     fn shared(pages: usize) -> Region {
-        let bytes = pages * PAGE * 8;
-        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
-        // SAFETY: new memory, which stays to the end.
-        #[allow(unsafe_code)]
-        let memory = unsafe {
-            let start = libc::mmap(std::ptr::null_mut(), bytes, protection, flags, -1, 0);
-            assert_ne!(start, libc::MAP_FAILED);
-            std::slice::from_raw_parts_mut(start.cast::<u64>(), pages * PAGE)
-        };
-        Region { memory: Memory::Shared(memory), seeds: vec![0; pages] }
+        Region { memory: Words::shared(pages * PAGE), seeds: Words::shared(pages) }
     }
 
     fn words(&mut self) -> &mut [u64] {
-        match &mut self.memory {
-            Memory::Own(words) => words,
-            Memory::Shared(words) => words,
-        }
+        self.memory.words_mut()
     }
 
     fn fill(&mut self, from: usize, to: usize, seed: u64) {
         for page in from..to {
-            self.words()[page * PAGE..(page + 1) * PAGE].fill_with(|| 0);
             for (at, word) in self.words()[page * PAGE..(page + 1) * PAGE].iter_mut().enumerate() {
                 *word = value(seed, page, at);
             }
-            self.seeds[page] = seed;
+            self.seeds.words_mut()[page] = seed;
         }
     }
 
@@ -200,26 +217,24 @@ impl Region {
         #[allow(unsafe_code)]
         let done = unsafe { libc::madvise(first as *mut libc::c_void, last - first, libc::MADV_DONTNEED) };
         assert_eq!(done, 0);
-        self.seeds[from..to].fill(0);
+        self.seeds.words_mut()[from..to].fill(0);
     }
 
     /// Moves it, if need be, to where it has room.
     fn grow(&mut self, pages: usize, seed: u64) {
-        let before = self.seeds.len();
-        let Memory::Own(words) = &mut self.memory else { panic!("it is shared") };
+        let (Words::Own(words), Words::Own(seeds)) = (&mut self.memory, &mut self.seeds) else {
+            panic!("it is shared");
+        };
+        let before = seeds.len();
         words.resize((before + pages) * PAGE, 0);
-        self.seeds.resize(before + pages, 0);
+        seeds.resize(before + pages, 0);
         if seed != 0 {
             self.fill(before, before + pages, seed);
         }
     }
 
     fn damaged(&self) -> Option<usize> {
-        let words = match &self.memory {
-            Memory::Own(words) => words,
-            Memory::Shared(words) => &**words,
-        };
-        let pages = words.chunks(PAGE).zip(&self.seeds).enumerate();
+        let pages = self.memory.words().chunks(PAGE).zip(self.seeds.words()).enumerate();
         let mut fine = pages.map(|(page, (words, seed))| {
             words.iter().enumerate().all(|(at, word)| *word == value(*seed, page, at))
         });

@@ -1,6 +1,7 @@
 //! Captures after pre-dumps: what is kept is the memory of the last moment, whatever happened in the rounds before.
 
 use std::{
+    fs,
     path::PathBuf,
     process::Command,
     sync::{
@@ -16,7 +17,7 @@ use criu_rpc::{
 
 use crate::{
     harness::{criu, skip, tests},
-    places::{Home, lives, names, wait_until},
+    places::{Home, files, lives, names, wait_until},
     tree::{OrExplain, Revived, Victim, explain},
 };
 
@@ -125,9 +126,12 @@ impl<'a> Meddling<'a> {
     /// Which round it is.
     fn round(&self) -> usize {
         let start = format!("{}-", self.root);
-        let captures = names(&self.staging).into_iter().map(|name| self.staging.join(name));
-        let folders = captures.filter(|capture| capture.exists()).flat_map(|capture| names(&capture));
-        folders.filter_map(|name| name.strip_prefix(&start)?.parse().ok()).max().unwrap_or(0)
+        let rounds = names(&self.staging).into_iter().flat_map(|name| {
+            // It may be gone by now.
+            let folders = fs::read_dir(self.staging.join(name)).into_iter().flatten().flatten();
+            folders.filter_map(|folder| folder.file_name().to_str()?.strip_prefix(&start)?.parse().ok())
+        });
+        rounds.max().unwrap_or(0)
     }
 }
 
@@ -396,6 +400,9 @@ fn a_tree_that_ends_between_rounds_is_missed() {
     do_all(&mut victim, &["make a 8 7"]);
     let root = victim.pid();
     let store = Meddling::new(&home, root, |_| {
+        // criu writes this image when the round is over.
+        let over = || files(&home.staging()).iter().any(|file| file.ends_with(format!("{root}-1/inventory.img")));
+        wait_until("the first round is over", over);
         victim.talk.hang_up();
         wait_until("the victim has ended", || !lives(root));
         Ok(())

@@ -22,7 +22,9 @@ use super::{
     staging::Staging,
 };
 use crate::{
-    Criu, DumpOptions, Error, Pid, ProcessProblem, Result, Version, platform::Memory, procfs::lineage,
+    Criu, DumpOptions, Error, Pid, ProcessProblem, Result, Version,
+    platform::Memory,
+    procfs::{Stat, lineage},
     rpc::Lend,
 };
 
@@ -167,11 +169,15 @@ impl Watch {
     }
 
     fn check(&self) -> Result<()> {
+        let pid = self.root.as_raw();
+        let is_zombie = Stat::of(pid).is_ok_and(|stat| stat.is_zombie());
         // The folder stays that of the process it was opened for, whoever has the number now.
-        match fs::read(format!("/proc/self/fd/{}/stat", self.folder.as_raw_fd())) {
-            Ok(_) => Ok(()),
-            Err(_) => Err(Error::Process { pid: self.root.as_raw(), problem: ProcessProblem::Missing }),
-        }
+        let problem = match fs::read(format!("/proc/self/fd/{}/stat", self.folder.as_raw_fd())) {
+            Ok(_) if !is_zombie => return Ok(()),
+            Ok(_) => ProcessProblem::Zombie,
+            Err(_) => ProcessProblem::Missing,
+        };
+        Err(Error::Process { pid, problem })
     }
 }
 
