@@ -162,14 +162,13 @@ impl Words {
     /// So many words, which copies of this process share with it to the end.
     fn shared(count: usize) -> Words {
         let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
-        // SAFETY: new memory, which stays; whoever shares it talks to one of us at a time.
+        // SAFETY: it asks for new memory, wherever there is room.
         #[allow(unsafe_code)]
-        let words = unsafe {
-            let start = libc::mmap(std::ptr::null_mut(), count * 8, protection, flags, -1, 0);
-            assert_ne!(start, libc::MAP_FAILED);
-            std::slice::from_raw_parts_mut(start.cast::<u64>(), count)
-        };
-        Words::Shared(words)
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), count * 8, protection, flags, -1, 0) };
+        assert_ne!(start, libc::MAP_FAILED);
+        // SAFETY: it has that many words and stays; of those who share it, one at a time does anything.
+        #[allow(unsafe_code)]
+        Words::Shared(unsafe { std::slice::from_raw_parts_mut(start.cast::<u64>(), count) })
     }
 
     fn words(&self) -> &[u64] {
