@@ -3,7 +3,7 @@
 
 use std::{fmt, io, path::PathBuf, process::ExitStatus};
 
-use crate::{Digest256, Request, Version, diagnose};
+use crate::{Digest256, Pid, Request, Version, diagnose};
 
 /// What every fallible call of this crate returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -201,7 +201,6 @@ impl Error {
             ),
             Error::WrongKey => Some("open it with the key that it was made with"),
             Error::UnknownKind { .. } => Some("it was made by a newer version of this crate: use that"),
-            Error::Options { option: "track_mem", .. } => Some(diagnose::advice(Cause::MemoryTracking)),
             Error::Options { .. }
             | Error::Protocol { .. }
             | Error::Refused { .. }
@@ -241,6 +240,8 @@ fn but(unusable: Option<&str>) -> String {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ProcessProblem {
+    /// It is no number that a process can have: 0, or one below.
+    Impossible,
     /// There is no process of this number.
     Missing,
     /// It has ended and waits to be reaped by its parent.
@@ -258,8 +259,11 @@ pub enum ProcessProblem {
 impl ProcessProblem {
     fn advice(self) -> &'static str {
         match self {
+            ProcessProblem::Impossible => {
+                "name a process by its own number: 0 and -1, which mean others in some calls of the system, mean none here"
+            }
             ProcessProblem::Missing => {
-                "check that it still runs, and that its number is the one that is seen here (a number above 0)"
+                "check that it still runs, and that its number is the one that is seen here"
             }
             ProcessProblem::Zombie => "reap it, and leave it out",
             ProcessProblem::Thread => {
@@ -275,6 +279,7 @@ impl ProcessProblem {
 impl fmt::Display for ProcessProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
+            ProcessProblem::Impossible => "cannot exist (the numbers of processes begin at 1)",
             ProcessProblem::Missing => "does not exist",
             ProcessProblem::Zombie => "has ended already (it is a zombie until its parent reaps it)",
             ProcessProblem::Thread => "is a thread, not a process",
@@ -298,6 +303,8 @@ pub struct Failure {
     pub cause: Cause,
     /// The state of the process tree that was to be dumped, now.
     pub target: Target,
+    /// Who traces a process of that tree, now: a debugger, `strace`, another dump. The criu that was asked is not meant.
+    pub tracer: Option<Pid>,
     /// The last event that criu told of, by criu's name for it.
     pub last_event: Option<String>,
     /// criu's error number. It says little: criu sets it for three kinds of failure only.
@@ -554,7 +561,7 @@ pub enum Target {
     Running,
     /// It is stopped: by a signal, or because it was so before.
     Stopped,
-    /// It is traced by some process: criu or a debugger.
+    /// It, or a process of it, is traced; [`Failure::tracer`] says by whom, unless it is by the criu that was asked.
     Traced,
     /// It does not exist.
     Gone,

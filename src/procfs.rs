@@ -68,6 +68,15 @@ pub(crate) fn status_number(pid: i32, name: &str) -> Option<i32> {
     line.split_ascii_whitespace().next()?.parse().ok()
 }
 
+/// Whether the process is in the pid namespace of this one, so that both mean the same by a number; `None` if it cannot
+/// be told, as of one that has ended.
+pub(crate) fn is_in_our_pid_namespace(pid: i32) -> Option<bool> {
+    let text = read_text(format!("/proc/{pid}/status")).ok()?;
+    // Its numbers in all namespaces from ours down to its own.
+    let numbers = text.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    Some(numbers.split_ascii_whitespace().count() == 1)
+}
+
 /// The children of a process, of all its threads; none if it has ended.
 pub(crate) fn children(pid: i32) -> Vec<i32> {
     let mut children = Vec::new();
@@ -96,7 +105,7 @@ pub(crate) fn lineage(pid: i32) -> Vec<i32> {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Status {
     /// Who traces it; 0 for nobody.
-    pub(crate) tracer: i32,
+    tracer: i32,
     /// Real, effective and saved.
     pub(crate) uids: [u32; 3],
     /// Real, effective and saved.
@@ -116,6 +125,11 @@ impl Status {
     /// `None` if there is no such process, or thread.
     pub(crate) fn read(path: impl AsRef<Path>) -> Option<Status> {
         read_start(path).map(|text| Status::parse(&text))
+    }
+
+    /// Who traces it.
+    pub(crate) fn tracer(&self) -> Option<i32> {
+        Some(self.tracer).filter(|tracer| *tracer != 0)
     }
 
     pub(crate) fn parse(text: &str) -> Status {
@@ -330,6 +344,7 @@ mod tests {
         let own = i32::try_from(std::process::id()).unwrap();
         let stat = Stat::of(own).unwrap();
         assert!(lineage(own).contains(&stat.parent) || stat.parent == 0);
+        assert_eq!(is_in_our_pid_namespace(own), Some(true));
         assert_eq!(status_number(own, "Tgid"), Some(own));
     }
 }

@@ -64,7 +64,7 @@ causes! {
             [];
         MemoryTracking:
             "this kernel cannot track changes of memory",
-            "dump without `track_mem` and `parent_img`, so in full each time; or boot a kernel that was built with \
+            "dump without pre-dumps, `track_mem` and `parent_img`, so in full each time; or boot a kernel that was built with \
              CONFIG_MEM_SOFT_DIRTY",
             [];
         FolderNotReachable:

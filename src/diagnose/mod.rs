@@ -151,14 +151,16 @@ fn state_after_refusal(event: &str) -> &'static str {
     }
 }
 
-fn state(failure: &Failure) -> &'static str {
+fn state(failure: &Failure) -> String {
     use crate::Target;
-    match failure.target {
-        Target::None if failure.request == Request::Restore => "nothing was revived",
-        Target::None => "none was touched",
-        Target::Running => "runs",
-        Target::Stopped => "is stopped",
-        Target::Traced => "is traced by some process",
-        Target::Gone => "does not exist",
-    }
+    let words = match (failure.target, failure.tracer) {
+        (Target::None, _) if failure.request == Request::Restore => "nothing was revived",
+        (Target::None, _) => "none was touched",
+        (Target::Running, _) => "runs",
+        (Target::Stopped, _) => "is stopped",
+        (Target::Traced, Some(tracer)) => return format!("is traced by process {tracer}"),
+        (Target::Traced, None) => "is traced by some process",
+        (Target::Gone, _) => "does not exist",
+    };
+    words.to_owned()
 }

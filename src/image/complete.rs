@@ -24,6 +24,8 @@ pub(crate) enum MemoryIn {
     Folder,
     /// Sent elsewhere.
     Stream,
+    /// In a store; the maps of it are with the images.
+    Blobs,
 }
 
 /// Finds out what is missing: of the images of each process and thread, and of the pages that each map speaks of.
@@ -45,9 +47,12 @@ pub(crate) fn check_complete(images: &ImageDir, memory: MemoryIn) -> Result<()> 
             must_exist(images, &format!("core-{thread}.img"))?;
         }
         must_exist(images, &format!("mm-{}.img", process.pid))?;
-        if memory == MemoryIn::Folder {
+        if memory != MemoryIn::Stream {
             must_exist(images, &format!("pagemap-{}.img", process.pid))?;
         }
+    }
+    if memory != MemoryIn::Folder {
+        return Ok(());
     }
     for entry in fs::read_dir(images.path()).map_err(Error::io("read the folder of images"))?.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();

@@ -129,6 +129,11 @@ impl<For> Options<For> {
         self.wire.shell_job.is_some()
     }
 
+    /// Whether a restore needs its images in a real folder: because it changes them, or because another process reads them.
+    pub(crate) fn needs_files(&self) -> bool {
+        self.wire.auto_dedup == Some(true) || self.wire.lazy_pages == Some(true)
+    }
+
     /// Whether the caller has said anything about TCP connections.
     pub(crate) fn names_tcp(&self) -> bool {
         self.wire.tcp_close.is_some() || self.wire.tcp_established.is_some()

@@ -10,8 +10,8 @@ use std::{
     time::Duration,
 };
 
-use super::{Job, Keep, Memory, Outcome, Revival, Unsupported};
-use crate::{Error, Host, Pid, Result, archive::Trees};
+use super::{Job, Keep, Memory, Outcome, Revival, ToRevive, Unsupported};
+use crate::{Error, Host, Pid, Result};
 
 /// Dumps nothing.
 pub(crate) fn checkpoint<T>(
@@ -61,7 +61,7 @@ impl Reviver {
         Err(Error::Unsupported { what: "revive processes" })
     }
 
-    pub(crate) fn host(&self) -> Result<Host> {
+    pub(crate) fn criu(&self) -> String {
         match self.0 {}
     }
 
@@ -69,7 +69,7 @@ impl Reviver {
         match self.0 {}
     }
 
-    pub(crate) fn revive(self, _trees: &Trees) -> Result<Vec<Tree>> {
+    pub(crate) fn revive(&self, _trees: &[ToRevive<'_>]) -> Result<Vec<Tree>> {
         match self.0 {}
     }
 }

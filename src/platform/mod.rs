@@ -1,7 +1,12 @@
 //! The one place that knows the platform: how a process tree becomes a folder of images and back. On Linux by
 //! criu; elsewhere not at all.
 
-use std::{fs::File, path::PathBuf, time::Duration};
+use std::{
+    fs::File,
+    ops::Range,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use crate::{DumpOptions, Pid, RestoreOptions, Result, Version, archive::Trees, pages::PageSink};
 
@@ -79,8 +84,8 @@ pub(crate) struct Images<'a> {
     pub(crate) trees: &'a Trees,
     /// The roots of the trees.
     pub(crate) roots: &'a [Pid],
-    /// Which criu made them, where somebody wanted to know.
-    pub(crate) criu: Option<&'a Version>,
+    /// Which criu made them.
+    pub(crate) criu: Option<Version>,
 }
 
 /// Makes the images into something that lasts.
@@ -101,4 +106,51 @@ pub(crate) trait Memory: Sync {
 
     /// Who takes in the memory of the tree with this root.
     fn sink(&self, root: Pid) -> Box<dyn PageSink + '_>;
+}
+
+/// The files of pages of a folder of images, which need not be in it.
+pub(crate) trait PageFiles: Sync {
+    /// Which there are.
+    fn files(&self) -> &[PageFile];
+
+    /// Reads a whole piece, as long as the buffer is.
+    fn read(&self, file: usize, piece: usize, into: &mut [u8]) -> Result<()>;
+}
+
+/// A file of pages, in pieces.
+#[derive(Debug)]
+pub(crate) struct PageFile {
+    /// As criu calls it.
+    pub(crate) name: String,
+    /// Where each piece ends, in bytes; none is larger than [`PIECE`].
+    pub(crate) ends: Vec<u64>,
+}
+
+impl PageFile {
+    /// How many bytes it has.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.ends.last().copied().unwrap_or(0)
+    }
+
+    /// Where a piece is.
+    pub(crate) fn range(&self, piece: usize) -> Range<u64> {
+        piece.checked_sub(1).map_or(0, |before| self.ends[before])..self.ends[piece]
+    }
+
+    /// How many bytes a piece has.
+    pub(crate) fn length(&self, piece: usize) -> usize {
+        let range = self.range(piece);
+        usize::try_from(range.end - range.start).unwrap_or(0)
+    }
+}
+
+/// The most bytes that a piece has.
+pub(crate) const PIECE: usize = 1 << 20;
+
+/// A folder of images that is to become a process tree.
+#[derive(Clone, Copy)]
+pub(crate) struct ToRevive<'a> {
+    pub(crate) folder: &'a Path,
+    /// Its memory, where that is not in the folder.
+    pub(crate) pages: Option<&'a dyn PageFiles>,
 }

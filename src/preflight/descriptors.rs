@@ -3,15 +3,15 @@
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    fs::{self, Metadata},
-    os::unix::fs::{FileTypeExt, MetadataExt},
+    fs,
     path::{Path, PathBuf},
 };
 
-use nix::sys::stat::{major, minor};
-
 use super::{Obstacle, Place, Process, Severity, View, sockets::Sockets};
-use crate::procfs::{Mount, each_line, fdinfo_number, read_start, watched_devices};
+use crate::{
+    procfs::{Mount, each_line, fdinfo_number, read_start, watched_devices},
+    sys::Known,
+};
 
 pub(super) fn look(view: &mut View<'_>) {
     let mut sockets = Sockets::default();
@@ -32,7 +32,13 @@ pub(super) fn look(view: &mut View<'_>) {
             }
         }
         if let Some(mount) = mounts.unseen_program(process.pid) {
-            view.found(process.pid, Place::Process, Obstacle::UnseenMount { mount }, Severity::Blocks);
+            let path = fs::read_link(format!("/proc/{}/exe", process.pid)).unwrap_or_default();
+            view.found(
+                process.pid,
+                Place::Program { path },
+                Obstacle::UnseenMount { mount },
+                Severity::Blocks,
+            );
         }
     }
     terminals.look(view);
@@ -92,12 +98,11 @@ fn obstacle(view: &View<'_>, descriptor: &Descriptor, mounts: &Mounts) -> Option
     if !descriptor.target.is_absolute() {
         return None; // namespaces
     }
-    let file = fs::metadata(descriptor.path()).ok()?;
-    let kind = file.file_type();
-    if kind.is_block_device() || (kind.is_char_device() && !is_known_device(&file)) {
+    let file = Known::of(descriptor.path()).ok()?;
+    if file.is_block_device() || (file.is_char_device() && !is_known_device(&file)) {
         return blocks(Obstacle::UnsupportedFile);
     }
-    if kind.is_char_device() && is_tun(&file) && view.root().spaces.share(view.own_spaces(), "net") {
+    if file.is_char_device() && is_tun(&file) && view.root().spaces.share(view.own_spaces(), "net") {
         return blocks(Obstacle::Tun);
     }
     let info = descriptor.info();
@@ -153,7 +158,7 @@ fn pidfd(view: &View<'_>, descriptor: &Descriptor) -> Option<(Obstacle, Severity
 }
 
 /// What a deleted file needs; it may be mapped or open.
-pub(super) fn deleted(view: &View<'_>, target: &Path, file: &Metadata) -> Option<Obstacle> {
+pub(super) fn deleted(view: &View<'_>, target: &Path, file: &Known) -> Option<Obstacle> {
     const GHOST_LIMIT: u64 = 1 << 20; // criu's own
     let name = target.to_string_lossy();
     let made_by_kernel = ["/memfd:", "/dev/zero", "/SYSV", "/anon_hugepage", "/[aio]"]
@@ -168,30 +173,30 @@ pub(super) fn deleted(view: &View<'_>, target: &Path, file: &Metadata) -> Option
         return (file.is_file() && size > limit).then_some(Obstacle::GhostTooLarge { size, limit });
     }
     // A folder has no second name, and a name can end like that by itself.
-    let same = fs::metadata(target).is_ok_and(|other| (other.dev(), other.ino()) == (file.dev(), file.ino()));
+    let same = Known::of(target).is_ok_and(|other| (other.dev(), other.ino()) == (file.dev(), file.ino()));
     let linked = view.options.link_remap == Some(true) || file.is_dir() || same;
     (!linked).then_some(Obstacle::DeletedName)
 }
 
-fn is_external_file(view: &View<'_>, mount: i32, file: &Metadata) -> bool {
+fn is_external_file(view: &View<'_>, mount: i32, file: &Known) -> bool {
     view.is_external(&format!("file[{mount:x}:{:x}]", file.ino()))
 }
 
 /// The device files that criu dumps by their path.
-fn is_known_device(file: &Metadata) -> bool {
-    const MEMORY: u64 = 1; // null, zero, random, …
-    const MISC_AUTOFS: (u64, u64) = (10, 235);
-    let device = (major(file.rdev()), minor(file.rdev()));
+fn is_known_device(file: &Known) -> bool {
+    const MEMORY: u32 = 1; // null, zero, random, …
+    const MISC_AUTOFS: (u32, u32) = (10, 235);
+    let device = file.device();
     device.0 == MEMORY || device == MISC_AUTOFS || is_tun(file) || is_terminal(file)
 }
 
-fn is_tun(file: &Metadata) -> bool {
-    (major(file.rdev()), minor(file.rdev())) == (10, 200)
+fn is_tun(file: &Known) -> bool {
+    file.device() == (10, 200)
 }
 
 /// Virtual terminals and serial lines, the terminal of the process, consoles, both sides of pseudo-terminals.
-fn is_terminal(file: &Metadata) -> bool {
-    matches!(major(file.rdev()), 4 | 5 | 128..=143 | 188 | 204)
+fn is_terminal(file: &Known) -> bool {
+    matches!(file.device().0, 4 | 5 | 128..=143 | 188 | 204)
 }
 
 /// A side of a pseudo-terminal.
@@ -207,18 +212,16 @@ enum Terminal {
 
 impl Terminal {
     fn of(descriptor: &Descriptor) -> Option<Terminal> {
-        if descriptor.target.ends_with("ptmx") {
+        if !descriptor.target.is_absolute() {
+            return None;
+        }
+        let file = Known::of(descriptor.path()).ok()?;
+        if file.is_master() {
             let index = fdinfo_number(&descriptor.info(), "tty-index")?;
             return Some(Terminal::Master(u64::try_from(index).ok()?));
         }
-        if !descriptor.target.starts_with("/dev/pts") {
-            return None;
-        }
-        let file = fs::metadata(descriptor.path()).ok()?;
-        let slave = file.file_type().is_char_device() && (136..=143).contains(&major(file.rdev()));
-        // Eight numbers of devices, one after the other.
-        let index = (major(file.rdev()).checked_sub(136)? << 20) + minor(file.rdev());
-        slave.then_some(Terminal::Slave { index, rdev: file.rdev(), dev: file.dev() })
+        let index = file.slave()?;
+        Some(Terminal::Slave { index, rdev: file.rdev(), dev: file.dev() })
     }
 }
 

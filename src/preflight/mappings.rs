@@ -2,13 +2,14 @@
 
 use std::{
     collections::HashSet,
-    fs,
-    os::unix::fs::{FileTypeExt, MetadataExt},
     path::{Path, PathBuf},
 };
 
 use super::{Obstacle, Place, Process, Severity, View, descriptors::deleted};
-use crate::procfs::{Mapping, each_line};
+use crate::{
+    procfs::{Mapping, each_line},
+    sys::Known,
+};
 
 pub(super) fn look(view: &mut View<'_>) {
     for process in view.living() {
@@ -54,11 +55,10 @@ fn obstacle(
         return None;
     }
     let (start, end) = (mapping.start, mapping.end);
-    let file = fs::metadata(format!("/proc/{}/map_files/{start:x}-{end:x}", process.pid)).ok()?;
-    const ZERO: u64 = (1 << 8) | 5;
-    let kind = file.file_type();
-    let is_zero = kind.is_char_device() && file.rdev() == ZERO;
-    if !kind.is_file() && !is_zero {
+    let file = Known::of(format!("/proc/{}/map_files/{start:x}-{end:x}", process.pid)).ok()?;
+    const ZERO: (u32, u32) = (1, 5);
+    let is_zero = file.is_char_device() && file.device() == ZERO;
+    if !file.is_file() && !is_zero {
         return Some(Obstacle::UnsupportedMapping);
     }
     // A program and its libraries are several mappings each.

@@ -2,7 +2,9 @@
 //! For the asking there is [`Criu::preflight`](crate::Criu::preflight).
 //!
 //! Everything is read from `/proc`, and the peers of unix sockets from the kernel's socket diagnosis. No process is
-//! stopped, traced or changed, and one that ends meanwhile is left out. Not here: why a dump failed, which is told by
+//! stopped, traced or changed, and one that ends meanwhile is left out. Of files the kernel is asked only what it knows by
+//! itself, so that a network file system that does not answer keeps nobody waiting; but where the path of a deleted file
+//! leads is looked up, and that can wait. Not here: why a dump failed, which is told by
 //! [`Failure`](crate::Failure).
 //!
 //! # What it cannot see
@@ -26,10 +28,13 @@ mod unix;
 use std::{collections::HashMap, fmt, path::PathBuf};
 
 pub use self::obstacle::Obstacle;
-pub(crate) use self::unix::{Peer, Peers};
 use self::{
     namespaces::Spaces,
     process::{Own, Process},
+};
+pub(crate) use self::{
+    process::{check_number, check_root, tracers},
+    unix::{Peer, Peers},
 };
 use crate::{DumpOptions, Pid, Result, proto::rpc::CriuOpts};
 
@@ -127,6 +132,11 @@ pub enum Place {
         /// What it is, as `/proc/<pid>/fd` shows it.
         target: PathBuf,
     },
+    /// The program that it runs.
+    Program {
+        /// Which that is, as `/proc/<pid>/exe` shows it.
+        path: PathBuf,
+    },
     /// A mapping of its memory.
     Mapping {
         /// Its first address.
@@ -143,6 +153,7 @@ impl fmt::Display for Place {
         match self {
             Place::Process => Ok(()),
             Place::Descriptor { fd, target } => write!(f, ", descriptor {fd} ({})", target.display()),
+            Place::Program { path } => write!(f, ", its program ({})", path.display()),
             Place::Mapping { start, end, path } => {
                 write!(f, ", mapping {start:x}-{end:x} ({})", path.display())
             }

@@ -61,12 +61,19 @@ enum Capability {
     CheckpointRestore = 40,
 }
 
-/// The pid is one of a process that can be looked at.
-pub(super) fn check_root(root: Pid) -> Result<()> {
-    let refuse = |problem| Err(Error::Process { pid: root.as_raw(), problem });
-    if root.as_raw() <= 0 {
-        return refuse(ProcessProblem::Missing);
+/// The number is one that a process can have.
+pub(crate) fn check_number(pid: Pid) -> Result<()> {
+    match pid.as_raw() {
+        1.. => Ok(()),
+        pid => Err(Error::Process { pid, problem: ProcessProblem::Impossible }),
     }
+}
+
+/// The pid is one of a process that criu can be asked to dump. Of one whose first thread alone has ended, criu itself says
+/// what is the matter.
+pub(crate) fn check_root(root: Pid) -> Result<()> {
+    check_number(root)?;
+    let refuse = |problem| Err(Error::Process { pid: root.as_raw(), problem });
     let stat = match Stat::of(root.as_raw()) {
         Ok(stat) => stat,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return refuse(ProcessProblem::Missing),
@@ -171,15 +178,18 @@ fn look_at(view: &mut View<'_>, process: &Process) {
 
 /// Who traces the process, or one of its threads.
 fn tracer(process: &Process) -> Option<i32> {
-    if process.status.tracer != 0 {
-        return Some(process.status.tracer);
-    }
-    if process.status.threads <= 1 {
-        return None;
-    }
-    let threads = fs::read_dir(format!("/proc/{}/task", process.pid)).into_iter().flatten().flatten();
-    threads
-        .filter_map(|thread| Status::read(thread.path().join("status")))
-        .map(|status| status.tracer)
-        .find(|tracer| *tracer != 0)
+    let thread = || {
+        let threads = fs::read_dir(format!("/proc/{}/task", process.pid)).into_iter().flatten().flatten();
+        let mut statuses = threads.filter_map(|thread| Status::read(thread.path().join("status")));
+        statuses.find_map(|status| status.tracer())
+    };
+    let others = process.status.threads > 1;
+    let tracer = process.status.tracer().or_else(|| others.then(thread)?)?;
+    // The kernel names the thread that traces.
+    Some(status_number(tracer, "Tgid").unwrap_or(tracer))
+}
+
+/// Who traces processes of the tree, from the root down.
+pub(crate) fn tracers(root: Pid) -> impl Iterator<Item = i32> {
+    tree(root).unwrap_or_default().into_iter().filter_map(|process| tracer(&process))
 }

@@ -1,42 +1,55 @@
-//! A chunked capture to folders of images: what criu wrote as it was, and memory put together from its chunks.
+//! A chunked capture to folders of images: what criu wrote as it was, and memory put together from its chunks, when it is
+//! wanted.
 
 use std::{
-    fs::File,
-    io::{Seek, SeekFrom, Write},
+    io::Write,
     ops::Range,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicUsize, Ordering},
-    thread,
 };
 
 use crate::{
     BlobStore, ChunkedBlob, ChunkedTree, Content, Digest256, Error, Result,
-    archive::{Trees, is_image, tree_folder},
+    archive::{is_image, tree_folder},
     blob::{LISTING_CEILING, Leaf, Listing, MemoryMap, Window},
     image::ImageDir,
     pages::{PAGE_SIZE, PageOwner},
+    platform::{PIECE, PageFile, PageFiles, ToRevive},
     private,
     store::fetch,
 };
 
-/// Fetches, verifies and writes all images beneath `folder`, which may have `limit` bytes at most.
-pub(super) fn lay_out(store: &dyn BlobStore, blob: &ChunkedBlob, folder: &Path, limit: u64) -> Result<Trees> {
+/// One tree: its images in a folder, and its memory in the store.
+pub(super) struct LaidOut<'a> {
+    folder: PathBuf,
+    memory: StoredMemory<'a>,
+}
+
+impl LaidOut<'_> {
+    pub(super) fn to_revive(&self) -> ToRevive<'_> {
+        ToRevive { folder: &self.folder, pages: Some(&self.memory) }
+    }
+}
+
+/// Fetches, verifies and writes all images but memory beneath `folder`. All trees may have `limit` bytes at most.
+pub(super) fn lay_out<'a>(
+    store: &'a dyn BlobStore,
+    blob: &ChunkedBlob,
+    folder: &Path,
+    limit: u64,
+) -> Result<Vec<LaidOut<'a>>> {
     let laying = Laying { store, limit };
-    if let [tree] = blob.trees.as_slice() {
-        laying.tree(tree, folder)?;
-        return Ok(Trees::One(folder.to_owned()));
-    }
-    let mut folders = std::collections::BTreeMap::new();
-    for tree in &blob.trees {
-        let folder = folder.join(tree_folder(tree.root));
-        private::create_folder(&folder)
-            .map_err(Error::io(format!("make the folder {}", folder.display())))?;
-        laying.tree(tree, &folder)?;
-        folders.insert(tree.root, folder);
-    }
-    match folders.is_empty() {
+    let lay = |tree: &ChunkedTree| match blob.trees.len() {
+        1 => laying.tree(tree, folder.to_owned()),
+        _ => {
+            let folder = folder.join(tree_folder(tree.root));
+            private::create_folder(&folder)
+                .map_err(Error::io(format!("make the folder {}", folder.display())))?;
+            laying.tree(tree, folder)
+        }
+    };
+    match blob.trees.is_empty() {
         true => Err(Error::corrupt("the manifest", "it has no tree")),
-        false => Ok(Trees::Several(folders)),
+        false => blob.trees.iter().map(lay).collect(),
     }
 }
 
@@ -45,19 +58,8 @@ struct Laying<'a> {
     limit: u64,
 }
 
-/// A window whose pages have to be written.
-struct Job<'a> {
-    path: &'a Path,
-    chunk: u32,
-    window: Window,
-    leaf: Digest256,
-}
-
-/// How many windows are fetched at once: 16 MiB.
-const AT_ONCE: usize = 64;
-
-impl Laying<'_> {
-    fn tree(&self, tree: &ChunkedTree, folder: &Path) -> Result<()> {
+impl<'a> Laying<'a> {
+    fn tree(&self, tree: &ChunkedTree, folder: PathBuf) -> Result<LaidOut<'a>> {
         if tree.image_bytes.saturating_add(tree.memory_bytes) > self.limit {
             return Err(too_large(self.limit));
         }
@@ -67,8 +69,9 @@ impl Laying<'_> {
         if files.fold(0, u64::saturating_add) != tree.image_bytes {
             return Err(Error::corrupt("the listing of a capture", "it has other sizes than the manifest"));
         }
-        self.files(&listing, folder)?;
-        self.memory(&listing, tree, folder)
+        self.files(&listing, &folder)?;
+        let memory = self.memory(&listing, tree, &folder)?;
+        Ok(LaidOut { folder, memory })
     }
 
     fn files(&self, listing: &Listing, folder: &Path) -> Result<()> {
@@ -95,56 +98,20 @@ impl Laying<'_> {
         Ok(())
     }
 
-    fn memory(&self, listing: &Listing, tree: &ChunkedTree, folder: &Path) -> Result<()> {
-        let mut owners: Vec<(PathBuf, MemoryMap)> = Vec::new();
+    fn memory(&self, listing: &Listing, tree: &ChunkedTree, folder: &Path) -> Result<StoredMemory<'a>> {
+        let mut memory = StoredMemory { store: self.store, maps: Vec::new(), files: Vec::new() };
         let images = ImageDir::new(folder);
-        for (id, memory) in (1..).zip(&listing.memory) {
-            let map = MemoryMap::decode(&self.all(&memory.map, LISTING_CEILING)?)?;
-            let owner = PageOwner::of_map(&memory.name)
+        for (id, file) in (1..).zip(&listing.memory) {
+            let map = MemoryMap::decode(&self.all(&file.map, LISTING_CEILING)?)?;
+            let owner = PageOwner::of_map(&file.name)
                 .ok_or_else(|| Error::corrupt("the listing of a capture", "it has a map of nobody"))?;
             images.write_map(owner, id, &map.runs)?;
-            owners.push((folder.join(format!("pages-{id}.img")), map));
+            memory.add(format!("pages-{id}.img"), map);
         }
-        let pages = owners.iter().map(|(_, map)| map.pages()).fold(0, u64::saturating_add);
-        if pages.saturating_mul(PAGE_SIZE as u64) != tree.memory_bytes {
+        if memory.bytes() != tree.memory_bytes {
             return Err(Error::corrupt("the listing of a capture", "it has other sizes than the manifest"));
         }
-        let mut jobs = Vec::new();
-        for (path, map) in &owners {
-            let making = || Error::io(format!("make the image {}", path.display()));
-            let file = private::create_file(path).map_err(making())?;
-            file.set_len(map.pages() * PAGE_SIZE as u64).map_err(making())?;
-            let windows = map.windows().zip(&map.leaves);
-            jobs.extend(windows.map(|(window, leaf)| Job { path, chunk: map.chunk, window, leaf: *leaf }));
-        }
-        self.write_all(&jobs)
-    }
-
-    /// Works the jobs off on all processors.
-    fn write_all(&self, jobs: &[Job<'_>]) -> Result<()> {
-        let batches: Vec<_> = jobs.chunks(AT_ONCE).collect();
-        let next = AtomicUsize::new(0);
-        let work = || {
-            let mut writer = Writer::default();
-            while let Some(batch) = batches.get(next.fetch_add(1, Ordering::Relaxed)) {
-                if let Err(error) = writer.write(self.store, batch) {
-                    next.store(batches.len(), Ordering::Relaxed);
-                    return Err(error);
-                }
-            }
-            Ok(())
-        };
-        let others = thread::available_parallelism().map_or(1, |count| count.get()).min(batches.len());
-        thread::scope(|scope| {
-            let threads: Vec<_> =
-                (1..others).map_while(|_| thread::Builder::new().spawn_scoped(scope, work).ok()).collect();
-            let mut done = work();
-            for thread in threads {
-                let other = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-                done = done.and(other);
-            }
-            done
-        })
+        Ok(memory)
     }
 
     fn all(&self, content: &Content, ceiling: u64) -> Result<Vec<u8>> {
@@ -160,69 +127,83 @@ fn too_large(limit: u64) -> Error {
     Error::corrupt("the capture", format!("it has more than {limit} bytes"))
 }
 
-/// Puts windows together, with one buffer for all.
-#[derive(Default)]
-struct Writer<'a> {
-    buffer: Vec<u8>,
-    file: Option<(&'a Path, File)>,
+/// Memory in a store, as the files of pages that criu knows.
+struct StoredMemory<'a> {
+    store: &'a dyn BlobStore,
+    maps: Vec<CutMap>,
+    files: Vec<PageFile>,
 }
 
-impl<'a> Writer<'a> {
-    fn write(&mut self, store: &dyn BlobStore, jobs: &[Job<'a>]) -> Result<()> {
-        let counts: Vec<_> = jobs.iter().map(|job| job.window.chunks(job.chunk).count()).collect();
-        let mut leaves = vec![Leaf(Vec::new()); jobs.len()];
-        let digests: Vec<_> = jobs.iter().map(|job| job.leaf).collect();
-        fetch(store, &digests, &mut |place, bytes| {
-            leaves[place] = Leaf::decode(bytes, counts[place])?;
+struct CutMap {
+    chunk: u32,
+    windows: Vec<(Window, Digest256)>,
+    /// The windows of each piece.
+    pieces: Vec<Range<usize>>,
+}
+
+impl StoredMemory<'_> {
+    /// Cuts a map into pieces of whole windows.
+    fn add(&mut self, name: String, map: MemoryMap) {
+        let windows: Vec<_> = map.windows().zip(map.leaves.iter().copied()).collect();
+        let (mut pieces, mut ends) = (Vec::new(), Vec::new());
+        let (mut first, mut start) = (0, 0);
+        for place in 1..=windows.len() {
+            let end = windows.get(place).map_or(map.pages(), |(window, _)| window.before);
+            let next_end = windows.get(place + 1).map_or(map.pages(), |(window, _)| window.before);
+            if place == windows.len() || (next_end - start) * PAGE_SIZE as u64 > PIECE as u64 {
+                pieces.push(first..place);
+                ends.push(end * PAGE_SIZE as u64);
+                (first, start) = (place, end);
+            }
+        }
+        self.maps.push(CutMap { chunk: map.chunk, windows, pieces });
+        self.files.push(PageFile { name, ends });
+    }
+
+    fn bytes(&self) -> u64 {
+        self.files.iter().map(PageFile::bytes).fold(0, u64::saturating_add)
+    }
+}
+
+impl PageFiles for StoredMemory<'_> {
+    fn files(&self) -> &[PageFile] {
+        &self.files
+    }
+
+    fn read(&self, file: usize, piece: usize, into: &mut [u8]) -> Result<()> {
+        let map = &self.maps[file];
+        let windows = &map.windows[map.pieces[piece].clone()];
+        let mut leaves = vec![Leaf(Vec::new()); windows.len()];
+        let digests: Vec<_> = windows.iter().map(|(_, leaf)| *leaf).collect();
+        fetch(self.store, &digests, &mut |place, bytes| {
+            leaves[place] = Leaf::decode(bytes, windows[place].0.chunks(map.chunk).count())?;
             Ok(())
         })?;
 
-        // Where each chunk goes in the buffer; and what of the buffer goes where.
+        // Where each chunk goes.
         let (mut digests, mut places) = (Vec::new(), Vec::<Range<usize>>::new());
-        let mut pieces: Vec<(&Job<'_>, u64, Range<usize>)> = Vec::new();
         let mut used = 0;
-        for (job, leaf) in jobs.iter().zip(leaves) {
-            let mut offset = job.window.before * PAGE_SIZE as u64;
-            for (pages, digest) in job.window.chunks(job.chunk).zip(leaf.0) {
-                let bytes = pages * PAGE_SIZE;
-                if let Some(digest) = digest {
-                    digests.push(digest);
-                    places.push(used..used + bytes);
-                    match pieces.last_mut() {
-                        Some((last, at, range))
-                            if last.path == job.path && *at + range.len() as u64 == offset =>
-                        {
-                            range.end += bytes;
-                        }
-                        _ => pieces.push((job, offset, used..used + bytes)),
+        for ((window, _), leaf) in windows.iter().zip(leaves) {
+            for (pages, digest) in window.chunks(map.chunk).zip(leaf.0) {
+                let place = used..used + pages * PAGE_SIZE;
+                used = place.end;
+                match digest {
+                    Some(digest) => {
+                        digests.push(digest);
+                        places.push(place);
                     }
-                    used += bytes;
+                    None => into[place].fill(0),
                 }
-                offset += bytes as u64; // of zeros the file is full already
             }
         }
-        self.buffer.resize(self.buffer.len().max(used), 0);
-        let buffer = &mut self.buffer;
-        fetch(store, &digests, &mut |place, bytes| {
-            let room = &mut buffer[places[place].clone()];
+        fetch(self.store, &digests, &mut |place, bytes| {
+            let room = &mut into[places[place].clone()];
             if room.len() != bytes.len() {
                 let problem = format!("it has {} bytes where {} are wanted", bytes.len(), room.len());
                 return Err(Error::corrupt(format!("the chunk {}", digests[place]), problem));
             }
             room.copy_from_slice(bytes);
             Ok(())
-        })?;
-        pieces.into_iter().try_for_each(|(job, offset, range)| self.write_at(job.path, offset, range))
-    }
-
-    fn write_at(&mut self, path: &'a Path, offset: u64, range: Range<usize>) -> Result<()> {
-        let writing = || Error::io(format!("write the image {}", path.display()));
-        if self.file.as_ref().is_none_or(|(open, _)| *open != path) {
-            let file = File::options().write(true).open(path).map_err(writing())?;
-            self.file = Some((path, file));
-        }
-        let Some((_, file)) = &mut self.file else { return Ok(()) };
-        file.seek(SeekFrom::Start(offset)).map_err(writing())?;
-        file.write_all(&self.buffer[range]).map_err(writing())
+        })
     }
 }

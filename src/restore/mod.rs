@@ -9,8 +9,8 @@ use std::{fmt, fs::File, io::Read, path::PathBuf, time::Duration};
 
 use crate::{
     BlobStore, Digest256, Error, ProcsBlob, RestoreOptions, Result, Tree,
-    archive::{Limits, unpack},
-    platform::{Cancel, Revival, Reviver},
+    archive::{Limits, Trees, unpack},
+    platform::{self, Cancel, Revival, Reviver, ToRevive},
 };
 
 /// Revives what [`ProcsCapture`](crate::ProcsCapture) captured.
@@ -118,6 +118,10 @@ impl ProcsRestore {
 
     /// The folder in which images are kept for a while, in a private folder of their own. Without it,
     /// [`std::env::temp_dir`].
+    ///
+    /// The memory of a [chunked](crate::ProcsCapture::chunked) capture takes no room there: criu reads it from this process,
+    /// which fetches it meanwhile. Only where there is no `/dev/fuse`, no privilege to mount (CAP_SYS_ADMIN), or no Linux 5.2,
+    /// and for the options `auto_dedup` and `lazy_pages`, it is written there first.
     #[must_use]
     pub fn staging(mut self, folder: impl Into<PathBuf>) -> ProcsRestore {
         self.revival.staging = Some(folder.into());
@@ -223,13 +227,15 @@ impl ProcsRestore {
             }
             ProcsBlob::Chunked(blob) => {
                 let reviver = Reviver::new(&self.revival)?;
-                let here = reviver.host()?;
+                let mut here = platform::host();
                 if !self.any_host {
                     host::check(&blob.host, &here)?;
                 }
-                let warnings = host::warnings(&blob.host, &here);
-                let trees = chunked::lay_out(&store, &blob, reviver.folder(), self.limits().bytes)?;
-                Ok(Restored { trees: reviver.revive(&trees)?, warnings })
+                let laid_out = chunked::lay_out(&store, &blob, reviver.folder(), self.limits().bytes)?;
+                let trees: Vec<_> = laid_out.iter().map(chunked::LaidOut::to_revive).collect();
+                let trees = reviver.revive(&trees)?;
+                here.criu = reviver.criu();
+                Ok(Restored { trees, warnings: host::warnings(&blob.host, &here) })
             }
             ProcsBlob::Criu { criu_dump, .. } => {
                 let trees = self.revive(&store, &criu_dump)?;
@@ -249,6 +255,11 @@ impl ProcsRestore {
         let trees = verify::verified(store.reader(archive)?, archive, limits.archive(), |bytes| {
             unpack(bytes, reviver.folder(), &limits)
         })?;
+        let folders: Vec<_> = match &trees {
+            Trees::One(folder) => vec![folder],
+            Trees::Several(folders) => folders.values().collect(),
+        };
+        let trees: Vec<_> = folders.iter().map(|folder| ToRevive { folder, pages: None }).collect();
         reviver.revive(&trees)
     }
 }

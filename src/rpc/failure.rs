@@ -9,14 +9,16 @@ use std::{
 
 use nix::{
     fcntl::{OFlag, openat},
-    sys::stat::Mode,
+    sys::stat::{Mode, fstat},
 };
 
 use super::{
     talk::{Ask, Files, LOG},
     transport::Remains,
 };
-use crate::{Cause, Failure, Request, Target, Version, diagnose, procfs, proto::rpc::CriuResp};
+use crate::{
+    Cause, Failure, Pid, Request, Target, Version, diagnose, preflight, procfs, proto::rpc::CriuResp,
+};
 
 /// Where a [`Failure`] is made from.
 pub(super) struct Gathering<'a, 'ask> {
@@ -37,15 +39,21 @@ impl Gathering<'_, '_> {
         let errno = self.answer.and_then(|answer| answer.cr_errno);
         let message = self.answer.and_then(|answer| answer.cr_errmsg.as_deref()).map(diagnose::message);
         let lines = output.errors.iter().map(String::as_str).chain(output.other.lines()).chain(message);
+        let tracer = self.tracer();
+        let target = self.target(tracer);
         let cause = match diagnose::cause(request, errno, lines) {
             // All that criu says of a process whose first thread alone has ended is that it cannot detach from it.
             Cause::NoSuchProcess if self.pid().is_some_and(ended_first_thread_alone) => {
                 Cause::UnsupportedThreads
             }
+            // So it is of one that somebody else traces.
+            Cause::NoSuchProcess if tracer.is_some() => Cause::Untraceable,
             // Of a root that has ended criu learns nothing, and stumbles over that.
-            Cause::CriuFault if self.target() == Target::Gone => Cause::DeadRoot,
+            Cause::CriuFault if target == Target::Gone => Cause::DeadRoot,
             Cause::Unknown if self.said_nothing() && output.errors.is_empty() => Cause::NotCriu,
             Cause::Unknown if self.lacks_privileges(&output, message) => Cause::NotPrivileged,
+            // Of the first image that it cannot make criu says that there is none.
+            Cause::Unknown if self.pid().is_some() && self.folder_was_deleted() => Cause::FolderNotReachable,
             // Of an image that is missing criu says that it ends too early.
             Cause::DamagedImages | Cause::Unknown if self.image_is_missing() => Cause::NoImages,
             cause => cause,
@@ -53,7 +61,8 @@ impl Gathering<'_, '_> {
         Failure {
             request,
             cause,
-            target: self.target(),
+            target,
+            tracer,
             last_event: self.last_event.map(str::to_owned),
             errno,
             message: message.map(str::to_owned),
@@ -98,6 +107,12 @@ impl Gathering<'_, '_> {
         open_in(lend.images, name).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     }
 
+    /// Whether the folder for the images is deleted, so that nothing can be made in it any more.
+    fn folder_was_deleted(&self) -> bool {
+        let Files::Lent(lend) = &self.ask.files else { return false };
+        fstat(lend.images).is_ok_and(|folder| folder.st_nlink == 0)
+    }
+
     /// The log, where it went to a file. One that nobody has written since we came is of an earlier request.
     fn log_file(&self) -> Option<String> {
         let opts = self.ask.opts.as_ref()?;
@@ -124,9 +139,20 @@ impl Gathering<'_, '_> {
         self.ask.opts.as_ref()?.pid.filter(|_| is_dump)
     }
 
-    /// The state of the tree's root.
-    fn target(&self) -> Target {
+    /// Who traces a process of the tree. A criu that we started has ended by now; one that somebody else started may hold
+    /// the tree for an instant longer, or its like another tree.
+    fn tracer(&self) -> Option<Pid> {
+        let is_criu = |pid: &i32| self.remains.criu.is_some_and(|criu| procfs::lineage(*pid).contains(&criu));
+        let tracer = preflight::tracers(Pid::from(self.pid()?)).find(|tracer| !is_criu(tracer));
+        tracer.map(Pid::from)
+    }
+
+    /// The state of the tree.
+    fn target(&self, tracer: Option<Pid>) -> Target {
         let Some(pid) = self.pid() else { return Target::None };
+        if tracer.is_some() {
+            return Target::Traced;
+        }
         match procfs::Stat::of(pid) {
             Ok(_) if ended_first_thread_alone(pid) => Target::Running,
             Ok(stat) if stat.is_zombie() => Target::Gone,
@@ -150,6 +176,7 @@ pub(super) fn pid_in_use(pid: i32) -> Failure {
         request: Request::Restore,
         cause: Cause::PidInUse,
         target: Target::None,
+        tracer: None,
         last_event: None,
         errno: None,
         message: None,

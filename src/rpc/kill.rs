@@ -9,7 +9,7 @@ use std::{
 
 use nix::{errno::Errno, sys::signal::Signal};
 
-use crate::{Error, Pid, Result, procfs, sys};
+use crate::{Error, Pid, Result, preflight, procfs, sys};
 
 /// Kills a process and all its descendants with SIGKILL, and waits until they have ended. A process that has ended
 /// already is fine.
@@ -36,9 +36,7 @@ use crate::{Error, Pid, Result, procfs, sys};
 pub fn kill_tree(pid: impl Into<Pid>) -> Result<()> {
     let pid = pid.into();
     let refused = |problem| Err(Error::Process { pid: pid.as_raw(), problem });
-    if pid.as_raw() <= 0 {
-        return refused(crate::ProcessProblem::Missing);
-    }
+    preflight::check_number(pid)?;
     // The first process is above all others, even where its number is not seen in their lineage.
     if pid.as_raw() == 1 || procfs::lineage(Pid::own().as_raw()).contains(&pid.as_raw()) {
         return refused(crate::ProcessProblem::Ourselves);

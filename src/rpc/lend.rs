@@ -63,6 +63,11 @@ impl<'a> Lend<'a> {
     /// it off; criu does not find one that has it), or the label that the resource got as an
     /// [`external`](crate::DumpOptions::external) one. For a capture there is
     /// [`ProcsRestore::inherit`](crate::ProcsRestore::inherit).
+    ///
+    /// criu passes over a key that no resource of the images has, without a word: the resource that was meant is restored
+    /// from the images then, or is missed if it is an external one. What a key must look like is told by the process while it
+    /// lives, so make it with [`Key::of_process`](super::Key::of_process) before the dump. Whether the file arrived is seen in
+    /// `/proc/<pid>/fd` of the restored process.
     #[must_use]
     pub fn inherit(mut self, key: impl Into<String>, file: &'a impl AsFd) -> Lend<'a> {
         self.inherit.push((key.into(), file.as_fd()));

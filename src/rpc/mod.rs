@@ -27,7 +27,7 @@ use std::{
     fs::File,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -48,7 +48,7 @@ use self::{
 };
 pub use crate::pages::{PAGE_SIZE, PageOwner, PageRun, PageSink};
 use crate::{
-    DumpOptions, Error, Pid, ProcessProblem, Request, RestoreOptions, Result, Version,
+    DumpOptions, Error, Pid, Request, RestoreOptions, Result, Version,
     options::{CpuInfoOptions, PageServerOptions, PreDumpOptions},
     preflight::{self, Preflight},
     proto::rpc::{CriuFeatures, CriuOpts, CriuResp},
@@ -73,6 +73,8 @@ pub struct Criu {
     variables: Vec<(OsString, OsString)>,
     deadline: Option<Duration>,
     cancel: Option<Cancel>,
+    /// What the last criu said it was, whichever request was made; copies of the handle know it too.
+    told: Arc<Mutex<Option<Version>>>,
 }
 
 /// How criu is reached.
@@ -93,6 +95,11 @@ impl Default for Reach {
 }
 
 impl Criu {
+    /// Which criu answered last, without asking again.
+    pub(crate) fn told(&self) -> Option<Version> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// The criu in `PATH` or the system's usual folders, started anew for every request as `criu swrk`.
     pub fn new() -> Criu {
         Criu::default()
@@ -107,7 +114,8 @@ impl Criu {
     /// to inherit, a terminal, a socket to a page server, `rst_sibling`.
     ///
     /// The service serves whoever may connect, with its own privileges. If there is none, requests end with
-    /// [`Error::NoService`].
+    /// [`Error::NoService`]. One in another pid namespace dumps by its own numbers; a restore is refused, because the tree
+    /// that it gave would be known by a number that means another process here.
     ///
     /// ```no_run
     /// use criu_rpc::Criu;
@@ -286,11 +294,14 @@ impl Criu {
     /// criu kills the tree afterwards unless [`leave_running`](DumpOptions::leave_running) or
     /// [`leave_stopped`](DumpOptions::leave_stopped) is set. The caller reaps it, if it is its child.
     ///
+    /// The number is the one that criu sees. A criu that we start is to be in our pid namespace, so a pid that cannot be
+    /// dumped is refused before it is asked.
+    ///
     /// # Errors
     ///
-    /// [`Error::Criu`] with everything that criu told; [`Error::Refused`] if a hook refused. In both cases the tree
-    /// goes on as it was. [`Error::Gone`] if criu itself died, [`Error::TimedOut`] past the
-    /// [`deadline`](Criu::deadline).
+    /// [`Error::Process`] if `pid` is none of a process that can be dumped. [`Error::Criu`] with everything that criu told;
+    /// [`Error::Refused`] if a hook refused. In all these cases the tree goes on as it was. [`Error::Gone`] if criu itself
+    /// died, [`Error::TimedOut`] past the [`deadline`](Criu::deadline).
     pub fn dump(
         &self,
         pid: impl Into<Pid>,
@@ -298,7 +309,7 @@ impl Criu {
         lend: Lend<'_>,
         hooks: &mut dyn Hooks,
     ) -> Result<Dumped> {
-        let opts = CriuOpts { pid: Some(possible(pid.into())?), ..options.wire() };
+        let opts = CriuOpts { pid: Some(self.root(pid.into())?), ..options.wire() };
         let ask = Ask {
             opts: Some(opts),
             raw: options.raw(),
@@ -315,10 +326,10 @@ impl Criu {
     ///
     /// # Errors
     ///
-    /// [`Error::Criu`] with everything that criu told; [`Error::Options`] if the kernel does not track memory. The tree
-    /// runs on.
+    /// [`Error::Process`] if `pid` is none of a process that can be dumped. [`Error::Criu`] with everything that criu told,
+    /// and with [`Cause::MemoryTracking`](crate::Cause::MemoryTracking) if the kernel does not track memory. The tree runs on.
     pub fn pre_dump(&self, pid: impl Into<Pid>, options: &PreDumpOptions, lend: Lend<'_>) -> Result<()> {
-        let opts = CriuOpts { pid: Some(possible(pid.into())?), ..options.wire() };
+        let opts = CriuOpts { pid: Some(self.root(pid.into())?), ..options.wire() };
         let mut ask = Ask {
             opts: Some(opts),
             raw: options.raw(),
@@ -327,7 +338,7 @@ impl Criu {
         };
         let mut talk = self.open(&mut ask)?;
         talk.needs(Version::new(3, 17, 0), "pre_dump")?;
-        talk.needs_mem_track()?;
+        talk.needs_mem_track(&ask)?;
         talk.ask(ask)?;
         talk.close();
         Ok(())
@@ -366,7 +377,8 @@ impl Criu {
     /// port, if it listens on one. `criu page-server --daemon`.
     ///
     /// It waits for its first connection for ever, and ends with it: to end one that is not needed any more, connect to
-    /// its port, and hang up. To own one, take [`page_server`](Criu::page_server).
+    /// its port, and hang up. criu does not answer its number, but writes it into a file, which must be new: one that is
+    /// named to [`argument`](Criu::argument) after `--pidfile`. To own one, take [`page_server`](Criu::page_server).
     ///
     /// # Errors
     ///
@@ -438,7 +450,7 @@ impl Criu {
         options: &DumpOptions,
         images: &Path,
     ) -> Result<SelfDump> {
-        let pid = Some(pid.into().as_raw());
+        let pid = Some(self.root(pid.into())?);
         let opts = CriuOpts { pid, leave_running: Some(true), ..options.wire() };
         let ask = Ask {
             opts: Some(opts),
@@ -481,6 +493,16 @@ impl Criu {
             pid => Err(protocol(Request::Restore, &format!("success with the pid {pid:?}"))),
         }
     }
+
+    /// The number of a process that can be the root of a dump, as far as can be told before criu is asked: one that we did
+    /// not start may mean another process by it than we do.
+    fn root(&self, pid: Pid) -> Result<i32> {
+        match self.reach {
+            Reach::Swrk(_) => preflight::check_root(pid)?,
+            Reach::Service(_) | Reach::Over(_) => preflight::check_number(pid)?,
+        }
+        Ok(pid.as_raw())
+    }
 }
 
 fn protocol(request: Request, problem: &str) -> Error {
@@ -503,14 +525,6 @@ fn features(answer: &CriuResp) -> Result<Features> {
 
 fn port(port: Option<i32>) -> Option<u16> {
     port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0)
-}
-
-/// A number that a process can have.
-fn possible(pid: Pid) -> Result<i32> {
-    match pid.as_raw() {
-        pid if pid > 0 => Ok(pid),
-        pid => Err(Error::Process { pid, problem: ProcessProblem::Missing }),
-    }
 }
 
 /// Whoever can reach a page server can write into the images, so nobody gets one that listens everywhere unasked.

@@ -46,7 +46,7 @@ impl PreDumps {
     ///
     /// As [`Criu::pre_dump`]. The row has ended then: criu leaves after a pre-dump that failed.
     pub fn pre_dump(mut self, options: &PreDumpOptions, lend: Lend<'_>) -> Result<PreDumps> {
-        let opts = CriuOpts { pid: Some(self.pid.as_raw()), ..options.wire() };
+        let opts = CriuOpts { pid: Some(self.criu.root(self.pid)?), ..options.wire() };
         self.ask(Ask {
             opts: Some(opts),
             raw: options.raw(),
@@ -62,7 +62,7 @@ impl PreDumps {
     ///
     /// As [`Criu::dump`].
     pub fn dump(mut self, options: &DumpOptions, lend: Lend<'_>, hooks: &mut dyn Hooks) -> Result<Dumped> {
-        let opts = CriuOpts { pid: Some(self.pid.as_raw()), ..options.wire() };
+        let opts = CriuOpts { pid: Some(self.criu.root(self.pid)?), ..options.wire() };
         self.ask(Ask {
             opts: Some(opts),
             raw: options.raw(),
@@ -81,7 +81,9 @@ impl PreDumps {
         let talk = match self.talk.take() {
             None => {
                 let mut talk = self.criu.open(&mut ask)?;
-                talk.needs_mem_track()?;
+                if ask.request == Request::PreDump {
+                    talk.needs_mem_track(&ask)?;
+                }
                 self.talk.insert(talk)
             }
             Some(talk) => {

@@ -102,6 +102,7 @@ impl Criu {
             // One more question to the same criu costs some forty microseconds.
             let question = Ask { keep_open: true, ..Ask::new(Request::Version) };
             talk.version = version(talk.exchange(question, Some(ask))?);
+            self.told.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&talk.version);
         }
         Ok(talk)
     }
@@ -115,14 +116,14 @@ impl Criu {
             Reach::Service(path) => {
                 describe_to_another(ask, true)?;
                 let connection = Connection::to_service(path, deadline, self.cancel.as_ref())?;
-                return connection.ok_or_else(|| self.gave_up(ask));
+                return means_our_pids(connection.ok_or_else(|| self.gave_up(ask))?, ask);
             }
             Reach::Over(socket) => {
                 let socket = socket.lock().unwrap_or_else(PoisonError::into_inner).take();
                 let socket =
                     socket.ok_or_else(|| swrk_only("the connection carries one request, and has"))?;
                 describe_to_another(ask, false)?;
-                return Connection::over(socket);
+                return means_our_pids(Connection::over(socket)?, ask);
             }
         };
         let command = Command { program: &program, arguments: &self.arguments, variables: &self.variables };
@@ -173,6 +174,17 @@ fn describe_to_another(ask: &mut Ask<'_>, is_service: bool) -> Result<()> {
             Ok(())
         }
         _ => Ok(()),
+    }
+}
+
+/// Refuses to restore where criu would tell of the root by a number that means another process here: whoever owned that
+/// would kill a stranger.
+fn means_our_pids(connection: Connection, ask: &Ask<'_>) -> Result<Connection> {
+    match ask.request {
+        Request::Restore if !connection.shares_pids() => Err(swrk_only(
+            "a service in another pid namespace cannot give us the tree: its numbers are others",
+        )),
+        _ => Ok(connection),
     }
 }
 
@@ -285,15 +297,16 @@ impl Talk {
     }
 
     /// Refuses to go on where the kernel does not track changes of memory: criu would stumble over that.
-    pub(super) fn needs_mem_track(&mut self) -> Result<()> {
+    pub(super) fn needs_mem_track(&mut self, purpose: &Ask<'_>) -> Result<()> {
         let features = CriuFeatures { mem_track: Some(true), ..CriuFeatures::default() };
         let ask = Ask { features: Some(features), keep_open: true, ..Ask::new(Request::FeatureCheck) };
         match self.ask(ask)?.features.and_then(|features| features.mem_track) {
             Some(true) => Ok(()),
-            _ => Err(Error::Options {
-                option: "track_mem",
-                problem: "this kernel does not track changes of memory (CONFIG_MEM_SOFT_DIRTY)".to_owned(),
-            }),
+            _ => {
+                let (version, remains) = (self.version.clone(), &Remains::default());
+                let gathering = Gathering { ask: purpose, last_event: None, version, answer: None, remains };
+                Err(Error::Criu(Box::new(Failure { cause: Cause::MemoryTracking, ..gathering.failure() })))
+            }
         }
     }
 

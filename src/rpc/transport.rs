@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    procfs::{children, lineage},
+    procfs::{self, children, lineage},
     sys::{self, Child},
 };
 
@@ -84,6 +84,8 @@ enum Wake {
 #[derive(Debug, Default)]
 pub(super) struct Remains {
     pub(super) exit: Option<ExitStatus>,
+    /// Its pid, or that of whoever made the socket that it answers at.
+    pub(super) criu: Option<i32>,
     pub(super) output: String,
     /// When the conversation began, by the clock of the times of files, since 1970.
     pub(super) since: Option<Duration>,
@@ -245,8 +247,18 @@ impl Connection {
 
     /// Whether criu is an ancestor of the process: a criu in another pid namespace means another process by a number.
     pub(super) fn begot(&self, pid: i32) -> bool {
-        let there = || getsockopt(&self.socket, PeerCredentials).ok().map(|criu| criu.pid());
-        self.pid().or_else(there).is_some_and(|criu| lineage(pid).contains(&criu))
+        self.pid_there().is_some_and(|criu| lineage(pid).contains(&criu))
+    }
+
+    /// Its pid, or that of whoever made the socket that it answers at; 0 for one that is not seen in our pid namespace.
+    fn pid_there(&self) -> Option<i32> {
+        self.pid().or_else(|| getsockopt(&self.socket, PeerCredentials).ok().map(|criu| criu.pid()))
+    }
+
+    /// Whether criu means by a number the process that we mean, as far as the socket tells.
+    pub(super) fn shares_pids(&self) -> bool {
+        let there = self.pid_there();
+        there.is_none_or(|criu| criu > 0 && procfs::is_in_our_pid_namespace(criu) != Some(false))
     }
 
     /// Lets criu go on, if somebody stopped it.
@@ -295,6 +307,7 @@ impl Connection {
 
     /// Hangs up, waits for criu's end, and gathers what it left.
     pub(super) fn finish(self) -> Remains {
+        let there = self.pid_there();
         let Connection { socket, criu, output, began } = self;
         drop(socket);
         let deadline = Instant::now() + PATIENCE;
@@ -306,7 +319,7 @@ impl Connection {
                 let _ = fs::remove_file(&path);
             }),
         };
-        Remains { exit, output: text.unwrap_or_default(), since: Some(began) }
+        Remains { exit, criu: there, output: text.unwrap_or_default(), since: Some(began) }
     }
 }
 

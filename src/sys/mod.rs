@@ -5,6 +5,8 @@
 #![allow(unsafe_code)]
 
 mod buffer;
+mod known;
+mod mount;
 mod reap;
 mod spawn;
 
@@ -16,6 +18,8 @@ use std::{
 
 pub(crate) use self::{
     buffer::Buffer,
+    known::Known,
+    mount::mount_fuse,
     reap::{Child, is_known_child, reap_later, wait_readable},
     spawn::{Spawn, spawn},
 };
@@ -80,12 +84,16 @@ pub(crate) fn duplicate_above(descriptor: BorrowedFd<'_>, above: RawFd) -> io::R
 /// A pidfd of the process `pid`.
 pub(crate) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     // SAFETY: the call takes two numbers and touches no memory of ours.
-    let number = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    new_descriptor(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
+}
+
+/// What a system call came to that makes a descriptor.
+fn new_descriptor(number: libc::c_long) -> io::Result<OwnedFd> {
     let number = RawFd::try_from(number).map_err(io::Error::other)?;
     if number < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel just made this descriptor for us.
+    // SAFETY: the kernel just made this descriptor for us, and nobody else knows its number.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 

@@ -18,6 +18,7 @@ use crate::{
     client::dump,
     harness::{criu, dumps_tcp, skip, tests},
     places::Home,
+    requests::{own, parent},
     tree::{OrExplain, Revived, Victim, explain},
 };
 
@@ -28,7 +29,6 @@ tests![
     a_file_lock_is_a_cause_and_can_be_carried_along,
     a_file_that_grew_since_the_dump,
     a_file_that_is_gone,
-    a_process_that_does_not_exist,
     a_process_that_is_dumped_by_somebody_else,
     criu_inside_the_tree,
 ];
@@ -164,15 +164,6 @@ fn file_changed(change: fn(&std::path::Path)) {
     assert_eq!(Revived::from(home.restore(), &store, &digest).ask("file"), "line 00");
 }
 
-fn a_process_that_does_not_exist() {
-    let home = Home::new();
-    let victim = Victim::start(&[]);
-    let pid = victim.pid();
-    victim.end();
-    let result = dump(&home, "images", pid, &DumpOptions::default(), &mut NoHooks);
-    assert_cause(result, Cause::NoSuchProcess, Target::Gone);
-}
-
 fn a_process_that_is_dumped_by_somebody_else() {
     let home = Home::new();
     let mut victim = Victim::start(&[]);
@@ -180,7 +171,9 @@ fn a_process_that_is_dumped_by_somebody_else() {
     let mut other = |event: Event<'_>| {
         if matches!(event, Event::PostDump) {
             let result = dump(&home, "other", pid, &DumpOptions::default(), &mut NoHooks);
-            assert_cause(result, Cause::NoSuchProcess, Target::Traced);
+            let failure = result.as_ref().unwrap_err().failure().unwrap();
+            assert!(failure.tracer.is_some_and(|criu| parent(criu.as_raw()) == own()), "{}", failure.report());
+            assert_cause(result, Cause::Untraceable, Target::Traced);
         }
         Ok(())
     };

@@ -1,18 +1,23 @@
 //! Captures in chunks: what changed is what they cost, and what they are made of is what was there.
 
 use std::{
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Condvar, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
     time::Duration,
 };
 
 use criu_rpc::{
-    BlobStore, Capture, Chunking, Digest256, Error, MemBlobStore, ProcsBlob, Stored, Warning, copy_capture, reachable,
+    BlobStore, Capture, Chunking, Digest256, Error, MemBlobStore, ProcsBlob, RestoreOptions, Stored, Warning, copy_capture,
+    reachable,
 };
 
 use crate::{
     capture::a_rich_tree,
     harness::tests,
-    places::Home,
+    places::{Home, children, wait_until},
     tree::{OrExplain, Revived, Victim},
 };
 
@@ -28,6 +33,8 @@ tests![
     a_blob_that_is_missing_is_named,
     a_store_that_becomes_full_leaves_the_tree_as_it_was,
     a_capture_of_another_processor_is_refused_unless_asked_for,
+    options_that_need_real_files_have_them,
+    a_store_that_hangs_does_not_keep_criu_past_its_deadline,
 ];
 
 fn a_rich_tree_goes_on_and_is_revived_from_chunks() {
@@ -282,4 +289,67 @@ fn a_capture_of_another_processor_is_refused_unless_asked_for() {
         tree.kill().unwrap();
         tree.wait().unwrap();
     }
+}
+
+fn options_that_need_real_files_have_them() {
+    let home = Home::new();
+    let store = home.store();
+    let victim = Victim::start(&["memory=8", "children=2"]);
+    let digest =
+        home.capture([victim.pid()]).chunked(Chunking::default()).capture(&store).or_explain();
+    victim.end();
+    // criu cuts out of its images what it has read.
+    let restore = home.restore().options(RestoreOptions::default().auto_dedup(true));
+    let mut revived = Revived::from(restore, &store, &digest);
+    assert_eq!(revived.ask("check"), "memory ok 2048 pages");
+    drop(revived);
+    home.assert_staging_empty();
+}
+
+/// A store that gives so many blobs, and then none before it is told to.
+#[derive(Debug)]
+struct Hanging<'a> {
+    truth: &'a MemBlobStore,
+    left: Mutex<usize>,
+    told: Condvar,
+}
+
+impl BlobStore for Hanging<'_> {
+    fn put(&self, _: &[u8]) -> criu_rpc::Result<Digest256> {
+        Err(Error::store("store a blob", "nobody should"))
+    }
+
+    fn get(&self, digest: &Digest256) -> criu_rpc::Result<Vec<u8>> {
+        let left = self.left.lock().unwrap();
+        *self.told.wait_while(left, |left| *left == 0).unwrap() -= 1;
+        self.truth.get(digest)
+    }
+
+    fn contains(&self, digest: &Digest256) -> criu_rpc::Result<bool> {
+        self.truth.contains(digest)
+    }
+}
+
+fn a_store_that_hangs_does_not_keep_criu_past_its_deadline() {
+    let home = Home::new();
+    let store = MemBlobStore::new();
+    let victim = Victim::start(&["memory=64"]);
+    let digest = home.capture([victim.pid()]).chunked(Chunking::default()).capture(&store).or_explain();
+    victim.end();
+    let hanging = Hanging { truth: &store, left: Mutex::new(8000), told: Condvar::new() };
+    let own = || children(i32::try_from(std::process::id()).unwrap()).len();
+    thread::scope(|scope| {
+        let restoring =
+            scope.spawn(|| home.restore().deadline(Duration::from_secs(2)).restore(&hanging, &digest));
+        wait_until("criu to begin", || own() > 0 && *hanging.left.lock().unwrap() == 0);
+        wait_until("criu to end, while the store hangs", || own() == 0);
+        assert!(!restoring.is_finished(), "it waits for the store");
+        *hanging.left.lock().unwrap() = usize::MAX;
+        hanging.told.notify_all();
+        let error = restoring.join().unwrap().expect_err("it took too long");
+        assert!(matches!(error, Error::TimedOut(_)), "{error:?}");
+    });
+    home.assert_staging_empty();
+    let mut revived = Revived::from(home.restore(), &store, &digest);
+    assert_eq!(revived.ask("check"), "memory ok 16384 pages");
 }

@@ -189,7 +189,8 @@ fn kill_dumps() {
             Ok(_) => {}
             Err(Error::Gone(failure) | Error::Criu(failure)) => {
                 gone += 1;
-                assert_eq!(failure.target == Target::Gone, !lives(pid), "{seen:?}: {}", failure.report());
+                // The other way round: a tree that criu died over can end of that a moment after it was seen to live.
+                assert!(failure.target != Target::Gone || !lives(pid), "{seen:?}: {}", failure.report());
             }
             Err(error) => panic!("{}", explain(error)),
         }

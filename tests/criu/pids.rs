@@ -1,11 +1,18 @@
 //! What a list of pids means.
 
-use std::{fs, os::unix::net::UnixStream};
+use std::{
+    fs::{self, File},
+    os::unix::net::UnixStream,
+};
 
-use criu_rpc::{Capture, Cause, Error, ProcessProblem, ProcsBlob, Stored};
+use criu_rpc::{
+    Capture, Cause, Criu, DumpOptions, Error, ProcessProblem, ProcsBlob, Stored,
+    options::PreDumpOptions,
+    rpc::{Lend, NoHooks},
+};
 
 use crate::{
-    harness::tests,
+    harness::{criu, tests},
     places::{Home, names, state},
     stores::{FULL, Failing, Fault, says},
     talk::{Talk, pipe},
@@ -18,6 +25,8 @@ tests![
     trees_run_on_together_when_the_store_fails,
     of_trees_that_cannot_all_be_revived_none_is_left,
     a_process_that_cannot_be_captured_is_told_before_anything_is_frozen,
+    a_pid_that_cannot_be_dumped_is_told_before_criu_is_asked,
+    a_pid_that_cannot_be_is_not_asked_of_a_service_either,
 ];
 
 #[track_caller]
@@ -131,10 +140,8 @@ fn of_trees_that_cannot_all_be_revived_none_is_left() {
     assert_eq!(ask(&socket, "tick"), "count 1");
 }
 
-fn a_process_that_cannot_be_captured_is_told_before_anything_is_frozen() {
-    let home = Home::new();
-    let store = home.store();
-    let mut victim = Victim::start(&["threads=1"]);
+/// Numbers of what cannot be dumped, and what is the matter with each. The victim has a thread.
+fn cases(victim: &mut Victim) -> Vec<(i32, ProcessProblem)> {
     let gone = Victim::start(&[]);
     let missing = gone.pid();
     gone.end();
@@ -142,17 +149,24 @@ fn a_process_that_cannot_be_captured_is_told_before_anything_is_frozen() {
     crate::places::wait_until("there is a zombie", || state(zombie) == Some('Z'));
     let threads = names(format!("/proc/{}/task", victim.pid()).as_ref());
     let thread = threads.iter().map(|name| name.parse().unwrap()).find(|id| *id != victim.pid()).unwrap();
-
     let mut cases = vec![
         (missing, ProcessProblem::Missing),
-        (0, ProcessProblem::Missing),
-        (-1, ProcessProblem::Missing),
+        (0, ProcessProblem::Impossible),
+        (-1, ProcessProblem::Impossible),
         (zombie, ProcessProblem::Zombie),
         (thread, ProcessProblem::Thread),
     ];
     if fs::read_to_string("/proc/2/comm").is_ok_and(|name| name == "kthreadd\n") {
         cases.push((2, ProcessProblem::Kernel));
     }
+    cases
+}
+
+fn a_process_that_cannot_be_captured_is_told_before_anything_is_frozen() {
+    let home = Home::new();
+    let store = home.store();
+    let mut victim = Victim::start(&["threads=1"]);
+    let cases = cases(&mut victim);
     for (pid, expected) in cases {
         for pids in [vec![pid], vec![victim.pid(), pid]] {
             let error = home.capture(pids).leave_running(false).capture(&store).unwrap_err();
@@ -163,4 +177,49 @@ fn a_process_that_cannot_be_captured_is_told_before_anything_is_frozen() {
     victim.assert_counts_on(0);
     home.assert_staging_empty();
     assert_eq!(crate::places::files(&home.path("store")), [""; 0].map(std::path::PathBuf::from));
+}
+
+/// What criu is asked of this pid, in all the ways there are.
+fn attempts(criu: &Criu, home: &Home, pid: i32) -> Vec<Error> {
+    let path = home.folder(&format!("images-{pid}"));
+    let folder = File::open(&path).unwrap();
+    let lend = || Lend::images(&folder);
+    let (dump, pre_dump) = (DumpOptions::default(), PreDumpOptions::default());
+    let errors = vec![
+        criu.dump(pid, &dump, lend(), &mut NoHooks).unwrap_err(),
+        criu.dump_around_self(pid, &dump, &path).unwrap_err(),
+        criu.pre_dump(pid, &pre_dump, lend()).unwrap_err(),
+        criu.pre_dumps(pid).pre_dump(&pre_dump, lend()).unwrap_err(),
+        criu.pre_dumps(pid).dump(&dump, lend(), &mut NoHooks).unwrap_err(),
+    ];
+    assert_eq!(names(&path), [""; 0]);
+    errors
+}
+
+#[track_caller]
+fn assert_told(errors: &[Error], pid: i32, expected: ProcessProblem) {
+    for error in errors {
+        let right =
+            matches!(error, Error::Process { pid: told, problem } if (*told, *problem) == (pid, expected));
+        assert!(right && error.advice().is_some(), "{pid} {expected:?}: {}", explain(error));
+    }
+}
+
+fn a_pid_that_cannot_be_dumped_is_told_before_criu_is_asked() {
+    let home = Home::new();
+    let mut victim = Victim::start(&["threads=1"]);
+    for (pid, expected) in cases(&mut victim) {
+        assert_told(&attempts(&criu(), &home, pid), pid, expected);
+    }
+    victim.assert_counts_on(0);
+}
+
+fn a_pid_that_cannot_be_is_not_asked_of_a_service_either() {
+    let home = Home::new();
+    let nobody = Criu::service(home.path("service"));
+    for pid in [0, -1, i32::MIN] {
+        let folder = File::open(home.folder(&format!("images{pid}"))).unwrap();
+        let dumped = nobody.dump(pid, &DumpOptions::default(), Lend::images(&folder), &mut NoHooks);
+        assert_told(&[dumped.unwrap_err()], pid, ProcessProblem::Impossible);
+    }
 }

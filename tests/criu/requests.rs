@@ -9,7 +9,7 @@ use std::{
 };
 
 use criu_rpc::{
-    Criu, DumpOptions, Error, RestoreOptions, Result, Version,
+    Cause, Criu, DumpOptions, Error, RestoreOptions, Result, Version,
     options::{CpuInfoOptions, PageServerAddress, PageServerOptions, PreDumpOptions, RawValue},
     rpc::{Hooks, Key, Lend, NoHooks},
 };
@@ -33,6 +33,7 @@ tests![
     a_page_server_that_is_dropped_is_gone,
     a_page_server_that_nobody_connects_to_is_not_waited_for_past_the_deadline,
     a_page_server_that_nobody_owns_takes_in_the_memory_of_a_dump,
+    a_page_server_that_nobody_owns_can_be_told_to_write_its_number,
     a_dump_to_a_page_server_that_is_not_there_fails,
     where_memory_is_not_tracked_nothing_is_pre_dumped,
     pre_dumps_after_each_other_and_the_dump_make_a_whole,
@@ -122,6 +123,7 @@ fn an_image_of_the_processor_that_is_missing_or_damaged_is_refused() {
     let check = || criu().cpuinfo_check(&CpuInfoOptions::default(), Lend::images(&folder)).unwrap_err();
     let error = check();
     assert!(matches!(error, Error::Criu(_)), "{}", explain(&error));
+    assert_eq!(error.failure().unwrap().cause, Cause::NoImages, "{}", explain(&error));
 
     criu().cpuinfo_dump(&CpuInfoOptions::default(), Lend::images(&folder)).or_explain();
     let image = path.join("cpuinfo.img");
@@ -289,6 +291,18 @@ fn a_page_server_that_nobody_owns_takes_in_the_memory_of_a_dump() {
     comes_back(victim, &images);
 }
 
+fn a_page_server_that_nobody_owns_can_be_told_to_write_its_number() {
+    let home = Home::new();
+    let folder = File::open(home.folder("images")).unwrap();
+    let file = home.path("pid");
+    let criu = criu().argument("--pidfile").argument(&file);
+    let port = criu.page_server_daemon(&listening(), Lend::images(&folder)).or_explain().unwrap();
+    let _end = EndOf(port);
+    let pid = fs::read_to_string(file).unwrap().trim().parse().unwrap();
+    signal(pid, nix::sys::signal::Signal::SIGTERM);
+    wait_until("the page server is gone", || state(pid).is_none());
+}
+
 /// A page server that nobody owns ends with its first connection: this is the last one there may be.
 struct EndOf(u16);
 
@@ -340,7 +354,10 @@ fn where_memory_is_not_tracked_nothing_is_pre_dumped() {
     let alone = criu().pre_dump(victim.pid(), &options, Lend::images(&folder)).unwrap_err();
     let row = criu().pre_dumps(victim.pid()).pre_dump(&options, Lend::images(&folder)).unwrap_err();
     for error in [alone, row] {
-        assert!(matches!(error, Error::Options { option: "track_mem", .. }), "{}", explain(&error));
+        assert!(matches!(error, Error::Criu(_)), "{}", explain(&error));
+        assert_eq!(error.failure().unwrap().cause, Cause::MemoryTracking);
+        let report = error.report().to_string();
+        assert!(report.contains("pre-dump") && report.contains("the tree:    runs"), "{report}");
     }
     assert_eq!(names(&path), [""; 0]);
     victim.assert_counts_on(1);

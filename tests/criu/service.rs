@@ -31,6 +31,7 @@ tests![
     a_service_tells_what_it_is,
     a_service_dumps_a_tree_and_revives_it,
     a_service_tells_of_events_and_is_refused_like_any_criu,
+    a_service_of_another_pid_namespace_gives_no_tree,
     a_service_dumps_its_own_client,
     a_service_is_not_asked_what_it_cannot_do,
     a_service_serves_many_threads_at_once,
@@ -41,16 +42,21 @@ tests![
 ];
 
 /// A service of the test's own, which ends with it.
-struct Service {
+pub(crate) struct Service {
     process: Child,
     socket: PathBuf,
 }
 
 impl Service {
     #[track_caller]
-    fn start(home: &Home) -> Service {
+    pub(crate) fn start(home: &Home) -> Service {
+        Service::start_by(home, Command::new(harness::criu().program().unwrap()))
+    }
+
+    /// Starts a service by a command to which criu's arguments are given.
+    #[track_caller]
+    fn start_by(home: &Home, mut command: Command) -> Service {
         let socket = home.path("service");
-        let mut command = Command::new(harness::criu().program().unwrap());
         command.args(["--no-default-config", "service", "--log-file", "service.log", "--address"]);
         command.arg(&socket).arg("--work-dir").arg(home.staging());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -59,7 +65,7 @@ impl Service {
         service
     }
 
-    fn criu(&self) -> Criu {
+    pub(crate) fn criu(&self) -> Criu {
         Criu::service(&self.socket)
     }
 
@@ -161,6 +167,18 @@ fn a_service_tells_of_events_and_is_refused_like_any_criu() {
     let error = service.criu().dump(i32::MAX, &options, Lend::images(&folder), &mut NoHooks).unwrap_err();
     assert!(matches!(&error, Error::Criu(_)), "{}", explain(&error));
     assert!(error.failure().is_some_and(|failure| !failure.log.is_empty()), "{}", explain(&error));
+}
+
+fn a_service_of_another_pid_namespace_gives_no_tree() {
+    let home = Home::new();
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--mount-proc", "--fork", "--kill-child"]).arg(harness::criu().program().unwrap());
+    let service = Service::start_by(&home, command);
+    let folder = File::open(home.folder("images")).unwrap();
+    let restored = service.criu().restore(&RestoreOptions::default(), Lend::images(&folder), &mut NoHooks);
+    let error = restored.unwrap_err();
+    let Error::Options { option: "Criu", problem } = &error else { panic!("{}", explain(&error)) };
+    assert!(problem.contains("pid namespace"), "{problem}");
 }
 
 /// `SOCKET FOLDER`: dumps itself through the service at this socket, and tells where it returned.

@@ -23,6 +23,7 @@ tests![
     a_tree_in_a_terminal_is_revived_on_pipes,
     a_tree_in_a_terminal_is_revived_in_another_terminal,
     a_tree_in_the_background_of_a_terminal_is_revived_on_pipes,
+    a_file_with_the_name_of_a_terminals_other_side_is_none,
     a_process_in_a_terminal_captures_itself,
     the_master_of_an_orphaned_terminal_is_handed_over,
 ];
@@ -45,11 +46,18 @@ fn terminal() -> (File, File) {
 /// A victim with a terminal as its standard streams, and flags.
 #[track_caller]
 fn victim(flags: &[&str]) -> Victim {
+    victim_with(flags, None)
+}
+
+/// A victim with a terminal as its standard streams, but for its standard error, maybe.
+#[track_caller]
+fn victim_with(flags: &[&str], errors: Option<File>) -> Victim {
     let (master, side) = terminal();
     let stream = || side.try_clone().unwrap();
     let mut command = Command::new("/proc/self/exe");
     command.arg("--victim").args(flags).args(["children=1", "memory=1"]);
-    let root = command.stdin(stream()).stdout(stream()).stderr(stream()).spawn().unwrap();
+    let errors = errors.unwrap_or_else(stream);
+    let root = command.stdin(stream()).stdout(stream()).stderr(errors).spawn().unwrap();
     let mut victim = Victim::ready(root, Talk::new(master.try_clone().unwrap(), master));
     victim.assert_counts_on(0);
     victim
@@ -94,6 +102,12 @@ fn a_tree_in_the_background_of_a_terminal_is_revived_on_pipes() {
     let home = Home::new();
     let digest = captured(&home, victim(&["session"]));
     assert_goes_on(Revived::from(home.restore(), &home.store(), &digest));
+}
+
+fn a_file_with_the_name_of_a_terminals_other_side_is_none() {
+    let home = Home::new();
+    let file = File::create(home.path("ptmx")).unwrap();
+    captured(&home, victim_with(&["session"], Some(file)));
 }
 
 fn a_process_in_a_terminal_captures_itself() {

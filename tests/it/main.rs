@@ -1,6 +1,8 @@
 //! Tests that need neither privileges nor criu.
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
+#[cfg(target_os = "linux")]
+mod apart;
 mod crash;
 #[cfg(feature = "encryption")]
 mod encrypted;

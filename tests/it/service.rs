@@ -33,8 +33,8 @@ use nix::{
 use prost::Message;
 
 use crate::{
+    apart::Apart,
     peer::{Kind, Resp, Version},
-    spawn::Apart,
     stores::Folder,
 };
 
@@ -141,7 +141,7 @@ fn a_service_whose_log_is_a_pipe_keeps_nobody_waiting() {
 
 #[test]
 fn descriptors_for_which_there_is_no_room_are_not_kept() {
-    Apart::with_path("service::descriptors_for_which_there_is_no_room_are_not_kept").run(|| {
+    Apart::new(module_path!(), "descriptors_for_which_there_is_no_room_are_not_kept").run(|| {
         let place = Place::new();
         let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
         let service = place.serves(|client| {
@@ -164,7 +164,7 @@ fn descriptors_for_which_there_is_no_room_are_not_kept() {
 
 #[test]
 fn nonsense_of_any_kind_is_an_error_in_time_and_leaves_nothing_open() {
-    Apart::with_path("service::nonsense_of_any_kind_is_an_error_in_time_and_leaves_nothing_open")
+    Apart::new(module_path!(), "nonsense_of_any_kind_is_an_error_in_time_and_leaves_nothing_open")
         .run(nonsense);
 }
 

@@ -180,7 +180,7 @@ fn one_good_copy_is_enough() {
     bytes[20_000..].fill(0xaa);
     fs::write(&pack, bytes).unwrap();
     for store in [&store, &other, &open(&folder)] {
-        assert_all(store, &blobs);
+        assert_eq!(count_lost(store, &blobs), 0); // many at once are not verified by the store
     }
 }
 

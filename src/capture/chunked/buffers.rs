@@ -16,6 +16,9 @@ pub(super) const SIZE: usize = 2 << 20;
 /// Few buffers would make criu and the workers wait for each other in turn.
 const FEWEST: usize = 4;
 
+/// How many buffers are made while criu starts, which takes some ten milliseconds: 16 MiB.
+const MEANWHILE: usize = 8;
+
 /// Buffers that are filled from streams, emptied by workers, and filled again.
 pub(super) struct Buffers {
     most: usize,
@@ -82,11 +85,11 @@ impl Buffers {
         self.state().to_warm = buffers.min(self.most);
     }
 
-    /// Waits until the buffers for what was expected are there. Memory that was never touched is slow, and a tree
-    /// should not stand still for that.
+    /// Waits until the buffers for what was expected are there, but for some that will be before criu has begun. Memory
+    /// that was never touched is slow, and a tree should not stand still for that.
     pub(super) fn wait_until_warm(&self) {
         let mut state = self.state();
-        while state.to_warm + state.warming > 0 {
+        while state.to_warm + state.warming > MEANWHILE {
             state = self.wait(state);
         }
     }

@@ -384,7 +384,10 @@ impl<'env> Streaming<'_, 'env, '_> {
         let manifest = ProcsBlob::Chunked(Box::new(ChunkedBlob {
             pids: job.pids.iter().map(|pid| pid.as_raw()).collect(),
             trees,
-            host: Host { criu: images.criu.map(ToString::to_string).unwrap_or_default(), ..platform::host() },
+            host: Host {
+                criu: images.criu.as_ref().map(ToString::to_string).unwrap_or_default(),
+                ..platform::host()
+            },
             taken: since.map_or(0, |since| since.as_secs()),
             frozen_us: frozen.and_then(|frozen| u64::try_from(frozen.as_micros()).ok()),
             parent: work.chunking.parent,

@@ -14,7 +14,7 @@ use std::{
 
 use super::{fit, memory, rounds, select, staging::Staging};
 use crate::{
-    BoxError, Criu, DumpOptions, Error, Pid, Result, Version,
+    BoxError, Criu, DumpOptions, Error, Pid, Result,
     archive::Trees,
     image::{ImageDir, MemoryIn, check_complete},
     platform::{Facts, Images, Job, Keep, Memory, Outcome, Unsupported},
@@ -40,13 +40,12 @@ pub(crate) fn checkpoint<T>(job: &Job, memory: Option<&dyn Memory>, keep: Keep<'
         });
     }
     if let Some(memory) = memory {
-        let about = rounds::about(&dump.criu, memory.pre_dumps())?;
-        dump.version = Some(about.version);
         if dump.own.is_none() {
-            memory.prepare(memory::expected(dump.roots.iter().copied()), about.rounds > 0)?;
+            let pre_dumps = rounds::possible(&dump.criu, memory.pre_dumps())?;
+            memory.prepare(memory::expected(dump.roots.iter().copied()), pre_dumps > 0)?;
             dump.memory = Some(memory);
-            if about.rounds > 0 {
-                dump.pre_dump(job, about.rounds, memory, &staging)?;
+            if pre_dumps > 0 {
+                dump.pre_dump(job, pre_dumps, memory, &staging)?;
             }
         }
     }
@@ -84,7 +83,6 @@ fn criu(job: &Job) -> Result<Criu> {
 /// The trees, and where their images go.
 struct Dump<'a> {
     criu: Criu,
-    version: Option<Version>,
     /// Who takes memory in.
     memory: Option<&'a dyn Memory>,
     /// Those that this process is no part of.
@@ -150,7 +148,7 @@ impl<'a> Dump<'a> {
             1 => Trees::One(folders.into_values().next().expect("because there is one")),
             _ => Trees::Several(folders),
         };
-        Ok(Dump { criu, version: None, memory: None, others, own, images, roots, rounds: None })
+        Ok(Dump { criu, memory: None, others, own, images, roots, rounds: None })
     }
 
     /// Has memory taken in while the trees run, so that the dump is of what changed.
@@ -198,7 +196,7 @@ impl<'a> Dump<'a> {
     }
 
     fn made(&self) -> Images<'_> {
-        Images { trees: &self.images, roots: &self.roots, criu: self.version.as_ref() }
+        Images { trees: &self.images, roots: &self.roots, criu: self.criu.told() }
     }
 
     /// Dumps all trees, keeps the images while all are frozen, and lets them end.

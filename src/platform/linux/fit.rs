@@ -4,7 +4,6 @@
 use std::{
     collections::{BTreeSet, HashSet},
     fs,
-    os::unix::fs::{FileTypeExt, MetadataExt},
     path::Path,
 };
 
@@ -14,6 +13,7 @@ use crate::{
     options::External,
     preflight::{Peer, Peers},
     procfs::{Stat, children},
+    sys::Known,
 };
 
 /// The caller's options, and what this tree needs beyond them.
@@ -55,10 +55,10 @@ impl Outside {
             tree.extend(children(pid).into_iter().filter(|child| !tree.contains(child)).collect::<Vec<_>>());
             for descriptor in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
                 let Ok(target) = fs::read_link(descriptor.path()) else { continue };
-                holds_masters |= target.ends_with("ptmx");
-                if target.starts_with("/dev/pts/") {
-                    let Ok(file) = fs::metadata(descriptor.path()) else { continue };
-                    if file.file_type().is_char_device() {
+                if target.is_absolute() {
+                    let Ok(file) = Known::of(descriptor.path()) else { continue };
+                    holds_masters |= file.is_master();
+                    if file.slave().is_some() {
                         terminals.insert(format!("tty[{:x}:{:x}]", file.rdev(), file.dev()));
                     }
                 } else if let Some(inode) = socket_inode(&target) {

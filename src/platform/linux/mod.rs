@@ -8,7 +8,9 @@ mod pids;
 mod restore;
 mod rounds;
 mod select;
+mod serve;
 mod staging;
+mod whole;
 
 pub(crate) use self::{dump::checkpoint, host::host, restore::Reviver};
 pub use crate::rpc::{Cancel, kill::kill_tree, tree::Tree};

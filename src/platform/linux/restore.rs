@@ -3,17 +3,16 @@
 use std::{
     fs::File,
     io,
-    os::fd::AsFd,
-    path::{Path, PathBuf},
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
     time::Duration,
 };
 
-use super::{fit, pids::Pids, staging::Staging};
+use super::{fit, pids::Pids, serve, staging::Staging, whole};
 use crate::{
-    Criu, Error, Host, Result,
-    archive::Trees,
+    Criu, Error, Result,
     image::{ImageDir, MemoryIn, check_complete, detach_streams},
-    platform::Revival,
+    platform::{Revival, ToRevive},
     rpc::{Lend, NoHooks, tree::Tree},
 };
 
@@ -41,9 +40,9 @@ impl<'a> Reviver<'a> {
         Ok(Reviver { revival, criu, staging: Staging::new(revival.staging.as_deref())? })
     }
 
-    /// This machine, with its criu.
-    pub(crate) fn host(&self) -> Result<Host> {
-        Ok(Host { criu: self.criu.version()?.to_string(), ..super::host() })
+    /// The criu that revived, as it calls itself.
+    pub(crate) fn criu(&self) -> String {
+        self.criu.told().as_ref().map(ToString::to_string).unwrap_or_default()
     }
 
     /// Where the images are to be put.
@@ -52,14 +51,10 @@ impl<'a> Reviver<'a> {
     }
 
     /// Revives all the trees or none.
-    pub(crate) fn revive(self, trees: &Trees) -> Result<Vec<Tree>> {
-        let folders: Vec<&PathBuf> = match trees {
-            Trees::One(folder) => vec![folder],
-            Trees::Several(folders) => folders.values().collect(),
-        };
+    pub(crate) fn revive(&self, trees: &[ToRevive<'_>]) -> Result<Vec<Tree>> {
         let mut revived: Vec<Tree> = Vec::new();
-        for folder in folders {
-            match self.revive_one(folder) {
+        for tree in trees {
+            match self.revive_one(*tree) {
                 Ok(tree) => revived.push(tree),
                 Err(error) => {
                     for mut tree in revived {
@@ -72,26 +67,38 @@ impl<'a> Reviver<'a> {
         Ok(revived)
     }
 
-    fn revive_one(&self, folder: &Path) -> Result<Tree> {
+    fn revive_one(&self, tree: ToRevive<'_>) -> Result<Tree> {
         let revival = self.revival;
-        let images = ImageDir::new(folder);
-        check_complete(&images, MemoryIn::Folder)?;
+        let images = ImageDir::new(tree.folder);
+        let memory = if tree.pages.is_some() { MemoryIn::Blobs } else { MemoryIn::Folder };
+        check_complete(&images, memory)?;
         let options = fit::for_restore(&revival.options, &images)?;
         let pids = Pids::of(&images)?;
         pids.wait_for_zombies(revival.patience.unwrap_or(PATIENCE));
 
         let given = given(&revival.streams)?;
-        let folder =
-            File::open(images.path()).map_err(Error::io(format!("open {}", images.path().display())))?;
-        let mut lend = Lend::images(&folder);
         let chosen = revival.streams.each_ref().map(|file| file.is_some() || revival.own_streams);
-        for (stream, key) in detach_streams(&images, chosen)? {
-            lend = lend.inherit(key, &given[stream]);
+        let detached = detach_streams(&images, chosen)?;
+        let opening = Error::io(format!("open {}", tree.folder.display()));
+        let folder = OwnedFd::from(File::open(tree.folder).map_err(opening)?);
+        let restore = |images: &OwnedFd| {
+            let mut lend = Lend::images(images).work(&folder);
+            for (stream, key) in &detached {
+                lend = lend.inherit(key, &given[*stream]);
+            }
+            for (key, file) in &revival.inherit {
+                lend = lend.inherit(key.as_str(), file);
+            }
+            self.criu.restore(&options, lend, &mut NoHooks).map_err(|error| pids.name_holders(error))
+        };
+        let Some(pages) = tree.pages else { return restore(&folder) };
+        if !options.needs_files() {
+            if let Some(revived) = serve::served(tree.folder, pages, &restore) {
+                return revived;
+            }
         }
-        for (key, file) in &revival.inherit {
-            lend = lend.inherit(key.as_str(), file);
-        }
-        self.criu.restore(&options, lend, &mut NoHooks).map_err(|error| pids.name_holders(error))
+        whole::write(tree.folder, pages)?;
+        restore(&folder)
     }
 }
 

@@ -28,24 +28,17 @@ use crate::{
     rpc::Lend,
 };
 
-/// What there is to dump with.
-pub(super) struct About {
-    pub(super) version: Version,
-    /// How many rounds there may be: none where memory is not tracked.
-    pub(super) rounds: u32,
-}
-
 /// The first release that takes a pre-dump alone.
 const PRE_DUMPS: Version = Version::new(3, 17, 0);
 
-/// Asks criu, for so many rounds.
-pub(super) fn about(criu: &Criu, rounds: u32) -> Result<About> {
+/// Asks criu whether there can be rounds, if there are to be any: none where memory is not tracked.
+pub(super) fn possible(criu: &Criu, rounds: u32) -> Result<u32> {
     if rounds == 0 {
-        return Ok(About { version: criu.version()?, rounds });
+        return Ok(0);
     }
     let about = criu.about()?;
     let can = about.features.mem_track && about.version >= PRE_DUMPS;
-    Ok(About { version: about.version, rounds: if can { rounds } else { 0 } })
+    Ok(if can { rounds } else { 0 })
 }
 
 /// Rounds of pre-dumps.

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    Error, Pid, ProcessProblem, Result,
-    procfs::{Stat, lineage, status_number},
+    Error, Pid, ProcessProblem, Result, preflight,
+    procfs::{lineage, status_number},
 };
 
 /// The roots of the trees that the pids are in, each pid under the highest of its ancestors that is in the list too.
@@ -26,29 +26,12 @@ pub(super) fn roots(pids: &[Pid]) -> Result<Vec<Pid>> {
 
 /// The pid is one of a process that can be dumped.
 fn check(pid: Pid) -> Result<()> {
-    let refuse = |problem| Err(Error::Process { pid: pid.as_raw(), problem });
-    if pid.as_raw() <= 0 {
-        return refuse(ProcessProblem::Missing);
-    }
-    let stat = match Stat::of(pid.as_raw()) {
-        Ok(stat) => stat,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return refuse(ProcessProblem::Missing),
-        Err(error) => return Err(Error::io(format!("look at process {pid}"))(error)),
-    };
-    if stat.is_kernel_thread() {
-        return refuse(ProcessProblem::Kernel);
-    }
-    if stat.is_zombie() {
-        return refuse(ProcessProblem::Zombie);
-    }
-    if status_number(pid.as_raw(), "Tgid").is_some_and(|group| group != pid.as_raw()) {
-        return refuse(ProcessProblem::Thread);
-    }
+    preflight::check_root(pid)?;
     let ours = nix::unistd::geteuid();
     if !ours.is_root()
         && status_number(pid.as_raw(), "Uid").is_some_and(|uid| i64::from(uid) != i64::from(ours.as_raw()))
     {
-        return refuse(ProcessProblem::NotOurs);
+        return Err(Error::Process { pid: pid.as_raw(), problem: ProcessProblem::NotOurs });
     }
     Ok(())
 }

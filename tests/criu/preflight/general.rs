@@ -60,9 +60,13 @@ pub(super) fn processor_time() -> Duration {
 }
 
 fn a_pid_of_no_process_is_an_error() {
-    for pid in [i32::MAX, 0, -1] {
+    for (pid, expected) in [
+        (i32::MAX, ProcessProblem::Missing),
+        (0, ProcessProblem::Impossible),
+        (-1, ProcessProblem::Impossible),
+    ] {
         let error = criu().preflight(pid, &defaults()).unwrap_err();
-        assert!(matches!(error, Error::Process { problem: ProcessProblem::Missing, .. }), "{error}");
+        assert!(matches!(error, Error::Process { problem, .. } if problem == expected), "{error}");
     }
     // Inside a pid namespace there is no thread of the kernel.
     if fs::read_to_string("/proc/2/comm").is_ok_and(|name| name == "kthreadd\n") {

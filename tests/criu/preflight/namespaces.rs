@@ -82,4 +82,14 @@ fn mount_namespaces_of_their_own() {
     let [root] = &findings[..] else { panic!("{}", lines(&findings)) };
     assert!(needs_root(root), "{root}");
     assert_eq!(look(victim.pid(), &defaults().root("/mnt")), []);
+
+    // The program itself is from the namespace that it left.
+    let left = perl("POSIX::close($_) for 3 .. 20; syscall(272, 0x20000) == 0 or die");
+    let findings = look(left.pid(), &defaults());
+    let path = fs::read_link(format!("/proc/{}/exe", left.pid())).unwrap();
+    let program = |finding: &&Finding| matches!(&finding.place, Place::Program { path: told } if *told == path);
+    let finding = findings.iter().find(program).unwrap_or_else(|| panic!("{}", lines(&findings)));
+    assert!(matches!(finding.obstacle, Obstacle::UnseenMount { .. }), "{finding}");
+    assert!(finding.to_string().contains(&format!("its program ({})", path.display())), "{finding}");
+    dump(left.pid(), &defaults()).unwrap_err();
 }

@@ -14,8 +14,9 @@ use std::{
 };
 
 use criu_rpc::{
-    Cause, DumpOptions, Target, Version,
+    Cause, DumpOptions, Pid, RestoreOptions, Target, Version,
     options::{LogLevel, NetworkLock, PageServerAddress},
+    rpc::{Lend, NoHooks},
 };
 use nix::{
     fcntl::OFlag,
@@ -26,6 +27,7 @@ use super::{Dumps, assert_cause, child, odd, odd::syscall, odd_below};
 use crate::{
     harness::{dumps_tcp, tests, version},
     places::wait_until,
+    service::Service,
     tree::{Victim, explain},
 };
 
@@ -64,6 +66,7 @@ tests![
     a_file_of_options_that_criu_does_not_know,
     a_criu_without_privileges,
     a_folder_that_criu_cannot_see,
+    a_folder_that_was_deleted,
     a_watched_file_that_cannot_be_found,
     memory_of_a_perf_event,
     functions_that_are_probed,
@@ -308,12 +311,30 @@ fn a_process_that_somebody_traces() {
     let mut dumps = Dumps::new();
     let mut victim = odd(&[]);
     let pid = victim.pid();
-    traced(pid, || dumps.refused(&mut victim, &plain(), Cause::NoSuchProcess));
+    traced(pid, || refused_as_traced(&mut dumps, &mut victim));
     dumps.cured(&mut victim, plain());
 
     let mut victim = odd(&["child=cat"]);
-    traced(child(&victim), || dumps.refused(&mut victim, &plain(), Cause::Untraceable));
+    traced(child(&victim), || refused_as_traced(&mut dumps, &mut victim));
     dumps.cured(&mut victim, plain());
+
+    let (mut dumps, _service) = by_service();
+    traced(child(&victim), || refused_as_traced(&mut dumps, &mut victim));
+    // Nobody takes the criu that was asked for a debugger.
+    let options = || plain().freeze_cgroup("/nonexistent");
+    dumps.refused(&mut victim, &options(), Cause::NoFreezer);
+}
+
+/// Dumps what this process traces in vain, and is told who that is.
+#[track_caller]
+fn refused_as_traced(dumps: &mut Dumps, victim: &mut Victim) {
+    let result = dumps.dump(victim.pid(), &plain());
+    let failure = result.as_ref().unwrap_err().failure().unwrap();
+    assert_eq!(failure.tracer, Some(Pid::own()), "{}", failure.report());
+    let report = failure.report().to_string();
+    assert!(report.contains(&format!("the tree:    is traced by process {}\n", Pid::own())), "{report}");
+    assert_cause(result, Cause::Untraceable, Target::Traced);
+    victim.ask("tick");
 }
 
 /// Does it while a thread of ours traces this process.
@@ -359,17 +380,27 @@ fn a_process_that_does_not_exist() {
     let victim = odd(&[]);
     let pid = victim.pid();
     victim.end();
+    let (mut dumps, _service) = by_service();
     for level in [LogLevel::Error, LogLevel::Warn, LogLevel::Debug] {
-        let result = Dumps::new().dump(pid, &plain().log_level(level));
+        let result = dumps.dump(pid, &plain().log_level(level));
         assert_cause(result, Cause::NoSuchProcess, Target::Gone);
     }
+}
+
+/// Dumps by a service, of which nobody can say before it is asked what it means by a number.
+fn by_service() -> (Dumps, Service) {
+    let mut dumps = Dumps::new();
+    let service = Service::start(&dumps.home);
+    dumps.criu = service.criu();
+    (dumps, service)
 }
 
 fn a_process_that_has_ended() {
     let mut child = Command::new("true").stdout(Stdio::null()).spawn().unwrap();
     let pid = i32::try_from(child.id()).unwrap();
     wait_until("it has ended", || crate::places::state(pid) == Some('Z'));
-    let result = Dumps::new().dump(pid, &plain().log_level(LogLevel::Debug));
+    let (mut dumps, _service) = by_service();
+    let result = dumps.dump(pid, &plain().log_level(LogLevel::Debug));
     child.wait().unwrap();
     assert_cause(result, Cause::NoSuchProcess, Target::Gone);
 }
@@ -431,6 +462,19 @@ fn a_criu_without_privileges() {
 fn a_folder_that_criu_cannot_see() {
     let mut dumps = Dumps::through("exec unshare --pid --fork --kill-child CRIU \"$@\"");
     dumps.refused(&mut odd(&[]), &plain(), Cause::FolderNotReachable);
+}
+
+fn a_folder_that_was_deleted() {
+    let mut dumps = Dumps::new();
+    let mut victim = odd(&[]);
+    let path = dumps.home.folder("deleted");
+    let folder = File::open(&path).unwrap();
+    fs::remove_dir(&path).unwrap();
+    let dumped = dumps.criu.dump(victim.pid(), &plain(), Lend::images(&folder), &mut NoHooks);
+    assert_cause(dumped, Cause::FolderNotReachable, Target::Running);
+    let restored = dumps.criu.restore(&RestoreOptions::default(), Lend::images(&folder), &mut NoHooks);
+    assert_cause(restored, Cause::NoImages, Target::None);
+    dumps.cured(&mut victim, plain());
 }
 
 fn a_watched_file_that_cannot_be_found() {
@@ -571,7 +615,8 @@ fn a_process_that_has_ended_and_a_control_group() {
     wait_until("the child has ended", || ended().is_some());
     // criu does not try to seize it then, and crashes on what it has not learned of it.
     let options = plain().freeze_cgroup(group.0.display().to_string());
-    let error = Dumps::new().dump(ended().unwrap(), &options).unwrap_err();
+    let (mut dumps, _service) = by_service();
+    let error = dumps.dump(ended().unwrap(), &options).unwrap_err();
     drop(parent.stdin.take());
     parent.wait().unwrap();
     assert_eq!(error.failure().unwrap().cause, Cause::DeadRoot, "{}", explain(&error));

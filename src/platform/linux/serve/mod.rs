@@ -1,0 +1,332 @@
+//! Images that need not be anywhere: a folder that this process serves while criu restores from it.
+//!
+//! What criu reads of memory is fetched a moment before and given to it at once, so it takes no room, and no time but the
+//! fetching's. The other images stand in a real folder, and are passed through. [`fuse`] has the kernel's words, [`ahead`]
+//! the pieces of memory; here they meet.
+
+mod ahead;
+mod fuse;
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io::{self, IoSlice, Read, Write},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{ffi::OsStrExt, fs::FileExt},
+    },
+    path::Path,
+    sync::{Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::eventfd::EventFd,
+};
+
+use self::{
+    ahead::{Ahead, Found, Part},
+    fuse::{Call, Node, Request},
+};
+use crate::{Error, Result, platform::PageFiles, sys};
+
+/// Serves `folder` and the files of `pages` as one folder while `work` has it. `None`, and `work` not begun, where that cannot
+/// be: it takes `/dev/fuse` and the privilege to mount.
+pub(super) fn served<T>(
+    folder: &Path,
+    pages: &dyn PageFiles,
+    work: impl FnOnce(&OwnedFd) -> Result<T>,
+) -> Option<Result<T>> {
+    let device = File::options().read(true).write(true).open("/dev/fuse").ok()?;
+    let root = sys::mount_fuse(device.as_fd()).ok()?;
+    let stop = EventFd::new().ok()?;
+    let server = Server {
+        device,
+        folder,
+        pages,
+        ahead: Ahead::new(pages),
+        names: Mutex::default(),
+        waiting: Mutex::default(),
+    };
+    Some(thread::scope(|scope| {
+        let named = |name: &str| thread::Builder::new().name(name.to_owned());
+        let spawned = named("criu-images").spawn_scoped(scope, || server.serve(&stop));
+        let spawned = spawned.map_err(Error::io("start a thread"))?;
+        let count = thread::available_parallelism().map_or(1, |count| count.get());
+        let labour = || server.ahead.labour(&|| server.answer_waiting());
+        let workers = (0..count).filter_map(|_| named("criu-memory").spawn_scoped(scope, labour).ok());
+        let workers: Vec<_> = workers.collect();
+        let outcome = match workers.is_empty() {
+            true => Err(Error::io("start a thread")(io::ErrorKind::WouldBlock.into())),
+            false => work(&root),
+        };
+        server.ahead.close();
+        drop(root);
+        let _ = stop.write(1); // nothing is wrong with it
+        let served = spawned.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        // What kept us from serving is why criu could not go on.
+        match (outcome, server.ahead.failure()) {
+            (Err(_), Some(failure)) => Err(failure),
+            (Err(Error::Criu(failure)), None) => match served {
+                Err(error) => Err(Error::io("serve images")(error)),
+                Ok(()) => Err(Error::Criu(failure)),
+            },
+            (outcome, _) => outcome,
+        }
+    }))
+}
+
+struct Server<'a> {
+    device: File,
+    folder: &'a Path,
+    pages: &'a dyn PageFiles,
+    ahead: Ahead<'a>,
+    names: Mutex<Names>,
+    waiting: Mutex<Vec<Waiting>>,
+}
+
+/// The files of the real folder that somebody has asked for.
+#[derive(Default)]
+struct Names {
+    numbers: HashMap<Vec<u8>, u64>,
+    files: HashMap<u64, File>,
+}
+
+/// A read that has no answer yet.
+struct Waiting {
+    unique: u64,
+    file: usize,
+    offset: u64,
+    bytes: usize,
+    /// Since when whoever reads has had a signal. It may be its end, for which it must have an answer.
+    interrupted: Option<Instant>,
+}
+
+/// The number of the first file of pages; above them come the files of the folder.
+const FIRST: u64 = fuse::ROOT + 1;
+
+/// How long a reader that has been sent a signal waits on. Most signals harm nothing, if the answer comes.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+impl Server<'_> {
+    /// Until it is told to stop, or nobody has the folder any more.
+    fn serve(&self, stop: &EventFd) -> io::Result<()> {
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            let mut both = [
+                PollFd::new(self.device.as_fd(), PollFlags::POLLIN),
+                PollFd::new(stop.as_fd(), PollFlags::POLLIN),
+            ];
+            let timeout =
+                if self.anybody_is_interrupted() { PollTimeout::from(100_u8) } else { PollTimeout::NONE };
+            match poll(&mut both, timeout) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let [device, stopped] = both.map(|polled| polled.any().unwrap_or(false));
+            if stopped {
+                return Ok(());
+            }
+            self.give_up_interrupted();
+            if !device {
+                continue;
+            }
+            match (&self.device).read(&mut buffer) {
+                Ok(count) => {
+                    if let Some(request) = Request::parse(&buffer[..count]) {
+                        self.answer(&request)?;
+                    }
+                }
+                Err(error) => match error.raw_os_error().map(Errno::from_raw) {
+                    Some(Errno::ENODEV) => return Ok(()),
+                    // The request is gone, or it was a signal of ours.
+                    Some(Errno::ENOENT | Errno::EINTR | Errno::EAGAIN) => {}
+                    _ => return Err(error),
+                },
+            }
+        }
+    }
+
+    fn answer(&self, request: &Request<'_>) -> io::Result<()> {
+        let bytes = match request.call {
+            Call::Note => return Ok(()),
+            Call::Interrupt { unique } => {
+                self.note_interrupt(unique);
+                return Ok(());
+            }
+            Call::Read { node, offset, bytes } => match self.file_of(node) {
+                Some(file) => return self.read_pages(request.unique, file, offset, bytes),
+                None => self.read_file(node, offset, bytes),
+            },
+            Call::Init { minor } => Ok(fuse::init(minor)),
+            Call::Lookup { name } => self.look_up(name).map(fuse::entry),
+            Call::Attributes { node } => self.node(node).map(fuse::attributes),
+            Call::OpenFolder => Ok(fuse::opened(false)),
+            Call::ReadFolder | Call::Nothing => Ok(Vec::new()),
+            Call::Open { writes: true, .. } => Err(Errno::EROFS),
+            Call::Open { node, .. } => Ok(fuse::opened(self.file_of(node).is_some())),
+            Call::Other => Err(Errno::ENOSYS),
+        };
+        match bytes {
+            Ok(bytes) => self.send(request.unique, &[&bytes]),
+            Err(error) => self.refuse(request.unique, error),
+        }
+    }
+
+    fn send(&self, unique: u64, parts: &[&[u8]]) -> io::Result<()> {
+        let head = fuse::head(unique, 0, parts.iter().map(|part| part.len()).sum());
+        let mut slices = vec![IoSlice::new(&head)];
+        slices.extend(parts.iter().map(|part| IoSlice::new(part)));
+        self.write(&slices)
+    }
+
+    fn refuse(&self, unique: u64, error: Errno) -> io::Result<()> {
+        self.write(&[IoSlice::new(&fuse::head(unique, error as i32, 0))])
+    }
+
+    /// An answer is written whole or not at all.
+    fn write(&self, slices: &[IoSlice<'_>]) -> io::Result<()> {
+        match (&self.device).write_vectored(slices) {
+            Ok(_) => Ok(()),
+            // Nobody waits for it any more.
+            Err(error)
+                if [Some(Errno::ENOENT as i32), Some(Errno::ENODEV as i32)]
+                    .contains(&error.raw_os_error()) =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The number of the file of pages that a node is.
+    fn file_of(&self, node: u64) -> Option<usize> {
+        let number = usize::try_from(node.checked_sub(FIRST)?).ok()?;
+        (number < self.pages.files().len()).then_some(number)
+    }
+
+    fn look_up(&self, name: &[u8]) -> std::result::Result<Node, Errno> {
+        let pages = self.pages.files();
+        if let Some(number) = pages.iter().position(|file| file.name.as_bytes() == name) {
+            return self.node(FIRST + number as u64);
+        }
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let node = match names.numbers.get(name) {
+            Some(node) => *node,
+            None => {
+                let path = self.folder.join(std::ffi::OsStr::from_bytes(name));
+                let found = fs::symlink_metadata(&path).map_err(|error| number_of(&error))?;
+                if !found.is_file() {
+                    return Err(Errno::ENOENT);
+                }
+                let file = File::open(path).map_err(|error| number_of(&error))?;
+                let node = FIRST + (pages.len() + names.numbers.len()) as u64;
+                names.numbers.insert(name.to_vec(), node);
+                names.files.insert(node, file);
+                node
+            }
+        };
+        drop(names);
+        self.node(node)
+    }
+
+    fn node(&self, node: u64) -> std::result::Result<Node, Errno> {
+        if node == fuse::ROOT {
+            return Ok(Node::Folder);
+        }
+        if let Some(file) = self.file_of(node) {
+            let bytes = self.pages.files()[file].bytes();
+            return Ok(Node::File { node, bytes });
+        }
+        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = names.files.get(&node).ok_or(Errno::ENOENT)?;
+        let bytes = file.metadata().map_err(|error| number_of(&error))?.len();
+        Ok(Node::File { node, bytes })
+    }
+
+    fn read_file(&self, node: u64, offset: u64, bytes: usize) -> std::result::Result<Vec<u8>, Errno> {
+        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = names.files.get(&node).ok_or(Errno::ENOENT)?;
+        let mut buffer = vec![0; bytes.min(1 << 20)];
+        let count = file.read_at(&mut buffer, offset).map_err(|error| number_of(&error))?;
+        buffer.truncate(count);
+        Ok(buffer)
+    }
+
+    fn read_pages(&self, unique: u64, file: usize, offset: u64, bytes: usize) -> io::Result<()> {
+        // Whoever makes the piece ready looks for who waits, with the lock.
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = Waiting { unique, file, offset, bytes, interrupted: None };
+        match self.ahead.find(file, offset, bytes) {
+            Found::Later => {
+                waiting.push(read);
+                Ok(())
+            }
+            found => {
+                drop(waiting);
+                self.give(read.unique, found)
+            }
+        }
+    }
+
+    fn give(&self, unique: u64, found: Found) -> io::Result<()> {
+        let Found::Bytes(parts) = found else { return self.refuse(unique, Errno::EIO) };
+        let bytes: Vec<&[u8]> = parts.iter().map(Part::bytes).collect();
+        let sent = self.send(unique, &bytes);
+        self.ahead.give_back(parts);
+        sent
+    }
+
+    /// Answers all whose pieces are there now.
+    fn answer_waiting(&self) {
+        let mut ready = Vec::new();
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.retain(|read| match self.ahead.find(read.file, read.offset, read.bytes) {
+            Found::Later => true,
+            found => {
+                ready.push((read.unique, found));
+                false
+            }
+        });
+        drop(waiting);
+        for (unique, found) in ready {
+            let _ = self.give(unique, found); // whoever reads gets an error when all is closed
+        }
+    }
+
+    fn note_interrupt(&self, unique: u64) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(read) = waiting.iter_mut().find(|read| read.unique == unique) {
+            read.interrupted.get_or_insert_with(Instant::now);
+        }
+    }
+
+    fn anybody_is_interrupted(&self) -> bool {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.iter().any(|read| read.interrupted.is_some())
+    }
+
+    /// Gives those an error that have to end, while the store lets them wait.
+    fn give_up_interrupted(&self) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut late = Vec::new();
+        waiting.retain(|read| {
+            let on_time = read.interrupted.is_none_or(|since| since.elapsed() < PATIENCE);
+            if !on_time {
+                late.push(read.unique);
+            }
+            on_time
+        });
+        drop(waiting);
+        for unique in late {
+            let _ = self.refuse(unique, Errno::EINTR); // it may be gone by now
+        }
+    }
+}
+
+fn number_of(error: &io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}

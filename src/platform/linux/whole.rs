@@ -1,0 +1,56 @@
+//! Files of pages as real files, for who cannot be served: all of them, before criu begins.
+
+use std::{
+    fs::File,
+    path::Path,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+};
+
+use crate::{
+    Error, Result,
+    platform::{PageFile, PageFiles},
+    private,
+};
+
+/// Reads all pieces, on all processors, and writes them into the folder.
+pub(super) fn write(folder: &Path, pages: &dyn PageFiles) -> Result<()> {
+    let make = |file: &PageFile| {
+        let doing = || Error::io(format!("make the image {}", file.name));
+        let made = private::create_file(&folder.join(&file.name)).map_err(doing())?;
+        made.set_len(file.bytes()).map_err(doing())?;
+        Ok(made)
+    };
+    let files: Vec<File> = pages.files().iter().map(make).collect::<Result<_>>()?;
+    let numbered = pages.files().iter().enumerate();
+    let pieces: Vec<(usize, usize)> =
+        numbered.flat_map(|(number, file)| (0..file.ends.len()).map(move |piece| (number, piece))).collect();
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut bytes = Vec::new();
+        while let Some((number, piece)) = pieces.get(next.fetch_add(1, Ordering::Relaxed)).copied() {
+            let file = &pages.files()[number];
+            bytes.resize(file.length(piece), 0);
+            let written = pages.read(number, piece, &mut bytes).and_then(|()| {
+                let doing = Error::io(format!("write the image {}", file.name));
+                private::write_at(&files[number], &bytes, file.range(piece).start).map_err(doing)
+            });
+            if let Err(error) = written {
+                next.store(pieces.len(), Ordering::Relaxed);
+                return Err(error);
+            }
+        }
+        Ok(())
+    };
+    let others = thread::available_parallelism().map_or(1, |count| count.get()).min(pieces.len());
+    thread::scope(|scope| {
+        let threads: Vec<_> =
+            (1..others).map_while(|_| thread::Builder::new().spawn_scoped(scope, work).ok()).collect();
+        let mut done = work();
+        for thread in threads {
+            let other = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            done = done.and(other);
+        }
+        done
+    })
+}

@@ -1,0 +1,108 @@
+//! [`Known`]: what the kernel knows of a file by itself.
+
+use std::{ffi::CString, io, mem, os::unix::ffi::OsStrExt, path::Path};
+
+use nix::sys::stat::{SFlag, makedev};
+
+/// What the kernel knows of a file without asking whoever has it: where a network file system does not answer, a question
+/// would wait for ever, and could not be interrupted.
+pub(crate) struct Known(libc::statx);
+
+impl Known {
+    /// Of the file at the path, or behind it if that is a link.
+    pub(crate) fn of(path: impl AsRef<Path>) -> io::Result<Known> {
+        let path = CString::new(path.as_ref().as_os_str().as_bytes())?;
+        let (flags, mask) = (libc::AT_STATX_DONT_SYNC, libc::STATX_BASIC_STATS);
+        // SAFETY: nothing in it minds being zero.
+        let mut known: libc::statx = unsafe { mem::zeroed() };
+        // SAFETY: the path is a C string, and the kernel fills in no more than `known`.
+        match unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), flags, mask, &raw mut known) } {
+            0 => Ok(Known(known)),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    pub(crate) fn is_file(&self) -> bool {
+        self.kind() == SFlag::S_IFREG
+    }
+
+    pub(crate) fn is_dir(&self) -> bool {
+        self.kind() == SFlag::S_IFDIR
+    }
+
+    pub(crate) fn is_block_device(&self) -> bool {
+        self.kind() == SFlag::S_IFBLK
+    }
+
+    pub(crate) fn is_char_device(&self) -> bool {
+        self.kind() == SFlag::S_IFCHR
+    }
+
+    fn kind(&self) -> SFlag {
+        SFlag::from_bits_truncate(self.0.stx_mode.into()) & SFlag::S_IFMT
+    }
+
+    /// The number of the file system.
+    pub(crate) fn dev(&self) -> u64 {
+        makedev(self.0.stx_dev_major.into(), self.0.stx_dev_minor.into())
+    }
+
+    /// The number of the device that it is.
+    pub(crate) fn rdev(&self) -> u64 {
+        makedev(self.0.stx_rdev_major.into(), self.0.stx_rdev_minor.into())
+    }
+
+    /// The same, as major and minor.
+    pub(crate) fn device(&self) -> (u32, u32) {
+        (self.0.stx_rdev_major, self.0.stx_rdev_minor)
+    }
+
+    /// The index of a pseudo-terminal's slave, if it is one.
+    pub(crate) fn slave(&self) -> Option<u64> {
+        const SLAVES: std::ops::RangeInclusive<u32> = 136..=143;
+        let (major, minor) = self.device();
+        let slave = self.is_char_device() && SLAVES.contains(&major);
+        // Eight numbers of devices, one after the other.
+        slave.then(|| (u64::from(major - SLAVES.start()) << 20) + u64::from(minor))
+    }
+
+    /// Whether it is the master of a pseudo-terminal, wherever it has its name.
+    pub(crate) fn is_master(&self) -> bool {
+        self.is_char_device() && self.device() == (5, 2)
+    }
+
+    pub(crate) fn ino(&self) -> u64 {
+        self.0.stx_ino
+    }
+
+    pub(crate) fn nlink(&self) -> u32 {
+        self.0.stx_nlink
+    }
+
+    /// How much it takes, in blocks of 512 bytes.
+    pub(crate) fn blocks(&self) -> u64 {
+        self.0.stx_blocks
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn it_is_what_everybody_else_is_told() {
+        for path in ["/proc/self/exe", "/proc", "/dev/null", "/dev/ptmx"] {
+            let Ok(told) = std::fs::metadata(path) else { continue };
+            let known = Known::of(path).unwrap();
+            assert_eq!((known.dev(), known.ino(), known.rdev()), (told.dev(), told.ino(), told.rdev()));
+            assert_eq!((u64::from(known.nlink()), known.blocks()), (told.nlink(), told.blocks()));
+            assert_eq!((known.is_file(), known.is_dir()), (told.is_file(), told.is_dir()));
+            assert_eq!(known.is_char_device(), path.starts_with("/dev/"));
+            assert_eq!((known.is_master(), known.slave()), (path == "/dev/ptmx", None));
+            assert!(!known.is_block_device());
+        }
+        assert_eq!(Known::of("/nonexistent").err().map(|error| error.kind()), Some(io::ErrorKind::NotFound));
+    }
+}

@@ -1,0 +1,49 @@
+//! [`mount_fuse`]: a file system that a program serves, mounted nowhere.
+
+use std::{
+    ffi::{CStr, CString},
+    io,
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
+    ptr,
+};
+
+use super::new_descriptor;
+
+/// The topmost folder of a file system that whoever has `device`, an open `/dev/fuse`, serves. It has no place in any tree of
+/// mounts, and is gone when the descriptor and all that is open in it are closed. Processes of other users may read it.
+pub(crate) fn mount_fuse(device: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    const CLOEXEC: u32 = 1; // of both calls
+    const NOSUID_NODEV_NOEXEC_RDONLY: u32 = 2 | 4 | 8 | 1;
+    // SAFETY: the name is a C string.
+    let context = unsafe { libc::syscall(libc::SYS_fsopen, c"fuse".as_ptr(), CLOEXEC) };
+    let context = new_descriptor(context)?;
+    let device = CString::new(device.as_raw_fd().to_string())?;
+    let options: [(&CStr, Option<&CStr>); 5] = [
+        (c"fd", Some(&device)),
+        (c"rootmode", Some(c"40000")),
+        (c"user_id", Some(c"0")),
+        (c"group_id", Some(c"0")),
+        (c"allow_other", None),
+    ];
+    for (key, value) in options {
+        configure(&context, if value.is_some() { SET_STRING } else { SET_FLAG }, Some(key), value)?;
+    }
+    configure(&context, CREATE, None, None)?;
+    let context = context.as_raw_fd();
+    // SAFETY: the call takes numbers alone.
+    new_descriptor(unsafe { libc::syscall(libc::SYS_fsmount, context, CLOEXEC, NOSUID_NODEV_NOEXEC_RDONLY) })
+}
+
+const SET_FLAG: u32 = 0;
+const SET_STRING: u32 = 1;
+const CREATE: u32 = 6;
+
+fn configure(context: &OwnedFd, command: u32, key: Option<&CStr>, value: Option<&CStr>) -> io::Result<()> {
+    let key = key.map_or(ptr::null(), CStr::as_ptr);
+    let value = value.map_or(ptr::null(), CStr::as_ptr);
+    // SAFETY: each pointer is null, where the command takes nothing, or that of a C string.
+    match unsafe { libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), command, key, value, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
