@@ -33,6 +33,18 @@ pub struct PageRun {
 ///
 /// An error from any method makes the dump fail, and the tree goes on.
 pub trait PageSink: Send {
+    /// Whether the memory of this owner is here already, from the dump before. criu asks before it reads memory; pages that
+    /// did not change since come as runs with the bit 1 then, without their bytes. It does so only where memory is
+    /// [tracked](crate::DumpOptions::track_mem) and the folder of the dump before is
+    /// [named](crate::DumpOptions::parent_img).
+    ///
+    /// A sink that keeps nothing from one dump to the next says no, as this does by default. criu's numbers for shared memory
+    /// are worth nothing in the next dump.
+    fn has_parent(&mut self, owner: PageOwner) -> bool {
+        let _ = owner;
+        false
+    }
+
     /// Memory of this owner follows.
     ///
     /// # Errors
@@ -77,6 +89,12 @@ impl PageOwner {
 }
 
 impl PageRun {
+    /// The bit of a run whose pages are those of the dump before.
+    pub(crate) const PARENT: u32 = 1;
+
+    /// The bit of a run whose pages may be restored late.
+    pub(crate) const LAZY: u32 = 2;
+
     /// The bit of a run whose pages are here.
     pub(crate) const PRESENT: u32 = 4;
 
@@ -93,6 +111,11 @@ impl PageRun {
     /// How many bytes the pages have.
     pub fn bytes(&self) -> u64 {
         self.pages * PAGE_SIZE as u64
+    }
+
+    /// Whether the pages are those of the dump before: they have not changed since, and do not come.
+    pub fn is_in_parent(&self) -> bool {
+        self.flags & (PageRun::PARENT | PageRun::PRESENT) == PageRun::PARENT
     }
 
     /// Whether the pages come with the run.

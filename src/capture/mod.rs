@@ -64,8 +64,11 @@ pub struct Stored {
     pub bytes: u64,
     /// The roots of the trees that were captured. None in a placeholder.
     pub roots: Vec<Pid>,
-    /// How long the tree stood still, by criu's clock; of several trees, the one that did longest.
+    /// How long the tree stood still for the dump, by criu's clock; of several trees, the one that did longest.
     pub frozen: Option<Duration>,
+    /// How many [pre-dumps](Chunking::pre_dumps) came before the dump: none where the kernel does not track changes of
+    /// memory.
+    pub pre_dumps: u32,
 }
 
 impl ProcsCapture {
@@ -220,9 +223,12 @@ impl ProcsCapture {
             Some(chunking) => chunked::run(&self.job, chunking, store),
         };
         match outcome {
-            Ok(Outcome::Kept(stored, facts)) => {
-                Ok(Capture::Stored(Stored { roots: facts.roots, frozen: facts.frozen, ..stored }))
-            }
+            Ok(Outcome::Kept(stored, facts)) => Ok(Capture::Stored(Stored {
+                roots: facts.roots,
+                frozen: facts.frozen,
+                pre_dumps: facts.pre_dumps,
+                ..stored
+            })),
             Ok(Outcome::Revived) => Ok(Capture::Revived),
             Ok(Outcome::Unsupported(unsupported)) => self.hold_place(&unsupported, store),
             Err(error) => match unusable(&error) {
@@ -260,7 +266,7 @@ fn put(manifest: ProcsBlob, store: &dyn BlobStore) -> Result<Stored> {
     if told != digest {
         return Err(Error::corrupt("the store's answer", format!("it calls {digest} {told}")));
     }
-    Ok(Stored { digest, manifest, bytes: json.len() as u64, roots: Vec::new(), frozen: None })
+    Ok(Stored { digest, manifest, bytes: json.len() as u64, roots: Vec::new(), frozen: None, pre_dumps: 0 })
 }
 
 /// The error as a reason for a placeholder, if it says that criu cannot work here at all.

@@ -86,6 +86,13 @@ impl<For> Options<For> {
     }
 }
 
+impl DumpOptions {
+    /// The same for a pre-dump. criu leaves alone what is of no use there.
+    pub(crate) fn for_pre_dump(&self) -> PreDumpOptions {
+        Options { wire: self.wire.clone(), raw: self.raw.clone(), request: PhantomData }
+    }
+}
+
 impl<For> Default for Options<For> {
     /// Everything as criu does it by itself; criu logs errors and warnings.
     fn default() -> Options<For> {

@@ -65,6 +65,8 @@ pub(crate) struct Facts {
     pub(crate) roots: Vec<Pid>,
     /// How long the tree stood still; of several trees, the one that did longest.
     pub(crate) frozen: Option<Duration>,
+    /// How many rounds of pre-dumps came before.
+    pub(crate) pre_dumps: u32,
 }
 
 /// Why there is nothing to dump with.
@@ -92,8 +94,15 @@ pub(crate) type Keep<'a, T> = &'a mut dyn FnMut(&Images<'_>) -> Result<T>;
 /// Takes memory in while trees are dumped, so that it need not go through the folder. A tree that this process is a part
 /// of cannot be dumped so, and then no other is.
 pub(crate) trait Memory: Sync {
-    /// Memory will come, about so many bytes; the trees run still.
-    fn prepare(&self, bytes: u64) -> Result<()>;
+    /// How many rounds of pre-dumps may come before the dump.
+    fn pre_dumps(&self) -> u32;
+
+    /// Memory will come, about so many bytes; the trees run still. It comes in rounds if it is `tracked`.
+    fn prepare(&self, bytes: u64, tracked: bool) -> Result<()>;
+
+    /// A round of pre-dumps has ended, and another or the dump follows, of which everything is new that has not ended before.
+    /// Gives how many bytes of the processes' own memory came.
+    fn end_round(&self) -> Result<u64>;
 
     /// Who takes in the memory of the tree with this root.
     fn sink(&self, root: Pid) -> Box<dyn PageSink + '_>;

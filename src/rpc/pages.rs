@@ -1,7 +1,7 @@
 //! [`receive_pages`]: the page server's end of a dump, in this process.
 //!
 //! criu sends the memory of a tree through a socket while the tree stands still. Nothing on the wire names the release, and
-//! the header became longer with 4.2; but the first message of all opens an owner, and tells the two apart.
+//! the header became longer with 4.2; but the first message of all names an owner, and tells the two apart.
 
 use std::{
     io::{self, ErrorKind, Read, Write},
@@ -125,19 +125,24 @@ impl Receiver<'_> {
                     });
                 }
                 command => match command & 0xffff {
-                    // The answer: what came before is not needed.
+                    // The answers: whether what came before is here.
                     OPEN => {
-                        sink.open(owner(header.owner)?)?;
-                        self.answer(&[0])?
+                        let owner = owner(header.owner)?;
+                        let parent = sink.has_parent(owner);
+                        sink.open(owner)?;
+                        self.answer(&[parent.into()])?
                     }
-                    PARENT => self.answer(&0_i32.to_ne_bytes())?,
+                    PARENT => {
+                        let parent = sink.has_parent(owner(header.owner)?);
+                        self.answer(&i32::from(parent).to_ne_bytes())?
+                    }
                     LEGACY_OPEN => {
                         sink.open(owner(header.owner)?)?;
                         true
                     }
                     ADD => self.take(&header, command >> 16, sink)?,
                     LEGACY_ADD => self.take(&header, PageRun::PRESENT, sink)?,
-                    LEGACY_HOLE => self.take(&header, 1, sink)?,
+                    LEGACY_HOLE => self.take(&header, PageRun::PARENT, sink)?,
                     _ => return Err(corrupt(format!("the command {command:#x}"))),
                 },
             };
@@ -184,7 +189,7 @@ impl Receiver<'_> {
         }
         let long = match self.long {
             Some(long) => long,
-            // Of the first message, which opens an owner, the short form ends with the owner, which is not 0; in the long
+            // Of the first message, which opens an owner or asks about one, the short form ends with the owner, which is not 0; in the long
             // form an address of 0 stands there.
             None => {
                 // A dump of no memory at all closes at once; its length is of no matter then.
@@ -254,3 +259,132 @@ pub(crate) fn page_sockets() -> io::Result<(UnixStream, UnixStream)> {
 
 /// Halves the time that a tree stands still, against the default of some 200 KiB. More gains nothing.
 const SEND_BUFFER: usize = 4 << 20;
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    /// A sink that has the memory of some owners.
+    #[derive(Default)]
+    struct Sink {
+        known: Vec<PageOwner>,
+        opened: Vec<PageOwner>,
+        runs: Vec<PageRun>,
+        bytes: usize,
+    }
+
+    impl PageSink for Sink {
+        fn has_parent(&mut self, owner: PageOwner) -> bool {
+            self.known.contains(&owner)
+        }
+
+        fn open(&mut self, owner: PageOwner) -> Result<()> {
+            self.opened.push(owner);
+            Ok(())
+        }
+
+        fn run(&mut self, run: PageRun, memory: &mut dyn Read) -> Result<()> {
+            self.runs.push(run);
+            self.bytes += memory.read_to_end(&mut Vec::new()).map_err(Error::io("read"))?;
+            Ok(())
+        }
+
+        fn close(&mut self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    /// A header of either length.
+    fn header(long: bool, command: u32, pages: u64, address: u64, owner: u64) -> Vec<u8> {
+        let mut bytes = command.to_ne_bytes().to_vec();
+        match long {
+            true => bytes.extend([[0x5a; 4].as_slice(), &pages.to_ne_bytes()].concat()),
+            false => bytes.extend(u32::try_from(pages).unwrap().to_ne_bytes()),
+        }
+        bytes.extend([address.to_ne_bytes(), owner.to_ne_bytes()].concat());
+        bytes
+    }
+
+    /// What comes of a stream: how it ended, and all answers to it.
+    fn receive(sink: &mut Sink, stream: &[u8]) -> (Result<PageStream>, Vec<u8>) {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        thread::scope(|scope| {
+            let mut reader = theirs.try_clone().unwrap();
+            let answers = scope.spawn(move || {
+                let mut answers = Vec::new();
+                let _ = reader.read_to_end(&mut answers); // what was not read when it was closed is reset
+                answers
+            });
+            let _ = theirs.write_all(stream); // the receiver may have had enough
+            theirs.shutdown(Shutdown::Write).unwrap();
+            let received = receive_pages(&ours, sink);
+            drop(ours);
+            (received, answers.join().unwrap())
+        })
+    }
+
+    const TASK: u64 = 7 << 8 | 1;
+    const OTHER: u64 = 8 << 8 | 1;
+    const SHARED: u64 = 7 << 8 | 2;
+
+    #[test]
+    fn a_round_after_another_brings_holes() {
+        for long in [true, false] {
+            let mut sink = Sink { known: vec![PageOwner::Task(7)], ..Sink::default() };
+            let stream = [
+                header(long, PARENT, 0, 0, TASK),
+                header(long, PARENT, 0, 0, OTHER),
+                header(long, OPEN, 0, 0, SHARED),
+                header(long, OPEN, 0, 0, TASK),
+                header(long, ADD | PageRun::PARENT << 16, 3, 0x1000, TASK),
+                header(long, ADD | PageRun::PRESENT << 16, 1, 0x4000, TASK),
+                vec![9; 4096],
+                header(long, OPEN, 0, 0, OTHER),
+                header(long, FORCE_CLOSE, 0, 0, 0),
+            ];
+            let (received, answers) = receive(&mut sink, &stream.concat());
+            assert_eq!(received.unwrap(), PageStream::Whole);
+            let yes = 1_i32.to_ne_bytes();
+            assert_eq!(answers, [&yes[..], &[0; 4], &[0], &[1], &[0], &[0; 4]].concat());
+            assert_eq!(sink.opened, [PageOwner::Shared(7), PageOwner::Task(7), PageOwner::Task(8)]);
+            let shown: Vec<_> = sink.runs.iter().map(|run| (run.is_in_parent(), run.pages)).collect();
+            assert_eq!((shown, sink.bytes), (vec![(true, 3), (false, 1)], 4096));
+        }
+    }
+
+    #[test]
+    fn a_question_about_nobody_ends_the_stream() {
+        for (command, owner) in [(PARENT, 7 << 8 | 3), (OPEN, 0x0100), (PARENT, u64::MAX << 8 | 1)] {
+            let stream = [header(true, OPEN, 0, 0, TASK), header(true, command, 0, 0, owner)].concat();
+            let (received, answers) = receive(&mut Sink::default(), &stream);
+            assert!(matches!(received, Err(Error::Corrupt { .. })), "{received:?}");
+            assert_eq!(answers.len(), 1);
+        }
+    }
+
+    #[test]
+    fn a_stream_that_ends_anywhere_is_cut_short() {
+        let stream = [
+            header(true, PARENT, 0, 0, TASK),
+            header(true, OPEN, 0, 0, TASK),
+            header(true, ADD | PageRun::PARENT << 16, 3, 0x1000, TASK),
+        ]
+        .concat();
+        for length in 0..=stream.len() {
+            let (received, _) = receive(&mut Sink::default(), &stream[..length]);
+            assert_eq!(received.unwrap(), PageStream::CutShort, "{length}");
+        }
+    }
+
+    #[test]
+    fn holes_with_no_end_are_refused() {
+        for (pages, address) in [(u64::MAX, 0x1000), (0, 0x1000), (1, 0x1001), (1 << 52, 0)] {
+            let hole = header(true, ADD | PageRun::PARENT << 16, pages, address, TASK);
+            let stream = [header(true, OPEN, 0, 0, TASK), hole].concat();
+            let (received, _) = receive(&mut Sink::default(), &stream);
+            assert!(matches!(received, Err(Error::Corrupt { .. })), "{pages} {address}: {received:?}");
+        }
+    }
+}

@@ -10,10 +10,10 @@ macro_rules! modules {
 }
 
 // What the tests share.
-modules! { apart harness places stores talk tree victim }
+modules! { apart churn harness places stores talk tree victim }
 // The tests.
 modules! {
-    capture causes chunked client damage deadline embed ending faults leaks pids preflight provoked requests revived selfdump
+    capture causes chunked client damage deadline embed ending faults iterative leaks pids preflight provoked requests revived selfdump
     service sockets stress terminal
 }
 
@@ -26,6 +26,7 @@ fn main() {
         ("--odd", provoked::odd::main),
         ("--refusing", provoked::refusing::main),
         ("--apart", apart::main),
+        ("--churn", churn::main),
         ("--dumps-itself", service::dumps_itself),
         ("--waits-in-hook", faults::waits_in_hook),
     ];
@@ -39,6 +40,7 @@ fn main() {
         embed::TESTS,
         ending::TESTS,
         faults::TESTS,
+        iterative::TESTS,
         leaks::TESTS,
         pids::TESTS,
         preflight::files::TESTS,

@@ -15,11 +15,30 @@ use crate::{
 /// The map of an owner, in the making.
 #[derive(Debug, Default)]
 pub(super) struct OwnerMap {
+    /// Whether pages may be those of the round before.
+    pub(super) tracked: bool,
     runs: Mutex<Vec<PageRun>>,
     leaves: Mutex<Vec<Digest256>>,
+    /// The chunks of each window, where they are needed for the next round.
+    chunks: Mutex<Vec<Chunks>>,
 }
 
+/// The digest of each chunk, or nothing for one of zeros.
+pub(super) type Chunks = Vec<Option<Digest256>>;
+
 impl OwnerMap {
+    pub(super) fn set_chunks(&self, place: usize, found: Chunks) {
+        let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
+        if chunks.len() <= place {
+            chunks.resize(place + 1, Chunks::new());
+        }
+        chunks[place] = found;
+    }
+
+    pub(super) fn chunks(&self) -> Vec<Chunks> {
+        std::mem::take(&mut *self.chunks.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     pub(super) fn set_leaf(&self, place: usize, digest: Digest256) {
         let mut leaves = self.leaves.lock().unwrap_or_else(PoisonError::into_inner);
         if leaves.len() <= place {
@@ -37,13 +56,19 @@ impl OwnerMap {
     }
 }
 
-/// Notes the map of an owner; `false` if the owner has one.
-pub(super) type Note<'a> = Box<dyn Fn(PageOwner, Arc<OwnerMap>) -> bool + Send + 'a>;
+/// Who keeps the maps of one tree.
+pub(super) trait Maps: Send {
+    /// Whether the round before had memory of this owner; `None` if there are no rounds.
+    fn knows(&self, owner: PageOwner) -> Option<bool>;
+
+    /// Notes the map of an owner; `false` if the owner has one.
+    fn note(&self, owner: PageOwner, map: Arc<OwnerMap>) -> bool;
+}
 
 /// Cuts a stream into windows.
 pub(super) struct Cutter<'a> {
     buffers: &'a Buffers,
-    note: Note<'a>,
+    maps: Box<dyn Maps + 'a>,
     /// The owner whose memory comes, and how many windows it has so far.
     owner: Option<(Arc<OwnerMap>, usize)>,
     buffer: Option<Filled>,
@@ -58,9 +83,9 @@ pub(super) struct Cutter<'a> {
 const WINDOW_BYTES: usize = 64 * PAGE_SIZE;
 
 impl<'a> Cutter<'a> {
-    pub(super) fn new(buffers: &'a Buffers, note: Note<'a>) -> Cutter<'a> {
+    pub(super) fn new(buffers: &'a Buffers, maps: Box<dyn Maps + 'a>) -> Cutter<'a> {
         buffers.open_stream();
-        Cutter { buffers, note, owner: None, buffer: None, used: 0, window: None, start: 0, open: true }
+        Cutter { buffers, maps, owner: None, buffer: None, used: 0, window: None, start: 0, open: true }
     }
 
     /// Closes the window that is being filled.
@@ -124,10 +149,14 @@ impl<'a> Cutter<'a> {
 }
 
 impl PageSink for Cutter<'_> {
+    fn has_parent(&mut self, owner: PageOwner) -> bool {
+        self.maps.knows(owner).unwrap_or(false)
+    }
+
     fn open(&mut self, owner: PageOwner) -> Result<()> {
         self.end_window();
-        let map = Arc::new(OwnerMap::default());
-        if !(self.note)(owner, map.clone()) {
+        let map = Arc::new(OwnerMap { tracked: self.maps.knows(owner).is_some(), ..OwnerMap::default() });
+        if !self.maps.note(owner, map.clone()) {
             return Err(Error::corrupt("criu's stream of memory", format!("{owner:?} comes twice")));
         }
         self.owner = Some((map, 0));
@@ -138,6 +167,9 @@ impl PageSink for Cutter<'_> {
         let Some((owner, _)) = &self.owner else {
             return Err(Error::corrupt("criu's stream of memory", "it has pages of nobody"));
         };
+        if run.is_in_parent() && !owner.tracked {
+            return Err(Error::corrupt("criu's stream of memory", "it has pages of a dump before"));
+        }
         let mut runs = owner.runs.lock().unwrap_or_else(PoisonError::into_inner);
         if runs.last().is_some_and(|last| last.address + last.bytes() > run.address) {
             return Err(Error::corrupt("criu's stream of memory", "its pages are not in order"));

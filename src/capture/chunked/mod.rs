@@ -5,6 +5,7 @@
 
 mod buffers;
 mod cut;
+mod rounds;
 
 use std::{
     collections::BTreeMap,
@@ -12,8 +13,8 @@ use std::{
     io::Read,
     path::Path,
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, Scope},
     time::SystemTime,
@@ -21,7 +22,8 @@ use std::{
 
 use self::{
     buffers::{Buffers, Filled, Task},
-    cut::{Cutter, OwnerMap},
+    cut::{Cutter, Maps, OwnerMap},
+    rounds::Known,
 };
 use super::Stored;
 use crate::{
@@ -29,7 +31,7 @@ use crate::{
     archive::{Trees, is_image},
     blob::{ContentWriter, ImageFile, Leaf, Listing, MemoryFile, MemoryMap},
     image::ImageDir,
-    pages::{PAGE_SIZE, PageOwner, PageSink},
+    pages::{PAGE_SIZE, PageOwner, PageRun, PageSink},
     platform::{self, Images, Job, Memory, Outcome},
 };
 
@@ -48,12 +50,13 @@ pub struct Chunking {
     chunk: u32,
     buffer: u64,
     parent: Option<Digest256>,
+    pre_dumps: u32,
 }
 
 impl Default for Chunking {
-    /// Chunks of 4096 bytes, a buffer of up to 1 GiB.
+    /// Chunks of 4096 bytes, a buffer of up to 1 GiB, no pre-dumps.
     fn default() -> Chunking {
-        Chunking { chunk: 1, buffer: 1 << 30, parent: None }
+        Chunking { chunk: 1, buffer: 1 << 30, parent: None, pre_dumps: 0 }
     }
 }
 
@@ -84,16 +87,64 @@ impl Chunking {
         self.parent = Some(digest);
         self
     }
+
+    /// Lets up to so many pre-dumps come before the dump, so that the trees stand still for less time: they take the memory
+    /// in while the trees run, and the dump only what changed since the last. Two or three are enough for most programs. There
+    /// are fewer if one brings little less than the one before, or less than 1 MiB.
+    ///
+    /// The capture is the same as without: complete by itself, with the memory of the moment at which the trees stood still
+    /// for the dump. What pre-dumps brought and the trees then changed stays in the store until somebody
+    /// [collects](crate::FsBlobStore::gc) it. Each pre-dump stops the trees for a moment, too, and for as long as it takes to send
+    /// the memory that processes share, which is sent each time. For every page some 35 bytes of memory are needed here. The
+    /// [deadline](crate::ProcsCapture::deadline) is for all of it together.
+    ///
+    /// It needs a kernel that tracks changes of memory (`CONFIG_MEM_SOFT_DIRTY`) and criu 3.17. Where these are missing there
+    /// are no pre-dumps, and the capture is made all the same: [`Stored::pre_dumps`](crate::Stored::pre_dumps) tells. So it
+    /// is with a process that captures itself.
+    ///
+    /// [Chunks](Chunking::chunk) must be of 4096 bytes then: pages are what is tracked. The kernel keeps one mark of changes
+    /// for all who ask. Of captures of overlapping trees by this crate, one at a time can have pre-dumps, and the others
+    /// fail at once; but nobody else may clear the marks meanwhile (`/proc/<pid>/clear_refs`, and criu with
+    /// [`track_mem`](crate::DumpOptions::track_mem)), or changes are missed.
+    ///
+    /// ```no_run
+    /// use criu_rpc::{Capture, Chunking, FsBlobStore, ProcsCapture};
+    ///
+    /// let store = FsBlobStore::open("captures")?;
+    /// let capture = ProcsCapture::new([4242]).chunked(Chunking::default().pre_dumps(3));
+    /// if let Capture::Stored(stored) = capture.run(&store)? {
+    ///     println!("{}: stood still for {:?}, after {} pre-dumps", stored.digest, stored.frozen, stored.pre_dumps);
+    /// }
+    /// # Ok::<(), criu_rpc::Error>(())
+    /// ```
+    #[must_use]
+    pub fn pre_dumps(mut self, most: u32) -> Chunking {
+        self.pre_dumps = most;
+        self
+    }
+
+    fn check(&self) -> Result<()> {
+        match self.pre_dumps > 0 && self.chunk != 1 {
+            true => Err(Error::Options {
+                option: "pre_dumps",
+                problem: "chunks must be of 4096 bytes, because pages are what is tracked".to_owned(),
+            }),
+            false => Ok(()),
+        }
+    }
 }
 
 /// Captures, in chunks.
 pub(super) fn run(job: &Job, chunking: &Chunking, store: &dyn BlobStore) -> Result<Outcome<Stored>> {
+    chunking.check()?;
     let work = Work {
         store,
         chunking,
         batch: RwLock::new(None),
         buffers: Buffers::new(chunking.buffer),
+        tracked: AtomicBool::new(false),
         owners: Mutex::default(),
+        known: Mutex::default(),
         stored: AtomicU64::new(0),
     };
     thread::scope(|scope| {
@@ -112,8 +163,12 @@ struct Work<'a> {
     /// Open from the first blob to the commit.
     batch: RwLock<Option<Box<dyn BlobBatch + 'a>>>,
     buffers: Buffers,
+    /// Whether memory comes in rounds.
+    tracked: AtomicBool,
     /// The maps of memory that are being made, by the roots of their trees.
     owners: Mutex<BTreeMap<i32, Owners>>,
+    /// What the round before came to, for each process.
+    known: Mutex<BTreeMap<(i32, PageOwner), Known>>,
     /// How many bytes were new to the store.
     stored: AtomicU64,
 }
@@ -177,6 +232,12 @@ impl Work<'_> {
                     blobs.push((digest, chunk));
                 }
             }
+            if part.owner.tracked {
+                // What the window is made of turns out when all rounds are over.
+                self.put(&blobs)?;
+                part.owner.set_chunks(part.leaf, leaf);
+                continue;
+            }
             let leaf = Leaf(leaf).encode();
             let digest = Digest256::of(&leaf);
             blobs.push((digest, &leaf));
@@ -184,6 +245,49 @@ impl Work<'_> {
             part.owner.set_leaf(part.leaf, digest);
         }
         Ok(())
+    }
+
+    fn owners(&self) -> MutexGuard<'_, BTreeMap<i32, Owners>> {
+        self.owners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn known(&self) -> MutexGuard<'_, BTreeMap<(i32, PageOwner), Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What this round, the last, came to, as it is stored.
+    fn map(&self, root: i32, owner: PageOwner, map: &OwnerMap) -> Result<MemoryMap> {
+        let chunk = self.chunking.chunk;
+        if !map.tracked {
+            return Ok(MemoryMap { chunk, runs: map.runs(), leaves: map.leaves() });
+        }
+        let before = self.known().remove(&(root, owner));
+        let known = Known::after(&map.runs(), map.chunks(), before.as_ref())?;
+        let leaves: Vec<Vec<u8>> = known.leaves().map(|leaf| leaf.encode()).collect();
+        let blobs: Vec<_> = leaves.iter().map(|leaf| (Digest256::of(leaf), leaf.as_slice())).collect();
+        self.put(&blobs)?;
+        Ok(MemoryMap {
+            chunk,
+            runs: known.runs()?,
+            leaves: blobs.iter().map(|(digest, _)| *digest).collect(),
+        })
+    }
+}
+
+/// The maps of one tree.
+struct TreeMaps<'env, 'store> {
+    work: &'env Work<'store>,
+    root: i32,
+}
+
+impl Maps for TreeMaps<'_, '_> {
+    fn knows(&self, owner: PageOwner) -> Option<bool> {
+        let tracked = self.work.tracked.load(Ordering::Relaxed);
+        tracked.then(|| self.work.known().contains_key(&(self.root, owner)))
+    }
+
+    fn note(&self, owner: PageOwner, map: Arc<OwnerMap>) -> bool {
+        self.work.owners().entry(self.root).or_default().insert(owner, map).is_none()
     }
 }
 
@@ -199,7 +303,12 @@ struct Streaming<'scope, 'env, 'store> {
 }
 
 impl Memory for Streaming<'_, '_, '_> {
-    fn prepare(&self, bytes: u64) -> Result<()> {
+    fn pre_dumps(&self) -> u32 {
+        self.work.chunking.pre_dumps
+    }
+
+    fn prepare(&self, bytes: u64, tracked: bool) -> Result<()> {
+        self.work.tracked.store(tracked, Ordering::Relaxed);
         self.work.start()?;
         self.work.buffers.expect(bytes);
         self.start_workers()?;
@@ -210,16 +319,29 @@ impl Memory for Streaming<'_, '_, '_> {
     fn sink(&self, root: Pid) -> Box<dyn PageSink + '_> {
         Box::new(self.cutter(root.as_raw()))
     }
+
+    fn end_round(&self) -> Result<u64> {
+        let work = self.work;
+        work.buffers.drain()?;
+        let owners = std::mem::take(&mut *work.owners());
+        let mut before = std::mem::take(&mut *work.known());
+        let mut brought = 0;
+        for (root, owners) in owners {
+            // What processes share comes whole each time, for its numbers may be those of something else the next time.
+            for (owner, map) in owners.into_iter().filter(|(owner, _)| matches!(owner, PageOwner::Task(_))) {
+                let runs = map.runs();
+                brought += runs.iter().filter(|run| run.is_present()).map(PageRun::bytes).sum::<u64>();
+                let known = Known::after(&runs, map.chunks(), before.remove(&(root, owner)).as_ref())?;
+                work.known().insert((root, owner), known);
+            }
+        }
+        Ok(brought)
+    }
 }
 
 impl<'env> Streaming<'_, 'env, '_> {
     fn cutter(&self, root: i32) -> Cutter<'env> {
-        let work = self.work;
-        let note = move |owner, map| {
-            let mut owners = work.owners.lock().unwrap_or_else(PoisonError::into_inner);
-            owners.entry(root).or_default().insert(owner, map).is_none()
-        };
-        Cutter::new(&work.buffers, Box::new(note))
+        Cutter::new(&self.work.buffers, Box::new(TreeMaps { work: self.work, root }))
     }
 
     fn start_workers(&self) -> Result<()> {
@@ -273,7 +395,7 @@ impl<'env> Streaming<'_, 'env, '_> {
         let digest = work.put_one(&manifest.to_json())?;
         work.commit()?;
         let bytes = work.stored.load(Ordering::Relaxed);
-        Ok(Stored { digest, manifest, bytes, roots: Vec::new(), frozen: None })
+        Ok(Stored { digest, manifest, bytes, roots: Vec::new(), frozen: None, pre_dumps: 0 })
     }
 
     fn tree(&self, root: i32, folder: &ImageDir) -> Result<ChunkedTree> {
@@ -283,12 +405,11 @@ impl<'env> Streaming<'_, 'env, '_> {
         for name in names(folder.path())? {
             files.push(keep_image(folder.path(), name, &mut packed, put)?);
         }
-        let mut owners = self.work.owners.lock().unwrap_or_else(PoisonError::into_inner);
-        let owners = owners.remove(&root).unwrap_or_default();
+        let owners = self.work.owners().remove(&root).unwrap_or_default();
         folder.check_owners(|owner| owners.contains_key(&owner))?;
         let (mut memory, mut pages) = (Vec::new(), 0);
         for (owner, map) in owners {
-            let map = MemoryMap { chunk: self.work.chunking.chunk, runs: map.runs(), leaves: map.leaves() };
+            let map = self.work.map(root, owner, &map)?;
             pages += map.pages();
             memory.push(MemoryFile { name: owner.map_name(), map: Content::of(&map.encode(), put)? });
         }

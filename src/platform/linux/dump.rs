@@ -12,7 +12,7 @@ use std::{
     thread::{self, Scope, ScopedJoinHandle},
 };
 
-use super::{fit, memory, select, staging::Staging};
+use super::{fit, memory, rounds, select, staging::Staging};
 use crate::{
     BoxError, Criu, DumpOptions, Error, Pid, Result,
     archive::Trees,
@@ -41,8 +41,12 @@ pub(crate) fn checkpoint<T>(job: &Job, memory: Option<&dyn Memory>, keep: Keep<'
     }
     if let Some(memory) = memory {
         if dump.own.is_none() {
-            memory.prepare(memory::expected(dump.roots.iter().copied()))?;
+            let pre_dumps = rounds::possible(&dump.criu, memory.pre_dumps())?;
+            memory.prepare(memory::expected(dump.roots.iter().copied()), pre_dumps > 0)?;
             dump.memory = Some(memory);
+            if pre_dumps > 0 {
+                dump.pre_dump(job, pre_dumps, memory, &staging)?;
+            }
         }
     }
     let kept = if job.leave_running {
@@ -87,12 +91,14 @@ struct Dump<'a> {
     own: Option<Tree>,
     images: Trees,
     roots: Vec<Pid>,
+    /// The rounds of pre-dumps that came before, and what they need until the end.
+    rounds: Option<rounds::Rounds>,
 }
 
-struct Tree {
-    root: Pid,
-    folder: PathBuf,
-    options: DumpOptions,
+pub(super) struct Tree {
+    pub(super) root: Pid,
+    pub(super) folder: PathBuf,
+    pub(super) options: DumpOptions,
 }
 
 impl Tree {
@@ -105,7 +111,7 @@ impl Tree {
 }
 
 /// Starts a thread, if the system lets us.
-fn spawn<'scope, T: Send + 'scope>(
+pub(super) fn spawn<'scope, T: Send + 'scope>(
     scope: &'scope Scope<'scope, '_>,
     work: impl FnOnce() -> T + Send + 'scope,
 ) -> Result<ScopedJoinHandle<'scope, T>> {
@@ -113,7 +119,7 @@ fn spawn<'scope, T: Send + 'scope>(
 }
 
 /// What a thread came to; its panic goes on here.
-fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+pub(super) fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
@@ -142,7 +148,20 @@ impl<'a> Dump<'a> {
             1 => Trees::One(folders.into_values().next().expect("because there is one")),
             _ => Trees::Several(folders),
         };
-        Ok(Dump { criu, memory: None, others, own, images, roots })
+        Ok(Dump { criu, memory: None, others, own, images, roots, rounds: None })
+    }
+
+    /// Has memory taken in while the trees run, so that the dump is of what changed.
+    fn pre_dump(&mut self, job: &Job, most: u32, memory: &dyn Memory, staging: &Staging) -> Result<()> {
+        let mut rounds = rounds::Rounds::begin(&self.others, job.deadline)?;
+        rounds.run(&self.criu, &self.others, most, memory, staging)?;
+        for tree in &mut self.others {
+            let options = fit::for_dump(&job.options, tree.root).leave_running(job.leave_running);
+            tree.options = rounds.follow(options, tree.root);
+        }
+        self.criu = rounds.hurry(&self.criu)?;
+        self.rounds = Some(rounds);
+        Ok(())
     }
 
     /// Dumps all trees, and lets each go at once. Our own comes last, because its copy goes on from there.
@@ -223,7 +242,8 @@ impl<'a> Dump<'a> {
     fn facts(&self) -> Facts {
         let trees = self.others.iter().chain(&self.own);
         let frozen = trees.filter_map(|tree| ImageDir::new(&tree.folder).frozen()).max();
-        Facts { roots: self.roots.clone(), frozen }
+        let pre_dumps = self.rounds.as_ref().map_or(0, |rounds| rounds.count());
+        Facts { roots: self.roots.clone(), frozen, pre_dumps }
     }
 }
 

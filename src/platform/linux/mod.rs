@@ -6,6 +6,7 @@ mod host;
 mod memory;
 mod pids;
 mod restore;
+mod rounds;
 mod select;
 mod serve;
 mod staging;

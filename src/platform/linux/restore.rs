@@ -93,7 +93,7 @@ impl<'a> Reviver<'a> {
         };
         let Some(pages) = tree.pages else { return restore(&folder) };
         if !options.needs_files() {
-            if let Some(revived) = serve::served(tree.folder, pages, &restore) {
+            if let Some(revived) = serve::served(tree.folder, pages, restore) {
                 return revived;
             }
         }

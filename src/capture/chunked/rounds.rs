@@ -1,0 +1,258 @@
+//! [`Known`]: what memory is made of after rounds of pre-dumps, each of which brings what changed.
+
+use std::collections::BTreeMap;
+
+use super::cut::Chunks;
+use crate::{
+    Error, Result,
+    blob::{Leaf, WINDOW},
+    pages::{PAGE_SIZE, PageRun},
+};
+
+/// All pages of an owner at the end of a round, as chunks of one page.
+#[derive(Debug, Default)]
+pub(super) struct Known(BTreeMap<u64, Held>);
+
+/// A window. Page `n` is bit `n`.
+#[derive(Debug, Default)]
+struct Held {
+    pages: u64,
+    /// Those that may be restored late.
+    lazy: u64,
+    /// The chunks of the pages, in order.
+    chunks: Chunks,
+}
+
+/// So many pages in one run at most, and up to the next multiple: criu itself makes none that are much longer.
+const LONGEST_RUN: u64 = 8 * WINDOW;
+
+impl Known {
+    /// What these runs come to, whose present pages are these chunks. The others are those of the round before; what that
+    /// had and the runs have not is gone.
+    pub(super) fn after(runs: &[PageRun], brought: Vec<Chunks>, before: Option<&Known>) -> Result<Known> {
+        let mut known = Known::default();
+        let mut brought = brought.into_iter().flatten();
+        for run in runs {
+            if run.is_present() {
+                for (window, pages) in pieces(run) {
+                    let held = known.0.entry(window).or_default();
+                    held.pages |= pages;
+                    held.lazy |= if run.flags & PageRun::LAZY == 0 { 0 } else { pages };
+                    held.chunks.extend(brought.by_ref().take(pages.count_ones() as usize));
+                }
+            } else if run.is_in_parent() {
+                // Before its pieces are gone through, for a run can claim to be of any length.
+                if before.is_none_or(|before| before.count(run) != run.pages) {
+                    return Err(corrupt(run, "were not in the dump before"));
+                }
+                for (window, pages) in pieces(run) {
+                    let Some(old) = before.and_then(|before| before.0.get(&window)) else { continue };
+                    let held = known.0.entry(window).or_default();
+                    held.pages |= pages;
+                    held.lazy |= old.lazy & pages;
+                    held.chunks.extend(old.of(pages));
+                }
+            } else {
+                return Err(corrupt(run, "are neither here nor in the dump before"));
+            }
+        }
+        let whole = known.0.values().all(|held| held.chunks.len() == held.pages.count_ones() as usize);
+        match whole && brought.next().is_none() {
+            true => Ok(known),
+            false => Err(Error::corrupt("criu's stream of memory", "its pages are not those of its runs")),
+        }
+    }
+
+    /// How many pages of the run are here.
+    fn count(&self, run: &PageRun) -> u64 {
+        let first = run.address / PAGE_SIZE as u64;
+        let last = first + (run.pages - 1);
+        let windows = self.0.range(first / WINDOW..=last / WINDOW);
+        windows
+            .map(|(window, held)| u64::from((held.pages & within(*window, first, last)).count_ones()))
+            .sum()
+    }
+
+    /// The runs of all pages, by address.
+    pub(super) fn runs(&self) -> Result<Vec<PageRun>> {
+        let mut runs: Vec<PageRun> = Vec::new();
+        for (window, held) in &self.0 {
+            for page in (0..WINDOW).filter(|page| held.pages >> page & 1 == 1) {
+                let lazy = if held.lazy >> page & 1 == 1 { PageRun::LAZY } else { 0 };
+                let next =
+                    PageRun::new((window * WINDOW + page) * PAGE_SIZE as u64, 1, PageRun::PRESENT | lazy)?;
+                match runs.last_mut() {
+                    Some(run)
+                        if run.address + run.bytes() == next.address
+                            && run.flags == next.flags
+                            && (window * WINDOW + page) % LONGEST_RUN != 0 =>
+                    {
+                        run.pages += 1;
+                    }
+                    _ => runs.push(next),
+                }
+            }
+        }
+        Ok(runs)
+    }
+
+    /// The leaves of all windows, by address.
+    pub(super) fn leaves(&self) -> impl Iterator<Item = Leaf> {
+        self.0.values().map(|held| Leaf(held.chunks.clone()))
+    }
+}
+
+impl Held {
+    /// The chunks of some of its pages.
+    fn of(&self, pages: u64) -> impl Iterator<Item = Option<crate::Digest256>> {
+        let here = (0..WINDOW).filter(|page| self.pages >> page & 1 == 1);
+        here.zip(&self.chunks).filter(move |(page, _)| pages >> page & 1 == 1).map(|(_, chunk)| *chunk)
+    }
+}
+
+/// The windows that a run has pages in, and which.
+fn pieces(run: &PageRun) -> impl Iterator<Item = (u64, u64)> + use<> {
+    let first = run.address / PAGE_SIZE as u64;
+    let last = first + (run.pages - 1);
+    (first / WINDOW..=last / WINDOW).map(move |window| (window, within(window, first, last)))
+}
+
+/// The pages of a window from the first to the last.
+fn within(window: u64, first: u64, last: u64) -> u64 {
+    let start = window * WINDOW;
+    let from = first.saturating_sub(start).min(WINDOW - 1);
+    let to = last.saturating_sub(start).min(WINDOW - 1);
+    (u64::MAX << from) & (u64::MAX >> (WINDOW - 1 - to))
+}
+
+fn corrupt(run: &PageRun, problem: &str) -> Error {
+    let PageRun { address, pages, .. } = run;
+    Error::corrupt("criu's stream of memory", format!("{pages} pages at {address:#x} {problem}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Digest256;
+
+    const PRESENT: u32 = PageRun::PRESENT;
+    const LAZY: u32 = PageRun::PRESENT | PageRun::LAZY;
+    const HOLE: u32 = PageRun::PARENT;
+
+    fn run(page: u64, pages: u64, flags: u32) -> PageRun {
+        PageRun::new(page * PAGE_SIZE as u64, pages, flags).unwrap()
+    }
+
+    /// A chunk that names its page and its round; some are of zeros.
+    fn chunk(page: u64, round: u64) -> Option<Digest256> {
+        ((page + round) % 5 != 0).then(|| Digest256::of(format!("{page} {round}").as_bytes()))
+    }
+
+    /// The chunks that workers make of the runs, window by window.
+    fn brought(runs: &[PageRun], round: u64) -> Vec<Chunks> {
+        let mut windows = BTreeMap::<u64, Chunks>::new();
+        for run in runs.iter().filter(|run| run.is_present()) {
+            let first = run.address / PAGE_SIZE as u64;
+            for page in first..first + run.pages {
+                windows.entry(page / WINDOW).or_default().push(chunk(page, round));
+            }
+        }
+        windows.into_values().collect()
+    }
+
+    fn after(runs: &[PageRun], round: u64, before: Option<&Known>) -> Result<Known> {
+        Known::after(runs, brought(runs, round), before)
+    }
+
+    /// Each page with its flags and its chunk.
+    fn pages(known: &Known) -> Vec<(u64, u32, Option<Digest256>)> {
+        let chunks = known.leaves().flat_map(|leaf| leaf.0);
+        let runs = known.runs().unwrap();
+        let pages = runs
+            .iter()
+            .flat_map(|run| (0..run.pages).map(|page| (run.address / PAGE_SIZE as u64 + page, run.flags)));
+        let pages: Vec<_> = pages.collect();
+        assert_eq!(known.leaves().map(|leaf| leaf.0.len()).sum::<usize>(), pages.len());
+        pages.into_iter().zip(chunks).map(|((page, flags), chunk)| (page, flags, chunk)).collect()
+    }
+
+    #[test]
+    fn what_did_not_change_is_what_it_was() {
+        let first = after(&[run(60, 10, LAZY), run(200, 2, PRESENT)], 1, None).unwrap();
+        let runs =
+            [run(60, 3, HOLE), run(63, 2, PRESENT), run(66, 4, HOLE), run(201, 1, HOLE), run(300, 1, LAZY)];
+        let second = after(&runs, 2, Some(&first)).unwrap();
+        // Holes again; 65 and 200 went with the round before, and 300 was there for one round only.
+        let runs = [run(60, 5, HOLE), run(66, 4, HOLE), run(201, 1, HOLE)];
+        let third = after(&runs, 3, Some(&second)).unwrap();
+        let rounds =
+            [(60, 1), (61, 1), (62, 1), (63, 2), (64, 2), (66, 1), (67, 1), (68, 1), (69, 1), (201, 1)];
+        let expected = rounds.map(|(page, round)| {
+            let flags = if page == 63 || page == 64 || page == 201 { PRESENT } else { LAZY };
+            (page, flags, chunk(page, round))
+        });
+        assert_eq!(pages(&third), expected);
+    }
+
+    #[test]
+    fn rounds_come_to_what_one_dump_would() {
+        // A page changes, goes and comes as a number of it and of the round says.
+        let mut before: Option<Known> = None;
+        let mut last = BTreeMap::<u64, u64>::new();
+        for round in 1..12_u64 {
+            let mut runs = Vec::<PageRun>::new();
+            let mut now = BTreeMap::new();
+            for page in (0..700_u64).filter(|page| (page / 7 + round * 3) % 11 != 0) {
+                let kept = last.get(&page).copied().filter(|_| (page * 7 + round * 13) % 3 != 0);
+                let flags = if kept.is_some() { HOLE } else { LAZY };
+                now.insert(page, kept.unwrap_or(round));
+                match runs.last_mut() {
+                    Some(run)
+                        if run.address + run.bytes() == page * PAGE_SIZE as u64 && run.flags == flags =>
+                    {
+                        run.pages += 1;
+                    }
+                    _ => runs.push(super::tests::run(page, 1, flags)),
+                }
+            }
+            let known = after(&runs, round, before.as_ref()).unwrap();
+            let expected: Vec<_> =
+                now.iter().map(|(page, round)| (*page, LAZY, chunk(*page, *round))).collect();
+            assert_eq!(pages(&known), expected, "round {round}");
+            (before, last) = (Some(known), now);
+        }
+    }
+
+    #[test]
+    fn holes_without_memory_behind_them_are_refused() {
+        let first = after(&[run(10, 100, LAZY), run(500, 1, PRESENT)], 1, None).unwrap();
+        let far = PageRun::new(0, u64::MAX / PAGE_SIZE as u64, HOLE).unwrap();
+        for hole in [run(9, 2, HOLE), run(109, 2, HOLE), run(200, 1, HOLE), run(0, 4096, HOLE), far] {
+            assert!(after(&[hole], 2, Some(&first)).is_err(), "{hole:?}");
+            assert!(after(&[hole], 2, None).is_err(), "{hole:?}");
+        }
+        assert!(after(&[run(10, 100, HOLE)], 2, Some(&first)).is_ok());
+        // What is nowhere.
+        assert!(after(&[run(10, 1, PageRun::LAZY)], 2, Some(&first)).is_err());
+        assert!(after(&[run(10, 1, 0)], 2, Some(&first)).is_err());
+    }
+
+    #[test]
+    fn pages_and_chunks_must_be_as_many() {
+        let runs = [run(62, 4, PRESENT)];
+        let chunks = brought(&runs, 1);
+        assert!(Known::after(&runs, chunks.clone(), None).is_ok());
+        assert!(Known::after(&runs, chunks[..1].to_vec(), None).is_err());
+        assert!(Known::after(&runs[..0], chunks.clone(), None).is_err());
+        let more = [chunks, vec![vec![None]]].concat();
+        assert!(Known::after(&runs, more, None).is_err());
+    }
+
+    #[test]
+    fn runs_are_no_longer_than_criu_makes_them() {
+        let known = after(&[run(100, 2000, LAZY), run(2100, 1, PRESENT)], 1, None).unwrap();
+        let runs = known.runs().unwrap();
+        let shown: Vec<_> = runs.iter().map(|run| (run.address / PAGE_SIZE as u64, run.pages)).collect();
+        assert_eq!(shown, [(100, 412), (512, 512), (1024, 512), (1536, 512), (2048, 52), (2100, 1)]);
+    }
+}
