@@ -1,5 +1,7 @@
 //! What is measured: captures into a store.
 
+use std::sync::LazyLock;
+
 use criu_rpc::{BlobStore, Capture, Chunking, FsBlobStore, MemBlobStore, Pid, ProcsCapture, Stored};
 
 use crate::{
@@ -33,9 +35,11 @@ pub(crate) fn v1(pid: Pid, store: &dyn BlobStore) -> Result<Stored> {
     stored(&ProcsCapture::new([pid]), store)
 }
 
-/// A capture of version 2, the chunks, by default settings.
+/// A capture of version 2, the chunks, by default settings. As who captures again and again would, all with one buffer: the
+/// first of them warms it up.
 pub(crate) fn v2(pid: Pid, store: &dyn BlobStore) -> Result<Stored> {
-    v2_by(pid, Chunking::default(), store)
+    static ONE: LazyLock<Chunking> = LazyLock::new(Chunking::default);
+    v2_by(pid, ONE.clone(), store)
 }
 
 pub(crate) fn v2_by(pid: Pid, chunking: Chunking, store: &dyn BlobStore) -> Result<Stored> {

@@ -40,6 +40,13 @@ impl Buffer {
         buffer.iter_mut().step_by(4096).for_each(|byte| *byte = 0);
         Ok(buffer)
     }
+
+    /// Lets the kernel have the memory if it needs it, up to the next write to it. What is read before that is what was there,
+    /// or zeros.
+    pub(crate) fn lend_to_kernel(&mut self) {
+        // SAFETY: the range is ours, and any bytes are good ones. A kernel that refuses leaves all as it is.
+        unsafe { libc::madvise(self.start.as_ptr().cast(), self.length, libc::MADV_FREE) };
+    }
 }
 
 /// Gives memory back that was mapped, and that nobody knows of any more.

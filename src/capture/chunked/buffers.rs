@@ -19,9 +19,44 @@ const FEWEST: usize = 4;
 /// How many buffers are made while criu starts, which takes some ten milliseconds: 16 MiB.
 const MEANWHILE: usize = 8;
 
+/// Buffers that wait for the next capture. The kernel may take their memory meanwhile, if it needs it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Spare(Arc<Mutex<Vec<Buffer>>>);
+
+/// What is left of captures makes no difference.
+impl PartialEq for Spare {
+    fn eq(&self, _: &Spare) -> bool {
+        true
+    }
+}
+
+impl Eq for Spare {}
+
+impl Spare {
+    fn lock(&self) -> MutexGuard<'_, Vec<Buffer>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Up to so many.
+    fn take(&self, most: usize) -> Vec<Buffer> {
+        let mut spare = self.lock();
+        let rest = spare.len().saturating_sub(most);
+        spare.split_off(rest)
+    }
+
+    /// Keeps them, so that there are no more than `most`.
+    fn keep(&self, mut buffers: Vec<Buffer>, most: usize) {
+        buffers.iter_mut().for_each(Buffer::lend_to_kernel);
+        let mut spare = self.lock();
+        spare.extend(buffers);
+        spare.truncate(most);
+    }
+}
+
 /// Buffers that are filled from streams, emptied by workers, and filled again.
 pub(super) struct Buffers {
     most: usize,
+    spare: Spare,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -66,9 +101,10 @@ pub(super) enum Task {
 }
 
 impl Buffers {
-    pub(super) fn new(bytes: u64) -> Buffers {
+    /// Of so many bytes at most, from those that are spare where there are any.
+    pub(super) fn new(bytes: u64, spare: &Spare) -> Buffers {
         let most = usize::try_from(bytes / SIZE as u64).unwrap_or(usize::MAX).max(FEWEST);
-        Buffers { most, state: Mutex::default(), changed: Condvar::new() }
+        Buffers { most, spare: spare.clone(), state: Mutex::default(), changed: Condvar::new() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -81,8 +117,13 @@ impl Buffers {
 
     /// So many bytes will come.
     pub(super) fn expect(&self, bytes: u64) {
-        let buffers = usize::try_from(bytes.div_ceil(SIZE as u64)).unwrap_or(usize::MAX);
-        self.state().to_warm = buffers.min(self.most);
+        let buffers = usize::try_from(bytes.div_ceil(SIZE as u64)).unwrap_or(usize::MAX).min(self.most);
+        let mut state = self.state();
+        let wanted = buffers.saturating_sub(state.made);
+        let spare = self.spare.take(wanted);
+        state.made += spare.len();
+        state.to_warm = wanted - spare.len();
+        state.free.extend(spare);
     }
 
     /// Waits until the buffers for what was expected are there, but for some that will be before criu has begun. Memory
@@ -126,7 +167,8 @@ impl Buffers {
             if state.made < self.most {
                 state.made += 1;
                 drop(state);
-                return make().inspect_err(|_| self.state().made -= 1);
+                let spare = self.spare.take(1).pop();
+                return spare.map_or_else(make, Ok).inspect_err(|_| self.state().made -= 1);
             }
             state = self.wait(state);
         }
@@ -221,6 +263,14 @@ impl Buffers {
     }
 }
 
+/// What is free by then is for the next capture.
+impl Drop for Buffers {
+    fn drop(&mut self) {
+        let free = std::mem::take(&mut self.state().free);
+        self.spare.keep(free, self.most);
+    }
+}
+
 impl State {
     fn fail(&mut self, error: Error) {
         self.failed = true;
@@ -231,4 +281,42 @@ impl State {
 
 fn make() -> Result<Buffer> {
     Buffer::new(SIZE).map_err(Error::io("get memory for a buffer"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_free_at_the_end_serves_the_next_capture() {
+        let spare = Spare::default();
+        let first = Buffers::new(16 << 20, &spare);
+        first.expect(6 << 20);
+        for _ in 0..3 {
+            assert!(matches!(first.next(0), Some(Task::Warm)));
+            first.warm();
+        }
+        let (lost, kept) = (first.take().unwrap(), first.take().unwrap());
+        let place = kept.as_ptr();
+        first.state().free.push(kept);
+        drop(lost);
+        drop(first);
+        assert_eq!(spare.lock().len(), 2);
+
+        let second = Buffers::new(16 << 20, &spare);
+        second.expect(2 << 20);
+        assert_eq!(second.state().to_warm, 0);
+        assert_eq!(second.state().made, 1);
+        let mut taken = second.take().unwrap();
+        taken.fill(7);
+        assert!(taken.iter().all(|byte| *byte == 7));
+        assert!(taken.as_ptr() == place || second.take().unwrap().as_ptr() == place);
+        second.state().free.push(taken);
+        // A smaller limit keeps fewer.
+        let small = Buffers::new(0, &spare);
+        small.expect(u64::MAX);
+        assert_eq!(small.most, FEWEST);
+        drop((second, small));
+        assert!(spare.lock().len() <= FEWEST);
+    }
 }

@@ -21,7 +21,7 @@ use std::{
 };
 
 use self::{
-    buffers::{Buffers, Filled, Task},
+    buffers::{Buffers, Filled, Spare, Task},
     cut::{Cutter, Maps, OwnerMap},
     rounds::Known,
 };
@@ -37,6 +37,10 @@ use crate::{
 
 /// How a capture is cut into chunks; see [`ProcsCapture::chunked`](crate::ProcsCapture::chunked).
 ///
+/// Who captures again and again does it with one `Chunking`, or with copies of it: the [buffer](Chunking::buffer) is kept for the
+/// next capture as long as one of them lives, because fresh memory is what takes a capture most time. The kernel may take
+/// that memory back when it is short of it (`MADV_FREE`), although it counts as the program's until then.
+///
 /// ```no_run
 /// use criu_rpc::{Chunking, FsBlobStore, ProcsCapture};
 ///
@@ -51,12 +55,13 @@ pub struct Chunking {
     buffer: u64,
     parent: Option<Digest256>,
     pre_dumps: u32,
+    spare: Spare,
 }
 
 impl Default for Chunking {
     /// Chunks of 4096 bytes, a buffer of up to 1 GiB, no pre-dumps.
     fn default() -> Chunking {
-        Chunking { chunk: 1, buffer: 1 << 30, parent: None, pre_dumps: 0 }
+        Chunking { chunk: 1, buffer: 1 << 30, parent: None, pre_dumps: 0, spare: Spare::default() }
     }
 }
 
@@ -141,7 +146,7 @@ pub(super) fn run(job: &Job, chunking: &Chunking, store: &dyn BlobStore) -> Resu
         store,
         chunking,
         batch: RwLock::new(None),
-        buffers: Buffers::new(chunking.buffer),
+        buffers: Buffers::new(chunking.buffer, &chunking.spare),
         tracked: AtomicBool::new(false),
         owners: Mutex::default(),
         known: Mutex::default(),
