@@ -5,6 +5,7 @@ use std::{
     ops::Range,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
+    time::{Duration, Instant},
 };
 
 use super::cut::OwnerMap;
@@ -15,6 +16,9 @@ pub(super) const SIZE: usize = 2 << 20;
 
 /// Few buffers would make criu and the workers wait for each other in turn.
 const FEWEST: usize = 4;
+
+/// A stream that brings nothing for so long leaves a processor idle. It takes a third of that to fill a buffer.
+const QUIET: Duration = Duration::from_millis(3);
 
 /// How many buffers are made while criu starts, which takes some ten milliseconds: 16 MiB.
 const MEANWHILE: usize = 8;
@@ -73,6 +77,8 @@ struct State {
     working: usize,
     /// How many streams are open.
     streams: usize,
+    /// When one of them last brought a buffer full.
+    brought: Option<Instant>,
     closed: bool,
     failed: bool,
     failure: Option<Error>,
@@ -176,7 +182,10 @@ impl Buffers {
 
     /// Hands a buffer over to the workers.
     pub(super) fn fill(&self, filled: Filled) {
-        self.state().filled.push_back(filled);
+        let mut state = self.state();
+        state.filled.push_back(filled);
+        state.brought = Some(Instant::now());
+        drop(state);
         self.changed.notify_all();
     }
 
@@ -199,16 +208,23 @@ impl Buffers {
                     return None;
                 }
             }
-            state = self.wait(state);
+            state = match state.filled.is_empty() {
+                true => self.wait(state),
+                false => {
+                    let waited = self.changed.wait_timeout(state, QUIET);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
         }
     }
 
     /// While a stream is open its tree stands still, and criu and whoever receives need a processor each: workers
-    /// get the others, unless room becomes scarce.
+    /// get the others, unless room becomes scarce, or criu is busy with something else than memory.
     fn may_work(&self, state: &State, worker: usize) -> bool {
         state.streams == 0
             || state.closed
             || self.is_tight(state)
+            || state.brought.is_some_and(|brought| brought.elapsed() >= QUIET)
             || thread::available_parallelism().is_ok_and(|count| worker + 2 < count.get())
     }
 
