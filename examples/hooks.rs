@@ -26,10 +26,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let images = File::open(&folder)?;
 
     let began = Instant::now();
+    let mut came = false;
     let mut hooks = |event: Event<'_>| {
         println!("{:8.1?}  {}", began.elapsed(), event.name());
         match &refused {
-            Some(name) if name == event.name() => Err("as the command line wants it".into()),
+            Some(name) if name == event.name() => {
+                came = true;
+                Err("as the command line wants it".into())
+            }
             _ => Ok(()),
         }
     };
@@ -45,6 +49,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             }
             fs::remove_dir_all(&folder)?;
         }
+    }
+    if let Some(name) = refused.filter(|_| !came) {
+        println!("          {name} never came: a dump has it only where it needs it");
     }
     Ok(())
 }

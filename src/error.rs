@@ -191,9 +191,12 @@ impl Error {
             ),
             Error::Process { problem, .. } => Some(problem.advice()),
             Error::Unsupported { .. } => Some("do it on Linux, with criu"),
-            Error::Missing { .. } => Some("check that this is the store that was captured into"),
+            Error::Missing { .. } => Some(
+                "check that this is the store that was captured into, and whether it was collected there (`gc`, `retain`) or \
+                 taken out as damaged (`quarantine`)",
+            ),
             Error::Corrupt { .. } => {
-                Some("copy it anew from where it is whole, or go back to another capture")
+                Some("copy it anew from where it is whole (`copy_capture`), or go back to another capture")
             }
             Error::Host { .. } => Some(
                 "revive it on a machine that has what the one had where it was captured; or set `any_host(true)`, if you \
@@ -208,10 +211,10 @@ impl Error {
             | Error::Store { .. }
             | Error::Io { .. } => None,
             Error::TimedOut(failure) if failure.request == Request::Restore => Some(
-                "allow more time, if it was too little; and see whether the images are whole: with some that are cut \
+                "allow more time (`deadline`), if it was too little; and see whether the images are whole: with some that are cut \
                  short criu waits for ever",
             ),
-            Error::TimedOut(_) => Some("allow more time, if it was too little"),
+            Error::TimedOut(_) => Some("allow more time (`deadline`), if it was too little"),
             Error::Cancelled(_) => None,
             Error::Criu(failure) | Error::Gone(failure) => failure.advice(),
         }
@@ -343,6 +346,11 @@ impl fmt::Display for Failure {
         match (self.cause, self.telling_line()) {
             // What criu says then is what it made of our making it stop.
             (cause @ Cause::GivenUp, _) => write!(f, "{cause}"),
+            // What criu says of a process that another has taken is how that went wrong.
+            (cause @ Cause::Untraceable, _) if self.tracer.is_some() => {
+                let tracer = self.tracer.map(|pid| format!(": process {pid} traces it"));
+                write!(f, "{cause}{}", tracer.unwrap_or_default())
+            }
             (Cause::Unknown, Some(line)) => f.write_str(line),
             (Cause::Unknown, None) => write!(f, "criu did not say why{}", diagnose::leaving(self)),
             (cause, Some(line)) => write!(f, "{cause} ({line})"),

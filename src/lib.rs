@@ -31,11 +31,14 @@
 //! |---|---|
 //! | capturing | [`ProcsCapture`]; [`Capture`] and [`Stored`] are what comes of it; [`Pid`] |
 //! | reviving | [`ProcsRestore`]; [`Restored`], its [`Tree`]s and [`Warning`]s |
-//! | stopping either | [`Cancel`] |
+//! | ending a tree, before it is revived | [`kill_tree`] |
+//! | stopping a capture or a restore | [`Cancel`] |
 //! | storing | [`BlobStore`], [`BlobWriter`], [`BlobBatch`]; [`FsBlobStore`], [`MemBlobStore`]; [`Usage`], [`Verified`] with its [`Damage`], [`Gc`] with its [`Tally`] |
+//! | stores of other kinds, behind features | `EncryptedBlobStore` with its `Key` and `Padding`, `ObjectBlobStore` |
 //! | moving captures | [`copy_capture`], [`reachable`] |
 //! | digests | [`Digest256`], [`Hasher`], [`ParseDigestError`] |
-//! | what a capture is made of | [`ProcsBlob`], [`ChunkedBlob`]; how it is cut: [`Chunking`] |
+//! | what a capture is made of | [`ProcsBlob`], [`ChunkedBlob`] with its [`ChunkedTree`], [`Content`] and [`Host`]; how it is cut: [`Chunking`] |
+//! | what would block a dump, and criu itself | `Criu` with its `preflight`, on Linux |
 //! | options for criu | [`DumpOptions`], [`RestoreOptions`], [`options`] |
 //! | failures | [`Error`], [`Result`], [`BoxError`]; [`ProcessProblem`]; [`Failure`] with its [`Cause`], [`Target`], [`Request`] and criu's [`Version`] |
 //!
@@ -49,6 +52,11 @@
 //! criu is for Linux, and needs root. Everywhere else, and on Linux without criu, a capture stores a placeholder that
 //! says so, and a restore gives it back as a [`Warning`]. The module [`rpc`] is there on Linux only; the rest is the
 //! same everywhere.
+//!
+//! # Speed
+//!
+//! Hashing and encryption want optimized code: `--release`, or `[profile.dev] opt-level = 2` in the Cargo.toml of the workspace
+//! that is built. Without, they take fifteen to forty times as long.
 //!
 //! # Features
 //!

@@ -60,7 +60,8 @@ pub struct Stored {
     pub digest: Digest256,
     /// The manifest itself.
     pub manifest: ProcsBlob,
-    /// How many bytes went to the store: the archive and the manifest.
+    /// How many bytes went to the store: the archive and the manifest; of a [chunked](ProcsCapture::chunked) capture those of
+    /// the blobs that the store did not have yet, before it compresses or encrypts them. What a step cost.
     pub bytes: u64,
     /// The roots of the trees that were captured. None in a placeholder.
     pub roots: Vec<Pid>,
@@ -212,7 +213,7 @@ impl ProcsCapture {
     /// ```
     pub fn run(&self, store: &(impl BlobStore + ?Sized)) -> Result<Capture> {
         if self.job.pids.is_empty() {
-            return Err(Error::Options { option: "pids", problem: "none is named".to_owned() });
+            return Err(Error::Options { option: "pids", problem: "no process was named".to_owned() });
         }
         if self.manifest(Digest256::of(b"")).to_json().len() > ProcsBlob::CEILING {
             return Err(Error::Options { option: "pids", problem: "there are too many to note".to_owned() });

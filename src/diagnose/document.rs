@@ -16,7 +16,8 @@ what to do, `telling_line()` is the line of criu's that gave it away, and `repor
 
 In what criu says, `…` stands for what varies. Options in the last column are methods of `DumpOptions` and
 `RestoreOptions`; `Lend::…` is a file lent for one request; what begins with `--` is an argument for criu itself, given
-with `Criu::argument`. Causes without an option are cured outside of criu.
+with `Criu::argument`. Causes without an option are cured outside of criu. A capture takes options by
+`ProcsCapture::options`; those that the restore needs too, `ProcsRestore` finds in the images.
 
 This page is made from the tables in `src/diagnose`: edit those, then run `UPDATE=1 cargo test --lib failures`.
 ";

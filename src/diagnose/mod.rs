@@ -81,7 +81,7 @@ fn details(f: &mut fmt::Formatter<'_>, failure: &Failure) -> fmt::Result {
         writeln!(f, "  its errno:   {errno} ({})", std::io::Error::from_raw_os_error(errno))?;
     }
     if let Some(status) = failure.exit.filter(|status| !status.success()) {
-        writeln!(f, "  it ended:    {}", status)?;
+        writeln!(f, "  criu ended:  {}", status)?;
     }
     let log = failure.log.iter().map(String::as_str);
     let mut lines = log.chain(failure.stderr.lines()).peekable();

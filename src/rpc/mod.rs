@@ -267,7 +267,8 @@ impl Criu {
     }
 
     /// Looks for what would keep criu from dumping the tree whose root is `pid`, or from restoring it, without touching
-    /// a process. It takes milliseconds; criu itself is asked only if the options want changes of memory tracked.
+    /// a process. It tells what these options come to: of what it finds, [`ProcsCapture`](crate::ProcsCapture) sees to terminals,
+    /// standard streams and `shell_job` by itself. It takes milliseconds; criu itself is asked only if the options want changes of memory tracked.
     ///
     /// # Errors
     ///
@@ -291,7 +292,7 @@ impl Criu {
 
     /// Dumps the process tree whose root is `pid` into the lent folder. `criu dump`.
     ///
-    /// criu kills the tree afterwards unless [`leave_running`](DumpOptions::leave_running) or
+    /// **criu kills the tree afterwards**, other than [`ProcsCapture`](crate::ProcsCapture) does, unless [`leave_running`](DumpOptions::leave_running) or
     /// [`leave_stopped`](DumpOptions::leave_stopped) is set. The caller reaps it, if it is its child.
     ///
     /// The number is the one that criu sees. A criu that we start is to be in our pid namespace, so a pid that cannot be

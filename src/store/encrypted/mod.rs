@@ -161,7 +161,9 @@ impl<S: BlobStore> EncryptedBlobStore<S> {
     ///
     /// A digest that is not stored may have a name here; that does no harm. Bytes under names of the caller's are not among
     /// them; see [`name_of_named`](EncryptedBlobStore::name_of_named). What is being written has no digest yet: nobody
-    /// must be writing while names that are not told here are removed.
+    /// must be writing while names that are not told here are removed. So a collection beneath goes by these names, never by
+    /// digests: `retain(&names.into_iter().collect(), grace)`, with the names of all that
+    /// [`reachable`](crate::reachable) finds.
     ///
     /// ```
     /// use criu_rpc::{BlobStore, EncryptedBlobStore, Key, MemBlobStore};

@@ -84,13 +84,14 @@ impl FsBlobStore {
     /// let store = FsBlobStore::open("captures")?;
     /// // Now and then:
     /// let gc = store.gc(&captures(), Duration::from_secs(3600))?;
-    /// println!("{} bytes are free again", gc.swept.bytes);
+    /// println!("{} bytes are gone, {} will be", gc.swept.bytes, gc.condemned.bytes);
     /// # Ok::<(), criu_rpc::Error>(())
     /// ```
     ///
     /// # Errors
     ///
-    /// [`Error::Missing`] or [`Error::Corrupt`] if one of the captures is not whole: nothing is collected then. Else as
+    /// [`Error::Missing`] or [`Error::Corrupt`] if the manifest or a list of one of the captures cannot be read: nothing is
+    /// collected then. Whether its memory is there is not looked at; [`verify`](FsBlobStore::verify) does that. Else as
     /// [`retain`](FsBlobStore::retain).
     pub fn gc(&self, live: &[Digest256], grace: Duration) -> Result<Gc> {
         self.retain(&reachable(self, live)?, grace)
@@ -105,6 +106,9 @@ impl FsBlobStore {
     ///
     /// So `grace` is to be longer than a capture takes from its first blob to the manifest that `keep` is made from. A call
     /// waits some seconds for open batches to end, and then condemns nothing.
+    ///
+    /// What lies in a pack of which most is needed stays on the disk until more of the pack is needed no more: rewriting it would
+    /// cost more than it frees. Until then it is counted as [condemned](crate::Usage::condemned).
     ///
     /// ```
     /// use std::{collections::HashSet, time::Duration};
