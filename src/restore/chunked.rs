@@ -37,6 +37,10 @@ pub(super) fn lay_out<'a>(
     folder: &Path,
     limit: u64,
 ) -> Result<Vec<LaidOut<'a>>> {
+    let bytes = blob.trees.iter().flat_map(|tree| [tree.image_bytes, tree.memory_bytes]);
+    if bytes.fold(0, u64::saturating_add) > limit {
+        return Err(Error::corrupt("the capture", format!("it has more than {limit} bytes")));
+    }
     let laying = Laying { store, limit };
     let lay = |tree: &ChunkedTree| match blob.trees.len() {
         1 => laying.tree(tree, folder.to_owned()),
@@ -60,9 +64,6 @@ struct Laying<'a> {
 
 impl<'a> Laying<'a> {
     fn tree(&self, tree: &ChunkedTree, folder: PathBuf) -> Result<LaidOut<'a>> {
-        if tree.image_bytes.saturating_add(tree.memory_bytes) > self.limit {
-            return Err(too_large(self.limit));
-        }
         let json = self.all(&tree.images, LISTING_CEILING)?;
         let listing = Listing::from_json(&json, is_image)?;
         let files = listing.files.iter().map(|file| file.bytes);
@@ -121,10 +122,6 @@ impl<'a> Laying<'a> {
     fn read(&self, content: &Content, out: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
         content.read(&|digests, each| fetch(self.store, digests, each), out)
     }
-}
-
-fn too_large(limit: u64) -> Error {
-    Error::corrupt("the capture", format!("it has more than {limit} bytes"))
 }
 
 /// Memory in a store, as the files of pages that criu knows.

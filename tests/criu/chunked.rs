@@ -1,6 +1,7 @@
 //! Captures in chunks: what changed is what they cost, and what they are made of is what was there.
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Condvar, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -18,7 +19,7 @@ use crate::{
     capture::a_rich_tree,
     harness::tests,
     places::{Home, children, wait_until},
-    tree::{OrExplain, Revived, Victim},
+    tree::{OrExplain, Revived, Victim, wait_gone},
 };
 
 tests![
@@ -35,6 +36,8 @@ tests![
     a_capture_of_another_processor_is_refused_unless_asked_for,
     options_that_need_real_files_have_them,
     a_store_that_hangs_does_not_keep_criu_past_its_deadline,
+    a_store_that_panics_leaves_nothing_waiting,
+    all_trees_of_a_capture_are_within_the_limit,
 ];
 
 fn a_rich_tree_goes_on_and_is_revived_from_chunks() {
@@ -333,7 +336,8 @@ impl BlobStore for Hanging<'_> {
 fn a_store_that_hangs_does_not_keep_criu_past_its_deadline() {
     let home = Home::new();
     let store = MemBlobStore::new();
-    let victim = Victim::start(&["memory=64"]);
+    let victim = Victim::start(&["memory=64", "children=3"]);
+    let members = victim.members();
     let digest = home.capture([victim.pid()]).chunked(Chunking::default()).capture(&store).or_explain();
     victim.end();
     let hanging = Hanging { truth: &store, left: Mutex::new(8000), told: Condvar::new() };
@@ -343,6 +347,7 @@ fn a_store_that_hangs_does_not_keep_criu_past_its_deadline() {
             scope.spawn(|| home.restore().deadline(Duration::from_secs(2)).restore(&hanging, &digest));
         wait_until("criu to begin", || own() > 0 && *hanging.left.lock().unwrap() == 0);
         wait_until("criu to end, while the store hangs", || own() == 0);
+        wait_gone(&members);
         assert!(!restoring.is_finished(), "it waits for the store");
         *hanging.left.lock().unwrap() = usize::MAX;
         hanging.told.notify_all();
@@ -352,4 +357,67 @@ fn a_store_that_hangs_does_not_keep_criu_past_its_deadline() {
     home.assert_staging_empty();
     let mut revived = Revived::from(home.restore(), &store, &digest);
     assert_eq!(revived.ask("check"), "memory ok 16384 pages");
+}
+
+/// A store that gives so many blobs, and panics then.
+#[derive(Debug)]
+struct Panicking<'a> {
+    truth: &'a MemBlobStore,
+    left: AtomicUsize,
+}
+
+impl BlobStore for Panicking<'_> {
+    fn put(&self, _: &[u8]) -> criu_rpc::Result<Digest256> {
+        Err(Error::store("store a blob", "nobody should"))
+    }
+
+    fn get(&self, digest: &Digest256) -> criu_rpc::Result<Vec<u8>> {
+        let left = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        left.expect("a store that panics");
+        self.truth.get(digest)
+    }
+
+    fn contains(&self, digest: &Digest256) -> criu_rpc::Result<bool> {
+        self.truth.contains(digest)
+    }
+}
+
+fn a_store_that_panics_leaves_nothing_waiting() {
+    let home = Home::new();
+    let store = MemBlobStore::new();
+    let victims = [Victim::start(&["memory=8"]), Victim::start(&["memory=64", "children=2"])];
+    let members: Vec<_> = victims.iter().flat_map(Victim::members).collect();
+    let pids = victims.each_ref().map(Victim::pid);
+    let digest = home.capture(pids).chunked(Chunking::default()).capture(&store).or_explain();
+    victims.into_iter().for_each(Victim::end);
+    for left in [100, 5000, 12_000] {
+        let panicking = Panicking { truth: &store, left: AtomicUsize::new(left) };
+        let restore = || home.restore().restore(&panicking, &digest).map(drop);
+        let panic = catch_unwind(AssertUnwindSafe(restore)).expect_err("the store panicked");
+        assert!(panic.downcast_ref::<String>().is_some_and(|said| said.contains("a store that panics")) ||
+            panic.downcast_ref::<&str>().is_some_and(|said| said.contains("a store that panics")));
+        wait_gone(&members);
+        home.assert_staging_empty();
+    }
+    for mut tree in home.restore().restore(&store, &digest).or_explain().trees {
+        tree.kill().unwrap();
+        tree.wait().unwrap();
+    }
+}
+
+fn all_trees_of_a_capture_are_within_the_limit() {
+    let home = Home::new();
+    let store = MemBlobStore::new();
+    let victims = [Victim::start(&["memory=4"]), Victim::start(&["memory=4"])];
+    let pids = victims.each_ref().map(Victim::pid);
+    let stored = stored(home.capture(pids).chunked(Chunking::default()).run(&store).or_explain());
+    victims.into_iter().for_each(Victim::end);
+    let ProcsBlob::Chunked(blob) = &stored.manifest else { panic!("{:?}", stored.manifest) };
+    let bytes: u64 = blob.trees.iter().map(|tree| tree.image_bytes + tree.memory_bytes).sum();
+    let error = home.restore().limit(bytes - 1).restore(&store, &stored.digest).expect_err("it is larger");
+    assert!(matches!(&error, Error::Corrupt { problem, .. } if problem.contains("more than")), "{error:?}");
+    for mut tree in home.restore().limit(bytes).restore(&store, &stored.digest).or_explain().trees {
+        tree.kill().unwrap();
+        tree.wait().unwrap();
+    }
 }

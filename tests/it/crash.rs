@@ -67,9 +67,12 @@ fn a_collection_that_dies_takes_nothing_that_is_needed() {
     assert_all(&store, &kept);
     assert!(store.verify().unwrap().damage.is_empty());
     let keep = kept.keys().copied().collect();
-    store.retain(&keep, Duration::ZERO).unwrap();
-    store.retain(&keep, Duration::ZERO).unwrap();
-    assert_eq!(store.usage().unwrap().blobs.bytes, total(&kept));
+    for _ in 0..3 {
+        store.retain(&keep, Duration::ZERO).unwrap();
+    }
+    // Who died while a pack was rewritten left copies. Few may stay, for a pack of which they are a small part is not rewritten.
+    let left = store.usage().unwrap().blobs.bytes;
+    assert!(left >= total(&kept) && left * 3 <= total(&kept) * 4, "{left}");
 }
 
 /// The child: commits batches and reports their seeds, as if these were digests.

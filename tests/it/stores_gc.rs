@@ -52,6 +52,45 @@ fn what_is_unneeded_is_condemned_and_only_later_swept() {
 }
 
 #[test]
+fn of_several_copies_one_stays() {
+    let folder = Folder::new();
+    let store = open(&folder);
+    let kept = blobs(300, 9);
+    // Captures at the same time, which do not see each other's blobs.
+    let others: Vec<_> = (0..5).map(|_| open(&folder)).collect();
+    let batches: Vec<_> = others.iter().map(|other| other.batch().unwrap()).collect();
+    for batch in &batches {
+        batch.put(&pairs(&kept)).unwrap();
+    }
+    batches.into_iter().for_each(|batch| batch.commit().unwrap());
+    assert_eq!(store.usage().unwrap().blobs.bytes, 5 * total(&kept));
+    // One of them is damaged, and not the only one.
+    let first = &packs(&folder)[0];
+    let mut bytes = std::fs::read(first).unwrap();
+    let place = bytes.len() - 100;
+    bytes[place] ^= 1;
+    std::fs::write(first, bytes).unwrap();
+    for _ in 0..3 {
+        store.retain(&keep(&[&kept]), Duration::ZERO).unwrap();
+        for (digest, bytes) in &kept {
+            assert_eq!(store.get(digest).unwrap(), *bytes);
+            assert_eq!(open(&folder).get(digest).unwrap(), *bytes);
+        }
+    }
+    // What is damaged is left to who verifies.
+    let left = store.usage().unwrap().blobs.bytes;
+    assert!((total(&kept)..=2 * total(&kept)).contains(&left), "{left}");
+    store.quarantine(&store.verify().unwrap()).unwrap();
+    for _ in 0..3 {
+        store.retain(&keep(&[&kept]), Duration::ZERO).unwrap();
+    }
+    let left = store.usage().unwrap().blobs.bytes;
+    assert!(left * 3 <= total(&kept) * 4, "{left}");
+    assert_all(&open(&folder), &kept);
+    assert!(store.verify().unwrap().damage.is_empty());
+}
+
+#[test]
 fn what_is_needed_again_comes_back() {
     let folder = Folder::new();
     let store = open(&folder);

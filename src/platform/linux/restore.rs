@@ -52,19 +52,11 @@ impl<'a> Reviver<'a> {
 
     /// Revives all the trees or none.
     pub(crate) fn revive(&self, trees: &[ToRevive<'_>]) -> Result<Vec<Tree>> {
-        let mut revived: Vec<Tree> = Vec::new();
+        let mut revived = AllOrNone(Vec::new());
         for tree in trees {
-            match self.revive_one(*tree) {
-                Ok(tree) => revived.push(tree),
-                Err(error) => {
-                    for mut tree in revived {
-                        let _ = tree.kill().and_then(|()| tree.wait()); // the first error is the one to tell
-                    }
-                    return Err(error);
-                }
-            }
+            revived.0.push(self.revive_one(*tree)?);
         }
-        Ok(revived)
+        Ok(std::mem::take(&mut revived.0))
     }
 
     fn revive_one(&self, tree: ToRevive<'_>) -> Result<Tree> {
@@ -99,6 +91,17 @@ impl<'a> Reviver<'a> {
         }
         whole::write(tree.folder, pages)?;
         restore(&folder)
+    }
+}
+
+/// Trees that end when this is dropped, by a panic too, unless they are taken out.
+struct AllOrNone(Vec<Tree>);
+
+impl Drop for AllOrNone {
+    fn drop(&mut self) {
+        for tree in &mut self.0 {
+            let _ = tree.kill().and_then(|()| tree.wait()); // what failed first is to be told
+        }
     }
 }
 

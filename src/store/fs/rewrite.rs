@@ -1,5 +1,5 @@
-//! Sweeping packs: those that are dead are deleted, those with much dead in them written anew without, small ones put
-//! together.
+//! Sweeping packs: those that are dead are deleted, those with much in them that is dead or elsewhere too written anew without,
+//! small ones put together.
 //!
 //! A new pack is on the disk, and what is condemned in it listed, before an old one goes. A pack with damage stays as it is.
 
@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, fs::File, io, path::PathBuf, sync::Arc, time::D
 
 use super::{
     FsBlobStore,
+    catalog::Hit,
     condemned::{read_list, write_list},
     disk::Temporary,
     early_sync::EarlySync,
@@ -27,6 +28,8 @@ struct Candidate {
     waiting: BTreeMap<PathBuf, Entries>,
     swept: Tally,
     live: Tally,
+    /// Of what lives, that of which there is a copy that stays.
+    spare: Tally,
     length: u64,
     whole: bool,
 }
@@ -46,7 +49,10 @@ impl FsBlobStore {
             let all = candidate.live.bytes + candidate.swept.bytes;
             if candidate.live.blobs == 0 && candidate.whole {
                 self.discard(&candidate, gc).map_err(doing())?;
-            } else if candidate.whole && candidate.swept.bytes * 4 >= all && candidate.swept.blobs > 0 {
+            } else if candidate.whole
+                && (candidate.swept.bytes + candidate.spare.bytes) * 4 >= all
+                && candidate.swept.blobs + candidate.spare.blobs > 0
+            {
                 rewritten.push(candidate);
             } else if candidate.whole && candidate.length < SMALL {
                 small.push(candidate);
@@ -88,17 +94,39 @@ impl FsBlobStore {
         let file = File::open(&path)?;
         let length = file.metadata()?.len();
         let (mut swept, mut live, mut whole) = (Tally::default(), Tally::default(), true);
+        let mut spare = Tally::default();
         scan(&file, |found| match found {
             Found::Frame(frame) => {
                 whole &= frame.end() <= length && frame.pack == id;
                 for (index, entry) in frame.entries.iter().enumerate() {
                     let into = if dead.has(frame.at, index) { &mut swept } else { &mut live };
                     into.add(entry.length as u64);
+                    if !dead.has(frame.at, index) && !self.earlier_copies(&frame, index).is_empty() {
+                        spare.add(entry.length as u64);
+                    }
                 }
             }
             Found::Damaged(_) => whole = false,
         })?;
-        Ok(Candidate { id, path, dead, waiting, swept, live, length, whole })
+        Ok(Candidate { id, path, dead, waiting, swept, live, spare, length, whole })
+    }
+
+    /// The copies of a blob that stay where this one goes: of several, the first in the order of packs does. Two captures at the
+    /// same time store the same blobs, and so does whoever rewrites a pack and dies.
+    fn earlier_copies(&self, frame: &Frame, index: usize) -> Vec<Hit> {
+        let entry = &frame.entries[index];
+        let mut candidates = 0;
+        let several = |_: &u32| {
+            candidates += 1;
+            candidates == 2
+        };
+        if entry.is_named() || self.catalog.table.first(&entry.digest, several).is_none() {
+            return Vec::new();
+        }
+        let mut hits = self.catalog.hits(&entry.digest, false).unwrap_or_default();
+        let own = (frame.pack, frame.at, index);
+        hits.retain(|hit| !hit.condemned && (hit.frame.pack, hit.frame.at, hit.index) < own);
+        hits
     }
 
     /// Writes what lives in some packs into one, and deletes them.
@@ -136,6 +164,9 @@ impl FsBlobStore {
     fn copy(&self, candidate: &Candidate, writer: &mut Rewriter<'_>) -> io::Result<()> {
         self.each_living(candidate, &mut |frame, index, entry, bytes| {
             let bytes = bytes.ok_or_else(|| io::Error::other("a pack was damaged while it was rewritten"))?;
+            if let Ok(Some(_)) = self.first_good(self.earlier_copies(frame, index).iter()) {
+                return Ok(());
+            }
             let waits = candidate.waiting.iter().filter(|(_, list)| list.has(frame.at, index));
             writer.push(entry, bytes, waits.map(|(round, _)| round.clone()).collect())
         })

@@ -1,7 +1,9 @@
 //! [`Ahead`]: pieces of memory, read by workers before they are asked for.
 
 use std::{
+    any::Any,
     collections::{BTreeMap, HashMap},
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
 };
 
@@ -25,7 +27,7 @@ struct State {
     wanted: Vec<Piece>,
     /// Memory to read into, of which fresh pages would cost more than the reading.
     idle: Vec<Vec<u8>>,
-    failure: Option<Error>,
+    failure: Option<Failure>,
     failed: bool,
     closed: bool,
 }
@@ -40,6 +42,13 @@ enum Slot {
         /// How many of the bytes have not been given out yet.
         left: usize,
     },
+}
+
+/// Why a piece could not be read.
+pub(super) enum Failure {
+    Error(Error),
+    /// The store panicked, with this.
+    Panic(Box<dyn Any + Send>),
 }
 
 /// Bytes of one piece.
@@ -86,16 +95,21 @@ impl<'a> Ahead<'a> {
             let mut bytes = state.idle.pop().unwrap_or_default();
             drop(state);
             bytes.resize(self.pages.files()[piece.0].length(piece.1), 0);
-            let read = self.pages.read(piece.0, piece.1, &mut bytes);
+            // Whatever happens, whoever waits for the piece must have an answer: criu would wait for ever.
+            let read = catch_unwind(AssertUnwindSafe(|| self.pages.read(piece.0, piece.1, &mut bytes)));
+            let read = match read {
+                Ok(read) => read.map_err(Failure::Error),
+                Err(panic) => Err(Failure::Panic(panic)),
+            };
             state = self.lock();
             match read {
                 Ok(()) => {
                     let left = bytes.len();
                     state.pieces.insert(piece, Slot::Ready { bytes: Arc::new(bytes), left });
                 }
-                Err(error) => {
+                Err(failure) => {
                     state.failed = true;
-                    state.failure.get_or_insert(error);
+                    state.failure.get_or_insert(failure);
                 }
             }
             drop(state);
@@ -188,6 +202,15 @@ impl<'a> Ahead<'a> {
         }
     }
 
+    /// Takes note that a file is read no more, at least not where it was.
+    pub(super) fn forget(&self, file: usize) {
+        let mut state = self.lock();
+        state.pieces.retain(|piece, slot| piece.0 != file || matches!(slot, Slot::Loading));
+        state.next.remove(&file);
+        drop(state);
+        self.changed.notify_all();
+    }
+
     /// Lets the workers go, once they are done with what they are reading.
     pub(super) fn close(&self) {
         self.lock().closed = true;
@@ -195,7 +218,7 @@ impl<'a> Ahead<'a> {
     }
 
     /// Why reading failed, if it did.
-    pub(super) fn failure(&self) -> Option<Error> {
+    pub(super) fn failure(&self) -> Option<Failure> {
         self.lock().failure.take()
     }
 }

@@ -36,7 +36,11 @@ pub(super) enum Call<'a> {
         offset: u64,
         bytes: usize,
     },
-    /// A folder or file is closed, or has nothing to write: any answer will do.
+    /// A file is closed. Any answer will do.
+    Close {
+        node: u64,
+    },
+    /// A folder is closed, or something has nothing to write: any answer will do.
     Nothing,
     /// Whoever waits for the answer to this request has been sent a signal.
     Interrupt {
@@ -65,7 +69,8 @@ impl Request<'_> {
             15 => {
                 Call::Read { node, offset: u64_at(body, 8)?, bytes: usize::try_from(u32_at(body, 16)?).ok()? }
             }
-            18 | 25 | 29 => Call::Nothing,
+            18 => Call::Close { node },
+            25 | 29 => Call::Nothing,
             26 => Call::Init { minor: u32_at(body, 4)? },
             27 => Call::OpenFolder,
             28 | 44 => Call::ReadFolder,

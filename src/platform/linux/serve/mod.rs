@@ -15,8 +15,9 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::{ffi::OsStrExt, fs::FileExt},
     },
+    panic::resume_unwind,
     path::Path,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -28,7 +29,7 @@ use nix::{
 };
 
 use self::{
-    ahead::{Ahead, Found, Part},
+    ahead::{Ahead, Failure, Found, Part},
     fuse::{Call, Node, Request},
 };
 use crate::{Error, Result, platform::PageFiles, sys};
@@ -40,11 +41,14 @@ pub(super) fn served<T>(
     pages: &dyn PageFiles,
     work: impl FnOnce(&OwnedFd) -> Result<T>,
 ) -> Option<Result<T>> {
+    // None of these takes the place of a standard stream that the program closed: another restore would give it to its tree.
     let device = File::options().read(true).write(true).open("/dev/fuse").ok()?;
+    let device = File::from(sys::duplicate_above(device.as_fd(), 3).ok()?);
     let root = sys::mount_fuse(device.as_fd()).ok()?;
+    let root = sys::duplicate_above(root.as_fd(), 3).ok()?;
     let stop = EventFd::new().ok()?;
     let server = Server {
-        device,
+        device: Mutex::new(Some(Arc::new(device))),
         folder,
         pages,
         ahead: Ahead::new(pages),
@@ -53,7 +57,12 @@ pub(super) fn served<T>(
     };
     Some(thread::scope(|scope| {
         let named = |name: &str| thread::Builder::new().name(name.to_owned());
-        let spawned = named("criu-images").spawn_scoped(scope, || server.serve(&stop));
+        let ending = Ending { server: &server, stop: &stop };
+        let spawned = named("criu-images").spawn_scoped(scope, || {
+            // Whoever reads is told, should this end early.
+            let _ending = Ending { server: &server, stop: &stop };
+            server.serve(&stop)
+        });
         let spawned = spawned.map_err(Error::io("start a thread"))?;
         let count = thread::available_parallelism().map_or(1, |count| count.get());
         let labour = || server.ahead.labour(&|| server.answer_waiting());
@@ -63,13 +72,13 @@ pub(super) fn served<T>(
             true => Err(Error::io("start a thread")(io::ErrorKind::WouldBlock.into())),
             false => work(&root),
         };
-        server.ahead.close();
         drop(root);
-        let _ = stop.write(1); // nothing is wrong with it
-        let served = spawned.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        drop(ending);
+        let served = spawned.join().unwrap_or_else(|panic| resume_unwind(panic));
         // What kept us from serving is why criu could not go on.
         match (outcome, server.ahead.failure()) {
-            (Err(_), Some(failure)) => Err(failure),
+            (Err(_), Some(Failure::Error(failure))) => Err(failure),
+            (Err(_), Some(Failure::Panic(panic))) => resume_unwind(panic),
             (Err(Error::Criu(failure)), None) => match served {
                 Err(error) => Err(Error::io("serve images")(error)),
                 Ok(()) => Err(Error::Criu(failure)),
@@ -79,8 +88,23 @@ pub(super) fn served<T>(
     }))
 }
 
+/// Ends the serving when it is dropped, whatever happens. Who still reads gets an error at once, though workers wait for the store.
+struct Ending<'a> {
+    server: &'a Server<'a>,
+    stop: &'a EventFd,
+}
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.server.ahead.close();
+        // When nobody has the device open any more, the kernel ends what waits for it.
+        self.server.device.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let _ = self.stop.write(1); // nothing is wrong with it
+    }
+}
+
 struct Server<'a> {
-    device: File,
+    device: Mutex<Option<Arc<File>>>,
     folder: &'a Path,
     pages: &'a dyn PageFiles,
     ahead: Ahead<'a>,
@@ -115,9 +139,10 @@ impl Server<'_> {
     /// Until it is told to stop, or nobody has the folder any more.
     fn serve(&self, stop: &EventFd) -> io::Result<()> {
         let mut buffer = vec![0; 64 << 10];
+        let Some(device) = self.device() else { return Ok(()) };
         loop {
             let mut both = [
-                PollFd::new(self.device.as_fd(), PollFlags::POLLIN),
+                PollFd::new(device.as_fd(), PollFlags::POLLIN),
                 PollFd::new(stop.as_fd(), PollFlags::POLLIN),
             ];
             let timeout =
@@ -126,15 +151,15 @@ impl Server<'_> {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(error) => return Err(error.into()),
             }
-            let [device, stopped] = both.map(|polled| polled.any().unwrap_or(false));
+            let [asked, stopped] = both.map(|polled| polled.any().unwrap_or(false));
             if stopped {
                 return Ok(());
             }
             self.give_up_interrupted();
-            if !device {
+            if !asked {
                 continue;
             }
-            match (&self.device).read(&mut buffer) {
+            match (&*device).read(&mut buffer) {
                 Ok(count) => {
                     if let Some(request) = Request::parse(&buffer[..count]) {
                         self.answer(&request)?;
@@ -148,6 +173,11 @@ impl Server<'_> {
                 },
             }
         }
+    }
+
+    /// The device, for as long as somebody is served.
+    fn device(&self) -> Option<Arc<File>> {
+        self.device.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn answer(&self, request: &Request<'_>) -> io::Result<()> {
@@ -165,6 +195,10 @@ impl Server<'_> {
             Call::Lookup { name } => self.look_up(name).map(fuse::entry),
             Call::Attributes { node } => self.node(node).map(fuse::attributes),
             Call::OpenFolder => Ok(fuse::opened(false)),
+            Call::Close { node } => {
+                self.file_of(node).into_iter().for_each(|file| self.ahead.forget(file));
+                Ok(Vec::new())
+            }
             Call::ReadFolder | Call::Nothing => Ok(Vec::new()),
             Call::Open { writes: true, .. } => Err(Errno::EROFS),
             Call::Open { node, .. } => Ok(fuse::opened(self.file_of(node).is_some())),
@@ -189,7 +223,8 @@ impl Server<'_> {
 
     /// An answer is written whole or not at all.
     fn write(&self, slices: &[IoSlice<'_>]) -> io::Result<()> {
-        match (&self.device).write_vectored(slices) {
+        let Some(device) = self.device() else { return Ok(()) };
+        match (&*device).write_vectored(slices) {
             Ok(_) => Ok(()),
             // Nobody waits for it any more.
             Err(error)
