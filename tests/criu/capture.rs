@@ -182,7 +182,9 @@ fn two_captures_of_one_tree_at_once_leave_it_whole() {
                 Ok(digest) => stored.push((digest, count)),
                 Err(error) => {
                     let cause = error.failure().map(|failure| failure.cause);
-                    assert_eq!(cause, Some(Cause::NoSuchProcess), "{}", explain(&error));
+                    // As the other criu had the tree already, or was about to take it.
+                    let beaten = matches!(cause, Some(Cause::NoSuchProcess | Cause::Untraceable));
+                    assert!(beaten, "{}", explain(&error));
                 }
             }
         }

@@ -33,6 +33,7 @@ tests![
     a_store_that_lies_revives_nothing,
     a_blob_that_is_missing_is_named,
     a_store_that_becomes_full_leaves_the_tree_as_it_was,
+    a_store_that_panics_leaves_the_tree_as_it_was,
     a_capture_of_another_processor_is_refused_unless_asked_for,
     options_that_need_real_files_have_them,
     a_store_that_hangs_does_not_keep_criu_past_its_deadline,
@@ -264,6 +265,46 @@ fn a_store_that_becomes_full_leaves_the_tree_as_it_was() {
                 let capture = home.capture([victim.pid()]).chunked(chunking).leave_running(leave_running);
                 let error = capture.capture(&store).expect_err("the store is full");
                 assert!(matches!(&error, Error::Store { source, .. } if source.to_string() == "it is full"), "{error:?}");
+                victim.assert_counts_on(counted);
+                counted += 1;
+                home.assert_staging_empty();
+            }
+        }
+    }
+    assert_eq!(victim.ask("check"), "memory ok 4096 pages");
+    victim.end();
+}
+
+/// A store that panics after so many blobs.
+#[derive(Debug)]
+struct Bursting(Full);
+
+impl BlobStore for Bursting {
+    fn put(&self, bytes: &[u8]) -> criu_rpc::Result<Digest256> {
+        Ok(self.0.put(bytes).expect("because there was room"))
+    }
+
+    fn get(&self, digest: &Digest256) -> criu_rpc::Result<Vec<u8>> {
+        self.0.get(digest)
+    }
+
+    fn contains(&self, digest: &Digest256) -> criu_rpc::Result<bool> {
+        self.0.contains(digest)
+    }
+}
+
+fn a_store_that_panics_leaves_the_tree_as_it_was() {
+    let home = Home::new();
+    let mut victim = Victim::start(&["memory=16", "children=1"]);
+    let mut counted = 0;
+    for room in [0, 100, 3000, 4300] {
+        for leave_running in [true, false] {
+            for buffer in [0, 1 << 30] {
+                let store = Bursting(Full { inner: MemBlobStore::new(), room: AtomicUsize::new(room) });
+                let chunking = Chunking::default().buffer(buffer);
+                let capture = home.capture([victim.pid()]).chunked(chunking).leave_running(leave_running);
+                let captured = catch_unwind(AssertUnwindSafe(|| capture.capture(&store)));
+                assert!(captured.is_err(), "{captured:?}");
                 victim.assert_counts_on(counted);
                 counted += 1;
                 home.assert_staging_empty();

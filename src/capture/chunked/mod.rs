@@ -11,6 +11,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::Read,
+    panic::{self, AssertUnwindSafe},
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
@@ -153,12 +154,22 @@ pub(super) fn run(job: &Job, chunking: &Chunking, store: &dyn BlobStore) -> Resu
         stored: AtomicU64::new(0),
     };
     thread::scope(|scope| {
+        let _close = Closing(&work.buffers);
         let streaming = Streaming { work: &work, scope };
         let outcome = platform::checkpoint(job, Some(&streaming), &mut |images| streaming.keep(job, images));
         work.buffers.close();
         // What kept a worker from working is why criu was made to fail.
         outcome.map_err(|error| work.buffers.failure().unwrap_or(error))
     })
+}
+
+/// Sends the workers home, even if a store panics.
+struct Closing<'a>(&'a Buffers);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
 }
 
 /// What all threads of a capture share.
@@ -213,8 +224,16 @@ impl Work<'_> {
             match task {
                 Task::Warm => self.buffers.warm(),
                 Task::Store(filled) => {
-                    let done = self.store_windows(&filled);
-                    self.buffers.done(filled, done.err());
+                    // Whatever happens, whoever waits for the buffer must hear of it: the tree may stand still.
+                    let done = panic::catch_unwind(AssertUnwindSafe(|| self.store_windows(&filled)));
+                    match done {
+                        Ok(done) => self.buffers.done(filled, done.err()),
+                        Err(panicked) => {
+                            let error = Error::store("store a blob", "the store panicked");
+                            self.buffers.done(filled, Some(error));
+                            panic::resume_unwind(panicked);
+                        }
+                    }
                 }
             }
         }
