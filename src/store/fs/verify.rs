@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     fs::{self, File},
     io,
     path::{Path, PathBuf},
@@ -46,6 +47,12 @@ pub struct Damage {
     place: Place,
 }
 
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.what, self.problem)
+    }
+}
+
 #[derive(Debug, Clone)]
 enum Place {
     File { path: PathBuf, kind: &'static str },
@@ -56,7 +63,28 @@ enum Place {
 impl FsBlobStore {
     /// Reads everything and names all that is damaged.
     ///
-    /// Changes nothing: see [`quarantine`](FsBlobStore::quarantine). What was taken out before is not told again.
+    /// Changes nothing: see [`quarantine`](FsBlobStore::quarantine). What was taken out before is not told again. A frame of a
+    /// pack that is compressed is damaged as a whole, with all blobs in it.
+    ///
+    /// Which captures suffer, [`reachable`](crate::reachable) tells: those that need a damaged digest of which there is no other
+    /// copy, and those whose lists it cannot read.
+    ///
+    /// ```no_run
+    /// # use criu_rpc::{Digest256, FsBlobStore, reachable};
+    /// # fn example(store: &FsBlobStore, captures: &[Digest256]) -> criu_rpc::Result<()> {
+    /// let verified = store.verify()?;
+    /// verified.damage.iter().for_each(|damage| eprintln!("{damage}"));
+    /// for capture in captures {
+    ///     let suffers = |needed: &std::collections::HashSet<Digest256>| {
+    ///         verified.damage.iter().any(|damage| damage.digest.is_some_and(|digest| needed.contains(&digest)))
+    ///     };
+    ///     if reachable(store, &[*capture]).as_ref().map_or(true, suffers) {
+    ///         eprintln!("{capture} may not be whole");
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// ```
     /// use criu_rpc::{BlobStore, FsBlobStore};
@@ -129,9 +157,13 @@ impl FsBlobStore {
             if self.catalog.marked(&frame, index).1 {
                 continue;
             }
+            let problem = |error: &Error| match error {
+                Error::Corrupt { problem, .. } => problem.clone(),
+                error => error.to_string(),
+            };
             let whole = match &raw {
-                Ok(raw) => frame.verified(entry, raw).map(drop).map_err(|error| error.to_string()),
-                Err(error) => Err(error.to_string()),
+                Ok(raw) => frame.verified(entry, raw).map(drop).map_err(|error| problem(&error)),
+                Err(error) => Err(problem(error)),
             };
             match whole {
                 Ok(()) => verified.whole(entry.is_named(), entry.length as u64),
