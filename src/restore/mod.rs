@@ -15,7 +15,9 @@ use crate::{
 
 /// Revives what [`ProcsCapture`](crate::ProcsCapture) captured.
 ///
-/// Every byte is verified before criu sees any of it; criu itself does not check.
+/// Every byte is verified before criu sees it; criu itself does not check. The memory of a
+/// [chunked](crate::ProcsCapture::chunked) capture is fetched and verified while criu restores: where it is damaged, criu has
+/// begun, and what it had made of the tree is ended.
 ///
 /// A revived tree has the pids that it had, so none of them may be in use: the old tree must have ended, all of it, and
 /// been reaped. [`kill_tree`](crate::kill_tree) ends a tree. Its files must be there as they were.
@@ -178,7 +180,8 @@ impl ProcsRestore {
     }
 
     /// How long criu may take for each tree; see [`Criu::deadline`](crate::Criu::deadline). Past it nothing of the
-    /// capture is left running.
+    /// capture is left running. Of a [chunked](crate::ProcsCapture::chunked) capture that counts the time in which memory is
+    /// fetched from the store; if the store answers late, this returns when it has.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> ProcsRestore {
         self.revival.deadline = Some(deadline);
