@@ -52,6 +52,7 @@ fn main() {
         preflight::sockets::TESTS,
         provoked::TESTS,
         provoked::dumps::TESTS,
+        provoked::processes::TESTS,
         provoked::machine::TESTS,
         provoked::restores::TESTS,
         requests::TESTS,

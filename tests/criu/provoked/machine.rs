@@ -8,7 +8,7 @@ use criu_rpc::{
     rpc::{Lend, NoHooks},
 };
 
-use super::{Dumps, Taken, assert_cause, odd, refusing::Calls};
+use super::{Dumps, Taken, assert_cause, odd, refusing::Calls, plain};
 use crate::{
     harness::{criu, skip, tests},
     places::Home,
@@ -36,10 +36,6 @@ tests![
     a_file_system_of_the_images_that_is_full,
     a_log_of_an_earlier_request,
 ];
-
-fn plain() -> DumpOptions {
-    DumpOptions::default()
-}
 
 /// Dumps with a criu that works, and restores with one that is started by these lines.
 fn taken_for(victim: Victim, options: &DumpOptions, lines: &str) -> (Taken, Criu) {

@@ -1,12 +1,13 @@
 //! Causes, provoked: a real tree that has what criu cannot take, and what criu makes of it. For every cause that an
 //! option cures, the cure is tried.
 //!
-//! [`dumps`], [`restores`] and [`machine`] are the tests, [`odd`] is the program that has odd things, and [`refusing`]
+//! [`dumps`], [`processes`], [`restores`] and [`machine`] are the tests, [`odd`] is the program that has odd things, and [`refusing`]
 //! the kernel that has less than this one.
 
 pub(crate) mod dumps;
 pub(crate) mod machine;
 pub(crate) mod odd;
+pub(crate) mod processes;
 pub(crate) mod refusing;
 pub(crate) mod restores;
 
@@ -47,6 +48,11 @@ fn odd_below(program: &[&str], things: &[&str]) -> Victim {
 fn child(victim: &Victim) -> i32 {
     let [child] = children(victim.pid())[..] else { panic!("{:?}", children(victim.pid())) };
     child
+}
+
+/// No options.
+fn plain() -> DumpOptions {
+    DumpOptions::default()
 }
 
 /// A test's folder, with dumps in it.
@@ -204,6 +210,7 @@ const NOT_PROVOKED: &[(Cause, &str)] = &[(
 fn every_cause_is_provoked_or_has_a_reason() {
     let tests = [
         include_str!("dumps.rs"),
+        include_str!("processes.rs"),
         include_str!("machine.rs"),
         include_str!("restores.rs"),
         include_str!("../causes.rs"),
