@@ -29,12 +29,18 @@ use crate::{
 /// The largest image that we look into, in bytes. A million open files take a hundred million.
 const CEILING: u64 = 256 << 20;
 
-/// The root of the tree in a `pstree.img`.
-pub(crate) fn root_pid(pstree: impl Read) -> Result<i32> {
+/// The processes of the tree in a `pstree.img`: parents before children, so the root is the first.
+pub(crate) fn tree_pids(pstree: impl Read) -> Result<Vec<i32>> {
     let mut frames = Frames::new(pstree, "pstree.img")?;
-    let entry: PstreeEntry =
-        frames.next_entry()?.ok_or_else(|| Error::corrupt("pstree.img", "it has no process"))?;
-    i32::try_from(entry.pid).map_err(|_| Error::corrupt("pstree.img", format!("a pid of {}", entry.pid)))
+    let mut pids = Vec::new();
+    while let Some(entry) = frames.next_entry::<PstreeEntry>()? {
+        let pid = i32::try_from(entry.pid);
+        pids.push(pid.map_err(|_| Error::corrupt("pstree.img", format!("a pid of {}", entry.pid)))?);
+    }
+    match pids.is_empty() {
+        true => Err(Error::corrupt("pstree.img", "it has no process")),
+        false => Ok(pids),
+    }
 }
 
 /// A folder of images.

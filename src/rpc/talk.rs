@@ -13,7 +13,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 
 use super::{
     Cancel, Criu, Lend, Reach,
-    abandon::SiblingRoot,
+    abandon::Offspring,
     failure::Gathering,
     hooks::{self, Event, Hooks},
     packet,
@@ -243,8 +243,8 @@ impl Talk {
             refusal: None,
         };
         let connection = self.connection.take().ok_or_else(|| swrk_only("the conversation is over"))?;
-        let mut sibling = SiblingRoot::expected(&ask, &connection)?;
-        let end = match exchange.run(&connection, &mut ask, &mut sibling, self.cancel.as_ref()) {
+        let mut offspring = Offspring::expected(&ask, &connection)?;
+        let end = match exchange.run(&connection, &mut ask, &mut offspring, self.cancel.as_ref()) {
             Ok(End::Answer(answer)) if answer.success => {
                 self.connection = Some(connection);
                 return Ok(*answer);
@@ -256,8 +256,8 @@ impl Talk {
         }
         let remains = connection.finish();
         Err(match purpose {
-            Some(purpose) => self.failed(purpose, exchange, end, remains, sibling),
-            None => self.failed(&ask, exchange, end, remains, sibling),
+            Some(purpose) => self.failed(purpose, exchange, end, remains, offspring),
+            None => self.failed(&ask, exchange, end, remains, offspring),
         })
     }
 
@@ -267,7 +267,7 @@ impl Talk {
         exchange: Exchange,
         end: Result<End>,
         remains: Remains,
-        sibling: SiblingRoot,
+        offspring: Offspring,
     ) -> Error {
         let last_event = exchange.session.last_event.as_deref();
         let gather = |answer: Option<&CriuResp>| {
@@ -284,7 +284,7 @@ impl Talk {
             (Ok(End::Answer(answer)), None) => Error::Criu(gather(Some(&answer))),
             (Ok(End::Gone), None) => Error::Gone(gather(None)),
         };
-        sibling.clear(!exchange.answered, exchange.root, &error);
+        offspring.clear(!exchange.answered, exchange.root, &error);
         error
     }
 
@@ -383,7 +383,7 @@ impl Exchange {
         &mut self,
         connection: &Connection,
         ask: &mut Ask<'_>,
-        sibling: &mut SiblingRoot,
+        offspring: &mut Offspring,
         cancel: Option<&Cancel>,
     ) -> Result<End> {
         let message = CriuReq {
@@ -418,7 +418,7 @@ impl Exchange {
                             go_on = false;
                         }
                         if go_on {
-                            sibling.go_on(&name);
+                            offspring.go_on(&name);
                         }
                         unsaid = Some(packet::encode(self.session.acknowledge(go_on, external), &[]));
                         continue;

@@ -32,6 +32,7 @@ tests![
     a_restore_with_any_of_criu_s_own_faults_succeeds_or_leaves_nothing,
     a_criu_that_dies_in_a_dump_is_told_and_leaves_nothing_of_ours,
     a_criu_that_dies_in_a_restore_leaves_nothing,
+    a_criu_that_dies_in_a_restore_after_the_root_leaves_nothing,
     a_caller_that_dies_in_a_hook_lets_the_tree_go_on,
     a_disk_that_is_full_leaves_the_tree_whole,
     a_large_caller_with_many_files_dumps_as_any_other,
@@ -42,6 +43,7 @@ pub(crate) const APART: &[Test] = &[
     ("faults-of-restores", restore_with_faults),
     ("killed-dumps", kill_dumps),
     ("killed-restores", kill_restores),
+    ("killed-roots", kill_roots),
     ("full-disk", dump_onto_a_full_disk),
     ("large-caller", dump_from_a_large_caller),
 ];
@@ -60,6 +62,10 @@ fn a_criu_that_dies_in_a_dump_is_told_and_leaves_nothing_of_ours() {
 
 fn a_criu_that_dies_in_a_restore_leaves_nothing() {
     apart("killed-restores");
+}
+
+fn a_criu_that_dies_in_a_restore_after_the_root_leaves_nothing() {
+    apart("killed-roots");
 }
 
 fn a_disk_that_is_full_leaves_the_tree_whole() {
@@ -248,6 +254,36 @@ fn kill_restores() {
     images.revive(&criu(), &RestoreOptions::default()).or_explain().assert_counts_on(1);
     println!("{gone} of {rounds} criu were killed in time");
     assert!(gone > 0);
+}
+
+/// A root whose tracer has died may end by the tracer's own breakpoint, and leaves children that nobody knows any more.
+fn kill_roots() {
+    let home = Home::new();
+    let images = dumped(&home);
+    for (round, heir) in [true, false, true, false].into_iter().enumerate() {
+        inherit_orphans(heir);
+        let after = format!("after round {round}");
+        let mut killed = Vec::new();
+        let mut hooks = |event: Event<'_>| {
+            let is_it = if round < 2 { event.name() == "post-restore" } else { event.name() == "pre-resume" };
+            if is_it {
+                let root = images.members[0];
+                killed = children(own()).into_iter().filter(|pid| *pid != root).collect();
+                assert!(images.members.iter().all(|pid| lives(*pid)), "it is not made yet");
+                signal(root, Signal::SIGKILL);
+                wait_until("the root has ended", || !lives(root));
+                killed.iter().for_each(|criu| signal(*criu, Signal::SIGKILL));
+            }
+            Ok(())
+        };
+        let error = images.revive_by(&criu(), &mut hooks).expect_err("criu was killed");
+        assert!(matches!(error, Error::Gone(_)), "{}", explain(&error));
+        assert_eq!(killed.len(), 1, "it is criu");
+        assert_alone_with(&[], &after);
+        wait_gone(&images.members);
+    }
+    inherit_orphans(true);
+    images.revive(&criu(), &RestoreOptions::default()).or_explain().assert_counts_on(1);
 }
 
 /// How long a row of rounds goes on.
