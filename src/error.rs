@@ -318,6 +318,8 @@ pub struct Failure {
     pub log: Vec<String>,
     /// What criu printed on its standard output and standard error.
     pub stderr: String,
+    /// What was found besides, in words: who has the pids that were to be given back.
+    pub findings: Vec<String>,
     /// How the criu process ended, if it could be learnt.
     pub exit: Option<ExitStatus>,
     /// The release of criu, if it told.

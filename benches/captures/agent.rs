@@ -58,6 +58,9 @@ pub(crate) fn lines(settings: &Settings) -> Result<Vec<Line>> {
     Ok(lines)
 }
 
+/// More than the agent has, in MiB.
+const AGENT: usize = 128;
+
 /// The variable that names this program, built with compression.
 const COMPRESSED: &str = "CRIU_RPC_BENCH_COMPRESSED";
 
@@ -111,7 +114,7 @@ impl Ours {
 
 impl Keeper for Ours {
     fn keep(&mut self, pid: Pid) -> Result<f64> {
-        timed(|| (self.capture)(pid, &self.store)).map(|(_, seconds)| seconds)
+        timed(AGENT, || (self.capture)(pid, &self.store)).map(|(_, seconds)| seconds)
     }
 
     fn place(&self) -> &Path {
@@ -142,7 +145,7 @@ impl Elsewhere {
 
 impl Keeper for Elsewhere {
     fn keep(&mut self, pid: Pid) -> Result<f64> {
-        let (answer, seconds) = timed(|| {
+        let (answer, seconds) = timed(AGENT, || {
             writeln!(self.to, "{pid}")?;
             let mut answer = String::new();
             self.from.read_line(&mut answer)?;
@@ -239,7 +242,7 @@ impl Keeper for Backup {
         self.step += 1;
         let step = self.step.to_string();
         std::fs::create_dir(&self.images)?;
-        let ((), seconds) = timed(|| {
+        let ((), seconds) = timed(AGENT, || {
             theirs::dump(pid, &self.images)?;
             let mut command = self.command();
             command.args(self.tool.keep).arg(&step).args(self.named(&step)).arg(&self.images);

@@ -19,8 +19,8 @@ pub(crate) fn lines(settings: &Settings) -> Result<Vec<Line>> {
     let mut to_tmpfs = Runs::of("criu alone, to tmpfs", Unit::Seconds);
     let mut ours = Runs::of("v2, standing still", Unit::Seconds);
     for _ in 0..settings.runs {
-        to_disk.push(alone(victim.pid(), &Folder::temporary()?)?);
-        to_tmpfs.push(alone(victim.pid(), &Folder::within(tmpfs.path())?)?);
+        to_disk.push(alone(victim.pid(), &Folder::temporary()?, settings.mib)?);
+        to_tmpfs.push(alone(victim.pid(), &Folder::within(tmpfs.path())?, settings.mib)?);
         ours.push(captured(victim.pid(), settings)?);
     }
     let what = format!("tree stands still, {} MiB, v2", settings.mib);
@@ -30,13 +30,13 @@ pub(crate) fn lines(settings: &Settings) -> Result<Vec<Line>> {
     ])
 }
 
-fn alone(pid: Pid, folder: &Folder) -> Result<f64> {
-    timed(|| theirs::dump(pid, folder.path()))?;
+fn alone(pid: Pid, folder: &Folder, mib: usize) -> Result<f64> {
+    timed(2 * mib, || theirs::dump(pid, folder.path()))?;
     theirs::frozen(folder.path())
 }
 
 fn captured(pid: Pid, settings: &Settings) -> Result<f64> {
     let store = Store::empty(settings)?;
-    let (stored, _) = timed(|| ours::v2(pid, store.blobs()))?;
+    let (stored, _) = timed(2 * settings.mib, || ours::v2(pid, store.blobs()))?;
     Ok(stored.frozen.ok_or("criu did not say how long the tree stood still")?.as_secs_f64())
 }

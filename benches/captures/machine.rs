@@ -1,6 +1,8 @@
 //! What the numbers were measured on.
 
-use std::{env, fs, process::Command, thread};
+use std::{env, fs, hint::black_box, process::Command, thread};
+
+use crate::{places::succeed, run::Result, victim::PAGE};
 
 pub(crate) fn describe(criu: &str) -> String {
     let cores = thread::available_parallelism().map_or(0, |count| count.get());
@@ -16,11 +18,35 @@ pub(crate) fn describe(criu: &str) -> String {
     )
 }
 
+/// How much of the processors' time the machine beneath has given to others since it started, and how much was worked; in ticks.
+pub(crate) fn stolen_and_worked() -> (f64, f64) {
+    // cpu  user nice system idle iowait irq softirq steal …
+    let times: Vec<f64> =
+        first_line("/proc/stat").split_whitespace().skip(1).filter_map(|word| word.parse().ok()).collect();
+    let time = |index: usize| times.get(index).copied().unwrap_or_default();
+    (time(7), [0, 1, 2, 5, 6].map(time).iter().sum())
+}
+
 /// The kind of file system that temporary files are on.
 pub(crate) fn disk() -> String {
     let said = Command::new("df").arg("--output=fstype").arg(env::temp_dir()).output();
     let said = said.map(|said| String::from_utf8_lossy(&said.stdout).into_owned()).unwrap_or_default();
     said.lines().nth(1).unwrap_or("a disk").to_owned()
+}
+
+/// Has the machine provide so much free memory, in MiB. A virtual one may have to get it from its host, which takes up to a
+/// second a gigabyte: whoever happens to need memory first would pay for all that come after.
+pub(crate) fn provide(mib: usize) -> Result<()> {
+    succeed(Command::new(env::current_exe()?).arg("--touch").arg(mib.to_string()))
+}
+
+/// `--touch MIB`: writes to so much memory.
+pub(crate) fn main(arguments: &[String]) -> Result<()> {
+    let mib: usize = arguments.first().ok_or("how much memory?")?.parse()?;
+    let mut memory = vec![0_u8; mib << 20];
+    memory.iter_mut().step_by(PAGE).for_each(|byte| *byte = 1);
+    black_box(memory);
+    Ok(())
 }
 
 fn first_line(path: &str) -> String {

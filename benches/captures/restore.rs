@@ -26,28 +26,28 @@ pub(crate) fn lines(settings: &Settings) -> Result<Vec<Line>> {
     let mut alone = Runs::of("criu restore, nothing verified", Unit::Seconds);
     let mut ours = Runs::of("v2, restore", Unit::Seconds);
     for _ in 0..settings.runs {
-        alone.push(by_criu(&images, &streams)?);
-        ours.push(by_us(&store, &digest)?);
+        alone.push(by_criu(&images, &streams, settings.mib)?);
+        ours.push(by_us(&store, &digest, settings.mib)?);
     }
     let what = format!("restore, {} MiB, v2, verified", settings.mib);
     Ok(vec![Line::compare(what, &alone, &ours, Goal::Times(1.7))])
 }
 
-fn by_criu(images: &Folder, streams: &[Key; 2]) -> Result<f64> {
+fn by_criu(images: &Folder, streams: &[Key; 2], mib: usize) -> Result<f64> {
     let (stdin, stdout, _ours) = pipes()?;
     let images = File::open(images.path())?;
     let options = RestoreOptions::default().rst_sibling(true);
     let lend = Lend::images(&images)
         .inherit(streams[0].to_string(), &stdin)
         .inherit(streams[1].to_string(), &stdout);
-    let (_tree, seconds) = timed(|| Ok(Revived(Criu::new().restore(&options, lend, &mut NoHooks)?)))?;
+    let (_tree, seconds) = timed(2 * mib, || Ok(Revived(Criu::new().restore(&options, lend, &mut NoHooks)?)))?;
     Ok(seconds)
 }
 
-fn by_us(store: &Store, digest: &Digest256) -> Result<f64> {
+fn by_us(store: &Store, digest: &Digest256, mib: usize) -> Result<f64> {
     let (stdin, stdout, _ours) = pipes()?;
     let restore = ProcsRestore::new().stdin(stdin).stdout(stdout);
-    let (_trees, seconds) = timed(|| {
+    let (_trees, seconds) = timed(2 * mib, || {
         let restored = restore.restore(store.blobs(), digest)?;
         Ok(restored.trees.into_iter().map(Revived).collect::<Vec<_>>())
     })?;

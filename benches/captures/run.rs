@@ -31,7 +31,7 @@ const GROUPS: &[(&str, Group)] = &[
 
 /// What this program is besides, when it starts itself.
 const PARTS: &[(&str, Part)] =
-    &[("--victim", victim::main), ("--one-capture", peak::main), ("--keeper", agent::keeper)];
+    &[("--victim", victim::main), ("--one-capture", peak::main), ("--keeper", agent::keeper), ("--touch", machine::main)];
 
 const USAGE: &str = "\
 usage: [ROW …] [--SETTING VALUE …]
@@ -73,6 +73,7 @@ pub(crate) fn main() -> ExitCode {
 /// Whether all could be measured, whatever came out.
 fn measure(settings: &Settings) -> Result<bool> {
     let criu = Criu::new().version()?;
+    let before = machine::stolen_and_worked();
     let (mut lines, mut all) = (Vec::new(), true);
     for (name, group) in GROUPS {
         if !settings.groups.is_empty() && !settings.groups.iter().any(|wanted| wanted == name) {
@@ -88,7 +89,10 @@ fn measure(settings: &Settings) -> Result<bool> {
         }
         eprintln!("{name}: took {:.0} s", began.elapsed().as_secs_f64());
     }
-    println!("{}\n{settings}\n", machine::describe(&criu.to_string()));
+    let after = machine::stolen_and_worked();
+    let (stolen, worked) = (after.0 - before.0, after.1 - before.1);
+    println!("{}\n{settings}", machine::describe(&criu.to_string()));
+    println!("{:.0} % of the processors' time was not given to this machine\n", 100.0 * stolen / (stolen + worked).max(1.0));
     print!("{}", table::render(&lines));
     Ok(all)
 }

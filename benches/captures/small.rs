@@ -19,9 +19,9 @@ pub(crate) fn lines(settings: &Settings) -> Result<Vec<Line>> {
     let mut first = Runs::of("v2, small, first", Unit::Milliseconds);
     let mut again = Runs::of("v2, small, again", Unit::Milliseconds);
     for _ in 0..settings.runs * 3 {
-        bare.push(dump(victim.pid())?);
-        first.push(capture(victim.pid(), &Store::empty(settings)?)?);
-        again.push(capture(victim.pid(), &store)?);
+        bare.push(dump(victim.pid(), settings.small)?);
+        first.push(capture(victim.pid(), &Store::empty(settings)?, settings.small)?);
+        again.push(capture(victim.pid(), &store, settings.small)?);
     }
     let what = |kind: &str| format!("small tree, {} MiB, v2, {kind}", settings.small);
     Ok(vec![
@@ -30,11 +30,11 @@ pub(crate) fn lines(settings: &Settings) -> Result<Vec<Line>> {
     ])
 }
 
-fn dump(pid: Pid) -> Result<f64> {
+fn dump(pid: Pid, mib: usize) -> Result<f64> {
     let folder = Folder::temporary()?;
-    timed(|| theirs::dump(pid, folder.path())).map(|((), seconds)| seconds)
+    timed(4 * mib, || theirs::dump(pid, folder.path())).map(|((), seconds)| seconds)
 }
 
-fn capture(pid: Pid, store: &Store) -> Result<f64> {
-    timed(|| ours::v2(pid, store.blobs())).map(|(_, seconds)| seconds)
+fn capture(pid: Pid, store: &Store, mib: usize) -> Result<f64> {
+    timed(4 * mib, || ours::v2(pid, store.blobs())).map(|(_, seconds)| seconds)
 }

@@ -14,6 +14,7 @@ use criu_rpc::{
 use prost::Message;
 
 use crate::{
+    machine,
     places::{Folder, succeed},
     run::Result,
 };
@@ -48,18 +49,19 @@ struct DumpStats {
 }
 
 /// The seconds of `criu dump` into a folder, `tar | tee FILE | sha256sum`, `sync`.
-pub(crate) fn by_hand(pid: Pid) -> Result<f64> {
+pub(crate) fn by_hand(pid: Pid, mib: usize) -> Result<f64> {
     let folder = Folder::temporary()?;
     let script = "set -e; cd \"$1\"; mkdir images; criu dump -t \"$0\" -D images --leave-running -v1; \
                   tar -C images -cf - . | tee archive.tar | sha256sum >digest; sync archive.tar digest";
     let mut shell = Command::new("sh");
     shell.arg("-c").arg(script).arg(pid.to_string()).arg(folder.path());
-    timed(|| succeed(&mut shell)).map(|((), seconds)| seconds)
+    timed(2 * mib, || succeed(&mut shell)).map(|((), seconds)| seconds)
 }
 
-/// How long it takes, in seconds, once the disk has nothing else to write.
-pub(crate) fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
+/// How long it takes, in seconds, once the disk has nothing else to write and the machine has so much free memory at hand, in MiB.
+pub(crate) fn timed<T>(mib: usize, work: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
     nix::unistd::sync();
+    machine::provide(mib)?;
     let began = Instant::now();
     let value = work()?;
     Ok((value, began.elapsed().as_secs_f64()))

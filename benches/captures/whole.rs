@@ -16,7 +16,7 @@ pub(crate) fn lines(settings: &Settings) -> Result<Vec<Line>> {
     let mut v1 = Runs::of("v1, whole", Unit::Seconds);
     let mut v2 = Runs::of("v2, whole, first", Unit::Seconds);
     for _ in 0..settings.runs {
-        hand.push(by_hand(victim.pid())?);
+        hand.push(by_hand(victim.pid(), settings.mib)?);
         v1.push(first(victim.pid(), ours::v1, settings)?);
         v2.push(first(victim.pid(), ours::v2, settings)?);
     }
@@ -29,5 +29,5 @@ pub(crate) fn lines(settings: &Settings) -> Result<Vec<Line>> {
 
 fn first(pid: Pid, capture: fn(Pid, &dyn BlobStore) -> Result<Stored>, settings: &Settings) -> Result<f64> {
     let store = Store::empty(settings)?;
-    timed(|| capture(pid, store.blobs())).map(|(_, seconds)| seconds)
+    timed(2 * settings.mib, || capture(pid, store.blobs())).map(|(_, seconds)| seconds)
 }

@@ -95,6 +95,9 @@ fn details(f: &mut fmt::Formatter<'_>, failure: &Failure) -> fmt::Result {
             _ => writeln!(f, "  criu says:   {line} ({times} times)")?,
         }
     }
+    for finding in &failure.findings {
+        writeln!(f, "  found:       {finding}")?;
+    }
     Ok(())
 }
 

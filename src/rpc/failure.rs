@@ -68,6 +68,7 @@ impl Gathering<'_, '_> {
             message: message.map(str::to_owned),
             log: output.errors,
             stderr: output.other,
+            findings: Vec::new(),
             exit: self.remains.exit,
             version: self.version,
         }
@@ -180,8 +181,9 @@ pub(super) fn pid_in_use(pid: i32) -> Failure {
         last_event: None,
         errno: None,
         message: None,
-        log: vec![format!("pid {pid} is being given to another restore in this program")],
+        log: Vec::new(),
         stderr: String::new(),
+        findings: vec![format!("pid {pid} is being given to another restore in this program")],
         exit: None,
         version: None,
     }

@@ -185,7 +185,7 @@ fn the_holder_of_a_pid_is_named() {
     let victim = Victim::start(&["children=1"]);
     let digest = home.capture([victim.pid()]).capture(&store).or_explain();
     let error = home.restore().restore(&store, &digest).unwrap_err();
-    let holder = format!("pid {} is held by", victim.pid());
+    let holder = format!("found:       pid {} is held by", victim.pid());
     assert!(error.report().to_string().contains(&holder), "{}", explain(&error));
 
     // A zombie is waited for, since its parent may be about to reap it; but not for ever.

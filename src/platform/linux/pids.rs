@@ -43,7 +43,7 @@ impl Pids {
     pub(super) fn name_holders(&self, error: Error) -> Error {
         match error {
             Error::Criu(mut failure) if failure.cause == crate::Cause::PidInUse => {
-                failure.log.extend(self.0.iter().filter_map(|pid| holder(*pid)));
+                failure.findings.extend(self.0.iter().filter_map(|pid| holder(*pid)));
                 Error::Criu(failure)
             }
             error => error,

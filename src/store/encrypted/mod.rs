@@ -16,6 +16,7 @@ use std::{
         mpsc::sync_channel,
     },
     thread,
+    time::Duration,
 };
 
 pub use self::key::Key;
@@ -25,7 +26,7 @@ use self::{
     parts::{EncryptedWriter, PART, Parts},
     record::{Kind, seal, unseal},
 };
-use super::{BlobBatch, BlobStore, BlobWriter};
+use super::{BlobBatch, BlobStore, BlobWriter, FsBlobStore, Gc, reachable};
 use crate::{Digest256, Error, Result};
 
 /// Encrypts what another store keeps: memory of processes holds secrets.
@@ -162,8 +163,7 @@ impl<S: BlobStore> EncryptedBlobStore<S> {
     /// A digest that is not stored may have a name here; that does no harm. Bytes under names of the caller's are not among
     /// them; see [`name_of_named`](EncryptedBlobStore::name_of_named). What is being written has no digest yet: nobody
     /// must be writing while names that are not told here are removed. So a collection beneath goes by these names, never by
-    /// digests: `retain(&names.into_iter().collect(), grace)`, with the names of all that
-    /// [`reachable`](crate::reachable) finds.
+    /// digests: [`gc`](EncryptedBlobStore::gc) does so in a folder.
     ///
     /// ```
     /// use criu_rpc::{BlobStore, EncryptedBlobStore, Key, MemBlobStore};
@@ -247,6 +247,31 @@ impl<S: BlobStore> EncryptedBlobStore<S> {
         let what = || format!("the header of blob {digest}");
         let header = self.open_record(Kind::Header, &self.keys.name(Kind::Header, digest), what)?;
         header.map(|header| Parts::decode(&header, what)).transpose()
+    }
+}
+
+impl EncryptedBlobStore<FsBlobStore> {
+    /// Keeps these captures, named by their manifests, and gets rid of all else in the folder, as [`FsBlobStore::gc`] does. What
+    /// other keys have stored there, and what was stored without one, goes too.
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    ///
+    /// use criu_rpc::{Digest256, EncryptedBlobStore, FsBlobStore, Key};
+    ///
+    /// # fn captures() -> Vec<Digest256> { vec![] }
+    /// let store = EncryptedBlobStore::open(FsBlobStore::open("captures")?, Key::random()?)?;
+    /// let gc = store.gc(&captures(), Duration::from_secs(3600))?;
+    /// println!("{} bytes are gone, {} will be", gc.swept.bytes, gc.condemned.bytes);
+    /// # Ok::<(), criu_rpc::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`FsBlobStore::gc`].
+    pub fn gc(&self, live: &[Digest256], grace: Duration) -> Result<Gc> {
+        let digests: Vec<_> = reachable(self, live)?.into_iter().collect();
+        self.inner.retain(&self.names_of(&digests)?.into_iter().collect(), grace)
     }
 }
 

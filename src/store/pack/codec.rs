@@ -26,7 +26,9 @@ pub(super) fn decompress(packed: &[u8], length: usize, raw: &mut Vec<u8>) -> io:
     raw.clear();
     raw.reserve(length);
     let written = DECOMPRESSOR.with_borrow_mut(|decompressor| match decompressor {
-        Some(decompressor) => decompressor.decompress_to_buffer(packed, raw),
+        Some(decompressor) => decompressor
+            .decompress_to_buffer(packed, raw)
+            .map_err(|error| io::Error::other(format!("it cannot be decompressed: {error}"))),
         None => Err(io::Error::other("there is no memory to decompress it")),
     })?;
     if written != length {

@@ -1,6 +1,7 @@
 //! The encrypted store keeps the contract, and gives nothing wrong out, whatever is done to the store beneath.
 
 mod damage;
+mod gc;
 mod keys;
 mod parts;
 

@@ -1,0 +1,40 @@
+//! What a collection of a folder leaves, where all is encrypted.
+
+use std::{io::Write, time::Duration};
+
+use criu_rpc::{BlobStore, Digest256, Error, ProcsBlob};
+
+use super::{MIB, open};
+use crate::stores::{Folder, fresh};
+
+#[test]
+fn a_collection_keeps_what_captures_need_and_nothing_else() {
+    let folder = Folder::new();
+    let store = open(fresh(&folder));
+    let capture = |byte: u8| {
+        let archive = vec![byte; 5 * MIB]; // in several parts
+        let criu_dump = Digest256::of(&archive);
+        let mut writer = store.writer().unwrap();
+        writer.write_all(&archive).unwrap();
+        writer.commit(&criu_dump).unwrap();
+        let manifest = ProcsBlob::Criu { criu_dump, pids: vec![i32::from(byte)] };
+        (store.put(&manifest.to_json()).unwrap(), criu_dump, archive)
+    };
+    let (kept, its, archive) = capture(1);
+    let (lost, also_lost, _) = capture(2);
+    assert_eq!(store.gc(&[kept, lost], Duration::ZERO).unwrap(), criu_rpc::Gc::default());
+
+    let condemned = store.gc(&[kept], Duration::ZERO).unwrap().condemned;
+    assert!(condemned.bytes > 5 << 20, "{condemned:?}");
+    assert!(store.get(&also_lost).is_ok(), "it is given out until it is swept");
+    assert!(store.gc(&[kept], Duration::ZERO).unwrap().swept.bytes > 5 << 20);
+    assert!(matches!(store.get(&lost), Err(Error::Missing { .. })));
+    assert!(matches!(store.get(&also_lost), Err(Error::Missing { .. })));
+    assert_eq!(store.get(&its).unwrap(), archive);
+    assert!(store.get(&kept).is_ok());
+
+    // The key is still known, and a capture that is not there is told before anything is collected.
+    let unknown = Digest256::of(b"a manifest");
+    assert!(matches!(store.gc(&[unknown], Duration::ZERO), Err(Error::Missing { .. })));
+    assert!(open(store.inner()).get(&its).is_ok());
+}
