@@ -5,6 +5,8 @@ use std::{
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
     path::Path,
     sync::{Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
 };
 
 /// A new file, to be written and read; an error if anything of that name is there, a dangling link too.
@@ -37,4 +39,30 @@ static TURN: Mutex<()> = Mutex::new(());
 /// Nothing: a folder cannot be opened to be synced, and the file system brings names to the disk by itself.
 pub(crate) fn sync_folder(_path: &Path) -> io::Result<()> {
     Ok(())
+}
+
+/// Does it again for a while, if the system says that somebody has the file: one that is being replaced or removed can be neither
+/// opened nor removed for a moment.
+pub(crate) fn patiently<T>(mut work: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match work() {
+            Err(error)
+                if error.raw_os_error().is_some_and(|code| HELD.contains(&code)) && Instant::now() < end =>
+            {
+                thread::sleep(Duration::from_millis(1));
+            }
+            result => return result,
+        }
+    }
+}
+
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What Windows calls access denied, a sharing violation and a lock violation.
+const HELD: [i32; 3] = [5, 32, 33];
+
+/// A file to be read, though it is being replaced.
+pub(crate) fn open_file(path: &Path) -> io::Result<File> {
+    patiently(|| File::open(path))
 }

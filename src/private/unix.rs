@@ -31,3 +31,13 @@ pub(crate) fn read_at(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usi
 pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
+
+/// Does it once: nobody is kept from a file by somebody else who has it open.
+pub(crate) fn patiently<T>(mut work: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    work()
+}
+
+/// A file to be read.
+pub(crate) fn open_file(path: &Path) -> io::Result<File> {
+    File::open(path)
+}

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     env, fs,
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     ops::Deref,
     path::{Path, PathBuf},
     process,
@@ -402,10 +402,18 @@ pub(crate) struct Folder(PathBuf);
 impl Folder {
     pub(crate) fn new() -> Folder {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = env::temp_dir().join(format!("criu-rpc-stores-{}-{count}", process::id()));
-        fs::create_dir(&path).unwrap();
-        Folder(path)
+        loop {
+            let count = COUNT.fetch_add(1, Ordering::Relaxed);
+            let path = env::temp_dir().join(format!("criu-rpc-stores-{}-{count}", process::id()));
+            match fs::create_dir(&path) {
+                // Of a process that had our number and was killed.
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                made => {
+                    made.unwrap();
+                    return Folder(path);
+                }
+            }
+        }
     }
 }
 

@@ -10,7 +10,6 @@ use crate::{
 };
 
 #[test]
-#[cfg_attr(windows, ignore = "thousands of files take minutes there; it is about no system")]
 fn a_flipped_bit_in_a_pack_costs_what_it_hits_and_is_healed() {
     let folder = Folder::new();
     let blobs = blobs(1200, 1);

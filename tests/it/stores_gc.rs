@@ -213,7 +213,6 @@ fn a_damaged_pack_is_not_rewritten() {
 /// Threads, and another process, capture while the collector runs all the time: what is in a committed batch since the last look
 /// at what is needed is never lost.
 #[test]
-#[cfg_attr(windows, ignore = "thousands of files take minutes there; it is about no system")]
 fn captures_and_collections_race_and_nothing_is_lost() {
     if let Some(root) = env::var_os(CHILD) {
         let store = FsBlobStore::open(root).unwrap();
@@ -241,10 +240,12 @@ fn captures_and_collections_race_and_nothing_is_lost() {
             }
             rounds
         });
-        threads.into_iter().for_each(|thread| thread.join().unwrap());
-        assert!(child.unwrap().wait().unwrap().success(), "the other process lost something");
-        done.store(true, Ordering::Relaxed);
+        let threads: Vec<_> = threads.into_iter().map(|thread| thread.join()).collect();
+        let child = child.and_then(|mut child| child.wait());
+        done.store(true, Ordering::Relaxed); // whatever happened: the collector would go on for ever
         assert!(rounds.join().unwrap() > 3);
+        threads.into_iter().for_each(|thread| thread.unwrap());
+        assert!(child.unwrap().success(), "the other process lost something");
     });
     assert!(store.verify().unwrap().damage.is_empty());
 }
@@ -262,8 +263,9 @@ fn capture_again_and_again(store: &FsBlobStore, seed: u64, stop: &dyn Fn() -> bo
             batch.put(call).unwrap();
         }
         batch.commit().unwrap();
-        assert_all(store, &all);
-        assert!(start.elapsed() < GRACE, "this machine is too slow for the test");
+        let whole = all.iter().all(|(digest, bytes)| store.get(digest).is_ok_and(|found| found == *bytes));
+        // A slow machine may have collected it by now, and rightly so.
+        assert!(whole || start.elapsed() >= GRACE, "something is lost");
     }
 }
 

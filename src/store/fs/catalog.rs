@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fs::{self, File},
+    fs,
     io::{self, ErrorKind},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
@@ -11,7 +11,7 @@ use std::{
 
 use super::{marks::Marks, table::Table};
 use crate::{
-    Digest256, Error, Result,
+    Digest256, Error, Result, private,
     store::pack::{Found, Frame, PackId, ReadAt as _, scan},
 };
 
@@ -162,7 +162,7 @@ impl Catalog {
     /// Takes in the frames of a pack, if it is still there.
     fn load(&self, id: PackId, path: &Path) -> Result<Option<u32>> {
         let doing = || format!("read the pack {}", path.display());
-        let file = match File::open(path) {
+        let file = match private::open_file(path) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Error::io(doing())(error)),
@@ -292,7 +292,7 @@ impl Catalog {
         }
         let Some((place, _)) = self.frame(number) else { return Ok(None) };
         let mut header = vec![0; place.head as usize];
-        let file = match File::open(self.path(place.pack)) {
+        let file = match private::open_file(&self.path(place.pack)) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),

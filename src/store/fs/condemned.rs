@@ -17,7 +17,7 @@ use super::{
     loose::{self, entries},
     marks::{Entries, Marks},
 };
-use crate::{Digest256, Error, Result, store::pack::PackId};
+use crate::{Digest256, Error, Result, private, store::pack::PackId};
 
 /// The lists as they were when they were read: their files with times and lengths.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -102,7 +102,7 @@ pub(super) fn write_list(store: &FsBlobStore, path: &Path, list: &Entries) -> io
 
 /// Adds what a list says.
 pub(super) fn read_list(path: &Path, into: &mut Entries) -> io::Result<()> {
-    let list = match fs::read(path) {
+    let list = match private::patiently(|| fs::read(path)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         list => list?,
     };

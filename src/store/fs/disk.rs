@@ -103,13 +103,13 @@ impl Disk {
     }
 
     pub(super) fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        fs::rename(from, to)?;
+        private::patiently(|| fs::rename(from, to))?;
         self.tell(Step::Rename(from, to));
         Ok(())
     }
 
     pub(super) fn remove(&self, path: &Path) -> io::Result<()> {
-        fs::remove_file(path)?;
+        private::patiently(|| fs::remove_file(path))?;
         self.tell(Step::Remove(path));
         Ok(())
     }

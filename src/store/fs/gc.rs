@@ -6,8 +6,7 @@
 
 use std::{
     collections::HashSet,
-    fs::{self, File},
-    io,
+    fs, io,
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -22,7 +21,7 @@ use super::{
     names::{self, stamp_of},
 };
 use crate::{
-    Digest256, Error, Result,
+    Digest256, Error, Result, private,
     store::{
         pack::{Entry, Found, Frame, Kind, PackId, scan},
         reachable,
@@ -294,7 +293,7 @@ impl FsBlobStore {
 pub(super) fn each_frame(path: &Path, mut each: impl FnMut(&Frame) -> io::Result<()>) -> io::Result<()> {
     debug_assert!(id_of(path).is_some(), "a pack is called by its id");
     let mut result = Ok(());
-    scan(&File::open(path)?, |found| {
+    scan(&private::open_file(path)?, |found| {
         if let Found::Frame(frame) = found {
             if result.is_ok() {
                 result = each(&frame);
@@ -306,7 +305,7 @@ pub(super) fn each_frame(path: &Path, mut each: impl FnMut(&Frame) -> io::Result
 
 /// What the file of a name holds without what comes before it.
 pub(super) fn name_is_whole(path: &Path, name: &Digest256) -> io::Result<bool> {
-    Ok(names::parse(name, fs::read(path)?).is_some())
+    Ok(names::parse(name, private::patiently(|| fs::read(path))?).is_some())
 }
 
 /// How long a call waits for open batches.

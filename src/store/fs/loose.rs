@@ -13,7 +13,7 @@ use super::{
     disk::{Disk, Temporary},
     early_sync::EarlySync,
 };
-use crate::{Digest256, Error, Hasher, Result, store::BlobWriter};
+use crate::{Digest256, Error, Hasher, Result, private, store::BlobWriter};
 
 /// A folder of files in shards, called by the first two digits of what is in them.
 #[derive(Debug)]
@@ -79,7 +79,7 @@ impl Shards {
 
 /// What is in a folder, in order; nothing if it is none.
 pub(super) fn entries(folder: &Path) -> io::Result<Vec<PathBuf>> {
-    let listed = match fs::read_dir(folder) {
+    let listed = match private::patiently(|| fs::read_dir(folder)) {
         Ok(listed) => listed,
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
             return Ok(Vec::new());
@@ -113,7 +113,7 @@ impl FsBlobStore {
     /// Whether the blob is a file by itself, and not condemned.
     pub(super) fn is_loose(&self, digest: &Digest256) -> Result<bool> {
         let (_, path) = self.blobs.place(digest);
-        match fs::metadata(&path) {
+        match private::patiently(|| fs::metadata(&path)) {
             Ok(metadata) => Ok(metadata.is_file()),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
             Err(error) => Err(Error::io(format!("look for blob {}", path.display()))(error)),
@@ -140,7 +140,7 @@ impl FsBlobStore {
 
 /// Opens a file that may not be there.
 pub(super) fn open(path: &Path) -> Result<Option<File>> {
-    match File::open(path) {
+    match private::open_file(path) {
         Ok(file) => Ok(Some(file)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::io(format!("open blob {}", path.display()))(error)),
@@ -149,7 +149,7 @@ pub(super) fn open(path: &Path) -> Result<Option<File>> {
 
 /// Whether the file is there and has this digest.
 pub(super) fn is_whole(path: &Path, digest: &Digest256) -> bool {
-    let Ok(mut file) = File::open(path) else { return false };
+    let Ok(mut file) = private::open_file(path) else { return false };
     let mut hasher = Hasher::new();
     io::copy(&mut file, &mut hasher).is_ok() && hasher.finish() == *digest
 }
@@ -195,7 +195,7 @@ impl Write for FsWriter<'_> {
 /// Whether the file is there and has exactly these bytes. One that cannot be read has not.
 fn is_file_with(path: &Path, bytes: &[u8]) -> bool {
     let same = || -> io::Result<bool> {
-        let file = File::open(path)?;
+        let file = private::open_file(path)?;
         if file.metadata()?.len() != bytes.len() as u64 {
             return Ok(false);
         }

@@ -12,7 +12,7 @@ use super::{
     catalog::{Hit, Place, State},
 };
 use crate::{
-    Digest256, Error, Result,
+    Digest256, Error, Result, private,
     store::pack::{self, Frame, ReadAt as _},
 };
 
@@ -33,7 +33,7 @@ impl FsBlobStore {
     /// The verified bytes of a copy; nothing if the pack has gone.
     fn read_hit(&self, hit: &Hit) -> Result<Option<Vec<u8>>> {
         let reading = || format!("read the pack {}", hit.path.display());
-        let file = match File::open(&hit.path) {
+        let file = match private::open_file(&hit.path) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Error::io(reading())(error)),
@@ -66,7 +66,7 @@ impl FsBlobStore {
     pub(super) fn read_part(&self, hit: &Hit, offset: usize, length: usize) -> io::Result<Option<Vec<u8>>> {
         let entry = &hit.frame.entries[hit.index];
         let Some(place) = hit.frame.place(entry) else { return Ok(None) };
-        let file = match File::open(&hit.path) {
+        let file = match private::open_file(&hit.path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             opened => opened?,
         };
@@ -101,7 +101,7 @@ impl FsBlobStore {
             all = later;
             let pack = first.place.pack;
             if file.as_ref().is_none_or(|(open, _)| *open != pack) {
-                file = Some((pack, File::open(self.catalog.path(pack)).ok()));
+                file = Some((pack, private::open_file(&self.catalog.path(pack)).ok()));
             }
             let read = match &file {
                 Some((_, Some(file))) => self.read_run(file, run, digests, &mut buffers, &mut rest, each),

@@ -3,7 +3,7 @@
 //!
 //! A new pack is on the disk, and what is condemned in it listed, before an old one goes. A pack with damage stays as it is.
 
-use std::{collections::BTreeMap, fs::File, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc, time::Duration};
 
 use super::{
     FsBlobStore,
@@ -15,7 +15,7 @@ use super::{
     marks::Entries,
 };
 use crate::{
-    Error, Result,
+    Error, Result, private,
     store::pack::{self, Builder, Entry, Found, Frame, Kind, PackId, scan},
 };
 
@@ -91,7 +91,7 @@ impl FsBlobStore {
                 }
             }
         }
-        let file = File::open(&path)?;
+        let file = private::open_file(&path)?;
         let length = file.metadata()?.len();
         let (mut swept, mut live, mut whole) = (Tally::default(), Tally::default(), true);
         let mut spare = Tally::default();
@@ -174,7 +174,7 @@ impl FsBlobStore {
 
     /// Every entry that is not dead, nor known to be damaged, with its bytes if they are whole.
     fn each_living(&self, candidate: &Candidate, each: &mut Each<'_>) -> io::Result<()> {
-        let file = File::open(&candidate.path)?;
+        let file = private::open_file(&candidate.path)?;
         each_frame(&candidate.path, |frame| {
             let raw = self.open_frame(&file, frame)?.ok();
             for (index, entry) in frame.entries.iter().enumerate() {

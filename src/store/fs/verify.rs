@@ -16,7 +16,7 @@ use super::{
     marks::Entries,
 };
 use crate::{
-    Digest256, Error, Result,
+    Digest256, Error, Result, private,
     store::pack::{Found, Frame, PackId, scan},
 };
 
@@ -114,7 +114,7 @@ impl FsBlobStore {
             verified.file(name, path, "names", whole).map_err(reading())?;
         }
         for (_, path) in self.catalog.live() {
-            let file = match File::open(&path) {
+            let file = match private::open_file(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 file => file.map_err(reading())?,
             };
