@@ -79,8 +79,15 @@ impl Offspring {
     /// Takes note that criu is about to be told to go on from this event.
     pub(super) fn go_on(&mut self, event: &str) {
         if event == "pre-restore" {
-            self.begun = self.root.is_some_and(procfs::is_free);
-            self.others.retain(|pid| procfs::is_free(*pid));
+            let is_free = |pid: i32| {
+                let free = procfs::is_free(pid);
+                if free {
+                    sys::forget_children(pid);
+                }
+                free
+            };
+            self.begun = self.root.is_some_and(is_free);
+            self.others.retain(|pid| is_free(*pid));
         }
     }
 

@@ -20,7 +20,7 @@ pub(crate) use self::{
     buffer::Buffer,
     known::Known,
     mount::mount_fuse,
-    reap::{Child, is_known_child, reap_later, wait_readable},
+    reap::{Child, forget_children, is_known_child, reap_later, wait_readable},
     spawn::{Spawn, spawn},
 };
 

@@ -1,14 +1,17 @@
 //! [`Child`]: a child process that is always reaped, and the thread that does it for those nobody waits for.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::BTreeSet,
     io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::process::ExitStatusExt,
     },
     process::ExitStatus,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -26,13 +29,17 @@ use nix::{
 #[derive(Debug)]
 pub(crate) struct Child {
     pid: i32,
+    /// Which of those that have had this number.
+    serial: u64,
     pidfd: Option<OwnedFd>,
 }
 
 impl Child {
     pub(crate) fn new(pid: i32, pidfd: OwnedFd) -> Child {
-        *known().entry(pid).or_default() += 1;
-        Child { pid, pidfd: Some(pidfd) }
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let serial = COUNT.fetch_add(1, Ordering::Relaxed);
+        known().insert((pid, serial));
+        Child { pid, serial, pidfd: Some(pidfd) }
     }
 
     pub(crate) fn pid(&self) -> i32 {
@@ -58,25 +65,25 @@ impl Drop for Child {
         if let Some(pidfd) = self.pidfd.take() {
             reap_later(pidfd);
         }
-        if let Entry::Occupied(mut entry) = known().entry(self.pid) {
-            *entry.get_mut() -= 1;
-            if *entry.get() == 0 {
-                entry.remove();
-            }
-        }
+        known().remove(&(self.pid, self.serial));
     }
 }
 
-/// The children that somebody in this program owns, by their numbers, and how many do.
-static KNOWN: Mutex<BTreeMap<i32, u32>> = Mutex::new(BTreeMap::new());
+/// The children that somebody in this program owns: their numbers, and their owners'.
+static KNOWN: Mutex<BTreeSet<(i32, u64)>> = Mutex::new(BTreeSet::new());
 
-fn known() -> MutexGuard<'static, BTreeMap<i32, u32>> {
+fn known() -> MutexGuard<'static, BTreeSet<(i32, u64)>> {
     KNOWN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether the number is that of a child that somebody in this program owns.
 pub(crate) fn is_known_child(pid: i32) -> bool {
-    known().contains_key(&pid)
+    known().range((pid, 0)..=(pid, u64::MAX)).next().is_some()
+}
+
+/// Takes note that the number is free: whoever had it has been reaped, though somebody may still own what is left of it.
+pub(crate) fn forget_children(pid: i32) {
+    known().retain(|(known, _)| *known != pid);
 }
 
 /// Waits until `descriptor` can be read, up to `deadline`.
