@@ -423,8 +423,19 @@ fn fail_in_the_middle() {
     drop(Revived::from(home.restore(), &store, &digest));
 }
 
-fn mount(words: &[&str]) {
+/// A place where something is mounted, until this is dropped: a test's folder could not be removed else.
+struct Mounted(String);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").args(["--lazy", &self.0]).status(); // it goes with the namespace at last
+    }
+}
+
+#[must_use]
+fn mount(words: &[&str]) -> Mounted {
     assert!(Command::new("mount").args(words).status().unwrap().success());
+    Mounted(words.last().unwrap().to_string())
 }
 
 fn revive_without_fuse() {
@@ -434,7 +445,7 @@ fn revive_without_fuse() {
     File::create(&empty).unwrap();
     // What opens and mounts nothing; what opens no more than that; what cannot even be opened so.
     for instead in [empty.to_str().unwrap(), "/dev/null", "/proc/version"] {
-        mount(&["--bind", instead, "/dev/fuse"]);
+        let _mounted = mount(&["--bind", instead, "/dev/fuse"]);
         let before = possessions();
         let mut revived = Revived::from(home.restore(), &store, &digest);
         assert_eq!(revived.ask("check"), "memory ok 6144 pages");
@@ -449,10 +460,8 @@ fn revive_onto_a_full_disk() {
     let disk = home.folder("disk");
     let mut revived = 0;
     for (fuse, size) in [(true, "16k"), (true, "64k"), (true, "256k"), (true, "1m"), (true, "4m"), (false, "4m"), (false, "20m")] {
-        mount(&["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs", disk.to_str().unwrap()]);
-        if !fuse {
-            mount(&["--bind", "/dev/null", "/dev/fuse"]);
-        }
+        let _disk = mount(&["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs", disk.to_str().unwrap()]);
+        let _no_fuse = (!fuse).then(|| mount(&["--bind", "/dev/null", "/dev/fuse"]));
         let (after, before) = (format!("on {size}, {fuse}"), possessions());
         match revive(home.restore().staging(&disk).deadline(SOON), &store, &digest) {
             Ok(mut tree) => {
@@ -504,6 +513,7 @@ fn revive_namespaces() {
         words
     };
     assert!(shell(CONTAINER).status().unwrap().success());
+    let _mounted = Mounted(root.display().to_string());
     let mut told = Vec::new();
     for chunked in [false, true] {
         let store = MemBlobStore::new();
