@@ -9,6 +9,10 @@ pub(super) fn check(there: &Host, here: &Host) -> Result<()> {
         let problem = format!("it was made on {}, and this is {}", there.arch, here.arch);
         return Err(Error::Host { problem });
     }
+    if here.cpu.is_empty() && !there.cpu.is_empty() {
+        // The list can be read by everybody, so it is not that there is none: there was no descriptor left, say.
+        return Err(Error::Host { problem: "what its processor can do could not be found out".to_owned() });
+    }
     let missing: Vec<_> =
         there.cpu.iter().filter(|set| !here.cpu.contains(set)).map(String::as_str).collect();
     if !missing.is_empty() {
@@ -46,6 +50,8 @@ mod tests {
     fn what_is_lacking_is_named() {
         let there = host("6.18.5-1", "x86_64", &["avx2", "sse"]);
         assert!(check(&there, &host("6.18.5", "x86_64", &["avx2", "avx512f", "sse"])).is_ok());
+        let unknown = check(&there, &host("6.18.5", "x86_64", &[])).unwrap_err();
+        assert!(unknown.to_string().contains("could not be found out"), "{unknown}");
         let error = check(&there, &host("6.18.5", "x86_64", &["sse"])).unwrap_err();
         assert!(error.to_string().contains("avx2") && error.advice().is_some(), "{error}");
         assert!(check(&there, &host("6.18.5", "aarch64", &["avx2", "sse"])).is_err());

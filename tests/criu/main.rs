@@ -14,7 +14,7 @@ modules! { apart churn harness places stores talk tree victim }
 // The tests.
 modules! {
     capture causes chunked client damage deadline embed ending faults iterative leaks pids preflight provoked requests revived selfdump
-    service sockets stress terminal
+    served service sockets stress terminal
 }
 
 #[cfg(target_os = "linux")]
@@ -27,6 +27,7 @@ fn main() {
         ("--refusing", provoked::refusing::main),
         ("--apart", apart::main),
         ("--churn", churn::main),
+        ("--served", served::main),
         ("--dumps-itself", service::dumps_itself),
         ("--waits-in-hook", faults::waits_in_hook),
     ];
@@ -58,6 +59,7 @@ fn main() {
         requests::TESTS,
         revived::TESTS,
         selfdump::TESTS,
+        served::TESTS,
         service::TESTS,
         sockets::TESTS,
         stress::TESTS,

@@ -14,6 +14,7 @@ use crate::{
     image::{ImageDir, MemoryIn, check_complete, detach_streams},
     platform::{Revival, ToRevive},
     rpc::{Lend, NoHooks, tree::Tree},
+    sys,
 };
 
 /// How long a reaper may take that is slow, as the init of some containers is.
@@ -24,6 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) struct Reviver<'a> {
     revival: &'a Revival,
     criu: Criu,
+    /// Descriptors to remove the folder with, if there are no others by then. They are given free before that.
+    _reserve: [OwnedFd; 2],
     staging: Staging,
 }
 
@@ -37,7 +40,11 @@ impl<'a> Reviver<'a> {
             criu = criu.cancelled_by(cancel);
         }
         criu.program()?;
-        Ok(Reviver { revival, criu, staging: Staging::new(revival.staging.as_deref())? })
+        let null = File::open("/dev/null").map_err(Error::io("open /dev/null"))?;
+        // Not in the place of a standard stream that the program closed: the tree would be given it.
+        let reserve = || sys::duplicate_above(null.as_fd(), 3).map_err(Error::io("keep a descriptor"));
+        let _reserve = [reserve()?, reserve()?];
+        Ok(Reviver { revival, criu, _reserve, staging: Staging::new(revival.staging.as_deref())? })
     }
 
     /// The criu that revived, as it calls itself.

@@ -18,10 +18,9 @@ pub(super) fn write(folder: &Path, pages: &dyn PageFiles) -> Result<()> {
     let make = |file: &PageFile| {
         let doing = || Error::io(format!("make the image {}", file.name));
         let made = private::create_file(&folder.join(&file.name)).map_err(doing())?;
-        made.set_len(file.bytes()).map_err(doing())?;
-        Ok(made)
+        made.set_len(file.bytes()).map_err(doing())
     };
-    let files: Vec<File> = pages.files().iter().map(make).collect::<Result<_>>()?;
+    pages.files().iter().try_for_each(make)?;
     let numbered = pages.files().iter().enumerate();
     let pieces: Vec<(usize, usize)> =
         numbered.flat_map(|(number, file)| (0..file.ends.len()).map(move |piece| (number, piece))).collect();
@@ -33,7 +32,11 @@ pub(super) fn write(folder: &Path, pages: &dyn PageFiles) -> Result<()> {
             bytes.resize(file.length(piece), 0);
             let written = pages.read(number, piece, &mut bytes).and_then(|()| {
                 let doing = Error::io(format!("write the image {}", file.name));
-                private::write_at(&files[number], &bytes, file.range(piece).start).map_err(doing)
+                // A large tree has more files than a program may have open.
+                let image = File::options().write(true).open(folder.join(&file.name));
+                let written =
+                    image.and_then(|image| private::write_at(&image, &bytes, file.range(piece).start));
+                written.map_err(doing)
             });
             if let Err(error) = written {
                 next.store(pieces.len(), Ordering::Relaxed);

@@ -16,7 +16,7 @@ use std::{
         unix::{ffi::OsStrExt, fs::FileExt},
     },
     panic::resume_unwind,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -25,7 +25,8 @@ use std::{
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::eventfd::EventFd,
+    sys::eventfd::{EfdFlags, EventFd},
+    unistd::write,
 };
 
 use self::{
@@ -46,7 +47,8 @@ pub(super) fn served<T>(
     let device = File::from(sys::duplicate_above(device.as_fd(), 3).ok()?);
     let root = sys::mount_fuse(device.as_fd()).ok()?;
     let root = sys::duplicate_above(root.as_fd(), 3).ok()?;
-    let stop = EventFd::new().ok()?;
+    let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).ok()?;
+    let stop = sys::duplicate_above(stop.as_fd(), 3).ok()?;
     let server = Server {
         device: Mutex::new(Some(Arc::new(device))),
         folder,
@@ -91,7 +93,7 @@ pub(super) fn served<T>(
 /// Ends the serving when it is dropped, whatever happens. Who still reads gets an error at once, though workers wait for the store.
 struct Ending<'a> {
     server: &'a Server<'a>,
-    stop: &'a EventFd,
+    stop: &'a OwnedFd,
 }
 
 impl Drop for Ending<'_> {
@@ -99,7 +101,7 @@ impl Drop for Ending<'_> {
         self.server.ahead.close();
         // When nobody has the device open any more, the kernel ends what waits for it.
         self.server.device.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let _ = self.stop.write(1); // nothing is wrong with it
+        let _ = write(self.stop, &1_u64.to_ne_bytes()); // nothing is wrong with it
     }
 }
 
@@ -112,11 +114,12 @@ struct Server<'a> {
     waiting: Mutex<Vec<Waiting>>,
 }
 
-/// The files of the real folder that somebody has asked for.
+/// The files of the real folder that somebody has asked for. None is held open: a large tree has more of them than a program
+/// may have files.
 #[derive(Default)]
 struct Names {
     numbers: HashMap<Vec<u8>, u64>,
-    files: HashMap<u64, File>,
+    paths: HashMap<u64, PathBuf>,
 }
 
 /// A read that has no answer yet.
@@ -137,7 +140,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Server<'_> {
     /// Until it is told to stop, or nobody has the folder any more.
-    fn serve(&self, stop: &EventFd) -> io::Result<()> {
+    fn serve(&self, stop: &OwnedFd) -> io::Result<()> {
         let mut buffer = vec![0; 64 << 10];
         let Some(device) = self.device() else { return Ok(()) };
         loop {
@@ -257,10 +260,9 @@ impl Server<'_> {
                 if !found.is_file() {
                     return Err(Errno::ENOENT);
                 }
-                let file = File::open(path).map_err(|error| number_of(&error))?;
                 let node = FIRST + (pages.len() + names.numbers.len()) as u64;
                 names.numbers.insert(name.to_vec(), node);
-                names.files.insert(node, file);
+                names.paths.insert(node, path);
                 node
             }
         };
@@ -276,15 +278,17 @@ impl Server<'_> {
             let bytes = self.pages.files()[file].bytes();
             return Ok(Node::File { node, bytes });
         }
-        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
-        let file = names.files.get(&node).ok_or(Errno::ENOENT)?;
-        let bytes = file.metadata().map_err(|error| number_of(&error))?.len();
+        let bytes = fs::metadata(self.path_of(node)?).map_err(|error| number_of(&error))?.len();
         Ok(Node::File { node, bytes })
     }
 
-    fn read_file(&self, node: u64, offset: u64, bytes: usize) -> std::result::Result<Vec<u8>, Errno> {
+    fn path_of(&self, node: u64) -> std::result::Result<PathBuf, Errno> {
         let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
-        let file = names.files.get(&node).ok_or(Errno::ENOENT)?;
+        names.paths.get(&node).cloned().ok_or(Errno::ENOENT)
+    }
+
+    fn read_file(&self, node: u64, offset: u64, bytes: usize) -> std::result::Result<Vec<u8>, Errno> {
+        let file = File::open(self.path_of(node)?).map_err(|error| number_of(&error))?;
         let mut buffer = vec![0; bytes.min(1 << 20)];
         let count = file.read_at(&mut buffer, offset).map_err(|error| number_of(&error))?;
         buffer.truncate(count);
