@@ -195,9 +195,10 @@ impl Error {
                 "check that this is the store that was captured into, and whether it was collected there (`gc`, `retain`) or \
                  taken out as damaged (`quarantine`)",
             ),
-            Error::Corrupt { .. } => {
-                Some("copy it anew from where it is whole (`copy_capture`), or go back to another capture")
-            }
+            Error::Corrupt { .. } => Some(
+                "take out what is damaged (of an `FsBlobStore`: `quarantine` what `verify` finds), and then copy it anew from \
+                     where it is whole (`copy_capture`); or go back to another capture",
+            ),
             Error::Host { .. } => Some(
                 "revive it on a machine that has what the one had where it was captured; or set `any_host(true)`, if you \
                  know that the programs do without",

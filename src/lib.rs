@@ -62,7 +62,7 @@
 //!
 //! None is on by default.
 //!
-//! - `compression`: packs of [`FsBlobStore`] are compressed with zstd, where that makes them smaller.
+//! - `compression`: packs of [`FsBlobStore`] are compressed with zstd, where that makes them smaller: not what is encrypted.
 //! - `conformance`: the suite that every [`BlobStore`] must pass, for authors of stores.
 //! - `encryption`: `EncryptedBlobStore`, which encrypts what another store keeps.
 //! - `object-store`: `ObjectBlobStore`, a store in S3, Google Cloud Storage, Azure Blob Storage or on an HTTP server.

@@ -21,18 +21,22 @@ use crate::{
 /// its descendants need one pid only. Pids of different trees are captured side by side.
 ///
 /// Where there is no criu (off Linux, or on Linux without the binary) the capture succeeds all the same, and stores a
-/// placeholder that says so; a restore gives it back as a warning.
+/// placeholder that says so ([`Stored::placeholder`]); a restore gives it back as a warning.
+///
+/// Files on disk are no part of a capture: whoever goes back with a tree that writes files sees to those.
 ///
 /// ```no_run
-/// use criu_rpc::{FsBlobStore, ProcsCapture, ProcsRestore};
+/// use criu_rpc::{Capture, FsBlobStore, ProcsCapture, ProcsRestore};
 ///
 /// let mut child = std::process::Command::new("my-agent-tool").spawn()?;
 /// let store = FsBlobStore::open("captures")?;
-/// let digest = ProcsCapture::new([child.id()]).capture(&store)?;
-/// // … and later, to go back: end the tree, all of it, and reap it.
-/// criu_rpc::kill_tree(child.id())?;
-/// child.wait()?;
-/// let restored = ProcsRestore::new().restore(&store, &digest)?;
+/// let Capture::Stored(stored) = ProcsCapture::new([child.id()]).run(&store)? else { unreachable!("it is not us") };
+/// // … and later, to go back, if there is something to go back to: end the tree, all of it, and reap it.
+/// if stored.placeholder().is_none() {
+///     criu_rpc::kill_tree(child.id())?;
+///     child.wait()?;
+///     let restored = ProcsRestore::new().restore(&store, &stored.digest)?;
+/// }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone)]
@@ -70,6 +74,17 @@ pub struct Stored {
     /// How many [pre-dumps](Chunking::pre_dumps) came before the dump: none where the kernel does not track changes of
     /// memory.
     pub pre_dumps: u32,
+}
+
+impl Stored {
+    /// What a person should know of it if this is a placeholder: nothing was captured, because there is no criu here, so the
+    /// processes must not be ended for it.
+    pub fn placeholder(&self) -> Option<&str> {
+        match &self.manifest {
+            ProcsBlob::Unsupported { note, .. } => Some(note),
+            _ => None,
+        }
+    }
 }
 
 impl ProcsCapture {

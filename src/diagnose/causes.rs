@@ -269,9 +269,9 @@ causes! {
             ["force_irmap", "irmap_scan_paths"];
         FileChanged:
             "a file is not what it was when the tree was dumped",
-            "put the file back as it was at the dump (name, size and, for programs, contents), or lend another in \
-             its place with `Lend::inherit` or, of a capture, `ProcsRestore::inherit`, by the path without its leading \
-             slash",
+            "put the file back as it was at the dump (name, size and, for programs, contents). Of a capture, give another \
+             with `ProcsRestore::stdin`, `ProcsRestore::stdout` or `ProcsRestore::stderr` if it is a standard stream, else with `ProcsRestore::inherit` by \
+             the path without its leading slash; by the client, with `Lend::inherit`",
             ["Lend::inherit"];
         ProgramChanged:
             "a program or library is another build than at the dump",

@@ -67,7 +67,8 @@ impl FsBlobStore {
     /// pack that is compressed is damaged as a whole, with all blobs in it.
     ///
     /// Which captures suffer, [`reachable`](crate::reachable) tells: those that need a damaged digest of which there is no other
-    /// copy, and those whose lists it cannot read.
+    /// copy, and those whose lists it cannot read. What is gone altogether, with its file, is no damage that could be seen
+    /// here: [`missing`](crate::BlobStore::missing) says it, asked for what is reachable.
     ///
     /// ```no_run
     /// # use criu_rpc::{Digest256, FsBlobStore, reachable};
