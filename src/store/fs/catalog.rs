@@ -9,7 +9,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{marks::Marks, table::Table};
+use super::{
+    marks::{Entries, Marks},
+    table::Table,
+};
 use crate::{
     Digest256, Error, Result, private,
     store::pack::{Found, Frame, PackId, ReadAt as _, scan},
@@ -323,6 +326,12 @@ impl Catalog {
         let Some(index) = frame.find(digest, named, 0) else { return Ok(None) };
         let (condemned, damaged) = self.marked(&frame, index);
         Ok((!damaged).then_some(Hit { frame, index, path, condemned }))
+    }
+
+    /// Which entries of a frame are known to be damaged.
+    pub(super) fn damaged_in(&self, frame: &Frame) -> Entries {
+        let packs = self.read();
+        packs.marks.get(&frame.pack).map(|marks| marks.damaged.of_frame(frame.at)).unwrap_or_default()
     }
 
     /// Whether an entry is condemned, and whether it is known to be damaged.

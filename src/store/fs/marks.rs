@@ -35,6 +35,11 @@ impl Entries {
             .is_some_and(|bits| bits.get(index / 64).is_some_and(|bits| bits >> (index % 64) & 1 == 1))
     }
 
+    /// Those of one frame.
+    pub(super) fn of_frame(&self, at: u64) -> Entries {
+        Entries(self.0.get(&at).map(|bits| (at, bits.clone())).into_iter().collect())
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

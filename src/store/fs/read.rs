@@ -164,10 +164,11 @@ impl FsBlobStore {
                 rest.extend(here.iter().map(|wanted| wanted.index));
                 continue;
             };
+            let damaged = self.catalog.damaged_in(frame);
             let mut hint = 0;
             for wanted in here {
                 let found = frame.find(&digests[wanted.index], false, hint);
-                let usable = found.filter(|index| !self.catalog.marked(frame, *index).1);
+                let usable = found.filter(|index| !damaged.has(frame.at, *index));
                 match usable.and_then(|index| frame.entries[index].among(raw)) {
                     Some(bytes) => each(wanted.index, bytes)?,
                     _ => rest.push(wanted.index),

@@ -9,8 +9,9 @@ use std::{
 
 use crate::{Error, platform::PageFiles};
 
-/// How many pieces may be there before anybody asks for them: 16 MiB for all.
-const AHEAD: usize = 16;
+/// How many pieces may be there before anybody asks for them: 64 MiB for all, of one file the half of it. As much is read while
+/// criu starts.
+const AHEAD: usize = 64;
 
 /// Reads pieces of files of pages in the order in which they will be wanted.
 pub(super) struct Ahead<'a> {
