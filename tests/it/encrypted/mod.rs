@@ -2,6 +2,7 @@
 
 mod damage;
 mod gc;
+mod golden;
 mod keys;
 mod parts;
 
