@@ -7,7 +7,15 @@
 //! Without criu the capture is the placeholder that says so. `--keeper FOLDER` is for `scripts/bench`. `--conformance FOLDER` holds the
 //! store to the whole contract, which takes some minutes: level 19 of zstd makes ready tens of megabytes for each blob.
 
-use std::{cell::Cell, env, error::Error, fs, io, path::Path, process::Command};
+use std::{
+    cell::Cell,
+    env,
+    error::Error,
+    fs,
+    io::{self, BufRead, BufReader},
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use criu_rpc::{
     BlobStore, Capture, Chunking, MemBlobStore, ProcsCapture, Stored, conformance, copy_capture, reachable,
@@ -48,7 +56,10 @@ fn show(store: &PfStore<FsBlobStore>) -> Result<(), Box<dyn Error>> {
     assert_eq!(store.get(&digest)?, b"a blob");
     println!("{digest} was put and is there");
 
-    let mut sleeper = Command::new("sleep").arg("1000").spawn()?;
+    // In a session of its own, which it is in once it speaks: criu takes no tree whose session is from outside its pid namespace.
+    let mut command = Command::new("setsid");
+    let mut sleeper = command.args(["sh", "-c", "echo; exec sleep 1000"]).stdout(Stdio::piped()).spawn()?;
+    BufReader::new(sleeper.stdout.as_mut().ok_or("it has no output")?).read_line(&mut String::new())?;
     let captured = capture(i32::try_from(sleeper.id())?, store);
     sleeper.kill()?;
     sleeper.wait()?;
