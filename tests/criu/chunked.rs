@@ -19,6 +19,7 @@ use crate::{
     capture::a_rich_tree,
     harness::tests,
     places::{Home, children, wait_until},
+    talk::Talk,
     tree::{OrExplain, Revived, Victim, wait_gone},
 };
 
@@ -84,7 +85,8 @@ fn several_trees_are_captured_in_chunks() {
         victim.assert_counts_on(0);
     }
     victims.into_iter().for_each(Victim::end);
-    let restored = home.restore().restore(&store, &stored.digest).or_explain();
+    let (_open, input, _) = Talk::through_pipes(); // without input they would end at once, in the middle of it
+    let restored = home.restore().stdin(input).restore(&store, &stored.digest).or_explain();
     assert_eq!(restored.trees.len(), 2);
     for mut tree in restored.trees {
         tree.kill().unwrap();
@@ -327,7 +329,8 @@ fn a_capture_of_another_processor_is_refused_unless_asked_for() {
     let digest = store.put(&ProcsBlob::Chunked(blob).to_json()).unwrap();
     let error = home.restore().restore(&store, &digest).expect_err("nobody has that");
     assert!(matches!(&error, Error::Host { problem } if problem.contains("avx4096")), "{error:?}");
-    let restored = home.restore().any_host(true).restore(&store, &digest).or_explain();
+    let (_open, input, _) = Talk::through_pipes(); // without input they would end at once, in the middle of it
+    let restored = home.restore().stdin(input).any_host(true).restore(&store, &digest).or_explain();
     assert!(matches!(restored.warnings.as_slice(), [Warning::Older { what: "criu", .. }]), "{restored:?}");
     for mut tree in restored.trees {
         tree.kill().unwrap();
@@ -431,16 +434,18 @@ fn a_store_that_panics_leaves_nothing_waiting() {
     let pids = victims.each_ref().map(Victim::pid);
     let digest = home.capture(pids).chunked(Chunking::default()).capture(&store).or_explain();
     victims.into_iter().for_each(Victim::end);
+    let (_open, input, _) = Talk::through_pipes(); // without input they would end at once, in the middle of it
+    let restore = home.restore().stdin(input);
     for left in [100, 5000, 12_000] {
         let panicking = Panicking { truth: &store, left: AtomicUsize::new(left) };
-        let restore = || home.restore().restore(&panicking, &digest).map(drop);
-        let panic = catch_unwind(AssertUnwindSafe(restore)).expect_err("the store panicked");
+        let panicked = || restore.restore(&panicking, &digest).map(drop);
+        let panic = catch_unwind(AssertUnwindSafe(panicked)).expect_err("the store panicked");
         assert!(panic.downcast_ref::<String>().is_some_and(|said| said.contains("a store that panics")) ||
             panic.downcast_ref::<&str>().is_some_and(|said| said.contains("a store that panics")));
         wait_gone(&members);
         home.assert_staging_empty();
     }
-    for mut tree in home.restore().restore(&store, &digest).or_explain().trees {
+    for mut tree in restore.restore(&store, &digest).or_explain().trees {
         tree.kill().unwrap();
         tree.wait().unwrap();
     }
@@ -457,7 +462,8 @@ fn all_trees_of_a_capture_are_within_the_limit() {
     let bytes: u64 = blob.trees.iter().map(|tree| tree.image_bytes + tree.memory_bytes).sum();
     let error = home.restore().limit(bytes - 1).restore(&store, &stored.digest).expect_err("it is larger");
     assert!(matches!(&error, Error::Corrupt { problem, .. } if problem.contains("more than")), "{error:?}");
-    for mut tree in home.restore().limit(bytes).restore(&store, &stored.digest).or_explain().trees {
+    let (_open, input, _) = Talk::through_pipes(); // without input they would end at once, in the middle of it
+    for mut tree in home.restore().stdin(input).limit(bytes).restore(&store, &stored.digest).or_explain().trees {
         tree.kill().unwrap();
         tree.wait().unwrap();
     }

@@ -18,6 +18,7 @@ use criu_rpc::{
 use crate::{
     harness::{criu, skip, tests},
     places::{Home, files, lives, names, wait_until},
+    talk::Talk,
     tree::{OrExplain, Revived, Victim, explain},
 };
 
@@ -260,7 +261,8 @@ fn several_trees_are_pre_dumped_side_by_side() {
     let ProcsBlob::Chunked(blob) = &stored.manifest else { panic!("{:?}", stored.manifest) };
     assert!(blob.trees.len() == 2 && blob.trees.iter().all(|tree| tree.memory_bytes > 4 << 20), "{blob:?}");
     victims.into_iter().for_each(Victim::end);
-    let restored = home.restore().restore(&store, &stored.digest).or_explain();
+    let (_open, input, _) = Talk::through_pipes(); // without input they would end at once, in the middle of it
+    let restored = home.restore().stdin(input).restore(&store, &stored.digest).or_explain();
     assert_eq!(restored.trees.len(), 2);
     for mut tree in restored.trees {
         tree.kill().unwrap();
