@@ -79,15 +79,13 @@ impl Offspring {
     /// Takes note that criu is about to be told to go on from this event.
     pub(super) fn go_on(&mut self, event: &str) {
         if event == "pre-restore" {
-            let is_free = |pid: i32| {
-                let free = procfs::is_free(pid);
-                if free {
-                    sys::forget_children(pid);
-                }
-                free
-            };
-            self.begun = self.root.is_some_and(is_free);
-            self.others.retain(|pid| is_free(*pid));
+            self.begun = self.root.is_some_and(procfs::is_free);
+            self.others.retain(|pid| procfs::is_free(*pid));
+            self.root
+                .iter()
+                .filter(|_| self.begun)
+                .chain(&self.others)
+                .for_each(|pid| sys::forget_children(*pid));
         }
     }
 
@@ -97,11 +95,8 @@ impl Offspring {
         let (Some(root), true) = (self.root, self.begun && self.name.is_some()) else { return };
         if is_our_child(root) && !sys::is_known_child(root) && !is_taken(root, error) {
             if unanswered {
-                self.kill_if(root, |stat| {
-                    stat.is_zombie()
-                        || told == Some(root)
-                        || self.is_criu_s(root)
-                        || has_clocks_of_its_own(root)
+                self.kill_if(root, |_| {
+                    told == Some(root) || self.is_criu_s(root) || has_clocks_of_its_own(root)
                 });
             }
             reap(root);

@@ -196,6 +196,19 @@ fn possessions() -> Vec<String> {
     all
 }
 
+/// What it has once nothing goes away any more: threads that were joined are listed for a moment longer.
+fn settled() -> Vec<String> {
+    let deadline = Instant::now() + SOON;
+    loop {
+        let before = possessions();
+        thread::sleep(Duration::from_millis(50));
+        if possessions() == before {
+            return before;
+        }
+        assert!(Instant::now() < deadline, "it never settles: {before:#?}");
+    }
+}
+
 /// Nothing of a restore is left: no process, no file, and nothing that this program has.
 #[track_caller]
 fn assert_nothing_left(home: &Home, members: &[i32], before: &[String], after: &str) {
@@ -225,7 +238,7 @@ fn revive_in_a_row() {
         wait_gone(&members);
     };
     (0..4).for_each(|_| round()); // what is made once does not count
-    let (before, memory_before) = (possessions(), memory());
+    let (before, memory_before) = (settled(), memory());
     for _ in 0..8 {
         round();
         assert_nothing_left(&home, &members, &before, "after a restore");
@@ -246,7 +259,7 @@ fn give_up() {
     drop(Revived::from(home.restore(), &store, &digest));
     let usual = u64::try_from(begin.elapsed().as_micros()).unwrap();
     begin_to_reap(&home, &store, &digest);
-    let before = possessions();
+    let before = settled();
     let count = 8;
     let mut given_up = 0;
     for round in 0..count {
@@ -302,7 +315,7 @@ fn revive_within_limits() {
     // It would end the program before that could say anything.
     ignore(Signal::SIGXFSZ);
     begin_to_reap(&home, &store, &digest);
-    let before = possessions();
+    let before = settled();
     let files = names("/proc/self/fd".as_ref()).len() as u64;
     let mut tell = Vec::new();
     let fewer = (0..20).map(|more| (Resource::RLIMIT_NOFILE, files + more));
@@ -407,7 +420,7 @@ fn fail_in_the_middle() {
     let (digest, members) = captured(&home, &store, &["children=3", "memory=24"]);
     let all = asked_for(&home, &store, &digest);
     begin_to_reap(&home, &store, &digest);
-    let before = possessions();
+    let before = settled();
     for (round, broken) in all.iter().step_by(all.len() / 4).enumerate() {
         inherit_orphans(round % 2 == 0);
         let fails = |digest: &Digest256| match digest == broken {
@@ -446,7 +459,7 @@ fn revive_without_fuse() {
     // What opens and mounts nothing; what opens no more than that; what cannot even be opened so.
     for instead in [empty.to_str().unwrap(), "/dev/null", "/proc/version"] {
         let _mounted = mount(&["--bind", instead, "/dev/fuse"]);
-        let before = possessions();
+        let before = settled();
         let mut revived = Revived::from(home.restore(), &store, &digest);
         assert_eq!(revived.ask("check"), "memory ok 6144 pages");
         drop(revived);

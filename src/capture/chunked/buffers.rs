@@ -70,6 +70,8 @@ struct State {
     free: Vec<Buffer>,
     /// How many buffers there are, free or not.
     made: usize,
+    /// How many are expected to be brought that were not brought yet.
+    to_come: usize,
     /// How many are still to be made before the trees stop.
     to_warm: usize,
     warming: usize,
@@ -123,9 +125,10 @@ impl Buffers {
 
     /// So many bytes will come.
     pub(super) fn expect(&self, bytes: u64) {
-        let buffers = usize::try_from(bytes.div_ceil(SIZE as u64)).unwrap_or(usize::MAX).min(self.most);
+        let buffers = usize::try_from(bytes.div_ceil(SIZE as u64)).unwrap_or(usize::MAX);
         let mut state = self.state();
-        let wanted = buffers.saturating_sub(state.made);
+        state.to_come = buffers;
+        let wanted = buffers.min(self.most).saturating_sub(state.made);
         let spare = self.spare.take(wanted);
         state.made += spare.len();
         state.to_warm = wanted - spare.len();
@@ -184,6 +187,7 @@ impl Buffers {
     pub(super) fn fill(&self, filled: Filled) {
         let mut state = self.state();
         state.filled.push_back(filled);
+        state.to_come = state.to_come.saturating_sub(1);
         state.brought = Some(Instant::now());
         drop(state);
         self.changed.notify_all();
@@ -228,8 +232,11 @@ impl Buffers {
             || thread::available_parallelism().is_ok_and(|count| worker + 2 < count.get())
     }
 
+    /// Whether there is little room, and more to come than that. Where more came than was expected, nobody knows.
     fn is_tight(&self, state: &State) -> bool {
-        state.free.len() + (self.most - state.made.min(self.most)) < self.most / 4 + 1
+        let room = state.free.len() + (self.most - state.made.min(self.most));
+        let little = self.most / 4 + 1;
+        room < if state.to_come > 0 { state.to_come.min(little) } else { little }
     }
 
     /// A worker is done with a buffer.

@@ -321,8 +321,8 @@ impl Catalog {
     pub(super) fn hit(&self, number: u32, digest: &Digest256, named: bool) -> Result<Option<Hit>> {
         let Some((place, State::Live)) = self.frame(number) else { return Ok(None) };
         let path = self.path(place.pack);
-        let reading = || format!("read the pack {}", path.display());
-        let Some(frame) = self.header(number).map_err(Error::io(reading()))? else { return Ok(None) };
+        let reading = |error| Error::io(format!("read the pack {}", path.display()))(error);
+        let Some(frame) = self.header(number).map_err(reading)? else { return Ok(None) };
         let Some(index) = frame.find(digest, named, 0) else { return Ok(None) };
         let (condemned, damaged) = self.marked(&frame, index);
         Ok((!damaged).then_some(Hit { frame, index, path, condemned }))
