@@ -24,6 +24,13 @@ pub(crate) use self::{
     spawn::{Spawn, spawn},
 };
 
+/// Begins to write what this part of a file has in memory to the disk. What comes of that, only a sync tells.
+pub(crate) fn begin_write_back(file: BorrowedFd<'_>, at: u64, length: u64) {
+    let (Ok(at), Ok(length)) = (i64::try_from(at), i64::try_from(length)) else { return };
+    // SAFETY: the call takes numbers alone, and changes nothing that can be seen.
+    unsafe { libc::sync_file_range(file.as_raw_fd(), at, length, libc::SYNC_FILE_RANGE_WRITE) };
+}
+
 /// Receives one packet into `buffer`, with the descriptors that came with it: close-on-exec from birth, and
 /// each with an owner. Those for which this process has no room any more are lost, and the kernel closes them.
 pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {

@@ -14,7 +14,11 @@ use std::{
 };
 
 use super::{
-    FsBlobStore, LOOSE, catalog::State, disk::Temporary, early_sync::EarlySync, lock::Lock, loose::FsWriter,
+    FsBlobStore, LOOSE,
+    catalog::State,
+    disk::{DiskFile, Temporary},
+    lock::Lock,
+    loose::FsWriter,
 };
 use crate::{
     Digest256, Error, Result,
@@ -54,7 +58,7 @@ type Contents = Arc<Mutex<Vec<Digest256>>>;
 
 struct PackFile {
     // Before `temporary`, so that it is closed when that is removed.
-    file: EarlySync,
+    file: DiskFile,
     temporary: Temporary,
 }
 
@@ -186,7 +190,9 @@ impl<'a> FsBatch<'a> {
         let writing = || format!("write a pack in {}", self.store.tmp.display());
         let written = self.file().and_then(|pack| {
             pack.file.write_at(&header, at)?;
-            pack.file.write_at(stored, at + header.len() as u64)
+            pack.file.write_at(stored, at + header.len() as u64)?;
+            pack.file.begin_write_back(at, length);
+            Ok(())
         });
         written.map_err(Error::io(writing()))?;
         let small = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
@@ -205,7 +211,6 @@ impl<'a> FsBatch<'a> {
             return Ok(file);
         }
         let (temporary, file) = self.store.disk.temporary(&self.store.tmp)?;
-        let file = EarlySync::new(file);
         file.write_at(&pack::header(&self.id), 0)?;
         self.store.catalog.moved(self.pack, temporary.path());
         Ok(self.file.get_or_init(|| PackFile { file, temporary }))
@@ -272,7 +277,9 @@ impl<'a> FsBatch<'a> {
         }
         let place = self.store.catalog.file(&self.id);
         if let Some(PackFile { file, temporary }) = self.file.take() {
-            file.finish().and_then(|()| temporary.rename(&place)).map_err(Error::io(doing()))?;
+            let synced = file.sync();
+            drop(file);
+            synced.and_then(|()| temporary.rename(&place)).map_err(Error::io(doing()))?;
             self.published = true;
             self.store.catalog.publish(self.pack, &place);
         }

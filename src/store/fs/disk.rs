@@ -135,6 +135,11 @@ impl DiskFile {
         Ok(())
     }
 
+    /// Has the disk begin with what was written there. Otherwise it would idle until the sync.
+    pub(super) fn begin_write_back(&self, at: u64, length: u64) {
+        private::begin_write_back(&self.file, at, length);
+    }
+
     /// Brings what was written to the disk.
     pub(super) fn sync(&self) -> io::Result<()> {
         self.file.sync_data()?;

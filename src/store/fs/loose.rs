@@ -10,8 +10,7 @@ use std::{
 
 use super::{
     FsBlobStore,
-    disk::{Disk, Temporary},
-    early_sync::EarlySync,
+    disk::{Disk, DiskFile, Temporary},
 };
 use crate::{Digest256, Error, Hasher, Result, private, store::BlobWriter};
 
@@ -134,7 +133,11 @@ impl FsBlobStore {
     pub(super) fn start_loose(&self) -> Result<FsWriter<'_>> {
         let doing = || format!("create a temporary file in {}", self.tmp.display());
         let (temporary, file) = self.disk.temporary(&self.tmp).map_err(Error::io(doing()))?;
-        Ok(FsWriter { store: self, file: BufWriter::with_capacity(BUFFER, EarlySync::new(file)), temporary })
+        Ok(FsWriter {
+            store: self,
+            file: BufWriter::with_capacity(BUFFER, Growing { file, end: 0, begun: 0 }),
+            temporary,
+        })
     }
 }
 
@@ -158,7 +161,7 @@ pub(super) fn is_whole(path: &Path, digest: &Digest256) -> bool {
 pub(super) struct FsWriter<'a> {
     store: &'a FsBlobStore,
     // Before `temporary`, so that it is closed when that is removed.
-    file: BufWriter<EarlySync>,
+    file: BufWriter<Growing>,
     temporary: Temporary,
 }
 
@@ -168,7 +171,8 @@ impl BlobWriter for FsWriter<'_> {
         let (shard, path) = store.blobs.place(digest);
         let doing = || format!("store blob {}", path.display());
         let file = file.into_inner().map_err(|unwritten| Error::io(doing())(unwritten.into_error()))?;
-        file.finish().map_err(Error::io(doing()))?;
+        file.file.sync().map_err(Error::io(doing()))?;
+        drop(file);
         let placed = store.blobs.make(&shard).and_then(|()| temporary.rename(&path));
         if let Err(error) = placed {
             // Some systems don't replace a file that somebody is reading. It may be the very blob.
@@ -189,6 +193,32 @@ impl Write for FsWriter<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.file.flush()
+    }
+}
+
+/// A file that is written from its beginning on.
+struct Growing {
+    file: DiskFile,
+    end: u64,
+    /// Up to where the disk has been told to begin.
+    begun: u64,
+}
+
+impl Write for Growing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // What comes in one large piece is to overlap too.
+        let bytes = &bytes[..bytes.len().min(STEP)];
+        self.file.write_at(bytes, self.end)?;
+        self.end += bytes.len() as u64;
+        if self.end - self.begun >= STEP as u64 {
+            self.file.begin_write_back(self.begun, self.end - self.begun);
+            self.begun = self.end;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -216,3 +246,6 @@ fn is_file_with(path: &Path, bytes: &[u8]) -> bool {
 
 /// Small pieces are gathered to this size before the system is called.
 const BUFFER: usize = 128 * 1024;
+
+/// How much is handed to the disk at once.
+const STEP: usize = 1024 * 1024;

@@ -18,7 +18,6 @@ mod batch;
 mod catalog;
 mod condemned;
 mod disk;
-mod early_sync;
 mod gc;
 mod lock;
 mod loose;

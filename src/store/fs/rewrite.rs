@@ -9,8 +9,7 @@ use super::{
     FsBlobStore,
     catalog::Hit,
     condemned::{read_list, write_list},
-    disk::Temporary,
-    early_sync::EarlySync,
+    disk::{DiskFile, Temporary},
     gc::{Gc, Round, Tally, each_frame},
     marks::Entries,
 };
@@ -211,7 +210,7 @@ struct Rewriter<'a> {
     store: &'a FsBlobStore,
     id: PackId,
     // Before `temporary`, so that it is closed when that is removed.
-    file: EarlySync,
+    file: DiskFile,
     temporary: Temporary,
     end: u64,
     builder: Builder,
@@ -225,7 +224,6 @@ impl<'a> Rewriter<'a> {
     fn new(store: &'a FsBlobStore) -> io::Result<Rewriter<'a>> {
         let id = PackId::new();
         let (temporary, file) = store.disk.temporary(&store.tmp)?;
-        let file = EarlySync::new(file);
         file.write_at(&pack::header(&id), 0)?;
         Ok(Rewriter {
             store,
@@ -259,6 +257,7 @@ impl<'a> Rewriter<'a> {
         let (header, stored) = sealed.at(&self.id, self.end);
         self.file.write_at(&header, self.end)?;
         self.file.write_at(stored, self.end + header.len() as u64)?;
+        self.file.begin_write_back(self.end, length);
         for (round, index) in self.pending.drain(..) {
             self.lists.entry(round).or_default().add(self.end, index);
         }
@@ -277,7 +276,8 @@ impl<'a> Rewriter<'a> {
             return Ok(());
         }
         let Rewriter { store, id, file, temporary, lists, .. } = self;
-        file.finish()?;
+        file.sync()?;
+        drop(file);
         for (round, list) in lists {
             write_list(store, &round.join("packs").join(id.hex()), &list)?;
         }

@@ -22,10 +22,10 @@ mod tests {
 
     #[test]
     fn a_stamp_is_above_all_before_even_if_clocks_differ() {
+        // Not the highest of all: no other test of this process would get a higher one.
         let (first, second) = (next_stamp(0), next_stamp(0));
         assert!(first < second);
         let ahead = second + (1 << 50);
         assert!(next_stamp(ahead) > ahead && next_stamp(0) > ahead);
-        assert_eq!(next_stamp(u64::MAX), u64::MAX);
     }
 }
