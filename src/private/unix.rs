@@ -22,12 +22,12 @@ pub(crate) fn write_at(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
     file.write_all_at(bytes, at)
 }
 
-/// Has the system begin to write this part to the disk, where it knows how to be asked, so that a sync later finds less to do.
-#[cfg_attr(not(target_os = "linux"), allow(unused_variables))]
-pub(crate) fn begin_write_back(file: &File, at: u64, length: u64) {
-    #[cfg(target_os = "linux")]
-    crate::sys::begin_write_back(std::os::fd::AsFd::as_fd(file), at, length);
-}
+#[cfg(target_os = "linux")]
+pub(crate) use crate::sys::begin_write_back;
+
+/// Nothing: all is left to the sync.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn begin_write_back(_file: &File, _at: u64, _length: u64) {}
 
 /// Reads up to a buffer full from this place, whatever other threads do with the file.
 pub(crate) fn read_at(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {

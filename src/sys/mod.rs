@@ -12,6 +12,7 @@ mod spawn;
 
 use std::{
     ffi::CStr,
+    fs::File,
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
 };
@@ -25,8 +26,8 @@ pub(crate) use self::{
 };
 
 /// Begins to write what this part of a file has in memory to the disk. What comes of that, only a sync tells.
-pub(crate) fn begin_write_back(file: BorrowedFd<'_>, at: u64, length: u64) {
-    let (Ok(at), Ok(length)) = (i64::try_from(at), i64::try_from(length)) else { return };
+pub(crate) fn begin_write_back(file: &File, at: u64, length: u64) {
+    let (Ok(at), Ok(length)) = (at.try_into(), length.try_into()) else { return };
     // SAFETY: the call takes numbers alone, and changes nothing that can be seen.
     unsafe { libc::sync_file_range(file.as_raw_fd(), at, length, libc::SYNC_FILE_RANGE_WRITE) };
 }

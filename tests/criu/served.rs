@@ -475,7 +475,7 @@ fn revive_onto_a_full_disk() {
     for (fuse, size) in [(true, "16k"), (true, "64k"), (true, "256k"), (true, "1m"), (true, "4m"), (false, "4m"), (false, "20m")] {
         let _disk = mount(&["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs", disk.to_str().unwrap()]);
         let _no_fuse = (!fuse).then(|| mount(&["--bind", "/dev/null", "/dev/fuse"]));
-        let (after, before) = (format!("on {size}, {fuse}"), possessions());
+        let (after, before) = (format!("on {size}, {fuse}"), settled());
         match revive(home.restore().staging(&disk).deadline(SOON), &store, &digest) {
             Ok(mut tree) => {
                 assert!(fuse, "there was no room");

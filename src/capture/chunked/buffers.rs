@@ -342,4 +342,16 @@ mod tests {
         drop((second, small));
         assert!(spare.lock().len() <= FEWEST);
     }
+
+    #[test]
+    fn room_is_short_only_if_more_is_to_come_than_it_takes() {
+        let buffers = Buffers::new(16 << 20, &Spare::default()); // eight, of which two and less are little
+        let tight = |free: usize, to_come: usize| {
+            buffers.is_tight(&State { made: buffers.most - free, to_come, ..State::default() })
+        };
+        assert!(!tight(8, 8) && !tight(3, 100) && !tight(2, 2) && !tight(1, 1));
+        assert!(tight(2, 3) && tight(1, 2) && tight(0, 1));
+        // More came than was expected.
+        assert!(tight(2, 0) && tight(0, 0) && !tight(3, 0));
+    }
 }
