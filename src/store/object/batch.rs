@@ -102,14 +102,14 @@ impl<'a> ObjectBatch<'a> {
         if !builder.takes(bytes.len()) {
             self.place(&mut builder)?;
         }
-        builder.push_named(name, self.next_stamp(name), bytes);
+        builder.push_named(name, self.next_stamp(name)?, bytes);
         self.keep(builder)
     }
 
     /// Above all that the name is known to have.
-    fn next_stamp(&self, name: &Digest256) -> u64 {
+    fn next_stamp(&self, name: &Digest256) -> Result<u64> {
         let catalog = self.store.catalog.read().unwrap_or_else(PoisonError::into_inner);
-        pack::next_stamp(catalog.stamp(name))
+        pack::next_stamp(name, catalog.stamp(name))
     }
 
     fn builder(&self) -> Builder {
