@@ -184,19 +184,14 @@ impl<'a> FsBatch<'a> {
     /// Writes a frame, and starts the next one in its place.
     fn write(&self, filling: &mut Filling) -> Result<()> {
         let sealed = filling.builder.seal();
-        let length = sealed.length();
-        let at = self.end.fetch_add(length, Ordering::Relaxed);
-        let (header, stored) = sealed.at(&self.id, at);
+        let (head, length) = (sealed.head(), sealed.length());
+        let at = self.end.fetch_add(length as u64, Ordering::Relaxed);
+        let frame = sealed.at(&self.id, at);
         let writing = || format!("write a pack in {}", self.store.tmp.display());
-        let written = self.file().and_then(|pack| {
-            pack.file.write_at(&header, at)?;
-            pack.file.write_at(stored, at + header.len() as u64)?;
-            pack.file.begin_write_back(at, length);
-            Ok(())
-        });
+        let written = self.file().and_then(|pack| pack.file.write_at(frame, at));
         written.map_err(Error::io(writing()))?;
         let small = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
-        self.store.catalog.place_at(filling.number, at, small(header.len()), small(stored.len()));
+        self.store.catalog.place_at(filling.number, at, small(head), small(length - head));
         lock(&self.unwritten).remove(&filling.number);
         filling.builder.clear();
         let next = self.start();

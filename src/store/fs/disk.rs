@@ -129,15 +129,22 @@ pub(super) struct DiskFile {
 }
 
 impl DiskFile {
+    /// Writes it, and has the disk begin with each mebibyte that is complete. Otherwise it would idle until the sync.
     pub(super) fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
-        private::write_at(&self.file, bytes, at)?;
+        let mut end = at;
+        for piece in bytes.chunks(STEP) {
+            private::write_at(&self.file, piece, end)?;
+            let step = STEP as u64;
+            let before = end / step;
+            end += piece.len() as u64;
+            if end / step != before {
+                // One more, for those who were late with their part of it.
+                let from = before.saturating_sub(1) * step;
+                private::begin_write_back(&self.file, from, end / step * step - from);
+            }
+        }
         self.disk.tell(Step::Write(&self.path, at, bytes));
         Ok(())
-    }
-
-    /// Has the disk begin with what was written there. Otherwise it would idle until the sync.
-    pub(super) fn begin_write_back(&self, at: u64, length: u64) {
-        private::begin_write_back(&self.file, at, length);
     }
 
     /// Brings what was written to the disk.
@@ -186,3 +193,6 @@ impl Drop for Temporary {
         }
     }
 }
+
+/// How much is handed to the disk at once: for less, asking would cost more than it gains.
+const STEP: usize = 1024 * 1024;

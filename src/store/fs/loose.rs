@@ -135,7 +135,7 @@ impl FsBlobStore {
         let (temporary, file) = self.disk.temporary(&self.tmp).map_err(Error::io(doing()))?;
         Ok(FsWriter {
             store: self,
-            file: BufWriter::with_capacity(BUFFER, Growing { file, end: 0, begun: 0 }),
+            file: BufWriter::with_capacity(BUFFER, Growing { file, end: 0 }),
             temporary,
         })
     }
@@ -200,20 +200,12 @@ impl Write for FsWriter<'_> {
 struct Growing {
     file: DiskFile,
     end: u64,
-    /// Up to where the disk has been told to begin.
-    begun: u64,
 }
 
 impl Write for Growing {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // What comes in one large piece is to overlap too.
-        let bytes = &bytes[..bytes.len().min(STEP)];
         self.file.write_at(bytes, self.end)?;
         self.end += bytes.len() as u64;
-        if self.end - self.begun >= STEP as u64 {
-            self.file.begin_write_back(self.begun, self.end - self.begun);
-            self.begun = self.end;
-        }
         Ok(bytes.len())
     }
 
@@ -246,6 +238,3 @@ fn is_file_with(path: &Path, bytes: &[u8]) -> bool {
 
 /// Small pieces are gathered to this size before the system is called.
 const BUFFER: usize = 128 * 1024;
-
-/// How much is handed to the disk at once.
-const STEP: usize = 1024 * 1024;

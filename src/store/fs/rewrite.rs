@@ -252,12 +252,9 @@ impl<'a> Rewriter<'a> {
     }
 
     fn write(&mut self) -> io::Result<()> {
-        let sealed = self.builder.seal();
-        let length = sealed.length();
-        let (header, stored) = sealed.at(&self.id, self.end);
-        self.file.write_at(&header, self.end)?;
-        self.file.write_at(stored, self.end + header.len() as u64)?;
-        self.file.begin_write_back(self.end, length);
+        let frame = self.builder.seal().at(&self.id, self.end);
+        let length = frame.len() as u64;
+        self.file.write_at(frame, self.end)?;
         for (round, index) in self.pending.drain(..) {
             self.lists.entry(round).or_default().add(self.end, index);
         }

@@ -113,7 +113,7 @@ impl<'a> ObjectBatch<'a> {
     }
 
     fn builder(&self) -> Builder {
-        self.builders.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+        self.builders.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_else(Builder::new)
     }
 
     fn keep(&self, mut builder: Builder) -> Result<()> {
@@ -136,8 +136,9 @@ impl<'a> ObjectBatch<'a> {
             Some(pack) => pack,
             None => Pack::begin(self.store)?,
         };
-        let (head, stored) = sealed.at(&pack.id, pack.upload.length());
-        pack.add(&head, stored)?;
+        let head = sealed.head();
+        let frame = sealed.at(&pack.id, pack.upload.length());
+        pack.add(frame, head)?;
         if pack.upload.length() < PACK {
             packs.open = Some(pack);
         } else {
@@ -212,10 +213,10 @@ impl Pack {
         Ok(Pack { id, upload, heads: Vec::new() })
     }
 
-    fn add(&mut self, head: &[u8], stored: &[u8]) -> Result<()> {
-        self.upload.write(head)?;
-        self.upload.write(stored)?;
-        self.heads.extend_from_slice(head);
+    /// Adds a frame, of which so much is the header.
+    fn add(&mut self, frame: &[u8], head: usize) -> Result<()> {
+        self.upload.write(frame)?;
+        self.heads.extend_from_slice(&frame[..head]);
         Ok(())
     }
 

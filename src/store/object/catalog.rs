@@ -158,9 +158,9 @@ mod tests {
             let mut builder = Builder::new();
             builder.push(&Digest256::of(blob), blob);
             let sealed = builder.seal();
-            let length = sealed.length();
-            heads.extend_from_slice(&sealed.at(&id, at).0);
-            at += length;
+            let (head, length) = (sealed.head(), sealed.length());
+            heads.extend_from_slice(&sealed.at(&id, at)[..head]);
+            at += length as u64;
         }
         (id, heads)
     }

@@ -4,18 +4,19 @@ use std::{cell::RefCell, io};
 
 use zstd::bulk::{Compressor, Decompressor};
 
-/// Compresses into `packed`, if the result has at most `limit` bytes.
-pub(super) fn compress(raw: &[u8], limit: usize, packed: &mut Vec<u8>) -> bool {
+/// Compresses to what begins `at` bytes into `packed`, and tells how long it is, if that is `limit` bytes at most.
+pub(super) fn compress(raw: &[u8], limit: usize, at: usize, packed: &mut Vec<u8>) -> Option<usize> {
     thread_local! {
         static COMPRESSOR: RefCell<Option<Compressor<'static>>> = RefCell::new(Compressor::new(LEVEL).ok());
     }
-    packed.clear();
-    packed.reserve(limit);
+    if packed.len() < at + limit {
+        packed.resize(at + limit, 0);
+    }
     // What does not fit is an error of the compressor's.
-    let fits = COMPRESSOR.with_borrow_mut(|compressor| {
-        compressor.as_mut().is_some_and(|compressor| compressor.compress_to_buffer(raw, packed).is_ok())
-    });
-    fits && packed.len() <= limit && packed.len() < raw.len()
+    let length = COMPRESSOR.with_borrow_mut(|compressor| {
+        compressor.as_mut()?.compress_to_buffer(raw, &mut packed[at..at + limit]).ok()
+    })?;
+    (length < raw.len()).then_some(length)
 }
 
 /// Decompresses into `raw`, which gets exactly `length` bytes.

@@ -4,18 +4,20 @@ use super::{PackId, bytes_at, codec, number, short};
 use crate::{Digest256, Error, Hasher, Result};
 
 /// Collects blobs until there is enough for a frame.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Builder {
     entries: Vec<u8>,
     count: u16,
+    /// Room for the header, so that a frame is written in one piece, and the blobs.
     raw: Vec<u8>,
+    /// The same, compressed.
     packed: Vec<u8>,
 }
 
 impl Builder {
     /// A frame with nothing in it.
     pub(crate) fn new() -> Builder {
-        Builder::default()
+        Builder { entries: Vec::new(), count: 0, raw: vec![0; MAX_HEAD], packed: Vec::new() }
     }
 
     /// Whether there is nothing in it.
@@ -23,14 +25,19 @@ impl Builder {
         self.count == 0
     }
 
+    /// How many bytes its blobs have.
+    fn length(&self) -> usize {
+        self.raw.len() - MAX_HEAD
+    }
+
     /// Whether a blob of this length goes into this frame. One into an empty frame does if it is within [`MAX_BLOB`].
     pub(crate) fn takes(&self, length: usize) -> bool {
-        self.is_empty() || (self.raw.len() + length <= TARGET && self.count < MAX_ENTRIES)
+        self.is_empty() || (self.length() + length <= TARGET && self.count < MAX_ENTRIES)
     }
 
     /// Whether hardly anything goes in any more.
     pub(crate) fn is_full(&self) -> bool {
-        self.raw.len() + 1024 > TARGET || self.count >= MAX_ENTRIES
+        self.length() + 1024 > TARGET || self.count >= MAX_ENTRIES
     }
 
     /// Adds a blob that the frame [takes](Builder::takes).
@@ -56,27 +63,30 @@ impl Builder {
 
     /// Makes bytes of it, compressed where that helps. What is still to be said is where they will be.
     pub(crate) fn seal(&mut self) -> Sealed<'_> {
-        let packed = codec::compress(&self.raw, self.raw.len() - self.raw.len() / 16, &mut self.packed);
-        let stored = if packed { &self.packed } else { &self.raw };
-        let length = |bytes: &[u8]| u32::try_from(bytes.len()).expect("because frames are far below 4 GiB");
+        let length = self.length();
+        let packed = codec::compress(&self.raw[MAX_HEAD..], length - length / 16, MAX_HEAD, &mut self.packed);
+        let (all, stored) = match packed {
+            Some(packed) => (&mut self.packed, packed),
+            None => (&mut self.raw, length),
+        };
+        let small = |length: usize| u32::try_from(length).expect("because frames are far below 4 GiB");
         let head = FIXED + self.entries.len();
-        let mut header = Vec::with_capacity(head);
-        header.extend_from_slice(&MAGIC);
-        header.resize(32, 0); // the pack and the place: see `at`
-        header.extend_from_slice(&[if packed { ZSTD } else { RAW }, 0]);
-        header.extend_from_slice(&self.count.to_le_bytes());
-        header.extend_from_slice(&length(&self.raw).to_le_bytes());
-        header.extend_from_slice(&length(stored).to_le_bytes());
-        header.extend_from_slice(&u32::try_from(head).unwrap_or(u32::MAX).to_le_bytes());
-        header.resize(FIXED, 0);
-        header.extend_from_slice(&self.entries);
-        Sealed { header, stored }
+        let bytes = &mut all[MAX_HEAD - head..MAX_HEAD + stored];
+        bytes[..8].copy_from_slice(&MAGIC);
+        // The pack and the place come between: see `at`.
+        bytes[32..34].copy_from_slice(&[if packed.is_some() { ZSTD } else { RAW }, 0]);
+        bytes[34..36].copy_from_slice(&self.count.to_le_bytes());
+        bytes[36..40].copy_from_slice(&small(length).to_le_bytes());
+        bytes[40..44].copy_from_slice(&small(stored).to_le_bytes());
+        bytes[44..48].copy_from_slice(&small(head).to_le_bytes());
+        bytes[FIXED..head].copy_from_slice(&self.entries);
+        Sealed { bytes, head }
     }
 
     /// Empties it, and keeps its memory.
     pub(crate) fn clear(&mut self) {
         self.entries.clear();
-        self.raw.clear();
+        self.raw.truncate(MAX_HEAD);
         self.count = 0;
     }
 }
@@ -84,23 +94,28 @@ impl Builder {
 /// A frame, as it will be stored.
 #[derive(Debug)]
 pub(crate) struct Sealed<'a> {
-    header: Vec<u8>,
-    stored: &'a [u8],
+    bytes: &'a mut [u8],
+    head: usize,
 }
 
 impl<'a> Sealed<'a> {
     /// How long it is, the header included.
-    pub(crate) fn length(&self) -> u64 {
-        (self.header.len() + self.stored.len()) as u64
+    pub(crate) fn length(&self) -> usize {
+        self.bytes.len()
     }
 
-    /// The two pieces that it is made of, for the place `at` of this pack.
-    pub(crate) fn at(mut self, pack: &PackId, at: u64) -> (Vec<u8>, &'a [u8]) {
-        self.header[8..24].copy_from_slice(&pack.0);
-        self.header[24..32].copy_from_slice(&at.to_le_bytes());
-        let check = checksum(&self.header);
-        self.header[48..FIXED].copy_from_slice(&check);
-        (self.header, self.stored)
+    /// How much of that is the header.
+    pub(crate) fn head(&self) -> usize {
+        self.head
+    }
+
+    /// All of it, for the place `at` of this pack.
+    pub(crate) fn at(self, pack: &PackId, at: u64) -> &'a [u8] {
+        self.bytes[8..24].copy_from_slice(&pack.0);
+        self.bytes[24..32].copy_from_slice(&at.to_le_bytes());
+        let check = checksum(&self.bytes[..self.head]);
+        self.bytes[48..FIXED].copy_from_slice(&check);
+        self.bytes
     }
 }
 

@@ -3,8 +3,8 @@
 use std::io;
 
 /// Compresses nothing.
-pub(super) fn compress(_raw: &[u8], _limit: usize, _packed: &mut Vec<u8>) -> bool {
-    false
+pub(super) fn compress(_raw: &[u8], _limit: usize, _at: usize, _packed: &mut Vec<u8>) -> Option<usize> {
+    None
 }
 
 /// Says what is missing.

@@ -9,9 +9,8 @@ fn pack(frames: &[&[&[u8]]]) -> (PackId, Vec<u8>) {
     for blobs in frames {
         let mut builder = Builder::new();
         blobs.iter().for_each(|blob| builder.push(&Digest256::of(blob), blob));
-        let (header, stored) = builder.seal().at(&id, bytes.len() as u64);
-        bytes.extend_from_slice(&header);
-        bytes.extend_from_slice(stored);
+        let at = bytes.len() as u64;
+        bytes.extend_from_slice(builder.seal().at(&id, at));
     }
     (id, bytes)
 }
@@ -62,8 +61,9 @@ fn names_come_back_with_their_stamp_and_the_digest_of_their_bytes() {
     builder.push(&name, b"a blob that is called the same");
     builder.push_named(&name, 7, b"bytes");
     builder.push_named(&name, 8, b"newer");
-    let (header, stored) = builder.seal().at(&id, 48);
-    let frame = Frame::parse(&header).unwrap();
+    let bytes = builder.seal().at(&id, 48);
+    let frame = Frame::parse(bytes).unwrap();
+    let stored = &bytes[frame.head..];
     assert_eq!((frame.find(&name, false, 9), frame.find(&name, true, 1)), (Some(0), Some(2)));
     assert_eq!(frame.entries[1].kind, Kind::Named { stamp: 7, digest: Digest256::of(b"bytes") });
     assert_eq!(frame.verified(&frame.entries[2], stored).unwrap(), b"newer");
