@@ -59,7 +59,7 @@ impl Spare {
 
 /// Buffers that are filled from streams, emptied by workers, and filled again.
 pub(super) struct Buffers {
-    most: usize,
+    bytes: u64,
     spare: Spare,
     state: Mutex<State>,
     changed: Condvar,
@@ -67,6 +67,8 @@ pub(super) struct Buffers {
 
 #[derive(Default)]
 struct State {
+    /// How many buffers there may be.
+    most: usize,
     free: Vec<Buffer>,
     /// How many buffers there are, free or not.
     made: usize,
@@ -75,7 +77,9 @@ struct State {
     /// How many are still to be made before the trees stop.
     to_warm: usize,
     warming: usize,
-    filled: VecDeque<Filled>,
+    filled: VecDeque<Arc<Filled>>,
+    /// How many windows of the first of them were given to workers.
+    given: usize,
     working: usize,
     /// How many streams are open.
     streams: usize,
@@ -105,14 +109,30 @@ pub(super) struct Part {
 pub(super) enum Task {
     /// Make a buffer, before it is needed in a hurry.
     Warm,
-    Store(Filled),
+    Store(Share),
+}
+
+/// One window of a buffer, so that all workers have something to do when there is one buffer left.
+pub(super) struct Share {
+    filled: Arc<Filled>,
+    window: usize,
+}
+
+impl Share {
+    pub(super) fn part(&self) -> &Part {
+        &self.filled.windows[self.window]
+    }
+
+    pub(super) fn memory(&self) -> &[u8] {
+        &self.filled.buffer[self.part().range.clone()]
+    }
 }
 
 impl Buffers {
     /// Of so many bytes at most, from those that are spare where there are any.
     pub(super) fn new(bytes: u64, spare: &Spare) -> Buffers {
-        let most = usize::try_from(bytes / SIZE as u64).unwrap_or(usize::MAX).max(FEWEST);
-        Buffers { most, spare: spare.clone(), state: Mutex::default(), changed: Condvar::new() }
+        let state = Mutex::new(State { most: that_fit(bytes), ..State::default() });
+        Buffers { bytes, spare: spare.clone(), state, changed: Condvar::new() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -123,12 +143,13 @@ impl Buffers {
         self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// So many bytes will come.
-    pub(super) fn expect(&self, bytes: u64) {
+    /// So many bytes will come, and so many of those that there may be are needed for something else.
+    pub(super) fn expect(&self, bytes: u64, reserved: u64) {
         let buffers = usize::try_from(bytes.div_ceil(SIZE as u64)).unwrap_or(usize::MAX);
         let mut state = self.state();
+        state.most = that_fit(self.bytes.saturating_sub(reserved));
         state.to_come = buffers;
-        let wanted = buffers.min(self.most).saturating_sub(state.made);
+        let wanted = buffers.min(state.most).saturating_sub(state.made);
         let spare = self.spare.take(wanted);
         state.made += spare.len();
         state.to_warm = wanted - spare.len();
@@ -168,12 +189,12 @@ impl Buffers {
                 return Err(Error::store("take memory in", "it has failed before"));
             }
             if let Some(buffer) = state.free.pop() {
-                if self.is_tight(&state) {
+                if state.is_tight() {
                     self.changed.notify_all(); // workers may work now
                 }
                 return Ok(buffer);
             }
-            if state.made < self.most {
+            if state.made < state.most {
                 state.made += 1;
                 drop(state);
                 let spare = self.spare.take(1).pop();
@@ -186,7 +207,10 @@ impl Buffers {
     /// Hands a buffer over to the workers.
     pub(super) fn fill(&self, filled: Filled) {
         let mut state = self.state();
-        state.filled.push_back(filled);
+        match filled.windows.is_empty() {
+            true => state.free.push(filled.buffer),
+            false => state.filled.push_back(Arc::new(filled)),
+        }
         state.to_come = state.to_come.saturating_sub(1);
         state.brought = Some(Instant::now());
         drop(state);
@@ -204,9 +228,9 @@ impl Buffers {
                 return Some(Task::Warm);
             }
             if self.may_work(&state, worker) {
-                if let Some(filled) = state.filled.pop_front() {
+                if let Some(share) = state.share() {
                     state.working += 1;
-                    return Some(Task::Store(filled));
+                    return Some(Task::Store(share));
                 }
                 if state.closed {
                     return None;
@@ -227,23 +251,20 @@ impl Buffers {
     fn may_work(&self, state: &State, worker: usize) -> bool {
         state.streams == 0
             || state.closed
-            || self.is_tight(state)
+            || state.is_tight()
             || state.brought.is_some_and(|brought| brought.elapsed() >= QUIET)
             || thread::available_parallelism().is_ok_and(|count| worker + 2 < count.get())
     }
 
-    /// Whether there is little room, and more to come than that. Where more came than was expected, nobody knows.
-    fn is_tight(&self, state: &State) -> bool {
-        let room = state.free.len() + (self.most - state.made.min(self.most));
-        let little = self.most / 4 + 1;
-        room < if state.to_come > 0 { state.to_come.min(little) } else { little }
-    }
-
-    /// A worker is done with a buffer.
-    pub(super) fn done(&self, filled: Filled, error: Option<Error>) {
+    /// A worker is done with a window.
+    pub(super) fn done(&self, share: Share, error: Option<Error>) {
         let mut state = self.state();
         state.working -= 1;
-        state.free.push(filled.buffer);
+        let emptied = Arc::into_inner(share.filled);
+        if emptied.is_none() && error.is_none() && state.working > 0 {
+            return; // nobody waits for that
+        }
+        state.free.extend(emptied.map(|filled| filled.buffer));
         if let Some(error) = error {
             state.fail(error);
         }
@@ -276,7 +297,7 @@ impl Buffers {
         let mut state = self.state();
         state.closed = true;
         state.to_warm = 0;
-        state.filled.clear();
+        state.forget_filled();
         self.changed.notify_all();
     }
 
@@ -289,17 +310,47 @@ impl Buffers {
 /// What is free by then is for the next capture.
 impl Drop for Buffers {
     fn drop(&mut self) {
-        let free = std::mem::take(&mut self.state().free);
-        self.spare.keep(free, self.most);
+        let mut state = self.state();
+        self.spare.keep(std::mem::take(&mut state.free), state.most);
     }
 }
 
 impl State {
+    /// Whether there is little room, and more to come than fits once workers have made some meanwhile: at least a quarter of
+    /// what comes. Where more came than was expected, nobody knows.
+    fn is_tight(&self) -> bool {
+        let room = self.free.len() + self.most.saturating_sub(self.made);
+        let little = self.most / 4 + 1;
+        room < if self.to_come > 0 { (self.to_come - self.to_come / 4).min(little) } else { little }
+    }
+
+    /// The next window to be stored.
+    fn share(&mut self) -> Option<Share> {
+        let filled = self.filled.front()?.clone();
+        let window = self.given;
+        self.given += 1;
+        if self.given == filled.windows.len() {
+            self.filled.pop_front();
+            self.given = 0;
+        }
+        Some(Share { filled, window })
+    }
+
     fn fail(&mut self, error: Error) {
         self.failed = true;
         self.failure.get_or_insert(error);
-        self.filled.clear();
+        self.forget_filled();
     }
+
+    fn forget_filled(&mut self) {
+        self.filled.clear();
+        self.given = 0;
+    }
+}
+
+/// How many buffers so many bytes are.
+fn that_fit(bytes: u64) -> usize {
+    usize::try_from(bytes / SIZE as u64).unwrap_or(usize::MAX).max(FEWEST)
 }
 
 fn make() -> Result<Buffer> {
@@ -314,7 +365,7 @@ mod tests {
     fn what_was_free_at_the_end_serves_the_next_capture() {
         let spare = Spare::default();
         let first = Buffers::new(16 << 20, &spare);
-        first.expect(6 << 20);
+        first.expect(6 << 20, 0);
         for _ in 0..3 {
             assert!(matches!(first.next(0), Some(Task::Warm)));
             first.warm();
@@ -327,7 +378,7 @@ mod tests {
         assert_eq!(spare.lock().len(), 2);
 
         let second = Buffers::new(16 << 20, &spare);
-        second.expect(2 << 20);
+        second.expect(2 << 20, 0);
         assert_eq!(second.state().to_warm, 0);
         assert_eq!(second.state().made, 1);
         let mut taken = second.take().unwrap();
@@ -337,20 +388,55 @@ mod tests {
         second.state().free.push(taken);
         // A smaller limit keeps fewer.
         let small = Buffers::new(0, &spare);
-        small.expect(u64::MAX);
-        assert_eq!(small.most, FEWEST);
+        small.expect(u64::MAX, u64::MAX);
+        assert_eq!(small.state().most, FEWEST);
         drop((second, small));
         assert!(spare.lock().len() <= FEWEST);
     }
 
     #[test]
+    fn workers_share_a_buffer_and_the_last_gives_it_back() {
+        let part = |leaf| Part {
+            owner: Arc::default(),
+            leaf,
+            window: Window { pages: 1, before: 0 },
+            range: leaf * 4096..(leaf + 1) * 4096,
+        };
+        let buffers = Buffers::new(16 << 20, &Spare::default());
+        for windows in [vec![part(0), part(1), part(2)], vec![part(3)], vec![]] {
+            let buffer = buffers.take().unwrap();
+            buffers.fill(Filled { buffer, windows });
+        }
+        let next = || match buffers.next(0) {
+            Some(Task::Store(share)) => share,
+            _ => panic!("there is a window"),
+        };
+        let mut shares = [next(), next(), next(), next()];
+        assert_eq!(shares.each_ref().map(|share| share.part().leaf), [0, 1, 2, 3]);
+        assert_eq!(shares[2].memory().len(), 4096);
+        assert_eq!(buffers.state().free.len(), 1, "the one that has nothing in it");
+        shares.reverse();
+        let free = shares.map(|share| {
+            buffers.done(share, None);
+            buffers.state().free.len()
+        });
+        assert_eq!(free, [2, 2, 2, 3]);
+        buffers.drain().unwrap();
+    }
+
+    #[test]
     fn room_is_short_only_if_more_is_to_come_than_it_takes() {
-        let buffers = Buffers::new(16 << 20, &Spare::default()); // eight, of which two and less are little
-        let tight = |free: usize, to_come: usize| {
-            buffers.is_tight(&State { made: buffers.most - free, to_come, ..State::default() })
+        // Of eight, two and less are little.
+        let tight = |room: usize, to_come: usize| {
+            State { most: 8, made: 8 - room, to_come, ..State::default() }.is_tight()
         };
         assert!(!tight(8, 8) && !tight(3, 100) && !tight(2, 2) && !tight(1, 1));
         assert!(tight(2, 3) && tight(1, 2) && tight(0, 1));
+        // Of a hundred, three too few: until the last dozen, nobody need work.
+        let many = |to_come: usize| {
+            State { most: 400, made: 400 - (to_come - 3), to_come, ..State::default() }.is_tight()
+        };
+        assert!(!many(100) && !many(12) && many(11));
         // More came than was expected.
         assert!(tight(2, 0) && tight(0, 0) && !tight(3, 0));
     }

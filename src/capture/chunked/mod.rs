@@ -22,7 +22,7 @@ use std::{
 };
 
 use self::{
-    buffers::{Buffers, Filled, Spare, Task},
+    buffers::{Buffers, Part, Spare, Task},
     cut::{Cutter, Maps, OwnerMap},
     rounds::Known,
 };
@@ -81,6 +81,9 @@ impl Chunking {
 
     /// How much memory of the tree may wait to be hashed and stored, in bytes: at least some 8 MiB. While there is room, the
     /// tree stands still only for as long as criu needs to send; beyond, criu has to wait for the store.
+    ///
+    /// 16 bytes for each chunk that the tree may have are taken off, which is what an [`FsBlobStore`](crate::FsBlobStore) has to
+    /// note of it: so a capture takes no more memory for a large tree than for a small one.
     #[must_use]
     pub fn buffer(mut self, bytes: u64) -> Chunking {
         self.buffer = bytes;
@@ -223,14 +226,15 @@ impl Work<'_> {
         while let Some(task) = self.buffers.next(worker) {
             match task {
                 Task::Warm => self.buffers.warm(),
-                Task::Store(filled) => {
+                Task::Store(share) => {
                     // Whatever happens, whoever waits for the buffer must hear of it: the tree may stand still.
-                    let done = panic::catch_unwind(AssertUnwindSafe(|| self.store_windows(&filled)));
+                    let done =
+                        panic::catch_unwind(AssertUnwindSafe(|| self.store(share.part(), share.memory())));
                     match done {
-                        Ok(done) => self.buffers.done(filled, done.err()),
+                        Ok(done) => self.buffers.done(share, done.err()),
                         Err(panicked) => {
                             let error = Error::store("store a blob", "the store panicked");
-                            self.buffers.done(filled, Some(error));
+                            self.buffers.done(share, Some(error));
                             panic::resume_unwind(panicked);
                         }
                     }
@@ -239,35 +243,32 @@ impl Work<'_> {
         }
     }
 
-    fn store_windows(&self, filled: &Filled) -> Result<()> {
-        for part in &filled.windows {
-            let memory = &filled.buffer[part.range.clone()];
-            let mut rest = memory;
-            let mut leaf = Vec::with_capacity(64);
-            let mut blobs: Vec<(Digest256, &[u8])> = Vec::with_capacity(65);
-            for pages in part.window.chunks(self.chunking.chunk) {
-                let (chunk, after) = rest.split_at(pages * PAGE_SIZE);
-                rest = after;
-                if is_zero(chunk) {
-                    leaf.push(None);
-                } else {
-                    let digest = Digest256::of(chunk);
-                    leaf.push(Some(digest));
-                    blobs.push((digest, chunk));
-                }
+    fn store(&self, part: &Part, memory: &[u8]) -> Result<()> {
+        let mut rest = memory;
+        let mut leaf = Vec::with_capacity(64);
+        let mut blobs: Vec<(Digest256, &[u8])> = Vec::with_capacity(65);
+        for pages in part.window.chunks(self.chunking.chunk) {
+            let (chunk, after) = rest.split_at(pages * PAGE_SIZE);
+            rest = after;
+            if is_zero(chunk) {
+                leaf.push(None);
+            } else {
+                let digest = Digest256::of(chunk);
+                leaf.push(Some(digest));
+                blobs.push((digest, chunk));
             }
-            if part.owner.tracked {
-                // What the window is made of turns out when all rounds are over.
-                self.put(&blobs)?;
-                part.owner.set_chunks(part.leaf, leaf);
-                continue;
-            }
-            let leaf = Leaf(leaf).encode();
-            let digest = Digest256::of(&leaf);
-            blobs.push((digest, &leaf));
-            self.put(&blobs)?;
-            part.owner.set_leaf(part.leaf, digest);
         }
+        if part.owner.tracked {
+            // What the window is made of turns out when all rounds are over.
+            self.put(&blobs)?;
+            part.owner.set_chunks(part.leaf, leaf);
+            return Ok(());
+        }
+        let leaf = Leaf(leaf).encode();
+        let digest = Digest256::of(&leaf);
+        blobs.push((digest, &leaf));
+        self.put(&blobs)?;
+        part.owner.set_leaf(part.leaf, digest);
         Ok(())
     }
 
@@ -334,7 +335,8 @@ impl Memory for Streaming<'_, '_, '_> {
     fn prepare(&self, bytes: u64, tracked: bool) -> Result<()> {
         self.work.tracked.store(tracked, Ordering::Relaxed);
         self.work.start()?;
-        self.work.buffers.expect(bytes);
+        let chunks = bytes / (u64::from(self.work.chunking.chunk) * PAGE_SIZE as u64);
+        self.work.buffers.expect(bytes, chunks * NOTED);
         self.start_workers()?;
         self.work.buffers.wait_until_warm();
         Ok(())
@@ -451,6 +453,9 @@ fn folders<'a>(images: &Images<'a>) -> Vec<(i32, &'a Path)> {
         Trees::Several(folders) => folders.iter().map(|(root, folder)| (*root, folder.as_path())).collect(),
     }
 }
+
+/// What a store may have to note of each chunk, in bytes.
+const NOTED: u64 = 16;
 
 /// The images in a folder that are not memory, in order.
 fn names(folder: &Path) -> Result<Vec<String>> {
