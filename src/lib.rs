@@ -58,6 +58,9 @@
 //! Hashing and encryption want optimized code: `--release`, or `[profile.dev] opt-level = 2` in the Cargo.toml of the workspace
 //! that is built. Without, they take fifteen to forty times as long.
 //!
+//! With the feature `multi-buffer` (Rust 1.89) chunks are hashed several at once, nearly twice as fast: chunked captures and
+//! restores take a fifth less time.
+//!
 //! # Features
 //!
 //! None is on by default.

@@ -15,7 +15,7 @@ use crate::{
     pages::{PAGE_SIZE, PageOwner},
     platform::{PIECE, PageFile, PageFiles, ToRevive},
     private,
-    store::fetch,
+    store::{fetch, fetch_into},
 };
 
 /// One tree: its images in a folder, and its memory in the store.
@@ -193,14 +193,6 @@ impl PageFiles for StoredMemory<'_> {
                 }
             }
         }
-        fetch(self.store, &digests, &mut |place, bytes| {
-            let room = &mut into[places[place].clone()];
-            if room.len() != bytes.len() {
-                let problem = format!("it has {} bytes where {} are wanted", bytes.len(), room.len());
-                return Err(Error::corrupt(format!("the chunk {}", digests[place]), problem));
-            }
-            room.copy_from_slice(bytes);
-            Ok(())
-        })
+        fetch_into(self.store, &digests, &places, into)
     }
 }

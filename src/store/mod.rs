@@ -18,6 +18,7 @@ mod reach;
 use std::{
     fmt,
     io::{self, Cursor, Read, Write},
+    ops::Range,
     sync::Arc,
 };
 
@@ -344,6 +345,38 @@ pub(crate) fn fetch(
     })
 }
 
+/// Many blobs, verified by us, each to its place in `into`, which is as long as the blob. What is not there in the end, or
+/// damaged, is asked for once more by itself.
+pub(crate) fn fetch_into(
+    store: &(impl BlobStore + ?Sized),
+    digests: &[Digest256],
+    places: &[Range<usize>],
+    into: &mut [u8],
+) -> Result<()> {
+    store.get_many(digests, &mut |place, bytes| {
+        let place = places.get(place).ok_or_else(|| Error::store("find blobs", "it gave one too many"))?;
+        if place.len() == bytes.len() {
+            into[place.clone()].copy_from_slice(bytes);
+        }
+        Ok(())
+    })?;
+    let found: Vec<_> = places.iter().map(|place| &into[place.clone()]).collect();
+    let found = Digest256::of_each(&found);
+    for ((digest, place), found) in digests.iter().zip(places).zip(found) {
+        if found == *digest {
+            continue;
+        }
+        let again = store.get(digest)?;
+        verify(digest, &again, || format!("blob {digest}"))?;
+        if again.len() != place.len() {
+            let problem = format!("it has {} bytes where {} are wanted", again.len(), place.len());
+            return Err(Error::corrupt(format!("the chunk {digest}"), problem));
+        }
+        into[place.clone()].copy_from_slice(&again);
+    }
+    Ok(())
+}
+
 /// Holds what a store has against the digest it has it under.
 fn verify(digest: &Digest256, bytes: &[u8], what: impl FnOnce() -> String) -> Result<()> {
     let found = Digest256::of(bytes);
@@ -413,3 +446,53 @@ macro_rules! pointers {
 }
 
 pointers!(&S, Box<S>, Arc<S>);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Gives many blobs wrongly, each in a way of its own, and one rightly.
+    #[derive(Debug)]
+    struct Careless(MemBlobStore);
+
+    impl BlobStore for Careless {
+        fn put(&self, bytes: &[u8]) -> Result<Digest256> {
+            self.0.put(bytes)
+        }
+
+        fn get(&self, digest: &Digest256) -> Result<Vec<u8>> {
+            self.0.get(digest)
+        }
+
+        fn contains(&self, digest: &Digest256) -> Result<bool> {
+            self.0.contains(digest)
+        }
+
+        fn get_many(
+            &self,
+            digests: &[Digest256],
+            each: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
+        ) -> Result<()> {
+            each(0, &self.0.get(&digests[0])?)?;
+            each(1, b"four")?;
+            each(2, b"of another length")
+        }
+    }
+
+    #[test]
+    fn what_a_store_gives_wrongly_among_many_is_asked_for_by_itself() {
+        let store = Careless(MemBlobStore::new());
+        let digests = [b"good", b"evil", b"long", b"gone"].map(|bytes| store.put(bytes).unwrap());
+        let places = [0..4, 4..8, 8..12, 12..16];
+        let mut into = [7; 16];
+        fetch_into(&store, &digests, &places, &mut into).unwrap();
+        assert_eq!(&into, b"goodevillonggone");
+
+        let absent = [digests[0], digests[1], digests[2], Digest256::of(b"lost")];
+        let lost = fetch_into(&store, &absent, &places, &mut into);
+        assert!(matches!(lost, Err(Error::Missing { digest }) if digest == absent[3]), "{lost:?}");
+        let longer = [0..4, 4..8, 8..13, 12..16];
+        let lost = fetch_into(&store, &digests, &longer, &mut into);
+        assert!(matches!(lost, Err(Error::Corrupt { .. })), "{lost:?}");
+    }
+}

@@ -245,19 +245,19 @@ impl Work<'_> {
 
     fn store(&self, part: &Part, memory: &[u8]) -> Result<()> {
         let mut rest = memory;
-        let mut leaf = Vec::with_capacity(64);
-        let mut blobs: Vec<(Digest256, &[u8])> = Vec::with_capacity(65);
+        let (mut leaf, mut places, mut chunks) = (Vec::new(), Vec::new(), Vec::new());
         for pages in part.window.chunks(self.chunking.chunk) {
             let (chunk, after) = rest.split_at(pages * PAGE_SIZE);
             rest = after;
-            if is_zero(chunk) {
-                leaf.push(None);
-            } else {
-                let digest = Digest256::of(chunk);
-                leaf.push(Some(digest));
-                blobs.push((digest, chunk));
+            if !is_zero(chunk) {
+                places.push(leaf.len());
+                chunks.push(chunk);
             }
+            leaf.push(None);
         }
+        let digests = Digest256::of_each(&chunks);
+        places.iter().zip(&digests).for_each(|(place, digest)| leaf[*place] = Some(*digest));
+        let mut blobs: Vec<_> = digests.into_iter().zip(chunks).collect();
         if part.owner.tracked {
             // What the window is made of turns out when all rounds are over.
             self.put(&blobs)?;

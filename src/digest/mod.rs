@@ -1,4 +1,8 @@
-//! [`Digest256`]: the name of a blob, and the one place that hashes.
+//! [`Digest256`]: the name of a blob, and the one place that hashes: [`Hasher`] what comes in pieces, [`many`] blobs at once.
+
+#[cfg_attr(feature = "multi-buffer", path = "multi_buffer.rs")]
+#[cfg_attr(not(feature = "multi-buffer"), path = "one_by_one.rs")]
+mod many;
 
 use std::{fmt, io, str::FromStr};
 
@@ -28,6 +32,11 @@ impl Digest256 {
         let mut hasher = Hasher::new();
         hasher.update(bytes);
         hasher.finish()
+    }
+
+    /// The digest of each of these, which takes less time than one after the other where several are computed at once.
+    pub(crate) fn of_each(pieces: &[&[u8]]) -> Vec<Digest256> {
+        many::of_each(pieces)
     }
 
     /// The digest with these 32 bytes, which somebody else computed.
@@ -170,6 +179,15 @@ mod tests {
         for text in ["", "sha256:", "md5:00", &EMPTY[..70], &EMPTY[7..], &upper, &long, &wide] {
             assert_eq!(text.parse::<Digest256>(), Err(ParseDigestError), "{text}");
         }
+    }
+
+    #[test]
+    fn many_get_the_digests_that_each_has() {
+        let bytes = vec![7; 9000];
+        let pieces: Vec<&[u8]> = (0..90).map(|n| &bytes[..n * 100]).collect();
+        let each: Vec<_> = pieces.iter().map(|piece| Digest256::of(piece)).collect();
+        assert_eq!(Digest256::of_each(&pieces), each);
+        assert_eq!(Digest256::of_each(&[]), []);
     }
 
     #[test]
