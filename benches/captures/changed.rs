@@ -26,7 +26,7 @@ fn changed(how: &str, name: &str, settings: &Settings) -> Result<Vec<Line>> {
     for _ in 0..settings.runs {
         victim.ask(&format!("{how} {pages}"))?;
         hand.push(by_hand(victim.pid(), settings.mib)?);
-        let (stored, seconds) = timed(2 * settings.mib, || ours::v2(victim.pid(), store.blobs()))?;
+        let (stored, seconds) = timed(settings.mib, || ours::v2(victim.pid(), store.blobs()))?;
         ours.push(seconds);
         changed.push((pages * PAGE) as f64);
         new.push(stored.bytes as f64);

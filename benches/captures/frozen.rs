@@ -31,12 +31,12 @@ pub(crate) fn lines(settings: &Settings) -> Result<Vec<Line>> {
 }
 
 fn alone(pid: Pid, folder: &Folder, mib: usize) -> Result<f64> {
-    timed(2 * mib, || theirs::dump(pid, folder.path()))?;
+    timed(mib, || theirs::dump(pid, folder.path()))?;
     theirs::frozen(folder.path())
 }
 
 fn captured(pid: Pid, settings: &Settings) -> Result<f64> {
     let store = Store::empty(settings)?;
-    let (stored, _) = timed(2 * settings.mib, || ours::v2(pid, store.blobs()))?;
+    let (stored, _) = timed(settings.mib, || ours::v2(pid, store.blobs()))?;
     Ok(stored.frozen.ok_or("criu did not say how long the tree stood still")?.as_secs_f64())
 }

@@ -7,7 +7,7 @@ use crate::{places::succeed, run::Result, victim::PAGE};
 pub(crate) fn describe(criu: &str) -> String {
     let cores = thread::available_parallelism().map_or(0, |count| count.get());
     format!(
-        "{}: {}, {cores} cores, {} of memory, Linux {}, criu {criu}; {} is {}; load {}; chunks are hashed {} at once",
+        "{}: {}, {cores} cores, {} of memory, Linux {}, criu {criu}; {} is {}; load {}; chunks are hashed {}",
         first_line("/proc/sys/kernel/hostname"),
         value_of("/proc/cpuinfo", "model name"),
         value_of("/proc/meminfo", "MemTotal"),
@@ -15,7 +15,7 @@ pub(crate) fn describe(criu: &str) -> String {
         env::temp_dir().display(),
         disk(),
         first_line("/proc/loadavg").split(' ').take(3).collect::<Vec<_>>().join(" "),
-        if cfg!(feature = "multi-buffer") { "several" } else { "one" },
+        if cfg!(feature = "multi-buffer") { "several at once" } else { "one by one" },
     )
 }
 

@@ -40,14 +40,14 @@ fn by_criu(images: &Folder, streams: &[Key; 2], mib: usize) -> Result<f64> {
     let lend = Lend::images(&images)
         .inherit(streams[0].to_string(), &stdin)
         .inherit(streams[1].to_string(), &stdout);
-    let (_tree, seconds) = timed(2 * mib, || Ok(Revived(Criu::new().restore(&options, lend, &mut NoHooks)?)))?;
+    let (_tree, seconds) = timed(mib, || Ok(Revived(Criu::new().restore(&options, lend, &mut NoHooks)?)))?;
     Ok(seconds)
 }
 
 fn by_us(store: &Store, digest: &Digest256, mib: usize) -> Result<f64> {
     let (stdin, stdout, _ours) = pipes()?;
     let restore = ProcsRestore::new().stdin(stdin).stdout(stdout);
-    let (_trees, seconds) = timed(2 * mib, || {
+    let (_trees, seconds) = timed(mib, || {
         let restored = restore.restore(store.blobs(), digest)?;
         Ok(restored.trees.into_iter().map(Revived).collect::<Vec<_>>())
     })?;

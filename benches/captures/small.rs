@@ -32,9 +32,9 @@ pub(crate) fn lines(settings: &Settings) -> Result<Vec<Line>> {
 
 fn dump(pid: Pid, mib: usize) -> Result<f64> {
     let folder = Folder::temporary()?;
-    timed(4 * mib, || theirs::dump(pid, folder.path())).map(|((), seconds)| seconds)
+    timed(mib, || theirs::dump(pid, folder.path())).map(|((), seconds)| seconds)
 }
 
 fn capture(pid: Pid, store: &Store, mib: usize) -> Result<f64> {
-    timed(4 * mib, || ours::v2(pid, store.blobs())).map(|(_, seconds)| seconds)
+    timed(mib, || ours::v2(pid, store.blobs())).map(|(_, seconds)| seconds)
 }

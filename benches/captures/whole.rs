@@ -29,5 +29,5 @@ pub(crate) fn lines(settings: &Settings) -> Result<Vec<Line>> {
 
 fn first(pid: Pid, capture: fn(Pid, &dyn BlobStore) -> Result<Stored>, settings: &Settings) -> Result<f64> {
     let store = Store::empty(settings)?;
-    timed(2 * settings.mib, || capture(pid, store.blobs())).map(|(_, seconds)| seconds)
+    timed(settings.mib, || capture(pid, store.blobs())).map(|(_, seconds)| seconds)
 }

@@ -22,18 +22,22 @@ fn one_by_one(pieces: &[&[u8]]) -> Vec<Digest256> {
     pieces.iter().map(|piece| Digest256::of(piece)).collect()
 }
 
-/// Whether it comes to the same as `sha2` on this processor, for more and fewer messages than it takes at once and every
-/// length that ends a block in its own way. A digest that is wrong would make a capture that nobody can read.
+/// Whether it comes to the same as `sha2` on this processor, for more and fewer messages than it takes at once, every
+/// length that ends a block in its own way, and the shortest and the longest chunks. A digest that is wrong would make a
+/// capture that nobody can read.
 fn agrees() -> bool {
-    let bytes: Vec<u8> = (0..8192_u32).map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
+    let bytes: Vec<u8> = (0..262_144_u32).map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
     let lengths = [4096, 0, 1, 55, 56, 63, 64, 65, 119, 120, 127, 128, 4095, 4097, 8000];
     let mixed: Vec<&[u8]> = (0..70).map(|n| &bytes[n..][..lengths[n % lengths.len()]]).collect();
     let pages: Vec<&[u8]> = (0..70).map(|n| &bytes[n * 16..][..4096]).collect();
-    [mixed, pages].iter().all(|all| {
-        let right = one_by_one(all);
-        let counts = [1, 2, 3, 4, 5, 8, 9, 16, 17, 33, 64, 70];
-        counts.iter().all(|count| at_once(&all[..*count]) == right[..*count])
-    })
+    let long: Vec<&[u8]> =
+        [65_535, 65_536, 8191, 262_144, 8193].iter().map(|length| &bytes[..*length]).collect();
+    at_once(&long) == one_by_one(&long)
+        && [mixed, pages].iter().all(|all| {
+            let right = one_by_one(all);
+            let counts = [1, 2, 3, 4, 5, 8, 9, 16, 17, 33, 64, 70];
+            counts.iter().all(|count| at_once(&all[..*count]) == right[..*count])
+        })
 }
 
 #[cfg(test)]

@@ -327,22 +327,31 @@ impl<S: ?Sized> Write for Collected<'_, S> {
     }
 }
 
-/// Many blobs of a store, verified by us: `each` gets the place of a digest, and its bytes. What turns out to be damaged
-/// is asked for once more by itself, because the store may have another copy.
+/// Many blobs of a store, verified by us: `each` gets the place of a digest, and its bytes. What turns out to be damaged, or
+/// is not given, is asked for once more by itself, because the store may have another copy.
 pub(crate) fn fetch(
     store: &(impl BlobStore + ?Sized),
     digests: &[Digest256],
     each: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
 ) -> Result<()> {
+    let mut came = vec![false; digests.len()];
     store.get_many(digests, &mut |place, bytes| {
         let digest = digests.get(place).ok_or_else(|| Error::store("find blobs", "it gave one too many"))?;
-        if Digest256::of(bytes) == *digest {
-            return each(place, bytes);
+        if Digest256::of(bytes) == *digest && !std::mem::replace(&mut came[place], true) {
+            each(place, bytes)?;
         }
-        let again = store.get(digest)?;
-        verify(digest, &again, || format!("blob {digest}"))?;
-        each(place, &again)
-    })
+        Ok(())
+    })?;
+    for (place, digest) in digests.iter().enumerate().filter(|(place, _)| !came[*place]) {
+        each(place, &get_verified(store, digest)?)?;
+    }
+    Ok(())
+}
+
+fn get_verified(store: &(impl BlobStore + ?Sized), digest: &Digest256) -> Result<Vec<u8>> {
+    let bytes = store.get(digest)?;
+    verify(digest, &bytes, || format!("blob {digest}"))?;
+    Ok(bytes)
 }
 
 /// Many blobs, verified by us, each to its place in `into`, which is as long as the blob. What is not there in the end, or
@@ -366,8 +375,7 @@ pub(crate) fn fetch_into(
         if found == *digest {
             continue;
         }
-        let again = store.get(digest)?;
-        verify(digest, &again, || format!("blob {digest}"))?;
+        let again = get_verified(store, digest)?;
         if again.len() != place.len() {
             let problem = format!("it has {} bytes where {} are wanted", again.len(), place.len());
             return Err(Error::corrupt(format!("the chunk {digest}"), problem));
@@ -474,6 +482,7 @@ mod tests {
             each: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
         ) -> Result<()> {
             each(0, &self.0.get(&digests[0])?)?;
+            each(0, &self.0.get(&digests[0])?)?;
             each(1, b"four")?;
             each(2, b"of another length")
         }
@@ -491,6 +500,14 @@ mod tests {
         let absent = [digests[0], digests[1], digests[2], Digest256::of(b"lost")];
         let lost = fetch_into(&store, &absent, &places, &mut into);
         assert!(matches!(lost, Err(Error::Missing { digest }) if digest == absent[3]), "{lost:?}");
+        let mut found = [const { Vec::new() }; 4];
+        fetch(&store, &digests, &mut |place, bytes| {
+            found[place].extend_from_slice(bytes);
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(found.concat(), b"goodevillonggone");
+
         let longer = [0..4, 4..8, 8..13, 12..16];
         let lost = fetch_into(&store, &digests, &longer, &mut into);
         assert!(matches!(lost, Err(Error::Corrupt { .. })), "{lost:?}");

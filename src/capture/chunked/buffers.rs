@@ -143,11 +143,11 @@ impl Buffers {
         self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// So many bytes will come, and so many of those that there may be are needed for something else.
+    /// So many bytes will come, and so many of those that there may be are needed for something else: up to the half.
     pub(super) fn expect(&self, bytes: u64, reserved: u64) {
         let buffers = usize::try_from(bytes.div_ceil(SIZE as u64)).unwrap_or(usize::MAX);
         let mut state = self.state();
-        state.most = that_fit(self.bytes.saturating_sub(reserved));
+        state.most = that_fit(self.bytes - reserved.min(self.bytes / 2));
         state.to_come = buffers;
         let wanted = buffers.min(state.most).saturating_sub(state.made);
         let spare = self.spare.take(wanted);
@@ -311,7 +311,7 @@ impl Buffers {
 impl Drop for Buffers {
     fn drop(&mut self) {
         let mut state = self.state();
-        self.spare.keep(std::mem::take(&mut state.free), state.most);
+        self.spare.keep(std::mem::take(&mut state.free), that_fit(self.bytes));
     }
 }
 
@@ -390,6 +390,11 @@ mod tests {
         let small = Buffers::new(0, &spare);
         small.expect(u64::MAX, u64::MAX);
         assert_eq!(small.state().most, FEWEST);
+        let large = Buffers::new(64 << 20, &spare);
+        large.expect(1 << 40, 4 << 20);
+        assert_eq!(large.state().most, 30);
+        large.expect(1 << 40, 1 << 32);
+        assert_eq!(large.state().most, 16);
         drop((second, small));
         assert!(spare.lock().len() <= FEWEST);
     }

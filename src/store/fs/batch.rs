@@ -128,13 +128,14 @@ impl<'a> FsBatch<'a> {
     }
 
     fn start(&self) -> Filling {
-        let filling = Filling {
-            number: self.store.catalog.add_frame(self.pack),
-            builder: Builder::new(),
-            contents: Contents::default(),
-        };
-        lock(&self.unwritten).insert(filling.number, filling.contents.clone());
-        filling
+        let (number, contents) = self.add_frame();
+        Filling { number, builder: Builder::new(), contents }
+    }
+
+    fn add_frame(&self) -> (u32, Contents) {
+        let (number, contents) = (self.store.catalog.add_frame(self.pack), Contents::default());
+        lock(&self.unwritten).insert(number, contents.clone());
+        (number, contents)
     }
 
     /// Whether nobody has the blob yet. Then this frame has it from here on.
@@ -194,8 +195,7 @@ impl<'a> FsBatch<'a> {
         self.store.catalog.place_at(filling.number, at, small(head), small(length - head));
         lock(&self.unwritten).remove(&filling.number);
         filling.builder.clear();
-        let next = self.start();
-        (filling.number, filling.contents) = (next.number, next.contents);
+        (filling.number, filling.contents) = self.add_frame();
         Ok(())
     }
 
@@ -226,7 +226,8 @@ impl<'a> FsBatch<'a> {
 
     fn put_name(&self, name: &Digest256, bytes: &[u8]) -> Result<()> {
         let stamp = self.store.next_stamp(name)?;
-        if bytes.len() > MAX_BLOB {
+        // Of two with the last stamp, the one that is a file counts.
+        if bytes.len() > MAX_BLOB || stamp == pack::LAST_STAMP {
             lock(&self.long_names).push((*name, bytes.to_vec()));
             return Ok(());
         }

@@ -39,7 +39,7 @@ impl FsBlobStore {
         if let Ok(Some((stamp, _))) = self.read_named_loose(name) {
             newest = newest.max(stamp);
         }
-        pack::next_stamp(name, newest)
+        Ok(pack::next_stamp(newest))
     }
 
     /// The stamp and the bytes of a name's file.

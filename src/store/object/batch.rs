@@ -94,22 +94,23 @@ impl<'a> ObjectBatch<'a> {
     }
 
     fn add_named(&self, name: &Digest256, bytes: &[u8]) -> Result<()> {
+        let stamp = self.next_stamp(name);
         // A name that is an object counts more than one in a pack.
-        if self.single_names.contains(name) || bytes.len() > MAX_BLOB {
+        if self.single_names.contains(name) || bytes.len() > MAX_BLOB || stamp == pack::LAST_STAMP {
             return self.store.put_named(name, bytes);
         }
         let mut builder = self.builder();
         if !builder.takes(bytes.len()) {
             self.place(&mut builder)?;
         }
-        builder.push_named(name, self.next_stamp(name)?, bytes);
+        builder.push_named(name, stamp, bytes);
         self.keep(builder)
     }
 
     /// Above all that the name is known to have.
-    fn next_stamp(&self, name: &Digest256) -> Result<u64> {
+    fn next_stamp(&self, name: &Digest256) -> u64 {
         let catalog = self.store.catalog.read().unwrap_or_else(PoisonError::into_inner);
-        pack::next_stamp(name, catalog.stamp(name))
+        pack::next_stamp(catalog.stamp(name))
     }
 
     fn builder(&self) -> Builder {

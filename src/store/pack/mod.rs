@@ -25,7 +25,7 @@ pub(crate) use self::{
     frame::{Builder, Entry, Frame, Kind, MAX_BLOB},
     run::run_of,
     scan::{Found, scan},
-    stamp::next_stamp,
+    stamp::{LAST as LAST_STAMP, next_stamp},
 };
 use crate::{Digest256, Hasher};
 

@@ -5,28 +5,41 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use crate::{Digest256, Error, Result};
-
-/// A stamp above `newest`, the highest that the name is known to have, and above all that this process has given. Across
-/// processes the time tells which is newer.
-pub(crate) fn next_stamp(name: &Digest256, newest: u64) -> Result<u64> {
-    static LAST: AtomicU64 = AtomicU64::new(0);
-    stamp_after(&LAST, newest)
-        .ok_or_else(|| Error::corrupt(format!("the name {name}"), "nothing can be newer than its stamp"))
+/// A stamp above `newest`, the highest that the name is known to have, and above all that this process has given it. Across
+/// processes the time tells which is newer. There is none above [`LAST`].
+pub(crate) fn next_stamp(newest: u64) -> u64 {
+    static GIVEN: Given = Given::none();
+    GIVEN.next(newest)
 }
 
-fn stamp_after(given: &AtomicU64, newest: u64) -> Option<u64> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-    let now = u64::try_from(now).unwrap_or(0);
-    let after = newest.checked_add(1)?;
-    if after > now.saturating_add(YEARS) {
-        return Some(after); // whoever made that up shall not decide over other names
+/// The highest stamps that were given.
+struct Given {
+    likely: AtomicU64,
+    /// Above stamps that no clock can have given: whoever made those up shall not decide over names that have none.
+    others: AtomicU64,
+}
+
+impl Given {
+    const fn none() -> Given {
+        Given { likely: AtomicU64::new(0), others: AtomicU64::new(0) }
     }
-    let least = now.max(after);
-    let next = |last: u64| Some(least.max(last.saturating_add(1)));
-    let last = given.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).unwrap_or_else(|last| last);
-    Some(least.max(last.saturating_add(1)))
+
+    fn next(&self, newest: u64) -> u64 {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let now = u64::try_from(now).unwrap_or(0);
+        let after = newest.saturating_add(1);
+        let (given, least) = match after > now.saturating_add(YEARS) {
+            true => (&self.others, after),
+            false => (&self.likely, after.max(now)),
+        };
+        let next = |last: u64| least.max(last.saturating_add(1));
+        let last = given.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(next(last)));
+        next(last.unwrap_or_else(|last| last))
+    }
 }
+
+/// The highest stamp there is. What has it can only be replaced where the place decides, not the stamp.
+pub(crate) const LAST: u64 = u64::MAX;
 
 /// Clocks are not further apart: ten years in nanoseconds.
 const YEARS: u64 = 10 * 365 * 24 * 3600 * 1_000_000_000;
@@ -37,21 +50,19 @@ mod tests {
 
     #[test]
     fn a_stamp_is_above_all_before_even_if_clocks_differ() {
-        let given = AtomicU64::new(0);
-        let stamp = |newest| stamp_after(&given, newest).unwrap();
-        let (first, second) = (stamp(0), stamp(0));
+        let given = Given::none(); // not those of this process, in which other tests store names
+        let (first, second) = (given.next(0), given.next(0));
         assert!(first < second);
         let ahead = second + (1 << 50);
-        assert!(stamp(ahead) > ahead && stamp(0) > ahead);
+        assert!(given.next(ahead) > ahead && given.next(0) > ahead);
     }
 
     #[test]
-    fn a_stamp_that_no_clock_gave_counts_for_its_name_alone() {
-        let given = AtomicU64::new(0);
-        for hostile in [u64::MAX - 1, u64::MAX / 2] {
-            assert_eq!(stamp_after(&given, hostile), Some(hostile + 1));
-            assert!(stamp_after(&given, 0) < Some(hostile));
-        }
-        assert_eq!(stamp_after(&given, u64::MAX), None);
+    fn a_stamp_that_no_clock_gave_counts_for_its_like_alone() {
+        let (given, hostile) = (Given::none(), u64::MAX / 2);
+        let (first, second) = (given.next(hostile), given.next(hostile));
+        assert!(hostile < first && first < second && given.next(0) < hostile);
+        assert_eq!((given.next(u64::MAX), given.next(hostile)), (LAST, LAST));
+        assert!(given.next(0) < hostile);
     }
 }
