@@ -147,6 +147,7 @@ const LINES: &[(&str, Cause)] = &[
     ("mnt: Can't parse 4242's mountinfo", Cause::ChangedRoot),
     ("mnt: The root task has another root than mntns: /jail", Cause::ChangedRoot),
     ("mnt-v2: The --root option is required to restore a mount namespace", Cause::RootFolderNeeded),
+    ("mnt: Can't umount at ./sys: Device or resource busy", Cause::RootFolderNeeded),
     ("cg: Cgroup dir x doesn't exist", Cause::Cgroups),
     ("cg: Abort restore of existing cgroups", Cause::Cgroups),
     ("cg: Restoring memory.limit_in_bytes special property failed", Cause::Cgroups),

@@ -233,6 +233,8 @@ pub(super) const CAUSES: &[Rule] = &[
     ("The root task has another root than mntns", Cause::ChangedRoot),
     ("mnt: Can't parse …'s mountinfo", Cause::ChangedRoot),
     ("The --root option is required to restore a mount namespace", Cause::RootFolderNeeded),
+    // Without one it unmounts what the namespace began with, and fails at what is mounted beneath /sys.
+    ("mnt: Can't umount at ./", Cause::RootFolderNeeded),
     ("Cgroup dir … doesn't exist", Cause::Cgroups),
     ("Abort restore of existing cgroups", Cause::Cgroups),
     ("Restoring … special property failed", Cause::Cgroups),
