@@ -86,10 +86,12 @@ pub(crate) fn check_root(root: Pid) -> Result<()> {
     if stat.is_zombie() && threads <= 1 {
         return refuse(ProcessProblem::Zombie);
     }
-    if status_number(root.as_raw(), "Tgid").is_some_and(|group| group != root.as_raw()) {
-        return refuse(ProcessProblem::Thread);
+    match status_number(root.as_raw(), "Tgid") {
+        // The kernel has begun to forget it.
+        Some(0) => refuse(ProcessProblem::Missing),
+        Some(group) if group != root.as_raw() => refuse(ProcessProblem::Thread),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// The process and its descendants, from the top down; never empty. One that ends meanwhile is left out.
@@ -186,7 +188,7 @@ fn tracer(process: &Process) -> Option<i32> {
     let others = process.status.threads > 1;
     let tracer = process.status.tracer().or_else(|| others.then(thread)?)?;
     // The kernel names the thread that traces.
-    Some(status_number(tracer, "Tgid").unwrap_or(tracer))
+    Some(status_number(tracer, "Tgid").filter(|group| *group > 0).unwrap_or(tracer))
 }
 
 /// Who traces processes of the tree, from the root down.
