@@ -262,16 +262,6 @@ impl Catalog {
         Some((place, packs.pack(place.pack).state))
     }
 
-    /// Where frames are, of those whose packs are there for readers.
-    pub(super) fn live_places(&self, frames: Vec<Option<u32>>) -> Vec<Option<Place>> {
-        let packs = self.read();
-        let live = |frame: u32| {
-            let place = packs.frames.get(frame as usize)?;
-            (packs.pack(place.pack).state == State::Live).then_some(*place)
-        };
-        frames.into_iter().map(|frame| frame.and_then(live)).collect()
-    }
-
     /// Another number if packs have come or gone.
     pub(super) fn generation(&self) -> u64 {
         self.read().generation

@@ -86,8 +86,8 @@ impl FsBlobStore {
     ) -> Result<Vec<usize>> {
         let mut rest = Vec::new();
         let mut wanted = Vec::with_capacity(digests.len());
-        for (index, place) in self.likely_places(digests).into_iter().enumerate() {
-            match place {
+        for (index, digest) in digests.iter().enumerate() {
+            match self.likely_place(digest) {
                 Some(place) => wanted.push(Wanted { place, index }),
                 None => rest.push(index),
             }
@@ -119,19 +119,18 @@ impl FsBlobStore {
         Ok(rest)
     }
 
-    /// Where blobs are, if their digests' few bits in the table tell the truth.
-    fn likely_places(&self, digests: &[Digest256]) -> Vec<Option<Place>> {
-        let any = |digest| self.catalog.table.first(digest, |_| true);
-        let places = self.catalog.live_places(digests.iter().map(any).collect());
-        let place = |(place, digest): (Option<Place>, _)| place.or_else(|| self.other_place(digest));
-        places.into_iter().zip(digests).map(place).collect()
-    }
-
-    /// Where a blob is that is not in the first pack of all that may have it.
-    fn other_place(&self, digest: &Digest256) -> Option<Place> {
-        let candidates = self.catalog.table.candidates(digest);
-        let live = |number| self.catalog.frame(number).filter(|(_, state)| *state == State::Live);
-        candidates.into_iter().find_map(live).map(|(place, _)| place)
+    /// Where a blob is, if its digest's few bits in the table tell the truth.
+    fn likely_place(&self, digest: &Digest256) -> Option<Place> {
+        let mut found = None;
+        let live = |number: &u32| match self.catalog.frame(*number) {
+            Some((place, State::Live)) => {
+                found = Some(place);
+                true
+            }
+            _ => false,
+        };
+        self.catalog.table.first(digest, live);
+        found
     }
 
     fn read_run(
