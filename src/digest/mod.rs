@@ -1,13 +1,18 @@
-//! [`Digest256`]: the name of a blob, and the one place that hashes: [`Hasher`] what comes in pieces, [`many`] blobs at once.
+//! [`Digest256`]: the name of a blob, and the one place that hashes: [`Hasher`] what comes in pieces, `of_each` many blobs at once.
 
-#[cfg_attr(feature = "multi-buffer", path = "multi_buffer.rs")]
-#[cfg_attr(not(feature = "multi-buffer"), path = "one_by_one.rs")]
-mod many;
+#[cfg(feature = "multi-buffer")]
+mod multi_buffer;
+mod one_by_one;
 
 use std::{fmt, io, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+
+#[cfg(feature = "multi-buffer")]
+use self::multi_buffer::of_each;
+#[cfg(not(feature = "multi-buffer"))]
+use self::one_by_one::of_each;
 
 const PREFIX: &str = "sha256:";
 
@@ -36,7 +41,7 @@ impl Digest256 {
 
     /// The digest of each of these, which takes less time than one after the other where several are computed at once.
     pub(crate) fn of_each(pieces: &[&[u8]]) -> Vec<Digest256> {
-        many::of_each(pieces)
+        of_each(pieces)
     }
 
     /// The digest with these 32 bytes, which somebody else computed.

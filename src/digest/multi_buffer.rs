@@ -2,13 +2,13 @@
 
 use std::sync::OnceLock;
 
-use super::Digest256;
+use super::{Digest256, one_by_one};
 
 pub(super) fn of_each(pieces: &[&[u8]]) -> Vec<Digest256> {
     static TRUSTED: OnceLock<bool> = OnceLock::new();
     match *TRUSTED.get_or_init(agrees) {
         true => at_once(pieces),
-        false => one_by_one(pieces),
+        false => one_by_one::of_each(pieces),
     }
 }
 
@@ -16,10 +16,6 @@ fn at_once(pieces: &[&[u8]]) -> Vec<Digest256> {
     let mut digests = vec![[0; 32]; pieces.len()];
     tape_sha256::hash_many(pieces, &mut digests);
     digests.into_iter().map(Digest256).collect()
-}
-
-fn one_by_one(pieces: &[&[u8]]) -> Vec<Digest256> {
-    pieces.iter().map(|piece| Digest256::of(piece)).collect()
 }
 
 /// Whether it comes to the same as `sha2` on this processor, for more and fewer messages than it takes at once, every
@@ -32,9 +28,9 @@ fn agrees() -> bool {
     let pages: Vec<&[u8]> = (0..70).map(|n| &bytes[n * 16..][..4096]).collect();
     let long: Vec<&[u8]> =
         [65_535, 65_536, 8191, 262_144, 8193].iter().map(|length| &bytes[..*length]).collect();
-    at_once(&long) == one_by_one(&long)
+    at_once(&long) == one_by_one::of_each(&long)
         && [mixed, pages].iter().all(|all| {
-            let right = one_by_one(all);
+            let right = one_by_one::of_each(all);
             let counts = [1, 2, 3, 4, 5, 8, 9, 16, 17, 33, 64, 70];
             counts.iter().all(|count| at_once(&all[..*count]) == right[..*count])
         })
