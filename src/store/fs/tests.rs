@@ -16,7 +16,10 @@ use super::{
     FsBlobStore,
     disk::{Disk, Step, Watch},
 };
-use crate::{BlobStore, Digest256};
+use crate::{
+    BlobStore, Digest256,
+    store::pack::{self, Builder, PackId},
+};
 
 #[test]
 fn a_power_cut_at_any_moment_loses_nothing_that_was_reported() {
@@ -59,6 +62,31 @@ fn a_power_cut_at_any_moment_loses_nothing_that_was_reported() {
             assert!(damage.is_empty(), "after {count} changes: {damage:?}");
         }
     }
+}
+
+#[test]
+fn a_name_whose_stamp_nothing_exceeds_is_renewed_all_the_same() {
+    let folder = Folder::new("last");
+    let store = FsBlobStore::open(&folder.0).unwrap();
+    let (id, name) = (PackId::new(), Digest256::of(b"a name"));
+    let mut pack = pack::header(&id).to_vec();
+    let (mut builder, at) = (Builder::new(), pack.len() as u64);
+    builder.push_named(&name, pack::LAST_STAMP, b"made up");
+    pack.extend_from_slice(builder.seal().at(&id, at));
+    fs::write(store.catalog.file(&id), pack).unwrap();
+    assert_eq!(store.get_named(&name).unwrap(), b"made up");
+
+    let put_in_a_batch = |bytes: &[u8]| {
+        let batch = store.batch().unwrap();
+        batch.put_named(&name, bytes).unwrap();
+        batch.commit().unwrap();
+    };
+    put_in_a_batch(b"new");
+    assert_eq!(store.get_named(&name).unwrap(), b"new");
+    store.put_named(&name, b"newer").unwrap();
+    assert_eq!(FsBlobStore::open(&folder.0).unwrap().get_named(&name).unwrap(), b"newer");
+    put_in_a_batch(b"newest");
+    assert_eq!(store.get_named(&name).unwrap(), b"newest");
 }
 
 /// Everything that changes the folder, and a report of each thing that is stored.
