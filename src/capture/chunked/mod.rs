@@ -8,6 +8,7 @@ mod cut;
 mod rounds;
 
 use std::{
+    any::Any,
     collections::BTreeMap,
     fs::{self, File},
     io::Read,
@@ -155,15 +156,20 @@ pub(super) fn run(job: &Job, chunking: &Chunking, store: &dyn BlobStore) -> Resu
         owners: Mutex::default(),
         known: Mutex::default(),
         stored: AtomicU64::new(0),
+        panic: Mutex::default(),
     };
-    thread::scope(|scope| {
+    let outcome = thread::scope(|scope| {
         let _close = Closing(&work.buffers);
         let streaming = Streaming { work: &work, scope };
         let outcome = platform::checkpoint(job, Some(&streaming), &mut |images| streaming.keep(job, images));
         work.buffers.close();
         // What kept a worker from working is why criu was made to fail.
         outcome.map_err(|error| work.buffers.failure().unwrap_or(error))
-    })
+    });
+    match work.panic.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(panic) => panic::resume_unwind(panic),
+        None => outcome,
+    }
 }
 
 /// Sends the workers home, even if a store panics.
@@ -190,6 +196,8 @@ struct Work<'a> {
     known: Mutex<BTreeMap<(i32, PageOwner), Known>>,
     /// How many bytes were new to the store.
     stored: AtomicU64,
+    /// What the store panicked with among the workers, which the caller is to have as it was.
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
 type Owners = BTreeMap<PageOwner, Arc<OwnerMap>>;
@@ -230,14 +238,15 @@ impl Work<'_> {
                     // Whatever happens, whoever waits for the buffer must hear of it: the tree may stand still.
                     let done =
                         panic::catch_unwind(AssertUnwindSafe(|| self.store(share.part(), share.memory())));
-                    match done {
-                        Ok(done) => self.buffers.done(share, done.err()),
-                        Err(panicked) => {
-                            let error = Error::store("store a blob", "the store panicked");
-                            self.buffers.done(share, Some(error));
-                            panic::resume_unwind(panicked);
+                    let error = match done {
+                        Ok(done) => done.err(),
+                        Err(panic) => {
+                            let mut first = self.panic.lock().unwrap_or_else(PoisonError::into_inner);
+                            first.get_or_insert(panic);
+                            Some(Error::store("store a blob", "the store panicked"))
                         }
-                    }
+                    };
+                    self.buffers.done(share, error);
                 }
             }
         }
