@@ -255,9 +255,13 @@ fn begin_to_reap(home: &Home, store: &MemBlobStore, digest: &Digest256) {
 fn give_up() {
     let (home, store) = (Home::new(), MemBlobStore::new());
     let (digest, members) = captured(&home, &store, &["children=3", "threads=3", "memory=16"]);
-    let begin = Instant::now();
-    drop(Revived::from(home.restore(), &store, &digest));
-    let usual = u64::try_from(begin.elapsed().as_micros()).unwrap();
+    let took = || {
+        let begin = Instant::now();
+        drop(Revived::from(home.restore(), &store, &digest));
+        wait_gone(&members);
+        u64::try_from(begin.elapsed().as_micros()).unwrap()
+    };
+    let usual = (0..3).map(|_| took()).min().unwrap();
     begin_to_reap(&home, &store, &digest);
     let before = settled();
     let count = 8;
@@ -265,7 +269,8 @@ fn give_up() {
     for round in 0..count {
         let (by_thread, heir) = (round % 2 == 0, round % 4 < 2);
         inherit_orphans(heir);
-        let moment = Duration::from_micros(random(usual));
+        // No restore is quicker than the first two moments, however busy the machine was before.
+        let moment = Duration::from_micros(if round < 2 { 1000 } else { random(usual) });
         let after = format!("after round {round}: {moment:?} {by_thread} {heir}");
         let asked = Instant::now();
         match revive_for(home.restore(), &store, &digest, moment, by_thread) {
@@ -279,7 +284,7 @@ fn give_up() {
         println!("{after} took {:?}", asked.elapsed());
     }
     println!("{given_up} of {count} restores were given up");
-    assert!(given_up > 0, "all of {count} restores were quick enough");
+    assert!(given_up > 0, "none of {count} restores was given up");
     let mut revived = Revived::from(home.restore(), &store, &digest);
     assert_eq!(revived.ask("check"), "memory ok 4096 pages");
 }
