@@ -118,6 +118,15 @@ pub enum Error {
         problem: String,
     },
 
+    /// What a capture is made of cannot be told.
+    #[error("cannot tell what the capture {capture} is made of")]
+    Capture {
+        /// The capture, by its manifest.
+        capture: Digest256,
+        /// What is wrong with its manifest or with a list of its.
+        source: Box<Error>,
+    },
+
     /// The store is encrypted, and not with this key.
     #[error("the store was encrypted with another key")]
     WrongKey,
@@ -192,8 +201,8 @@ impl Error {
             Error::Process { problem, .. } => Some(problem.advice()),
             Error::Unsupported { .. } => Some("do it on Linux, with criu"),
             Error::Missing { .. } => Some(
-                "check that this is the store that was captured into, and whether it was collected there (`gc`, `retain`) or \
-                 taken out as damaged (`quarantine`)",
+                "check that this is the store that was captured into, with its key if it is encrypted, and whether it was \
+                 collected there (`gc`, `retain`) or taken out as damaged (`quarantine`)",
             ),
             Error::Corrupt { .. } => Some(
                 "take out what is damaged (of an `FsBlobStore`: `quarantine` what `verify` finds), and then copy it anew from \
@@ -204,6 +213,7 @@ impl Error {
                  know that the programs do without",
             ),
             Error::WrongKey => Some("open it with the key that it was made with"),
+            Error::Capture { source, .. } => source.advice(),
             Error::UnknownKind { .. } => Some("it was made by a newer version of this crate: use that"),
             Error::Options { .. }
             | Error::Protocol { .. }

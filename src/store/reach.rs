@@ -24,24 +24,26 @@ use crate::{Digest256, Error, Hasher, ProcsBlob, Result};
 ///
 /// # Errors
 ///
-/// [`Error::Missing`] or [`Error::Corrupt`] if the store lacks what it takes to tell; whatever the store says.
+/// [`Error::Capture`] for the first of them that cannot be read to the end, with [`Error::Missing`], [`Error::Corrupt`] or
+/// whatever the store says in it.
 pub fn reachable(store: &(impl BlobStore + ?Sized), manifests: &[Digest256]) -> Result<HashSet<Digest256>> {
     let mut blobs = HashSet::new();
-    walk(store, manifests, &mut |digest| blobs.insert(*digest))?;
+    for capture in manifests {
+        walk(store, capture, &mut |digest| blobs.insert(*digest))
+            .map_err(|source| Error::Capture { capture: *capture, source: Box::new(source) })?;
+    }
     Ok(blobs)
 }
 
-/// Shows the blobs of captures, manifests before what they name, and what lies together together.
+/// Shows the blobs of a capture, the manifest before what it names, and what lies together together.
 fn walk(
     store: &(impl BlobStore + ?Sized),
-    manifests: &[Digest256],
+    manifest: &Digest256,
     is_new: &mut dyn FnMut(&Digest256) -> bool,
 ) -> Result<()> {
-    for digest in manifests {
-        if is_new(digest) {
-            let manifest = ProcsBlob::from_json(&store.get(digest)?)?;
-            manifest.blobs(&|digests, each| fetch(store, digests, each), is_new)?;
-        }
+    if is_new(manifest) {
+        let manifest = ProcsBlob::from_json(&store.get(manifest)?)?;
+        manifest.blobs(&|digests, each| fetch(store, digests, each), is_new)?;
     }
     Ok(())
 }
@@ -75,7 +77,7 @@ pub fn copy_capture(
         bytes += copy_large(from, to, criu_dump)?;
     } else {
         let (mut seen, mut wanted) = (HashSet::new(), Vec::new());
-        walk(from, &[*digest], &mut |digest| {
+        walk(from, digest, &mut |digest| {
             let new = seen.insert(*digest);
             if new {
                 wanted.push(*digest);

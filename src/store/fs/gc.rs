@@ -89,9 +89,9 @@ impl FsBlobStore {
     ///
     /// # Errors
     ///
-    /// [`Error::Missing`] or [`Error::Corrupt`] if the manifest or a list of one of the captures cannot be read: nothing is
-    /// collected then. Whether its memory is there is not looked at; [`verify`](FsBlobStore::verify) does that. Else as
-    /// [`retain`](FsBlobStore::retain).
+    /// [`Error::Capture`] if the manifest or a list of one of the captures cannot be read: nothing is collected then, until that
+    /// one is mended or no more in the list. Whether memory is there is not looked at; [`verify`](FsBlobStore::verify) does that.
+    /// Else as [`retain`](FsBlobStore::retain).
     pub fn gc(&self, live: &[Digest256], grace: Duration) -> Result<Gc> {
         self.retain(&reachable(self, live)?, grace)
     }

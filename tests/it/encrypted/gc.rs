@@ -35,6 +35,11 @@ fn a_collection_keeps_what_captures_need_and_nothing_else() {
 
     // The key is still known, and a capture that is not there is told before anything is collected.
     let unknown = Digest256::of(b"a manifest");
-    assert!(matches!(store.gc(&[unknown], Duration::ZERO), Err(Error::Missing { .. })));
+    let error = store.gc(&[kept, unknown], Duration::ZERO).unwrap_err();
+    let Error::Capture { capture, source } = error else { panic!("{error:?}") };
+    assert!(
+        capture == unknown && matches!(*source, Error::Missing { digest } if digest == unknown),
+        "{source:?}"
+    );
     assert!(open(store.inner()).get(&its).is_ok());
 }
