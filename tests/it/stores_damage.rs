@@ -1,6 +1,6 @@
 //! A store that is attacked: every damage is named, nothing wrong is given out, and what is undamaged stays readable.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
 use criu_rpc::{BlobStore, Digest256, Error, FsBlobStore};
 
@@ -60,6 +60,52 @@ fn what_is_quarantined_is_missing_until_it_is_put_again() {
     put(&store, &blobs);
     assert_all(&store, &blobs);
     assert_all(&open(&folder), &blobs);
+}
+
+#[test]
+fn a_collection_writes_a_pack_anew_without_what_was_quarantined() {
+    type Damage = fn(&mut Vec<u8>);
+    let damages: [(&str, Damage); 6] = [
+        ("the header", |pack| pack[0] ^= 1),
+        ("the id", |pack| pack[20] ^= 1),
+        ("the header of a frame", |pack| pack[58] ^= 1),
+        ("a body", |pack| pack[1 << 17] ^= 1),
+        ("the end", |pack| pack.truncate(pack.len() - 1000)),
+        ("beyond the end", |pack| pack.extend([7; 100])),
+    ];
+    for (what, damage) in damages {
+        let folder = Folder::new();
+        let blobs = blobs(600, 9);
+        put(&open(&folder), &blobs);
+        let keep = blobs.keys().copied().collect();
+        let pack = packs(&folder).remove(0);
+        let mut bytes = fs::read(&pack).unwrap();
+        damage(&mut bytes);
+        fs::write(&pack, &bytes).unwrap();
+
+        let store = open(&folder);
+        let verified = store.verify().unwrap();
+        assert_ne!(verified.damage.len(), 0, "{what}");
+        store.retain(&keep, Duration::ZERO).unwrap();
+        assert_eq!(fs::read(&pack).unwrap(), bytes, "{what}: it was not taken out yet");
+        store.quarantine(&verified).unwrap();
+        for store in [&store, &open(&folder)] {
+            assert_eq!(store.verify().unwrap().damage.len(), 0, "{what}");
+        }
+
+        assert_eq!(store.retain(&keep, Duration::ZERO).unwrap().packs, 1, "{what}");
+        let aside = folder.join("damaged/rewritten").join(pack.file_stem().unwrap());
+        assert_eq!(fs::read(aside).unwrap(), bytes, "{what}");
+        assert!(!packs(&folder).contains(&pack), "{what}");
+        assert_eq!(fs::read_dir(folder.join("damaged/packs")).unwrap().count(), 0, "{what}");
+        for store in [&store, &open(&folder)] {
+            let again = store.verify().unwrap();
+            assert_eq!((again.damage.len(), again.blobs), (0, verified.blobs), "{what}");
+        }
+        put(&store, &blobs);
+        assert_all(&store, &blobs);
+        assert_all(&open(&folder), &blobs);
+    }
 }
 
 #[test]

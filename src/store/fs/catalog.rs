@@ -4,6 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     fs,
     io::{self, ErrorKind},
+    ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::{Duration, SystemTime},
@@ -332,6 +333,11 @@ impl Catalog {
     pub(super) fn damaged_in(&self, frame: &Frame) -> Entries {
         let packs = self.read();
         packs.marks.get(&frame.pack).map(|marks| marks.damaged.of_frame(frame.at)).unwrap_or_default()
+    }
+
+    /// Whether it is known that there is no frame in these bytes of a pack.
+    pub(super) fn is_lost(&self, pack: &PackId, bytes: &Range<u64>) -> bool {
+        self.read().marks.get(pack).is_some_and(|marks| marks.damaged.has_region(bytes))
     }
 
     /// Whether an entry is condemned, and whether it is known to be damaged.

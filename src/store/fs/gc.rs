@@ -69,7 +69,9 @@ pub(super) struct Round {
 }
 
 impl FsBlobStore {
-    /// Keeps these captures, named by their manifests, and gets rid of all else, as [`retain`](FsBlobStore::retain) does.
+    /// Keeps these captures, named by their manifests, and gets rid of all else, as [`retain`](FsBlobStore::retain) does: in
+    /// two calls, and of a pack of which most is needed not before more of it is needed no more. Until then a capture that is not kept
+    /// may still be restored, and [`Usage::condemned`](crate::Usage::condemned) counts what is left of it.
     ///
     /// A capture that is not in the list yet is condemned at most, and comes back when the list of a later call has it: `grace` must be
     /// longer than it takes from the end of a capture until its digest is in the list.

@@ -1,6 +1,6 @@
 //! [`Marks`]: entries of a pack that are condemned, or known to be damaged.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 /// Which entries of one pack.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -40,6 +40,16 @@ impl Entries {
         Entries(self.0.get(&at).map(|bits| (at, bits.clone())).into_iter().collect())
     }
 
+    /// Takes note that there is no frame in these bytes.
+    pub(super) fn add_region(&mut self, bytes: &Range<u64>) {
+        self.add(bytes.start, BEGIN);
+        self.add(bytes.end, END);
+    }
+
+    pub(super) fn has_region(&self, bytes: &Range<u64>) -> bool {
+        self.has(bytes.start, BEGIN) && self.has(bytes.end, END)
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -52,3 +62,7 @@ impl Entries {
         self.0.iter().flat_map(move |(at, bits)| set(bits).into_iter().map(move |index| (*at, index)))
     }
 }
+
+/// In the place of an entry's index: bytes in which there is no frame begin here, or end. No frame has so many entries.
+const BEGIN: usize = 4096;
+const END: usize = BEGIN + 1;

@@ -58,7 +58,8 @@ use crate::{Digest256, Error, Result};
 /// synced once, and in which nothing is visible before the commit. With the feature `compression` packs are
 /// compressed, as far as that makes them smaller.
 ///
-/// Putting a blob whose file is damaged repairs it.
+/// Putting a blob by itself repairs it, if it is damaged. A batch takes what is there for whole, and so do chunked captures:
+/// [`verify`](FsBlobStore::verify) finds damage, and [`quarantine`](FsBlobStore::quarantine) has them store anew what they need of it.
 ///
 /// ```
 /// use criu_rpc::{BlobStore, FsBlobStore};

@@ -1,7 +1,8 @@
 //! Sweeping packs: those that are dead are deleted, those with much in them that is dead or elsewhere too written anew without,
 //! small ones put together.
 //!
-//! A new pack is on the disk, and what is condemned in it listed, before an old one goes. A pack with damage stays as it is.
+//! A new pack is on the disk, and what is condemned in it listed, before an old one goes. A pack with damage stays as it is, until
+//! that was taken out: then what is whole in it is written anew.
 
 use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc, time::Duration};
 
@@ -30,6 +31,9 @@ struct Candidate {
     /// Of what lives, that of which there is a copy that stays.
     spare: Tally,
     length: u64,
+    /// Whether anything in it is known to be damaged.
+    lost: bool,
+    /// Whether all else is whole, as far as headers tell.
     whole: bool,
 }
 
@@ -49,8 +53,9 @@ impl FsBlobStore {
             if candidate.live.blobs == 0 && candidate.whole {
                 self.discard(&candidate, gc).map_err(doing())?;
             } else if candidate.whole
-                && (candidate.swept.bytes + candidate.spare.bytes) * 4 >= all
-                && candidate.swept.blobs + candidate.spare.blobs > 0
+                && (candidate.lost
+                    || (candidate.swept.bytes + candidate.spare.bytes) * 4 >= all
+                        && candidate.swept.blobs + candidate.spare.blobs > 0)
             {
                 rewritten.push(candidate);
             } else if candidate.whole && candidate.length < SMALL {
@@ -93,11 +98,16 @@ impl FsBlobStore {
         let file = private::open_file(&path)?;
         let length = file.metadata()?.len();
         let (mut swept, mut live, mut whole) = (Tally::default(), Tally::default(), true);
-        let mut spare = Tally::default();
+        let (mut spare, mut lost) = (Tally::default(), false);
         scan(&file, |found| match found {
             Found::Frame(frame) => {
-                whole &= frame.end() <= length && frame.pack == id;
+                whole &= frame.pack == id;
                 for (index, entry) in frame.entries.iter().enumerate() {
+                    if self.catalog.marked(&frame, index).1 {
+                        lost = true;
+                        continue;
+                    }
+                    whole &= frame.end() <= length;
                     let into = if dead.has(frame.at, index) { &mut swept } else { &mut live };
                     into.add(entry.length as u64);
                     if !dead.has(frame.at, index) && !self.earlier_copies(&frame, index).is_empty() {
@@ -105,9 +115,10 @@ impl FsBlobStore {
                     }
                 }
             }
+            Found::Damaged(bytes) if self.catalog.is_lost(&id, &bytes) => lost = true,
             Found::Damaged(_) => whole = false,
         })?;
-        Ok(Candidate { id, path, dead, waiting, swept, live, spare, length, whole })
+        Ok(Candidate { id, path, dead, waiting, swept, live, spare, length, lost, whole })
     }
 
     /// The copies of a blob that stay where this one goes: of several, the first in the order of packs does. Two captures at the
@@ -187,12 +198,19 @@ impl FsBlobStore {
         })
     }
 
-    /// Deletes a pack, and what was listed of it.
+    /// Deletes a pack, and what was listed of it; one with damage is set aside.
     fn discard(&self, candidate: &Candidate, gc: &mut Gc) -> io::Result<()> {
         if let Some(pack) = self.catalog.number(&candidate.id) {
             self.catalog.forget(&[pack]);
         }
-        self.disk.remove(&candidate.path)?;
+        if candidate.lost {
+            let folder = self.damaged().join("rewritten");
+            self.disk.make_folder(&folder)?;
+            self.disk.rename(&candidate.path, &folder.join(candidate.id.hex()))?;
+            self.disk.sync_folder(&folder)?;
+        } else {
+            self.disk.remove(&candidate.path)?;
+        }
         self.disk.sync_folder(self.catalog.folder())?;
         let lists = self.rounds(Duration::ZERO)?.into_iter().map(|round| round.path).chain([self.damaged()]);
         for folder in lists {

@@ -5,6 +5,7 @@ use std::{
     fmt,
     fs::{self, File},
     io,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
@@ -57,7 +58,7 @@ impl fmt::Display for Damage {
 enum Place {
     File { path: PathBuf, kind: &'static str },
     Entry { pack: PackId, at: u64, index: usize },
-    Region,
+    Region { pack: PackId, bytes: Range<u64> },
 }
 
 impl FsBlobStore {
@@ -66,21 +67,24 @@ impl FsBlobStore {
     /// Changes nothing: see [`quarantine`](FsBlobStore::quarantine). What was taken out before is not told again. A frame of a
     /// pack that is compressed is damaged as a whole, with all blobs in it.
     ///
-    /// Which captures suffer, [`reachable`](crate::reachable) tells: those that need a damaged digest of which there is no other
-    /// copy, and those whose lists it cannot read. What is gone altogether, with its file, is no damage that could be seen
-    /// here: [`missing`](crate::BlobStore::missing) says it, asked for what is reachable.
+    /// Which captures suffer shows once the damage was taken out: they miss something of what they need. What is gone altogether,
+    /// with its file, is no damage that could be seen here, and shows so too. Captures that come later are not harmed: what is missing
+    /// they store anew, and mend the others by that. As long as damage is not taken out, batches, and so chunked captures, take what
+    /// is there for whole: verify now and then.
     ///
     /// ```no_run
-    /// # use criu_rpc::{Digest256, FsBlobStore, reachable};
+    /// # use criu_rpc::{BlobStore, Digest256, FsBlobStore, reachable};
     /// # fn example(store: &FsBlobStore, captures: &[Digest256]) -> criu_rpc::Result<()> {
     /// let verified = store.verify()?;
     /// verified.damage.iter().for_each(|damage| eprintln!("{damage}"));
+    /// store.quarantine(&verified)?;
     /// for capture in captures {
-    ///     let suffers = |needed: &std::collections::HashSet<Digest256>| {
-    ///         verified.damage.iter().any(|damage| damage.digest.is_some_and(|digest| needed.contains(&digest)))
-    ///     };
-    ///     if reachable(store, &[*capture]).as_ref().map_or(true, suffers) {
-    ///         eprintln!("{capture} may not be whole");
+    ///     match reachable(store, &[*capture]) {
+    ///         Ok(needed) => match store.missing(&needed.into_iter().collect::<Vec<_>>())?.as_slice() {
+    ///             [] => println!("{capture} is whole"),
+    ///             missing => println!("{capture} misses {} blobs", missing.len()),
+    ///         },
+    ///         Err(error) => println!("{}", error.report()),
     ///     }
     /// }
     /// # Ok(())
@@ -114,7 +118,7 @@ impl FsBlobStore {
             let whole = name_is_whole(&path, &name);
             verified.file(name, path, "names", whole).map_err(reading())?;
         }
-        for (_, path) in self.catalog.live() {
+        for (id, path) in self.catalog.live() {
             let file = match private::open_file(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 file => file.map_err(reading())?,
@@ -123,11 +127,12 @@ impl FsBlobStore {
             let pack = || format!("the pack {}", path.display());
             let scanned = scan(&file, |found| match found {
                 Found::Frame(frame) => frames.push((frame.at, frame.head)),
-                Found::Damaged(range) => verified.damage.push(Damage {
+                Found::Damaged(bytes) if self.catalog.is_lost(&id, &bytes) => {}
+                Found::Damaged(bytes) => verified.damage.push(Damage {
                     digest: None,
-                    what: format!("bytes {} to {} of {}", range.start, range.end, pack()),
+                    what: format!("bytes {} to {} of {}", bytes.start, bytes.end, pack()),
                     problem: "there is no frame in them".to_owned(),
-                    place: Place::Region,
+                    place: Place::Region { pack: id, bytes },
                 }),
             });
             scanned.map_err(reading())?;
@@ -180,7 +185,11 @@ impl FsBlobStore {
     }
 
     /// Takes the damaged copies out, so that they are [`Error::Missing`] from here on, unless there is another copy,
-    /// and that putting them again repairs the store. Files are moved to the folder `damaged`.
+    /// and that putting them again repairs the store: a capture does it too, of what it needs.
+    ///
+    /// Files are moved to the folder `damaged`. What is damaged in a pack is only noted there; the next
+    /// [`gc`](FsBlobStore::gc) writes what is whole to another pack and moves this one to that folder, which may be deleted
+    /// whenever nobody wants to look into it.
     ///
     /// # Errors
     ///
@@ -194,7 +203,8 @@ impl FsBlobStore {
                     self.set_aside(path, kind, digest).map_err(doing())?;
                 }
                 (Place::Entry { pack, at, index }, _) => packs.entry(*pack).or_default().add(*at, *index),
-                (Place::File { .. } | Place::Region, _) => {}
+                (Place::Region { pack, bytes }, _) => packs.entry(*pack).or_default().add_region(bytes),
+                (Place::File { .. }, None) => {}
             }
         }
         for (pack, mut entries) in packs {
