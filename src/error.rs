@@ -213,7 +213,10 @@ impl Error {
                  know that the programs do without",
             ),
             Error::WrongKey => Some("open it with the key that it was made with"),
-            Error::Capture { source, .. } => source.advice(),
+            Error::Capture { .. } => Some(
+                "leave that capture out of the list; or mend it: take out what is damaged (of an `FsBlobStore`: `quarantine` \
+                 what `verify` finds), and copy it anew from where it is whole (`copy_capture`)",
+            ),
             Error::UnknownKind { .. } => Some("it was made by a newer version of this crate: use that"),
             Error::Options { .. }
             | Error::Protocol { .. }

@@ -187,7 +187,10 @@ impl ProcsCapture {
         self
     }
 
-    /// Captures, and gives the digest of the manifest.
+    /// Captures, and gives the digest of the manifest, be it that of a placeholder: where that matters, because the tree is to be
+    /// killed next, [`run`](ProcsCapture::run) tells it ([`Stored::placeholder`]).
+    ///
+    /// Captures of one tree come one after the other: while one goes on, another fails.
     ///
     /// # Errors
     ///

@@ -101,12 +101,13 @@ causes! {
         NoSuchProcess:
             "the process does not exist, or is traced or dumped by somebody else",
             "check the pid as criu sees it (in its pid namespace) and that the process has not ended (a zombie is one \
-             that has), and detach debuggers and other dumps from it",
+             that has); detach debuggers from it, and wait until other dumps of it have ended",
             [];
         Untraceable:
             "criu cannot take control of a process of the tree",
-            "end whatever traces it (a debugger, strace, another dump) and try again; if nothing does, criu lacks \
-             CAP_SYS_PTRACE, or a security module forbids it",
+            "if a criu traces it, another dump of it is going on: wait until that has ended, and never kill that criu. End \
+             any other tracer (a debugger, strace) and try again. If nothing traces it, criu lacks CAP_SYS_PTRACE, or a \
+             security module forbids it",
             [];
         CriuInsideTree:
             "criu itself is a part of the tree",

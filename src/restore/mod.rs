@@ -130,7 +130,8 @@ impl ProcsRestore {
         self
     }
 
-    /// What the tree gets as standard input. On Unix a `File` can be made of any `OwnedFd`.
+    /// What the tree gets as standard input. On Unix a `File` can be made of any `OwnedFd`: of the end of a pipe
+    /// ([`std::io::pipe`]), for instance, by way of `OwnedFd::from(end)`.
     #[must_use]
     pub fn stdin(mut self, file: impl Into<File>) -> ProcsRestore {
         self.revival.streams[0] = Some(file.into());

@@ -51,6 +51,8 @@ use crate::{Digest256, Error, Result};
 ///   [`reader`](BlobStore::reader) gives bytes that nobody has verified.
 /// - Whoever commits a [`BlobWriter`] vouches for the digest. A store need not hash a second time, and one
 ///   that was lied to finds out in `get`.
+/// - A method may fail, or panic: a capture fails with that error or goes on with that panic, and its trees run on; of a restore
+///   nothing is left. Other threads may still call while the first error makes its way.
 ///
 /// The feature `conformance` has a suite that holds a store to this: `criu_rpc::conformance::check`.
 ///

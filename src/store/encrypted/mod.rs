@@ -56,6 +56,13 @@ use crate::{Digest256, Error, Result};
 /// parts that it needs. A writer that is dropped leaves parts in the store beneath that nobody finds, and a large blob
 /// that is put again leaves its older parts: a collection that keeps what [`names_of`](EncryptedBlobStore::names_of) tells removes them.
 ///
+/// # Damage
+///
+/// What the store beneath can do about damage ([`FsBlobStore::verify`], [`FsBlobStore::quarantine`]) it does for records, which need
+/// no key: call it on [`inner`](EncryptedBlobStore::inner). The digests that it tells are names of records then, and none of those
+/// that this store knows; [`names_of`](EncryptedBlobStore::names_of) tells which names a capture needs, from what is
+/// [`reachable`](crate::reachable).
+///
 /// # Examples
 ///
 /// ```
