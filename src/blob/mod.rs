@@ -18,6 +18,7 @@ pub(crate) use self::{
     chunked::{ImageFile, LISTING_CEILING, Listing, MemoryFile},
     content::ContentWriter,
     map::{Leaf, MemoryMap, WINDOW, Window},
+    reach::Leaves,
 };
 use crate::{Digest256, Error, Result};
 

@@ -364,6 +364,7 @@ pub(crate) fn fetch_into(
     places: &[Range<usize>],
     into: &mut [u8],
 ) -> Result<()> {
+    assert_eq!(digests.len(), places.len(), "each blob has a place");
     store.get_many(digests, &mut |place, bytes| {
         let place = places.get(place).ok_or_else(|| Error::store("find blobs", "it gave one too many"))?;
         if place.len() == bytes.len() {

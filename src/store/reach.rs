@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{BlobStore, fetch};
-use crate::{Digest256, Error, Hasher, ProcsBlob, Result};
+use crate::{Digest256, Error, Hasher, ProcsBlob, Result, blob::Leaves};
 
 /// All blobs that these captures need, their manifests included: what garbage collection must keep, and what a copy
 /// of them has to have.
@@ -24,28 +24,27 @@ use crate::{Digest256, Error, Hasher, ProcsBlob, Result};
 ///
 /// # Errors
 ///
-/// [`Error::Capture`] for the first of them that cannot be read to the end, with [`Error::Missing`], [`Error::Corrupt`] or
-/// whatever the store says in it.
+/// [`Error::Capture`] for the first of them that cannot be read to the end, with [`Error::Missing`], [`Error::Corrupt`],
+/// [`Error::UnknownKind`] (of a newer version's) or whatever the store says in it.
 pub fn reachable(store: &(impl BlobStore + ?Sized), manifests: &[Digest256]) -> Result<HashSet<Digest256>> {
-    let mut blobs = HashSet::new();
+    let (mut blobs, mut read) = (HashSet::new(), Leaves::new());
     for capture in manifests {
-        walk(store, capture, &mut |digest| blobs.insert(*digest))
+        walk(store, capture, &mut read, &mut |digest| _ = blobs.insert(*digest))
             .map_err(|source| Error::Capture { capture: *capture, source: Box::new(source) })?;
     }
     Ok(blobs)
 }
 
-/// Shows the blobs of a capture, the manifest before what it names, and what lies together together.
+/// Names the blobs of a capture, the manifest before what it names, and what lies together together.
 fn walk(
     store: &(impl BlobStore + ?Sized),
     manifest: &Digest256,
-    is_new: &mut dyn FnMut(&Digest256) -> bool,
+    read: &mut Leaves,
+    name: &mut dyn FnMut(&Digest256),
 ) -> Result<()> {
-    if is_new(manifest) {
-        let manifest = ProcsBlob::from_json(&store.get(manifest)?)?;
-        manifest.blobs(&|digests, each| fetch(store, digests, each), is_new)?;
-    }
-    Ok(())
+    name(manifest);
+    let manifest = ProcsBlob::from_json(&store.get(manifest)?)?;
+    manifest.blobs(&|digests, each| fetch(store, digests, each), read, name)
 }
 
 /// Copies a capture to another store, as far as it is not there yet, and tells how many bytes that took. Every byte is
@@ -77,12 +76,10 @@ pub fn copy_capture(
         bytes += copy_large(from, to, criu_dump)?;
     } else {
         let (mut seen, mut wanted) = (HashSet::new(), Vec::new());
-        walk(from, digest, &mut |digest| {
-            let new = seen.insert(*digest);
-            if new {
+        walk(from, digest, &mut Leaves::new(), &mut |digest| {
+            if seen.insert(*digest) {
                 wanted.push(*digest);
             }
-            new
         })?;
         for some in wanted[1..].chunks(AT_ONCE) {
             let missing = to.missing(some)?;
@@ -133,4 +130,53 @@ fn copy_large(
     }
     writer.commit(digest)?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        ChunkedBlob, ChunkedTree, Content, Host, MemBlobStore,
+        blob::{ContentWriter, ImageFile, Leaf, Listing, MemoryFile, MemoryMap},
+        pages::PageRun,
+    };
+
+    /// The smallest capture, with these files among its images: its manifest, the one leaf, and the one chunk.
+    fn capture(store: &MemBlobStore, seed: u8, files: Vec<ImageFile>) -> [Digest256; 3] {
+        let put = &mut |bytes: &[u8]| store.put(bytes);
+        let chunk = put(&[seed; 4096]).unwrap();
+        let leaf = put(&Leaf(vec![Some(chunk)]).encode()).unwrap();
+        let runs = vec![PageRun::new(4096 * 64, 1, 4).unwrap()];
+        let map = Content::of(&MemoryMap { chunk: 1, runs, leaves: vec![leaf] }.encode(), put).unwrap();
+        let memory = vec![MemoryFile { name: "pagemap-7.img".into(), map }];
+        let listing = Listing { packed: ContentWriter::new().finish(put).unwrap(), files, memory };
+        let images = Content::of(&listing.to_json(), put).unwrap();
+        let manifest = ProcsBlob::Chunked(Box::new(ChunkedBlob {
+            pids: vec![7],
+            trees: vec![ChunkedTree { root: 7, images, image_bytes: 0, memory_bytes: 4096 }],
+            host: Host::default(),
+            taken: u64::from(seed),
+            frozen_us: None,
+            parent: None,
+        }));
+        [put(&manifest.to_json()).unwrap(), leaf, chunk]
+    }
+
+    #[test]
+    fn no_capture_hides_what_another_needs() {
+        for place in [0, 1] {
+            let store = MemBlobStore::new();
+            let mine = capture(&store, 1, vec![]);
+            // Its manifest, or its leaf, is a file of another.
+            let content = Some(Content { bytes: 5, depth: 0, digest: mine[place] });
+            let other = capture(&store, 2, vec![ImageFile { name: "files.img".into(), bytes: 5, content }]);
+            for order in [[mine[0], other[0]], [other[0], mine[0]]] {
+                let all = reachable(&store, &order).unwrap();
+                assert!(
+                    [mine, other].iter().flatten().all(|digest| all.contains(digest)),
+                    "{place} {order:?}"
+                );
+            }
+        }
+    }
 }

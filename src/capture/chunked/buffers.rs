@@ -4,7 +4,6 @@ use std::{
     collections::VecDeque,
     ops::Range,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-    thread,
     time::{Duration, Instant},
 };
 
@@ -61,6 +60,8 @@ impl Spare {
 pub(super) struct Buffers {
     bytes: u64,
     spare: Spare,
+    /// How many workers may work whatever goes on: there is a processor for each beside criu's and the receiver's.
+    always: usize,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -129,10 +130,11 @@ impl Share {
 }
 
 impl Buffers {
-    /// Of so many bytes at most, from those that are spare where there are any.
-    pub(super) fn new(bytes: u64, spare: &Spare) -> Buffers {
+    /// Of so many bytes at most, from those that are spare where there are any; for so many processors.
+    pub(super) fn new(bytes: u64, spare: &Spare, processors: usize) -> Buffers {
         let state = Mutex::new(State { most: that_fit(bytes), ..State::default() });
-        Buffers { bytes, spare: spare.clone(), state, changed: Condvar::new() }
+        let always = processors.saturating_sub(2);
+        Buffers { bytes, spare: spare.clone(), always, state, changed: Condvar::new() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -196,6 +198,7 @@ impl Buffers {
             }
             if state.made < state.most {
                 state.made += 1;
+                state.to_warm = state.to_warm.min(state.most - state.made);
                 drop(state);
                 let spare = self.spare.take(1).pop();
                 return spare.map_or_else(make, Ok).inspect_err(|_| self.state().made -= 1);
@@ -253,7 +256,7 @@ impl Buffers {
             || state.closed
             || state.is_tight()
             || state.brought.is_some_and(|brought| brought.elapsed() >= QUIET)
-            || thread::available_parallelism().is_ok_and(|count| worker + 2 < count.get())
+            || worker < self.always
     }
 
     /// A worker is done with a window.
@@ -262,7 +265,7 @@ impl Buffers {
         state.working -= 1;
         let emptied = Arc::into_inner(share.filled);
         if emptied.is_none() && error.is_none() && state.working > 0 {
-            return; // nobody waits for that
+            return; // who waits does so for a buffer, or for all to be done
         }
         state.free.extend(emptied.map(|filled| filled.buffer));
         if let Some(error) = error {
@@ -359,12 +362,17 @@ fn make() -> Result<Buffer> {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering},
+        thread,
+    };
+
     use super::*;
 
     #[test]
     fn what_was_free_at_the_end_serves_the_next_capture() {
         let spare = Spare::default();
-        let first = Buffers::new(16 << 20, &spare);
+        let first = Buffers::new(16 << 20, &spare, 2);
         first.expect(6 << 20, 0);
         for _ in 0..3 {
             assert!(matches!(first.next(0), Some(Task::Warm)));
@@ -377,7 +385,7 @@ mod tests {
         drop(first);
         assert_eq!(spare.lock().len(), 2);
 
-        let second = Buffers::new(16 << 20, &spare);
+        let second = Buffers::new(16 << 20, &spare, 2);
         second.expect(2 << 20, 0);
         assert_eq!(second.state().to_warm, 0);
         assert_eq!(second.state().made, 1);
@@ -387,10 +395,10 @@ mod tests {
         assert!(taken.as_ptr() == place || second.take().unwrap().as_ptr() == place);
         second.state().free.push(taken);
         // A smaller limit keeps fewer.
-        let small = Buffers::new(0, &spare);
+        let small = Buffers::new(0, &spare, 2);
         small.expect(u64::MAX, u64::MAX);
         assert_eq!(small.state().most, FEWEST);
-        let large = Buffers::new(64 << 20, &spare);
+        let large = Buffers::new(64 << 20, &spare, 2);
         large.expect(1 << 40, 4 << 20);
         assert_eq!(large.state().most, 30);
         large.expect(1 << 40, 1 << 32);
@@ -399,15 +407,73 @@ mod tests {
         assert!(spare.lock().len() <= FEWEST);
     }
 
+    fn part(leaf: usize) -> Part {
+        let window = Window { pages: 1, before: 0 };
+        Part { owner: Arc::default(), leaf, window, range: leaf * 4096..(leaf + 1) * 4096 }
+    }
+
+    #[test]
+    fn what_is_made_in_a_hurry_need_not_be_made_beforehand() {
+        let buffers = Buffers::new(8 << 20, &Spare::default(), 2);
+        buffers.expect(1 << 30, 0);
+        assert!(matches!(buffers.next(0), Some(Task::Warm)));
+        let held: Vec<_> = (0..3).map(|_| buffers.take().unwrap()).collect();
+        let state = buffers.state();
+        assert_eq!((state.made, state.to_warm, held.len()), (4, 0, 3));
+    }
+
+    #[test]
+    fn each_window_is_stored_once_whatever_threads_do() {
+        for round in 0..100_usize {
+            let buffers = Buffers::new((round as u64 % 5) << 21, &Spare::default(), 2 + round % 3);
+            let (stored, brought) = (AtomicUsize::new(0), AtomicUsize::new(0));
+            let fails_at = (round % 3 == 0).then_some(round % 17);
+            buffers.expect((round as u64 % 7) << 21, 0);
+            thread::scope(|scope| {
+                let (buffers, stored, brought) = (&buffers, &stored, &brought);
+                for worker in 0..4 {
+                    scope.spawn(move || {
+                        while let Some(task) = buffers.next(worker) {
+                            let Task::Store(share) = task else {
+                                buffers.warm();
+                                continue;
+                            };
+                            let fails = Some(stored.fetch_add(1, Ordering::Relaxed)) == fails_at;
+                            buffers.done(share, fails.then(|| Error::store("store it", "it is to fail")));
+                        }
+                    });
+                }
+                buffers.wait_until_warm();
+                let streams: Vec<_> = (0..=round % 6)
+                    .map(|stream| {
+                        buffers.open_stream();
+                        scope.spawn(move || {
+                            for count in (0..6).map(|n| (n + stream) % 9) {
+                                let Ok(buffer) = buffers.take() else { break };
+                                brought.fetch_add(count, Ordering::Relaxed);
+                                buffers.fill(Filled { buffer, windows: (0..count).map(part).collect() });
+                            }
+                            buffers.close_stream();
+                        })
+                    })
+                    .collect();
+                streams.into_iter().for_each(|stream| stream.join().unwrap());
+                let drained = buffers.drain();
+                assert!(drained.is_ok() || fails_at.is_some(), "{round}");
+                if drained.is_ok() {
+                    assert_eq!(stored.load(Ordering::Relaxed), brought.load(Ordering::Relaxed), "{round}");
+                    let state = buffers.state();
+                    assert_eq!(state.free.len(), state.made - state.warming, "{round}");
+                    assert!(state.made <= state.most, "{round}: {} of {}", state.made, state.most);
+                }
+                buffers.close();
+            });
+        }
+    }
+
     #[test]
     fn workers_share_a_buffer_and_the_last_gives_it_back() {
-        let part = |leaf| Part {
-            owner: Arc::default(),
-            leaf,
-            window: Window { pages: 1, before: 0 },
-            range: leaf * 4096..(leaf + 1) * 4096,
-        };
-        let buffers = Buffers::new(16 << 20, &Spare::default());
+        let buffers = Buffers::new(16 << 20, &Spare::default(), 2);
         for windows in [vec![part(0), part(1), part(2)], vec![part(3)], vec![]] {
             let buffer = buffers.take().unwrap();
             buffers.fill(Filled { buffer, windows });

@@ -147,11 +147,12 @@ impl Chunking {
 /// Captures, in chunks.
 pub(super) fn run(job: &Job, chunking: &Chunking, store: &dyn BlobStore) -> Result<Outcome<Stored>> {
     chunking.check()?;
+    let processors = thread::available_parallelism().map_or(1, |count| count.get());
     let work = Work {
         store,
         chunking,
         batch: RwLock::new(None),
-        buffers: Buffers::new(chunking.buffer, &chunking.spare),
+        buffers: Buffers::new(chunking.buffer, &chunking.spare, processors),
         tracked: AtomicBool::new(false),
         owners: Mutex::default(),
         known: Mutex::default(),
@@ -160,7 +161,7 @@ pub(super) fn run(job: &Job, chunking: &Chunking, store: &dyn BlobStore) -> Resu
     };
     let outcome = thread::scope(|scope| {
         let _close = Closing(&work.buffers);
-        let streaming = Streaming { work: &work, scope };
+        let streaming = Streaming { work: &work, processors, scope };
         let outcome = platform::checkpoint(job, Some(&streaming), &mut |images| streaming.keep(job, images));
         work.buffers.close();
         // What kept a worker from working is why criu was made to fail.
@@ -231,6 +232,9 @@ impl Work<'_> {
 
     /// What a worker does until there is nothing more to do.
     fn labour(&self, worker: usize) {
+        if worker == 0 {
+            Digest256::of_each(&[]); // what the first call does once, while the tree still runs
+        }
         while let Some(task) = self.buffers.next(worker) {
             match task {
                 Task::Warm => self.buffers.warm(),
@@ -333,6 +337,7 @@ fn is_zero(bytes: &[u8]) -> bool {
 /// The work, and where its workers live.
 struct Streaming<'scope, 'env, 'store> {
     work: &'env Work<'store>,
+    processors: usize,
     scope: &'scope Scope<'scope, 'env>,
 }
 
@@ -380,8 +385,7 @@ impl<'env> Streaming<'_, 'env, '_> {
     }
 
     fn start_workers(&self) -> Result<()> {
-        let count = thread::available_parallelism().map_or(1, |count| count.get());
-        for worker in 0..count {
+        for worker in 0..self.processors {
             let work = self.work;
             let labour = move || work.labour(worker);
             let started = thread::Builder::new().spawn_scoped(self.scope, labour);

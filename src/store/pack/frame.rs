@@ -289,7 +289,7 @@ fn entries(mut rest: &[u8], count: usize) -> Option<Vec<Entry>> {
             Kind::Blob
         };
         entries.push(Entry { digest, kind, start, length });
-        start += length;
+        start = start.checked_add(length)?;
     }
     rest.is_empty().then_some(entries)
 }
