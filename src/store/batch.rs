@@ -35,7 +35,8 @@ pub trait BlobBatch: Send + Sync {
     /// [`Error::Store`] or [`Error::Io`] if the store cannot.
     fn put(&self, blobs: &[(Digest256, &[u8])]) -> Result<u64>;
 
-    /// Takes in bytes under a name; see [`BlobStore::put_named`].
+    /// Takes in bytes under a name; see [`BlobStore::put_named`]. Some stores show a name before the commit, if it is long or
+    /// its history demands a file of its own, and keep it if there is none.
     ///
     /// # Errors
     ///

@@ -83,8 +83,8 @@ impl Chunking {
     /// How much memory of the tree may wait to be hashed and stored, in bytes: at least some 8 MiB. While there is room, the
     /// tree stands still only for as long as criu needs to send; beyond, criu has to wait for the store.
     ///
-    /// 16 bytes for each chunk that the tree may have are taken off, but half of it at most: that is what an
-    /// [`FsBlobStore`](crate::FsBlobStore) has to note of it, and so a capture takes hardly more memory for a large tree than for a small one.
+    /// 16 bytes for each chunk that the tree may have are taken off, but half of it at most: so much at most does an
+    /// [`FsBlobStore`](crate::FsBlobStore) have to note of it, and so a capture takes hardly more memory for a large tree than for a small one.
     #[must_use]
     pub fn buffer(mut self, bytes: u64) -> Chunking {
         self.buffer = bytes;

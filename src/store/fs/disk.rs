@@ -138,7 +138,7 @@ impl DiskFile {
             let before = end / step;
             end += piece.len() as u64;
             if end / step != before {
-                // One more, for those who were late with their part of it.
+                // One more: threads write beside each other, and some are late with their part of the one before.
                 let from = before.saturating_sub(1) * step;
                 private::begin_write_back(&self.file, from, end / step * step - from);
             }
