@@ -1,6 +1,7 @@
 //! What `/proc` tells of a process: parsing is apart from reading.
 
 use std::{
+    collections::HashSet,
     fs::{self, File},
     io::{self, BufRead, BufReader, Read},
     path::Path,
@@ -87,12 +88,36 @@ pub(crate) fn children(pid: i32) -> Vec<i32> {
     children
 }
 
+/// The descendants of a process, parents before their children; none if it has ended. The time that this takes is in
+/// proportion to their number.
+pub(crate) fn descendants(root: i32) -> Vec<i32> {
+    tree(root).split_off(1)
+}
+
+/// The process and its descendants, parents before their children.
+pub(crate) fn tree(root: i32) -> Vec<i32> {
+    walk(root, children)
+}
+
+fn walk(root: i32, children: impl Fn(i32) -> Vec<i32>) -> Vec<i32> {
+    let mut tree = vec![root];
+    let mut known = HashSet::from([root]);
+    let mut next = 0;
+    while let Some(pid) = tree.get(next).copied() {
+        next += 1;
+        // A number can be taken over, or a child be inherited, during the walk.
+        tree.extend(children(pid).into_iter().filter(|child| known.insert(*child)));
+    }
+    tree
+}
+
 /// The process and all its ancestors, nearest first.
 pub(crate) fn lineage(pid: i32) -> Vec<i32> {
     let mut line = vec![pid];
+    let mut known = HashSet::from([pid]);
     let mut next = pid;
     while let Ok(stat) = Stat::of(next) {
-        if stat.parent <= 0 || line.contains(&stat.parent) {
+        if stat.parent <= 0 || !known.insert(stat.parent) {
             break;
         }
         next = stat.parent;
@@ -337,6 +362,33 @@ mod tests {
         for text in ["", "1", "1 (x", "1 (x) ", "1 (x) S", "1 (x) S y 2 3 4 5 6"] {
             assert_eq!(Stat::parse(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn a_tree_is_walked_in_linear_time_whatever_its_shape() {
+        // A search of the list for each process would take minutes.
+        const PROCESSES: i32 = 400_000;
+        let wide = walk(1, |pid| if pid == 1 { (2..=PROCESSES).collect() } else { Vec::new() });
+        let deep = walk(1, |pid| (pid + 1..=PROCESSES).take(1).collect());
+        assert!(wide.iter().copied().eq(1..=PROCESSES) && wide == deep);
+        let circle = walk(1, |pid| vec![pid % 3 + 1, pid]);
+        assert_eq!(circle, [1, 2, 3]);
+    }
+
+    #[test]
+    fn descendants_leave_out_the_root() {
+        let mut shell = std::process::Command::new("sh");
+        let mut shell = shell.args(["-c", "cat; true"]).stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let pid = i32::try_from(shell.id()).unwrap();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while descendants(pid).len() != 1 {
+            assert!(std::time::Instant::now() < deadline, "{:?}", descendants(pid));
+            std::thread::yield_now();
+        }
+        assert_eq!(tree(pid), [pid, descendants(pid)[0]]);
+        drop(shell.stdin.take());
+        shell.wait().unwrap();
+        assert!(descendants(pid).is_empty());
     }
 
     #[test]

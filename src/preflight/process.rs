@@ -5,7 +5,7 @@ use std::fs;
 use super::{Obstacle, Place, Severity, View, namespaces::Spaces};
 use crate::{
     Error, Pid, ProcessProblem, Result,
-    procfs::{Stat, Status, children, lineage, status_number},
+    procfs::{Stat, Status, descendants, lineage, status_number},
 };
 
 /// A process of the tree.
@@ -97,15 +97,8 @@ pub(crate) fn check_root(root: Pid) -> Result<()> {
 /// The process and its descendants, from the top down; never empty. One that ends meanwhile is left out.
 pub(super) fn tree(root: Pid) -> Result<Vec<Process>> {
     let gone = || Error::Process { pid: root.as_raw(), problem: ProcessProblem::Missing };
-    let root = root.as_raw();
-    let mut tree = vec![Process::read(root).ok_or_else(gone)?];
-    let mut known = std::collections::HashSet::from([root]);
-    let mut next = 0;
-    while let Some(pid) = tree.get(next).map(|process| process.pid) {
-        next += 1;
-        let new: Vec<_> = children(pid).into_iter().filter(|child| known.insert(*child)).collect();
-        tree.extend(new.into_iter().filter_map(Process::read));
-    }
+    let mut tree = vec![Process::read(root.as_raw()).ok_or_else(gone)?];
+    tree.extend(descendants(root.as_raw()).into_iter().filter_map(Process::read));
     Ok(tree)
 }
 

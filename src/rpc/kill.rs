@@ -1,6 +1,7 @@
 //! Ending a whole tree.
 
 use std::{
+    collections::HashSet,
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     thread,
@@ -66,6 +67,7 @@ struct Member {
 
 /// Kills all, whatever fails on the way; the first failure is told.
 fn kill(root: Member) -> Result<()> {
+    let mut known = HashSet::from([root.pid]);
     let mut members = vec![root];
     let mut result = Ok(());
     let mut next = 0;
@@ -73,15 +75,16 @@ fn kill(root: Member) -> Result<()> {
         result = result.and(member.signal(Signal::SIGSTOP, "stop"));
         let mut found: Vec<Member> = Vec::new();
         for pid in procfs::children(member.pid) {
-            if members.iter().chain(&found).any(|known| known.pid == pid) {
+            if known.contains(&pid) {
                 continue;
             }
             let pidfd = match sys::pidfd_open(pid) {
                 Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => continue,
                 pidfd => pidfd.ok(),
             };
-            // The number can be somebody else's since it was read; a child of the member would still be one.
-            if procfs::children(member.pid).contains(&pid) {
+            // Another process can have taken the number since it was read. A child of the member still is one.
+            if procfs::Stat::of(pid).is_ok_and(|stat| stat.parent == member.pid) {
+                known.insert(pid);
                 found.push(Member { pid, pidfd });
             }
         }

@@ -1,6 +1,7 @@
 //! A criu at the other end of a socket: saying, hearing, and what is left when it has gone.
 
 use std::{
+    collections::HashSet,
     fs::{self, File},
     io::{self, Read, Seek, SeekFrom},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
@@ -234,7 +235,7 @@ impl Connection {
     /// that leaves the tree whole. Says whether it could.
     pub(super) fn forbid_file_writes(&self) -> bool {
         let Some(criu) = &self.criu else { return false };
-        for pid in self.processes() {
+        for pid in procfs::descendants(criu.pid()) {
             let _ = sys::forbid_file_writes(pid); // it has ended already, then
         }
         sys::forbid_file_writes(criu.pid()).is_ok()
@@ -277,10 +278,11 @@ impl Connection {
         // One that is stopped makes no more children while they are looked for.
         tell(criu.pidfd(), Signal::SIGSTOP);
         let mut family: Vec<(i32, OwnedFd)> = Vec::new();
+        let mut known = HashSet::from([criu.pid()]);
         let mut parent = criu.pid();
         for next in 0.. {
             for pid in children(parent) {
-                if !family.iter().any(|(known, _)| *known == pid) {
+                if known.insert(pid) {
                     family.extend(sys::pidfd_open(pid).ok().map(|pidfd| (pid, pidfd)));
                 }
             }
@@ -291,18 +293,6 @@ impl Connection {
         for process in family.iter().map(|(_, pidfd)| pidfd.as_fd()).chain([criu.pidfd()]) {
             tell(process, Signal::SIGKILL);
         }
-    }
-
-    /// criu's descendants.
-    fn processes(&self) -> Vec<i32> {
-        let mut all: Vec<i32> = self.criu.iter().map(Child::pid).collect();
-        let mut next = 0;
-        while let Some(pid) = all.get(next).copied() {
-            next += 1;
-            let new: Vec<_> = children(pid).into_iter().filter(|child| !all.contains(child)).collect();
-            all.extend(new);
-        }
-        all.split_off(1.min(all.len()))
     }
 
     /// Hangs up, waits for criu's end, and gathers what it left.

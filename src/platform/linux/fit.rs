@@ -12,7 +12,7 @@ use crate::{
     image::ImageDir,
     options::External,
     preflight::{Peer, Peers},
-    procfs::{Stat, children},
+    procfs::{Stat, tree},
     sys::Known,
 };
 
@@ -48,11 +48,7 @@ impl Outside {
     fn of(root: Pid) -> Outside {
         let (mut terminals, mut streams, mut sockets) = (BTreeSet::new(), BTreeSet::new(), HashSet::new());
         let mut holds_masters = false;
-        let mut tree = vec![root.as_raw()];
-        let mut next = 0;
-        while let Some(pid) = tree.get(next).copied() {
-            next += 1;
-            tree.extend(children(pid).into_iter().filter(|child| !tree.contains(child)).collect::<Vec<_>>());
+        for pid in tree(root.as_raw()) {
             for descriptor in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
                 let Ok(target) = fs::read_link(descriptor.path()) else { continue };
                 if target.is_absolute() {

@@ -6,7 +6,7 @@ use crate::{
     Error, Pid, Result,
     pages::PAGE_SIZE,
     platform::Memory,
-    procfs::children,
+    procfs::tree,
     rpc::{PageStream, page_sockets, receive_pages},
 };
 
@@ -34,14 +34,8 @@ pub(super) fn stream<T>(
 
 /// About how many bytes of memory the trees have of their own.
 pub(super) fn expected(roots: impl Iterator<Item = Pid>) -> u64 {
-    let mut tree: Vec<i32> = roots.map(Pid::as_raw).collect();
-    let mut pages = 0_u64;
-    let mut next = 0;
-    while let Some(pid) = tree.get(next).copied() {
-        next += 1;
-        tree.extend(children(pid).into_iter().filter(|child| !tree.contains(child)).collect::<Vec<_>>());
-        pages = pages.saturating_add(own_pages(pid).unwrap_or(0));
-    }
+    let processes = roots.flat_map(|root| tree(root.as_raw()));
+    let pages = processes.fold(0_u64, |pages, pid| pages.saturating_add(own_pages(pid).unwrap_or(0)));
     pages.saturating_mul(PAGE_SIZE as u64)
 }
 
