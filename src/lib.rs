@@ -30,7 +30,8 @@
 //! | For | see |
 //! |---|---|
 //! | capturing | [`ProcsCapture`]; [`Capture`] and [`Stored`] are what comes of it; [`Pid`] |
-//! | reviving | [`ProcsRestore`]; [`Restored`], its [`Tree`]s and [`Warning`]s |
+//! | reviving | [`ProcsRestore`]; [`Restored`] and its [`Tree`]s |
+//! | what to tell a user of a capture or a restore | [`Warning`] |
 //! | ending a tree, before it is revived | [`kill_tree`] |
 //! | stopping a capture or a restore | [`Cancel`] |
 //! | storing | [`BlobStore`], [`BlobWriter`], [`BlobBatch`]; [`FsBlobStore`], [`MemBlobStore`]; [`Usage`], [`Verified`] with its [`Damage`], [`Gc`] with its [`Tally`] |
@@ -95,6 +96,7 @@ mod store;
 #[cfg(target_os = "linux")]
 mod sys;
 mod version;
+mod warning;
 
 pub use blob::{ChunkedBlob, ChunkedTree, Content, Host, ProcsBlob};
 pub use capture::{Capture, Chunking, ProcsCapture, Stored};
@@ -104,7 +106,7 @@ pub use options::{DumpOptions, RestoreOptions};
 pub use pid::Pid;
 pub use platform::{Cancel, Tree, kill_tree};
 pub use request::Request;
-pub use restore::{ProcsRestore, Restored, Warning};
+pub use restore::{ProcsRestore, Restored};
 #[cfg(target_os = "linux")]
 pub use rpc::Criu;
 #[cfg(feature = "object-store")]
@@ -118,6 +120,7 @@ pub use store::{
 #[cfg(feature = "encryption")]
 pub use store::{EncryptedBlobStore, Key, Padding};
 pub use version::Version;
+pub use warning::Warning;
 
 #[doc = include_str!("../README.md")] // its example is tested
 #[cfg(doctest)]

@@ -7,7 +7,7 @@ use std::{path::PathBuf, time::Duration};
 
 pub use self::chunked::Chunking;
 use crate::{
-    BlobStore, Cause, Digest256, DumpOptions, Error, Pid, ProcsBlob, Result,
+    BlobStore, Cause, Digest256, DumpOptions, Error, Pid, ProcsBlob, Result, Warning,
     archive::{Trees, pack},
     platform::{self, Cancel, Job, Outcome, Unsupported},
 };
@@ -74,9 +74,25 @@ pub struct Stored {
     /// How many [pre-dumps](Chunking::pre_dumps) came before the dump: none where the kernel does not track changes of
     /// memory.
     pub pre_dumps: u32,
+    /// What the caller should tell its user: what a restore of this capture will lack, and what the capture did to a tree
+    /// that goes on.
+    pub warnings: Vec<Warning>,
 }
 
 impl Stored {
+    /// A capture of which nothing but the store's part is known yet.
+    fn of(digest: Digest256, manifest: ProcsBlob, bytes: u64) -> Stored {
+        Stored {
+            digest,
+            manifest,
+            bytes,
+            roots: Vec::new(),
+            frozen: None,
+            pre_dumps: 0,
+            warnings: Vec::new(),
+        }
+    }
+
     /// What a person should know of it if this is a placeholder: nothing was captured, because there is no criu here, so the
     /// processes must not be ended for it.
     pub fn placeholder(&self) -> Option<&str> {
@@ -246,6 +262,7 @@ impl ProcsCapture {
                 roots: facts.roots,
                 frozen: facts.frozen,
                 pre_dumps: facts.pre_dumps,
+                warnings: facts.warnings,
                 ..stored
             })),
             Ok(Outcome::Revived) => Ok(Capture::Revived),
@@ -285,7 +302,7 @@ fn put(manifest: ProcsBlob, store: &dyn BlobStore) -> Result<Stored> {
     if told != digest {
         return Err(Error::corrupt("the store's answer", format!("it calls {digest} {told}")));
     }
-    Ok(Stored { digest, manifest, bytes: json.len() as u64, roots: Vec::new(), frozen: None, pre_dumps: 0 })
+    Ok(Stored::of(digest, manifest, json.len() as u64))
 }
 
 /// The error as a reason for a placeholder, if it says that criu cannot work here at all.

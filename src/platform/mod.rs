@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{DumpOptions, Pid, RestoreOptions, Result, Version, archive::Trees, pages::PageSink};
+use crate::{DumpOptions, Pid, RestoreOptions, Result, Version, Warning, archive::Trees, pages::PageSink};
 
 #[cfg_attr(target_os = "linux", path = "linux/mod.rs")]
 #[cfg_attr(not(target_os = "linux"), path = "elsewhere.rs")]
@@ -67,6 +67,8 @@ pub(crate) struct Facts {
     pub(crate) frozen: Option<Duration>,
     /// How many rounds of pre-dumps came before.
     pub(crate) pre_dumps: u32,
+    /// What the caller should tell its user.
+    pub(crate) warnings: Vec<Warning>,
 }
 
 /// Why there is nothing to dump with.

@@ -1,7 +1,6 @@
 //! Whether this machine can take what another was doing.
 
-use super::Warning;
-use crate::{Error, Host, Result};
+use crate::{Error, Host, Result, Warning};
 
 /// Refuses a capture whose programs may use what this machine lacks.
 pub(super) fn check(there: &Host, here: &Host) -> Result<()> {

@@ -434,7 +434,7 @@ impl<'env> Streaming<'_, 'env, '_> {
         let digest = work.put_one(&manifest.to_json())?;
         work.commit()?;
         let bytes = work.stored.load(Ordering::Relaxed);
-        Ok(Stored { digest, manifest, bytes, roots: Vec::new(), frozen: None, pre_dumps: 0 })
+        Ok(Stored::of(digest, manifest, bytes))
     }
 
     fn tree(&self, root: i32, folder: &ImageDir) -> Result<ChunkedTree> {

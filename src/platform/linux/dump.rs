@@ -243,7 +243,7 @@ impl<'a> Dump<'a> {
         let trees = self.others.iter().chain(&self.own);
         let frozen = trees.filter_map(|tree| ImageDir::new(&tree.folder).frozen()).max();
         let pre_dumps = self.rounds.as_ref().map_or(0, |rounds| rounds.count());
-        Facts { roots: self.roots.clone(), frozen, pre_dumps }
+        Facts { roots: self.roots.clone(), frozen, pre_dumps, warnings: Vec::new() }
     }
 }
 
