@@ -65,12 +65,15 @@ fn what_is_quarantined_is_missing_until_it_is_put_again() {
 #[test]
 fn a_collection_writes_a_pack_anew_without_what_was_quarantined() {
     type Damage = fn(&mut Vec<u8>);
-    let damages: [(&str, Damage); 6] = [
+    let damages: [(&str, Damage); 9] = [
         ("the header", |pack| pack[0] ^= 1),
         ("the id", |pack| pack[20] ^= 1),
         ("the header of a frame", |pack| pack[58] ^= 1),
         ("a body", |pack| pack[1 << 17] ^= 1),
         ("the end", |pack| pack.truncate(pack.len() - 1000)),
+        ("the last byte", |pack| pack.truncate(pack.len() - 1)),
+        ("the second half", |pack| pack.truncate(pack.len() / 2)),
+        ("all but the header of a frame", |pack| pack.truncate(48 + 12_000)),
         ("beyond the end", |pack| pack.extend([7; 100])),
     ];
     for (what, damage) in damages {

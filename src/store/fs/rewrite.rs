@@ -107,7 +107,7 @@ impl FsBlobStore {
                         lost = true;
                         continue;
                     }
-                    whole &= frame.end() <= length;
+                    whole &= frame.end_of(entry) <= length;
                     let into = if dead.has(frame.at, index) { &mut swept } else { &mut live };
                     into.add(entry.length as u64);
                     if !dead.has(frame.at, index) && !self.earlier_copies(&frame, index).is_empty() {

@@ -234,6 +234,11 @@ impl Frame {
         (!self.compressed).then(|| self.at + (self.head + entry.start) as u64)
     }
 
+    /// Where the pack must not end before, for this entry to be whole: a frame that is compressed is needed as a whole.
+    pub(crate) fn end_of(&self, entry: &Entry) -> u64 {
+        self.place(entry).map_or(self.end(), |place| place + entry.length as u64)
+    }
+
     /// The index of an entry; `hint` is where it is looked for first.
     pub(crate) fn find(&self, digest: &Digest256, named: bool, hint: usize) -> Option<usize> {
         let is = |entry: &Entry| entry.digest == *digest && entry.is_named() == named;
