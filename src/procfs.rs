@@ -261,6 +261,13 @@ pub(crate) fn watched_devices(fdinfo: &str) -> impl Iterator<Item = Option<(u32,
     })
 }
 
+/// The mode that a descriptor is open for: `O_RDONLY`, `O_WRONLY` or `O_RDWR`; `None` if it is not open.
+pub(crate) fn access_mode(pid: i32, fd: i32) -> Option<i32> {
+    let fdinfo = read_start(format!("/proc/{pid}/fdinfo/{fd}"))?;
+    let flags = fdinfo.lines().find_map(|line| line.strip_prefix("flags:"))?;
+    Some(i32::from_str_radix(flags.trim(), 8).ok()? & libc::O_ACCMODE)
+}
+
 /// A number that `/proc/<pid>/fdinfo/<n>` has under this name.
 pub(crate) fn fdinfo_number(fdinfo: &str, name: &str) -> Option<i32> {
     fdinfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.trim().parse().ok())

@@ -102,6 +102,20 @@ pub(super) fn rewritten<Old: Message + Default, New: Message>(
     Ok(new)
 }
 
+/// The image `old`, which has one entry, with `field` appended to that entry.
+pub(super) fn extended(old: &[u8], name: &str, field: &[u8]) -> Result<Vec<u8>> {
+    let mut rest = old;
+    let mut frames = Frames::new(&mut rest, name)?;
+    let mut entry = frames.next_bytes()?.ok_or_else(|| frames.corrupt("it has no entry"))?;
+    if frames.next_bytes()?.is_some() {
+        return Err(frames.corrupt("it has more than one entry"));
+    }
+    let head = old.len() - entry.len() - SIZE;
+    entry.extend(field);
+    let size = u32::try_from(entry.len()).map_err(|_| frames.corrupt("an entry became too large"))?;
+    Ok([&old[..head], &size.to_le_bytes(), &entry].concat())
+}
+
 /// An image of this kind with these entries.
 pub(super) fn image(kind: u32, entries: impl Iterator<Item = Vec<u8>>) -> Result<Vec<u8>> {
     let mut image = [IMAGE.to_le_bytes(), kind.to_le_bytes()].concat();
@@ -116,6 +130,8 @@ pub(super) fn image(kind: u32, entries: impl Iterator<Item = Vec<u8>>) -> Result
 
 /// The two magic numbers, in bytes. The images that we edit have both.
 const HEAD: usize = 8;
+/// The size of an entry, before it, in bytes.
+const SIZE: usize = 4;
 
 #[cfg(test)]
 mod tests {

@@ -5,6 +5,7 @@
 mod complete;
 mod frame;
 mod memory;
+mod notes;
 mod streams;
 
 use std::{
@@ -19,6 +20,7 @@ use prost::Message;
 use self::frame::Frames;
 pub(crate) use self::{
     complete::{MemoryIn, check_complete},
+    notes::Notes,
     streams::detach_streams,
 };
 use crate::{

@@ -92,10 +92,6 @@ impl Tables {
             sockets.add(&file);
             files.insert(file.id, kind(&file, &terminals_outside));
         })?;
-        for (file, pipe) in &pipes.files {
-            let kind = if pipes.is_inner(*pipe) { Kind::Inner } else { Kind::LeadsOut };
-            files.insert(*file, kind);
-        }
         files.extend(sockets.leading_out().map(|file| (file, Kind::LeadsOut)));
         let (mut descriptors, mut known) = (Vec::new(), HashSet::new());
         for process in images.processes()? {
@@ -103,6 +99,10 @@ impl Tables {
                 descriptors.push((files_id, images.all(&fdinfo(files_id))?));
             }
         }
+        let ended = images.notes()?.and_then(|notes| notes.pipes);
+        let ended = ended.map(|pipes| pipes.ended.into_iter().collect());
+        let outer = pipes.leading_out(ended.as_ref(), root_streams(&descriptors));
+        files.extend(outer.into_iter().map(|file| (file, Kind::LeadsOut)));
         Ok(Tables { files, descriptors })
     }
 
@@ -120,6 +120,12 @@ impl Tables {
         }
         replaced
     }
+}
+
+/// The files that are standard streams of the root.
+fn root_streams(descriptors: &[(u32, Vec<FdinfoEntry>)]) -> HashSet<u32> {
+    let root = descriptors.first().into_iter().flat_map(|(_, descriptors)| descriptors);
+    root.filter(|descriptor| descriptor.fd <= 2).map(|descriptor| descriptor.id).collect()
 }
 
 fn kind(file: &FileEntry, terminals_outside: &HashSet<u32>) -> Kind {
@@ -147,6 +153,23 @@ impl Pipes {
             self.files.push((file.id, pipe.pipe_id));
             *self.ends.entry(pipe.pipe_id).or_default() |= 1 << (pipe.flags & ACCESS_MODE);
         }
+    }
+
+    /// The files that are an end of a pipe with the other end outside. Of those with no other end, some are `ended`. Where
+    /// that was not noted, it is certain of nothing; the root's streams are the likeliest to lead out.
+    fn leading_out(&self, ended: Option<&HashSet<u32>>, root_streams: HashSet<u32>) -> Vec<u32> {
+        let root_pipes: HashSet<u32> = self
+            .files
+            .iter()
+            .filter(|(file, _)| root_streams.contains(file))
+            .map(|(_, pipe)| *pipe)
+            .collect();
+        let leads_out = |pipe: &u32| match ended {
+            Some(ended) => !ended.contains(pipe),
+            None => root_pipes.contains(pipe),
+        };
+        let outer = self.files.iter().filter(|(_, pipe)| !self.is_inner(*pipe) && leads_out(pipe));
+        outer.map(|(file, _)| *file).collect()
     }
 
     /// Whether the tree has both ends of it, so that it is its own business.

@@ -10,10 +10,10 @@ macro_rules! modules {
 }
 
 // What the tests share.
-modules! { apart churn harness places stores talk tree victim }
+modules! { apart churn harness places program stores talk tree victim }
 // The tests.
 modules! {
-    capture causes chunked client damage deadline embed ending faults iterative leaks pids preflight provoked requests revived selfdump
+    capture causes chunked client damage deadline embed ending faults iterative leaks pids pipes preflight provoked requests revived selfdump
     served service sockets stress terminal
 }
 
@@ -28,6 +28,7 @@ fn main() {
         ("--apart", apart::main),
         ("--churn", churn::main),
         ("--served", served::main),
+        ("--session", program::main),
         ("--dumps-itself", service::dumps_itself),
         ("--waits-in-hook", faults::waits_in_hook),
     ];
@@ -44,6 +45,7 @@ fn main() {
         iterative::TESTS,
         leaks::TESTS,
         pids::TESTS,
+        pipes::TESTS,
         preflight::files::TESTS,
         preflight::general::TESTS,
         preflight::hostile::TESTS,

@@ -12,7 +12,7 @@ use std::{
     thread::{self, Scope, ScopedJoinHandle},
 };
 
-use super::{fit, memory, rounds, select, staging::Staging};
+use super::{fit, frozen, memory, rounds, select, staging::Staging};
 use crate::{
     BoxError, Criu, DumpOptions, Error, Pid, Result,
     archive::Trees,
@@ -168,21 +168,24 @@ impl<'a> Dump<'a> {
     fn leave_running(&self) -> Result<Side> {
         match self.others.as_slice() {
             [] => {}
-            [tree] => self.dump(tree, &mut NoHooks)?,
+            [tree] => self.dump(tree, NoHooks)?,
             trees => thread::scope(|scope| {
                 let dumps: Vec<_> =
-                    trees.iter().map(|tree| spawn(scope, || self.dump(tree, &mut NoHooks))).collect();
+                    trees.iter().map(|tree| spawn(scope, || self.dump(tree, NoHooks))).collect();
                 dumps.into_iter().try_for_each(|dump| join(dump?))
             })?,
         }
         let Some(own) = &self.own else { return Ok(Side::Original) };
+        // While our own tree stands still nothing can look at it. What is noted now stays true until then, or is of no use.
+        let notes = frozen::Frozen::of(own.root).look();
         match self.criu.dump_around_self(own.root, &own.options, &own.folder)? {
-            SelfDump::Dumped(_) => Ok(Side::Original),
+            SelfDump::Dumped(_) => ImageDir::new(&own.folder).write_notes(&notes).map(|()| Side::Original),
             SelfDump::Restored => Ok(Side::Revived),
         }
     }
 
-    fn dump(&self, tree: &Tree, hooks: &mut dyn Hooks) -> Result<()> {
+    fn dump(&self, tree: &Tree, then: impl Hooks) -> Result<()> {
+        let hooks = &mut Noting { tree, then };
         let folder =
             File::open(&tree.folder).map_err(Error::io(format!("open {}", tree.folder.display())))?;
         let lend = Lend::images(&folder);
@@ -208,8 +211,8 @@ impl<'a> Dump<'a> {
             for tree in &self.others {
                 let (verdict, decided) = mpsc::channel();
                 verdicts.push(verdict);
-                let mut waiter = Waiter { frozen: Some(tell.clone()), decided };
-                dumps.push(spawn(scope, move || self.dump(tree, &mut waiter)));
+                let waiter = Waiter { frozen: Some(tell.clone()), decided };
+                dumps.push(spawn(scope, move || self.dump(tree, waiter)));
             }
             drop(tell);
             // A dump that fails drops its sender without a word.
@@ -255,6 +258,22 @@ fn first_cause(ends: Vec<Result<()>>) -> Error {
         return Error::Options { option: "pids", problem: "none was dumped".to_owned() };
     }
     errors.swap_remove(cause)
+}
+
+/// Notes what is to be known of the tree once its images are written and it still stands still, before the other hooks are
+/// told of that.
+struct Noting<'a, H> {
+    tree: &'a Tree,
+    then: H,
+}
+
+impl<H: Hooks> Hooks for Noting<'_, H> {
+    fn on(&mut self, event: Event<'_>) -> Result<(), BoxError> {
+        if matches!(event, Event::PostDump) {
+            frozen::note(self.tree.root, &ImageDir::new(&self.tree.folder))?;
+        }
+        self.then.on(event)
+    }
 }
 
 /// Tells when its tree is frozen and all images are written, and waits for the verdict.

@@ -2,6 +2,7 @@
 
 mod dump;
 mod fit;
+mod frozen;
 mod host;
 mod memory;
 mod pids;

@@ -1,0 +1,71 @@
+//! A look at a tree that stands still, its images written: what criu does not write down is noted with them.
+//!
+//! The tree waits meanwhile, so a look takes milliseconds. Each subject has a file of its own here, and a field in
+//! [`Notes`].
+
+mod pipes;
+
+use std::{fs, path::PathBuf};
+
+use crate::{
+    Pid, Result,
+    image::{ImageDir, Notes},
+    procfs,
+};
+
+/// A tree that stands still. Of a process that captures itself it is the tree just before.
+pub(super) struct Frozen {
+    files: Vec<OpenFile>,
+}
+
+/// A descriptor of a process in the tree.
+struct OpenFile {
+    pid: i32,
+    fd: i32,
+    /// The target of the link in `/proc`, such as `pipe:[4711]`.
+    target: PathBuf,
+}
+
+/// Looks at the tree while it stands still, and adds the notes to its images.
+///
+/// # Errors
+///
+/// The capture fails and the tree goes on: without its notes it would come back as something else.
+pub(super) fn note(root: Pid, images: &ImageDir) -> Result<()> {
+    let tree = Frozen::of(root);
+    images.write_notes(&tree.look())
+}
+
+impl Frozen {
+    /// The tree with this root.
+    pub(super) fn of(root: Pid) -> Frozen {
+        let files = procfs::tree(root.as_raw()).into_iter().flat_map(open_files).collect();
+        Frozen { files }
+    }
+
+    /// Everything that is noted of a tree.
+    pub(super) fn look(&self) -> Notes {
+        Notes { pipes: Some(pipes::look(self)) }
+    }
+}
+
+fn open_files(pid: i32) -> impl Iterator<Item = OpenFile> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    entries.filter_map(move |entry| {
+        let fd = entry.file_name().to_str()?.parse().ok()?;
+        Some(OpenFile { pid, fd, target: fs::read_link(entry.path()).ok()? })
+    })
+}
+
+impl OpenFile {
+    /// The link in `/proc`, which opens the file itself.
+    fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", self.pid, self.fd)
+    }
+
+    /// The inode in a target such as `pipe:[4711]`.
+    fn inode_of(&self, kind: &str) -> Option<u64> {
+        let target = self.target.to_str()?;
+        target.strip_prefix(kind)?.strip_prefix(":[")?.strip_suffix(']')?.parse().ok()
+    }
+}

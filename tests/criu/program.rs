@@ -1,0 +1,145 @@
+//! [`Program`]: any program on pipes, captured and gone back to in each way that there is.
+
+use std::{
+    fs::{self, File},
+    os::unix::process::CommandExt,
+    process::{Child, Command, Stdio},
+};
+
+use criu_rpc::{Chunking, Digest256, FsBlobStore, ProcsCapture, ProcsRestore, Restored};
+
+use crate::{
+    places::{Home, wait_until},
+    talk::Talk,
+    tree::{OrExplain, Revived},
+};
+
+/// A way to capture.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Way {
+    pub(crate) leave_running: bool,
+    pub(crate) chunked: bool,
+}
+
+/// Does it in each way, each time with a folder of its own.
+#[track_caller]
+pub(crate) fn in_each_way(test: impl Fn(Way, &Home)) {
+    for (leave_running, chunked) in [(true, false), (false, true), (false, false), (true, true)] {
+        let way = Way { leave_running, chunked };
+        println!("{way:?}"); // shown if the test fails
+        test(way, &Home::new());
+    }
+}
+
+impl Way {
+    pub(crate) fn capture(self, home: &Home, pids: impl IntoIterator<Item = i32>) -> ProcsCapture {
+        let capture = home.capture(pids).leave_running(self.leave_running);
+        if self.chunked { capture.chunked(Chunking::default()) } else { capture }
+    }
+
+    /// Captures the program, and sees to its end.
+    #[track_caller]
+    pub(crate) fn captured(self, home: &Home, program: Program) -> (FsBlobStore, Digest256) {
+        let (store, pid) = (home.store(), program.pid());
+        let digest = self.capture(home, [pid]).capture(&store).or_explain();
+        home.assert_staging_empty();
+        program.end();
+        (store, digest)
+    }
+
+    /// Captures the program, and revives it on new pipes.
+    #[track_caller]
+    pub(crate) fn go_back(self, home: &Home, program: Program) -> Revived {
+        let (store, digest) = self.captured(home, program);
+        on_pipes(home.restore(), &store, &digest)
+    }
+}
+
+/// Revives a capture of one tree on new pipes, with nothing for its standard error.
+#[track_caller]
+pub(crate) fn on_pipes(restore: ProcsRestore, store: &FsBlobStore, digest: &Digest256) -> Revived {
+    let (talk, input, output) = Talk::through_pipes();
+    let errors = File::create("/dev/null").unwrap();
+    let restored = restore.stdin(input).stdout(output).stderr(errors).restore(store, digest);
+    Revived::new(only_tree(restored.or_explain()), talk)
+}
+
+#[track_caller]
+pub(crate) fn only_tree(mut restored: Restored) -> criu_rpc::Tree {
+    assert_eq!(restored.trees.len(), 1);
+    restored.trees.remove(0)
+}
+
+/// A program that was started by this one.
+#[derive(Debug)]
+pub(crate) struct Program {
+    root: Option<Child>,
+    pub(crate) talk: Talk,
+}
+
+impl Program {
+    /// Starts a script of bash in a session of its own, on pipes.
+    #[track_caller]
+    pub(crate) fn bash(script: &str) -> Program {
+        Program::on_pipes(Command::new("bash").args(["-c", script]))
+    }
+
+    /// Starts a command in a session of its own, with pipes as its standard input and output, and nothing for
+    /// its standard error.
+    #[track_caller]
+    pub(crate) fn on_pipes(command: &Command) -> Program {
+        let mut command = in_own_session(command);
+        let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut root = command.spawn().unwrap();
+        let talk = Talk::new(root.stdin.take().unwrap(), root.stdout.take().unwrap());
+        Program { root: Some(root), talk }
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        self.root.as_ref().map(|root| i32::try_from(root.id()).unwrap()).unwrap()
+    }
+
+    /// Ends it with its descendants, if it has not ended, and waits until nothing is left of its session.
+    #[track_caller]
+    pub(crate) fn end(mut self) {
+        let session = self.pid();
+        self.end_now();
+        wait_until(&format!("session {session} is gone"), || !members(session));
+    }
+
+    fn end_now(&mut self) {
+        let Some(mut root) = self.root.take() else { return };
+        let _ = criu_rpc::kill_tree(root.id()); // it may have ended
+        root.wait().unwrap();
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        self.end_now();
+    }
+}
+
+/// Whether a session has members, be they zombies.
+fn members(session: i32) -> bool {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let stats = processes.filter_map(|process| fs::read_to_string(process.path().join("stat")).ok());
+    let sessions = stats.filter_map(|stat| stat.rsplit_once(") ")?.1.split(' ').nth(3)?.parse::<i32>().ok());
+    sessions.into_iter().any(|one| one == session)
+}
+
+/// The command, as the leader of a session of its own.
+fn in_own_session(command: &Command) -> Command {
+    let mut session = Command::new("/proc/self/exe");
+    session.arg("--session").arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        value.map(|value| session.env(name, value));
+    }
+    session
+}
+
+/// Becomes the program that the words name, in a session of its own.
+pub(crate) fn main(words: &[String]) {
+    nix::unistd::setsid().unwrap();
+    panic!("{}", Command::new(&words[0]).args(&words[1..]).exec());
+}
