@@ -1,5 +1,7 @@
 //! [`Content`]: bytes of any length as a tree of blobs.
 
+use std::collections::HashSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{Digest256, Error, Result};
@@ -8,7 +10,7 @@ use crate::{Digest256, Error, Result};
 ///
 /// Few bytes are one blob, which `digest` names. More are several, and `digest` names the list of their digests, 32
 /// bytes each; of a list that is too long for one piece, the list of its pieces; and so on, `depth` times.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Content {
     /// How many bytes.
     pub bytes: u64,
@@ -24,8 +26,8 @@ pub(crate) const PIECE: usize = 64 * 1024;
 /// The length of a digest in a list.
 pub(crate) const DIGEST: usize = 32;
 
-/// No content of 64 bits of length is deeper.
-const DEEPEST: u8 = 5;
+/// The most digests that a list has.
+const FAN: u64 = (PIECE / DIGEST) as u64;
 
 /// Takes pieces in, and tells their digests.
 pub(crate) type Put<'a> = &'a mut dyn FnMut(&[u8]) -> Result<Digest256>;
@@ -97,21 +99,13 @@ impl Content {
 
     /// Gives the bytes out in order, verified piece by piece.
     pub(crate) fn read(&self, get: Get<'_>, out: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        let mut left = self.bytes;
-        self.each_piece(get, &mut |pieces| {
-            in_order(pieces, get, &mut |piece| {
-                left = left.checked_sub(piece.len() as u64).ok_or_else(|| self.corrupt())?;
-                out(piece)
-            })
-        })?;
-        if left == 0 { Ok(()) } else { Err(self.corrupt()) }
+        read_nodes(&[self.root()?], get, out)
     }
 
-    /// All the bytes, which may be no more than `ceiling`.
+    /// Returns all the bytes, which may be no more than `ceiling`.
     pub(crate) fn read_all(&self, get: Get<'_>, ceiling: u64) -> Result<Vec<u8>> {
         if self.bytes > ceiling {
-            let problem = format!("it has {} bytes, more than {ceiling}", self.bytes);
-            return Err(Error::corrupt(format!("the content {}", self.digest), problem));
+            return Err(self.corrupt(format!("it has {} bytes, more than {ceiling}", self.bytes)));
         }
         let mut bytes = Vec::new();
         self.read(get, &mut |piece| {
@@ -121,74 +115,131 @@ impl Content {
         Ok(bytes)
     }
 
-    /// Shows the digests of all blobs that this is made of.
-    pub(super) fn blobs(&self, get: Get<'_>, see: &mut dyn FnMut(&[Digest256])) -> Result<()> {
-        see(&[self.digest]);
-        self.walk(get, self.depth, &[self.digest], &mut |_, list| {
-            see(list);
-            Ok(())
-        })
-    }
-
-    fn each_piece(&self, get: Get<'_>, see: &mut dyn FnMut(&[Digest256]) -> Result<()>) -> Result<()> {
-        if self.depth == 0 {
-            return see(&[self.digest]);
-        }
-        self.walk(get, self.depth, &[self.digest], &mut |depth, list| match depth {
-            0 => see(list),
-            _ => Ok(()),
-        })
-    }
-
-    /// Shows what each list names, with its depth.
-    fn walk(
+    /// Shows the digests of all blobs that this is made of. Lists in `read` are not read again.
+    pub(super) fn blobs(
         &self,
         get: Get<'_>,
-        depth: u8,
-        lists: &[Digest256],
-        see: &mut dyn FnMut(u8, &[Digest256]) -> Result<()>,
+        read: &mut HashSet<Node>,
+        see: &mut dyn FnMut(&Digest256),
     ) -> Result<()> {
-        if depth > DEEPEST {
-            return Err(self.corrupt());
+        let root = self.root()?;
+        see(&root.digest);
+        name_nodes(vec![root], get, read, see)
+    }
+
+    /// The topmost blob, if the number of levels is the one that follows from the length.
+    fn root(&self) -> Result<Node> {
+        let depth = (0..).find(|depth| self.bytes <= span(*depth)).unwrap_or_default();
+        if self.depth != depth {
+            let problem =
+                format!("it has {} levels of lists, and its {} bytes take {depth}", self.depth, self.bytes);
+            return Err(self.corrupt(problem));
         }
-        if depth == 0 {
-            return Ok(());
+        Ok(Node { digest: self.digest, depth, bytes: self.bytes })
+    }
+
+    fn corrupt(&self, problem: String) -> Error {
+        Error::corrupt(format!("the content {}", self.digest), problem)
+    }
+}
+
+/// One blob of a content: a piece, or a list of what is one level deeper.
+///
+/// Its length follows from how many bytes are below it, so a few blobs that name each other can not stand for more than the
+/// content says that it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Node {
+    digest: Digest256,
+    depth: u8,
+    bytes: u64,
+}
+
+/// The most bytes below a blob of this level.
+fn span(depth: u8) -> u64 {
+    // Five levels are more than 64 bits of length.
+    FAN.saturating_pow(depth.into()).saturating_mul(PIECE as u64)
+}
+
+impl Node {
+    /// The length that the blob must have.
+    fn length(&self) -> u64 {
+        match self.depth {
+            0 => self.bytes,
+            depth => self.bytes.div_ceil(span(depth - 1)) * DIGEST as u64,
         }
-        for list in lists {
-            let mut named = Vec::new();
-            in_order(&[*list], get, &mut |bytes| {
-                named = digests(bytes).ok_or_else(|| self.corrupt())?;
-                Ok(())
-            })?;
-            see(depth - 1, &named)?;
-            self.walk(get, depth - 1, &named, see)?;
+    }
+
+    fn check(&self, blob: &[u8]) -> Result<()> {
+        let (found, length) = (blob.len(), self.length());
+        if found as u64 != length {
+            let what = if self.depth == 0 { "the piece" } else { "the list" };
+            let problem = format!("it has {found} bytes, and {length} follow from the length of the content");
+            return Err(Error::corrupt(format!("{what} {}", self.digest), problem));
         }
         Ok(())
     }
 
-    fn corrupt(&self) -> Error {
-        Error::corrupt(format!("the content {}", self.digest), "its pieces are not what it says")
+    /// What the blob, which is a list of the right length, names.
+    fn below<'a>(&self, list: &'a [u8]) -> impl Iterator<Item = Node> + 'a {
+        let (depth, mut left) = (self.depth.saturating_sub(1), self.bytes);
+        list.chunks_exact(DIGEST).flat_map(<[u8; DIGEST]>::try_from).map(move |digest| {
+            let bytes = left.min(span(depth));
+            left -= bytes;
+            Node { digest: Digest256::from_bytes(digest), depth, bytes }
+        })
     }
+}
+
+/// How many blobs are asked for at once: few, so that little has to wait for its turn.
+const AT_ONCE: usize = 16;
+
+/// Gives out the bytes below these blobs, which are all of one level.
+fn read_nodes(nodes: &[Node], get: Get<'_>, out: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    for some in nodes.chunks(AT_ONCE) {
+        for (node, blob) in some.iter().zip(blobs_of(some, get)?) {
+            match node.depth {
+                0 => out(&blob)?,
+                _ => read_nodes(&node.below(&blob).collect::<Vec<_>>(), get, out)?,
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Shows what the lists among these blobs name, directly or not.
+fn name_nodes(
+    mut nodes: Vec<Node>,
+    get: Get<'_>,
+    read: &mut HashSet<Node>,
+    see: &mut dyn FnMut(&Digest256),
+) -> Result<()> {
+    nodes.retain(|node| node.depth > 0 && read.insert(*node));
+    for some in nodes.chunks(AT_ONCE) {
+        for (node, list) in some.iter().zip(blobs_of(some, get)?) {
+            let below: Vec<_> = node.below(&list).collect();
+            below.iter().for_each(|node| see(&node.digest));
+            name_nodes(below, get, read, see)?;
+        }
+    }
+    Ok(())
+}
+
+/// The blobs of these nodes in their order, each of the right length.
+fn blobs_of(nodes: &[Node], get: Get<'_>) -> Result<Vec<Vec<u8>>> {
+    let digests: Vec<_> = nodes.iter().map(|node| node.digest).collect();
+    let mut blobs = vec![Vec::new(); nodes.len()];
+    get(&digests, &mut |place, bytes| {
+        nodes[place].check(bytes)?;
+        blobs[place] = bytes.to_vec();
+        Ok(())
+    })?;
+    Ok(blobs)
 }
 
 /// The digests in a list.
 pub(crate) fn digests(list: &[u8]) -> Option<Vec<Digest256>> {
     let digests = list.chunks(DIGEST);
     digests.map(|bytes| <[u8; DIGEST]>::try_from(bytes).ok().map(Digest256::from_bytes)).collect()
-}
-
-/// Shows blobs in the order of their digests, whatever order they come in.
-fn in_order(digests: &[Digest256], get: Get<'_>, see: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-    // Few at a time, so that little has to wait for its turn.
-    for digests in digests.chunks(16) {
-        let mut blobs = vec![Vec::new(); digests.len()];
-        get(digests, &mut |place, bytes| {
-            blobs[place] = bytes.to_vec();
-            Ok(())
-        })?;
-        blobs.iter().try_for_each(|blob| see(blob))?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -235,7 +286,7 @@ mod tests {
             };
             assert!(content.read_all(&get, u64::MAX).unwrap() == bytes, "{length}");
             let mut seen = Vec::new();
-            content.blobs(&get, &mut |digests| seen.extend_from_slice(digests)).unwrap();
+            content.blobs(&get, &mut HashSet::new(), &mut |digest| seen.push(*digest)).unwrap();
             assert!(seen.iter().all(|digest| shelf.0.borrow().contains_key(digest)));
             assert!(seen.contains(&content.digest) && seen.len() >= length.div_ceil(PIECE));
         }

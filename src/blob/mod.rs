@@ -3,6 +3,7 @@
 //! Bytes in, values out: stores are elsewhere, and so is the archive that a manifest names. The format is
 //! in `docs/formats.md`. A kind that exists never changes; what it cannot say goes into a new kind.
 
+mod budget;
 mod chunked;
 mod content;
 mod map;
@@ -10,15 +11,16 @@ mod reach;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::{
-    chunked::{ChunkedBlob, ChunkedTree, Host},
-    content::Content,
-};
 pub(crate) use self::{
+    budget::{Budget, PagesLeft},
     chunked::{ImageFile, LISTING_CEILING, Listing, MemoryFile},
     content::ContentWriter,
     map::{Leaf, MemoryMap, WINDOW, Window},
-    reach::Leaves,
+    reach::Walked,
+};
+pub use self::{
+    chunked::{ChunkedBlob, ChunkedTree, Host},
+    content::Content,
 };
 use crate::{Digest256, Error, Result};
 

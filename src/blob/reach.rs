@@ -2,18 +2,31 @@
 
 use std::collections::HashSet;
 
-use super::{ChunkedBlob, Content, LISTING_CEILING, Leaf, Listing, MemoryMap, ProcsBlob, content::Get};
+use super::{
+    Budget, ChunkedBlob, ChunkedTree, Content, Leaf, MemoryMap, PagesLeft, ProcsBlob,
+    content::{Get, Node},
+};
 use crate::{Digest256, Result};
 
 /// How many leaves are looked into at once.
 const AT_ONCE: usize = 256;
 
+/// What was read already, and is not read again.
+#[derive(Debug, Default)]
+pub(crate) struct Walked {
+    /// Leaves, each with its number of chunks: the same bytes may be something else as well, of which nothing was read.
+    leaves: HashSet<(Digest256, usize)>,
+    lists: HashSet<Node>,
+    listings: HashSet<Content>,
+    maps: HashSet<Content>,
+}
+
 impl ProcsBlob {
-    /// Names every blob that the capture needs beside this manifest, some more than once. Leaves that were read are not read again.
+    /// Names every blob that the capture needs beside this manifest, some more than once. Nothing in `walked` is read again.
     pub(crate) fn blobs(
         &self,
         get: Get<'_>,
-        read: &mut Leaves,
+        walked: &mut Walked,
         name: &mut dyn FnMut(&Digest256),
     ) -> Result<()> {
         match self {
@@ -21,45 +34,58 @@ impl ProcsBlob {
                 name(criu_dump);
                 Ok(())
             }
-            ProcsBlob::Chunked(blob) => blob.blobs(get, read, name),
+            ProcsBlob::Chunked(blob) => blob.blobs(get, walked, name),
             ProcsBlob::Unsupported { .. } => Ok(()),
         }
     }
 }
 
-/// Leaves whose chunks were named, each with how many it has: the same bytes may be something else as well, of which nothing
-/// was read.
-pub(crate) type Leaves = HashSet<(Digest256, usize)>;
-
 impl ChunkedBlob {
-    fn blobs(&self, get: Get<'_>, read: &mut Leaves, name: &mut dyn FnMut(&Digest256)) -> Result<()> {
-        for tree in &self.trees {
-            content(&tree.images, get, name)?;
-            let json = tree.images.read_all(get, LISTING_CEILING)?;
-            let listing = Listing::from_json(&json, |_| true)?;
-            content(&listing.packed, get, name)?;
-            for file in listing.files.iter().filter_map(|file| file.content) {
-                content(&file, get, name)?;
-            }
-            for memory in &listing.memory {
-                content(&memory.map, get, name)?;
-                let map = MemoryMap::decode(&memory.map.read_all(get, LISTING_CEILING)?)?;
-                chunks(&map, get, read, name)?;
+    fn blobs(&self, get: Get<'_>, walked: &mut Walked, name: &mut dyn FnMut(&Digest256)) -> Result<()> {
+        let mut budget = Budget::new();
+        self.trees.iter().try_for_each(|tree| tree.blobs(get, walked, &mut budget, name))
+    }
+}
+
+impl ChunkedTree {
+    fn blobs(
+        &self,
+        get: Get<'_>,
+        walked: &mut Walked,
+        budget: &mut Budget,
+        name: &mut dyn FnMut(&Digest256),
+    ) -> Result<()> {
+        if !walked.listings.insert(self.images) {
+            return Ok(());
+        }
+        self.images.blobs(get, &mut walked.lists, name)?;
+        let listing = budget.read_listing(self, get, |_| true)?;
+        listing.packed.blobs(get, &mut walked.lists, name)?;
+        for file in listing.files.iter().filter_map(|file| file.content) {
+            file.blobs(get, &mut walked.lists, name)?;
+        }
+        let mut left = PagesLeft::of(self);
+        for memory in &listing.memory {
+            if walked.maps.insert(memory.map) {
+                memory.map.blobs(get, &mut walked.lists, name)?;
+                chunks(&memory.read(&mut left, get)?, get, walked, name)?;
             }
         }
         Ok(())
     }
 }
 
-fn content(content: &Content, get: Get<'_>, name: &mut dyn FnMut(&Digest256)) -> Result<()> {
-    content.blobs(get, &mut |digests| digests.iter().for_each(&mut *name))
-}
-
 /// The leaves of a map, and the chunks that those name.
-fn chunks(map: &MemoryMap, get: Get<'_>, read: &mut Leaves, name: &mut dyn FnMut(&Digest256)) -> Result<()> {
+fn chunks(
+    map: &MemoryMap,
+    get: Get<'_>,
+    walked: &mut Walked,
+    name: &mut dyn FnMut(&Digest256),
+) -> Result<()> {
     map.leaves.iter().for_each(&mut *name);
     let windows = map.windows().map(|window| window.chunks(map.chunk).count());
-    let new: Vec<_> = map.leaves.iter().copied().zip(windows).filter(|leaf| read.insert(*leaf)).collect();
+    let leaves = map.leaves.iter().copied().zip(windows);
+    let new: Vec<_> = leaves.filter(|leaf| walked.leaves.insert(*leaf)).collect();
     for some in new.chunks(AT_ONCE) {
         let digests: Vec<_> = some.iter().map(|(leaf, _)| *leaf).collect();
         get(&digests, &mut |place, bytes| {

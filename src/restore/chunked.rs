@@ -2,6 +2,7 @@
 //! wanted.
 
 use std::{
+    fs::File,
     io::Write,
     ops::Range,
     path::{Path, PathBuf},
@@ -10,7 +11,7 @@ use std::{
 use crate::{
     BlobStore, ChunkedBlob, ChunkedTree, Content, Digest256, Error, Result,
     archive::{is_image, tree_folder},
-    blob::{LISTING_CEILING, Leaf, Listing, MemoryMap, Window},
+    blob::{Budget, ImageFile, Leaf, Listing, MemoryMap, PagesLeft, Window},
     image::ImageDir,
     pages::{PAGE_SIZE, PageOwner},
     platform::{PIECE, PageFile, PageFiles, ToRevive},
@@ -41,7 +42,7 @@ pub(super) fn lay_out<'a>(
     if bytes.fold(0, u64::saturating_add) > limit {
         return Err(Error::corrupt("the capture", format!("it has more than {limit} bytes")));
     }
-    let laying = Laying { store, limit };
+    let mut laying = Laying { store, budget: Budget::new() };
     let lay = |tree: &ChunkedTree| match blob.trees.len() {
         1 => laying.tree(tree, folder.to_owned()),
         _ => {
@@ -57,66 +58,76 @@ pub(super) fn lay_out<'a>(
     }
 }
 
+/// Takes a blob in, with its place among those that were asked for.
+type Each<'a> = &'a mut dyn FnMut(usize, &[u8]) -> Result<()>;
+
 struct Laying<'a> {
     store: &'a dyn BlobStore,
-    limit: u64,
+    budget: Budget,
 }
 
 impl<'a> Laying<'a> {
-    fn tree(&self, tree: &ChunkedTree, folder: PathBuf) -> Result<LaidOut<'a>> {
-        let json = self.all(&tree.images, LISTING_CEILING)?;
-        let listing = Listing::from_json(&json, is_image)?;
-        let files = listing.files.iter().map(|file| file.bytes);
-        if files.fold(0, u64::saturating_add) != tree.image_bytes {
-            return Err(Error::corrupt("the listing of a capture", "it has other sizes than the manifest"));
-        }
+    fn tree(&mut self, tree: &ChunkedTree, folder: PathBuf) -> Result<LaidOut<'a>> {
+        let store = self.store;
+        let get = |digests: &[Digest256], each: Each<'_>| fetch(store, digests, each);
+        let listing = self.budget.read_listing(tree, &get, is_image)?;
         self.files(&listing, &folder)?;
         let memory = self.memory(&listing, tree, &folder)?;
         Ok(LaidOut { folder, memory })
     }
 
     fn files(&self, listing: &Listing, folder: &Path) -> Result<()> {
-        let packed = self.all(&listing.packed, LISTING_CEILING)?;
-        let mut packed = packed.as_slice();
+        let create = |file: &ImageFile| {
+            private::create_file(&folder.join(&file.name))
+                .map_err(Error::io(format!("write the image {}", file.name)))
+        };
         for file in &listing.files {
-            let path = folder.join(&file.name);
-            let writing = || Error::io(format!("write the image {}", file.name));
-            let mut image = private::create_file(&path).map_err(writing())?;
-            match file.content {
-                Some(content) => {
-                    self.read(&content, &mut |piece| image.write_all(piece).map_err(writing()))?
-                }
-                None => {
-                    let bytes = usize::try_from(file.bytes).unwrap_or(usize::MAX);
-                    let (own, rest) = packed.split_at_checked(bytes).ok_or_else(|| {
-                        Error::corrupt("the listing of a capture", "its sizes do not fit each other")
-                    })?;
-                    packed = rest;
-                    image.write_all(own).map_err(writing())?;
-                }
+            if let Some(content) = file.content {
+                let mut image = create(file)?;
+                let writing = || Error::io(format!("write the image {}", file.name));
+                self.read(&content, &mut |piece| image.write_all(piece).map_err(writing()))?;
             }
         }
-        Ok(())
+        let mut packed = listing.files.iter().filter(|file| file.content.is_none());
+        // The image that is being written, and how many of its bytes are still to come.
+        let mut open: Option<(File, u64)> = None;
+        self.read(&listing.packed, &mut |mut piece| {
+            while !piece.is_empty() {
+                let Some((image, left)) = open.as_mut().filter(|(_, left)| *left > 0) else {
+                    let file = packed.next().ok_or_else(|| {
+                        Error::corrupt("the listing of a capture", "its sizes do not fit each other")
+                    })?;
+                    open = Some((create(file)?, file.bytes));
+                    continue;
+                };
+                let part = piece.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+                image.write_all(&piece[..part]).map_err(Error::io("write an image"))?;
+                *left -= part as u64;
+                piece = &piece[part..];
+            }
+            Ok(())
+        })?;
+        packed.try_for_each(|file| create(file).map(drop))
     }
 
-    fn memory(&self, listing: &Listing, tree: &ChunkedTree, folder: &Path) -> Result<StoredMemory<'a>> {
-        let mut memory = StoredMemory { store: self.store, maps: Vec::new(), files: Vec::new() };
+    fn memory(&mut self, listing: &Listing, tree: &ChunkedTree, folder: &Path) -> Result<StoredMemory<'a>> {
+        let store = self.store;
+        let get = |digests: &[Digest256], each: Each<'_>| fetch(store, digests, each);
+        let mut left = PagesLeft::of(tree);
+        let mut memory = StoredMemory { store, maps: Vec::new(), files: Vec::new() };
         let images = ImageDir::new(folder);
         for (id, file) in (1..).zip(&listing.memory) {
-            let map = MemoryMap::decode(&self.all(&file.map, LISTING_CEILING)?)?;
+            let map = file.read(&mut left, &get)?;
             let owner = PageOwner::of_map(&file.name)
                 .ok_or_else(|| Error::corrupt("the listing of a capture", "it has a map of nobody"))?;
             images.write_map(owner, id, &map.runs)?;
             memory.add(format!("pages-{id}.img"), map);
         }
+        left.finish()?;
         if memory.bytes() != tree.memory_bytes {
             return Err(Error::corrupt("the listing of a capture", "it has other sizes than the manifest"));
         }
         Ok(memory)
-    }
-
-    fn all(&self, content: &Content, ceiling: u64) -> Result<Vec<u8>> {
-        content.read_all(&|digests, each| fetch(self.store, digests, each), ceiling.min(self.limit))
     }
 
     fn read(&self, content: &Content, out: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
@@ -194,5 +205,117 @@ impl PageFiles for StoredMemory<'_> {
             }
         }
         fetch_into(self.store, &digests, &places, into)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{env, fs, process};
+
+    use super::*;
+    use crate::{
+        Host, MemBlobStore,
+        blob::{ContentWriter, MemoryFile},
+        pages::PageRun,
+    };
+
+    fn chunked(tree: ChunkedTree) -> ChunkedBlob {
+        let trees = vec![tree];
+        ChunkedBlob { pids: vec![7], trees, host: Host::default(), taken: 1, frozen_us: None, parent: None }
+    }
+
+    /// Lays a tree out in a folder of its own, and gives its files.
+    fn laid_out(name: &str, store: &MemBlobStore, tree: ChunkedTree) -> Result<Vec<(String, usize)>> {
+        let folder = env::temp_dir().join(format!("criu-rpc-laid-out-{name}-{}", process::id()));
+        fs::create_dir(&folder).unwrap();
+        let laid_out = lay_out(store, &chunked(tree), &folder, 1 << 40).map(drop);
+        let files = fs::read_dir(&folder).unwrap().map(|entry| {
+            let entry = entry.unwrap();
+            (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap().len())
+        });
+        let mut files: Vec<_> = files.collect();
+        files.sort();
+        fs::remove_dir_all(&folder).unwrap();
+        laid_out.map(|()| files)
+    }
+
+    /// A tree whose listing has these files, packed, and these maps.
+    fn tree(store: &MemBlobStore, sizes: &[u64], maps: &[(u32, Content)], memory_bytes: u64) -> ChunkedTree {
+        let put = &mut |bytes: &[u8]| store.put(bytes);
+        let mut packed = ContentWriter::new();
+        for bytes in sizes {
+            packed.write(&vec![7; usize::try_from(*bytes).unwrap()], put).unwrap();
+        }
+        let file = |(number, bytes): (usize, &u64)| ImageFile {
+            name: format!("core-{number:05}.img"),
+            bytes: *bytes,
+            content: None,
+        };
+        let files = sizes.iter().enumerate().map(file).collect();
+        let memory = maps
+            .iter()
+            .map(|(pid, map)| MemoryFile { name: format!("pagemap-{pid}.img"), map: *map })
+            .collect();
+        let listing = Listing { packed: packed.finish(put).unwrap(), files, memory };
+        let images = Content::of(&listing.to_json(), put).unwrap();
+        ChunkedTree { root: 7, images, image_bytes: sizes.iter().sum(), memory_bytes }
+    }
+
+    /// A map of windows that are full of zeros.
+    fn zeros(store: &MemBlobStore, windows: usize) -> Content {
+        let put = &mut |bytes: &[u8]| store.put(bytes);
+        let leaf = store.put(&Leaf(vec![None; 64]).encode()).unwrap();
+        let runs = vec![PageRun::new(0, windows as u64 * 64, 4).unwrap()];
+        Content::of(&MemoryMap { chunk: 1, runs, leaves: vec![leaf; windows] }.encode(), put).unwrap()
+    }
+
+    #[test]
+    fn packed_images_of_all_sizes_are_written() {
+        let store = MemBlobStore::new();
+        for (name, sizes) in [
+            ("none", vec![]),
+            ("empty", vec![0, 0]),
+            ("mixed", vec![0, 1, 65_535, 0, 3, 65_536, 200_000, 0]),
+            ("many", vec![3000; 100]),
+        ] {
+            let files = laid_out(name, &store, tree(&store, &sizes, &[], 0)).unwrap();
+            let found: Vec<_> = files.iter().map(|(_, bytes)| *bytes as u64).collect();
+            assert_eq!(found, sizes, "{name}");
+        }
+    }
+
+    #[test]
+    fn maps_with_more_memory_than_announced_are_refused_before_they_are_kept() {
+        let store = MemBlobStore::new();
+        let map = zeros(&store, 20_000);
+        let maps: Vec<_> = (0..3000).map(|pid| (1000 + pid, map)).collect();
+        let bytes = 20_000 * 64 * 4096;
+        assert_eq!(laid_out("right", &store, tree(&store, &[], &maps[..2], 2 * bytes)).unwrap().len(), 2);
+        for (name, maps, memory) in [
+            ("page", &maps[..], 4096),
+            ("two", &maps[..], 2 * bytes),
+            ("more", &maps[..2], 2 * bytes + 4096),
+            ("all", &maps[..], 3000 * bytes),
+            ("nothing", &maps[..1], 0),
+        ] {
+            let error = laid_out(name, &store, tree(&store, &[], maps, memory)).unwrap_err();
+            assert!(matches!(error, Error::Corrupt { .. }), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn lists_whose_shape_does_not_follow_from_the_length_are_refused() {
+        let store = MemBlobStore::new();
+        let mut top = store.put(b"").unwrap();
+        for depth in 1..=5 {
+            let list: Vec<u8> = std::iter::repeat_n(*top.as_bytes(), 2048).flatten().collect();
+            top = store.put(&list).unwrap();
+            for bytes in [0, 1, 1 << 27, 1 << 38] {
+                let images = Content { bytes, depth, digest: top };
+                let lie = ChunkedTree { root: 7, images, image_bytes: 0, memory_bytes: 0 };
+                let error = laid_out(&format!("{depth}-{bytes}"), &store, lie).unwrap_err();
+                assert!(matches!(error, Error::Corrupt { .. }), "{error}");
+            }
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{BlobStore, fetch};
-use crate::{Digest256, Error, Hasher, ProcsBlob, Result, blob::Leaves};
+use crate::{Digest256, Error, Hasher, ProcsBlob, Result, blob::Walked};
 
 /// All blobs that these captures need, their manifests included: what garbage collection must keep, and what a copy
 /// of them has to have.
@@ -27,9 +27,9 @@ use crate::{Digest256, Error, Hasher, ProcsBlob, Result, blob::Leaves};
 /// [`Error::Capture`] for the first of them that cannot be read to the end, with [`Error::Missing`], [`Error::Corrupt`],
 /// [`Error::UnknownKind`] (of a newer version's) or whatever the store says in it.
 pub fn reachable(store: &(impl BlobStore + ?Sized), manifests: &[Digest256]) -> Result<HashSet<Digest256>> {
-    let (mut blobs, mut read) = (HashSet::new(), Leaves::new());
+    let (mut blobs, mut walked) = (HashSet::new(), Walked::default());
     for capture in manifests {
-        walk(store, capture, &mut read, &mut |digest| _ = blobs.insert(*digest))
+        walk(store, capture, &mut walked, &mut |digest| _ = blobs.insert(*digest))
             .map_err(|source| Error::Capture { capture: *capture, source: Box::new(source) })?;
     }
     Ok(blobs)
@@ -39,12 +39,23 @@ pub fn reachable(store: &(impl BlobStore + ?Sized), manifests: &[Digest256]) -> 
 fn walk(
     store: &(impl BlobStore + ?Sized),
     manifest: &Digest256,
-    read: &mut Leaves,
+    walked: &mut Walked,
     name: &mut dyn FnMut(&Digest256),
 ) -> Result<()> {
     name(manifest);
-    let manifest = ProcsBlob::from_json(&store.get(manifest)?)?;
-    manifest.blobs(&|digests, each| fetch(store, digests, each), read, name)
+    let manifest = ProcsBlob::from_json(&read_manifest(store, manifest)?)?;
+    manifest.blobs(&|digests, each| fetch(store, digests, each), walked, name)
+}
+
+/// The bytes of a manifest, verified. Of a blob that is too long for one, no more is read than shows it.
+fn read_manifest(store: &(impl BlobStore + ?Sized), digest: &Digest256) -> Result<Vec<u8>> {
+    let json = store.read_range(digest, 0, ProcsBlob::CEILING + 1)?;
+    if json.len() > ProcsBlob::CEILING {
+        let problem = format!("it has more than {} bytes", ProcsBlob::CEILING);
+        return Err(Error::corrupt(format!("the manifest {digest}"), problem));
+    }
+    // Where these bytes are damaged, the store may have others.
+    if Digest256::of(&json) == *digest { Ok(json) } else { store.get(digest) }
 }
 
 /// Copies a capture to another store, as far as it is not there yet, and tells how many bytes that took. Every byte is
@@ -68,7 +79,7 @@ pub fn copy_capture(
     to: &(impl BlobStore + ?Sized),
     digest: &Digest256,
 ) -> Result<u64> {
-    let json = from.get(digest)?;
+    let json = read_manifest(from, digest)?;
     let manifest = ProcsBlob::from_json(&json)?;
     let batch = to.batch()?;
     let mut bytes = 0;
@@ -76,7 +87,7 @@ pub fn copy_capture(
         bytes += copy_large(from, to, criu_dump)?;
     } else {
         let (mut seen, mut wanted) = (HashSet::new(), Vec::new());
-        walk(from, digest, &mut Leaves::new(), &mut |digest| {
+        walk(from, digest, &mut Walked::default(), &mut |digest| {
             if seen.insert(*digest) {
                 wanted.push(*digest);
             }
@@ -150,10 +161,11 @@ mod tests {
         let map = Content::of(&MemoryMap { chunk: 1, runs, leaves: vec![leaf] }.encode(), put).unwrap();
         let memory = vec![MemoryFile { name: "pagemap-7.img".into(), map }];
         let listing = Listing { packed: ContentWriter::new().finish(put).unwrap(), files, memory };
+        let image_bytes = listing.files.iter().map(|file| file.bytes).sum();
         let images = Content::of(&listing.to_json(), put).unwrap();
         let manifest = ProcsBlob::Chunked(Box::new(ChunkedBlob {
             pids: vec![7],
-            trees: vec![ChunkedTree { root: 7, images, image_bytes: 0, memory_bytes: 4096 }],
+            trees: vec![ChunkedTree { root: 7, images, image_bytes, memory_bytes: 4096 }],
             host: Host::default(),
             taken: u64::from(seed),
             frozen_us: None,

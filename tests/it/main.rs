@@ -7,6 +7,7 @@ mod crash;
 #[cfg(feature = "encryption")]
 mod encrypted;
 mod golden;
+mod hostile;
 mod house;
 #[cfg(target_os = "linux")]
 mod peer;

@@ -31,7 +31,7 @@ use super::Stored;
 use crate::{
     BlobBatch, BlobStore, ChunkedBlob, ChunkedTree, Content, Digest256, Error, Host, Pid, ProcsBlob, Result,
     archive::{Trees, is_image},
-    blob::{ContentWriter, ImageFile, Leaf, Listing, MemoryFile, MemoryMap},
+    blob::{Budget, ContentWriter, ImageFile, Leaf, Listing, MemoryFile, MemoryMap},
     image::ImageDir,
     pages::{PAGE_SIZE, PageOwner, PageRun, PageSink},
     platform::{self, Images, Job, Memory, Outcome},
@@ -417,8 +417,11 @@ impl<'env> Streaming<'_, 'env, '_> {
             trees.push((root, folder));
         }
         work.buffers.drain()?;
-        let trees =
-            trees.into_iter().map(|(root, folder)| self.tree(root, &folder)).collect::<Result<_>>()?;
+        let mut budget = Budget::new();
+        let trees = trees
+            .into_iter()
+            .map(|(root, folder)| self.tree(root, &folder, &mut budget))
+            .collect::<Result<_>>()?;
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let manifest = ProcsBlob::Chunked(Box::new(ChunkedBlob {
             pids: job.pids.iter().map(|pid| pid.as_raw()).collect(),
@@ -437,7 +440,7 @@ impl<'env> Streaming<'_, 'env, '_> {
         Ok(Stored::of(digest, manifest, bytes))
     }
 
-    fn tree(&self, root: i32, folder: &ImageDir) -> Result<ChunkedTree> {
+    fn tree(&self, root: i32, folder: &ImageDir, budget: &mut Budget) -> Result<ChunkedTree> {
         let put = &mut |bytes: &[u8]| self.work.put_one(bytes);
         let mut packed = ContentWriter::new();
         let mut files = Vec::new();
@@ -450,11 +453,15 @@ impl<'env> Streaming<'_, 'env, '_> {
         for (owner, map) in owners {
             let map = self.work.map(root, owner, &map)?;
             pages += map.pages();
-            memory.push(MemoryFile { name: owner.map_name(), map: Content::of(&map.encode(), put)? });
+            let map = Content::of(&map.encode(), put)?;
+            budget.spend_map(map.bytes).map_err(too_large)?;
+            memory.push(MemoryFile { name: owner.map_name(), map });
         }
         let image_bytes = files.iter().map(|file| file.bytes).sum();
         let listing = Listing { packed: packed.finish(put)?, files, memory };
         let images = Content::of(&listing.to_json(), put)?;
+        budget.spend_images(listing.files.len() + listing.memory.len()).map_err(too_large)?;
+        budget.spend_listing(images.bytes).map_err(too_large)?;
         Ok(ChunkedTree { root, images, image_bytes, memory_bytes: pages * PAGE_SIZE as u64 })
     }
 }
@@ -465,6 +472,11 @@ fn folders<'a>(images: &Images<'a>) -> Vec<(i32, &'a Path)> {
         Trees::One(folder) => images.roots.iter().map(|root| (root.as_raw(), folder.as_path())).collect(),
         Trees::Several(folders) => folders.iter().map(|(root, folder)| (*root, folder.as_path())).collect(),
     }
+}
+
+/// The error for a capture that no restore would take.
+fn too_large(error: Error) -> Error {
+    Error::store("keep the tree in chunks, of which readers take fewer; capture it as an archive", error)
 }
 
 /// What a store may have to note of each chunk, in bytes.

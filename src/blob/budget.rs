@@ -1,0 +1,124 @@
+//! [`Budget`]: the most that the lists of one capture may cost.
+//!
+//! A few blobs can name each other again and again, so what a reader does is bounded by what the manifest announces, and by
+//! these ceilings. A capture keeps to them as well, so that whatever is stored can be restored.
+
+use super::{ChunkedTree, LISTING_CEILING, Listing, MemoryFile, MemoryMap, content::Get};
+use crate::{Error, Result, pages::PAGE_SIZE};
+
+/// The most images of a capture, maps of memory included: as many as an archive may have entries.
+const IMAGES: u64 = 1_000_000;
+
+/// The most bytes of all maps of a capture: of 32 million windows, which are 8 TiB where memory is dense.
+const MAPS: u64 = 1 << 30;
+
+/// The most bytes of a tree's maps beyond what its pages need: for runs without pages.
+const RUNS: u64 = 16 << 20;
+
+/// The most bytes of a map for each page: a run and a leaf of its own.
+const EACH_PAGE: u64 = 48;
+
+/// What the lists of one capture may still cost.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    listings: u64,
+    maps: u64,
+    images: u64,
+}
+
+/// The pages that the maps of one tree may still have, as its manifest announces them.
+#[derive(Debug)]
+pub(crate) struct PagesLeft(u64);
+
+impl Budget {
+    pub(crate) fn new() -> Budget {
+        Budget { listings: LISTING_CEILING, maps: MAPS, images: IMAGES }
+    }
+
+    /// Takes off a listing of so many bytes.
+    pub(crate) fn spend_listing(&mut self, bytes: u64) -> Result<()> {
+        spend(&mut self.listings, bytes, "bytes of listings")
+    }
+
+    /// Takes off so many images.
+    pub(crate) fn spend_images(&mut self, count: usize) -> Result<()> {
+        spend(&mut self.images, count as u64, "images")
+    }
+
+    /// Takes off a map of so many bytes.
+    pub(crate) fn spend_map(&mut self, bytes: u64) -> Result<()> {
+        if bytes > LISTING_CEILING {
+            let problem = format!("one has {bytes} bytes, more than {LISTING_CEILING}");
+            return Err(Error::corrupt("the maps of memory of a capture", problem));
+        }
+        spend(&mut self.maps, bytes, "bytes of maps of memory")
+    }
+
+    /// Reads the listing of a tree, whose sizes are those of the manifest.
+    pub(crate) fn read_listing(
+        &mut self,
+        tree: &ChunkedTree,
+        get: Get<'_>,
+        is_image: impl Fn(&str) -> bool,
+    ) -> Result<Listing> {
+        self.spend_listing(tree.images.bytes)?;
+        let listing = Listing::from_json(&tree.images.read_all(get, LISTING_CEILING)?, is_image)?;
+        self.spend_images(listing.files.len() + listing.memory.len())?;
+        let bytes = listing.files.iter().map(|file| file.bytes).fold(0, u64::saturating_add);
+        if bytes != tree.image_bytes {
+            let problem =
+                format!("its images have {bytes} bytes, and the manifest says {}", tree.image_bytes);
+            return Err(Error::corrupt("the listing of a capture", problem));
+        }
+        let pages = tree.memory_bytes / PAGE_SIZE as u64;
+        let enough = pages.saturating_mul(EACH_PAGE).saturating_add(RUNS);
+        let bytes = listing.memory.iter().map(|memory| memory.map.bytes).fold(0, u64::saturating_add);
+        if bytes > enough {
+            let problem = format!("its maps have {bytes} bytes, and {enough} are enough for {pages} pages");
+            return Err(Error::corrupt("the listing of a capture", problem));
+        }
+        listing.memory.iter().try_for_each(|memory| self.spend_map(memory.map.bytes))?;
+        Ok(listing)
+    }
+}
+
+impl MemoryFile {
+    /// Reads the map, unless it has more pages than the tree has left.
+    pub(crate) fn read(&self, left: &mut PagesLeft, get: Get<'_>) -> Result<MemoryMap> {
+        let map = MemoryMap::decode(&self.map.read_all(get, LISTING_CEILING)?)?;
+        let pages = map.pages();
+        left.0 = left.0.checked_sub(pages).ok_or_else(|| {
+            let problem = format!("it has {pages} pages, and the manifest leaves {} for it", left.0);
+            Error::corrupt(format!("the map {}", self.name), problem)
+        })?;
+        Ok(map)
+    }
+}
+
+impl PagesLeft {
+    /// All that the manifest announces for this tree.
+    pub(crate) fn of(tree: &ChunkedTree) -> PagesLeft {
+        PagesLeft(tree.memory_bytes / PAGE_SIZE as u64)
+    }
+
+    /// Checks that the maps had all of them.
+    pub(crate) fn finish(self) -> Result<()> {
+        match self.0 {
+            0 => Ok(()),
+            left => Err(Error::corrupt(
+                "the listing of a capture",
+                format!("the manifest announces {left} pages more than its maps have"),
+            )),
+        }
+    }
+}
+
+fn spend(left: &mut u64, amount: u64, what: &str) -> Result<()> {
+    *left = left.checked_sub(amount).ok_or_else(|| {
+        Error::corrupt(
+            "the capture",
+            format!("it has {amount} more {what}, and {left} are left of the ceiling"),
+        )
+    })?;
+    Ok(())
+}
