@@ -1,0 +1,81 @@
+//! [`Failure`]: everything known about a request that criu could not carry out.
+
+use std::{fmt, process::ExitStatus};
+
+use crate::{Cause, Pid, Request, Target, Version, diagnose};
+
+/// A request that criu could not carry out, with all that was learnt about it.
+///
+/// `Display` is one line; [`report`](Failure::report) is for people.
+///
+/// `Debug` is the report, too, so that a program that ends with one tells its user what to do.
+#[non_exhaustive]
+pub struct Failure {
+    /// What criu had been asked.
+    pub request: Request,
+    /// Why, as far as it could be told.
+    pub cause: Cause,
+    /// The state of the process tree that was to be dumped, now.
+    pub target: Target,
+    /// Who traces a process of that tree, now: a debugger, `strace`, another dump. The criu that was asked is not meant.
+    pub tracer: Option<Pid>,
+    /// The last event that criu told of, by criu's name for it.
+    pub last_event: Option<String>,
+    /// criu's error number. It says little: criu sets it for three kinds of failure only.
+    pub errno: Option<i32>,
+    /// criu's message: its first error line, which is not always the one that mattered.
+    pub message: Option<String>,
+    /// The error lines of criu's log, oldest first.
+    pub log: Vec<String>,
+    /// What criu printed on its standard output and standard error.
+    pub stderr: String,
+    /// What was found besides, in words: who has the pids that were to be given back.
+    pub findings: Vec<String>,
+    /// How the criu process ended, if it could be learnt.
+    pub exit: Option<ExitStatus>,
+    /// The release of criu, if it told.
+    pub version: Option<Version>,
+}
+
+impl Failure {
+    /// What a person can do about it, if we know.
+    pub fn advice(&self) -> Option<&str> {
+        Some(diagnose::advice(self.cause))
+    }
+
+    /// The line of criu's that tells best what went wrong.
+    pub fn telling_line(&self) -> Option<&str> {
+        diagnose::telling_line(self)
+    }
+
+    /// Several lines for people: what happened, what criu said, what to do.
+    pub fn report(&self) -> impl fmt::Display + '_ {
+        diagnose::Report(self)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.cause, self.telling_line()) {
+            // What criu says then is what it made of our making it stop.
+            (cause @ Cause::GivenUp, _) => write!(f, "{cause}"),
+            // What criu says of a process that another has taken is how that went wrong.
+            (cause @ Cause::Untraceable, _) if self.tracer.is_some() => {
+                let tracer = self.tracer.map(|pid| format!(": process {pid} traces it"));
+                write!(f, "{cause}{}", tracer.unwrap_or_default())
+            }
+            (Cause::Unknown, Some(line)) => f.write_str(line),
+            (Cause::Unknown, None) => write!(f, "criu did not say why{}", diagnose::leaving(self)),
+            (cause, Some(line)) => write!(f, "{cause} ({line})"),
+            (cause, None) => write!(f, "{cause}"),
+        }
+    }
+}
+
+impl fmt::Debug for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\n{}", self.report())
+    }
+}
+
+impl std::error::Error for Failure {}
