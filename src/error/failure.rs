@@ -23,7 +23,8 @@ pub struct Failure {
     pub last_event: Option<String>,
     /// criu's error number. It says little: criu sets it for three kinds of failure only.
     pub errno: Option<i32>,
-    /// criu's message: its first error line, which is not always the one that mattered.
+    /// criu's message: its first error line, which is not always the one that mattered. Before criu is asked, the first
+    /// of the findings.
     pub message: Option<String>,
     /// The error lines of criu's log, oldest first.
     pub log: Vec<String>,
@@ -38,6 +39,25 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// A failure that was found before criu was asked.
+    #[cfg_attr(not(target_os = "linux"), allow(dead_code))]
+    pub(crate) fn foreseen(request: Request, cause: Cause, findings: Vec<String>) -> Failure {
+        Failure {
+            request,
+            cause,
+            target: Target::None,
+            tracer: None,
+            last_event: None,
+            errno: None,
+            message: findings.first().cloned(),
+            log: Vec::new(),
+            stderr: String::new(),
+            findings,
+            exit: None,
+            version: None,
+        }
+    }
+
     /// What a person can do about it, if we know.
     pub fn advice(&self) -> Option<&str> {
         Some(diagnose::advice(self.cause))

@@ -5,9 +5,9 @@ use std::{fs, io};
 
 use super::ImageDir;
 use crate::{
-    Error, Result,
+    Cause, Error, Failure, Request, Result,
     pages::PageOwner,
-    proto::images::{PagemapEntry, PagemapHead},
+    proto::images::{InventoryEntry, PagemapEntry, PagemapHead},
 };
 
 /// The smallest page that any processor has which criu runs on, in bytes.
@@ -26,6 +26,26 @@ pub(crate) enum MemoryIn {
     Stream,
     /// In a store; the maps of it are with the images.
     Blobs,
+}
+
+/// The newest version of images that we know: that of criu 4.2.
+const NEWEST_VERSION: u32 = 2;
+/// The flags of a run of pages that we know: in the parent, lazy, in the file of pages.
+const KNOWN_FLAGS: u32 = 1 | 2 | PRESENT;
+
+/// Refuses images of a version that we do not know: nothing that is read of them here would be certain.
+pub(crate) fn check_version(images: &ImageDir, request: Request) -> Result<()> {
+    let inventory = images.first::<InventoryEntry>("inventory.img")?;
+    match inventory.map_or(NEWEST_VERSION, |inventory| inventory.img_version) {
+        ..=NEWEST_VERSION => Ok(()),
+        version => {
+            let finding = format!(
+                "inventory.img says that the images have version {version}; the newest that is known here is \
+                 {NEWEST_VERSION}, of criu 4.2"
+            );
+            Err(Error::Criu(Failure::foreseen(request, Cause::ImagesVersion, vec![finding]).into()))
+        }
+    }
 }
 
 /// Finds out what is missing: of the images of each process and thread, and of the pages that each map speaks of.
@@ -89,6 +109,10 @@ fn check_pages(images: &ImageDir, pagemap: &str) -> Result<()> {
     let Some(head) = frames.next_entry::<PagemapHead>()? else { return Ok(()) };
     let mut pages = 0_u64;
     while let Some(entry) = frames.next_entry::<PagemapEntry>()? {
+        if let Some(unknown) = entry.flags.map(|flags| flags & !KNOWN_FLAGS).filter(|unknown| *unknown != 0) {
+            let problem = format!("a run of pages has flags that are not known: {unknown:#x}");
+            return Err(Error::corrupt(format!("the image {pagemap}"), problem));
+        }
         if entry.in_parent != Some(true) && entry.flags.is_none_or(|flags| flags & PRESENT != 0) {
             pages = pages.saturating_add(entry.nr_pages.unwrap_or(entry.compat_nr_pages.into()));
         }
@@ -105,4 +129,60 @@ fn check_pages(images: &ImageDir, pagemap: &str) -> Result<()> {
         return Err(Error::corrupt(format!("the image {file}"), problem));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::*;
+    use crate::image::frame;
+
+    /// A folder of images with these, each of one entry.
+    fn folder(test: &str, images: &[(&str, Vec<u8>)]) -> ImageDir {
+        let folder = std::env::temp_dir().join(format!("criu-rpc-image-{test}-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        for (name, entry) in images {
+            let image = frame::image(0x5831_3116, [entry.clone()].into_iter()).unwrap();
+            fs::write(folder.join(name), image).unwrap();
+        }
+        ImageDir::new(folder)
+    }
+
+    #[test]
+    fn images_of_a_later_version_are_refused_by_name() {
+        for (version, known) in [(1, true), (2, true), (3, false), (u32::MAX, false)] {
+            let entry = InventoryEntry { img_version: version, ..InventoryEntry::default() };
+            let images = folder("version", &[("inventory.img", entry.encode_to_vec())]);
+            let checked = check_version(&images, Request::Restore);
+            fs::remove_dir_all(images.path()).unwrap();
+            let Err(error) = checked else {
+                assert!(known, "{version}");
+                continue;
+            };
+            let failure = error.failure().unwrap();
+            assert!(!known && failure.cause == Cause::ImagesVersion, "{version}: {}", failure.report());
+            assert!(failure.to_string().contains(&format!("version {version};")), "{failure}");
+            assert!(failure.report().to_string().contains("what to do:"));
+        }
+    }
+
+    #[test]
+    fn flags_of_pages_that_are_not_known_are_refused() {
+        let entry = PagemapEntry { flags: Some(4 | 8), nr_pages: Some(0), ..PagemapEntry::default() };
+        let mut image = frame::image(
+            0x5608_4025,
+            [PagemapHead { pages_id: 1 }.encode_to_vec(), entry.encode_to_vec()].into_iter(),
+        )
+        .unwrap();
+        let images = folder("flags", &[]);
+        let path = images.path().join("pagemap-1.img");
+        fs::write(&path, &image).unwrap();
+        let error = check_pages(&images, "pagemap-1.img").unwrap_err().to_string();
+        assert!(error.contains("0x8"), "{error}");
+        *image.iter_mut().rfind(|byte| **byte == 12).unwrap() = 4;
+        fs::write(&path, &image).unwrap();
+        check_pages(&images, "pagemap-1.img").unwrap();
+        fs::remove_dir_all(images.path()).unwrap();
+    }
 }

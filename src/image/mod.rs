@@ -19,7 +19,7 @@ use prost::Message;
 
 use self::frame::Frames;
 pub(crate) use self::{
-    complete::{MemoryIn, check_complete},
+    complete::{MemoryIn, check_complete, check_version},
     notes::Notes,
     streams::detach_streams,
 };
@@ -63,6 +63,20 @@ impl ImageDir {
     fn files_id(&self, pid: u32) -> Result<Option<u32>> {
         let ids = self.first::<TaskKobjIdsEntry>(&format!("ids-{pid}.img"))?;
         Ok(ids.map(|ids| ids.files_id))
+    }
+
+    /// Whether the tree has a pid namespace of its own, which a restore makes anew.
+    pub(crate) fn has_own_pids(&self) -> Result<bool> {
+        self.has_own(|ids| ids.pid_ns_id)
+    }
+
+    /// Whether the root of the tree was in another namespace of this kind than criu was.
+    fn has_own(&self, kind: impl Fn(&TaskKobjIdsEntry) -> Option<u32>) -> Result<bool> {
+        let Some(root) = self.processes()?.first().map(|root| root.pid) else { return Ok(false) };
+        let own = self.first::<TaskKobjIdsEntry>(&format!("ids-{root}.img"))?.and_then(|ids| kind(&ids));
+        let inventory = self.first::<InventoryEntry>("inventory.img")?;
+        let criu = inventory.and_then(|inventory| inventory.root_ids).and_then(|ids| kind(&ids));
+        Ok(own.is_some() && criu.is_some() && own != criu)
     }
 
     /// Whether TCP connections were dropped at the dump.

@@ -173,20 +173,8 @@ fn ended_first_thread_alone(pid: i32) -> bool {
 
 /// A restore that was not begun, because another one in this program is to get the same pid.
 pub(super) fn pid_in_use(pid: i32) -> Failure {
-    Failure {
-        request: Request::Restore,
-        cause: Cause::PidInUse,
-        target: Target::None,
-        tracer: None,
-        last_event: None,
-        errno: None,
-        message: None,
-        log: Vec::new(),
-        stderr: String::new(),
-        findings: vec![format!("pid {pid} is being given to another restore in this program")],
-        exit: None,
-        version: None,
-    }
+    let finding = format!("pid {pid} is being given to another restore in this program");
+    Failure::foreseen(Request::Restore, Cause::PidInUse, vec![finding])
 }
 
 /// Opens a file in a folder, and nowhere else. A pipe of that name does not make us wait for its other end.

@@ -14,9 +14,9 @@ use std::{
 
 use super::{fit, frozen, memory, rounds, select, staging::Staging};
 use crate::{
-    BoxError, Criu, DumpOptions, Error, Pid, Result,
+    BoxError, Criu, DumpOptions, Error, Pid, Request, Result,
     archive::Trees,
-    image::{ImageDir, MemoryIn, check_complete},
+    image::{ImageDir, MemoryIn, check_complete, check_version},
     platform::{Facts, Images, Job, Keep, Memory, Outcome, Unsupported},
     procfs::{Stat, is_free},
     rpc::{Event, Hooks, Lend, NoHooks, SelfDump},
@@ -239,7 +239,11 @@ impl<'a> Dump<'a> {
     fn check(&self) -> Result<()> {
         let memory = if self.memory.is_some() { MemoryIn::Stream } else { MemoryIn::Folder };
         let mut trees = self.others.iter().chain(&self.own);
-        trees.try_for_each(|tree| check_complete(&ImageDir::new(&tree.folder), memory))
+        trees.try_for_each(|tree| {
+            let images = ImageDir::new(&tree.folder);
+            check_version(&images, Request::Dump)?;
+            check_complete(&images, memory)
+        })
     }
 
     fn facts(&self) -> Facts {

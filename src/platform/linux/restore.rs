@@ -10,8 +10,8 @@ use std::{
 
 use super::{fit, pids::Pids, serve, staging::Staging, whole};
 use crate::{
-    Criu, Error, Result,
-    image::{ImageDir, MemoryIn, check_complete, detach_streams},
+    Criu, Error, Request, Result,
+    image::{ImageDir, MemoryIn, check_complete, check_version, detach_streams},
     platform::{Revival, ToRevive},
     rpc::{Lend, NoHooks, tree::Tree},
     sys,
@@ -70,6 +70,7 @@ impl<'a> Reviver<'a> {
         let revival = self.revival;
         let images = ImageDir::new(tree.folder);
         let memory = if tree.pages.is_some() { MemoryIn::Blobs } else { MemoryIn::Folder };
+        check_version(&images, Request::Restore)?;
         check_complete(&images, memory)?;
         let options = fit::for_restore(&revival.options, &images)?;
         let pids = Pids::of(&images)?;
