@@ -13,6 +13,8 @@ pub(crate) struct Stat {
     /// `R` running, `S` sleeping, `T` stopped, `t` traced, `Z` zombie, …
     pub(crate) state: char,
     pub(crate) parent: i32,
+    /// The process group.
+    pub(crate) group: i32,
     pub(crate) session: i32,
     /// The flags that the kernel keeps of a task.
     flags: u32,
@@ -46,7 +48,8 @@ impl Stat {
         Some(Stat {
             state: fields.next()?.chars().next()?,
             parent: fields.next()?.parse().ok()?,
-            session: fields.nth(1)?.parse().ok()?,
+            group: fields.next()?.parse().ok()?,
+            session: fields.next()?.parse().ok()?,
             flags: fields.nth(2)?.parse().ok()?,
         })
     }
@@ -76,6 +79,12 @@ pub(crate) fn is_in_our_pid_namespace(pid: i32) -> Option<bool> {
     // Its numbers in all namespaces from ours down to its own.
     let numbers = text.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
     Some(numbers.split_ascii_whitespace().count() == 1)
+}
+
+/// The numbers of all processes that `/proc` lists.
+pub(crate) fn processes() -> impl Iterator<Item = i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
 /// The children of a process, of all its threads; none if it has ended.

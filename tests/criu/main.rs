@@ -13,7 +13,7 @@ macro_rules! modules {
 modules! { apart churn harness places program stores talk tree victim }
 // The tests.
 modules! {
-    capture causes chunked client damage deadline embed ending faults iterative leaks pids pipes preflight provoked requests revived selfdump
+    capture causes chunked client damage deadline embed ending faults holders iterative leaks pids pipes preflight provoked requests revived selfdump
     served service sockets stress terminal
 }
 
@@ -42,6 +42,7 @@ fn main() {
         embed::TESTS,
         ending::TESTS,
         faults::TESTS,
+        holders::TESTS,
         iterative::TESTS,
         leaks::TESTS,
         pids::TESTS,

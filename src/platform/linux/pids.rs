@@ -1,17 +1,26 @@
-//! The pids that a tree is to get back: whether they are free, and who has them.
+//! The pids that a tree is to get back: whether they are free, and which processes hold them.
 
 use std::{
+    collections::BTreeSet,
     fs, thread,
     time::{Duration, Instant},
 };
 
-use crate::{Error, Result, image::ImageDir, procfs::Stat, proto::images::PstreeEntry};
+use crate::{
+    Cause, Error, Result,
+    image::ImageDir,
+    procfs::{self, Stat},
+    proto::images::PstreeEntry,
+};
 
 /// The numbers of all processes and threads of a tree.
-pub(super) struct Pids(Vec<i32>);
+pub(super) struct Pids(BTreeSet<i32>);
 
 impl Pids {
     pub(super) fn of(images: &ImageDir) -> Result<Pids> {
+        if images.has_own_pids()? {
+            return Ok(Pids(BTreeSet::new())); // its numbers count in a namespace that is made for it
+        }
         let processes = images.processes()?;
         // Of a zombie the images list arbitrary threads.
         let threads = |process: &PstreeEntry| match process.threads.contains(&process.pid) {
@@ -19,51 +28,109 @@ impl Pids {
             false => vec![process.pid],
         };
         let numbers = processes.iter().flat_map(threads);
-        let mut numbers: Vec<_> = numbers.filter_map(|number| i32::try_from(number).ok()).collect();
-        numbers.sort_unstable();
-        numbers.dedup();
-        Ok(Pids(numbers))
+        Ok(Pids(numbers.filter_map(|number| i32::try_from(number).ok()).collect()))
     }
 
-    /// Waits while a number is held by nothing but a zombie: somebody, init for instance, is about to reap it. There is
-    /// no use in waiting for a process that lives.
+    /// Waits while only zombies hold a number: init, for instance, is about to reap them. A process that lives is not
+    /// waited for.
     pub(super) fn wait_for_zombies(&self, patience: Duration) {
         let deadline = Instant::now().checked_add(patience);
         loop {
-            let holders: Vec<_> = self.0.iter().filter_map(|pid| Stat::of(*pid).ok()).collect();
-            let late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
-            if holders.is_empty() || late || holders.iter().any(|holder| !holder.is_zombie()) {
+            let holders = self.holders();
+            if holders.is_empty() || holders.iter().any(|holder| !holder.stat.is_zombie()) {
                 return;
             }
-            thread::sleep(Duration::from_millis(1));
+            // Looking at those alone is cheap, however many processes the machine has.
+            while holders.iter().any(Holder::is_there) {
+                if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                    return;
+                }
+                thread::sleep(Duration::from_millis(1));
+            }
         }
     }
 
-    /// Adds who holds the numbers to an error that says that one is taken.
+    /// Adds the holders of the numbers to an error that says that one is taken.
     pub(super) fn name_holders(&self, error: Error) -> Error {
         match error {
-            Error::Criu(mut failure) if failure.cause == crate::Cause::PidInUse => {
-                failure.findings.extend(self.0.iter().filter_map(|pid| holder(*pid)));
+            Error::Criu(mut failure) if failure.cause == Cause::PidInUse => {
+                failure.findings.extend(self.holders().iter().map(Holder::words));
                 Error::Criu(failure)
             }
             error => error,
         }
     }
+
+    /// The processes that hold a number of these. The kernel gives none anew that is still the number of a process group
+    /// or of a session, although its leader is gone.
+    fn holders(&self) -> Vec<Holder> {
+        if self.0.is_empty() {
+            return Vec::new();
+        }
+        // Threads have numbers too, which `/proc` knows but does not list.
+        let own = |number: &i32| {
+            let stat = Stat::of(*number).ok()?;
+            Some(Holder { pid: *number, number: *number, uses: Use::Own, stat })
+        };
+        let mut holders: Vec<_> = self.0.iter().filter_map(own).collect();
+        for pid in procfs::processes().filter(|pid| !self.0.contains(pid)) {
+            let Ok(stat) = Stat::of(pid) else { continue };
+            for (number, uses) in [(stat.session, Use::Session), (stat.group, Use::Group)] {
+                if self.0.contains(&number) {
+                    holders.push(Holder { pid, number, uses, stat });
+                    break;
+                }
+            }
+        }
+        holders
+    }
 }
 
-/// Who has the number, for people.
-fn holder(pid: i32) -> Option<String> {
-    let stat = Stat::of(pid).ok()?;
-    let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
-    let name = String::from_utf8_lossy(&name);
-    let name = name.trim_end();
-    Some(match stat.is_zombie() {
-        true => {
-            let parent = stat.parent;
-            format!(
-                "pid {pid} is held by the zombie of `{name}`, which its parent, process {parent}, has not reaped"
-            )
+/// What a number is to the process that holds it.
+#[derive(Clone, Copy, PartialEq)]
+enum Use {
+    Own,
+    Group,
+    Session,
+}
+
+/// A process that holds a number.
+struct Holder {
+    pid: i32,
+    number: i32,
+    uses: Use,
+    stat: Stat,
+}
+
+impl Holder {
+    fn is_there(&self) -> bool {
+        Stat::of(self.pid).is_ok_and(|stat| match self.uses {
+            Use::Own => true,
+            Use::Group => stat.group == self.number,
+            Use::Session => stat.session == self.number,
+        })
+    }
+
+    /// The holder, for people.
+    fn words(&self) -> String {
+        let Holder { pid, number, uses, stat } = self;
+        let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+        let name = String::from_utf8_lossy(&name);
+        let name = name.trim_end();
+        let holder = match uses {
+            Use::Own => "by".to_owned(),
+            Use::Group => format!("as a process group by process {pid},"),
+            Use::Session => format!("as a session by process {pid},"),
+        };
+        match stat.is_zombie() {
+            true => {
+                let parent = stat.parent;
+                format!(
+                    "pid {number} is held {holder} the zombie of `{name}`, which its parent, process {parent}, has \
+                     not reaped"
+                )
+            }
+            false => format!("pid {number} is held {holder} `{name}`, which runs"),
         }
-        false => format!("pid {pid} is held by `{name}`, which runs"),
-    })
+    }
 }
