@@ -25,6 +25,10 @@ use crate::{
 ///
 /// Files on disk are no part of a capture: whoever goes back with a tree that writes files sees to those.
 ///
+/// A terminal's signals to this program (`^C`, `^\`, a lost connection) do not reach criu, and so harm no tree. While this
+/// program itself is stopped (`^Z`, SIGSTOP), a tree that is frozen then stays frozen: criu waits for this program. A program
+/// that a person can stop handles SIGTSTP, and stops itself once the capture is done.
+///
 /// ```no_run
 /// use criu_rpc::{Capture, FsBlobStore, ProcsCapture, ProcsRestore};
 ///

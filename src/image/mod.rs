@@ -45,6 +45,12 @@ pub(crate) fn tree_pids(pstree: impl Read) -> Result<Vec<i32>> {
     }
 }
 
+/// The root of the tree in a `pstree.img`.
+pub(crate) fn root(pstree: impl Read) -> Result<PstreeEntry> {
+    let first = Frames::new(pstree, "pstree.img")?.next_entry()?;
+    first.ok_or_else(|| Error::corrupt("pstree.img", "it has no process"))
+}
+
 /// A folder of images.
 #[derive(Debug)]
 pub(crate) struct ImageDir(PathBuf);

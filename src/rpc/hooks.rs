@@ -13,6 +13,9 @@ use crate::{BoxError, Pid};
 /// criu waits for the answer to every event, and the tree stays as it is meanwhile: in a dump, from
 /// [`Event::NetworkLock`] to [`Event::PostDump`], it is frozen. So be quick.
 ///
+/// A program that is stopped (by ^Z, or SIGSTOP) answers nothing: a tree that is frozen then stays so until the program
+/// goes on. criu itself gets no signal of the program's terminal, so ^C ends no dump: [`Cancel`](super::Cancel) does.
+///
 /// An error refuses: criu puts things right, and the request fails with [`Error::Refused`](crate::Error),
 /// whose source the error is. A panic does the same. What a refusal means is written at each event.
 ///

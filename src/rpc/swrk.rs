@@ -15,7 +15,8 @@ use nix::unistd::{AccessFlags, access};
 
 use crate::{
     Error, Result,
-    sys::{self, Child, Spawn},
+    proto::images::PstreeEntry,
+    sys::{self, Child, Place, Spawn},
 };
 
 /// The number of the socket in criu: the first after the standard streams.
@@ -30,15 +31,45 @@ pub(super) struct Command<'a> {
     pub(super) variables: &'a [(OsString, OsString)],
 }
 
+/// How criu is kept from the signals that are meant for the caller: one that they end in the middle of a dump takes threads
+/// of the tree with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Apart {
+    place: Place,
+    ignores: &'static [i32],
+}
+
+impl Apart {
+    /// Not at all: for a criu that becomes a program of the caller's.
+    pub(super) const NOT: Apart = Apart { place: Place::OurGroup, ignores: &[] };
+    /// A session of its own.
+    pub(super) const SESSION: Apart = Apart { place: Place::OwnSession, ignores: sys::TO_END_PROGRAMS };
+    /// The same for a server, which is ended by a signal when it is not needed any more.
+    pub(super) const SERVER: Apart = Apart { place: Place::OwnSession, ignores: sys::OF_A_TERMINAL };
+    /// As a child of init.
+    pub(super) const DETACHED: Apart = Apart { place: Place::Detached, ignores: sys::TO_END_PROGRAMS };
+
+    /// For a restore of the tree with this root. criu restores a root that leads no session into its own session, and one
+    /// that leads no process group into its own group: those are to be the caller's, who has the terminal.
+    pub(super) fn to_restore(root: Option<&PstreeEntry>) -> Apart {
+        let place = match root {
+            Some(root) if root.sid == root.pid => Place::OwnSession,
+            Some(root) if root.pgid == root.pid => Place::OwnGroup,
+            Some(_) | None => Place::OurGroup,
+        };
+        Apart { place, ignores: sys::TO_END_PROGRAMS }
+    }
+}
+
 impl Command<'_> {
-    /// Starts it with these files; `None` if detached, because it is not our child then.
+    /// Starts it with these files; `None` if it is detached, because it is not our child then.
     pub(super) fn spawn(
         &self,
         terminal: Option<BorrowedFd<'_>>,
         output: BorrowedFd<'_>,
         socket: BorrowedFd<'_>,
         lent: &[BorrowedFd<'_>],
-        detached: bool,
+        apart: Apart,
     ) -> Result<Option<Child>> {
         let nothing = File::open("/dev/null").map_err(Error::io("open /dev/null"))?;
         let mut files = vec![terminal.unwrap_or(nothing.as_fd()), output, output, socket];
@@ -52,7 +83,8 @@ impl Command<'_> {
             arguments: words.into_iter().map(|word| c_string("argument", word)).collect::<Result<_>>()?,
             environment: self.environment()?,
             files,
-            detached,
+            place: apart.place,
+            ignores: apart.ignores,
         };
         sys::spawn(&spawn).map_err(Error::io(format!("start {}", self.program.display())))
     }

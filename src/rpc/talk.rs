@@ -14,15 +14,15 @@ use nix::sys::socket::{Shutdown, shutdown};
 use super::{
     Cancel, Criu, Lend, Reach,
     abandon::Offspring,
-    failure::Gathering,
+    failure::{Gathering, open_in},
     hooks::{self, Event, Hooks},
     packet,
     session::{Session, Step},
-    swrk::{self, Command, FIRST_LENT},
+    swrk::{self, Apart, Command, FIRST_LENT},
     transport::{Connection, Heard, Remains},
 };
 use crate::{
-    BoxError, Cause, Error, Failure, Pid, Request, Result, Version,
+    BoxError, Cause, Error, Failure, Pid, Request, Result, Version, image,
     options::{field_with_zero_byte, younger_fields},
     proto::rpc::{CriuFeatures, CriuOpts, CriuReq, CriuResp},
 };
@@ -136,9 +136,10 @@ impl Criu {
             }
             (Files::Lent(lend), Some(opts)) => {
                 let lent = lend.describe(opts, FIRST_LENT);
-                Connection::start(&command, lend.terminal, &lent)
+                let apart = apart(ask.request, opts, lend);
+                Connection::start(&command, lend.terminal, &lent, apart)
             }
-            _ => Connection::start(&command, None, &[]),
+            _ => Connection::start(&command, None, &[], Apart::SESSION),
         }
     }
 
@@ -151,6 +152,19 @@ impl Criu {
             true => Error::Cancelled(failure),
             false => Error::TimedOut(failure),
         }
+    }
+}
+
+/// How far from the caller the criu of a request is to be.
+fn apart(request: Request, opts: &CriuOpts, lend: &Lend<'_>) -> Apart {
+    match request {
+        Request::PageServer | Request::PageServerChild => Apart::SERVER,
+        Request::Restore if !opts.exec_cmd.is_empty() => Apart::NOT,
+        Request::Restore => {
+            let pstree = open_in(lend.images, "pstree.img").ok();
+            Apart::to_restore(pstree.and_then(|file| image::root(file).ok()).as_ref())
+        }
+        _ => Apart::SESSION,
     }
 }
 

@@ -28,7 +28,7 @@ use nix::{
 use super::{
     Cancel,
     packet::{self, Packet},
-    swrk::Command,
+    swrk::{Apart, Command},
 };
 use crate::{
     Error, Result,
@@ -98,6 +98,7 @@ impl Connection {
         command: &Command<'_>,
         terminal: Option<BorrowedFd<'_>>,
         lent: &[BorrowedFd<'_>],
+        apart: Apart,
     ) -> Result<Connection> {
         let output = above_streams(
             memfd_create(c"criu output", MFdFlags::MFD_CLOEXEC)
@@ -105,7 +106,7 @@ impl Connection {
         )?;
         let (socket, theirs) = pair()?;
         let began = file_time();
-        let criu = command.spawn(terminal, output.as_fd(), theirs.as_fd(), lent, false)?;
+        let criu = command.spawn(terminal, output.as_fd(), theirs.as_fd(), lent, apart)?;
         Ok(Connection { socket, criu, output: Output::Memory(output.into()), began })
     }
 
@@ -120,7 +121,7 @@ impl Connection {
         let file = file.map_err(Error::io(format!("create {}", output.display())))?;
         let (socket, theirs) = pair()?;
         let began = file_time();
-        let criu = command.spawn(None, file.as_fd(), theirs.as_fd(), lent, true)?;
+        let criu = command.spawn(None, file.as_fd(), theirs.as_fd(), lent, Apart::DETACHED)?;
         Ok(Connection { socket, criu, output: Output::Named(output), began })
     }
 

@@ -22,7 +22,7 @@ pub(crate) use self::{
     known::Known,
     mount::mount_fuse,
     reap::{Child, forget_children, is_known_child, reap_later, wait_readable},
-    spawn::{Spawn, spawn},
+    spawn::{OF_A_TERMINAL, Place, Spawn, TO_END_PROGRAMS, spawn},
 };
 
 /// Begins to write what this part of a file has in memory to the disk. What comes of that, only a sync tells.

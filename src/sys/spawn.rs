@@ -35,17 +35,39 @@ pub(crate) struct Spawn<'a> {
     pub(crate) environment: Vec<CString>,
     /// Its open files: the first becomes descriptor 0, the next 1, and so on. Nothing else is inherited.
     pub(crate) files: Vec<BorrowedFd<'a>>,
-    /// Make it nobody's child (init's, or the nearest subreaper's), in a session of its own.
-    pub(crate) detached: bool,
+    pub(crate) place: Place,
+    /// Signals that the program is to ignore, beside those that the caller ignores.
+    pub(crate) ignores: &'static [libc::c_int],
 }
+
+/// The session and process group of what is started, which decide whose signals it gets: those of a terminal go to a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Our session and our group.
+    OurGroup,
+    /// Our session, and a group of its own.
+    OwnGroup,
+    /// A session of its own, and so no controlling terminal.
+    OwnSession,
+    /// A session of its own, as a child of init, or of the nearest subreaper.
+    Detached,
+}
+
+/// The signals that a terminal sends, or the kernel because of one.
+pub(crate) const OF_A_TERMINAL: &[libc::c_int] =
+    &[libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
+
+/// The same, and the signal that asks a program to end.
+pub(crate) const TO_END_PROGRAMS: &[libc::c_int] =
+    &[libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
 
 /// Starts a program. `None` if it is detached: then it is not ours to wait for.
 ///
-/// The program has default signal dispositions, save for those that the caller ignores and for SIGXFSZ, which
-/// is ignored; SIGCHLD is at its default always. No signal is blocked.
+/// The program ignores SIGXFSZ, what it is told to ignore, and what the caller ignores. All other signals are at their
+/// default, as is SIGCHLD always. No signal is blocked.
 pub(crate) fn spawn(spawn: &Spawn<'_>) -> io::Result<Option<Child>> {
     let mut plan = Plan::new(spawn)?;
-    if !spawn.detached {
+    if spawn.place != Place::Detached {
         let (pid, pidfd) = plan.start(execute, libc::CLONE_PIDFD)?;
         let pidfd = pidfd.expect("because CLONE_PIDFD asked for it");
         let child = Child::new(pid, pidfd);
@@ -178,7 +200,14 @@ extern "C" fn detach(plan: *mut libc::c_void) -> libc::c_int {
 extern "C" fn execute(plan: *mut libc::c_void) -> libc::c_int {
     // SAFETY: `start` or `detach` passes a valid `Plan`, and its process sleeps while we use it.
     let plan = unsafe { &mut *plan.cast::<Plan<'_>>() };
-    reset_signals();
+    reset_signals(plan.spawn.ignores);
+    match plan.spawn.place {
+        // SAFETY: takes numbers, touches nothing of ours. A new process leads no group, so it is not refused.
+        Place::OwnGroup => drop(unsafe { libc::setpgid(0, 0) }),
+        // SAFETY: takes nothing, touches nothing of ours.
+        Place::OwnSession => drop(unsafe { libc::setsid() }),
+        Place::OurGroup | Place::Detached => {}
+    }
     if let Err(errno) = place_files(&plan.sources) {
         plan.errno = errno;
         return 127;
@@ -194,7 +223,7 @@ extern "C" fn execute(plan: *mut libc::c_void) -> libc::c_int {
 
 /// No handler may run here; what is ignored stays so, save for SIGCHLD, without which criu cannot work. A write
 /// beyond the file size limit is to fail, not to kill: that is how a dump is cancelled.
-fn reset_signals() {
+fn reset_signals(ignores: &[libc::c_int]) {
     for signal in 1..=64 {
         // SAFETY: a zeroed sigaction is a valid one, with the default handler.
         let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
@@ -205,7 +234,8 @@ fn reset_signals() {
                 continue;
             }
         }
-        action.sa_sigaction = if signal == libc::SIGXFSZ { libc::SIG_IGN } else { libc::SIG_DFL };
+        let ignored = signal == libc::SIGXFSZ || ignores.contains(&signal);
+        action.sa_sigaction = if ignored { libc::SIG_IGN } else { libc::SIG_DFL };
         action.sa_flags = 0;
         // SAFETY: `action` is initialized; numbers that name no signal are refused by the kernel. Without
         // CLONE_SIGHAND the table is this process's own.

@@ -17,6 +17,9 @@ modules! {
     served service sockets stress terminal
 }
 
+// Those of signals, of the ends of processes, and of what listens.
+modules! { signals }
+
 #[cfg(target_os = "linux")]
 fn main() {
     let parts: &[harness::Part] = &[
@@ -64,6 +67,7 @@ fn main() {
         selfdump::TESTS,
         served::TESTS,
         service::TESTS,
+        signals::TESTS,
         sockets::TESTS,
         stress::TESTS,
         terminal::TESTS,

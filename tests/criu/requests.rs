@@ -73,7 +73,7 @@ impl Images {
 
     /// Revives them as our child, with these hooks.
     pub(crate) fn revive_by(&self, criu: &Criu, hooks: &mut dyn Hooks) -> Result<Revived> {
-        self.revive_as(criu, &RestoreOptions::default(), &[], hooks)
+        self.revive_as(criu, &RestoreOptions::default(), &[], None, hooks)
     }
 
     /// The same, with these files in the place of others.
@@ -83,7 +83,12 @@ impl Images {
         options: &RestoreOptions,
         files: &[(Key, &File)],
     ) -> Result<Revived> {
-        self.revive_as(criu, options, files, &mut NoHooks)
+        self.revive_as(criu, options, files, None, &mut NoHooks)
+    }
+
+    /// The same, with this terminal.
+    pub(crate) fn revive_in(&self, criu: &Criu, options: &RestoreOptions, terminal: &File) -> Result<Revived> {
+        self.revive_as(criu, options, &[], Some(terminal), &mut NoHooks)
     }
 
     fn revive_as(
@@ -91,11 +96,16 @@ impl Images {
         criu: &Criu,
         options: &RestoreOptions,
         files: &[(Key, &File)],
+        terminal: Option<&File>,
         hooks: &mut dyn Hooks,
     ) -> Result<Revived> {
         let (talk, input, output) = Talk::through_pipes();
         let lend = self.lend().inherit(self.stdin.clone(), &input).inherit(self.stdout.clone(), &output);
         let lend = files.iter().fold(lend, |lend, (key, file)| lend.inherit(key.clone(), *file));
+        let lend = match terminal {
+            Some(terminal) => lend.terminal(terminal),
+            None => lend,
+        };
         let tree = criu.restore(&options.clone().rst_sibling(true), lend, hooks)?;
         Ok(Revived::new(tree, talk))
     }

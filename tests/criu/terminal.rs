@@ -30,15 +30,21 @@ tests![
 
 /// Both sides of a new terminal that passes bytes on as they are.
 fn terminal() -> (File, File) {
+    let (master, side) = pty();
+    let mut settings = tcgetattr(&side).unwrap();
+    cfmakeraw(&mut settings);
+    tcsetattr(&side, SetArg::TCSANOW, &settings).unwrap();
+    (master, side)
+}
+
+/// Both sides of a new terminal.
+pub(crate) fn pty() -> (File, File) {
     let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).unwrap();
     grantpt(&master).unwrap();
     unlockpt(&master).unwrap();
     let no_control = OFlag::O_NOCTTY.bits();
     let name = ptsname_r(&master).unwrap();
     let side = File::options().read(true).write(true).custom_flags(no_control).open(name).unwrap();
-    let mut settings = tcgetattr(&side).unwrap();
-    cfmakeraw(&mut settings);
-    tcsetattr(&side, SetArg::TCSANOW, &settings).unwrap();
     let master = std::os::fd::AsFd::as_fd(&master).try_clone_to_owned().unwrap();
     (master.into(), side)
 }

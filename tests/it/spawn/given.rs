@@ -122,6 +122,13 @@ fn criu_finds_signals_as_it_needs_them() {
             "a write that is too large fails, and does not kill"
         );
         assert!(ignored.contains(&(Signal::SIGUSR1 as u32)), "what is ignored stays so");
+        for signal in [Signal::SIGINT, Signal::SIGHUP, Signal::SIGTSTP, Signal::SIGTTOU, Signal::SIGTERM] {
+            assert!(ignored.contains(&(signal as u32)), "{signal} is meant for the caller");
+        }
+        assert!(!ignored.contains(&(Signal::SIGALRM as u32)), "criu has a use for it");
+        let status = script.told("status");
+        let number = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        assert_eq!(number("NSsid:"), number("Pid:"), "no terminal controls its session");
         let mask = SigSet::thread_get_mask().unwrap();
         assert!(mask.contains(Signal::SIGTERM), "our own mask is as it was");
     });
