@@ -200,7 +200,8 @@ impl ProcsCapture {
 
     /// Whether to store the placeholder when criu is there but cannot work here, too, instead of failing: because of
     /// a privilege it lacks, or a kernel that is too new for it. Also when the [`criu`](ProcsCapture::criu) that was
-    /// named is not there. The placeholder's note says what to do.
+    /// named is not there. The placeholder's note says what to do. criu has to say so when it is asked without a tree, too
+    /// ([`Criu::check`](crate::Criu::check)): a captured program has a say in what criu says of it.
     #[must_use]
     pub fn placeholder_if_unusable(mut self, on: bool) -> ProcsCapture {
         self.placeholder = on;
@@ -272,7 +273,10 @@ impl ProcsCapture {
             Ok(Outcome::Revived) => Ok(Capture::Revived),
             Ok(Outcome::Unsupported(unsupported)) => self.hold_place(&unsupported, store),
             Err(error) => match unusable(&error) {
-                Some(unsupported) if self.placeholder => self.hold_place(&unsupported, store),
+                // A captured program has a say in what criu says of it, and none in what it says of this machine.
+                Some(unsupported) if self.placeholder && platform::cannot_work(&self.job) => {
+                    self.hold_place(&unsupported, store)
+                }
                 _ => Err(error),
             },
         }

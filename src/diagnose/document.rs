@@ -40,8 +40,8 @@ fn page() -> String {
         page.push_str("|---|---|---|---|\n");
         for cause in *causes {
             let row = row(*cause);
-            let said = quoted(stems(*cause));
-            let options = quoted(row.cure.iter().copied());
+            let said = quoted(stems(*cause).map(|stem| stem.replace('#', "…").replace('$', "")));
+            let options = quoted(row.cure.iter().map(ToString::to_string));
             writeln!(page, "| **{cause:?}**: {} | {said} | {} | {options} |", row.summary, row.advice)
                 .unwrap();
         }
@@ -54,7 +54,7 @@ fn stems(cause: Cause) -> impl Iterator<Item = &'static str> {
     rules.into_iter().filter(move |(_, of)| *of == cause).map(|(stem, _)| stem)
 }
 
-fn quoted(words: impl Iterator<Item = &'static str>) -> String {
+fn quoted(words: impl Iterator<Item = String>) -> String {
     words.map(|word| format!("`{}`", word.trim())).collect::<Vec<_>>().join("<br>")
 }
 

@@ -1,6 +1,10 @@
 //! criu's output, line by line.
+//!
+//! criu writes names of the tree into its log as they are, and a name can have line breaks: what follows one can look like
+//! a line of criu's. So a line of the log is one that begins as criu begins it, fits the log that it stands in, and is not
+//! known to be a part of a name. Only those tell causes.
 
-use super::rules;
+use super::{plain, rules};
 
 /// What criu printed, sorted.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -10,32 +14,170 @@ pub(crate) struct Output {
     pub(crate) errors: Vec<String>,
     /// Lines that are no log: messages for people, and what the programs printed that criu runs.
     pub(crate) other: String,
+    /// How many lines of `other` came before the log had any line that can have a name in it.
+    early: usize,
+}
+
+/// What is known of an output beside its text.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    /// Whether criu was told to write the time before each line; `None` if the log itself has to tell.
+    stamped: Option<bool>,
+    /// What stands behind a line break in a name of the tree, or in the message of criu's answer, and looks like a line
+    /// of the log.
+    pieces: Vec<String>,
+}
+
+impl Known {
+    pub(crate) fn new(stamped: Option<bool>) -> Known {
+        Known { stamped, ..Known::default() }
+    }
+
+    /// Takes in a name of the tree, or a message: what comes behind its line breaks begins no line of criu's.
+    pub(crate) fn name(&mut self, name: &str) {
+        let pieces = name.trim_end_matches('\n').split('\n').skip(1);
+        let pieces = pieces.map(|piece| piece.trim_end_matches(" (deleted)"));
+        // Others would hide lines of criu's.
+        let lines = pieces.filter(|piece| begins(piece).is_some_and(|begun| !begun.text.is_empty()));
+        self.pieces.extend(lines.take(CEILING).map(str::to_owned));
+    }
+
+    /// Takes in the start of a line that is known to stand in a name.
+    pub(crate) fn start(&mut self, start: &str) {
+        self.pieces.push(start.to_owned());
+    }
+}
+
+/// How each line of the log starts, with the first word of what it says.
+pub(crate) fn starts(text: &str) -> Vec<&str> {
+    let start = |line| {
+        let begun: Begun<'_> = begins(line)?;
+        let word = begun.text.find(' ').unwrap_or(begun.text.len());
+        Some(&line[..line.len() - begun.text.len() + word]).filter(|_| word > 0)
+    };
+    text.split('\n').filter_map(start).take(10 * CEILING).collect()
 }
 
 impl Output {
     /// Sorts what criu printed.
+    #[cfg(test)]
     pub(crate) fn parse(text: &str) -> Output {
+        Output::parse_with(text, &Known::default())
+    }
+
+    /// Sorts what criu printed. What is kept has no control characters.
+    pub(crate) fn parse_with(text: &str, known: &Known) -> Output {
         let mut output = Output::default();
-        let mut in_usage = false;
-        for line in text.lines().map(str::trim_end).filter(|line| !line.is_empty()) {
-            match Line::parse(line) {
-                Line::Error(text) if is_noise(text) || output.errors.len() >= CEILING => {}
-                Line::Error(text) => output.errors.push(text.to_owned()),
-                Line::Log(text) if rules::hints(text) && output.errors.len() < CEILING => {
-                    output.errors.push(text.to_owned());
+        let mut clock = Clock::of(text, known);
+        let (mut in_usage, mut has_names, mut open) = (false, false, None);
+        for line in text.split('\n').map(str::trim_end).filter(|line| !line.is_empty()) {
+            if known.pieces.iter().any(|piece| line.starts_with(&**piece)) {
+                output.go_on(open.as_ref(), &plain(line));
+                continue;
+            }
+            let line = Line::parse(line, &mut clock);
+            has_names |= matches!(line, Line::Error(text) | Line::Log(text) if !is_noise(text));
+            match line {
+                Line::Error(text) if is_noise(text) || output.errors.len() >= CEILING => open = None,
+                Line::Log(text) if !rules::hints(text) || output.errors.len() >= CEILING => open = None,
+                Line::Error(text) | Line::Log(text) => {
+                    open = Some(Open { index: output.errors.len(), other: output.other.len() });
+                    output.errors.push(plain(text));
                 }
-                Line::Log(_) => {}
                 Line::Other(text) if in_usage || text == USAGE => in_usage = !text.starts_with(END_OF_USAGE),
                 Line::Other(text) => {
-                    output.other.push_str(text);
+                    output.early += usize::from(!has_names);
+                    output.other.push_str(&plain(text));
                     output.other.push('\n');
+                    output.complete(open.as_ref());
                 }
             }
         }
+        let lines = output.other.lines().count();
         keep_the_end(&mut output.other);
+        output.early = output.early.saturating_sub(lines - output.other.lines().count());
         output
     }
+
+    /// The line is a part of an error that was begun.
+    fn go_on(&mut self, open: Option<&Open>, line: &str) {
+        if let Some(error) = open.and_then(|open| self.errors.get_mut(open.index)) {
+            error.push_str("\\n");
+            error.push_str(line);
+        }
+    }
+
+    /// Takes what came since an error was begun for the rest of it, if it is known with that, and not without.
+    fn complete(&mut self, open: Option<&Open>) {
+        let Some(open) = open.filter(|open| self.other.len() - open.other < LONGEST) else { return };
+        let begun = &self.errors[open.index];
+        if rules::begins(begun) {
+            return;
+        }
+        let whole = format!("{begun}\\n{}", self.other[open.other..].trim_end().replace('\n', "\\n"));
+        if rules::begins(&whole) {
+            self.errors[open.index] = whole;
+            self.other.truncate(open.other);
+        }
+    }
+
+    /// The lines that may tell a cause. Of those that are no log, only the ones before the log's first: behind that, a
+    /// name of the tree can have written them.
+    pub(crate) fn telling(&self) -> impl Iterator<Item = &str> + Clone {
+        let other = self.other.lines().take(self.early);
+        self.errors.iter().map(String::as_str).chain(other)
+    }
 }
+
+/// The error that was begun last.
+struct Open {
+    index: usize,
+    /// How much was there then that is no log.
+    other: usize,
+}
+
+/// How many bytes a line break in a name may be followed by: twice the longest path.
+const LONGEST: usize = 8 << 10;
+
+/// The times of a log.
+struct Clock {
+    stamped: bool,
+    latest: f64,
+}
+
+impl Clock {
+    fn of(text: &str, known: &Known) -> Clock {
+        let mut stamps = text.split('\n').filter(|line| begins(line).is_some());
+        let first = stamps.next().map(|line| strip_time(line).is_some());
+        // Arguments and files of options can say something else than the request.
+        let agrees = |stamped: &bool| {
+            text.split('\n').any(|line| begins(line).is_some() && strip_time(line).is_some() == *stamped)
+        };
+        let stamped = known.stamped.filter(agrees).or(first).unwrap_or(false);
+        Clock { stamped, latest: 0.0 }
+    }
+
+    /// Whether the log can have a line with this time, or without one, here.
+    fn fits(&mut self, time: Option<f64>, of_task: bool, text: &str) -> bool {
+        let Some(time) = time else {
+            // What criu says before the log is open has no time, and what it says when it cannot run a program.
+            return !self.stamped || self.latest == 0.0 || text.starts_with("execvp(");
+        };
+        // Processes that are restored write at once, each when it comes to it.
+        let late = if of_task { LATE } else { 0.0 };
+        let fits = self.stamped && time + late >= self.latest && time <= self.latest + LONG;
+        if fits {
+            self.latest = self.latest.max(time);
+        }
+        fits
+    }
+}
+
+/// How many seconds a process may take between its look at the clock and its writing.
+const LATE: f64 = 1.0;
+
+/// A day: no line of a log comes so long after the one before.
+const LONG: f64 = 86_400.0;
 
 /// What criu prints after it has refused an argument, twenty lines that nobody asked for.
 const USAGE: &str = "Usage:";
@@ -65,25 +207,45 @@ enum Line<'a> {
 }
 
 impl Line<'_> {
-    fn parse(line: &str) -> Line<'_> {
-        let (stamped, rest) = match strip_time(line) {
-            Some(rest) => (true, rest),
-            None => (false, line),
-        };
-        let rest = strip_pid(rest);
-        match (without_place(rest, "Error"), without_place(rest, "Warn")) {
-            (Some(text), _) => Line::Error(text),
-            (None, Some(text)) => Line::Log(text),
-            (None, None) if stamped => Line::Log(rest),
-            (None, None) => Line::Other(line),
+    fn parse<'a>(line: &'a str, clock: &mut Clock) -> Line<'a> {
+        match begins(line) {
+            Some(begun) if clock.fits(begun.time, begun.of_task, begun.text) => match begun.is_error {
+                true => Line::Error(begun.text),
+                false => Line::Log(begun.text),
+            },
+            _ => Line::Other(line),
         }
     }
 }
 
-/// The text after a time like `(00.012345) `.
-fn strip_time(line: &str) -> Option<&str> {
+/// A line that begins as criu begins one.
+struct Begun<'a> {
+    time: Option<f64>,
+    /// Whether a process that is restored says it, and not criu.
+    of_task: bool,
+    is_error: bool,
+    text: &'a str,
+}
+
+fn begins(line: &str) -> Option<Begun<'_>> {
+    let (time, rest) = match strip_time(line) {
+        Some((time, rest)) => (Some(time), rest),
+        None => (None, line),
+    };
+    let text = strip_pid(rest);
+    let of_task = text.len() != rest.len();
+    match (without_place(text, "Error"), without_place(text, "Warn")) {
+        (Some(text), _) => Some(Begun { time, of_task, is_error: true, text }),
+        (None, Some(text)) => Some(Begun { time, of_task, is_error: false, text }),
+        (None, None) => time.map(|time| Begun { time: Some(time), of_task, is_error: false, text }),
+    }
+}
+
+/// The seconds of a time like `(00.012345) `, and the text after it.
+fn strip_time(line: &str) -> Option<(f64, &str)> {
     let (time, rest) = line.strip_prefix('(')?.split_once(") ")?;
-    time.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.').then_some(rest)
+    let plain = time.contains('.') && time.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    Some((time.parse().ok().filter(|_| plain)?, rest))
 }
 
 /// The text after a pid like `  1234: `, and after `pie: ` where injected code speaks.
@@ -101,7 +263,13 @@ fn strip_pid(line: &str) -> &str {
 /// The text after `Error (criu/files.c:12): `.
 fn without_place<'a>(line: &'a str, level: &str) -> Option<&'a str> {
     let (place, text) = line.strip_prefix(level)?.trim_start().strip_prefix('(')?.split_once("): ")?;
-    place.contains(':').then_some(text)
+    let (file, number) = place.split_once(':')?;
+    let of_source = file.ends_with(".c") || file.ends_with(".h");
+    let is_path = file.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte));
+    // Plugins are built elsewhere.
+    let of_criu = file.contains('/') || file.contains("plugin");
+    let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    (of_source && is_path && of_criu && is_number).then_some(text)
 }
 
 /// The message of an answer, without its place in criu's source.

@@ -7,6 +7,7 @@ mod causes;
 #[cfg(test)]
 mod document;
 mod log;
+mod plain;
 #[cfg(test)]
 mod recorded;
 mod rules;
@@ -16,7 +17,8 @@ use std::fmt;
 use crate::{Cause, Error, Failure, Request};
 
 pub(crate) use self::{
-    log::{Output, message},
+    log::{Known, Output, message, starts},
+    plain::plain,
     rules::cause,
 };
 
@@ -39,7 +41,10 @@ pub(crate) fn options(cause: Cause) -> &'static [&'static str] {
 /// only follow from others. Harmless lines do not count.
 pub(crate) fn telling_line(failure: &Failure) -> Option<&str> {
     let log = || failure.log.iter().map(String::as_str);
-    let known: Vec<_> = log().chain(failure.stderr.lines()).chain(failure.message.as_deref()).collect();
+    // What is no log counts if it told the cause.
+    let told = |line: &&str| rules::tells(line, failure.cause);
+    let known: Vec<_> =
+        log().chain(failure.stderr.lines().filter(told)).chain(failure.message.as_deref()).collect();
     let errors = || log().chain(failure.message.as_deref()).filter(|line| !log::is_noise(line));
     rules::telling(&known)
         .or_else(|| errors().find(|line| !rules::is_consequence(line)))

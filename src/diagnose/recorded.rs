@@ -1,7 +1,7 @@
 //! What criu says, and what we make of it: a line for every stem of the tables, with names and numbers as they come.
 
 use super::{
-    Output,
+    Known, Output,
     rules::{self, cause},
 };
 use crate::{Cause, Request};
@@ -46,6 +46,7 @@ const LINES: &[(&str, Cause)] = &[
     // Dumps: images
     ("Unable to spice data: No space left on device", Cause::NoSpace),
     ("Can't create ghost dir /tmp/x: No space left on device", Cause::NoSpace),
+    ("Can't make ghost dir: No space left on device", Cause::NoSpace),
     // Dumps: connections
     ("unix: External socket is used. Consider using --ext-unix-sk option.", Cause::ExternalUnixSocket),
     (
@@ -301,19 +302,18 @@ fn as_logged(level: &str, line: &str) -> [String; 4] {
 
 fn cause_of_log(log: &str) -> Cause {
     let output = Output::parse(log);
-    cause(Request::Dump, None, output.errors.iter().map(String::as_str).chain(output.other.lines()))
+    cause(Request::Dump, None, output.telling())
 }
 
 #[test]
 fn every_line_tells_its_cause_whatever_comes_before_and_after() {
-    let noise = as_logged("Error", HARMLESS[0]).concat();
+    let all = |line| as_logged("Error", line);
+    let after = ["Unable to open fd=3 id=0x4", "4242 exited, status=1", "Dumping FAILED."].map(all);
     for (line, expected) in LINES {
         assert_eq!(cause_of_log(line), *expected, "as criu prints for people: {line}");
-        for logged in as_logged("Error", line) {
-            let log = format!(
-                "{noise}\n{logged}\nError (criu/files.c:1): Unable to open fd=3 id=0x4\n\
-                 Error (criu/cr-restore.c:2): 4242 exited, status=1\nError (criu/cr-dump.c:3): Dumping FAILED.\n"
-            );
+        for (form, logged) in all(line).into_iter().enumerate() {
+            let after = after.each_ref().map(|lines| lines[form].as_str()).join("\n");
+            let log = format!("{}\n{logged}\n{after}\n", all(HARMLESS[0])[form]);
             let follows = matches!(expected, Cause::NotReopened | Cause::TaskDied | Cause::Unknown);
             assert_eq!(cause_of_log(if follows { &logged } else { &log }), *expected, "{log}");
         }
@@ -332,9 +332,10 @@ fn every_stem_has_a_line() {
 #[test]
 fn a_hint_tells_where_no_error_does() {
     for (line, expected) in HINTS {
-        for logged in as_logged("Warn ", line) {
+        let locks = as_logged("Error", "Some file locks are hold by dumping tasks!");
+        for (logged, locks) in as_logged("Warn ", line).into_iter().zip(locks) {
             assert_eq!(cause_of_log(&logged), *expected, "{logged}");
-            let later = format!("{logged}\nError (criu/x.c:1): Some file locks are hold by dumping tasks!\n");
+            let later = format!("{logged}\n{locks}\n");
             assert_eq!(cause_of_log(&later), Cause::FileLocks, "{later}");
         }
     }
@@ -362,4 +363,65 @@ fn a_consequence_counts_if_nothing_else_is_known() {
 (00.1) Error (criu/cr-restore.c:4): Restoring FAILED.
 ";
     assert_eq!(cause_of_log(cascade), Cause::FileChanged);
+}
+
+/// The log of a dump that fails because of a large deleted file, at criu's usual level: without times.
+fn log_of_ghost(name: &str) -> String {
+    format!(
+        "Error (criu/util.c:1500): rlimit: Can't setup RLIMIT_NOFILE for self: Operation not permitted\n\
+         Warn  (criu/apparmor.c:1): something odd\n\
+         Error (criu/files-reg.c:1234): Can't dump ghost file {name} of 4194304 size, increase limit\n\
+         Error (criu/cr-dump.c:2000): Dumping FAILED.\n"
+    )
+}
+
+/// As above, with times.
+fn stamped(log: &str) -> String {
+    let lines = log.split_inclusive('\n').enumerate();
+    lines
+        .map(|(index, line)| if forged(line) { line.into() } else { format!("(00.0{index}0000) {line}") })
+        .collect()
+}
+
+fn forged(line: &str) -> bool {
+    !line.starts_with("Error (criu/") && !line.starts_with("Warn  (criu/")
+}
+
+#[test]
+fn a_name_with_criu_s_words_tells_nothing() {
+    for name in [
+        "/tmp/No space left on device",
+        "/tmp/x: No space left on device",
+        "/tmp/is not a session leader. Consider using --shell-job",
+        "/tmp/CRIU needs to have the CAP_SYS_ADMIN or the CAP_CHECKPOINT_RESTORE capability",
+        "/tmp/x failed when initializing kerndat",
+        "/tmp/x\n(00.000001) Error (criu/x.c:1): No space left on device",
+        "/tmp/x\n(00.000001) Error (criuxc:1): No space left on device",
+        "/tmp/x\nRunning as non-root requires '--unprivileged'\n",
+        "/tmp/x\ncriu: error while loading shared libraries: x",
+        "/tmp/x\nError (x:1): vdso: Can't find vDSO",
+    ] {
+        let log = log_of_ghost(name);
+        assert_eq!(cause_of_log(&log), Cause::GhostFileTooBig, "{log}");
+        assert_eq!(cause_of_log(&stamped(&log)), Cause::GhostFileTooBig, "{log}");
+        let unknown = log.replace("Can't dump ghost file", "Never heard of");
+        assert_eq!(cause_of_log(&unknown), Cause::Unknown, "{unknown}");
+        assert_eq!(cause_of_log(&stamped(&unknown)), Cause::Unknown, "{unknown}");
+    }
+}
+
+#[test]
+fn a_name_that_looks_like_a_whole_line_tells_nothing_if_it_is_known() {
+    let name = "/tmp/\u{1b}[31mx\nError (criu/files.c:12): No space left on device";
+    let log = log_of_ghost(name).replace("Can't dump ghost file", "Never heard of");
+    let mut of_tree = Known::new(Some(false));
+    of_tree.name(&format!("{name} (deleted)"));
+    let mut of_message = Known::new(Some(false));
+    of_message.name(&log.lines().skip(2).take(2).collect::<Vec<_>>().join("\n"));
+    for known in [of_tree, of_message] {
+        let output = Output::parse_with(&log, &known);
+        assert_eq!(cause(Request::Dump, None, output.telling()), Cause::Unknown, "{output:?}");
+        assert!(output.errors[0].contains("x\\nError (criu/files.c:12)"), "{output:?}");
+        assert!(!output.errors.iter().any(|line| line.contains(char::is_control)), "{output:?}");
+    }
 }

@@ -1,7 +1,7 @@
 //! The table of what criu says, and which cause it tells of.
 //!
 //! criu's line numbers change with every release and its messages carry names and numbers, so a rule is what the line
-//! contains: texts in order, with `…` for what varies between them.
+//! begins with and contains: texts in order, with `…` for what varies between them, `#` for a number, `$` for the end.
 
 use crate::{Cause, Request};
 
@@ -42,6 +42,11 @@ pub(super) fn hints(line: &str) -> bool {
     HINTS.iter().any(|(stem, _)| says(line, stem))
 }
 
+/// Whether the line is known by how it begins.
+pub(super) fn begins(line: &str) -> bool {
+    CAUSES.iter().any(|(stem, _)| !stem.starts_with('…') && says(line, stem))
+}
+
 /// Whether the line only says what followed from something else.
 pub(super) fn is_consequence(line: &str) -> bool {
     CONSEQUENCES.iter().any(|(stem, _)| says(line, stem))
@@ -53,16 +58,62 @@ fn first<'a>(rules: &[Rule], lines: &[&'a str]) -> Option<(&'a str, Cause)> {
         .find_map(|line| rules.iter().find(|(stem, _)| says(line, stem)).map(|(_, cause)| (*line, *cause)))
 }
 
-/// Whether the line has the parts of the stem, in order.
+/// Whether a line tells of this cause.
+pub(super) fn tells(line: &str, cause: Cause) -> bool {
+    [CAUSES, HINTS, CONSEQUENCES]
+        .iter()
+        .any(|rules| first(rules, &[line]).is_some_and(|(_, told)| told == cause))
+}
+
+/// Whether the line begins as the stem says, behind the names of criu's modules such as `mnt: `, and has its other parts in
+/// order. Names of the tree stand in lines as well, so only a stem that begins with `…` may be anywhere.
 pub(super) fn says(line: &str, stem: &str) -> bool {
-    let mut rest = line;
-    stem.split('…').all(|part| match rest.find(part) {
-        Some(start) => {
-            rest = &rest[start + part.len()..];
-            true
+    let mut text = line;
+    for _ in 0..3 {
+        if fits(text, stem) {
+            return true;
         }
-        None => false,
-    })
+        let Some((module, rest)) = text.split_once(": ") else { return false };
+        let is_module =
+            module.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+        if !is_module {
+            return false;
+        }
+        text = rest.trim_start();
+    }
+    false
+}
+
+fn fits(text: &str, stem: &str) -> bool {
+    let (stem, to_the_end) = match stem.strip_suffix('$') {
+        Some(stem) => (stem, true),
+        None => (stem, false),
+    };
+    let mut parts = stem.split('…');
+    let Some(mut rest) = parts.next().and_then(|part| after(text, part)) else { return false };
+    let mut parts = parts.peekable();
+    while let Some(part) = parts.next() {
+        if to_the_end && parts.peek().is_none() {
+            return rest.ends_with(part);
+        }
+        let found = rest.char_indices().find_map(|(start, _)| after(&rest[start..], part));
+        match found.or_else(|| part.is_empty().then_some("")) {
+            Some(after) => rest = after,
+            None => return false,
+        }
+    }
+    !to_the_end || rest.is_empty()
+}
+
+/// The text after a part that it begins with. A `#` stands for a number.
+fn after<'a>(text: &'a str, part: &str) -> Option<&'a str> {
+    let mut pieces = part.split('#');
+    let mut rest = text.strip_prefix(pieces.next()?)?;
+    for piece in pieces {
+        let digits = rest.len() - rest.trim_start_matches(|digit: char| digit.is_ascii_digit()).len();
+        rest = rest[digits..].strip_prefix(piece).filter(|_| digits > 0)?;
+    }
+    Some(rest)
 }
 
 /// What criu says, and what it means.
@@ -71,26 +122,23 @@ pub(super) type Rule = (&'static str, Cause);
 /// Errors that tell of a cause. Of two rules for one line the upper one counts.
 pub(super) const CAUSES: &[Rule] = &[
     // Whatever was being written.
-    ("No space left on device", Cause::NoSpace),
+    ("Can't create ghost …: No space left on device$", Cause::NoSpace),
+    ("Can't make ghost …: No space left on device$", Cause::NoSpace),
     // criu and this machine
     ("vdso: Unexpected rt vDSO area bounds", Cause::TooOldForKernel),
     ("vdso: Can't find", Cause::TooOldForKernel),
     // Said by a criu that may not touch the network, although its kernel can.
     ("kerndat_has_nftables_concat failed when initializing kerndat", Cause::NotPrivileged),
-    ("failed when initializing kerndat", Cause::TooOldForKernel),
+    ("kerndat_… failed when initializing kerndat", Cause::TooOldForKernel),
     // Of an internet socket: newer kernels do not tell SO_PASSCRED of one, and criu before 4.2 asks.
     ("Can't get 1:16 opt: Operation not supported", Cause::TooOldForKernel),
-    ("CAP_CHECKPOINT_RESTORE capability", Cause::NotPrivileged),
+    ("CRIU needs to have the CAP_SYS_ADMIN or the CAP_CHECKPOINT_RESTORE capability", Cause::NotPrivileged),
     // Of a process with another uid, without CAP_SYS_RESOURCE.
     ("Can't get rlimit …: Operation not permitted", Cause::NotPrivileged),
     ("Running as non-root requires", Cause::NotPrivileged),
     ("Setting PID failed", Cause::NotPrivileged),
     ("Can't fork for …: Operation not permitted", Cause::NotPrivileged),
     ("Can't open dir /proc/…: Permission denied", Cause::NotPrivileged),
-    // Of what we always say.
-    ("unrecognized option '--no-default-config'", Cause::NotCriu),
-    ("error while loading shared libraries", Cause::NotCriu),
-    (": unrecognized option '", Cause::OptionsRefused),
     ("Tracking memory is not available", Cause::MemoryTracking),
     ("BUG at criu/mem.c", Cause::MemoryTracking),
     ("Can't open dir …: ", Cause::FolderNotReachable),
@@ -105,7 +153,7 @@ pub(super) const CAUSES: &[Rule] = &[
     // The tree as a whole
     ("The criu itself is within dumped tree", Cause::CriuInsideTree),
     ("Unseizable non-zombie … found, state …", Cause::Untraceable),
-    ("is not a session leader. Consider using --shell-job", Cause::ShellJob),
+    ("The root process # is not a session leader. Consider using --shell-job", Cause::ShellJob),
     ("Found slave peer index … without correspond master peer", Cause::ShellJob),
     ("Found dangling tty with sid … pgid …", Cause::ShellJob),
     ("Only one slave external peer is allowed (index …)", Cause::ShellJob),
@@ -148,9 +196,9 @@ pub(super) const CAUSES: &[Rule] = &[
     ("PIDFD_THREAD flag is currently not supported", Cause::UnsupportedFile),
     ("Unix socket … with unreachable peer", Cause::UnixSocketBusy),
     ("Unsupported proto 262 for socket", Cause::Mptcp),
-    ("GODEBUG=multipathtcp=0", Cause::Mptcp),
+    ("For Go programs, consider using \"GODEBUG=multipathtcp=0\" to disable MPTCP", Cause::Mptcp),
     ("Unsupported proto … for socket", Cause::UnsupportedSocket),
-    ("Unknown socket collected (family …)", Cause::UnsupportedSocket),
+    ("BUG! Unknown socket collected (family #)", Cause::UnsupportedSocket),
     ("Can't dump … inet socket …. Only stream, dgram and raw are supported", Cause::UnsupportedSocket),
     ("Can't create sock diag socket", Cause::SocketModules),
     ("Unable to find an external netns", Cause::NetworkNamespace),
@@ -171,7 +219,7 @@ pub(super) const CAUSES: &[Rule] = &[
     ("The path [… is not supported", Cause::UnsupportedPath),
     ("Unaccessible path opened", Cause::UnsupportedPath),
     ("Can't dump file … of that type […anon_inode:[io_uring]", Cause::IoUring),
-    ("(anon_inode:[io_uring])", Cause::IoUring),
+    ("Unknown shit … (anon_inode:[io_uring])", Cause::IoUring),
     ("Can't dump file … of that type […", Cause::UnsupportedFile),
     ("send_fds failed (-22)", Cause::IoUring),
     ("Can't retrieve FDs from socket", Cause::IoUring),
@@ -190,9 +238,9 @@ pub(super) const CAUSES: &[Rule] = &[
     ("Strange file mapped at", Cause::UnsupportedMapping),
     ("Can't open …'s mapfile link …: No such device or address", Cause::UnsupportedMapping),
     ("Bogus mapping", Cause::UnsupportedMapping),
-    ("has uprobes vma. Consider using --allow-uprobes", Cause::Uprobes),
+    ("PID # has uprobes vma. Consider using --allow-uprobes", Cause::Uprobes),
     ("Dumped with --allow-uprobes. Need to set it on restore as well", Cause::Uprobes),
-    ("with SysVIPC shmem map … doesn't live in IPC ns", Cause::SysvShm),
+    ("Task # with SysVIPC shmem map … doesn't live in IPC ns", Cause::SysvShm),
     ("Can't dump task … running in 32-bit mode", Cause::UnsupportedProgram),
     ("Can't dump task … with LDT descriptors", Cause::UnsupportedProgram),
     ("Can't fetch filter on tid_real", Cause::Seccomp),
@@ -201,11 +249,12 @@ pub(super) const CAUSES: &[Rule] = &[
     ("suspending seccomp failed", Cause::Seccomp),
     ("couldn't suspend seccomp", Cause::Seccomp),
     ("failed to suspend seccomp, restore will probably fail", Cause::Seccomp),
-    ("has rseq but kernel lacks get_rseq_conf feature", Cause::RestartableSequences),
+    ("# has rseq but kernel lacks get_rseq_conf feature", Cause::RestartableSequences),
     ("failed to collect AA namespace", Cause::SecurityProfile),
     ("Invalid selinux context", Cause::SecurityProfile),
     ("mismatched lsm types and lsm profile specified", Cause::SecurityProfile),
-    ("LSM specified but … not supported by kernel", Cause::SecurityProfile),
+    ("apparmor LSM specified but apparmor not supported by kernel", Cause::SecurityProfile),
+    ("selinux LSM specified but selinux not supported by kernel", Cause::SecurityProfile),
     ("unknown lsm ", Cause::SecurityProfile),
     ("can't write lsm profile", Cause::SecurityProfile),
     ("Unable to restore capabilities: ", Cause::Credentials),
@@ -225,20 +274,21 @@ pub(super) const CAUSES: &[Rule] = &[
     ("Missing required plugin", Cause::Plugin),
     // Mounts and control groups
     ("FS mnt … unsupported id", Cause::UnsupportedFileSystem),
-    ("doesn't have a proper root mount", Cause::ExternalMount),
-    ("has unreachable sharing. Try --enable-external-masters", Cause::ExternalMount),
-    ("No mapping for … mountpoint", Cause::ExternalMount),
+    ("#:… doesn't have a proper root mount", Cause::ExternalMount),
+    ("Mount # … has unreachable sharing. Try --enable-external-masters", Cause::ExternalMount),
+    ("Sharing group (#, #) has unreachable sharing. Try --enable-external-masters", Cause::ExternalMount),
+    ("No mapping for #:… mountpoint", Cause::ExternalMount),
     ("A few mount points can't be mounted", Cause::ExternalMount),
-    ("is autodetected external mount. Try \"--ext-mount-map auto\"", Cause::ExternalMount),
+    ("Mount #:… is autodetected external mount. Try \"--ext-mount-map auto\"", Cause::ExternalMount),
     ("The root task has another root than mntns", Cause::ChangedRoot),
-    ("mnt: Can't parse …'s mountinfo", Cause::ChangedRoot),
+    ("Can't parse #'s mountinfo", Cause::ChangedRoot),
     ("The --root option is required to restore a mount namespace", Cause::RootFolderNeeded),
     // Without one it unmounts what the namespace began with, and fails at what is mounted beneath /sys.
-    ("mnt: Can't umount at ./", Cause::RootFolderNeeded),
+    ("Can't umount at ./", Cause::RootFolderNeeded),
     ("Cgroup dir … doesn't exist", Cause::Cgroups),
     ("Abort restore of existing cgroups", Cause::Cgroups),
     ("Restoring … special property failed", Cause::Cgroups),
-    ("cg: Can't move … into", Cause::Cgroups),
+    ("Can't move … into", Cause::Cgroups),
     // Dumps on top of others, and memory sent elsewhere
     ("Invalid parent image directory provided", Cause::ParentImages),
     ("Missing … in parent pagemap", Cause::ParentImages),
@@ -250,7 +300,7 @@ pub(super) const CAUSES: &[Rule] = &[
     ("The data were not flushed", Cause::PageServer),
     ("connect to …lazy-pages.socket failed", Cause::LazyPages),
     ("Unable to open an userfaultfd descriptor", Cause::LazyPages),
-    ("lazy-pages: register … failed", Cause::LazyPages),
+    ("register … failed: rc:", Cause::LazyPages),
     ("Restorer unexpectedly closed the connection", Cause::LazyPages),
     // Restores
     ("Can't fork for …: File exists", Cause::PidInUse),
@@ -258,7 +308,7 @@ pub(super) const CAUSES: &[Rule] = &[
     ("This process tree can only be restored in a new pid namespace", Cause::NewPidNamespace),
     ("Unable to restore into an empty PID namespace", Cause::NewPidNamespace),
     ("First PID in a PID namespace needs to be", Cause::NewPidNamespace),
-    ("tty: Unable to open … with specified index", Cause::TerminalTaken),
+    ("Unable to open … with specified index", Cause::TerminalTaken),
     ("Requested sid … doesn't match inherited", Cause::SessionNumbers),
     ("Can't find a session leader for", Cause::SessionNumbers),
     ("Can't restore pgid (", Cause::SessionNumbers),
@@ -278,6 +328,12 @@ pub(super) const CAUSES: &[Rule] = &[
     ("One of more action scripts failed", Cause::RefusedByClient),
     // After what is known to be its reason
     ("BUG at criu/", Cause::CriuFault),
+    // Of what we always say, and others that whoever starts programs says.
+    ("…: unrecognized option '--no-default-config'", Cause::NotCriu),
+    ("…: unrecognized option '", Cause::OptionsRefused),
+    ("…: error while loading shared libraries: ", Cause::NotCriu),
+    // Whatever was being written, after all that knows how the line begins: a name can have these words, too.
+    ("…: No space left on device$", Cause::NoSpace),
 ];
 
 /// Warnings, and lines that are no errors to criu, that tell of a cause. They count if no error does: criu also tells of
@@ -292,12 +348,12 @@ pub(super) const HINTS: &[Rule] = &[
 /// Errors that follow from others. They count if there is nothing else, since criu does not always say the rest.
 pub(super) const CONSEQUENCES: &[Rule] = &[
     ("Unable to open fd=… id=", Cause::NotReopened),
-    ("Can't open vma", Cause::NotReopened),
+    ("`- Can't open vma", Cause::NotReopened),
     ("Can't open cwd", Cause::NotReopened),
     ("Can't open root", Cause::NotReopened),
-    ("stopped by signal", Cause::TaskDied),
-    ("killed by signal", Cause::TaskDied),
-    ("exited, status=", Cause::TaskDied),
+    ("# stopped by signal", Cause::TaskDied),
+    ("# killed by signal", Cause::TaskDied),
+    ("# exited, status=", Cause::TaskDied),
     ("Child … died too early", Cause::TaskDied),
     // Of a process of a dump, whatever the reason of the failure.
     ("Unable to detach from …", Cause::Unknown),
@@ -323,8 +379,15 @@ mod tests {
 
     #[test]
     fn the_parts_of_a_stem_come_in_order() {
-        assert!(says("a 1 b", "a …b") && says("xaxb", "a…b") && says("ab", "a…b") && says("anything", "…"));
+        assert!(
+            says("a 1 b", "a …b") && says("mnt: axb", "a…b") && says("ab", "a…b") && says("anything", "…")
+        );
         assert!(!says("b a", "a…b") && !says("a", "aa") && !says("aXb", "ab") && !says("a", "a…a"));
+        assert!(!says("xab", "a…b") && says("xab", "…a…b") && !says("A: ab", "a…b"));
+        assert!(
+            says("12 a", "# a") && !says("x a", "# a") && !says(" a", "# a") && says("a 1:x b", "a #:… b")
+        );
+        assert!(says("a b b", "a… b$") && !says("a b c", "a… b$") && says("a", "a$") && !says("ab", "a$"));
         assert_eq!(cause(Request::Dump, None, ["Some file locks are hold"]), Cause::Unknown);
     }
 }

@@ -4,6 +4,7 @@
 
 mod complete;
 mod frame;
+mod lines;
 mod memory;
 mod notes;
 mod streams;
@@ -20,6 +21,7 @@ use prost::Message;
 use self::frame::Frames;
 pub(crate) use self::{
     complete::{MemoryIn, check_complete, check_version},
+    lines::lines_in_names,
     notes::Notes,
     streams::detach_streams,
 };

@@ -23,6 +23,11 @@ pub(crate) fn checkpoint<T>(
     Ok(Outcome::Unsupported(Unsupported { on: std::env::consts::OS, why }))
 }
 
+/// Whether nothing can be dumped, whatever the tree: here that is told before.
+pub(crate) fn cannot_work(_job: &Job) -> bool {
+    false
+}
+
 /// Memory for what is never captured here.
 #[derive(Debug)]
 pub(crate) struct Buffer(Vec<u8>);

@@ -19,24 +19,30 @@
 
 mod descriptors;
 mod mappings;
+mod names;
 mod namespaces;
 mod obstacle;
 mod process;
 mod sockets;
 mod unix;
 
-use std::{collections::HashMap, fmt, path::PathBuf};
+use std::{
+    collections::HashMap,
+    fmt,
+    path::{Path, PathBuf},
+};
 
 pub use self::obstacle::Obstacle;
+pub(crate) use self::{
+    names::broken_names,
+    process::{check_number, check_root, tracers},
+    unix::{Peer, Peers},
+};
 use self::{
     namespaces::Spaces,
     process::{Own, Process},
 };
-pub(crate) use self::{
-    process::{check_number, check_root, tracers},
-    unix::{Peer, Peers},
-};
-use crate::{DumpOptions, Pid, Result, proto::rpc::CriuOpts};
+use crate::{DumpOptions, Pid, Result, diagnose::plain, proto::rpc::CriuOpts};
 
 /// What [`Criu::preflight`](crate::Criu::preflight) found.
 ///
@@ -150,12 +156,13 @@ pub enum Place {
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plain = |path: &Path| plain(&path.to_string_lossy());
         match self {
             Place::Process => Ok(()),
-            Place::Descriptor { fd, target } => write!(f, ", descriptor {fd} ({})", target.display()),
-            Place::Program { path } => write!(f, ", its program ({})", path.display()),
+            Place::Descriptor { fd, target } => write!(f, ", descriptor {fd} ({})", plain(target)),
+            Place::Program { path } => write!(f, ", its program ({})", plain(path)),
             Place::Mapping { start, end, path } => {
-                write!(f, ", mapping {start:x}-{end:x} ({})", path.display())
+                write!(f, ", mapping {start:x}-{end:x} ({})", plain(path))
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{self, Read},
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     time::UNIX_EPOCH,
 };
 
@@ -17,7 +17,8 @@ use super::{
     transport::Remains,
 };
 use crate::{
-    Cause, Failure, Pid, Request, Target, Version, diagnose, preflight, procfs, proto::rpc::CriuResp,
+    Cause, Failure, Pid, Request, Target, Version, diagnose, image::lines_in_names, preflight, procfs,
+    proto::rpc::CriuResp,
 };
 
 /// Where a [`Failure`] is made from.
@@ -32,13 +33,17 @@ pub(super) struct Gathering<'a, 'ask> {
 impl Gathering<'_, '_> {
     pub(super) fn failure(self) -> Failure {
         let request = self.ask.request;
-        let mut output = diagnose::Output::parse(&self.remains.output);
-        if let Some(log) = self.log_file() {
-            output.errors.extend(diagnose::Output::parse(&log).errors);
-        }
         let errno = self.answer.and_then(|answer| answer.cr_errno);
-        let message = self.answer.and_then(|answer| answer.cr_errmsg.as_deref()).map(diagnose::message);
-        let lines = output.errors.iter().map(String::as_str).chain(output.other.lines()).chain(message);
+        let said = self.answer.and_then(|answer| answer.cr_errmsg.as_deref());
+        let log = self.log_file();
+        let known = self.known(said, [Some(&*self.remains.output), log.as_deref()]);
+        let mut output = diagnose::Output::parse_with(&self.remains.output, &known);
+        if let Some(log) = log {
+            output.errors.extend(diagnose::Output::parse_with(&log, &known).errors);
+        }
+        let message = said.map(|said| diagnose::plain(diagnose::message(said)));
+        let message = message.as_deref();
+        let lines = output.telling().chain(message);
         let tracer = self.tracer();
         let target = self.target(tracer);
         let cause = match diagnose::cause(request, errno, lines) {
@@ -63,7 +68,7 @@ impl Gathering<'_, '_> {
             cause,
             target,
             tracer,
-            last_event: self.last_event.map(str::to_owned),
+            last_event: self.last_event.map(diagnose::plain),
             errno,
             message: message.map(str::to_owned),
             log: output.errors,
@@ -72,6 +77,27 @@ impl Gathering<'_, '_> {
             exit: self.remains.exit,
             version: self.version,
         }
+    }
+
+    /// What is known of criu's output: whether it has times, and the names in it that have line breaks.
+    fn known(&self, message: Option<&str>, texts: [Option<&str>; 2]) -> diagnose::Known {
+        const WITH_TIMES: i32 = 3;
+        let level = self.ask.opts.as_ref().and_then(|opts| opts.log_level);
+        let mut known = diagnose::Known::new(level.map(|level| level >= WITH_TIMES));
+        known.name(message.unwrap_or_default());
+        let starts: Vec<_> = texts.into_iter().flatten().flat_map(diagnose::starts).collect();
+        if starts.is_empty() {
+            return known;
+        }
+        if let Some(pid) = self.pid() {
+            preflight::broken_names(Pid::from(pid), &mut |name| known.name(name));
+        } else if let (Request::Restore, Files::Lent(lend)) = (self.ask.request, &self.ask.files) {
+            let folder = format!("/proc/self/fd/{}", lend.images.as_raw_fd());
+            for start in lines_in_names(folder.as_ref(), &starts) {
+                known.start(start);
+            }
+        }
+        known
     }
 
     /// Whether what we started has ended by itself, without a word of criu's protocol.
@@ -87,7 +113,7 @@ impl Gathering<'_, '_> {
         let is_ours = self.remains.exit.is_some();
         let refused =
             |line: &str| line.contains("Permission denied") || line.contains("Operation not permitted");
-        let mut lines = output.errors.iter().map(String::as_str).chain(output.other.lines()).chain(message);
+        let mut lines = output.telling().chain(message);
         let says_so = lines.clone().next().is_none() || lines.any(refused);
         // Of the calling thread, which started criu. What a program that root starts gets is not out of bounds.
         let may = |status: procfs::Status| match status.uids[1] {

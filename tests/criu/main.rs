@@ -59,6 +59,7 @@ fn main() {
         preflight::sockets::TESTS,
         provoked::TESTS,
         provoked::dumps::TESTS,
+        provoked::forged::TESTS,
         provoked::processes::TESTS,
         provoked::machine::TESTS,
         provoked::restores::TESTS,

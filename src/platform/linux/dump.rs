@@ -65,6 +65,13 @@ pub(crate) fn checkpoint<T>(job: &Job, memory: Option<&dyn Memory>, keep: Keep<'
     Ok(Outcome::Kept(kept, dump.facts()))
 }
 
+/// Whether criu says that it can dump nothing here, asked without a tree.
+pub(crate) fn cannot_work(job: &Job) -> bool {
+    let checked = criu(job).and_then(|criu| criu.check());
+    // It says less of the reason than a dump does.
+    matches!(checked, Err(Error::Criu(_) | Error::Gone(_)))
+}
+
 fn criu(job: &Job) -> Result<Criu> {
     let mut criu = match &job.criu {
         Some(program) => Criu::at(program),

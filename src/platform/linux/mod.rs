@@ -13,6 +13,10 @@ mod serve;
 mod staging;
 mod whole;
 
-pub(crate) use self::{dump::checkpoint, host::host, restore::Reviver};
+pub(crate) use self::{
+    dump::{cannot_work, checkpoint},
+    host::host,
+    restore::Reviver,
+};
 pub use crate::rpc::{Cancel, kill::kill_tree, tree::Tree};
 pub(crate) use crate::sys::Buffer;

@@ -8,6 +8,7 @@ use std::{
 
 use crate::{
     Cause, Error, Result,
+    diagnose::plain,
     image::ImageDir,
     procfs::{self, Stat},
     proto::images::PstreeEntry,
@@ -116,7 +117,7 @@ impl Holder {
         let Holder { pid, number, uses, stat } = self;
         let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
         let name = String::from_utf8_lossy(&name);
-        let name = name.trim_end();
+        let name = plain(name.trim_end());
         let holder = match uses {
             Use::Own => "by".to_owned(),
             Use::Group => format!("as a process group by process {pid},"),

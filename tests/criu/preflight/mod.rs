@@ -100,7 +100,7 @@ fn descriptor_of(fd: i32, target: PathBuf) -> Place {
 }
 
 /// A victim in perl, for system calls that no safe code makes. It does not see to its children's end; this does.
-struct Perl(Victim);
+pub(crate) struct Perl(Victim);
 
 impl std::ops::Deref for Perl {
     type Target = Victim;
@@ -126,18 +126,18 @@ impl Drop for Perl {
 
 /// Runs `before` in a session of its own.
 #[track_caller]
-fn perl(before: &str) -> Perl {
+pub(crate) fn perl(before: &str) -> Perl {
     perl_by(Command::new("perl"), before)
 }
 
 #[track_caller]
-fn perl_by(mut command: Command, before: &str) -> Perl {
+pub(crate) fn perl_by(mut command: Command, before: &str) -> Perl {
     command.args(["-e", &perl_program(before)]);
     Perl(Victim::start_by(command))
 }
 
 /// A program that runs `before` in a session of its own, and then answers.
-fn perl_program(before: &str) -> String {
+pub(crate) fn perl_program(before: &str) -> String {
     format!(
         "use POSIX; POSIX::setsid(); {before}; $| = 1; print \"ready $$\\n\"; while (<STDIN>) {{ print \"here\\n\"; }}"
     )

@@ -1,10 +1,11 @@
 //! Causes, provoked: a real tree that has what criu cannot take, and what criu makes of it. For every cause that an
 //! option cures, the cure is tried.
 //!
-//! [`dumps`], [`processes`], [`restores`] and [`machine`] are the tests, [`odd`] is the program that has odd things, and [`refusing`]
+//! [`dumps`], [`forged`], [`processes`], [`restores`] and [`machine`] are the tests, [`odd`] is the program that has odd things, and [`refusing`]
 //! the kernel that has less than this one.
 
 pub(crate) mod dumps;
+pub(crate) mod forged;
 pub(crate) mod machine;
 pub(crate) mod odd;
 pub(crate) mod processes;

@@ -1,0 +1,49 @@
+//! Text from criu or from a captured tree, made fit for a terminal.
+
+/// The text with every character escaped that does something else than to show itself: control characters and line breaks,
+/// and those of Unicode that turn the direction of writing or are not seen. A tab becomes a space.
+pub(crate) fn plain(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\t' => plain.push(' '),
+            _ if acts(character) => plain.extend(character.escape_default()),
+            _ => plain.push(character),
+        }
+    }
+    plain
+}
+
+fn acts(character: char) -> bool {
+    let unseen = matches!(
+        character,
+        '\u{ad}'
+            | '\u{61c}'
+            | '\u{180e}'
+            | '\u{200b}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{feff}'
+            | '\u{fff9}'..='\u{fffb}'
+            | '\u{e0000}'..='\u{e007f}'
+    );
+    character.is_control() || unseen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_acts_on_a_terminal_is_left() {
+        for (text, expected) in [
+            ("a\u{1b}[31mred\u{7}", "a\\u{1b}[31mred\\u{7}"),
+            ("two\nlines\r", "two\\nlines\\r"),
+            ("\u{9b}31m\u{7f}\0", "\\u{9b}31m\\u{7f}\\u{0}"),
+            ("\u{202e}desrever\u{2066}\u{200b}", "\\u{202e}desrever\\u{2066}\\u{200b}"),
+            ("a\tb ä 漢 \u{1f600} `'\\", "a b ä 漢 \u{1f600} `'\\"),
+        ] {
+            assert_eq!(plain(text), expected);
+        }
+    }
+}
