@@ -16,6 +16,8 @@ pub(crate) struct Stat {
     /// The process group.
     pub(crate) group: i32,
     pub(crate) session: i32,
+    /// The number of its controlling terminal's device, as the kernel has it; 0 for none.
+    terminal: u32,
     /// The flags that the kernel keeps of a task.
     flags: u32,
 }
@@ -50,8 +52,16 @@ impl Stat {
             parent: fields.next()?.parse().ok()?,
             group: fields.next()?.parse().ok()?,
             session: fields.next()?.parse().ok()?,
-            flags: fields.nth(2)?.parse().ok()?,
+            terminal: fields.next()?.parse().ok()?,
+            flags: fields.nth(1)?.parse().ok()?,
         })
+    }
+
+    /// Its controlling terminal, as major and minor.
+    pub(crate) fn terminal(&self) -> Option<(u32, u32)> {
+        let number = self.terminal;
+        let device = ((number >> 8) & 0xfff, (number & 0xff) | ((number >> 12) & 0xf_ff00));
+        (number != 0).then_some(device)
     }
 
     pub(crate) fn is_kernel_thread(&self) -> bool {
@@ -370,6 +380,9 @@ mod tests {
         let text = "4242 (a) R 1 (b)) S 17 4240 4241 0 -1 4194560 117 0 0 0\n";
         let stat = Stat::parse(text).unwrap();
         assert_eq!((stat.state, stat.parent, stat.session), ('S', 17, 4241));
+        assert_eq!(stat.terminal(), None);
+        let text = "1 (x) S 1 1 1 4229124 1 0";
+        assert_eq!(Stat::parse(text).unwrap().terminal(), Some((136, 1028)));
         assert!(!stat.is_kernel_thread());
     }
 

@@ -76,20 +76,33 @@ impl<R: Read> Frames<R> {
     }
 }
 
-/// The image `old` with, of its entries, byte by byte, those to `keep`, and then the `added` ones.
+/// What becomes of an entry.
+pub(super) enum Edit {
+    Keep,
+    Drop,
+    /// These bytes follow it: fields that are there twice count as the last one says.
+    Extend(Vec<u8>),
+}
+
+/// The image `old` with its entries as `edit` says, byte by byte otherwise, and then the `added` ones.
 pub(super) fn rewritten<Old: Message + Default, New: Message>(
     old: &[u8],
     name: &str,
-    keep: impl Fn(&Old) -> bool,
+    edit: impl Fn(&Old) -> Edit,
     added: &[New],
 ) -> Result<Vec<u8>> {
     let mut rest = old;
     let mut frames = Frames::new(&mut rest, name)?;
     let mut kept = Vec::new();
-    while let Some(entry) = frames.next_bytes()? {
+    while let Some(mut entry) = frames.next_bytes()? {
         let decoded = Old::decode(entry.as_slice()).map_err(|error| frames.corrupt(&error.to_string()))?;
-        if keep(&decoded) {
-            kept.push(entry);
+        match edit(&decoded) {
+            Edit::Keep => kept.push(entry),
+            Edit::Drop => {}
+            Edit::Extend(fields) => {
+                entry.extend(fields);
+                kept.push(entry);
+            }
         }
     }
     kept.extend(added.iter().map(Message::encode_to_vec));
@@ -178,13 +191,16 @@ mod tests {
     fn an_image_written_anew_keeps_what_it_should_to_the_byte() {
         // Field 900 is nothing we know; it must survive.
         let unknown = [8, 7, 16, 0, 24, 0, 32, 0, 0xa0, 0x38, 1];
-        let entry = PstreeEntry { pid: 8, ..PstreeEntry::default() };
-        let added = PstreeEntry { pid: 9, ..PstreeEntry::default() };
-        let old = image(&[&unknown, &entry.encode_to_vec()]);
-        let new =
-            rewritten(&old, "pstree.img", |entry: &PstreeEntry| entry.pid != 8, std::slice::from_ref(&added))
-                .unwrap();
-        assert_eq!(new, image(&[&unknown, &added.encode_to_vec()]));
+        let [gone, longer, added] = [8, 10, 9].map(|pid| PstreeEntry { pid, ..PstreeEntry::default() });
+        let old = image(&[&unknown, &gone.encode_to_vec(), &longer.encode_to_vec()]);
+        let edit = |entry: &PstreeEntry| match entry.pid {
+            8 => Edit::Drop,
+            10 => Edit::Extend(vec![24, 5]),
+            _ => Edit::Keep,
+        };
+        let new = rewritten(&old, "pstree.img", edit, std::slice::from_ref(&added)).unwrap();
+        let longer = [longer.encode_to_vec(), vec![24, 5]].concat();
+        assert_eq!(new, image(&[&unknown, &longer, &added.encode_to_vec()]));
     }
 
     #[test]

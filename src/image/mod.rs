@@ -18,12 +18,12 @@ use std::{
 
 use prost::Message;
 
-use self::frame::Frames;
+use self::frame::{Edit, Frames};
 pub(crate) use self::{
     complete::{MemoryIn, check_complete, check_version},
     lines::lines_in_names,
     notes::Notes,
-    streams::detach_streams,
+    streams::{Lending, Lent, Offer, OfferedTerminal, detach_streams},
 };
 use crate::{
     Error, Result,
@@ -144,17 +144,17 @@ impl ImageDir {
         Ok(())
     }
 
-    /// Writes an image anew: of its entries, byte by byte, those to `keep`, and then the `added` ones.
+    /// Writes an image anew: its entries as `edit` says, and then the `added` ones.
     fn rewrite<Old: Message + Default, New: Message>(
         &self,
         name: &str,
-        keep: impl Fn(&Old) -> bool,
+        edit: impl Fn(&Old) -> Edit,
         added: &[New],
     ) -> Result<()> {
         let path = self.0.join(name);
         let doing = || Error::io(format!("edit the image {name}"));
         let old = fs::read(&path).map_err(doing())?;
-        let new = frame::rewritten(&old, name, keep, added)?;
+        let new = frame::rewritten(&old, name, edit, added)?;
         fs::write(&path, new).map_err(doing())
     }
 

@@ -25,7 +25,13 @@ use crate::{
 /// Its standard streams go where [`stdin`](ProcsRestore::stdin), [`stdout`](ProcsRestore::stdout) and
 /// [`stderr`](ProcsRestore::stderr) say, whatever they were, save for pipes inside the tree. By default those that led
 /// to a terminal, a pipe or a socket outside the tree, which are gone, lead to the caller's own; files are the same
-/// files again.
+/// files again. The streams of the root are meant: a descendant that shares one of them gets the same, under whatever number.
+///
+/// A tree from a terminal that is given a terminal gets all of it back: the session that the terminal controls, so that ^C and ^Z
+/// arrive; its modes, such as raw or without echo; its size at the capture (set another afterwards, and the tree is told by
+/// SIGWINCH); every open of it, by `/dev/tty` and by name too. A terminal that controls a session already, as the caller's own does,
+/// stays that session's and keeps its size. Given a pipe or a file instead, the tree has no terminal any more, and what needs one fails. A terminal
+/// that is none of the streams is one of them after the restore, if one is a terminal, else one that has hung up.
 ///
 /// ```no_run
 /// use std::fs::File;

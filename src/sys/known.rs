@@ -59,11 +59,19 @@ impl Known {
 
     /// The index of a pseudo-terminal's slave, if it is one.
     pub(crate) fn slave(&self) -> Option<u64> {
+        if self.is_char_device() { Known::slave_index(self.device()) } else { None }
+    }
+
+    /// The index of the pseudo-terminal's slave that has this number.
+    pub(crate) fn slave_index((major, minor): (u32, u32)) -> Option<u64> {
         const SLAVES: std::ops::RangeInclusive<u32> = 136..=143;
-        let (major, minor) = self.device();
-        let slave = self.is_char_device() && SLAVES.contains(&major);
         // Eight numbers of devices, one after the other.
-        slave.then(|| (u64::from(major - SLAVES.start()) << 20) + u64::from(minor))
+        SLAVES.contains(&major).then(|| (u64::from(major - SLAVES.start()) << 20) + u64::from(minor))
+    }
+
+    /// Whether it is `/dev/tty`: the controlling terminal of the process that opened it.
+    pub(crate) fn is_controlling_terminal(&self) -> bool {
+        self.is_char_device() && self.device() == (5, 0)
     }
 
     /// Whether it is the master of a pseudo-terminal, wherever it has its name.

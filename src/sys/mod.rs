@@ -32,6 +32,14 @@ pub(crate) fn begin_write_back(file: &File, at: u64, length: u64) {
     unsafe { libc::sync_file_range(file.as_raw_fd(), at, length, libc::SYNC_FILE_RANGE_WRITE) };
 }
 
+/// The size of a terminal, in rows and columns.
+pub(crate) fn terminal_size(terminal: BorrowedFd<'_>) -> Option<(u16, u16)> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the call fills in no more than `size`, and says so if this is no terminal.
+    let told = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) };
+    (told == 0).then_some((size.ws_row, size.ws_col))
+}
+
 /// Receives one packet into `buffer`, with the descriptors that came with it: close-on-exec from birth, and
 /// each with an owner. Those for which this process has no room any more are lost, and the kernel closes them.
 pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {

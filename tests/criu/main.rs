@@ -14,7 +14,7 @@ modules! { apart churn harness places program stores talk tree victim }
 // The tests.
 modules! {
     capture causes chunked client damage deadline embed ending faults holders iterative leaks pids pipes preflight provoked requests revived selfdump
-    served service sockets stress terminal
+    served service sockets stress terminal terminals
 }
 
 // Those of signals, of the ends of processes, and of what listens.
@@ -72,6 +72,7 @@ fn main() {
         sockets::TESTS,
         stress::TESTS,
         terminal::TESTS,
+        terminals::TESTS,
     ];
     harness::main(parts, &tests);
 }

@@ -2,10 +2,11 @@
 
 use std::{
     fs::{self, File},
-    os::unix::process::CommandExt,
+    os::unix::{fs::OpenOptionsExt, process::CommandExt},
     process::{Child, Command, Stdio},
 };
 
+use nix::{fcntl::OFlag, pty::{grantpt, posix_openpt, ptsname_r, unlockpt}};
 use criu_rpc::{Chunking, Digest256, FsBlobStore, ProcsCapture, ProcsRestore, Restored};
 
 use crate::{
@@ -95,6 +96,16 @@ impl Program {
         Program { root: Some(root), talk }
     }
 
+    /// Starts a command in a terminal, as an agent does: it leads a session, which the terminal controls.
+    #[track_caller]
+    pub(crate) fn in_terminal(terminal: &Terminal, command: &Command) -> Program {
+        let mut session = Command::new("/proc/self/exe");
+        session.args(["--session", "--terminal"]).arg(command.get_program()).args(command.get_args());
+        let [input, output, errors] = terminal.streams();
+        let root = session.stdin(input).stdout(output).stderr(errors).spawn().unwrap();
+        Program { root: Some(root), talk: terminal.talk() }
+    }
+
     pub(crate) fn pid(&self) -> i32 {
         self.root.as_ref().map(|root| i32::try_from(root.id()).unwrap()).unwrap()
     }
@@ -120,6 +131,42 @@ impl Drop for Program {
     }
 }
 
+/// Both sides of a terminal.
+#[derive(Debug)]
+pub(crate) struct Terminal {
+    pub(crate) master: File,
+    pub(crate) side: File,
+}
+
+impl Terminal {
+    pub(crate) fn new() -> Terminal {
+        let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).unwrap();
+        grantpt(&master).unwrap();
+        unlockpt(&master).unwrap();
+        let name = ptsname_r(&master).unwrap();
+        let no_control = OFlag::O_NOCTTY.bits();
+        let side = File::options().read(true).write(true).custom_flags(no_control).open(name).unwrap();
+        Terminal { master: std::os::fd::AsFd::as_fd(&master).try_clone_to_owned().unwrap().into(), side }
+    }
+
+    /// Its slave, for each standard stream.
+    pub(crate) fn streams(&self) -> [File; 3] {
+        [(); 3].map(|()| self.side.try_clone().unwrap())
+    }
+
+    pub(crate) fn talk(&self) -> Talk {
+        Talk::new(self.master.try_clone().unwrap(), self.master.try_clone().unwrap())
+    }
+
+    /// Revives a capture of one tree in this terminal.
+    #[track_caller]
+    pub(crate) fn revive(&self, restore: ProcsRestore, store: &FsBlobStore, digest: &Digest256) -> Revived {
+        let [input, output, errors] = self.streams();
+        let restored = restore.stdin(input).stdout(output).stderr(errors).restore(store, digest);
+        Revived::new(only_tree(restored.or_explain()), self.talk())
+    }
+}
+
 /// Whether a session has members, be they zombies.
 fn members(session: i32) -> bool {
     let processes = fs::read_dir("/proc").unwrap().flatten();
@@ -138,8 +185,18 @@ fn in_own_session(command: &Command) -> Command {
     session
 }
 
-/// Becomes the program that the words name, in a session of its own.
+/// Becomes the program that the words name, in a session of its own. With `--terminal` first, its standard input is
+/// what controls the session.
 pub(crate) fn main(words: &[String]) {
     nix::unistd::setsid().unwrap();
+    let words = match words {
+        [first, rest @ ..] if first == "--terminal" => {
+            // The first terminal that a session's leader opens becomes the session's.
+            let name = nix::unistd::ttyname(std::io::stdin()).unwrap();
+            drop(File::options().read(true).write(true).open(name).unwrap());
+            rest
+        }
+        words => words,
+    };
     panic!("{}", Command::new(&words[0]).args(&words[1..]).exec());
 }

@@ -64,16 +64,48 @@ impl Talk {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             assert!(!left.is_zero(), "no answer in time; heard so far: {:?}", self.heard);
-            let mut polled = [PollFd::new(self.from.as_fd(), PollFlags::POLLIN)];
-            if poll(&mut polled, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)).unwrap_or(0) == 0 {
-                continue;
-            }
-            let mut buffer = [0; 4096];
-            match self.from.read(&mut buffer) {
-                Ok(0) | Err(_) => return None, // a terminal says EIO at its end
-                Ok(count) => self.heard.extend(&buffer[..count]),
+            if !self.hear_more(deadline) {
+                return None;
             }
         }
+    }
+
+    /// Waits for something to be said, but not longer; false at the end.
+    fn hear_more(&mut self, deadline: Instant) -> bool {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut polled = [PollFd::new(self.from.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut polled, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)).unwrap_or(0) == 0 {
+            return true;
+        }
+        let mut buffer = [0; 4096];
+        match self.from.read(&mut buffer) {
+            Ok(0) | Err(_) => false, // a terminal says EIO at its end
+            Ok(count) => {
+                self.heard.extend(&buffer[..count]);
+                true
+            }
+        }
+    }
+
+    /// Waits until this was said, and gives everything up to there.
+    #[track_caller]
+    pub(crate) fn until(&mut self, words: &str) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(place) = self.heard.windows(words.len()).position(|part| part == words.as_bytes()) {
+                let said: Vec<u8> = self.heard.drain(..place + words.len()).collect();
+                return String::from_utf8_lossy(&said).into_owned();
+            }
+            let heard = String::from_utf8_lossy(&self.heard).into_owned();
+            assert!(Instant::now() < deadline, "{words:?} was not said; heard so far: {heard:?}");
+            assert!(self.hear_more(deadline), "{words:?} was not said before the end: {heard:?}");
+        }
+    }
+
+    /// Says these bytes, as keys of a terminal are.
+    #[track_caller]
+    pub(crate) fn press(&mut self, keys: &str) {
+        self.to.as_mut().expect("because nobody hung up").write_all(keys.as_bytes()).unwrap();
     }
 
     /// Ends the conversation, upon which a victim ends.

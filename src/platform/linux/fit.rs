@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeSet, HashSet},
-    fs,
+    fs::{self, DirEntry},
     path::Path,
 };
 
@@ -12,7 +12,7 @@ use crate::{
     image::ImageDir,
     options::External,
     preflight::{Peer, Peers},
-    procfs::{Stat, tree},
+    procfs::{Stat, fdinfo_number, read_start, tree},
     sys::Known,
 };
 
@@ -36,7 +36,7 @@ fn leads_no_session(root: Pid) -> bool {
     Stat::of(root.as_raw()).is_ok_and(|stat| stat.session != root.as_raw())
 }
 
-/// What the tree has open but does not hold the other side of.
+/// The files of a tree that it does not hold the other side of.
 struct Outside {
     /// As criu names them.
     terminals: BTreeSet<String>,
@@ -46,17 +46,13 @@ struct Outside {
 
 impl Outside {
     fn of(root: Pid) -> Outside {
-        let (mut terminals, mut streams, mut sockets) = (BTreeSet::new(), BTreeSet::new(), HashSet::new());
-        let mut holds_masters = false;
+        let (mut streams, mut sockets, mut terminals) =
+            (BTreeSet::new(), HashSet::new(), Terminals::default());
         for pid in tree(root.as_raw()) {
             for descriptor in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
                 let Ok(target) = fs::read_link(descriptor.path()) else { continue };
                 if target.is_absolute() {
-                    let Ok(file) = Known::of(descriptor.path()) else { continue };
-                    holds_masters |= file.is_master();
-                    if file.slave().is_some() {
-                        terminals.insert(format!("tty[{:x}:{:x}]", file.rdev(), file.dev()));
-                    }
+                    terminals.add(pid, &descriptor);
                 } else if let Some(inode) = socket_inode(&target) {
                     sockets.insert(inode);
                     if ["0", "1", "2"].iter().any(|stream| descriptor.file_name() == *stream) {
@@ -67,9 +63,53 @@ impl Outside {
         }
         let peers = if streams.is_empty() { None } else { Peers::ask(&sockets) };
         streams.retain(|inode| peers.as_ref().is_some_and(|peers| peers.of(*inode) == Peer::Outside));
-        // A tree with a terminal program in it: criu knows which of them belong together.
-        let terminals = if holds_masters { BTreeSet::new() } else { terminals };
-        Outside { terminals, streams }
+        Outside { terminals: terminals.outside(), streams }
+    }
+}
+
+/// The terminals of a tree. criu restores those that it has both sides of.
+#[derive(Default)]
+struct Terminals {
+    /// By index, and by file system where that is the terminals' own.
+    masters: Vec<(u64, u64)>,
+    /// By index, file system and criu's name.
+    slaves: BTreeSet<(u64, u64, String)>,
+    /// `/dev/tty`, by the index of the terminal that it is.
+    controlling: BTreeSet<(Option<u64>, String)>,
+}
+
+impl Terminals {
+    fn add(&mut self, pid: i32, descriptor: &DirEntry) {
+        let Ok(file) = Known::of(descriptor.path()) else { return };
+        let name = || format!("tty[{:x}:{:x}]", file.rdev(), file.dev());
+        if file.is_master() {
+            let number = descriptor.file_name();
+            let info = read_start(format!("/proc/{pid}/fdinfo/{}", number.to_string_lossy()));
+            let index = info.and_then(|info| fdinfo_number(&info, "tty-index"));
+            self.masters
+                .extend(index.and_then(|index| u64::try_from(index).ok()).map(|index| (index, file.dev())));
+        } else if let Some(index) = file.slave() {
+            self.slaves.insert((index, file.dev(), name()));
+        } else if file.is_controlling_terminal() {
+            let device = Stat::of(pid).ok().and_then(|stat| stat.terminal());
+            self.controlling.insert((device.and_then(Known::slave_index), name()));
+        }
+    }
+
+    /// Those whose other side the tree does not have, as criu names them.
+    fn outside(self) -> BTreeSet<String> {
+        let systems: BTreeSet<u64> = self.slaves.iter().map(|(_, system, _)| *system).collect();
+        // A master may be opened by a device file anywhere; then its index is all that there is.
+        let is_inner = |index: u64, system: Option<u64>| {
+            let matches = |own: u64| !systems.contains(&own) || system.is_none_or(|system| system == own);
+            self.masters.iter().any(|(master, own)| *master == index && matches(*own))
+        };
+        let slaves = self.slaves.iter().filter(|(index, system, _)| !is_inner(*index, Some(*system)));
+        let mut outside: BTreeSet<String> = slaves.map(|(_, _, name)| name.clone()).collect();
+        let controlling = self.controlling.iter();
+        let controlling = controlling.filter(|(index, _)| index.is_none_or(|index| !is_inner(index, None)));
+        outside.extend(controlling.map(|(_, name)| name.clone()));
+        outside
     }
 }
 

@@ -11,6 +11,7 @@ mod rounds;
 mod select;
 mod serve;
 mod staging;
+mod streams;
 mod whole;
 
 pub(crate) use self::{

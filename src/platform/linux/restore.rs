@@ -2,16 +2,15 @@
 
 use std::{
     fs::File,
-    io,
     os::fd::{AsFd, OwnedFd},
     path::Path,
     time::Duration,
 };
 
-use super::{fit, pids::Pids, serve, staging::Staging, whole};
+use super::{fit, pids::Pids, serve, staging::Staging, streams::Given, whole};
 use crate::{
     Criu, Error, Request, Result,
-    image::{ImageDir, MemoryIn, check_complete, check_version, detach_streams},
+    image::{ImageDir, MemoryIn, check_complete, check_version},
     platform::{Revival, ToRevive},
     rpc::{Lend, NoHooks, tree::Tree},
     sys,
@@ -76,15 +75,13 @@ impl<'a> Reviver<'a> {
         let pids = Pids::of(&images)?;
         pids.wait_for_zombies(revival.patience.unwrap_or(PATIENCE));
 
-        let given = given(&revival.streams)?;
-        let chosen = revival.streams.each_ref().map(|file| file.is_some() || revival.own_streams);
-        let detached = detach_streams(&images, chosen)?;
+        let lent = Given::new(revival)?.lend(&images)?;
         let opening = Error::io(format!("open {}", tree.folder.display()));
         let folder = OwnedFd::from(File::open(tree.folder).map_err(opening)?);
         let restore = |images: &OwnedFd| {
             let mut lend = Lend::images(images).work(&folder);
-            for (stream, key) in &detached {
-                lend = lend.inherit(key, &given[*stream]);
+            for (key, file) in &lent {
+                lend = lend.inherit(key, file);
             }
             for (key, file) in &revival.inherit {
                 lend = lend.inherit(key.as_str(), file);
@@ -111,24 +108,4 @@ impl Drop for AllOrNone {
             let _ = tree.kill().and_then(|()| tree.wait()); // what failed first is to be told
         }
     }
-}
-
-/// The standard streams to give to a tree: those that the caller chose, else its own, else nothing.
-fn given(streams: &[Option<File>; 3]) -> Result<[File; 3]> {
-    let own = [
-        io::stdin().as_fd().try_clone_to_owned(),
-        io::stdout().as_fd().try_clone_to_owned(),
-        io::stderr().as_fd().try_clone_to_owned(),
-    ];
-    let mut given = Vec::new();
-    for (chosen, own) in streams.iter().zip(own) {
-        let file = match (chosen, own) {
-            (Some(chosen), _) => chosen.try_clone(),
-            (None, Ok(own)) => Ok(File::from(own)),
-            // A daemon has closed its own.
-            (None, Err(_)) => File::options().read(true).write(true).open("/dev/null"),
-        };
-        given.push(file.map_err(Error::io("lend a standard stream"))?);
-    }
-    Ok(given.try_into().expect("because there were three"))
 }

@@ -1,0 +1,207 @@
+//! Files of a dumped tree whose other side was outside of it, and giving the tree others in their place.
+//!
+//! criu can put a file of ours in the place of a resource (`inherit_fd`), but only by the resource's name, and the names
+//! are too coarse: a program in a terminal has one file as all three streams, and the caller may lend a pipe, a
+//! file and nothing. So the images are edited, in one of two ways.
+//!
+//! - A terminal that is given another terminal stays one, so that criu restores its modes, its size, and the session that it
+//!   controls. Each of its open files gets a name of its own.
+//! - Everything else becomes a regular file of its own, whose name we choose, and that is what criu replaces. It takes whatever
+//!   is lent for it, as it is.
+//!
+//! The root of the tree decides what is a stream: a child that has the root's standard error as its standard output gets
+//! what the caller gives as standard error.
+
+mod edit;
+mod tables;
+
+use std::collections::{BTreeMap, HashMap};
+
+use self::{
+    edit::{Edits, Substitute},
+    tables::{Inherited, Kind, Outside, Resource, Tables},
+};
+use super::ImageDir;
+use crate::{Result, proto::images::FdinfoEntry};
+
+/// The bits of a file's flags that say for what it was opened.
+const ACCESS_MODE: u32 = 3;
+const WRITE_ONLY: u32 = 1;
+
+/// What the caller offers to the tree.
+#[derive(Debug, Default)]
+pub(crate) struct Offer<'a> {
+    /// The standard streams that are to be replaced wherever they lead, unless to another task of the tree.
+    pub(crate) chosen: [bool; 3],
+    /// The terminal that each standard stream is, if it is one.
+    pub(crate) terminals: [Option<OfferedTerminal>; 3],
+    /// criu's names of the resources that the caller lends files for. They are left alone.
+    pub(crate) inherited: &'a [&'a str],
+}
+
+/// A terminal that the tree can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct OfferedTerminal {
+    /// The number of the device.
+    pub(crate) device: u64,
+    /// The state to leave it in if a session has it already: its rows, columns, owner and group.
+    pub(crate) taken: Option<[u32; 4]>,
+}
+
+/// A file that criu wants to be lent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Lending {
+    /// Its name for `inherit_fd`.
+    pub(crate) key: String,
+    pub(crate) what: Lent,
+}
+
+/// The file to lend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Lent {
+    /// What the caller gives as this standard stream. A pipe that is not to be waited for is opened anew as one.
+    Stream { stream: usize, nonblocking: bool },
+    /// The terminal that is this standard stream, opened anew with these flags.
+    Terminal { stream: usize, flags: u32 },
+    /// A terminal whose other side is gone.
+    HungUp,
+}
+
+/// Makes the files that lead out of the tree replaceable, and the root's streams that the caller chose. Gives the files to
+/// lend.
+pub(crate) fn detach_streams(images: &ImageDir, offer: &Offer<'_>) -> Result<Vec<Lending>> {
+    let tables = Tables::read(images, &Inherited(offer.inherited))?;
+    let plan = Plan::new(&tables, offer);
+    let mut edits = Edits::new(&tables);
+    for (table, descriptors) in &tables.descriptors {
+        for descriptor in descriptors {
+            match plan.fate(descriptor) {
+                Fate::Stays => {}
+                Fate::Replaced(lent) => edits.replace(*table, descriptor, Substitute(lent)),
+                Fate::Terminal { stream, flags } => edits.keep_terminal(descriptor.id, stream, flags),
+            }
+        }
+    }
+    edits.apply(images, &tables, offer)
+}
+
+/// The image of a table of descriptors.
+fn fdinfo(files_id: u32) -> String {
+    format!("fdinfo-{files_id}.img")
+}
+
+/// What becomes of a descriptor.
+enum Fate {
+    Stays,
+    Replaced(Lent),
+    /// It stays a terminal, and gets the one that is this stream.
+    Terminal {
+        stream: usize,
+        flags: u32,
+    },
+}
+
+/// The standard streams that each resource was.
+struct Plan<'a> {
+    tables: &'a Tables,
+    offer: &'a Offer<'a>,
+    /// By the root's word.
+    of_root: HashMap<Resource, Vec<usize>>,
+    /// By that of any process.
+    of_any: HashMap<Resource, Vec<usize>>,
+    /// The root's streams that are files which are to be replaced.
+    files: BTreeMap<u32, usize>,
+    /// Whether each of the root's streams leads out.
+    leads_out: [bool; 3],
+}
+
+impl<'a> Plan<'a> {
+    fn new(tables: &'a Tables, offer: &'a Offer<'a>) -> Plan<'a> {
+        let (mut files, mut leads_out) = (BTreeMap::new(), [false; 3]);
+        for (stream, descriptor) in tables.of_root().filter_map(stream_of) {
+            match tables.files.get(&descriptor.id) {
+                Some(Kind::Regular) if offer.chosen[stream] => {
+                    files.entry(descriptor.id).or_insert(stream);
+                }
+                Some(Kind::Outside(_)) => leads_out[stream] = true,
+                _ => {}
+            }
+        }
+        let of_root = streams(tables, tables.of_root());
+        let of_any = streams(tables, tables.all_descriptors());
+        Plan { tables, offer, of_root, of_any, files, leads_out }
+    }
+
+    fn fate(&self, descriptor: &FdinfoEntry) -> Fate {
+        let replaced = |stream| Fate::Replaced(Lent::Stream { stream, nonblocking: false });
+        if let Some(home) = self.files.get(&descriptor.id) {
+            return replaced(stream_of(descriptor).map_or(*home, |(stream, _)| stream));
+        }
+        let Some(outside) = self.tables.outside(descriptor.id) else { return Fate::Stays };
+        let stream = self.stream(outside, descriptor.fd);
+        if let Resource::Terminal(terminal) = outside.resource {
+            return self.terminal(outside, terminal, stream, descriptor.fd);
+        }
+        let nonblocking = outside.flags & NONBLOCKING != 0 && matches!(outside.resource, Resource::Pipe(_));
+        stream.map_or(Fate::Stays, |stream| Fate::Replaced(Lent::Stream { stream, nonblocking }))
+    }
+
+    /// The standard stream that a descriptor leads to.
+    fn stream(&self, outside: Outside, fd: u32) -> Option<usize> {
+        let known = self.of_root.get(&outside.resource).or_else(|| self.of_any.get(&outside.resource));
+        let writes = outside.flags & ACCESS_MODE == WRITE_ONLY;
+        if let Some(known) = known {
+            let same = known.iter().copied().find(|stream| u32::try_from(*stream) == Ok(fd));
+            let by_direction = || known.iter().copied().find(|stream| (*stream > 0) == writes);
+            return same.or_else(by_direction).or_else(|| known.first().copied());
+        }
+        // The stream may have been put elsewhere to make room for a file: `exec 3>&1 >log`.
+        let stream = usize::from(writes);
+        let free = if writes { !self.leads_out[1] && !self.leads_out[2] } else { !self.leads_out[0] };
+        (free && matches!(outside.resource, Resource::Pipe(_))).then_some(stream)
+    }
+
+    fn terminal(&self, outside: Outside, terminal: u32, stream: Option<usize>, fd: u32) -> Fate {
+        let replaced = |stream| Fate::Replaced(Lent::Stream { stream, nonblocking: false });
+        if self.tables.terminals.is_hung(terminal) {
+            return stream.map_or(Fate::Replaced(Lent::HungUp), replaced);
+        }
+        let offered = |stream: usize| self.offer.terminals[stream].map(|terminal| terminal.device);
+        let known = self.of_root.get(&outside.resource).or_else(|| self.of_any.get(&outside.resource));
+        let wanted = known.map_or([0, 1, 2].as_slice(), Vec::as_slice);
+        let flags = outside.flags;
+        match (wanted.iter().copied().find(|stream| offered(*stream).is_some()), stream) {
+            (Some(first), Some(own)) if fd > 2 || offered(own) == offered(first) => {
+                Fate::Terminal { stream: first, flags }
+            }
+            (Some(first), None) => Fate::Terminal { stream: first, flags },
+            (_, Some(own)) => replaced(own),
+            (None, None) => Fate::Replaced(Lent::HungUp),
+        }
+    }
+}
+
+/// As `open` has it. It is the same on all architectures that criu runs on, save for MIPS.
+const NONBLOCKING: u32 = 0o4000;
+
+fn stream_of(descriptor: &FdinfoEntry) -> Option<(usize, &FdinfoEntry)> {
+    usize::try_from(descriptor.fd).ok().filter(|fd| *fd <= 2).map(|fd| (fd, descriptor))
+}
+
+/// The standard streams that each resource is, in order.
+fn streams<'a>(
+    tables: &Tables,
+    descriptors: impl Iterator<Item = &'a FdinfoEntry>,
+) -> HashMap<Resource, Vec<usize>> {
+    let mut streams = HashMap::<Resource, Vec<usize>>::new();
+    for (stream, descriptor) in descriptors.filter_map(stream_of) {
+        if let Some(outside) = tables.outside(descriptor.id) {
+            let known = streams.entry(outside.resource).or_default();
+            if !known.contains(&stream) {
+                known.push(stream);
+                known.sort_unstable();
+            }
+        }
+    }
+    streams
+}

@@ -1,0 +1,269 @@
+//! [`Tables`]: what the images say of open files, as far as streams go.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::{
+    Result,
+    image::ImageDir,
+    proto::images::{FdinfoEntry, FileEntry, TtyInfoEntry, TtyType},
+};
+
+/// Open files and descriptors.
+pub(super) struct Tables {
+    pub(super) files: HashMap<u32, Kind>,
+    /// The open descriptors, by the number of the table, which tasks may share. Parents' before children's.
+    pub(super) descriptors: Vec<(u32, Vec<FdinfoEntry>)>,
+    pub(super) terminals: Terminals,
+}
+
+/// The facts about an open file that matter. The whole entry takes a hundred times the space, and the images may be hostile.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Kind {
+    Regular,
+    /// The other side of the file was not a part of the tree, and so is gone.
+    Outside(Outside),
+    Inner,
+}
+
+/// An open file whose other side was outside.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) struct Outside {
+    pub(super) resource: Resource,
+    /// As `open` has them.
+    pub(super) flags: u32,
+}
+
+/// Something that may be open more than once.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Resource {
+    Pipe(u32),
+    /// By inode.
+    Socket(u32),
+    /// By the number of the first entry of this terminal.
+    Terminal(u32),
+}
+
+/// criu's names of the resources that the caller lends files for.
+pub(super) struct Inherited<'a>(pub(super) &'a [&'a str]);
+
+impl Inherited<'_> {
+    fn has(&self, key: &str) -> bool {
+        self.0.contains(&key)
+    }
+}
+
+impl Tables {
+    pub(super) fn read(images: &ImageDir, inherited: &Inherited<'_>) -> Result<Tables> {
+        let terminals = Terminals::read(images, inherited)?;
+        let (mut files, mut pipes, mut sockets) = (HashMap::new(), Pipes::default(), Sockets::default());
+        images.each("files.img", |file: FileEntry| {
+            pipes.add(&file);
+            sockets.add(&file);
+            files.insert(file.id, kind(&file, &terminals, inherited));
+        })?;
+        files.extend(sockets.leading_out(inherited));
+        let (mut descriptors, mut known) = (Vec::new(), HashSet::new());
+        for process in images.processes()? {
+            if let Some(files_id) = images.files_id(process.pid)?.filter(|files_id| known.insert(*files_id)) {
+                descriptors.push((files_id, images.all(&super::fdinfo(files_id))?));
+            }
+        }
+        let ended = images.notes()?.and_then(|notes| notes.pipes);
+        let ended = ended.map(|pipes| pipes.ended.into_iter().collect());
+        files.extend(pipes.leading_out(ended.as_ref(), &root_streams(&descriptors), inherited));
+        Ok(Tables { files, descriptors, terminals })
+    }
+
+    /// The descriptors of the root.
+    pub(super) fn of_root(&self) -> impl Iterator<Item = &FdinfoEntry> {
+        self.descriptors.first().into_iter().flat_map(|(_, descriptors)| descriptors)
+    }
+
+    pub(super) fn all_descriptors(&self) -> impl Iterator<Item = &FdinfoEntry> {
+        self.descriptors.iter().flat_map(|(_, descriptors)| descriptors)
+    }
+
+    pub(super) fn outside(&self, file: u32) -> Option<Outside> {
+        match self.files.get(&file) {
+            Some(Kind::Outside(outside)) => Some(*outside),
+            _ => None,
+        }
+    }
+}
+
+/// The files that are standard streams of the root.
+fn root_streams(descriptors: &[(u32, Vec<FdinfoEntry>)]) -> HashSet<u32> {
+    let root = descriptors.first().into_iter().flat_map(|(_, descriptors)| descriptors);
+    root.filter(|descriptor| descriptor.fd <= 2).map(|descriptor| descriptor.id).collect()
+}
+
+fn kind(file: &FileEntry, terminals: &Terminals, inherited: &Inherited<'_>) -> Kind {
+    if let Some(tty) = &file.tty {
+        return match terminals.resource(tty.tty_info_id) {
+            Some(resource) => Kind::Outside(Outside { resource, flags: tty.flags }),
+            None => Kind::Inner,
+        };
+    }
+    match &file.reg {
+        Some(reg) if inherited.has(reg.name.trim_start_matches('/')) => Kind::Inner,
+        Some(_) => Kind::Regular,
+        None => Kind::Inner,
+    }
+}
+
+/// The terminals whose other side was outside. criu has an entry for each open file of such a terminal.
+#[derive(Default)]
+pub(super) struct Terminals {
+    /// By the number of the entry.
+    known: HashMap<u32, Terminal>,
+}
+
+/// An entry of a terminal.
+#[derive(Clone, Copy)]
+pub(super) struct Terminal {
+    resource: u32,
+    pub(super) session: u32,
+    /// The process group in the foreground.
+    pub(super) foreground: u32,
+    /// Nobody had the other side.
+    pub(super) hung: bool,
+}
+
+impl Terminals {
+    fn read(images: &ImageDir, inherited: &Inherited<'_>) -> Result<Terminals> {
+        /// `/dev/tty`: the controlling terminal of whoever opens it.
+        const CONTROLLING: u32 = 0x500;
+        let mut entries = Vec::new();
+        images.each("tty-info.img", |tty: TtyInfoEntry| {
+            if tty.r#type == i32::from(TtyType::ExtTty) {
+                entries.push(tty);
+            }
+        })?;
+        let (mut by_device, mut by_session) = (HashMap::new(), HashMap::new());
+        for tty in entries.iter().filter(|tty| tty.rdev != CONTROLLING) {
+            let first = *by_device.entry((tty.rdev, tty.dev)).or_insert(tty.id);
+            if tty.sid != 0 {
+                by_session.entry(tty.sid).or_insert(first);
+            }
+        }
+        let mut known = HashMap::new();
+        for tty in &entries {
+            let key = format!("tty[{:x}:{:x}]", tty.rdev, tty.dev.unwrap_or(0));
+            if inherited.has(&key) {
+                continue;
+            }
+            let resource = match by_device.get(&(tty.rdev, tty.dev)) {
+                Some(first) => *first,
+                None => by_session.get(&tty.sid).copied().unwrap_or(tty.id),
+            };
+            let hung = tty.termios.is_none();
+            known.insert(tty.id, Terminal { resource, session: tty.sid, foreground: tty.pgrp, hung });
+        }
+        Ok(Terminals { known })
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.known.is_empty()
+    }
+
+    /// The entry of this number, if the terminal was outside and nothing is lent for it.
+    pub(super) fn get(&self, tty_info: u32) -> Option<Terminal> {
+        self.known.get(&tty_info).copied()
+    }
+
+    fn resource(&self, tty_info: u32) -> Option<Resource> {
+        self.get(tty_info).map(|terminal| Resource::Terminal(terminal.resource))
+    }
+
+    /// Whether the terminal had hung up when the tree was captured.
+    pub(super) fn is_hung(&self, resource: u32) -> bool {
+        self.get(resource).is_none_or(|terminal| terminal.hung)
+    }
+}
+
+/// The pipes, and which ends of them the tree has.
+#[derive(Default)]
+struct Pipes {
+    /// The files that are an end of a pipe, the pipe, and the file's flags.
+    files: Vec<(u32, u32, u32)>,
+    /// The access modes of the ends, as bits.
+    ends: HashMap<u32, u8>,
+}
+
+impl Pipes {
+    fn add(&mut self, file: &FileEntry) {
+        if let Some(pipe) = &file.pipe {
+            self.files.push((file.id, pipe.pipe_id, pipe.flags));
+            *self.ends.entry(pipe.pipe_id).or_default() |= 1 << (pipe.flags & super::ACCESS_MODE);
+        }
+    }
+
+    /// The files that are an end of a pipe with the other end outside. Of those with no other end, some are `ended`. Where
+    /// that was not noted, nothing is certain; the root's streams are the likeliest to lead out.
+    fn leading_out(
+        &self,
+        ended: Option<&HashSet<u32>>,
+        root_streams: &HashSet<u32>,
+        inherited: &Inherited<'_>,
+    ) -> Vec<(u32, Kind)> {
+        let root_pipes: HashSet<u32> = self
+            .files
+            .iter()
+            .filter(|(file, ..)| root_streams.contains(file))
+            .map(|(_, pipe, _)| *pipe)
+            .collect();
+        let leads_out = |pipe: u32| match ended {
+            Some(ended) => !ended.contains(&pipe),
+            None => root_pipes.contains(&pipe),
+        };
+        let files = self.files.iter().filter(|(_, pipe, _)| {
+            !self.is_inner(*pipe) && leads_out(*pipe) && !inherited.has(&format!("pipe:[{pipe}]"))
+        });
+        let outside = |pipe, flags| Kind::Outside(Outside { resource: Resource::Pipe(pipe), flags });
+        files.map(|(file, pipe, flags)| (*file, outside(*pipe, *flags))).collect()
+    }
+
+    /// Whether the tree has both ends of it, so that it is its own business.
+    fn is_inner(&self, pipe: u32) -> bool {
+        const READ_WRITE: u8 = 1 << 2;
+        self.ends.get(&pipe).is_some_and(|ends| ends.count_ones() > 1 || ends & READ_WRITE != 0)
+    }
+}
+
+/// The unix sockets. criu notes the other end of one that leads out as a socket of its own, or not at all.
+#[derive(Default)]
+struct Sockets {
+    files: Vec<Socket>,
+    /// The inodes of those that the tree has itself.
+    inner: HashSet<u32>,
+}
+
+struct Socket {
+    file: u32,
+    inode: u32,
+    /// The inode of the other end; 0 if there is none.
+    peer: u32,
+    flags: u32,
+}
+
+impl Sockets {
+    fn add(&mut self, file: &FileEntry) {
+        const EXTERNAL: u32 = 1;
+        if let Some(socket) = file.usk.as_ref().filter(|socket| socket.uflags & EXTERNAL == 0) {
+            let (inode, peer, flags) = (socket.ino, socket.peer, socket.flags);
+            self.files.push(Socket { file: file.id, inode, peer, flags });
+            self.inner.insert(inode);
+        }
+    }
+
+    fn leading_out<'a>(&'a self, inherited: &'a Inherited<'_>) -> impl Iterator<Item = (u32, Kind)> + 'a {
+        let outside = move |socket: &&Socket| {
+            let leads_out = socket.peer != 0 && !self.inner.contains(&socket.peer);
+            leads_out && !inherited.has(&format!("socket:[{}]", socket.inode))
+        };
+        self.files.iter().filter(outside).map(|socket| {
+            let resource = Resource::Socket(socket.inode);
+            (socket.file, Kind::Outside(Outside { resource, flags: socket.flags }))
+        })
+    }
+}
