@@ -1,0 +1,119 @@
+//! The processes of this program: it is their reaper, so that none of them is left behind.
+
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    sys::{
+        signal::{Signal, kill},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
+    unistd::Pid,
+};
+
+use crate::{
+    failure::{Failure, Result},
+    talk::PATIENCE,
+};
+
+/// Makes this process the parent of what its descendants leave behind.
+pub(crate) fn adopt_orphans() -> Result {
+    Ok(nix::sys::prctl::set_child_subreaper(true)?)
+}
+
+/// True if the process exists and is no zombie.
+pub(crate) fn lives(pid: i32) -> bool {
+    state(pid).is_some_and(|state| state != 'Z')
+}
+
+fn state(pid: i32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
+/// The name of the command that a process runs.
+pub(crate) fn name(pid: i32) -> Option<String> {
+    Some(fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim_end().to_owned())
+}
+
+/// The seconds of processor time that a process used.
+pub(crate) fn processor_time(pid: i32) -> Option<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
+    let ticks = fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?;
+    Some(ticks / 100.0)
+}
+
+/// The process's children.
+pub(crate) fn children(pid: i32) -> Vec<i32> {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let lists = tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    lists.flat_map(|list| list.split(' ').filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
+}
+
+/// The process's descendants.
+pub(crate) fn descendants(pid: i32) -> Vec<i32> {
+    let mut found = children(pid);
+    let mut next = 0;
+    while next < found.len() {
+        found.extend(children(found[next]));
+        next += 1;
+    }
+    found
+}
+
+fn own() -> i32 {
+    i32::try_from(std::process::id()).expect("because the kernel's pids are positive integers")
+}
+
+/// Reaps what ended and was left to us. No child that somebody here waits for may exist.
+pub(crate) fn reap_orphans() {
+    loop {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(_) => return,
+        }
+    }
+}
+
+/// Kills and reaps all that descends from us. No child that somebody here waits for may exist.
+pub(crate) fn end_descendants() -> Result {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let left = descendants(own());
+        for pid in left.iter().copied().filter(|pid| lives(*pid)) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL); // it may have ended
+        }
+        reap_orphans();
+        if left.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(Failure::wrong(format!("processes {left:?} do not end")));
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Ends everything, and then this process, when it is told to end by a signal. To be called before other threads exist.
+pub(crate) fn clean_up_on_signals(clean_up: impl FnOnce() + Send + 'static) -> Result {
+    let mut signals = nix::sys::signal::SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        signals.add(signal);
+    }
+    signals.thread_block()?;
+    thread::spawn(move || {
+        let Ok(signal) = signals.wait() else { return };
+        eprintln!("test-programs: ended by {signal}");
+        if let Err(failure) = end_descendants() {
+            eprintln!("test-programs: {failure}");
+        }
+        clean_up();
+        std::process::exit(128 + signal as i32);
+    });
+    Ok(())
+}

@@ -1,0 +1,133 @@
+//! Compilers and build tools in the middle of their work.
+
+use std::fmt::Write as _;
+
+use super::Program;
+use crate::{failure::Result, stage::Stage, talk::Kind};
+
+pub(super) const PROGRAMS: &[Program] = &[
+    Program { name: "gcc mid-compile", needs: &["gcc"], play: gcc },
+    Program { name: "rustc mid-compile", needs: &["rustc", "cc"], play: rustc },
+    Program { name: "make -j", needs: &["make", "sh"], play: make },
+    Program { name: "cargo test", needs: &["cargo", "cc"], play: cargo },
+];
+
+/// The compiler proper while it optimizes, with its driver, and the assembler to follow.
+fn gcc(stage: &mut Stage) -> Result {
+    // One function, for nothing is written before that is done.
+    let mut source = String::from("#include <stdio.h>\nint main(void) { unsigned s = 1, a[16] = {0};\n");
+    for n in 0..15000 {
+        let _ = writeln!(
+            source,
+            "s = s * 31 + a[(s + {n}) & 15]; if (s & {n}) a[s & 15] ^= s + {n}; else s ^= {n};"
+        );
+    }
+    source += "printf(\"checksum %u\\n\", s); }\n";
+    stage.place.write("big.c", source)?;
+    stage.start(Kind::Pipes, &["gcc", "-O2", "-o", "big", "big.c"])?;
+    stage.wait_for_work("cc1", 0.3)?;
+    let mut checksums = Vec::new();
+    stage.moment(|now| {
+        now.ends_well()?;
+        checksums.push(now.run(&["./big"])?);
+        now.assert_has(&checksums[0].clone(), "checksum ")?;
+        now.assert_equal(&checksums)
+    })
+}
+
+/// The compiler, with its threads.
+fn rustc(stage: &mut Stage) -> Result {
+    let mut source = String::new();
+    for n in 0..500 {
+        let _ = writeln!(
+            source,
+            "fn f{n}(x: &mut std::collections::BTreeMap<u32, String>) -> usize {{ x.insert({n}, format!(\"{{:?}}\", x)); \
+             x.values().map(|v| v.len() % {}).sum() }}",
+            n + 2
+        );
+    }
+    source += "fn main() { let mut x = std::collections::BTreeMap::new(); let mut s = 0;\n";
+    for n in 0..500 {
+        let _ = writeln!(source, "s += f{n}(&mut x); x.clear();");
+    }
+    source += "println!(\"checksum {s}\"); }\n";
+    stage.place.write("big.rs", source)?;
+    stage.start(Kind::Pipes, &["rustc", "-C", "debuginfo=0", "-o", "big", "big.rs"])?;
+    stage.wait_for_work("rustc", 0.5)?;
+    let mut checksums = Vec::new();
+    stage.moment(|now| {
+        now.ends_well()?;
+        checksums.push(now.run(&["./big"])?);
+        now.assert_has(&checksums[0].clone(), "checksum ")?;
+        now.assert_equal(&checksums)
+    })
+}
+
+/// Four jobs at once, with the job server between them.
+fn make(stage: &mut Stage) -> Result {
+    stage.place.write(
+        "Makefile",
+        "SECRET := $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')\n\
+         PARTS := $(foreach n,1 2 3 4 5 6 7 8 9,part$n)\n\
+         all: $(PARTS)\n\t@cat $(PARTS); echo built $(SECRET)\n\
+         part%:\n\t@echo begun $* $(SECRET).; until [ -e go ]; do sleep 0.05; done; $(MAKE) -s -f sub.mk N=$* S=$(SECRET)\n",
+    )?;
+    stage
+        .place
+        .write("sub.mk", "all: x$N\n\t@cat x$N > part$N; rm x$N\nx$N:\n\t@echo part $N of $S > x$N\n")?;
+    stage.start(Kind::Pipes, &["make", "-j4"])?;
+    let mut secret = String::new();
+    for _ in 0..4 {
+        let begun = stage.expect_line("begun ")?;
+        secret = begun.split_whitespace().nth(1).unwrap_or_default().trim_end_matches('.').to_owned();
+    }
+    stage.moment(|now| {
+        now.place.write("go", "")?;
+        let output = now.output_to_end()?;
+        for n in 1..=9 {
+            now.assert_has(&output, &format!("part {n} of {secret}\n"))?;
+        }
+        now.assert_has(&output, &format!("built {secret}\n"))
+    })
+}
+
+/// Tests that are running, below cargo, which holds locks.
+fn cargo(stage: &mut Stage) -> Result {
+    stage.place.write(
+        "Cargo.toml",
+        "[package]\nname = \"tiny\"\nversion = \"0.1.0\"\nedition = \"2021\"\n[workspace]\n",
+    )?;
+    stage.place.write(
+        "src/lib.rs",
+        r#"#[cfg(test)]
+mod tests {
+    fn wait() -> u32 {
+        let secret = std::process::id() ^ 0x5a5a;
+        println!("waiting with {secret}.");
+        while !std::path::Path::new("go").exists() {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        secret
+    }
+    #[test]
+    fn one() { println!("one has {}", wait()); }
+    #[test]
+    fn two() { println!("two has {}", wait()); }
+    #[test]
+    fn three() { assert_eq!(1 + 1, 2); }
+}
+"#,
+    )?;
+    let words = ["cargo", "test", "--offline", "--lib", "--", "--nocapture", "--test-threads=3"];
+    stage.start(Kind::Pipes, &words)?;
+    let secret = stage.expect_line("waiting with ")?;
+    stage.expect("waiting with ")?;
+    stage.moment(|now| {
+        now.place.write("go", "")?;
+        let output = now.output_to_end()?;
+        let secret = secret.trim_end_matches('.');
+        now.assert_has(&output, &format!("one has {secret}\n"))?;
+        now.assert_has(&output, &format!("two has {secret}\n"))?;
+        now.assert_has(&output, "test result: ok. 3 passed")
+    })
+}

@@ -1,0 +1,42 @@
+//! The programs. Each file has those of one kind; a function is one program, from its start to what it must answer.
+
+mod builds;
+mod editors;
+mod python;
+mod shells;
+
+use std::{env, fs, os::unix::fs::PermissionsExt as _};
+
+use crate::{failure::Result, stage::Stage};
+
+/// A program and its test.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Program {
+    pub(crate) name: &'static str,
+    /// The commands that must be installed; a name after `python3 ` is that of a module.
+    pub(crate) needs: &'static [&'static str],
+    /// Starts the program, and looks at it from its [`moment`](Stage::moment) on.
+    pub(crate) play: fn(&mut Stage) -> Result,
+}
+
+/// All programs, in the order of the table.
+pub(crate) fn all() -> Vec<Program> {
+    [shells::PROGRAMS, python::PROGRAMS, editors::PROGRAMS, builds::PROGRAMS].concat()
+}
+
+/// True if the command is in `PATH`, or Python has the module.
+pub(crate) fn is_installed(need: &str) -> bool {
+    if let Some(module) = need.strip_prefix("python3 ") {
+        let mut python = std::process::Command::new(PYTHON);
+        let import = python.args(["-c", &format!("import {module}")]).stderr(std::process::Stdio::null());
+        return import.status().is_ok_and(|status| status.success());
+    }
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path).any(|folder| {
+        fs::metadata(folder.join(need))
+            .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    })
+}
+
+/// Debian's own Python, for which its packages are.
+pub(crate) const PYTHON: &str = "/usr/bin/python3";
