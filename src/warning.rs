@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::Digest256;
+
 /// Something that is not as one would expect, but no failure.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -12,6 +14,11 @@ pub enum Warning {
         on: String,
         /// What was noted for people.
         note: String,
+    },
+    /// The capture is marked for deletion: a collection was not told to keep it, and may remove it at any time.
+    Marked {
+        /// Its digest.
+        capture: Digest256,
     },
     /// What revives the capture is older than what it was made with, and may not understand all of it.
     Older {
@@ -29,6 +36,12 @@ impl fmt::Display for Warning {
         match self {
             Warning::Unsupported { on, note } => {
                 write!(f, "no process was captured, because that is not supported on {on}: {note}")
+            }
+            Warning::Marked { capture } => {
+                write!(
+                    f,
+                    "the capture {capture} is marked for deletion: a collection may remove it at any time"
+                )
             }
             Warning::Older { what, there, here } => {
                 write!(f, "the {what} is {here}, older than the {there} that the capture was made with")

@@ -196,7 +196,16 @@ impl ProcsRestore {
     /// [`Error::Criu`] with [advice](Error::advice) if criu could not. Nothing is left running then.
     pub fn restore(&self, store: &(impl BlobStore + ?Sized), digest: &Digest256) -> Result<Restored> {
         let json = manifest(&store, digest)?;
-        match ProcsBlob::from_json(&json)? {
+        let marked = store.is_marked(digest)?;
+        let mut restored = self.restore_manifest(store, &json)?;
+        if marked {
+            restored.warnings.push(Warning::Marked { capture: *digest });
+        }
+        Ok(restored)
+    }
+
+    fn restore_manifest(&self, store: &(impl BlobStore + ?Sized), json: &[u8]) -> Result<Restored> {
+        match ProcsBlob::from_json(json)? {
             ProcsBlob::Unsupported { unsupported_on: on, note } => {
                 Ok(Restored { trees: Vec::new(), warnings: vec![Warning::Unsupported { on, note }] })
             }

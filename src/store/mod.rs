@@ -112,6 +112,18 @@ pub trait BlobStore: fmt::Debug + Send + Sync {
     /// [`Error::Store`] or [`Error::Io`] if the store cannot tell.
     fn contains(&self, digest: &Digest256) -> Result<bool>;
 
+    /// Whether a blob is still given out and marked for deletion: [`contains`](BlobStore::contains) counts it as missing.
+    ///
+    /// By default nothing is: a store that deletes in two steps says so here, and a restore warns of it.
+    ///
+    /// # Errors
+    ///
+    /// As [`contains`](BlobStore::contains).
+    fn is_marked(&self, digest: &Digest256) -> Result<bool> {
+        let _ = digest;
+        Ok(false)
+    }
+
     /// Takes a blob in piece by piece.
     ///
     /// By default the pieces are collected in memory and [`put`](BlobStore::put) at the end.
@@ -411,6 +423,10 @@ macro_rules! pointers {
 
             fn contains(&self, digest: &Digest256) -> Result<bool> {
                 (**self).contains(digest)
+            }
+
+            fn is_marked(&self, digest: &Digest256) -> Result<bool> {
+                (**self).is_marked(digest)
             }
 
             fn writer(&self) -> Result<Box<dyn BlobWriter + '_>> {
