@@ -69,3 +69,22 @@ const HELD: [i32; 3] = [5, 32, 33];
 pub(crate) fn open_file(path: &Path) -> io::Result<File> {
     patiently(|| File::open(path))
 }
+
+/// Nothing: a lock would keep readers out of the file, so age alone tells whether a file is being written.
+pub(crate) fn hold(_file: &File) -> bool {
+    true
+}
+
+/// Renames a file, which must not be open for that.
+pub(crate) fn rename_and_close(file: File, from: &Path, to: &Path) -> io::Result<()> {
+    drop(file);
+    patiently(|| fs::rename(from, to))
+}
+
+/// Removes a file that is `old` enough. Tells whether it went.
+pub(crate) fn remove_unless_held(path: &Path, old: bool) -> io::Result<bool> {
+    if old {
+        fs::remove_file(path)?;
+    }
+    Ok(old)
+}

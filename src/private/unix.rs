@@ -7,6 +7,8 @@ use std::{
     path::Path,
 };
 
+use fs4::{FileExt, TryLockError};
+
 /// A new file, to be written and read; an error if anything of that name is there, a dangling link too.
 pub(crate) fn create_file(path: &Path) -> io::Result<File> {
     File::options().read(true).write(true).create_new(true).mode(0o600).open(path)
@@ -47,4 +49,30 @@ pub(crate) fn patiently<T>(mut work: impl FnMut() -> io::Result<T>) -> io::Resul
 /// A file to be read.
 pub(crate) fn open_file(path: &Path) -> io::Result<File> {
     File::open(path)
+}
+
+/// Marks a file as being written, as long as it is open. False if another process is removing it.
+pub(crate) fn hold(file: &File) -> bool {
+    // On a file system without locks, age alone tells.
+    !matches!(FileExt::try_lock(file), Err(TryLockError::WouldBlock))
+}
+
+/// Renames a file, which stays locked until it has its name.
+pub(crate) fn rename_and_close(file: File, from: &Path, to: &Path) -> io::Result<()> {
+    let renamed = std::fs::rename(from, to);
+    drop(file);
+    renamed
+}
+
+/// Removes a file unless its writer lives; of one that cannot be locked, `old` says whether it may go. Tells whether it went.
+pub(crate) fn remove_unless_held(path: &Path, old: bool) -> io::Result<bool> {
+    let file = File::options().read(true).write(true).open(path)?;
+    match FileExt::try_lock(&file) {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Ok(false),
+        Err(TryLockError::Error(_)) if old => {}
+        Err(TryLockError::Error(_)) => return Ok(false),
+    }
+    std::fs::remove_file(path)?;
+    Ok(true)
 }

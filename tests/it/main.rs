@@ -20,6 +20,9 @@ mod service;
 mod spawn;
 mod stores;
 mod stores_damage;
+#[cfg(target_os = "linux")]
+mod stores_full;
 mod stores_gc;
 mod stores_packs;
+mod stores_purge;
 mod wire;

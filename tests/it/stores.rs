@@ -387,8 +387,11 @@ pub(crate) fn files_below(folder: &Path) -> Vec<PathBuf> {
         let entry = entry.unwrap();
         match entry.file_type().unwrap().is_dir() {
             true => files.extend(files_below(&entry.path())),
-            // What processes lock holds nothing.
-            false if entry.file_name() == "lock" || entry.file_name() == "gc.lock" => {}
+            // What processes lock, and what collections need, holds nothing.
+            false
+                if ["lock", "gc.lock", "gc.clock", "gc.room"]
+                    .map(Some)
+                    .contains(&entry.file_name().to_str()) => {}
             false => files.push(entry.path()),
         }
     }

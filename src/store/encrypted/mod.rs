@@ -9,6 +9,7 @@ mod parts;
 mod record;
 
 use std::{
+    collections::HashSet,
     fmt,
     io::{Cursor, Read},
     sync::{
@@ -277,8 +278,22 @@ impl EncryptedBlobStore<FsBlobStore> {
     ///
     /// As [`FsBlobStore::gc`].
     pub fn gc(&self, live: &[Digest256], grace: Duration) -> Result<Gc> {
+        self.inner.retain(&self.names_needed(live)?, grace)
+    }
+
+    /// Keeps these captures, and removes all else in the folder before it returns, as [`FsBlobStore::purge`] does, with the same
+    /// promise: no captures are made meanwhile, neither with this key nor with others.
+    ///
+    /// # Errors
+    ///
+    /// As [`FsBlobStore::purge`].
+    pub fn purge(&self, live: &[Digest256]) -> Result<Gc> {
+        self.inner.purge_all_but(&self.names_needed(live)?)
+    }
+
+    fn names_needed(&self, live: &[Digest256]) -> Result<HashSet<Digest256>> {
         let digests: Vec<_> = reachable(self, live)?.into_iter().collect();
-        self.inner.retain(&self.names_of(&digests)?.into_iter().collect(), grace)
+        Ok(self.names_of(&digests)?.into_iter().collect())
     }
 }
 
@@ -317,6 +332,10 @@ impl<S: BlobStore> BlobStore for EncryptedBlobStore<S> {
     fn contains(&self, digest: &Digest256) -> Result<bool> {
         Ok(self.inner.contains_named(&self.keys.name(Kind::Blob, digest))?
             || self.inner.contains_named(&self.keys.name(Kind::Header, digest))?)
+    }
+
+    fn is_marked(&self, digest: &Digest256) -> Result<bool> {
+        Ok(!self.contains(digest)? && self.find(digest).is_ok())
     }
 
     fn writer(&self) -> Result<Box<dyn BlobWriter + '_>> {

@@ -273,9 +273,7 @@ impl<'a> FsBatch<'a> {
         }
         let place = self.store.catalog.file(&self.id);
         if let Some(PackFile { file, temporary }) = self.file.take() {
-            let synced = file.sync();
-            drop(file);
-            synced.and_then(|()| temporary.rename(&place)).map_err(Error::io(doing()))?;
+            file.sync().and_then(|()| temporary.rename(file, &place)).map_err(Error::io(doing()))?;
             self.published = true;
             self.store.catalog.publish(self.pack, &place);
         }

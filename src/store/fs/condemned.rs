@@ -1,7 +1,8 @@
 //! What was condemned, and what was found damaged: files in folders of their own, and lists of entries of packs.
 //!
 //! A list has a magic, the SHA-256 of the rest, and for each entry the place of its frame in the pack and its index in the
-//! frame. One that is damaged counts as empty: nothing was condemned then.
+//! frame. One that is damaged counts as empty: nothing was condemned then. A pack that is condemned as a whole on a full disk has an
+//! empty file called `<id>.all`, which takes no room.
 
 use std::{
     collections::HashMap,
@@ -52,7 +53,7 @@ impl FsBlobStore {
         }
         let mut marks: HashMap<PackId, Marks> = HashMap::new();
         for (path, ..) in &lists.0 {
-            let Some(id) = path.file_name().and_then(|name| PackId::parse(name.to_str()?)) else { continue };
+            let Some(id) = id_of_list(path) else { continue };
             let found = marks.entry(id).or_default();
             let damaged = path.starts_with(self.damaged());
             let into = if damaged { &mut found.damaged } else { &mut found.condemned };
@@ -76,6 +77,44 @@ impl FsBlobStore {
     }
 }
 
+/// The pack that a list is of.
+pub(super) fn id_of_list(path: &Path) -> Option<PackId> {
+    let name = path.file_name()?.to_str()?;
+    PackId::parse(name.strip_suffix(ALL).unwrap_or(name))
+}
+
+/// Where a pack is noted in a round as condemned with all that is in it.
+pub(super) fn all_of(round: &Path, id: &PackId) -> PathBuf {
+    round.join("packs").join(format!("{}{ALL}", id.hex()))
+}
+
+/// What a round has of a pack.
+pub(super) fn entries_of(round: &Path, id: &PackId) -> io::Result<Entries> {
+    let mut entries = Entries::default();
+    read_list(&all_of(round, id), &mut entries)?;
+    read_list(&round.join("packs").join(id.hex()), &mut entries)?;
+    Ok(entries)
+}
+
+/// Notes that everything in a pack is condemned.
+pub(super) fn write_all(store: &FsBlobStore, round: &Path, id: &PackId) -> io::Result<()> {
+    let path = all_of(round, id);
+    let folder = path.parent().expect("because it is in a folder of the round");
+    store.disk.make_folder(folder)?;
+    let (temporary, file) = store.disk.temporary(&store.tmp)?;
+    file.sync()?;
+    temporary.rename(file, &path)?;
+    store.disk.sync_folder(folder)
+}
+
+/// Removes what a round has of a pack.
+pub(super) fn remove_lists(store: &FsBlobStore, round: &Path, id: &PackId) -> io::Result<()> {
+    for path in [all_of(round, id), round.join("packs").join(id.hex())] {
+        write_list(store, &path, &Entries::default())?;
+    }
+    Ok(())
+}
+
 /// Writes a list in the place of what is there; an empty one goes.
 pub(super) fn write_list(store: &FsBlobStore, path: &Path, list: &Entries) -> io::Result<()> {
     let folder = path.parent().expect("because lists are in folders");
@@ -95,13 +134,18 @@ pub(super) fn write_list(store: &FsBlobStore, path: &Path, list: &Entries) -> io
     let (temporary, file) = store.disk.temporary(&store.tmp)?;
     file.write_at(&bytes, 0)?;
     file.sync()?;
-    drop(file);
-    temporary.rename(path)?;
+    temporary.rename(file, path)?;
     store.disk.sync_folder(folder)
 }
 
 /// Adds what a list says.
 pub(super) fn read_list(path: &Path, into: &mut Entries) -> io::Result<()> {
+    if path.extension().is_some() {
+        if path.exists() {
+            into.add_all();
+        }
+        return Ok(());
+    }
     let list = match private::patiently(|| fs::read(path)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         list => list?,
@@ -122,6 +166,9 @@ pub(super) fn read_list(path: &Path, into: &mut Entries) -> io::Result<()> {
 /// The magic, and the digest of what follows.
 const HEAD: usize = 40;
 const MAGIC: [u8; 8] = *b"\x89CRL\r\n\x1a\n";
+
+/// How the name of a file ends that stands for everything in a pack.
+const ALL: &str = ".all";
 
 /// A place and an index.
 const RECORD: usize = 12;

@@ -67,6 +67,9 @@ impl Disk {
             match private::create_file(&path) {
                 Ok(file) => {
                     self.tell(Step::Create(&path));
+                    if !private::hold(&file) || !path.exists() {
+                        continue; // taken for a leftover, and removed
+                    }
                     let file = DiskFile { file, path: path.clone(), disk: self.clone() };
                     return Ok((Temporary { path, renamed: false, disk: self.clone() }, file));
                 }
@@ -178,8 +181,10 @@ impl Temporary {
         &self.path
     }
 
-    pub(super) fn rename(mut self, to: &Path) -> io::Result<()> {
-        self.disk.rename(&self.path, to)?;
+    /// Gives the file its name. Until then, that it is open and locked tells others that its writer lives.
+    pub(super) fn rename(mut self, file: DiskFile, to: &Path) -> io::Result<()> {
+        private::rename_and_close(file.file, &self.path, to)?;
+        self.disk.tell(Step::Rename(&self.path, to));
         self.renamed = true;
         Ok(())
     }

@@ -1,29 +1,13 @@
-//! [`FsBlobStore::retain`]: takes out what nobody needs, in two phases.
-//!
-//! What is not needed is condemned: writers treat it as missing and store it anew, readers still find it. Only a later
-//! call, after a time of grace, sweeps what is still not needed. A batch relies on what it found in the store, so nothing is condemned
-//! while one is open.
+//! [`FsBlobStore::gc`], [`retain`](FsBlobStore::retain) and [`purge`](FsBlobStore::purge): removing what is not needed. How it goes
+//! is in [`collect`](super::collect).
 
-use std::{
-    collections::HashSet,
-    fs, io,
-    path::{Path, PathBuf},
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{collections::HashSet, fs, io, path::Path, time::Duration};
 
-use super::{
-    FsBlobStore,
-    catalog::id_of,
-    condemned::{read_list, write_list},
-    lock::Lock,
-    loose::{self, entries},
-    marks::Entries,
-    names::{self, stamp_of},
-};
+use super::{FsBlobStore, catalog::id_of, names};
 use crate::{
-    Digest256, Error, Result, private,
+    Digest256, Result, private,
     store::{
-        pack::{Entry, Found, Frame, Kind, PackId, scan},
+        pack::{Found, Frame, scan},
         reachable,
     },
 };
@@ -42,6 +26,10 @@ pub struct Gc {
     pub packs: u64,
     /// A batch was open all the time, so nothing could be condemned.
     pub busy: bool,
+    /// What is to go and stays for now: the disk has no room to note it, or to write anew what is needed of its pack. For
+    /// [`purge`](FsBlobStore::purge), also what lies in a pack with damage that was not [quarantined](FsBlobStore::quarantine). A later
+    /// call takes it up again.
+    pub postponed: Tally,
 }
 
 /// How many blobs and names, and how many bytes they have.
@@ -56,22 +44,29 @@ pub struct Tally {
 
 impl Tally {
     pub(super) fn add(&mut self, bytes: u64) {
-        self.blobs += 1;
-        self.bytes += bytes;
+        self.add_all(Tally { blobs: 1, bytes });
+    }
+
+    pub(super) fn add_all(&mut self, more: Tally) {
+        self.blobs += more.blobs;
+        self.bytes += more.bytes;
     }
 }
 
-/// A time that something was condemned at, and the folder of it.
-#[derive(Debug)]
-pub(super) struct Round {
-    pub(super) path: PathBuf,
-    pub(super) due: bool,
+/// When things go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum When {
+    /// So long after they were condemned, if that is worth the work.
+    After(Duration),
+    /// In this call, all of them.
+    Now,
 }
 
 impl FsBlobStore {
     /// Keeps these captures, named by their manifests, and gets rid of all else, as [`retain`](FsBlobStore::retain) does: in
     /// two calls, and of a pack of which most is needed not before more of it is needed no more. Until then a capture that is not kept
-    /// may still be restored, and [`Usage::condemned`](crate::Usage::condemned) counts what is left of it.
+    /// may still be restored, with a [`Warning`](crate::Warning), and [`Usage::condemned`](crate::Usage::condemned) counts what is left of
+    /// it. Where secrets must go, [`purge`](FsBlobStore::purge).
     ///
     /// A capture that is not in the list yet is condemned at most, and comes back when the list of a later call has it: `grace` must be
     /// longer than it takes from the end of a capture until its digest is in the list.
@@ -91,7 +86,7 @@ impl FsBlobStore {
     ///
     /// # Errors
     ///
-    /// [`Error::Capture`] if the manifest or a list of one of the captures cannot be read: nothing is collected then, until that
+    /// [`Error::Capture`](crate::Error::Capture) if the manifest or a list of one of the captures cannot be read: nothing is collected then, until that
     /// one is mended or no more in the list. Whether memory is there is not looked at; [`verify`](FsBlobStore::verify) does that.
     /// Else as [`retain`](FsBlobStore::retain).
     pub fn gc(&self, live: &[Digest256], grace: Duration) -> Result<Gc> {
@@ -105,11 +100,18 @@ impl FsBlobStore {
     /// [`missing`](crate::BlobStore::missing), batches), and still given out to those who read. What comes into use
     /// again before it is swept returns by the next call whose `keep` has it.
     ///
+    /// Time is measured by clocks that do not jump. A wall clock that jumps, or a reboot, may delay a sweep and does not hasten it. On
+    /// systems without `/proc` there is the wall clock alone.
+    ///
     /// So `grace` is to be longer than a capture takes from its first blob to the manifest that `keep` is made from. A call
     /// waits some seconds for open batches to end, and then condemns nothing.
     ///
     /// What lies in a pack of which most is needed stays on the disk until more of the pack is needed no more: rewriting it would
-    /// cost more than it frees. Until then it is counted as [condemned](crate::Usage::condemned).
+    /// cost more than it frees. Until then it is counted as [condemned](crate::Usage::condemned). [`purge`](FsBlobStore::purge) does it
+    /// all the same.
+    ///
+    /// On a full disk packs that are not needed at all go first, which takes no room. A rewrite that finds no room is
+    /// [postponed](Gc::postponed). To note what is to go, the store keeps 256 KiB of room for itself (`gc.room`), as long as the disk has them.
     ///
     /// ```
     /// use std::{collections::HashSet, time::Duration};
@@ -131,163 +133,49 @@ impl FsBlobStore {
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] or [`Error::Store`] if the store cannot. Nothing that is needed is lost then.
+    /// [`Error::Io`](crate::Error::Io) or [`Error::Store`](crate::Error::Store) if the store cannot. Nothing that is needed is lost then.
     pub fn retain(&self, keep: &HashSet<Digest256>, grace: Duration) -> Result<Gc> {
-        let doing = || Error::io(format!("collect what is unneeded in {}", self.root.display()));
-        let _alone = Lock::exclusive(&self.root.join("gc.lock")).map_err(doing())?;
-        self.look_again()?;
-        let mut gc = Gc::default();
-        for round in self.rounds(grace).map_err(doing())? {
-            self.review(&round, keep, &mut gc).map_err(doing())?;
-        }
-        self.load_marks()?;
-        self.sweep_packs(grace, &mut gc)?;
-        self.condemn(keep, &mut gc).map_err(doing())?;
-        self.load_marks()?;
-        Ok(gc)
+        self.collect(keep, When::After(grace))
     }
 
-    /// The times that something was condemned at.
-    pub(super) fn rounds(&self, grace: Duration) -> io::Result<Vec<Round>> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let mut rounds = Vec::new();
-        for path in entries(&self.condemned())? {
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            let millis = name.split('-').next().and_then(|millis| millis.parse().ok());
-            let Some(millis) = millis else { continue };
-            let due = now.checked_sub(Duration::from_millis(millis)).is_some_and(|age| age >= grace);
-            rounds.push(Round { path, due });
-        }
-        Ok(rounds)
+    /// Keeps these captures, and removes all else before it returns: also what lies in packs of which most is needed, what was set
+    /// aside as damaged, and what writers that died have left. For captures that hold secrets.
+    ///
+    /// There is no grace. A capture in progress, or one whose digest is not among `live`, is lost, even if its caller is told that
+    /// it was stored: call this when no captures are made. While a batch is open it does nothing, and says so.
+    ///
+    /// Everything is gone if [`Gc::postponed`] is empty. Else the disk has no room to write anew what is needed of some packs, or a pack has
+    /// damage: call [`verify`](FsBlobStore::verify) and [`quarantine`](FsBlobStore::quarantine), make room, and call this again. What a file
+    /// system or a disk keeps of files that were removed is beyond the store: an [`EncryptedBlobStore`](crate::EncryptedBlobStore)
+    /// whose key is destroyed leaves nothing.
+    ///
+    /// ```
+    /// use criu_rpc::{BlobStore, FsBlobStore};
+    ///
+    /// # let folder = std::env::temp_dir().join(format!("criu-rpc-doc-purge-{}", std::process::id()));
+    /// let store = FsBlobStore::open(&folder)?;
+    /// let secret = store.put(b"a secret")?;
+    /// let gc = store.purge(&[])?;
+    /// assert_eq!((gc.swept.blobs, gc.postponed.blobs), (1, 0));
+    /// assert!(store.get(&secret).is_err());
+    /// # std::fs::remove_dir_all(folder).unwrap();
+    /// # Ok::<(), criu_rpc::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`gc`](FsBlobStore::gc); [`Error::Store`](crate::Error::Store) if a batch was open all the time.
+    pub fn purge(&self, live: &[Digest256]) -> Result<Gc> {
+        self.purge_all_but(&reachable(self, live)?)
     }
 
-    /// Takes back what is needed after all, and deletes the files whose time has come.
-    fn review(&self, round: &Round, keep: &HashSet<Digest256>, gc: &mut Gc) -> io::Result<()> {
-        for (kind, shards) in [("blobs", &self.blobs), ("names", &self.names)] {
-            for path in entries(&round.path.join(kind))? {
-                let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-                let Ok(digest) = format!("sha256:{name}").parse::<Digest256>() else { continue };
-                let bytes = fs::metadata(&path)?.len();
-                if keep.contains(&digest) {
-                    let (shard, place) = shards.place(&digest);
-                    shards.make(&shard)?;
-                    // What was put since is newer, unless it is damaged.
-                    if place.exists() && (kind == "names" || loose::is_whole(&place, &digest)) {
-                        self.disk.remove(&path)?;
-                    } else {
-                        self.disk.rename(&path, &place)?;
-                        self.disk.sync_folder(&shard)?;
-                    }
-                    gc.returned.add(bytes);
-                } else if round.due {
-                    self.disk.remove(&path)?;
-                    gc.swept.add(bytes);
-                }
-            }
-        }
-        for path in entries(&round.path.join("packs"))? {
-            let mut list = Entries::default();
-            read_list(&path, &mut list)?;
-            let mut left = Entries::default();
-            let mut returned = Tally::default();
-            let id = path.file_name().and_then(|name| PackId::parse(name.to_str()?));
-            if let Some(pack) = id.and_then(|id| self.catalog.number(&id)) {
-                each_frame(&self.catalog.path(pack), |frame| {
-                    for (index, entry) in frame.entries.iter().enumerate() {
-                        if !list.has(frame.at, index) {
-                            continue;
-                        }
-                        match self.is_needed(keep, entry) {
-                            true => returned.add(entry.length as u64),
-                            false => left.add(frame.at, index),
-                        }
-                    }
-                    Ok(())
-                })?;
-            }
-            if left != list {
-                write_list(self, &path, &left)?;
-            }
-            gc.returned.blobs += returned.blobs;
-            gc.returned.bytes += returned.bytes;
-        }
-        self.remove_empty(&round.path);
-        Ok(())
-    }
-
-    /// Removes the folder of a round that has come to nothing.
-    pub(super) fn remove_empty(&self, round: &Path) {
-        for kind in ["blobs", "names", "packs"] {
-            let _ = fs::remove_dir(round.join(kind));
-        }
-        let _ = fs::remove_dir(round);
-    }
-
-    /// Whether an entry is to be kept. Of what a name was given, only the newest is.
-    fn is_needed(&self, keep: &HashSet<Digest256>, entry: &Entry) -> bool {
-        if !keep.contains(&entry.digest) {
-            return false;
-        }
-        let Kind::Named { stamp, .. } = entry.kind else { return true };
-        let hits = self.catalog.hits(&entry.digest, true).unwrap_or_default();
-        let packed = hits.iter().map(|hit| stamp_of(hit.frame.entries[hit.index].kind)).max().unwrap_or(0);
-        let loose = self.read_named_loose(&entry.digest).ok().flatten().map_or(0, |(stamp, _)| stamp);
-        stamp >= packed.max(loose)
-    }
-
-    /// Condemns what is not needed and not condemned yet.
-    fn condemn(&self, keep: &HashSet<Digest256>, gc: &mut Gc) -> io::Result<()> {
-        let mut condemned = Tally::default();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-        let name = format!("{now}-{}", PackId::new().hex());
-        // Made aside, and shown as a whole once nobody relies on what is in it.
-        let staged = self.tmp.join(&name);
-        let round = self.condemned().join(&name);
-        for (id, path) in self.catalog.live() {
-            let mut list = Entries::default();
-            each_frame(&path, |frame| {
-                for (index, entry) in frame.entries.iter().enumerate() {
-                    let (marked, damaged) = self.catalog.marked(frame, index);
-                    if !marked && !damaged && !self.is_needed(keep, entry) {
-                        list.add(frame.at, index);
-                        condemned.add(entry.length as u64);
-                    }
-                }
-                Ok(())
-            })?;
-            if !list.is_empty() {
-                write_list(self, &staged.join("packs").join(id.hex()), &list)?;
-            }
-        }
-        let mut files = Vec::new();
-        for (kind, shards) in [("blobs", &self.blobs), ("names", &self.names)] {
-            for (digest, path) in shards.list()?.into_iter().filter(|(digest, _)| !keep.contains(digest)) {
-                condemned.add(fs::metadata(&path).map_or(0, |metadata| metadata.len()));
-                files.push((path, round.join(kind).join(digest.hex())));
-            }
-        }
-        if condemned.blobs == 0 {
-            return Ok(());
-        }
-        self.disk.make_folder(&staged)?;
-        self.disk.make_folder(&self.condemned())?;
-        let Some(lock) = Lock::exclusive_within(&self.lock_file(), PATIENCE)? else {
-            fs::remove_dir_all(&staged)?;
-            gc.busy = true;
-            return Ok(());
-        };
-        self.disk.rename(&staged, &round)?;
-        self.disk.sync_folder(&self.condemned())?;
-        for (from, to) in files {
-            self.disk.make_folder(to.parent().expect("because it is in a folder of the round"))?;
-            match self.disk.rename(&from, &to) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                renamed => renamed?,
-            }
-        }
-        drop(lock);
-        gc.condemned = condemned;
-        Ok(())
+    /// As [`purge`](FsBlobStore::purge), with the blobs and names to keep, as [`retain`](FsBlobStore::retain) has them.
+    ///
+    /// # Errors
+    ///
+    /// As [`purge`](FsBlobStore::purge).
+    pub fn purge_all_but(&self, keep: &HashSet<Digest256>) -> Result<Gc> {
+        self.collect(keep, When::Now)
     }
 }
 
@@ -309,6 +197,3 @@ pub(super) fn each_frame(path: &Path, mut each: impl FnMut(&Frame) -> io::Result
 pub(super) fn name_is_whole(path: &Path, name: &Digest256) -> io::Result<bool> {
     Ok(names::parse(name, private::patiently(|| fs::read(path))?).is_some())
 }
-
-/// How long a call waits for open batches.
-const PATIENCE: Duration = Duration::from_secs(10);

@@ -172,8 +172,7 @@ impl BlobWriter for FsWriter<'_> {
         let doing = || format!("store blob {}", path.display());
         let file = file.into_inner().map_err(|unwritten| Error::io(doing())(unwritten.into_error()))?;
         file.file.sync().map_err(Error::io(doing()))?;
-        drop(file);
-        let placed = store.blobs.make(&shard).and_then(|()| temporary.rename(&path));
+        let placed = store.blobs.make(&shard).and_then(|()| temporary.rename(file.file, &path));
         if let Err(error) = placed {
             // Some systems don't replace a file that somebody is reading. It may be the very blob.
             if !is_whole(&path, digest) {

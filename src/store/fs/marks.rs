@@ -18,11 +18,15 @@ impl Marks {
 
 /// Entries of a pack, by the place of their frame and their index in it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Entries(BTreeMap<u64, Vec<u64>>);
+pub(super) struct Entries {
+    frames: BTreeMap<u64, Vec<u64>>,
+    /// Every entry there is.
+    all: bool,
+}
 
 impl Entries {
     pub(super) fn add(&mut self, at: u64, index: usize) {
-        let bits = self.0.entry(at).or_default();
+        let bits = self.frames.entry(at).or_default();
         if bits.len() <= index / 64 {
             bits.resize(index / 64 + 1, 0);
         }
@@ -30,14 +34,19 @@ impl Entries {
     }
 
     pub(super) fn has(&self, at: u64, index: usize) -> bool {
-        self.0
-            .get(&at)
-            .is_some_and(|bits| bits.get(index / 64).is_some_and(|bits| bits >> (index % 64) & 1 == 1))
+        let set = |bits: &Vec<u64>| bits.get(index / 64).is_some_and(|bits| bits >> (index % 64) & 1 == 1);
+        self.all || self.frames.get(&at).is_some_and(set)
+    }
+
+    /// Takes note of all entries of the pack.
+    pub(super) fn add_all(&mut self) {
+        self.all = true;
     }
 
     /// Those of one frame.
     pub(super) fn of_frame(&self, at: u64) -> Entries {
-        Entries(self.0.get(&at).map(|bits| (at, bits.clone())).into_iter().collect())
+        let frames = self.frames.get(&at).map(|bits| (at, bits.clone())).into_iter().collect();
+        Entries { frames, all: self.all }
     }
 
     /// Takes note that there is no frame in these bytes.
@@ -51,15 +60,15 @@ impl Entries {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.frames.is_empty() && !self.all
     }
 
-    /// All of them, in order.
+    /// Those that were noted one by one, in order.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u64, usize)> + '_ {
         let set = |bits: &Vec<u64>| -> Vec<usize> {
             (0..bits.len() * 64).filter(|index| bits[index / 64] >> (index % 64) & 1 == 1).collect()
         };
-        self.0.iter().flat_map(move |(at, bits)| set(bits).into_iter().map(move |index| (*at, index)))
+        self.frames.iter().flat_map(move |(at, bits)| set(bits).into_iter().map(move |index| (*at, index)))
     }
 }
 

@@ -4,10 +4,11 @@
 //! <root>/blobs/sha256/2c/2cf24dba…   a blob that was put by itself
 //! <root>/packs/<id>.pack             the blobs and names of a batch
 //! <root>/names/2c/2cf24dba…          bytes that were put under a name by themselves
-//! <root>/condemned/<time>-<random>/  what a collection found no use for: files, and lists of entries of packs
+//! <root>/condemned/<name>/           what a collection found no use for: files, and lists of entries of packs
 //! <root>/damaged/                    what is damaged and was taken out
 //! <root>/tmp/<pid>-<count>-<random>  files that are not whole yet
 //! <root>/lock, <root>/gc.lock        see [`Lock`](lock::Lock)
+//! <root>/gc.clock, <root>/gc.room    what collections need: see [`clock`] and [`room`]
 //! ```
 //!
 //! A file is written in `tmp`, synced, renamed to its place, and the folder synced: whoever sees the name sees all the
@@ -16,6 +17,8 @@
 
 mod batch;
 mod catalog;
+mod clock;
+mod collect;
 mod condemned;
 mod disk;
 mod gc;
@@ -25,6 +28,8 @@ mod marks;
 mod names;
 mod read;
 mod rewrite;
+mod rewriter;
+mod room;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -46,7 +51,7 @@ pub use self::{
     verify::{Damage, Verified},
 };
 use super::{BlobBatch, BlobStore, BlobWriter};
-use crate::{Digest256, Error, Result};
+use crate::{Digest256, Error, Result, private};
 
 /// A store in a folder, which any number of threads and processes may share.
 ///
@@ -88,8 +93,9 @@ pub struct FsBlobStore {
 impl FsBlobStore {
     /// Opens the store in the folder `root`; makes what is missing, the folder itself included.
     ///
-    /// Temporary files that nobody has written to for a day are removed: the process that wrote them has died.
-    /// A writer or a batch that pauses longer than that may find that it cannot commit.
+    /// Temporary files of writers that died are removed once they are a day old. On Unix a lock tells that a writer lives,
+    /// whatever the clock says. Elsewhere, or on a file system without locks, a writer or a batch that pauses for longer than a day may
+    /// find that it cannot commit.
     ///
     /// # Errors
     ///
@@ -107,7 +113,7 @@ impl FsBlobStore {
             disk.make_folder(folder).map_err(Error::io(opening()))?;
         }
         remove_leftovers(&tmp);
-        Ok(FsBlobStore {
+        let store = FsBlobStore {
             tmp,
             blobs: Shards::new(blobs, disk.clone()),
             names: Shards::new(names, disk.clone()),
@@ -117,7 +123,17 @@ impl FsBlobStore {
             buffers: Mutex::default(),
             disk,
             root,
-        })
+        };
+        // While there is room: a collection on a full disk makes none of this.
+        for lock in [store.lock_file(), store.root.join("gc.lock")] {
+            let _ = private::create_file(&lock);
+        }
+        if !store.root.join("gc.clock").exists() {
+            let _ = store.disk.make_folder(&store.condemned());
+            store.store_time();
+        }
+        store.keep_room();
+        Ok(store)
     }
 
     fn lock_file(&self) -> PathBuf {
@@ -212,6 +228,10 @@ impl BlobStore for FsBlobStore {
         Ok(found.is_some())
     }
 
+    fn is_marked(&self, digest: &Digest256) -> Result<bool> {
+        Ok(!self.contains(digest)? && self.find(digest)?.is_some())
+    }
+
     fn writer(&self) -> Result<Box<dyn BlobWriter + '_>> {
         Ok(Box::new(self.start_loose()?))
     }
@@ -289,14 +309,14 @@ impl BlobStore for FsBlobStore {
 
 /// Removes temporary files that nobody writes to any more.
 ///
-/// Age tells, not pids: several pid namespaces, or several machines, may share the folder. What cannot be
-/// removed is somebody else's, or gone already.
+/// Locks and age tell, not pids: several pid namespaces, or several machines, may share the folder. What cannot be
+/// removed belongs to another user, or is gone already. Folders are left to the next collection.
 fn remove_leftovers(tmp: &Path) {
     for entry in fs::read_dir(tmp).into_iter().flatten().flatten() {
         let written = entry.metadata().and_then(|metadata| metadata.modified());
         let age = written.ok().and_then(|written| written.elapsed().ok());
         if age.is_some_and(|age| age > LEFTOVER) {
-            let _ = fs::remove_file(entry.path()).or_else(|_| fs::remove_dir_all(entry.path()));
+            let _ = private::remove_unless_held(&entry.path(), true);
         }
     }
 }

@@ -22,9 +22,8 @@ impl FsBlobStore {
             let (temporary, file) = self.disk.temporary(&self.tmp)?;
             file.write_at(&[&head, bytes].concat(), 0)?;
             file.sync()?;
-            drop(file);
             self.names.make(&shard)?;
-            temporary.rename(&path)?;
+            temporary.rename(file, &path)?;
             self.disk.sync_folder(&shard)
         };
         written().map_err(Error::io(doing()))

@@ -4,19 +4,27 @@
 //! A new pack is on the disk, and what is condemned in it listed, before an old one goes. A pack with damage stays as it is, until
 //! that was taken out: then what is whole in it is written anew.
 
-use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    io,
+    path::PathBuf,
+    sync::Arc,
+};
 
 use super::{
     FsBlobStore,
     catalog::Hit,
-    condemned::{read_list, write_list},
-    disk::{DiskFile, Temporary},
-    gc::{Gc, Round, Tally, each_frame},
+    collect::Round,
+    condemned::{entries_of, remove_lists},
+    gc::{Gc, Tally, When, each_frame},
+    loose::entries,
     marks::Entries,
+    rewriter::Rewriter,
+    room::is_full,
 };
 use crate::{
-    Error, Result, private,
-    store::pack::{self, Builder, Entry, Found, Frame, Kind, PackId, scan},
+    Digest256, Error, Result, private,
+    store::pack::{Entry, Found, Frame, PackId, scan},
 };
 
 /// What is known of a pack when it is to be decided upon.
@@ -40,59 +48,109 @@ struct Candidate {
 /// Is given an entry: its frame, its index, what the header says, and its bytes if they are whole.
 type Each<'a> = dyn FnMut(&Frame, usize, &Entry, Option<&[u8]>) -> io::Result<()> + 'a;
 
+impl Candidate {
+    /// Whether it is to be written anew for what that frees.
+    fn is_worth_it(&self, when: When) -> bool {
+        let (all, freed) = (self.live.bytes + self.swept.bytes, self.swept.bytes + self.spare.bytes);
+        let much = freed * 4 >= all && self.swept.blobs + self.spare.blobs > 0;
+        self.whole && (self.lost || much || when == When::Now && self.swept.blobs > 0)
+    }
+}
+
 impl FsBlobStore {
-    /// Deletes and rewrites packs.
-    pub(super) fn sweep_packs(&self, grace: Duration, gc: &mut Gc) -> Result<()> {
-        let doing = || Error::io(format!("sweep the packs in {}", self.catalog.folder().display()));
-        let rounds = self.rounds(grace).map_err(doing())?;
-        let mut rewritten = Vec::new();
-        let mut small = Vec::new();
+    /// Deletes packs of which nothing is needed: that takes no room.
+    pub(super) fn discard_dead(
+        &self,
+        rounds: &[Round],
+        keep: &HashSet<Digest256>,
+        when: When,
+        gc: &mut Gc,
+    ) -> io::Result<()> {
         for (id, path) in self.catalog.live() {
-            let candidate = self.weigh(id, path, &rounds).map_err(doing())?;
-            let all = candidate.live.bytes + candidate.swept.bytes;
-            if candidate.live.blobs == 0 && candidate.whole {
-                self.discard(&candidate, gc).map_err(doing())?;
-            } else if candidate.whole
-                && (candidate.lost
-                    || (candidate.swept.bytes + candidate.spare.bytes) * 4 >= all
-                        && candidate.swept.blobs + candidate.spare.blobs > 0)
-            {
-                rewritten.push(candidate);
-            } else if candidate.whole && candidate.length < SMALL {
-                small.push(candidate);
+            let mut listed = false;
+            for round in rounds.iter().filter(|round| round.due) {
+                listed |= !entries_of(&round.path, &id)?.is_empty();
+            }
+            if listed {
+                let candidate = self.weigh(id, path, rounds, keep)?;
+                if candidate.live.blobs == 0 && candidate.whole {
+                    self.discard(&candidate, when, gc)?;
+                }
             }
         }
-        if small.len() >= MANY {
-            rewritten.append(&mut small);
-        }
-        let mut group = Vec::new();
-        let mut length = 0;
-        for candidate in rewritten {
-            length += candidate.length;
-            group.push(candidate);
-            if length > LARGE {
-                self.rewrite(&std::mem::take(&mut group), gc)?;
-                length = 0;
-            }
-        }
-        self.rewrite(&group, gc)?;
-        rounds.iter().for_each(|round| self.remove_empty(&round.path));
         Ok(())
     }
 
-    fn weigh(&self, id: PackId, path: Arc<std::path::Path>, rounds: &[Round]) -> io::Result<Candidate> {
-        let mut dead = Entries::default();
+    /// Writes packs anew without what is dead in them.
+    pub(super) fn rewrite_packs(
+        &self,
+        rounds: &[Round],
+        keep: &HashSet<Digest256>,
+        when: When,
+        gc: &mut Gc,
+    ) -> Result<()> {
+        let doing = || Error::io(format!("rewrite packs in {}", self.catalog.folder().display()));
+        let (mut chosen, mut small) = (Vec::new(), Vec::new());
+        for (id, path) in self.catalog.live() {
+            let candidate = self.weigh(id, path, rounds, keep).map_err(doing())?;
+            if candidate.is_worth_it(when) {
+                chosen.push(candidate);
+            } else if candidate.whole && candidate.length < SMALL {
+                small.push(candidate);
+            } else if when == When::Now && candidate.swept.blobs > 0 {
+                gc.postponed.add_all(candidate.swept);
+            }
+        }
+        if small.len() >= MANY {
+            chosen.append(&mut small);
+        }
+        let mut group = Vec::new();
+        let mut length = 0;
+        for candidate in chosen {
+            length += candidate.length;
+            group.push(candidate);
+            if length > LARGE {
+                self.rewrite_group(std::mem::take(&mut group), when, gc).map_err(doing())?;
+                length = 0;
+            }
+        }
+        self.rewrite_group(group, when, gc).map_err(doing())
+    }
+
+    /// Writes packs anew; if there is no room for that, one after the other, so that each makes some for the next.
+    fn rewrite_group(&self, mut group: Vec<Candidate>, when: When, gc: &mut Gc) -> io::Result<()> {
+        match self.rewrite(&group, when, gc) {
+            Err(error) if is_full(&error) => {}
+            rewritten => return rewritten,
+        }
+        group.sort_by_key(|candidate| candidate.live.bytes);
+        for candidate in group {
+            // The attempt that failed may have come far enough to delete it.
+            if self.catalog.number(&candidate.id).is_none() {
+                continue;
+            }
+            match self.rewrite(std::slice::from_ref(&candidate), when, gc) {
+                Err(error) if is_full(&error) => gc.postponed.add_all(candidate.swept),
+                rewritten => rewritten?,
+            }
+        }
+        Ok(())
+    }
+
+    fn weigh(
+        &self,
+        id: PackId,
+        path: Arc<std::path::Path>,
+        rounds: &[Round],
+        keep: &HashSet<Digest256>,
+    ) -> io::Result<Candidate> {
+        let (mut due, mut dead) = (Vec::new(), Entries::default());
         let mut waiting = BTreeMap::new();
         for round in rounds {
-            let list = round.path.join("packs").join(id.hex());
-            if round.due {
-                read_list(&list, &mut dead)?;
-            } else {
-                let mut entries = Entries::default();
-                read_list(&list, &mut entries)?;
-                if !entries.is_empty() {
-                    waiting.insert(round.path.clone(), entries);
-                }
+            match entries_of(&round.path, &id)? {
+                none if none.is_empty() => {}
+                entries if round.due => due.push(entries),
+                entries => drop(waiting.insert(round.path.clone(), entries)),
             }
         }
         let file = private::open_file(&path)?;
@@ -107,10 +165,16 @@ impl FsBlobStore {
                         lost = true;
                         continue;
                     }
+                    // A list may have what is needed again, if there was no room to shorten it.
+                    let listed = due.iter().any(|list| list.has(frame.at, index));
+                    if listed && !self.is_needed(keep, entry) {
+                        dead.add(frame.at, index);
+                        swept.add(entry.length as u64);
+                        continue;
+                    }
                     whole &= frame.end_of(entry) <= length;
-                    let into = if dead.has(frame.at, index) { &mut swept } else { &mut live };
-                    into.add(entry.length as u64);
-                    if !dead.has(frame.at, index) && !self.earlier_copies(&frame, index).is_empty() {
+                    live.add(entry.length as u64);
+                    if !self.earlier_copies(&frame, index).is_empty() {
                         spare.add(entry.length as u64);
                     }
                 }
@@ -140,25 +204,23 @@ impl FsBlobStore {
     }
 
     /// Writes what lives in some packs into one, and deletes them.
-    fn rewrite(&self, group: &[Candidate], gc: &mut Gc) -> Result<()> {
+    fn rewrite(&self, group: &[Candidate], when: When, gc: &mut Gc) -> io::Result<()> {
         if group.is_empty() {
             return Ok(());
         }
-        let doing = || Error::io(format!("rewrite packs in {}", self.catalog.folder().display()));
-        let mut writer = Rewriter::new(self).map_err(doing())?;
+        let mut writer = Rewriter::new(self)?;
         let mut moved = Vec::new();
         for candidate in group {
             // A pack with damage in it is left to `verify`.
-            if self.check(candidate).map_err(doing())? {
-                self.copy(candidate, &mut writer).map_err(doing())?;
+            if self.check(candidate)? {
+                self.copy(candidate, &mut writer)?;
                 moved.push(candidate);
+            } else if when == When::Now {
+                gc.postponed.add_all(candidate.swept);
             }
         }
-        writer.finish().map_err(doing())?;
-        for candidate in moved {
-            self.discard(candidate, gc).map_err(doing())?;
-        }
-        Ok(())
+        writer.finish()?;
+        moved.into_iter().try_for_each(|candidate| self.discard(candidate, when, gc))
     }
 
     /// Whether all that is to be copied can be.
@@ -199,106 +261,27 @@ impl FsBlobStore {
     }
 
     /// Deletes a pack, and what was listed of it; one with damage is set aside.
-    fn discard(&self, candidate: &Candidate, gc: &mut Gc) -> io::Result<()> {
-        if let Some(pack) = self.catalog.number(&candidate.id) {
-            self.catalog.forget(&[pack]);
-        }
-        if candidate.lost {
+    fn discard(&self, candidate: &Candidate, when: When, gc: &mut Gc) -> io::Result<()> {
+        if candidate.lost && when != When::Now {
             let folder = self.damaged().join("rewritten");
-            self.disk.make_folder(&folder)?;
-            self.disk.rename(&candidate.path, &folder.join(candidate.id.hex()))?;
+            self.with_room(|| {
+                self.disk.make_folder(&folder)?;
+                self.disk.rename(&candidate.path, &folder.join(candidate.id.hex()))
+            })?;
             self.disk.sync_folder(&folder)?;
         } else {
             self.disk.remove(&candidate.path)?;
         }
         self.disk.sync_folder(self.catalog.folder())?;
-        let lists = self.rounds(Duration::ZERO)?.into_iter().map(|round| round.path).chain([self.damaged()]);
-        for folder in lists {
-            write_list(self, &folder.join("packs").join(candidate.id.hex()), &Entries::default())?;
+        if let Some(pack) = self.catalog.number(&candidate.id) {
+            self.catalog.forget(&[pack]);
+        }
+        for folder in entries(&self.condemned())?.into_iter().chain([self.damaged()]) {
+            remove_lists(self, &folder, &candidate.id)?;
         }
         gc.packs += 1;
-        gc.swept.blobs += candidate.swept.blobs;
-        gc.swept.bytes += candidate.swept.bytes;
+        gc.swept.add_all(candidate.swept);
         Ok(())
-    }
-}
-
-/// A pack that takes the place of others.
-struct Rewriter<'a> {
-    store: &'a FsBlobStore,
-    id: PackId,
-    // Before `temporary`, so that it is closed when that is removed.
-    file: DiskFile,
-    temporary: Temporary,
-    end: u64,
-    builder: Builder,
-    count: usize,
-    /// What is condemned in the frame that is being filled, and in the pack.
-    pending: Vec<(PathBuf, usize)>,
-    lists: BTreeMap<PathBuf, Entries>,
-}
-
-impl<'a> Rewriter<'a> {
-    fn new(store: &'a FsBlobStore) -> io::Result<Rewriter<'a>> {
-        let id = PackId::new();
-        let (temporary, file) = store.disk.temporary(&store.tmp)?;
-        file.write_at(&pack::header(&id), 0)?;
-        Ok(Rewriter {
-            store,
-            id,
-            file,
-            temporary,
-            end: pack::HEADER as u64,
-            builder: Builder::new(),
-            count: 0,
-            pending: Vec::new(),
-            lists: BTreeMap::new(),
-        })
-    }
-
-    fn push(&mut self, entry: &Entry, bytes: &[u8], waits: Vec<PathBuf>) -> io::Result<()> {
-        if !self.builder.takes(bytes.len()) {
-            self.write()?;
-        }
-        match entry.kind {
-            Kind::Blob => self.builder.push(&entry.digest, bytes),
-            Kind::Named { stamp, .. } => self.builder.push_named(&entry.digest, stamp, bytes),
-        }
-        self.pending.extend(waits.into_iter().map(|round| (round, self.count)));
-        self.count += 1;
-        Ok(())
-    }
-
-    fn write(&mut self) -> io::Result<()> {
-        let frame = self.builder.seal().at(&self.id, self.end);
-        let length = frame.len() as u64;
-        self.file.write_at(frame, self.end)?;
-        for (round, index) in self.pending.drain(..) {
-            self.lists.entry(round).or_default().add(self.end, index);
-        }
-        self.end += length;
-        self.count = 0;
-        self.builder.clear();
-        Ok(())
-    }
-
-    /// Shows the pack, if there is anything in it.
-    fn finish(mut self) -> io::Result<()> {
-        if !self.builder.is_empty() {
-            self.write()?;
-        }
-        if self.end == pack::HEADER as u64 {
-            return Ok(());
-        }
-        let Rewriter { store, id, file, temporary, lists, .. } = self;
-        file.sync()?;
-        drop(file);
-        for (round, list) in lists {
-            write_list(store, &round.join("packs").join(id.hex()), &list)?;
-        }
-        temporary.rename(&store.catalog.file(&id))?;
-        store.disk.sync_folder(store.catalog.folder())?;
-        store.look_again().map(drop).map_err(io::Error::other)
     }
 }
 

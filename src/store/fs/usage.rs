@@ -1,9 +1,9 @@
 //! [`FsBlobStore::usage`]: what is in the store, and what it takes.
 
-use std::{fs, io, path::Path, time::Duration};
+use std::{fs, io, path::Path};
 
 use super::{
-    FsBlobStore,
+    ATTEMPTS, FsBlobStore,
     gc::{Tally, each_frame},
     loose::entries,
 };
@@ -47,11 +47,20 @@ impl FsBlobStore {
     /// [`Error::Io`] if the store cannot be read.
     pub fn usage(&self) -> Result<Usage> {
         let reading = || Error::io(format!("look through the blob store in {}", self.root.display()));
-        self.look_again()?;
-        self.count().map_err(reading())
+        let mut usage = Usage::default();
+        for _ in 0..ATTEMPTS {
+            self.look_again()?;
+            let mut gone = false;
+            usage = self.count(&mut gone).map_err(reading())?;
+            if !gone {
+                break;
+            }
+        }
+        Ok(usage)
     }
 
-    fn count(&self) -> io::Result<Usage> {
+    /// Counts, and tells whether a pack has gone meanwhile.
+    fn count(&self, gone: &mut bool) -> io::Result<Usage> {
         let mut usage = Usage { disk: length_below(&self.root)?, ..Usage::default() };
         let length = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
         for (_, path) in self.blobs.list()? {
@@ -62,16 +71,15 @@ impl FsBlobStore {
             usage.names.add(length(&path).saturating_sub(super::names::HEAD as u64));
             usage.loose += 1;
         }
-        for round in self.rounds(Duration::ZERO)? {
+        for round in entries(&self.condemned())? {
             for kind in ["blobs", "names"] {
-                for path in entries(&round.path.join(kind))? {
+                for path in entries(&round.join(kind))? {
                     usage.condemned.add(length(&path));
                 }
             }
         }
         for (_, path) in self.catalog.live() {
-            usage.packs += 1;
-            each_frame(&path, |frame| {
+            let counted = each_frame(&path, |frame| {
                 for (index, entry) in frame.entries.iter().enumerate() {
                     let into = match self.catalog.marked(frame, index) {
                         (_, true) => continue,
@@ -82,7 +90,15 @@ impl FsBlobStore {
                     into.add(entry.length as u64);
                 }
                 Ok(())
-            })?;
+            });
+            match counted {
+                // A collection has deleted it, maybe after what is needed in it was written to another.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => *gone = true,
+                counted => {
+                    counted?;
+                    usage.packs += 1;
+                }
+            }
         }
         Ok(usage)
     }

@@ -111,7 +111,9 @@ impl FsBlobStore {
         self.look_again()?;
         let mut verified = Verified::default();
         for (digest, path) in self.blobs.list().map_err(reading())? {
-            let whole = Ok(loose::is_whole(&path, &digest));
+            // A collection may have moved it away meanwhile.
+            let whole = loose::is_whole(&path, &digest);
+            let whole = if whole || path.exists() { Ok(whole) } else { Err(io::ErrorKind::NotFound.into()) };
             verified.file(digest, path, "blobs", whole).map_err(reading())?;
         }
         for (name, path) in self.names.list().map_err(reading())? {
@@ -210,7 +212,7 @@ impl FsBlobStore {
         for (pack, mut entries) in packs {
             let path = self.damaged().join("packs").join(pack.hex());
             read_list(&path, &mut entries)
-                .and_then(|()| write_list(self, &path, &entries))
+                .and_then(|()| self.with_room(|| write_list(self, &path, &entries)))
                 .map_err(doing())?;
         }
         self.load_marks().map(drop)
@@ -226,8 +228,10 @@ impl FsBlobStore {
             return Ok(());
         }
         let folder = self.damaged().join(kind);
-        self.disk.make_folder(&folder)?;
-        self.disk.rename(path, &folder.join(digest.hex()))?;
+        self.with_room(|| {
+            self.disk.make_folder(&folder)?;
+            self.disk.rename(path, &folder.join(digest.hex()))
+        })?;
         self.disk.sync_folder(&folder)?;
         path.parent().map_or(Ok(()), |shard| self.disk.sync_folder(shard))
     }
@@ -251,7 +255,8 @@ impl Verified {
             Err(error) => error.to_string(),
             Ok(true) => {
                 let head = if kind == "names" { super::names::HEAD as u64 } else { 0 };
-                self.whole(kind == "names", fs::metadata(&path)?.len().saturating_sub(head));
+                let length = fs::metadata(&path).map_or(0, |metadata| metadata.len());
+                self.whole(kind == "names", length.saturating_sub(head));
                 return Ok(());
             }
             Ok(false) => "its bytes have another digest".to_owned(),

@@ -1,0 +1,359 @@
+//! [`FsBlobStore::collect`]: takes out what is not needed, in two phases.
+//!
+//! What is not needed is condemned: writers treat it as missing and store it anew, readers still find it. Only a later
+//! call, after a time of grace, sweeps what is still not needed. A batch relies on what it found in the store, so nothing is condemned
+//! while one is open.
+//!
+//! The disk may be full. So what frees room and needs none comes first: files, and packs that are dead as a whole. Then comes what needs
+//! little, which is to condemn. Packs are written anew at the end.
+
+use std::{
+    collections::HashSet,
+    fs, io,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use super::{
+    FsBlobStore,
+    clock::time_of,
+    condemned::{entries_of, id_of_list, remove_lists, write_all, write_list},
+    gc::{Gc, Tally, When, each_frame},
+    lock::Lock,
+    loose::{self, entries},
+    marks::Entries,
+    names::stamp_of,
+    room::is_full,
+};
+use crate::{
+    Digest256, Error, Result, private,
+    store::pack::{Entry, Kind, PackId},
+};
+
+/// A time that something was condemned at, and the folder of it.
+#[derive(Debug)]
+pub(super) struct Round {
+    pub(super) path: PathBuf,
+    pub(super) due: bool,
+}
+
+/// What is to be condemned of a pack.
+struct Unneeded {
+    id: PackId,
+    list: Entries,
+    tally: Tally,
+    /// Whether that is everything.
+    all: bool,
+}
+
+/// A file that is to be condemned: where it is, its place in a round, and its length.
+struct Stray {
+    path: PathBuf,
+    place: PathBuf,
+    bytes: u64,
+}
+
+impl FsBlobStore {
+    pub(super) fn collect(&self, keep: &HashSet<Digest256>, when: When) -> Result<Gc> {
+        let doing = || Error::io(format!("collect what is unneeded in {}", self.root.display()));
+        let _alone = Lock::exclusive(&self.root.join("gc.lock")).map_err(doing())?;
+        self.look_again()?;
+        self.remove_staged(when).map_err(doing())?;
+        let mut gc = Gc::default();
+        let now = self.store_time();
+        let mut rounds = self.rounds(when, now).map_err(doing())?;
+        self.sweep(&rounds, keep, when, &mut gc)?;
+        let new = self.condemn(keep, now, &mut gc).map_err(doing())?;
+        self.load_marks()?;
+        if when == When::Now {
+            if gc.busy {
+                return Err(Error::store("remove what is unneeded now", "batches were open all the time"));
+            }
+            rounds = self.rounds(when, now).map_err(doing())?;
+            self.sweep(&rounds, keep, when, &mut gc)?;
+            self.remove_set_aside().map_err(doing())?;
+        } else {
+            rounds.extend(new.map(|path| Round { path, due: false }));
+        }
+        self.rewrite_packs(&rounds, keep, when, &mut gc)?;
+        if when == When::Now {
+            self.remove_set_aside().map_err(doing())?;
+        }
+        rounds.iter().for_each(|round| self.remove_empty(&round.path));
+        self.load_marks()?;
+        self.keep_room();
+        Ok(gc)
+    }
+
+    /// Sweeps what is due, as far as that takes no room.
+    fn sweep(&self, rounds: &[Round], keep: &HashSet<Digest256>, when: When, gc: &mut Gc) -> Result<()> {
+        let doing = || Error::io(format!("collect what is unneeded in {}", self.root.display()));
+        for round in rounds {
+            self.review(round, keep, gc).map_err(doing())?;
+        }
+        self.load_marks()?;
+        self.discard_dead(rounds, keep, when, gc).map_err(doing())
+    }
+
+    /// The times that something was condemned at.
+    pub(super) fn rounds(&self, when: When, now: Duration) -> io::Result<Vec<Round>> {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mut rounds = Vec::new();
+        for path in entries(&self.condemned())? {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let millis = name.split('-').next().and_then(|millis| millis.parse().ok());
+            let Some(millis) = millis else { continue };
+            let due = match (when, time_of(&path)) {
+                (When::Now, _) => true,
+                (When::After(grace), Some(time)) => now.saturating_sub(time) >= grace,
+                // An earlier version made it, and measured by the wall clock.
+                (When::After(grace), None) => {
+                    let age = wall.checked_sub(Duration::from_millis(millis));
+                    now >= grace && age.is_some_and(|age| age >= grace)
+                }
+            };
+            rounds.push(Round { path, due });
+        }
+        Ok(rounds)
+    }
+
+    /// Takes back what is needed after all, and deletes the files whose time has come.
+    fn review(&self, round: &Round, keep: &HashSet<Digest256>, gc: &mut Gc) -> io::Result<()> {
+        for kind in ["blobs", "names"] {
+            for path in entries(&round.path.join(kind))? {
+                let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+                let Ok(digest) = format!("sha256:{name}").parse::<Digest256>() else { continue };
+                let bytes = fs::metadata(&path)?.len();
+                if keep.contains(&digest) {
+                    match self.with_room(|| self.take_back(&path, kind, &digest)) {
+                        // It is not swept, and comes back when there is room.
+                        Err(error) if is_full(&error) => {}
+                        taken => {
+                            taken?;
+                            gc.returned.add(bytes);
+                        }
+                    }
+                } else if round.due {
+                    self.disk.remove(&path)?;
+                    gc.swept.add(bytes);
+                }
+            }
+        }
+        for path in entries(&round.path.join("packs"))? {
+            if let Some(id) = id_of_list(&path) {
+                self.review_pack(&round.path, &id, keep, gc)?;
+            }
+        }
+        self.remove_empty(&round.path);
+        Ok(())
+    }
+
+    fn take_back(&self, path: &Path, kind: &str, digest: &Digest256) -> io::Result<()> {
+        let shards = if kind == "names" { &self.names } else { &self.blobs };
+        let (shard, place) = shards.place(digest);
+        shards.make(&shard)?;
+        // What was put since is newer, unless it is damaged.
+        if place.exists() && (kind == "names" || loose::is_whole(&place, digest)) {
+            return self.disk.remove(path);
+        }
+        self.disk.rename(path, &place)?;
+        self.disk.sync_folder(&shard)
+    }
+
+    /// Takes entries of a pack off the list of a round, if they are needed after all.
+    fn review_pack(
+        &self,
+        round: &Path,
+        id: &PackId,
+        keep: &HashSet<Digest256>,
+        gc: &mut Gc,
+    ) -> io::Result<()> {
+        let Some(pack) = self.catalog.number(id) else { return remove_lists(self, round, id) };
+        let list = entries_of(round, id)?;
+        let (mut left, mut returned) = (Entries::default(), Tally::default());
+        each_frame(&self.catalog.path(pack), |frame| {
+            for (index, entry) in
+                frame.entries.iter().enumerate().filter(|(index, _)| list.has(frame.at, *index))
+            {
+                match self.is_needed(keep, entry) {
+                    true => returned.add(entry.length as u64),
+                    false => left.add(frame.at, index),
+                }
+            }
+            Ok(())
+        })?;
+        if left.is_empty() {
+            remove_lists(self, round, id)?;
+        } else if returned.blobs > 0 {
+            let path = round.join("packs").join(id.hex());
+            let written = self.with_room(|| write_list(self, &path, &left));
+            // Without room they stay on the list, and are not swept.
+            if written.as_ref().is_err_and(is_full) {
+                return Ok(());
+            }
+            written?;
+            write_list(self, &super::condemned::all_of(round, id), &Entries::default())?;
+        }
+        gc.returned.add_all(returned);
+        Ok(())
+    }
+
+    /// Removes the folder of a round that has come to nothing.
+    pub(super) fn remove_empty(&self, round: &Path) {
+        for kind in ["blobs", "names", "packs"] {
+            let _ = fs::remove_dir(round.join(kind));
+        }
+        let _ = fs::remove_dir(round);
+    }
+
+    /// Whether an entry is to be kept. Of what a name was given, only the newest is.
+    pub(super) fn is_needed(&self, keep: &HashSet<Digest256>, entry: &Entry) -> bool {
+        if !keep.contains(&entry.digest) {
+            return false;
+        }
+        let Kind::Named { stamp, .. } = entry.kind else { return true };
+        let hits = self.catalog.hits(&entry.digest, true).unwrap_or_default();
+        let packed = hits.iter().map(|hit| stamp_of(hit.frame.entries[hit.index].kind)).max().unwrap_or(0);
+        let loose = self.read_named_loose(&entry.digest).ok().flatten().map_or(0, |(stamp, _)| stamp);
+        stamp >= packed.max(loose)
+    }
+
+    /// What is not needed and not condemned yet.
+    fn unneeded(&self, keep: &HashSet<Digest256>) -> io::Result<(Vec<Unneeded>, Vec<Stray>)> {
+        let mut packs = Vec::new();
+        for (id, path) in self.catalog.live() {
+            let mut unneeded = Unneeded { id, list: Entries::default(), tally: Tally::default(), all: true };
+            each_frame(&path, |frame| {
+                for (index, entry) in frame.entries.iter().enumerate() {
+                    let (marked, damaged) = self.catalog.marked(frame, index);
+                    if damaged || self.is_needed(keep, entry) {
+                        unneeded.all = false;
+                    } else if !marked {
+                        unneeded.list.add(frame.at, index);
+                        unneeded.tally.add(entry.length as u64);
+                    } else {
+                        // It is on the list of another round.
+                        unneeded.all = false;
+                    }
+                }
+                Ok(())
+            })?;
+            if !unneeded.list.is_empty() {
+                packs.push(unneeded);
+            }
+        }
+        let mut strays = Vec::new();
+        for (kind, shards) in [("blobs", &self.blobs), ("names", &self.names)] {
+            for (digest, path) in shards.list()?.into_iter().filter(|(digest, _)| !keep.contains(digest)) {
+                let bytes = fs::metadata(&path).map_or(0, |metadata| metadata.len());
+                strays.push(Stray { path, place: Path::new(kind).join(digest.hex()), bytes });
+            }
+        }
+        Ok((packs, strays))
+    }
+
+    /// Condemns what is not needed and not condemned yet, and tells the folder of the new round.
+    fn condemn(&self, keep: &HashSet<Digest256>, now: Duration, gc: &mut Gc) -> io::Result<Option<PathBuf>> {
+        let (packs, strays) = self.unneeded(keep)?;
+        if packs.is_empty() && strays.is_empty() {
+            return Ok(None);
+        }
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        let name = format!("{wall}-{}-{}", PackId::new().hex(), now.as_millis());
+        // Made aside, and shown as a whole once no batch relies on what is in it.
+        let staged = self.tmp.join(&name);
+        let round = self.condemned().join(&name);
+        let mut condemned = Tally::default();
+        let ready = self.with_room(|| {
+            self.disk.make_folder(&self.condemned())?;
+            let kinds = strays.iter().filter_map(|stray| stray.place.parent());
+            kinds.chain([Path::new("packs")]).try_for_each(|kind| self.disk.make_folder(&staged.join(kind)))
+        });
+        if ready.as_ref().is_err_and(is_full) {
+            let _ = fs::remove_dir_all(&staged);
+            packs.iter().for_each(|pack| gc.postponed.add_all(pack.tally));
+            strays.iter().for_each(|stray| gc.postponed.add(stray.bytes));
+            return Ok(None);
+        }
+        ready?;
+        self.stage(packs, &staged, &mut condemned, gc)?;
+        let Some(lock) = Lock::exclusive_within(&self.lock_file(), PATIENCE)? else {
+            fs::remove_dir_all(&staged)?;
+            gc.busy = true;
+            return Ok(None);
+        };
+        self.with_room(|| self.disk.rename(&staged, &round))?;
+        self.disk.sync_folder(&self.condemned())?;
+        for stray in strays {
+            match self.with_room(|| self.disk.rename(&stray.path, &round.join(&stray.place))) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) if is_full(&error) => gc.postponed.add(stray.bytes),
+                renamed => {
+                    renamed?;
+                    condemned.add(stray.bytes);
+                }
+            }
+        }
+        drop(lock);
+        gc.condemned.add_all(condemned);
+        Ok(Some(round))
+    }
+
+    /// Writes the lists of a round, as far as there is room for them: what needs least comes first.
+    fn stage(
+        &self,
+        mut packs: Vec<Unneeded>,
+        staged: &Path,
+        condemned: &mut Tally,
+        gc: &mut Gc,
+    ) -> io::Result<()> {
+        packs.sort_by_key(|pack| (!pack.all, pack.tally.blobs));
+        let mut full = false;
+        for pack in packs {
+            let path = staged.join("packs").join(pack.id.hex());
+            let mut written = match pack.all && full {
+                true => write_all(self, staged, &pack.id),
+                false => write_list(self, &path, &pack.list),
+            };
+            if written.as_ref().is_err_and(is_full) {
+                full = true;
+                written = self.with_room(|| match pack.all {
+                    true => write_all(self, staged, &pack.id),
+                    false => write_list(self, &path, &pack.list),
+                });
+            }
+            if written.as_ref().is_err_and(is_full) {
+                gc.postponed.add_all(pack.tally);
+                continue;
+            }
+            written?;
+            condemned.add_all(pack.tally);
+        }
+        Ok(())
+    }
+
+    /// Removes what collections that died were about to show; and, where all goes, what writers that died have left.
+    fn remove_staged(&self, when: When) -> io::Result<()> {
+        for path in entries(&self.tmp)? {
+            if path.is_dir() {
+                fs::remove_dir_all(&path)?;
+            } else if when == When::Now {
+                let _ = private::remove_unless_held(&path, false);
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what was damaged and set aside.
+    fn remove_set_aside(&self) -> io::Result<()> {
+        for kind in ["blobs", "names", "rewritten"] {
+            for path in entries(&self.damaged().join(kind))? {
+                self.disk.remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How long a call waits for open batches.
+const PATIENCE: Duration = Duration::from_secs(10);
