@@ -343,6 +343,8 @@ pub enum Cause {
     ConversationBroken,
     /// criu found that it had made a mistake.
     CriuFault,
+    /// A signal killed criu before it was done.
+    CriuKilled,
     /// The process does not exist, is traced, or is being dumped by somebody else.
     NoSuchProcess,
     /// A task cannot be seized: somebody else traces it, or criu may not.
@@ -514,6 +516,9 @@ pub enum Target {
     Stopped,
     /// It, or a process of it, is traced; [`Failure::tracer`] says by whom, unless it is by the criu that was asked.
     Traced,
+    /// Processes of it have ended while criu worked on it; [`Failure::findings`] names them. A criu that is killed takes
+    /// threads with it.
+    Damaged,
     /// It does not exist.
     Gone,
 }

@@ -20,6 +20,8 @@ pub(crate) struct Stat {
     terminal: u32,
     /// The flags that the kernel keeps of a task.
     flags: u32,
+    /// How a process ended that waits to be reaped, as `wait` gives it; 0 if it may not be told.
+    pub(crate) exit_code: i32,
 }
 
 /// Names of processes need not be UTF-8: the kernel cuts them anywhere.
@@ -35,12 +37,20 @@ pub(crate) fn is_free(pid: i32) -> bool {
 impl Stat {
     /// What `/proc` tells of `pid`; [`io::ErrorKind::NotFound`] if there is no such process.
     pub(crate) fn of(pid: i32) -> io::Result<Stat> {
-        let text = read_text(format!("/proc/{pid}/stat"));
-        let text = text.map_err(|error| match error.raw_os_error() {
+        Stat::read(&format!("/proc/{pid}/stat"))
+    }
+
+    /// The same of one thread of a process.
+    pub(crate) fn of_thread(pid: i32, thread: i32) -> io::Result<Stat> {
+        Stat::read(&format!("/proc/{pid}/task/{thread}/stat"))
+    }
+
+    fn read(path: &str) -> io::Result<Stat> {
+        let text = read_text(path).map_err(|error| match error.raw_os_error() {
             Some(libc::ESRCH) => io::ErrorKind::NotFound.into(), // it ended while we were reading
             _ => error,
         })?;
-        Stat::parse(&text).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat makes no sense")))
+        Stat::parse(&text).ok_or_else(|| io::Error::other(format!("{path} makes no sense")))
     }
 
     fn parse(text: &str) -> Option<Stat> {
@@ -54,6 +64,7 @@ impl Stat {
             session: fields.next()?.parse().ok()?,
             terminal: fields.next()?.parse().ok()?,
             flags: fields.nth(1)?.parse().ok()?,
+            exit_code: fields.nth(42).and_then(|code| code.parse().ok()).unwrap_or(0),
         })
     }
 

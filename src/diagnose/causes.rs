@@ -95,6 +95,12 @@ causes! {
             "try the newest release of criu. If the tree has a mount namespace of its own, set `root` at the restore; \
              images that are damaged can be the reason, too",
             ["root"];
+        CriuKilled:
+            "a signal killed criu before it was done",
+            "find out who sent the signal: a person, a supervisor, or the kernel for want of memory (its log tells). \
+             A dump that criu was killed in can have damaged the tree: if it did, end the tree (`kill_tree`) and go \
+             back to an earlier capture",
+            [];
     }
 
     "The tree as a whole" {

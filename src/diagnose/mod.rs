@@ -168,6 +168,7 @@ fn state(failure: &Failure) -> String {
         (Target::Stopped, _) => "is stopped",
         (Target::Traced, Some(tracer)) => return format!("is traced by process {tracer}"),
         (Target::Traced, None) => "is traced by some process",
+        (Target::Damaged, _) => "is damaged: not all of its processes live",
         (Target::Gone, _) => "does not exist",
     };
     words.to_owned()

@@ -30,7 +30,7 @@ pub struct Failure {
     pub log: Vec<String>,
     /// What criu printed on its standard output and standard error.
     pub stderr: String,
-    /// What was found besides, in words: who has the pids that were to be given back.
+    /// What was found besides, in words: who has the pids that were to be given back, which processes of the tree died.
     pub findings: Vec<String>,
     /// How the criu process ended, if it could be learnt.
     pub exit: Option<ExitStatus>,
@@ -79,6 +79,10 @@ impl fmt::Display for Failure {
         match (self.cause, self.telling_line()) {
             // What criu says then is what it made of our making it stop.
             (cause @ Cause::GivenUp, _) => write!(f, "{cause}"),
+            (cause @ Cause::CriuKilled, _) => {
+                let signal = self.exit.map(|status| format!(" ({status})"));
+                write!(f, "{cause}{}", signal.unwrap_or_default())
+            }
             // What criu says of a process that another has taken is how that went wrong.
             (cause @ Cause::Untraceable, _) if self.tracer.is_some() => {
                 let tracer = self.tracer.map(|pid| format!(": process {pid} traces it"));

@@ -3,7 +3,10 @@
 use std::{
     fs::File,
     io::{self, Read},
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::process::ExitStatusExt,
+    },
     time::UNIX_EPOCH,
 };
 
@@ -13,6 +16,7 @@ use nix::{
 };
 
 use super::{
+    condition::{Condition, Tree, ended_first_thread_alone},
     talk::{Ask, Files, LOG},
     transport::Remains,
 };
@@ -28,6 +32,8 @@ pub(super) struct Gathering<'a, 'ask> {
     pub(super) version: Option<Version>,
     pub(super) answer: Option<&'a CriuResp>,
     pub(super) remains: &'a Remains,
+    /// The tree that was to be dumped, before.
+    pub(super) tree: &'a Tree,
 }
 
 impl Gathering<'_, '_> {
@@ -45,7 +51,12 @@ impl Gathering<'_, '_> {
         let message = message.as_deref();
         let lines = output.telling().chain(message);
         let tracer = self.tracer();
-        let target = self.target(tracer);
+        let lost = self.answer.is_none() && self.remains.exit.is_some_and(|status| !status.success());
+        let condition = match self.pid() {
+            Some(root) => self.tree.condition(root, tracer, lost),
+            None => Condition { target: Target::None, findings: Vec::new() },
+        };
+        let Condition { target, findings } = condition;
         let cause = match diagnose::cause(request, errno, lines) {
             // All that criu says of a process whose first thread alone has ended is that it cannot detach from it.
             Cause::NoSuchProcess if self.pid().is_some_and(ended_first_thread_alone) => {
@@ -57,6 +68,12 @@ impl Gathering<'_, '_> {
             Cause::CriuFault if target == Target::Gone => Cause::DeadRoot,
             Cause::Unknown if self.said_nothing() && output.errors.is_empty() => Cause::NotCriu,
             Cause::Unknown if self.lacks_privileges(&output, message) => Cause::NotPrivileged,
+            Cause::Unknown if self.killed_by().is_some_and(is_a_fault) => Cause::CriuFault,
+            cause
+                if self.killed_by().is_some_and(|signal| !is_a_fault(signal)) && cause != Cause::GivenUp =>
+            {
+                Cause::CriuKilled
+            }
             // Of the first image that it cannot make criu says that there is none.
             Cause::Unknown if self.pid().is_some() && self.folder_was_deleted() => Cause::FolderNotReachable,
             // Of an image that is missing criu says that it ends too early.
@@ -73,7 +90,7 @@ impl Gathering<'_, '_> {
             message: message.map(str::to_owned),
             log: output.errors,
             stderr: output.other,
-            findings: Vec::new(),
+            findings,
             exit: self.remains.exit,
             version: self.version,
         }
@@ -104,6 +121,12 @@ impl Gathering<'_, '_> {
     fn said_nothing(&self) -> bool {
         let ended = self.remains.exit.is_some_and(|status| status.code().is_some());
         ended && self.version.is_none() && self.answer.is_none() && self.last_event.is_none()
+    }
+
+    /// The signal that killed criu before it answered, if it was not ours.
+    fn killed_by(&self) -> Option<i32> {
+        let ended = self.remains.exit.filter(|_| self.answer.is_none() && !self.remains.by_us);
+        ended.and_then(|status| status.signal())
     }
 
     /// Whether the criu that we started cannot do anything, and says nothing else. It has our privileges.
@@ -173,28 +196,14 @@ impl Gathering<'_, '_> {
         let tracer = preflight::tracers(Pid::from(self.pid()?)).find(|tracer| !is_criu(tracer));
         tracer.map(Pid::from)
     }
-
-    /// The state of the tree.
-    fn target(&self, tracer: Option<Pid>) -> Target {
-        let Some(pid) = self.pid() else { return Target::None };
-        if tracer.is_some() {
-            return Target::Traced;
-        }
-        match procfs::Stat::of(pid) {
-            Ok(_) if ended_first_thread_alone(pid) => Target::Running,
-            Ok(stat) if stat.is_zombie() => Target::Gone,
-            Ok(stat) if stat.state == 't' => Target::Traced,
-            Ok(stat) if stat.state == 'T' => Target::Stopped,
-            Ok(_) => Target::Running,
-            Err(_) => Target::Gone,
-        }
-    }
 }
 
-/// Whether the process looks like a zombie, but other threads of it live on.
-fn ended_first_thread_alone(pid: i32) -> bool {
-    procfs::Stat::of(pid).is_ok_and(|stat| stat.is_zombie())
-        && procfs::status_number(pid, "Threads").is_some_and(|count| count > 1)
+/// Whether a program that such a signal ended has a mistake in it.
+fn is_a_fault(signal: i32) -> bool {
+    matches!(
+        signal,
+        libc::SIGSEGV | libc::SIGABRT | libc::SIGBUS | libc::SIGILL | libc::SIGFPE | libc::SIGTRAP
+    )
 }
 
 /// A restore that was not begun, because another one in this program is to get the same pid.

@@ -6,6 +6,7 @@
 
 mod abandon;
 mod cancel;
+mod condition;
 mod failure;
 mod hooks;
 mod key;

@@ -14,6 +14,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 use super::{
     Cancel, Criu, Lend, Reach,
     abandon::Offspring,
+    condition::Tree,
     failure::{Gathering, open_in},
     hooks::{self, Event, Hooks},
     packet,
@@ -146,7 +147,9 @@ impl Criu {
     /// Why nobody was asked: the deadline passed before a service had time for us, or the caller did not want to wait.
     fn gave_up(&self, ask: &Ask<'_>) -> Error {
         let remains = Remains::default();
-        let nothing = Gathering { ask, last_event: None, version: None, answer: None, remains: &remains };
+        let tree = Tree::default();
+        let nothing =
+            Gathering { ask, last_event: None, version: None, answer: None, remains: &remains, tree: &tree };
         let failure = Box::new(Failure { cause: Cause::GivenUp, ..nothing.failure() });
         match self.cancel.as_ref().is_some_and(Cancel::is_cancelled) {
             true => Error::Cancelled(failure),
@@ -255,6 +258,7 @@ impl Talk {
             root: None,
             accepted: false,
             refusal: None,
+            tree: tree_of(&ask),
         };
         let connection = self.connection.take().ok_or_else(|| swrk_only("the conversation is over"))?;
         let mut offspring = Offspring::expected(&ask, &connection)?;
@@ -265,10 +269,12 @@ impl Talk {
             }
             end => end,
         };
+        let mut by_us = false;
         if ask.request == Request::Restore && !exchange.answered {
+            by_us = !matches!(end, Ok(End::Gone)) || !connection.has_ended();
             connection.kill(); // what it had made so far are its children
         }
-        let remains = connection.finish();
+        let remains = Remains { by_us, ..connection.finish() };
         Err(match purpose {
             Some(purpose) => self.failed(purpose, exchange, end, remains, offspring),
             None => self.failed(&ask, exchange, end, remains, offspring),
@@ -286,7 +292,8 @@ impl Talk {
         let last_event = exchange.session.last_event.as_deref();
         let gather = |answer: Option<&CriuResp>| {
             let version = self.version.clone();
-            Box::new(Gathering { ask, last_event, version, answer, remains: &remains }.failure())
+            let tree = &exchange.tree;
+            Box::new(Gathering { ask, last_event, version, answer, remains: &remains, tree }.failure())
         };
         // What criu says of a request that we made fail is about that.
         let given_up = || Box::new(Failure { cause: Cause::GivenUp, ..*gather(None) });
@@ -318,7 +325,9 @@ impl Talk {
             Some(true) => Ok(()),
             _ => {
                 let (version, remains) = (self.version.clone(), &Remains::default());
-                let gathering = Gathering { ask: purpose, last_event: None, version, answer: None, remains };
+                let tree = &Tree::default();
+                let gathering =
+                    Gathering { ask: purpose, last_event: None, version, answer: None, remains, tree };
                 Err(Error::Criu(Box::new(Failure { cause: Cause::MemoryTracking, ..gathering.failure() })))
             }
         }
@@ -377,6 +386,13 @@ fn too_old(option: &'static str, since: &Version, version: &Version) -> Error {
     Error::Options { option, problem: format!("needs criu {since}, and this is {version}") }
 }
 
+/// The tree that criu is to work on, before it does.
+fn tree_of(ask: &Ask<'_>) -> Tree {
+    let is_dump = matches!(ask.request, Request::Dump | Request::PreDump | Request::SinglePreDump);
+    let root = ask.opts.as_ref().and_then(|opts| opts.pid).filter(|_| is_dump);
+    root.map_or_else(Tree::default, Tree::of)
+}
+
 /// One question and its answer.
 struct Exchange {
     session: Session,
@@ -390,6 +406,8 @@ struct Exchange {
     accepted: bool,
     /// The event at which a hook refused, and what it said.
     refusal: Option<(String, BoxError)>,
+    /// The tree that is to be dumped.
+    tree: Tree,
 }
 
 impl Exchange {

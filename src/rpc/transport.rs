@@ -85,6 +85,8 @@ enum Wake {
 #[derive(Debug, Default)]
 pub(super) struct Remains {
     pub(super) exit: Option<ExitStatus>,
+    /// Whether we killed it.
+    pub(super) by_us: bool,
     /// Its pid, or that of whoever made the socket that it answers at.
     pub(super) criu: Option<i32>,
     pub(super) output: String,
@@ -296,6 +298,12 @@ impl Connection {
         }
     }
 
+    /// Whether criu has ended, or does so in a moment: its end of the socket closes a little before.
+    pub(super) fn has_ended(&self) -> bool {
+        let soon = Instant::now() + Duration::from_millis(100);
+        self.criu.as_ref().is_some_and(|criu| sys::wait_readable(criu.pidfd(), Some(soon)).unwrap_or(true))
+    }
+
     /// Hangs up, waits for criu's end, and gathers what it left.
     pub(super) fn finish(self) -> Remains {
         let there = self.pid_there();
@@ -310,7 +318,7 @@ impl Connection {
                 let _ = fs::remove_file(&path);
             }),
         };
-        Remains { exit, criu: there, output: text.unwrap_or_default(), since: Some(began) }
+        Remains { exit, by_us: false, criu: there, output: text.unwrap_or_default(), since: Some(began) }
     }
 }
 

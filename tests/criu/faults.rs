@@ -10,7 +10,7 @@ use std::{
 };
 
 use criu_rpc::{
-    Criu, DumpOptions, Error, RestoreOptions, Result, Target,
+    Cause, Criu, DumpOptions, Error, RestoreOptions, Result, Target,
     rpc::{Event, Lend, NoHooks},
 };
 use nix::sys::{
@@ -205,9 +205,17 @@ fn kill_dumps() {
             }
             Err(error) => panic!("{}", explain(error)),
         }
-        let tid_alive = members.iter().all(|pid| lives(*pid));
-        if result.is_err() && !tid_alive {
-            damaged += 1;
+        if let Err(Error::Gone(failure)) = &result {
+            let report = failure.report();
+            assert_eq!(failure.cause, Cause::CriuKilled, "{report}");
+            let all_live = members.iter().all(|pid| lives(*pid));
+            match failure.target {
+                Target::Running => assert!(all_live, "{report}"),
+                Target::Damaged => assert!(!all_live && !failure.findings.is_empty(), "{report}"),
+                Target::Gone => assert!(!lives(pid), "{report}"),
+                other => panic!("{other:?}: {report}"),
+            }
+            damaged += u32::from(!all_live);
         }
         end_orphans(&members);
         assert_alone_with(&[pid], "after a killed dump");

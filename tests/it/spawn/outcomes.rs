@@ -17,6 +17,12 @@ fn a_program_that_a_signal_killed_is_told_as_it_ended() {
     let script = StandIn::doing("kill -SEGV $$");
     let error = script.criu().version().unwrap_err();
     assert_eq!(gone(&error).exit.unwrap().signal(), Some(Signal::SIGSEGV as i32));
+    assert_eq!(gone(&error).cause, Cause::CriuFault, "nobody sent it");
+
+    let error = StandIn::doing("kill -KILL $$").criu().version().unwrap_err();
+    assert_eq!(gone(&error).cause, Cause::CriuKilled);
+    let told = gone(&error).to_string();
+    assert_eq!(told, "a signal killed criu before it was done (signal: 9 (SIGKILL))");
 }
 
 #[test]
@@ -70,7 +76,7 @@ fn a_program_that_is_no_criu_is_told_from_one_that_crashed() {
     for (lines, cause) in [
         ("echo 'criu: error while loading shared libraries: libnl-3.so.200' >&2; exit 127", Cause::NotCriu),
         ("echo 'Error (criu/x.c:1): something odd' >&2; exit 1", Cause::Unknown),
-        ("kill -SEGV $$", Cause::Unknown),
+        ("kill -SEGV $$", Cause::CriuFault),
     ] {
         let error = StandIn::doing(lines).criu().version().unwrap_err();
         assert_eq!(gone(&error).cause, cause, "{lines}: {}", error.report());
