@@ -55,7 +55,7 @@ fn less(stage: &mut Stage) -> Result {
         now.say(" ")?;
         now.expect(&format!("line 270 of {}", 270 * 7919))?;
         now.say("/of 3112\r")?; // found in line 393 alone
-        now.expect("line 393 of ")?;
+        now.expect("line 393 ")?;
         now.say("q")?;
         now.expect("less ended with 0")?;
         now.ends_well()

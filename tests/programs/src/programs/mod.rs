@@ -3,7 +3,9 @@
 mod builds;
 mod editors;
 mod python;
+mod servers;
 mod shells;
+mod tools;
 
 use std::{env, fs, os::unix::fs::PermissionsExt as _};
 
@@ -21,7 +23,15 @@ pub(crate) struct Program {
 
 /// All programs, in the order of the table.
 pub(crate) fn all() -> Vec<Program> {
-    [shells::PROGRAMS, python::PROGRAMS, editors::PROGRAMS, builds::PROGRAMS].concat()
+    [
+        shells::PROGRAMS,
+        python::PROGRAMS,
+        servers::PROGRAMS,
+        editors::PROGRAMS,
+        builds::PROGRAMS,
+        tools::PROGRAMS,
+    ]
+    .concat()
 }
 
 /// True if the command is in `PATH`, or Python has the module.
