@@ -415,6 +415,8 @@ pub enum Cause {
     WatchedFile,
     /// A file is missing, or has not the size that it had when the tree was dumped.
     FileChanged,
+    /// A path leads through a link that was not there at the capture, or to a file of another owner.
+    FileReplaced,
     /// A program or library is of another build than at the dump.
     ProgramChanged,
     /// The permissions of a file changed since the dump.

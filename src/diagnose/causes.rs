@@ -280,6 +280,11 @@ causes! {
              with `ProcsRestore::stdin`, `ProcsRestore::stdout` or `ProcsRestore::stderr` if it is a standard stream, else with `ProcsRestore::inherit` by \
              the path without its leading slash; by the client, with `Lend::inherit`",
             ["Lend::inherit"];
+        FileReplaced:
+            "a file was replaced since the capture by a link or by a file of another owner",
+            "see who replaced it: a tree that is revived so gets a file that it may have no right to. Put the file back, or set \
+             `ProcsRestore::replaced_files(true)` if the tree may have what is there now",
+            ["ProcsRestore::replaced_files"];
         ProgramChanged:
             "a program or library is another build than at the dump",
             "put the same build back; a tree cannot go on in another one. If only the check is wrong, give criu \

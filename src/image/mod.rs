@@ -7,6 +7,7 @@ mod frame;
 mod lines;
 mod memory;
 mod notes;
+mod paths;
 mod streams;
 
 use std::{
@@ -23,6 +24,7 @@ pub(crate) use self::{
     complete::{MemoryIn, check_complete, check_version},
     lines::lines_in_names,
     notes::Notes,
+    paths::{NamedFile, Place},
     streams::{Lending, Lent, Offer, OfferedTerminal, detach_streams},
 };
 use crate::{

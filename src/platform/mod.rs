@@ -43,6 +43,8 @@ pub(crate) struct Revival {
     pub(crate) streams: [Option<File>; 3],
     /// Whether it wants its own for the others, whatever the tree's were.
     pub(crate) own_streams: bool,
+    /// Whether to accept files that were replaced since the capture.
+    pub(crate) replaced_files: bool,
     /// The files that it lends in the place of others, by criu's names.
     pub(crate) inherit: Vec<(String, File)>,
 }

@@ -184,6 +184,19 @@ impl ProcsRestore {
         self
     }
 
+    /// Accepts files that were replaced since the capture. Without it, a restore is refused with
+    /// [`Cause::FileReplaced`](crate::Cause::FileReplaced) if a path of the tree leads through a link now, or if a file
+    /// belongs to another user or group than at the capture: a restore opens files as root, so a tree that may not read a
+    /// file could get it that way.
+    ///
+    /// Paths inside a mount namespace of the tree's own are not compared. Owners are known of captures by this version or
+    /// a later one.
+    #[must_use]
+    pub fn replaced_files(mut self, on: bool) -> ProcsRestore {
+        self.revival.replaced_files = on;
+        self
+    }
+
     /// Revives the capture of this digest.
     ///
     /// A placeholder is no failure: it comes back as a [`Warning`], with no tree.

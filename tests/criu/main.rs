@@ -13,7 +13,7 @@ macro_rules! modules {
 modules! { apart churn harness places program stores talk tree victim }
 // The tests.
 modules! {
-    capture causes chunked client damage deadline embed ending faults holders iterative leaks pids pipes preflight provoked requests revived selfdump
+    capture causes chunked client damage deadline embed ending faults holders iterative leaks pids pipes preflight provoked replaced requests revived selfdump
     served service sockets stress terminal terminals
 }
 
@@ -63,6 +63,7 @@ fn main() {
         provoked::processes::TESTS,
         provoked::machine::TESTS,
         provoked::restores::TESTS,
+        replaced::TESTS,
         requests::TESTS,
         revived::TESTS,
         selfdump::TESTS,

@@ -169,7 +169,7 @@ impl Substitute {
     }
 
     fn file(self, id: u32) -> FileEntry {
-        let file = RegFileEntry { id, name: format!("/{}", self.name()), ..RegFileEntry::default() };
+        let file = RegFileEntry { id, name: format!("/{}", self.name()).into(), ..RegFileEntry::default() };
         FileEntry { r#type: FdTypes::Reg.into(), id, reg: Some(file), ..FileEntry::default() }
     }
 }

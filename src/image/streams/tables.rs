@@ -105,7 +105,7 @@ fn kind(file: &FileEntry, terminals: &Terminals, inherited: &Inherited<'_>) -> K
         };
     }
     match &file.reg {
-        Some(reg) if inherited.has(reg.name.trim_start_matches('/')) => Kind::Inner,
+        Some(reg) if inherited.has(String::from_utf8_lossy(&reg.name).trim_start_matches('/')) => Kind::Inner,
         Some(_) => Kind::Regular,
         None => Kind::Inner,
     }

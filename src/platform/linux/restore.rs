@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use super::{fit, pids::Pids, serve, staging::Staging, streams::Given, whole};
+use super::{files::Files, fit, pids::Pids, serve, staging::Staging, streams::Given, whole};
 use crate::{
     Criu, Error, Request, Result,
     image::{ImageDir, MemoryIn, check_complete, check_version},
@@ -76,6 +76,7 @@ impl<'a> Reviver<'a> {
         pids.wait_for_zombies(revival.patience.unwrap_or(PATIENCE));
 
         let lent = Given::new(revival)?.lend(&images)?;
+        self.check_files(&images, &lent).map_err(|error| self.tell_version(error))?;
         let opening = Error::io(format!("open {}", tree.folder.display()));
         let folder = OwnedFd::from(File::open(tree.folder).map_err(opening)?);
         let restore = |images: &OwnedFd| {
@@ -96,6 +97,32 @@ impl<'a> Reviver<'a> {
         }
         whole::write(tree.folder, pages)?;
         restore(&folder)
+    }
+}
+
+/// Looks at the tree's files before criu is asked.
+impl Reviver<'_> {
+    fn check_files(&self, images: &ImageDir, lent: &[(String, File)]) -> Result<()> {
+        let streams = lent.iter().map(|(key, _)| key);
+        let lent =
+            streams.chain(self.revival.inherit.iter().map(|(key, _)| key)).map(String::as_bytes).collect();
+        let files = Files::look(images, &lent)?;
+        if !self.revival.replaced_files {
+            let notes = images.notes()?.and_then(|notes| notes.files);
+            files.check_replaced(notes.as_ref())?;
+        }
+        files.check_missing()
+    }
+
+    /// Adds the release of criu to a failure that came before criu was asked.
+    fn tell_version(&self, error: Error) -> Error {
+        match error {
+            Error::Criu(mut failure) if failure.version.is_none() => {
+                failure.version = self.criu.version().ok();
+                Error::Criu(failure)
+            }
+            error => error,
+        }
     }
 }
 

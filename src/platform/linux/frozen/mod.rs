@@ -3,6 +3,7 @@
 //! The tree waits meanwhile, so a look takes milliseconds. Each subject has a file of its own here, and a field in
 //! [`Notes`].
 
+mod files;
 mod pipes;
 
 use std::{fs, path::PathBuf};
@@ -15,6 +16,7 @@ use crate::{
 
 /// A tree that stands still. Of a process that captures itself it is the tree just before.
 pub(super) struct Frozen {
+    pids: Vec<i32>,
     files: Vec<OpenFile>,
 }
 
@@ -39,13 +41,14 @@ pub(super) fn note(root: Pid, images: &ImageDir) -> Result<()> {
 impl Frozen {
     /// The tree with this root.
     pub(super) fn of(root: Pid) -> Frozen {
-        let files = procfs::tree(root.as_raw()).into_iter().flat_map(open_files).collect();
-        Frozen { files }
+        let pids: Vec<i32> = procfs::tree(root.as_raw()).into_iter().collect();
+        let files = pids.iter().copied().flat_map(open_files).collect();
+        Frozen { pids, files }
     }
 
     /// Everything that is noted of a tree.
     pub(super) fn look(&self) -> Notes {
-        Notes { pipes: Some(pipes::look(self)) }
+        Notes { pipes: Some(pipes::look(self)), files: Some(files::look(self)) }
     }
 }
 

@@ -1,0 +1,174 @@
+//! The paths that a restore opens or makes files at, and what the tree does with them.
+
+use std::collections::{HashMap, HashSet};
+
+use super::ImageDir;
+use crate::{
+    Result,
+    proto::images::{
+        FdTypes, FdinfoEntry, FileEntry, FsEntry, MmEntry, RemapFilePathEntry, TaskKobjIdsEntry, UnixSkEntry,
+        VmaEntry,
+    },
+};
+
+/// A file that the images name by its path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NamedFile {
+    /// The number of its entry; 0 of a socket.
+    pub(crate) id: u32,
+    /// From the root of the mount namespace. Paths need not be UTF-8.
+    pub(crate) path: Vec<u8>,
+    pub(crate) place: Place,
+    /// The flags that it was opened with.
+    pub(crate) flags: u32,
+    /// The size that it must have.
+    pub(crate) size: Option<u64>,
+    /// Its mode at the dump.
+    pub(crate) mode: Option<u32>,
+    pub(crate) uses: Uses,
+}
+
+/// How a restore treats a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// It opens what is there.
+    Opened,
+    /// It makes a file, for which the folder must be there.
+    Made,
+    /// It makes a file for a while, and folders for it too.
+    MadeWithFolders,
+}
+
+/// What the tree does with a file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Uses {
+    /// Some process has it as a descriptor.
+    pub(crate) descriptor: bool,
+    /// Some process executes it, has it mapped, or has it as its current or root folder.
+    pub(crate) other: bool,
+    /// It is the name of a terminal, which a restore opens in ways of its own.
+    pub(crate) terminal: bool,
+}
+
+impl Uses {
+    pub(crate) fn any(self) -> bool {
+        self.descriptor || self.other || self.terminal
+    }
+}
+
+impl ImageDir {
+    /// Whether the tree has a mount namespace of its own, which a restore makes anew: its paths mean nothing outside.
+    pub(crate) fn has_own_mounts(&self) -> Result<bool> {
+        self.has_own(|ids| ids.mnt_ns_id)
+    }
+
+    /// Whether files may be used that no descriptor names: those that wait in sockets.
+    pub(crate) fn has_files_in_flight(&self) -> Result<bool> {
+        Ok(self.frames("sk-queues.img")?.is_some_and(|mut frames| matches!(frames.next_bytes(), Ok(Some(_)))))
+    }
+
+    /// The files that the images name by path, also those that nothing uses.
+    pub(crate) fn named_files(&self) -> Result<Vec<NamedFile>> {
+        let mut uses = self.uses()?;
+        let remaps = self.remaps()?;
+        for other_name in remaps.values().flatten() {
+            uses.entry(*other_name).or_default().other = true;
+        }
+        let mut files = Vec::new();
+        self.each("files.img", |file: FileEntry| {
+            if let Some(reg) = file.reg.filter(|reg| reg.ext != Some(true)) {
+                files.push(NamedFile {
+                    id: reg.id,
+                    path: reg.name,
+                    place: if remaps.contains_key(&reg.id) { Place::MadeWithFolders } else { Place::Opened },
+                    flags: reg.flags,
+                    size: reg.size,
+                    mode: reg.mode,
+                    uses: uses.get(&reg.id).copied().unwrap_or_default(),
+                });
+            } else if let Some(socket) = file.usk.and_then(|socket| named_socket(&socket)) {
+                files.push(socket);
+            }
+        })?;
+        Ok(files)
+    }
+
+    /// The uses of the files that have a path, by their entries.
+    fn uses(&self) -> Result<HashMap<u32, Uses>> {
+        let mut names = HashMap::new(); // of pipes and terminals, the entries with their paths
+        self.each("files.img", |file: FileEntry| {
+            let fifo = file.fifo.map(|fifo| fifo.regf_id.unwrap_or(fifo.id));
+            let name = fifo.or(file.tty.and_then(|tty| tty.regf_id));
+            names.extend(name.map(|name| (file.id, name)));
+        })?;
+        let mut uses = HashMap::<u32, Uses>::new();
+        let mut tables = HashSet::new();
+        for process in self.processes()? {
+            let Some(ids) = self.first::<TaskKobjIdsEntry>(&format!("ids-{}.img", process.pid))? else {
+                continue;
+            };
+            if tables.insert(ids.files_id) {
+                self.each(&format!("fdinfo-{}.img", ids.files_id), |descriptor: FdinfoEntry| {
+                    let id = names.get(&descriptor.id).copied().unwrap_or(descriptor.id);
+                    let uses = uses.entry(id).or_default();
+                    uses.descriptor = true;
+                    uses.terminal |= descriptor.r#type == i32::from(FdTypes::Tty);
+                })?;
+            }
+            let mut other = |id: u32| uses.entry(id).or_default().other = true;
+            if let Some(fs) = self.first::<FsEntry>(&format!("fs-{}.img", process.pid))? {
+                other(fs.cwd_id);
+                other(fs.root_id);
+            }
+            if let Some(mm) = self.first::<MmEntry>(&format!("mm-{}.img", process.pid))? {
+                other(mm.exe_file_id);
+                mm.vmas.iter().filter_map(mapped_file).for_each(other);
+            }
+        }
+        Ok(uses)
+    }
+
+    /// The files whose names were gone at the dump, by their entries, and the entries of other names that they have.
+    fn remaps(&self) -> Result<HashMap<u32, Option<u32>>> {
+        const LINKED: u32 = 0;
+        const GHOST: u32 = 1 << 31;
+        let mut remaps = HashMap::new();
+        self.each("remap-fpath.img", |remap: RemapFilePathEntry| {
+            let is_linked = remap.remap_type.map_or(remap.remap_id & GHOST == 0, |kind| kind == LINKED);
+            remaps.insert(remap.orig_id, is_linked.then_some(remap.remap_id));
+        })?;
+        Ok(remaps)
+    }
+}
+
+/// The entry of the file that is mapped there.
+fn mapped_file(area: &VmaEntry) -> Option<u32> {
+    const FILE: u32 = 1 << 6 | 1 << 7;
+    (area.status & FILE != 0).then(|| u32::try_from(area.shmid).ok())?
+}
+
+/// A socket that a restore binds to a path, or connects to one.
+fn named_socket(socket: &UnixSkEntry) -> Option<NamedFile> {
+    const EXTERNAL: u32 = 1;
+    const INHERITED: u32 = 8;
+    const DATAGRAM: u32 = 2;
+    const ESTABLISHED: u32 = 1;
+    let by_path = socket.name.first().is_some_and(|first| *first != 0);
+    let is_bound = socket.r#type == DATAGRAM || socket.state != ESTABLISHED;
+    if !by_path || !is_bound || socket.uflags & INHERITED != 0 {
+        return None;
+    }
+    let end = socket.name.iter().position(|byte| *byte == 0).unwrap_or(socket.name.len());
+    let name = &socket.name[..end];
+    let path = match (name.first(), &socket.name_dir) {
+        (Some(b'/'), _) | (_, None) => name.to_vec(),
+        (_, Some(folder)) => [folder.as_bytes(), b"/", name].concat(),
+    };
+    let place = match socket.uflags & EXTERNAL != 0 {
+        true => Place::Opened,
+        false if socket.deleted == Some(true) => Place::MadeWithFolders,
+        false => Place::Made,
+    };
+    let uses = Uses { descriptor: true, ..Uses::default() };
+    Some(NamedFile { id: 0, path, place, flags: 0, size: None, mode: None, uses })
+}

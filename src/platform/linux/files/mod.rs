@@ -1,0 +1,154 @@
+//! The files of a tree that is to be revived, as they are on this machine before criu opens them.
+//!
+//! criu opens paths as root, follows links, and compares little. What it would get wrong, or say badly, is found here
+//! first.
+
+mod walk;
+
+use std::{
+    collections::{HashMap, HashSet},
+    ffi::OsStr,
+    io,
+    os::unix::ffi::OsStrExt,
+    path::Path,
+};
+
+use nix::sys::stat::{FileStat, SFlag};
+
+use self::walk::{Link, Root, Walked, kind};
+use crate::{
+    Cause, Error, Failure, Request, Result,
+    image::{ImageDir, NamedFile, Place},
+    proto::images::{FileNote, FileNotes},
+};
+
+/// The files that a restore opens or makes by path.
+pub(super) struct Files(Vec<File>);
+
+/// A file of the images, and what is there now.
+struct File {
+    named: NamedFile,
+    now: Now,
+}
+
+/// What is at a path.
+#[derive(Debug, Clone)]
+enum Now {
+    There(FileStat),
+    Missing,
+    Link(Link),
+    /// It cannot be told, so criu will.
+    Unknown,
+}
+
+impl Files {
+    /// Looks at the files that the tree uses, except for those that are lent. `lent` has their paths without the leading
+    /// slash, as criu names them.
+    pub(super) fn look(images: &ImageDir, lent: &HashSet<&[u8]>) -> Result<Files> {
+        // Paths in a mount namespace that criu has yet to make cannot be walked from here.
+        if images.has_own_mounts()? {
+            return Ok(Files(Vec::new()));
+        }
+        let root = Root::open().map_err(Error::io("open the root folder"))?;
+        let any_may_be_used = images.has_files_in_flight()?;
+        let is_used = |file: &NamedFile| any_may_be_used || file.uses.any();
+        let is_lent = |file: &NamedFile| lent.contains(file.path.strip_prefix(b"/").unwrap_or(&file.path));
+        let mut walked = HashMap::<_, Now>::new();
+        let files = images.named_files()?.into_iter().filter(|file| is_used(file) && !is_lent(file));
+        let look = |named: NamedFile| {
+            let wanted = named.mode.is_some_and(|mode| kind(mode) == SFlag::S_IFLNK);
+            let place = (named.path.clone(), named.place == Place::Opened, wanted);
+            let now = walked.entry(place).or_insert_with(|| look(&root, &named, wanted)).clone();
+            File { named, now }
+        };
+        Ok(Files(files.map(look).collect()))
+    }
+
+    /// Refuses files that were replaced since the capture, so that the tree would get another's: by a link, or with
+    /// another owner.
+    pub(super) fn check_replaced(&self, notes: Option<&FileNotes>) -> Result<()> {
+        let noted: HashMap<_, _> =
+            notes.iter().flat_map(|notes| &notes.files).map(|note| (note.path.as_slice(), note)).collect();
+        let note = |file: &File| noted.get(file.named.path.as_slice()).copied();
+        refuse(Cause::FileReplaced, self.0.iter().filter_map(|file| file.replaced(note(file))))
+    }
+
+    /// Refuses to begin while files are missing.
+    pub(super) fn check_missing(&self) -> Result<()> {
+        refuse(Cause::FileChanged, self.0.iter().filter_map(File::missing))
+    }
+}
+
+/// Fails for this cause if anything was found.
+fn refuse(cause: Cause, findings: impl Iterator<Item = String>) -> Result<()> {
+    let mut seen = HashSet::new();
+    let findings: Vec<_> = findings.filter(|finding| seen.insert(finding.clone())).collect();
+    match findings.is_empty() {
+        true => Ok(()),
+        false => Err(Error::Criu(Failure::foreseen(Request::Restore, cause, findings).into())),
+    }
+}
+
+/// Looks at a path: at the file if it is to be opened, at its folder if it is to be made.
+fn look(root: &Root, named: &NamedFile, wanted: bool) -> Now {
+    let path = Path::new(OsStr::from_bytes(&named.path));
+    let walked: io::Result<_> = match (named.place, path.parent()) {
+        (Place::Opened, _) | (_, None) => root.walk(path, wanted),
+        (_, Some(folder)) => root.walk(folder, false),
+    };
+    match walked {
+        Ok(Walked::File(stat)) => Now::There(stat),
+        Ok(Walked::Missing) => Now::Missing,
+        Ok(Walked::Link(link)) => Now::Link(link),
+        Err(_) => Now::Unknown,
+    }
+}
+
+impl File {
+    /// How the file was replaced, for people.
+    fn replaced(&self, note: Option<&FileNote>) -> Option<String> {
+        let path = shown(&self.named.path);
+        match (&self.now, note) {
+            (Now::Link(link), _) => {
+                let [at, target] = [&link.at, &link.target].map(|path| shown(path.as_os_str().as_bytes()));
+                Some(format!("{path}: {at} is a link to {target} now, and was none at the capture"))
+            }
+            (Now::There(now), Some(then)) if self.named.place == Place::Opened => {
+                let owned = |kind| matches!(kind, SFlag::S_IFREG | SFlag::S_IFDIR | SFlag::S_IFIFO);
+                let same = (now.st_uid, now.st_gid) == (then.uid, then.gid);
+                (owned(kind(now.st_mode)) && !same).then(|| {
+                    let FileNote { uid, gid, .. } = then;
+                    let FileStat { st_uid, st_gid, .. } = now;
+                    format!(
+                        "{path}: it belongs to user {st_uid} and group {st_gid} now, and belonged to user {uid} and \
+                         group {gid} at the capture"
+                    )
+                })
+            }
+            _ => None,
+        }
+    }
+
+    /// What is missing, for people.
+    fn missing(&self) -> Option<String> {
+        let NamedFile { path, uses, place, .. } = &self.named;
+        // Of terminals and of /proc criu makes the files itself.
+        if !matches!(self.now, Now::Missing) || !uses.any() || uses.terminal || path.starts_with(b"/proc/") {
+            return None;
+        }
+        let path = shown(path);
+        match place {
+            Place::Opened => Some(format!("{path}: there is no such file")),
+            Place::Made => Some(format!("{path}: there is no folder to make it in")),
+            Place::MadeWithFolders => None,
+        }
+    }
+}
+
+/// A path for people: on one line, whatever bytes it has.
+fn shown(path: &[u8]) -> String {
+    let text = String::from_utf8_lossy(path);
+    let escaped =
+        |char: char| if char.is_control() { char.escape_default().to_string() } else { char.into() };
+    text.chars().map(escaped).collect()
+}
