@@ -17,6 +17,8 @@ mod protocol;
 #[cfg(target_os = "linux")]
 mod service;
 #[cfg(target_os = "linux")]
+mod soak;
+#[cfg(target_os = "linux")]
 mod spawn;
 mod stores;
 mod stores_damage;

@@ -140,7 +140,7 @@ impl<'a> FsBatch<'a> {
 
     /// Whether nobody has the blob yet. Then this frame has it from here on.
     fn claim(&self, digest: &Digest256, filling: &Filling) -> bool {
-        let mut checked = Vec::new();
+        let mut checked = BTreeSet::new();
         loop {
             let claimed = || lock(&filling.contents).push(*digest);
             let others = self.store.catalog.table.claim(digest, &checked, filling.number, claimed);
@@ -151,7 +151,7 @@ impl<'a> FsBatch<'a> {
                 if self.has(number, digest) {
                     return false;
                 }
-                checked.push(number);
+                checked.insert(number);
             }
         }
     }
@@ -258,10 +258,12 @@ impl<'a> FsBatch<'a> {
                 "something that was put into it could not be stored",
             ));
         }
-        let idle = std::mem::take(&mut *lock(&self.idle));
-        for mut frame in idle.into_iter().filter(|frame| !frame.builder.is_empty()) {
-            self.write(&mut frame)?;
+        let mut idle = std::mem::take(&mut *lock(&self.idle));
+        for frame in idle.iter_mut().filter(|frame| !frame.builder.is_empty()) {
+            self.write(frame)?;
         }
+        // Each of them has begun another frame, of which nothing will come.
+        self.store.catalog.drop_frames(idle.iter().map(|frame| frame.number));
         for (digest, writer) in std::mem::take(&mut *lock(&self.long)) {
             writer.commit(&digest)?;
         }
@@ -299,7 +301,7 @@ impl BlobBatch for FsBatch<'_> {
 impl Drop for FsBatch<'_> {
     fn drop(&mut self) {
         if !self.published {
-            self.store.catalog.forget(&[self.pack]);
+            self.store.catalog.forget(&[self.id]);
         }
     }
 }

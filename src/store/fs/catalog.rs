@@ -31,13 +31,18 @@ pub(super) struct Catalog {
     headers: Vec<Mutex<Header>>,
 }
 
-/// A header by the number of its frame.
-type Header = Option<(u32, Arc<Frame>)>;
+/// A header by the serial of its frame.
+type Header = Option<(u64, Arc<Frame>)>;
 
 #[derive(Debug, Default)]
 pub(super) struct Packs {
     list: Vec<Pack>,
     frames: Vec<Place>,
+    /// Numbers of packs and frames that are gone, for others to have: a program that lives long sees many.
+    free_packs: Vec<u32>,
+    free_frames: Vec<u32>,
+    /// Grows with each frame.
+    serial: u64,
     by_id: HashMap<PackId, u32>,
     marks: HashMap<PackId, Marks>,
     /// Grows when packs come or go.
@@ -71,6 +76,8 @@ pub(super) struct Place {
     pub(super) at: u64,
     /// How much follows the header.
     pub(super) stored: u32,
+    /// Tells frames apart that had the same number, one after the other.
+    serial: u64,
 }
 
 /// The folder, as it was when it was last listed.
@@ -157,7 +164,7 @@ impl Catalog {
         let gone: Vec<_> = {
             let packs = self.read();
             let live = packs.by_id.iter().filter(|(_, pack)| packs.pack(**pack).state == State::Live);
-            live.filter(|(id, _)| !there.contains_key(id)).map(|(_, pack)| *pack).collect()
+            live.filter(|(id, _)| !there.contains_key(id)).map(|(id, _)| *id).collect()
         };
         self.forget(&gone);
         !gone.is_empty()
@@ -180,7 +187,7 @@ impl Catalog {
             }
         };
         if let Err(error) = scan(&file, each) {
-            self.forget(&[pack]);
+            self.forget(&[id]);
             return Err(Error::io(doing())(error));
         }
         Ok(Some(pack))
@@ -189,8 +196,17 @@ impl Catalog {
     /// Notes a pack that nobody is to see yet.
     pub(super) fn add(&self, id: PackId, path: &Path) -> u32 {
         let mut packs = self.write();
-        let number = u32::try_from(packs.list.len()).expect("because four billion packs need more memory");
-        packs.list.push(Pack { path: path.into(), id, state: State::Open });
+        let pack = Pack { path: path.into(), id, state: State::Open };
+        let number = match packs.free_packs.pop() {
+            Some(number) => {
+                packs.list[number as usize] = pack;
+                number
+            }
+            None => {
+                packs.list.push(pack);
+                u32::try_from(packs.list.len() - 1).expect("because four billion packs need more memory")
+            }
+        };
         packs.by_id.insert(id, number);
         number
     }
@@ -198,9 +214,26 @@ impl Catalog {
     /// Notes a frame that nobody has placed yet.
     pub(super) fn add_frame(&self, pack: u32) -> u32 {
         let mut packs = self.write();
-        let number = u32::try_from(packs.frames.len()).expect("because four billion frames need more memory");
-        packs.frames.push(Place { pack, head: 0, at: 0, stored: 0 });
-        number
+        packs.serial += 1;
+        let place = Place { pack, head: 0, at: 0, stored: 0, serial: packs.serial };
+        match packs.free_frames.pop() {
+            Some(number) => {
+                packs.frames[number as usize] = place;
+                number
+            }
+            None => {
+                packs.frames.push(place);
+                u32::try_from(packs.frames.len() - 1).expect("because four billion frames need more memory")
+            }
+        }
+    }
+
+    /// Lets go of frames that nothing was put into.
+    pub(super) fn drop_frames(&self, numbers: impl Iterator<Item = u32>) {
+        let mut packs = self.write();
+        for number in numbers {
+            packs.free_frame(number);
+        }
     }
 
     /// Says where a frame is.
@@ -211,8 +244,8 @@ impl Catalog {
 
     pub(super) fn place_at(&self, number: u32, at: u64, head: u32, stored: u32) {
         let mut packs = self.write();
-        let pack = packs.frames[number as usize].pack;
-        packs.frames[number as usize] = Place { pack, head, at, stored };
+        let place = &mut packs.frames[number as usize];
+        *place = Place { head, at, stored, ..*place };
     }
 
     /// Shows a pack to everybody, at this place.
@@ -229,26 +262,26 @@ impl Catalog {
     }
 
     /// Forgets packs that are no more.
-    pub(super) fn forget(&self, gone: &[u32]) {
-        if gone.is_empty() {
+    pub(super) fn forget(&self, gone: &[PackId]) {
+        let mut packs = self.write();
+        let numbers: HashSet<u32> = gone.iter().filter_map(|id| packs.by_id.remove(id)).collect();
+        if numbers.is_empty() {
             return;
         }
-        let mut packs = self.write();
         packs.generation += 1;
-        for pack in gone {
-            let Pack { id, state, .. } = &mut packs.list[*pack as usize];
-            *state = State::Gone;
-            let id = *id;
-            packs.by_id.remove(&id);
-            packs.marks.remove(&id);
-        }
+        gone.iter().for_each(|id| drop(packs.marks.remove(id)));
+        numbers.iter().for_each(|number| packs.list[*number as usize].state = State::Gone);
         // Collected first: whoever looks something up holds a part of the table and then asks for the packs.
-        let of_gone = |(_, place): &(u32, &Place)| gone.contains(&place.pack);
+        let of_gone = |(_, place): &(u32, &Place)| numbers.contains(&place.pack);
         let frames: HashSet<_> = (0..).zip(&packs.frames).filter(of_gone).map(|(number, _)| number).collect();
         drop(packs);
         if !frames.is_empty() {
             self.table.retain(|frame| !frames.contains(&frame));
         }
+        // Only now may others have the numbers: the table leads nowhere wrong.
+        let mut packs = self.write();
+        frames.into_iter().for_each(|number| packs.free_frame(number));
+        packs.free_packs.extend(numbers);
     }
 
     /// Replaces what is known of condemned and damaged entries.
@@ -258,9 +291,21 @@ impl Catalog {
 
     /// The frame of this number, and the state of its pack.
     pub(super) fn frame(&self, number: u32) -> Option<(Place, State)> {
+        self.locate(number).map(|(place, state, _)| (place, state))
+    }
+
+    /// As [`frame`](Catalog::frame), and where the pack is, all of one moment: numbers are used again.
+    fn locate(&self, number: u32) -> Option<(Place, State, Arc<Path>)> {
         let packs = self.read();
-        let place = *packs.frames.get(number as usize)?;
-        Some((place, packs.pack(place.pack).state))
+        let place = packs.frames.get(number as usize).filter(|place| place.pack != NO_PACK).copied()?;
+        let pack = packs.pack(place.pack);
+        Some((place, pack.state, pack.path.clone()))
+    }
+
+    /// How many packs and frames there is room for.
+    #[cfg(test)]
+    pub(super) fn room(&self) -> (usize, usize) {
+        (self.read().list.len(), self.read().frames.len())
     }
 
     /// Another number if packs have come or gone.
@@ -287,16 +332,20 @@ impl Catalog {
 
     /// The header of a frame; `None` if it is not there any more, or damaged since.
     pub(super) fn header(&self, number: u32) -> io::Result<Option<Arc<Frame>>> {
+        let Some((place, _, path)) = self.locate(number) else { return Ok(None) };
+        self.header_at(number, place, &path)
+    }
+
+    fn header_at(&self, number: u32, place: Place, path: &Path) -> io::Result<Option<Arc<Frame>>> {
         let slot = &self.headers[number as usize % HEADERS];
         let slot = || -> MutexGuard<'_, _> { slot.lock().unwrap_or_else(PoisonError::into_inner) };
         if let Some((cached, frame)) = &*slot() {
-            if *cached == number {
+            if *cached == place.serial {
                 return Ok(Some(frame.clone()));
             }
         }
-        let Some((place, _)) = self.frame(number) else { return Ok(None) };
         let mut header = vec![0; place.head as usize];
-        let file = match private::open_file(&self.path(place.pack)) {
+        let file = match private::open_file(path) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
@@ -304,7 +353,7 @@ impl Catalog {
         file.read_full(&mut header, place.at)?;
         let Some(frame) = Frame::parse(&header).filter(|frame| frame.at == place.at) else { return Ok(None) };
         let frame = Arc::new(frame);
-        *slot() = Some((number, frame.clone()));
+        *slot() = Some((place.serial, frame.clone()));
         Ok(Some(frame))
     }
 
@@ -318,12 +367,17 @@ impl Catalog {
         Ok(hits)
     }
 
+    /// Some copies of a blob: there may be as many as a foreign pack likes.
+    pub(super) fn some_hits(&self, digest: &Digest256) -> Result<Vec<Hit>> {
+        let numbers = self.table.some(digest, SOME).into_iter();
+        numbers.filter_map(|number| self.hit(number, digest, false).transpose()).collect()
+    }
+
     /// What this frame has of it.
     pub(super) fn hit(&self, number: u32, digest: &Digest256, named: bool) -> Result<Option<Hit>> {
-        let Some((place, State::Live)) = self.frame(number) else { return Ok(None) };
-        let path = self.path(place.pack);
+        let Some((place, State::Live, path)) = self.locate(number) else { return Ok(None) };
         let reading = |error| Error::io(format!("read the pack {}", path.display()))(error);
-        let Some(frame) = self.header(number).map_err(reading)? else { return Ok(None) };
+        let Some(frame) = self.header_at(number, place, &path).map_err(reading)? else { return Ok(None) };
         let Some(index) = frame.find(digest, named, 0) else { return Ok(None) };
         let (condemned, damaged) = self.marked(&frame, index);
         Ok((!damaged).then_some(Hit { frame, index, path, condemned }))
@@ -349,6 +403,11 @@ impl Catalog {
 }
 
 impl Packs {
+    fn free_frame(&mut self, number: u32) {
+        self.frames[number as usize].pack = NO_PACK;
+        self.free_frames.push(number);
+    }
+
     fn pack(&self, number: u32) -> &Pack {
         &self.list[number as usize]
     }
@@ -358,6 +417,12 @@ impl Packs {
 pub(super) fn id_of(path: &Path) -> Option<PackId> {
     PackId::parse(path.file_name()?.to_str()?.strip_suffix(".pack")?)
 }
+
+/// In the place of a pack's number: nothing is there.
+const NO_PACK: u32 = u32::MAX;
+
+/// How many copies are looked at where not all of them matter.
+const SOME: usize = 16;
 
 /// How many headers are kept.
 const HEADERS: usize = 64;

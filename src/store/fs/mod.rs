@@ -84,8 +84,8 @@ pub struct FsBlobStore {
     blobs: Shards,
     names: Shards,
     catalog: Catalog,
-    /// Whether the catalog knows the loose blobs. Only batches need it to.
-    loose_listed: Mutex<bool>,
+    /// The loose blobs that the catalog knows, if it does: only batches need it to.
+    loose: Mutex<Option<Loose>>,
     loaded: Mutex<Loaded>,
     buffers: Mutex<Vec<Buffers>>,
 }
@@ -118,7 +118,7 @@ impl FsBlobStore {
             blobs: Shards::new(blobs, disk.clone()),
             names: Shards::new(names, disk.clone()),
             catalog: Catalog::new(packs),
-            loose_listed: Mutex::default(),
+            loose: Mutex::default(),
             loaded: Mutex::default(),
             buffers: Mutex::default(),
             disk,
@@ -143,21 +143,26 @@ impl FsBlobStore {
     /// Sees what packs and loose blobs there are, for a batch.
     fn load_all(&self) -> Result<()> {
         self.catalog.refresh(|| self.load_marks())?;
-        let mut listed = self.loose_listed.lock().unwrap_or_else(PoisonError::into_inner);
-        if !*listed {
+        let mut loose = self.loose.lock().unwrap_or_else(PoisonError::into_inner);
+        // The table never hears that a file has gone.
+        if loose.as_ref().is_some_and(|loose| loose.noted > 2 * loose.listed + MANY_LOOSE) {
+            self.catalog.table.retain(|frame| frame != LOOSE);
+            *loose = None;
+        }
+        if loose.is_none() {
             let listing = Error::io(format!("list the blobs in {}", self.blobs.folder().display()));
-            for (digest, _) in self.blobs.list().map_err(listing)? {
-                self.catalog.table.insert(&digest, LOOSE);
-            }
-            *listed = true;
+            let list = self.blobs.list().map_err(listing)?;
+            list.iter().for_each(|(digest, _)| self.catalog.table.insert(digest, LOOSE));
+            *loose = Some(Loose { listed: list.len(), noted: 0 });
         }
         Ok(())
     }
 
     /// Has later batches find a blob that is a file now.
     fn note_loose(&self, digest: &Digest256) {
-        if *self.loose_listed.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(loose) = &mut *self.loose.lock().unwrap_or_else(PoisonError::into_inner) {
             self.catalog.table.insert(digest, LOOSE);
+            loose.noted += 1;
         }
     }
 
@@ -323,6 +328,16 @@ fn remove_leftovers(tmp: &Path) {
 
 /// How often a blob is looked for while packs come and go.
 const ATTEMPTS: usize = 8;
+
+/// How many loose blobs the catalog knows: of a listing, and since.
+#[derive(Debug)]
+struct Loose {
+    listed: usize,
+    noted: usize,
+}
+
+/// So many may be noted before the listing is renewed.
+const MANY_LOOSE: usize = 10_000;
 
 /// In the catalog's table: not a frame, but a file by itself.
 const LOOSE: u32 = u32::MAX - 1;

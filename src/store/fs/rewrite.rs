@@ -197,7 +197,7 @@ impl FsBlobStore {
         if entry.is_named() || self.catalog.table.first(&entry.digest, several).is_none() {
             return Vec::new();
         }
-        let mut hits = self.catalog.hits(&entry.digest, false).unwrap_or_default();
+        let mut hits = self.catalog.some_hits(&entry.digest).unwrap_or_default();
         let own = (frame.pack, frame.at, index);
         hits.retain(|hit| !hit.condemned && (hit.frame.pack, hit.frame.at, hit.index) < own);
         hits
@@ -273,9 +273,7 @@ impl FsBlobStore {
             self.disk.remove(&candidate.path)?;
         }
         self.disk.sync_folder(self.catalog.folder())?;
-        if let Some(pack) = self.catalog.number(&candidate.id) {
-            self.catalog.forget(&[pack]);
-        }
+        self.catalog.forget(&[candidate.id]);
         for folder in entries(&self.condemned())?.into_iter().chain([self.damaged()]) {
             remove_lists(self, &folder, &candidate.id)?;
         }

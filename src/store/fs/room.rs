@@ -1,9 +1,13 @@
 //! Room that is kept for collections: on a full disk, one must note what is to go before anything can go.
 
-use std::{io, path::PathBuf};
+use std::{
+    fs::{self, File},
+    io,
+    path::PathBuf,
+};
 
 use super::FsBlobStore;
-use crate::Digest256;
+use crate::{Digest256, private};
 
 impl FsBlobStore {
     fn room(&self) -> PathBuf {
@@ -12,20 +16,25 @@ impl FsBlobStore {
 
     /// Sets room aside, if there is enough and none is yet. What takes no room on the disk, as zeros on some, would be of no use.
     pub(super) fn keep_room(&self) {
-        if self.room().exists() {
+        let path = self.room();
+        if fs::metadata(&path).is_ok_and(|metadata| metadata.len() == ROOM as u64) {
             return;
         }
-        let made = self.disk.temporary(&self.tmp).and_then(|(temporary, file)| {
-            let mut bytes = Vec::with_capacity(ROOM);
-            while bytes.len() < ROOM {
-                bytes.extend_from_slice(Digest256::of(&bytes.len().to_le_bytes()).as_bytes());
+        let mut bytes = Vec::with_capacity(ROOM);
+        while bytes.len() < ROOM {
+            bytes.extend_from_slice(Digest256::of(&bytes.len().to_le_bytes()).as_bytes());
+        }
+        // In its place at once: all who do so write the same, and what a process that dies leaves is completed by the next.
+        let file = match private::create_file(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                File::options().write(true).open(&path)
             }
-            file.write_at(&bytes, 0)?;
-            file.sync()?;
-            temporary.rename(file, &self.room())
-        });
-        // Without it a collection does what it can.
-        drop(made);
+            created => created,
+        };
+        if file.and_then(|file| private::write_at(&file, &bytes, 0)).is_err() {
+            // Without it a collection does what it can.
+            let _ = fs::remove_file(path);
+        }
     }
 
     /// Does this, and if the disk is full, once more with the room that was kept.

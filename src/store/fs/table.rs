@@ -1,9 +1,16 @@
 //! [`Table`]: which frames may have a blob, in some twelve bytes a blob.
 //!
-//! A slot has 32 bits of the digest and the number of a frame. So it may point to a frame that has not the blob: whoever asks
-//! looks into the frame's header. A digest may have several slots.
+//! A slot has 32 bits of a hash of the digest and the number of a frame. So it may point to a frame that does not have the blob:
+//! callers look into the frame's header. A digest may have several slots.
+//!
+//! The hash has a random key, for digests may be chosen: those of a foreign pack that were alike made one run of slots, through
+//! which each of them had to go. Copies of one digest are alike in any case, so many of them are kept in a tree.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    collections::{BTreeSet, hash_map::RandomState},
+    hash::BuildHasher as _,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use crate::Digest256;
 
@@ -11,40 +18,54 @@ use crate::Digest256;
 #[derive(Debug)]
 pub(super) struct Table {
     shards: Vec<Mutex<Shard>>,
+    key: RandomState,
 }
 
 #[derive(Debug, Default)]
 struct Shard {
-    /// The digest's part above, the frame's number plus one below. Zero is nothing.
+    /// The tag above, the frame's number plus one below. Zero is nothing.
     slots: Vec<u64>,
     used: usize,
+    /// More slots of tags that have many.
+    many: BTreeSet<u64>,
 }
 
 impl Table {
     pub(super) fn new() -> Table {
         let mut shards = Vec::new();
         shards.resize_with(256, Mutex::default);
-        Table { shards }
+        Table { shards, key: RandomState::new() }
     }
 
-    fn shard(&self, digest: &Digest256) -> MutexGuard<'_, Shard> {
-        let shard = &self.shards[usize::from(digest.as_bytes()[0])];
-        shard.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The shard of a digest, and its tag: bits of the hash that do not choose the shard.
+    fn shard(&self, digest: &Digest256) -> (MutexGuard<'_, Shard>, u64) {
+        let [shard, _, _, _, tag @ ..] = self.key.hash_one(digest).to_le_bytes();
+        let shard = self.shards[usize::from(shard)].lock().unwrap_or_else(PoisonError::into_inner);
+        (shard, u64::from(u32::from_le_bytes(tag)))
     }
 
     /// The frames that may have it.
     pub(super) fn candidates(&self, digest: &Digest256) -> Vec<u32> {
-        self.shard(digest).candidates(digest).collect()
+        let (shard, tag) = self.shard(digest);
+        shard.candidates(tag).collect()
+    }
+
+    /// Some that may have it, not more than `most`.
+    pub(super) fn some(&self, digest: &Digest256, most: usize) -> Vec<u32> {
+        let (shard, tag) = self.shard(digest);
+        shard.candidates(tag).take(most).collect()
     }
 
     /// One that may have it and of which `is` says so, without an allocation.
     pub(super) fn first(&self, digest: &Digest256, is: impl FnMut(&u32) -> bool) -> Option<u32> {
-        self.shard(digest).candidates(digest).find(is)
+        let (shard, tag) = self.shard(digest);
+        shard.candidates(tag).find(is)
     }
 
     /// Notes that this frame has it.
     pub(super) fn insert(&self, digest: &Digest256, frame: u32) {
-        self.shard(digest).insert(digest, frame);
+        let (mut shard, tag) = self.shard(digest);
+        shard.insert(tag, frame);
     }
 
     /// Notes that this frame is to have it, unless there are other candidates than those `checked` already: then these are the
@@ -52,14 +73,14 @@ impl Table {
     pub(super) fn claim(
         &self,
         digest: &Digest256,
-        checked: &[u32],
+        checked: &BTreeSet<u32>,
         frame: u32,
         claimed: impl FnOnce(),
     ) -> Vec<u32> {
-        let mut shard = self.shard(digest);
-        let others: Vec<_> = shard.candidates(digest).filter(|frame| !checked.contains(frame)).collect();
+        let (mut shard, tag) = self.shard(digest);
+        let others: Vec<_> = shard.candidates(tag).filter(|frame| !checked.contains(frame)).collect();
         if others.is_empty() {
-            shard.insert(digest, frame);
+            shard.insert(tag, frame);
             claimed();
         }
         others
@@ -70,6 +91,7 @@ impl Table {
         for shard in &self.shards {
             let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
             let kept = |slot: &&u64| **slot != 0 && keep(frame(**slot));
+            shard.many.retain(|slot| keep(frame(*slot)));
             let used = shard.slots.iter().filter(kept).count();
             if used == shard.used {
                 continue;
@@ -80,12 +102,12 @@ impl Table {
 }
 
 impl Shard {
-    fn candidates(&self, digest: &Digest256) -> impl Iterator<Item = u32> + '_ {
-        let tag = tag_of(digest);
+    fn candidates(&self, tag: u64) -> impl Iterator<Item = u32> + '_ {
         let start = self.start(tag);
         let length = self.slots.len();
         let run = (0..length).map(move |step| self.slots[(start + step) % length]);
-        run.take_while(|slot| *slot != 0).filter(move |slot| slot >> 32 == tag).map(frame)
+        let few = run.take_while(|slot| *slot != 0).filter(move |slot| slot >> 32 == tag);
+        few.chain(self.many.range(tag << 32..(tag + 1) << 32).copied()).map(frame)
     }
 
     /// The place of a slot follows from its tag alone, so that a table can be rebuilt from its slots.
@@ -93,20 +115,26 @@ impl Shard {
         usize::try_from((tag * self.slots.len() as u64) >> 32).unwrap_or(0)
     }
 
-    fn insert(&mut self, digest: &Digest256, frame: u32) {
+    fn insert(&mut self, tag: u64, frame: u32) {
         // Four fifths full at most, growing by a half: some twelve bytes for each, and never much at once.
         if (self.used + 1) * 5 > self.slots.len() * 4 {
             let grown = self.slots.len() + self.slots.len() / 2 + 16;
             self.resize(grown, |_| true);
         }
-        self.place(tag_of(digest) << 32 | (u64::from(frame) + 1));
+        self.place(tag << 32 | (u64::from(frame) + 1));
     }
 
     fn place(&mut self, new: u64) {
         let length = self.slots.len();
         let mut at = self.start(new >> 32);
+        let mut alike = 0;
         while self.slots[at] != 0 {
             if self.slots[at] == new {
+                return;
+            }
+            alike += usize::from(self.slots[at] >> 32 == new >> 32);
+            if alike == FEW {
+                self.many.insert(new);
                 return;
             }
             at = (at + 1) % length;
@@ -127,19 +155,42 @@ impl Shard {
     }
 }
 
-/// 32 bits of the digest, none of them among those that choose the shard.
-fn tag_of(digest: &Digest256) -> u64 {
-    let bytes = digest.as_bytes();
-    u64::from(u32::from_be_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]))
-}
-
 fn frame(slot: u64) -> u32 {
     u32::try_from((slot & u64::from(u32::MAX)) - 1).unwrap_or(u32::MAX)
 }
 
+/// So many slots of one tag are among the others.
+const FEW: usize = 16;
+
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
+
+    /// Seconds, for digests that are alike in their first bytes, and for one digest in as many frames.
+    #[test]
+    fn digests_that_were_chosen_cost_no_more_than_others() {
+        let time = |digest: &dyn Fn(u32) -> Digest256| {
+            let (table, start) = (Table::new(), Instant::now());
+            (0..60_000).for_each(|n| table.insert(&digest(n), n));
+            (0..60_000).for_each(|n| assert!(table.some(&digest(n), 20).len() <= 20));
+            assert!(table.candidates(&digest(59_999)).contains(&59_999));
+            table.retain(|frame| frame >= 59_000);
+            assert!(table.candidates(&digest(59_999)).contains(&59_999));
+            assert!(!table.candidates(&digest(7)).contains(&7));
+            start.elapsed()
+        };
+        let alike = |n: u32| {
+            let mut bytes = [7; 32];
+            bytes[28..].copy_from_slice(&n.to_le_bytes());
+            Digest256::from_bytes(bytes)
+        };
+        let others = time(&|n| Digest256::of(&n.to_le_bytes()));
+        for (what, taken) in [("alike", time(&alike)), ("one", time(&|_| alike(0)))] {
+            assert!(taken < others * 20, "{what}: {taken:?}, others {others:?}");
+        }
+    }
 
     #[test]
     fn what_was_inserted_is_found_and_what_was_dropped_is_not() {
@@ -173,9 +224,9 @@ mod tests {
         let table = Table::new();
         let digest = Digest256::of(b"");
         let mut claims = 0;
-        assert!(table.claim(&digest, &[], 3, || claims += 1).is_empty());
-        assert_eq!(table.claim(&digest, &[], 4, || claims += 1), [3]);
-        assert!(table.claim(&digest, &[3], 4, || claims += 1).is_empty());
+        assert!(table.claim(&digest, &BTreeSet::new(), 3, || claims += 1).is_empty());
+        assert_eq!(table.claim(&digest, &BTreeSet::new(), 4, || claims += 1), [3]);
+        assert!(table.claim(&digest, &BTreeSet::from([3]), 4, || claims += 1).is_empty());
         assert_eq!((claims, table.candidates(&digest)), (2, vec![3, 4]));
     }
 }

@@ -89,6 +89,30 @@ fn a_name_whose_stamp_nothing_exceeds_is_renewed_all_the_same() {
     assert_eq!(store.get_named(&name).unwrap(), b"newest");
 }
 
+#[test]
+fn the_catalog_shrinks_when_packs_go() {
+    let folder = Folder::new("shrinks");
+    let (store, other) = (FsBlobStore::open(&folder.0).unwrap(), FsBlobStore::open(&folder.0).unwrap());
+    for turn in 0..200_u32 {
+        let batch = store.batch().unwrap();
+        let blobs: Vec<_> =
+            (0..20_u32).map(|n| [turn, n].map(u32::to_le_bytes).concat().repeat(50)).collect();
+        for bytes in &blobs {
+            batch.put(&[(Digest256::of(bytes), bytes)]).unwrap();
+        }
+        batch.commit().unwrap();
+        assert_eq!(other.get(&Digest256::of(&blobs[7])).unwrap(), blobs[7]);
+        if turn % 3 == 0 {
+            store.retain(&HashSet::new(), Duration::ZERO).unwrap();
+        }
+        assert!(store.batch().unwrap().commit().is_ok());
+    }
+    for store in [&store, &other] {
+        let (packs, frames) = store.catalog.room();
+        assert!(packs < 30 && frames < 60, "room for {packs} packs and {frames} frames");
+    }
+}
+
 /// Everything that changes the folder, and a report of each thing that is stored.
 fn live(store: &FsBlobStore, journal: &Journal) {
     let mut keep = HashSet::new();
