@@ -32,7 +32,7 @@
 //! | capturing | [`ProcsCapture`]; [`Capture`] and [`Stored`] are what comes of it; [`Pid`] |
 //! | reviving | [`ProcsRestore`]; [`Restored`] and its [`Tree`]s |
 //! | what to tell a user of a capture or a restore | [`Warning`] |
-//! | ending a tree, before it is revived | [`kill_tree`] |
+//! | ending a tree, before it is revived | [`kill_tree`], [`kill_session`] |
 //! | stopping a capture or a restore | [`Cancel`] |
 //! | storing | [`BlobStore`], [`BlobWriter`], [`BlobBatch`]; [`FsBlobStore`], [`MemBlobStore`]; [`Usage`], [`Verified`] with its [`Damage`], [`Gc`] with its [`Tally`] |
 //! | stores of other kinds, behind features | `EncryptedBlobStore` with its `Key` and `Padding`, `ObjectBlobStore` |
@@ -104,7 +104,7 @@ pub use digest::{Digest256, Hasher, ParseDigestError};
 pub use error::{BoxError, Cause, Error, Failure, ProcessProblem, Result, Target};
 pub use options::{DumpOptions, RestoreOptions};
 pub use pid::Pid;
-pub use platform::{Cancel, Tree, kill_tree};
+pub use platform::{Cancel, Tree, kill_session, kill_tree};
 pub use request::Request;
 pub use restore::{ProcsRestore, Restored};
 #[cfg(target_os = "linux")]

@@ -7,6 +7,8 @@ use std::{
     path::Path,
 };
 
+use nix::unistd::{SysconfVar, sysconf};
+
 /// What we want to know of `/proc/<pid>/stat`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Stat {
@@ -20,6 +22,8 @@ pub(crate) struct Stat {
     terminal: u32,
     /// The flags that the kernel keeps of a task.
     flags: u32,
+    /// When it began, in ticks since the machine started.
+    pub(crate) start: u64,
     /// How a process ended that waits to be reaped, as `wait` gives it; 0 if it may not be told.
     pub(crate) exit_code: i32,
 }
@@ -64,7 +68,8 @@ impl Stat {
             session: fields.next()?.parse().ok()?,
             terminal: fields.next()?.parse().ok()?,
             flags: fields.nth(1)?.parse().ok()?,
-            exit_code: fields.nth(42).and_then(|code| code.parse().ok()).unwrap_or(0),
+            start: fields.nth(12)?.parse().ok()?,
+            exit_code: fields.nth(29).and_then(|code| code.parse().ok()).unwrap_or(0),
         })
     }
 
@@ -84,6 +89,16 @@ impl Stat {
     pub(crate) fn is_zombie(&self) -> bool {
         matches!(self.state, 'Z' | 'X' | 'x')
     }
+}
+
+/// Now, in ticks since the machine started, as [`Stat::start`] has it.
+pub(crate) fn ticks() -> u64 {
+    let uptime = read_text("/proc/uptime").unwrap_or_default();
+    let seconds = uptime.split_ascii_whitespace().next().and_then(|text| text.parse::<f64>().ok());
+    let per_second = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100);
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+    let ticks = (seconds.unwrap_or(0.0) * per_second as f64) as u64;
+    ticks
 }
 
 /// One number of `/proc/<pid>/status`, such as `Tgid`.

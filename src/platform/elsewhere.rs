@@ -90,6 +90,15 @@ pub fn kill_tree(_pid: impl Into<Pid>) -> Result<()> {
     Err(Error::Unsupported { what: "kill process trees" })
 }
 
+/// Kills all processes of a session: on Linux only.
+///
+/// # Errors
+///
+/// [`Error::Unsupported`] on this system.
+pub fn kill_session(_session: impl Into<Pid>) -> Result<()> {
+    Err(Error::Unsupported { what: "kill sessions" })
+}
+
 /// Cancels what was given it; there is nothing to cancel on this system. Clones are the same token.
 #[derive(Debug, Clone)]
 pub struct Cancel(Arc<OnceLock<()>>);

@@ -15,7 +15,7 @@ use crate::{DumpOptions, Pid, RestoreOptions, Result, Version, Warning, archive:
 mod here;
 
 pub(crate) use self::here::{Buffer, Reviver, cannot_work, checkpoint, host};
-pub use self::here::{Cancel, Tree, kill_tree};
+pub use self::here::{Cancel, Tree, kill_session, kill_tree};
 
 /// What to dump, and how.
 #[derive(Debug, Clone)]

@@ -1,4 +1,4 @@
-//! Ending a whole tree.
+//! Ending a whole tree, or a session.
 
 use std::{
     collections::HashSet,
@@ -8,19 +8,33 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::{errno::Errno, sys::signal::Signal};
+use nix::{
+    errno::Errno,
+    sys::{
+        signal::Signal,
+        wait::{WaitPidFlag, waitpid},
+    },
+};
 
-use crate::{Error, Pid, Result, preflight, procfs, sys};
+use crate::{
+    Error, Pid, ProcessProblem, Result, preflight,
+    procfs::{self, Stat},
+    sys::{self, Adoption},
+};
 
 /// Kills a process and all its descendants with SIGKILL, and waits until they have ended. A process that has ended
 /// already is fine.
 ///
 /// This is what a tree needs before an earlier capture of it can be revived: [`std::process::Child::kill`] ends one
-/// process, and its children live on with the pids that the revived ones are to get. Reaping the root is still up to its
-/// parent; its descendants are reaped by theirs, or by init.
+/// process, and its children live on with the pids that the revived ones are to get.
+///
+/// The root is reaped by its parent, for instance by [`Child::wait`](std::process::Child::wait). If it descends from this
+/// process, everything below it is reaped here, so once the root is reaped all pids of the tree are free. For that, this
+/// process becomes a subreaper until the call returns. Other orphans that it inherits meanwhile are reaped when they end.
+/// The descendants of other roots are reaped by init, which can take its time.
 ///
 /// The tree is stopped first, from the top down, so that none can escape by forking. Processes that left the tree before
-/// (their parent ended, and init inherited them) are not reached.
+/// (their parent ended, and init inherited them) are not reached; [`kill_session`] reaches them.
 ///
 /// ```no_run
 /// let mut child = std::process::Command::new("my-tool").spawn()?;
@@ -36,23 +50,53 @@ use crate::{Error, Pid, Result, preflight, procfs, sys};
 /// that is none of a process, and for this process and its ancestors.
 pub fn kill_tree(pid: impl Into<Pid>) -> Result<()> {
     let pid = pid.into();
-    let refused = |problem| Err(Error::Process { pid: pid.as_raw(), problem });
     preflight::check_number(pid)?;
     // The first process is above all others, even where its number is not seen in their lineage.
     if pid.as_raw() == 1 || procfs::lineage(Pid::own().as_raw()).contains(&pid.as_raw()) {
-        return refused(crate::ProcessProblem::Ourselves);
+        return Err(Error::Process { pid: pid.as_raw(), problem: ProcessProblem::Ourselves });
     }
     match sys::pidfd_open(pid.as_raw()) {
-        Ok(root) => kill(Member { pid: pid.as_raw(), pidfd: Some(root) }),
+        Ok(root) => kill(vec![Member { pid: pid.as_raw(), pidfd: Some(root) }], |_| Vec::new()),
         Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => Ok(()),
         Err(error) => Err(Error::io(format!("open process {pid}"))(error)),
     }
 }
 
+/// Kills all processes of a session with their descendants, as [`kill_tree`] kills a tree. A session without processes is
+/// fine.
+///
+/// A session has the number of the process that leads it, or did. It holds processes together that no tree does any more:
+/// `(server &)` in a shell leaves the shell's tree as soon as its parent ends, and stays in the shell's session. While it
+/// lives, the session's number is taken, and a capture of the shell cannot be revived.
+///
+/// ```no_run
+/// # let mut shell = std::process::Command::new("setsid").arg("my-shell").spawn()?;
+/// criu_rpc::kill_session(shell.id())?;
+/// shell.wait()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+///
+/// As [`kill_tree`]. [`Error::Process`] for the session of this process or of an ancestor.
+pub fn kill_session(session: impl Into<Pid>) -> Result<()> {
+    let session = session.into();
+    preflight::check_number(session)?;
+    let is_in = |pid: i32| Stat::of(pid).is_ok_and(|stat| stat.session == session.as_raw());
+    if session.as_raw() == 1 || procfs::lineage(Pid::own().as_raw()).into_iter().any(is_in) {
+        return Err(Error::Process { pid: session.as_raw(), problem: ProcessProblem::Ourselves });
+    }
+    kill(Vec::new(), |known| {
+        let members = procfs::processes().filter(|pid| !known.contains(pid) && is_in(*pid));
+        // Another process can have taken a number since it was read. One that is in the session is meant, too.
+        members.filter_map(|pid| Member::open(pid, || is_in(pid))).collect()
+    })
+}
+
 /// Kills the tree of a root whose pidfd we have.
 pub(super) fn kill_from(pid: i32, pidfd: BorrowedFd<'_>) -> Result<()> {
     let pidfd = pidfd.try_clone_to_owned().map_err(Error::io(format!("kill process {pid}")))?;
-    kill(Member { pid, pidfd: Some(pidfd) })
+    kill(vec![Member { pid, pidfd: Some(pidfd) }], |_| Vec::new())
 }
 
 /// How long killed processes may take to end, each.
@@ -65,39 +109,99 @@ struct Member {
     pidfd: Option<OwnedFd>,
 }
 
-/// Kills all, whatever fails on the way; the first failure is told.
-fn kill(root: Member) -> Result<()> {
-    let mut known = HashSet::from([root.pid]);
-    let mut members = vec![root];
+/// Kills these and all below them, and what `others` finds once those are stopped, until it finds no more. It is told
+/// what is known. Whatever fails on the way, all are killed; the first failure is told.
+fn kill(roots: Vec<Member>, others: impl Fn(&HashSet<i32>) -> Vec<Member>) -> Result<()> {
+    let mut known: HashSet<i32> = roots.iter().map(|root| root.pid).collect();
+    let mut members = roots;
     let mut result = Ok(());
     let mut next = 0;
-    while let Some(member) = members.get(next) {
-        result = result.and(member.signal(Signal::SIGSTOP, "stop"));
-        let mut found: Vec<Member> = Vec::new();
-        for pid in procfs::children(member.pid) {
-            if known.contains(&pid) {
-                continue;
-            }
-            let pidfd = match sys::pidfd_open(pid) {
-                Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => continue,
-                pidfd => pidfd.ok(),
-            };
+    loop {
+        while let Some(member) = members.get(next) {
+            result = result.and(member.signal(Signal::SIGSTOP, "stop"));
+            let is_child = |pid| Stat::of(pid).is_ok_and(|stat| stat.parent == member.pid);
+            let children = procfs::children(member.pid).into_iter().filter(|pid| !known.contains(pid));
             // Another process can have taken the number since it was read. A child of the member still is one.
-            if procfs::Stat::of(pid).is_ok_and(|stat| stat.parent == member.pid) {
-                known.insert(pid);
-                found.push(Member { pid, pidfd });
-            }
+            let found: Vec<_> = children.filter_map(|pid| Member::open(pid, || is_child(pid))).collect();
+            known.extend(found.iter().map(|member| member.pid));
+            members.extend(found);
+            next += 1;
         }
+        let found = others(&known);
+        if found.is_empty() {
+            break;
+        }
+        known.extend(found.iter().map(|member| member.pid));
         members.extend(found);
-        next += 1;
     }
+    let heir = Heir::of(&members);
     for member in members.iter().rev() {
         result = result.and(member.signal(Signal::SIGKILL, "kill"));
     }
-    members.iter().fold(result, |result, member| result.and(member.wait_for_end()))
+    result = members.iter().fold(result, |result, member| result.and(member.wait_for_end()));
+    if let Some(heir) = heir {
+        heir.reap(&members, &known);
+    }
+    result
+}
+
+/// This process, as the one that reaps what it kills.
+struct Heir {
+    adoption: Adoption,
+    /// Its children before. They are the caller's to reap.
+    children: HashSet<i32>,
+    /// When it became one, in the ticks of [`Stat::start`].
+    since: u64,
+}
+
+impl Heir {
+    /// `None` where orphans of the tree go to others, or the kernel refuses.
+    fn of(members: &[Member]) -> Option<Heir> {
+        let own = Pid::own().as_raw();
+        members.iter().find(|member| procfs::lineage(member.pid).contains(&own))?;
+        let (since, children) = (procfs::ticks(), procfs::children(own).into_iter().collect());
+        Some(Heir { adoption: Adoption::begin().ok()?, children, since })
+    }
+
+    fn reap(self, members: &[Member], known: &HashSet<i32>) {
+        let Heir { adoption, children, since } = self;
+        for member in members.iter().filter(|member| !children.contains(&member.pid)) {
+            member.reap();
+        }
+        if adoption.is_usual() {
+            return; // the program reaps orphans by itself
+        }
+        drop(adoption);
+        let own = Pid::own().as_raw();
+        // A child that is new and older than the adoption is an orphan of another tree.
+        let is_orphan = |pid: i32| Stat::of(pid).is_ok_and(|stat| stat.parent == own && stat.start < since);
+        let new =
+            procfs::children(own).into_iter().filter(|pid| !children.contains(pid) && !known.contains(pid));
+        let orphans = new.filter_map(|pid| Member::open(pid, || is_orphan(pid)));
+        orphans.filter_map(|orphan| orphan.pidfd).for_each(sys::reap_later);
+    }
 }
 
 impl Member {
+    /// The process of this number, if it is the one that is meant once it cannot become another any more.
+    fn open(pid: i32, is_it: impl FnOnce() -> bool) -> Option<Member> {
+        let pidfd = match sys::pidfd_open(pid) {
+            Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => return None,
+            pidfd => pidfd.ok(),
+        };
+        is_it().then_some(Member { pid, pidfd })
+    }
+
+    /// Reaps it, if it has ended and is our child.
+    fn reap(&self) {
+        let _ = match &self.pidfd {
+            Some(pidfd) => sys::reap(pidfd.as_fd()).map(drop),
+            None => waitpid(nix::unistd::Pid::from_raw(self.pid), Some(WaitPidFlag::WNOHANG))
+                .map(drop)
+                .map_err(io::Error::from),
+        }; // it is another's to reap, then
+    }
+
     /// Sends a signal; a process that has ended needs none.
     fn signal(&self, signal: Signal, verb: &str) -> Result<()> {
         let sent = match &self.pidfd {
@@ -118,7 +222,7 @@ impl Member {
             Some(pidfd) => sys::wait_readable(pidfd.as_fd(), deadline)
                 .map_err(Error::io(format!("wait for the end of process {}", self.pid)))?,
             None => {
-                let lives = || procfs::Stat::of(self.pid).is_ok_and(|stat| !stat.is_zombie());
+                let lives = || Stat::of(self.pid).is_ok_and(|stat| !stat.is_zombie());
                 while lives() && deadline.is_some_and(|deadline| Instant::now() < deadline) {
                     thread::sleep(Duration::from_millis(1));
                 }
@@ -131,6 +235,39 @@ impl Member {
                 let doing = format!("see the end of process {}", self.pid);
                 Err(Error::Io { doing, source: io::ErrorKind::TimedOut.into() })
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{BufRead, BufReader},
+        process::{Command, Stdio},
+    };
+
+    use super::*;
+
+    #[test]
+    fn an_orphan_of_another_tree_is_reaped_when_it_ends() {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "sleep 1 >/dev/null & echo $!; read line"]).stdin(Stdio::piped());
+        let mut shell = shell.stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(shell.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let orphan: i32 = line.trim().parse().unwrap();
+        thread::sleep(Duration::from_millis(50)); // some ticks
+
+        let member = Member::open(i32::try_from(shell.id()).unwrap(), || true).unwrap();
+        let heir = Heir::of(&[member]).unwrap();
+        drop(shell.stdin.take());
+        shell.wait().unwrap();
+        assert_eq!(Stat::of(orphan).unwrap().parent, Pid::own().as_raw());
+        heir.reap(&[], &HashSet::new());
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !procfs::is_free(orphan) {
+            assert!(Instant::now() < deadline, "{:?}", Stat::of(orphan));
+            thread::sleep(Duration::from_millis(5));
         }
     }
 }

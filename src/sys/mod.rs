@@ -4,6 +4,7 @@
 
 #![allow(unsafe_code)]
 
+mod adopt;
 mod buffer;
 mod known;
 mod mount;
@@ -18,10 +19,11 @@ use std::{
 };
 
 pub(crate) use self::{
+    adopt::Adoption,
     buffer::Buffer,
     known::Known,
     mount::mount_fuse,
-    reap::{Child, forget_children, is_known_child, reap_later, wait_readable},
+    reap::{Child, forget_children, is_known_child, reap, reap_later, wait_readable},
     spawn::{OF_A_TERMINAL, Place, Spawn, TO_END_PROGRAMS, spawn},
 };
 

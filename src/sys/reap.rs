@@ -106,7 +106,7 @@ fn timeout(deadline: Option<Instant>) -> PollTimeout {
 }
 
 /// Takes the status of a process that has ended, if it is a child of ours and nobody was quicker.
-fn reap(pidfd: BorrowedFd<'_>) -> io::Result<Option<ExitStatus>> {
+pub(crate) fn reap(pidfd: BorrowedFd<'_>) -> io::Result<Option<ExitStatus>> {
     loop {
         match waitid(Id::PIDFd(pidfd), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG) {
             Ok(WaitStatus::Exited(_, code)) => return Ok(Some(ExitStatus::from_raw((code & 0xff) << 8))),

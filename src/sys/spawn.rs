@@ -15,14 +15,13 @@ use std::{
 use nix::{
     fcntl::{FcntlArg, fcntl},
     sys::{
-        prctl,
         signal::{SigSet, SigmaskHow, pthread_sigmask},
         wait::{WaitPidFlag, waitpid},
     },
     unistd::Pid,
 };
 
-use super::Child;
+use super::{Child, adopt::without_adoption};
 
 /// What to start, and how.
 #[derive(Debug)]
@@ -76,21 +75,12 @@ pub(crate) fn spawn(spawn: &Spawn<'_>) -> io::Result<Option<Child>> {
     }
 
     // A subreaper would become the parent itself, and criu refuses to dump its own ancestors.
-    let adopts = prctl::get_child_subreaper().unwrap_or(false);
-    if adopts {
-        prctl::set_child_subreaper(false)?;
-    }
-    let started = plan.start(detach, 0);
-    if let Ok((pid, _)) = started {
-        while matches!(waitpid(Pid::from_raw(pid), Some(WaitPidFlag::__WALL)), Err(nix::errno::Errno::EINTR))
-        {
-        }
-    }
-    if adopts {
-        prctl::set_child_subreaper(true)?;
-    }
-    started?;
-    plan.outcome()?;
+    without_adoption(|| {
+        let (pid, _) = plan.start(detach, 0)?;
+        let pid = Pid::from_raw(pid);
+        while matches!(waitpid(pid, Some(WaitPidFlag::__WALL)), Err(nix::errno::Errno::EINTR)) {}
+        plan.outcome()
+    })??;
     Ok(None)
 }
 

@@ -10,6 +10,8 @@ mod golden;
 mod hostile;
 mod house;
 #[cfg(target_os = "linux")]
+mod killing;
+#[cfg(target_os = "linux")]
 mod peer;
 mod peers;
 #[cfg(target_os = "linux")]

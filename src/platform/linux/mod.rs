@@ -20,5 +20,9 @@ pub(crate) use self::{
     host::host,
     restore::Reviver,
 };
-pub use crate::rpc::{Cancel, kill::kill_tree, tree::Tree};
+pub use crate::rpc::{
+    Cancel,
+    kill::{kill_session, kill_tree},
+    tree::Tree,
+};
 pub(crate) use crate::sys::Buffer;

@@ -1,0 +1,77 @@
+//! [`Adoption`]: being the heir of orphans for a while.
+//!
+//! Whether a process is a subreaper is one setting for all of its threads, so its users here take turns.
+
+use std::{
+    io,
+    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+};
+
+use nix::sys::prctl;
+
+/// While it exists, descendants of this process whose parents end become its children.
+#[derive(Debug)]
+pub(crate) struct Adoption {
+    /// Whether that is so without it, too.
+    always: bool,
+}
+
+#[derive(Debug)]
+struct Turns {
+    /// How many [`Adoption`]s there are.
+    adoptions: u32,
+    /// What the program had set before the first.
+    before: bool,
+}
+
+static TURNS: Mutex<Turns> = Mutex::new(Turns { adoptions: 0, before: false });
+static OVER: Condvar = Condvar::new();
+
+fn turns() -> MutexGuard<'static, Turns> {
+    TURNS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Adoption {
+    pub(crate) fn begin() -> io::Result<Adoption> {
+        let mut turns = turns();
+        if turns.adoptions == 0 {
+            turns.before = prctl::get_child_subreaper()?;
+            prctl::set_child_subreaper(true)?;
+        }
+        turns.adoptions += 1;
+        Ok(Adoption { always: turns.before })
+    }
+
+    /// Whether the program adopts orphans by itself.
+    pub(crate) fn is_usual(&self) -> bool {
+        self.always
+    }
+}
+
+impl Drop for Adoption {
+    fn drop(&mut self) {
+        let mut turns = turns();
+        turns.adoptions -= 1;
+        if turns.adoptions == 0 {
+            if !turns.before {
+                let _ = prctl::set_child_subreaper(false); // it could be set, so it can be reset
+            }
+            OVER.notify_all();
+        }
+    }
+}
+
+/// Works while this process adopts no orphans, even if it does so by itself.
+pub(crate) fn without_adoption<T>(work: impl FnOnce() -> T) -> io::Result<T> {
+    let turns = turns();
+    let _turn = OVER.wait_while(turns, |turns| turns.adoptions > 0).unwrap_or_else(PoisonError::into_inner);
+    let adopts = prctl::get_child_subreaper().unwrap_or(false);
+    if adopts {
+        prctl::set_child_subreaper(false)?;
+    }
+    let result = work();
+    if adopts {
+        prctl::set_child_subreaper(true)?;
+    }
+    Ok(result)
+}
