@@ -72,6 +72,20 @@ pub enum External {
         /// The device outside, maybe with `@bridge`.
         outer: String,
     },
+    /// A network device of the tree's namespace that somebody else makes at the restore. criu 3.16.
+    NetDevice {
+        /// The device in the tree's namespace.
+        name: String,
+        /// Its name where it is made.
+        outer: String,
+    },
+    /// A macvlan device of the tree's namespace, for a restore.
+    Macvlan {
+        /// The device in the tree's namespace.
+        name: String,
+        /// The device outside that it is made on.
+        outer: String,
+    },
 }
 
 impl fmt::Display for External {
@@ -86,6 +100,8 @@ impl fmt::Display for External {
             External::Net { inode, label } => write!(f, "net[{inode}]:{label}"),
             External::Pid { inode, label } => write!(f, "pid[{inode}]:{label}"),
             External::Veth { inner, outer } => write!(f, "veth[{inner}]:{outer}"),
+            External::NetDevice { name, outer } => write!(f, "netdev[{name}]:{outer}"),
+            External::Macvlan { name, outer } => write!(f, "macvlan[{name}]:{outer}"),
         }
     }
 }

@@ -267,9 +267,10 @@ rows! {
     flag tcp_skip_in_flight, Dump;
     /// Skip kernel settings that do not exist here.
     flag weak_sysctls, Restore;
-    /// Dump: keep memory out of the images, and serve it afterwards. Restore: fetch memory when it is touched,
-    /// from a server on `lazy-pages.socket` in the work folder.
-    flag lazy_pages, Dump Restore, 3 5;
+    /// Dump: keep memory out of the images, and serve it afterwards, at the address of [`ps`](Options::<Dump>::ps), without
+    /// which the dump is refused. Page server: serve the memory of the images in its folder at that address. Restore: fetch
+    /// memory when it is touched, from a server on `lazy-pages.socket` in the work folder.
+    flag lazy_pages, Dump Restore Serve, 3 5;
     /// Hand the masters of orphaned terminals over, at
     /// [`Event::OrphanPtsMaster`](crate::rpc::Event::OrphanPtsMaster).
     flag orphan_pts_master, Dump Restore;

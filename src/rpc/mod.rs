@@ -12,6 +12,7 @@ mod hooks;
 mod key;
 pub(crate) mod kill;
 mod lend;
+mod listen;
 mod packet;
 mod page_server;
 mod pages;

@@ -17,7 +17,7 @@ use super::{
     condition::Tree,
     failure::{Gathering, open_in},
     hooks::{self, Event, Hooks},
-    packet,
+    listen, packet,
     session::{Session, Step},
     swrk::{self, Apart, Command, FIRST_LENT},
     transport::{Connection, Heard, Remains},
@@ -112,6 +112,7 @@ impl Criu {
         if let Files::Lent(lend) = &ask.files {
             lend.check()?;
         }
+        let address = listen::address(ask, matches!(self.reach, Reach::Swrk(_)))?;
         let program = match &self.reach {
             Reach::Swrk(program) => swrk::find(program.as_deref())?,
             Reach::Service(path) => {
@@ -127,7 +128,9 @@ impl Criu {
                 return means_our_pids(Connection::over(socket)?, ask);
             }
         };
-        let command = Command { program: &program, arguments: &self.arguments, variables: &self.variables };
+        let mut arguments = self.arguments.clone();
+        arguments.extend(address.into_iter().flat_map(|address| ["--address".into(), address.into()]));
+        let command = Command { program: &program, arguments: &arguments, variables: &self.variables };
         match (&ask.files, &mut ask.opts) {
             (Files::InFolder(path), Some(opts)) => {
                 let folder =

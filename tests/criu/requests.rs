@@ -11,13 +11,13 @@ use std::{
 use criu_rpc::{
     Cause, Criu, DumpOptions, Error, RestoreOptions, Result, Version,
     options::{CpuInfoOptions, PageServerAddress, PageServerOptions, PreDumpOptions, RawValue},
-    rpc::{Hooks, Key, Lend, NoHooks},
+    rpc::{Event, Hooks, Key, Lend, NoHooks},
 };
 
 use crate::{
     client::{dump, resource},
     harness::{criu, skip, tests, version},
-    places::{Home, children, names, state, wait_until},
+    places::{Home, children, family, names, state, wait_until},
     talk::Talk,
     tree::{OrExplain, Revived, Victim, explain, signal},
 };
@@ -33,6 +33,7 @@ tests![
     a_page_server_that_is_dropped_is_gone,
     a_page_server_that_nobody_connects_to_is_not_waited_for_past_the_deadline,
     a_page_server_that_nobody_owns_takes_in_the_memory_of_a_dump,
+    nothing_listens_wider_than_it_was_told,
     a_page_server_that_nobody_owns_can_be_told_to_write_its_number,
     a_dump_to_a_page_server_that_is_not_there_fails,
     where_memory_is_not_tracked_nothing_is_pre_dumped,
@@ -288,6 +289,64 @@ fn a_page_server_that_nobody_connects_to_is_not_waited_for_past_the_deadline() {
     let error = server.wait().unwrap_err();
     assert!(matches!(error, Error::TimedOut(_)), "{}", explain(&error));
     wait_until("the page server is gone", || state(pid).is_none());
+}
+
+/// The local addresses of TCP sockets that these processes listen at, as `/proc` writes them.
+fn listening_at(pids: &[i32]) -> Vec<String> {
+    let entries = |pid: &i32| std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let links = pids.iter().flat_map(entries).filter_map(|entry| std::fs::read_link(entry.path()).ok());
+    let sockets: Vec<_> = links.map(|link| link.display().to_string()).collect();
+    let tables = ["tcp", "tcp6"].map(|name| std::fs::read_to_string(format!("/proc/net/{name}")).unwrap());
+    let lines = tables.iter().flat_map(|table| table.lines().skip(1));
+    let words = lines.map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+    let ours = words.filter(|words| words[3] == "0A" && sockets.contains(&format!("socket:[{}]", words[9])));
+    ours.map(|words| words[1].split(':').next().unwrap().to_owned()).collect()
+}
+
+/// 127.0.0.1, as `/proc` writes it.
+fn loopback() -> String {
+    format!("{:08X}", u32::from_ne_bytes([127, 0, 0, 1]))
+}
+
+fn nothing_listens_wider_than_it_was_told() {
+    let home = Home::new();
+    let folder = File::open(home.folder("images")).unwrap();
+    let mut victim = victim();
+    let running = DumpOptions::default().leave_running(true);
+    criu().dump(victim.pid(), &running, Lend::images(&folder), &mut NoHooks).or_explain();
+    let lazy = listening().lazy_pages(true);
+    for options in [listening(), lazy] {
+        let server = criu().page_server(&options, Lend::images(&folder)).or_explain();
+        let pid = number(&format!("{server:?}"), "pid: ");
+        assert_eq!(listening_at(&[pid]), [loopback()], "{options:?}");
+    }
+
+    let mut seen = None;
+    let mut hooks = |event: Event<'_>| {
+        if matches!(event, Event::StatusReady) {
+            let ours = children(own()).into_iter().filter(|pid| *pid != victim.pid()).flat_map(family);
+            seen = Some(listening_at(&ours.collect::<Vec<_>>()));
+            return Err("that was to be seen".into());
+        }
+        Ok(())
+    };
+    let lazy = running.lazy_pages(true);
+    let told = lazy.clone().ps(PageServerAddress::tcp(LOOPBACK, 0));
+    let folder = File::open(home.folder("lazy")).unwrap();
+    let criu = criu().deadline(std::time::Duration::from_secs(20));
+    let dumped = criu.dump(victim.pid(), &told, Lend::images(&folder), &mut hooks);
+    match dumped.unwrap_err() {
+        Error::Refused { .. } => assert_eq!(seen, Some(vec![loopback()])),
+        // Its pipes are large, for which it needs a privilege.
+        Error::Criu(failure) => assert_eq!(failure.cause, Cause::PipesTooSmall, "{}", failure.report()),
+        error => panic!("{}", explain(&error)),
+    }
+    let (socket, _end) = UnixStream::pair().unwrap();
+    for lend in [Lend::images(&folder), Lend::images(&folder).page_server(&socket)] {
+        let error = criu.dump(victim.pid(), &lazy, lend, &mut NoHooks).unwrap_err();
+        assert!(matches!(error, Error::Options { .. }), "{}", explain(&error));
+    }
+    victim.assert_counts_on(1);
 }
 
 fn a_page_server_that_nobody_owns_takes_in_the_memory_of_a_dump() {

@@ -250,7 +250,7 @@ mod seen_by_criu {
             manage_cgroups_mode(CgroupMode::Full) cg_root(CgroupRoot::all("/a")) ghost_limit(1u32)
             irmap_scan_paths("/a") external("unix[1]") empty_ns(EmptyNamespace::Net) cgroup_props("a")
             cgroup_props_file("/a") cgroup_dump_controller("a") freeze_cgroup("/a") timeout(second)
-            tcp_skip_in_flight(true) lazy_pages(true) orphan_pts_master(true) config_file("/a")
+            tcp_skip_in_flight(true) orphan_pts_master(true) config_file("/a")
             tcp_close(true) tls_cacert("/a") tls_cacrl("/a") tls_cert("/a") tls_key("/a") tls(true)
             tls_no_cn_verify(true) cgroup_yard("/a") network_lock(NetworkLock::Skip) unprivileged(true)
             leave_stopped(true)
@@ -258,6 +258,7 @@ mod seen_by_criu {
         set! { RestoreOptions, restore:
             exec_cmd("a") rst_sibling(true) join_ns(JoinNamespace::net("/a")) weak_sysctls(true)
             lsm_profile("none:") lsm_mount_context("a") mntns_compat_mode(true) skip_file_rwx_check(true)
+            lazy_pages(true)
         }
         set! { PreDumpOptions, pre_dump: pre_dump_mode(PreDumpMode::VmRead) }
         // Always there, so that only its value could differ.

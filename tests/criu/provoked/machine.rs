@@ -4,7 +4,7 @@ use std::{fs, fs::File, process::Command, time::Duration};
 
 use criu_rpc::{
     Cause, Criu, DumpOptions, Error, RestoreOptions, Target,
-    options::{CpuInfoOptions, NetworkLock, RawValue},
+    options::{CpuInfoOptions, NetworkLock, PageServerAddress, RawValue},
     rpc::{Lend, NoHooks},
 };
 
@@ -92,7 +92,8 @@ fn a_criu_that_may_not_enlarge_its_pipes() {
     // If it could, it would wait for somebody to fetch the memory.
     dumps.criu = dumps.criu.deadline(Duration::from_secs(20));
     let mut victim = odd(&["memory"]);
-    dumps.refused(&mut victim, &plain().lazy_pages(true), Cause::PipesTooSmall);
+    let lazy = plain().lazy_pages(true).ps(PageServerAddress::tcp("127.0.0.1", 0));
+    dumps.refused(&mut victim, &lazy, Cause::PipesTooSmall);
     Dumps::new().cured(&mut victim, plain());
 }
 

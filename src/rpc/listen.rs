@@ -1,0 +1,38 @@
+//! Where criu listens when it serves memory: never wider than the caller said.
+//!
+//! criu's RPC hands an address to whoever sends memory, and to a page server that receives it. Where criu is to serve
+//! memory (`lazy_pages`), it takes the port alone from the request, and would listen on all addresses.
+
+use super::talk::{Ask, Files};
+use crate::{Error, Request, Result};
+
+/// The address that criu must be started with (`--address`), because the request cannot tell it.
+///
+/// # Errors
+///
+/// [`Error::Options`] if criu would listen on all addresses unasked. `ours` is whether criu is started here.
+pub(super) fn address(ask: &Ask<'_>, ours: bool) -> Result<Option<String>> {
+    let serves = matches!(ask.request, Request::Dump | Request::PageServer | Request::PageServerChild);
+    let Some(opts) = ask.opts.as_ref().filter(|opts| serves && opts.lazy_pages == Some(true)) else {
+        return Ok(None);
+    };
+    if matches!(&ask.files, Files::Lent(lend) if lend.page_server.is_some()) {
+        return refused(
+            "Lend::page_server",
+            "criu serves memory (`lazy_pages`) on a port only: name it with `ps`",
+        );
+    }
+    match opts.ps.as_ref().map(|ps| &ps.address) {
+        None => refused("ps", "say where criu is to serve the memory that `lazy_pages` leaves out"),
+        Some(None) => Ok(None), // on all addresses, as asked
+        Some(Some(address)) if ours => Ok(Some(address.clone())),
+        Some(Some(_)) => refused(
+            "lazy_pages",
+            "a criu that is not started here cannot be told the address: it would listen on all addresses",
+        ),
+    }
+}
+
+fn refused<T>(option: &'static str, problem: &str) -> Result<T> {
+    Err(Error::Options { option, problem: problem.to_owned() })
+}
