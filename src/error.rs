@@ -395,6 +395,8 @@ pub enum Cause {
     FileLocks,
     /// A file of the tree is locked through a process outside.
     ForeignFileLock,
+    /// Another process has a lock that the tree is to get back.
+    LockTaken,
     /// A deleted file that the tree has open is larger than the limit.
     GhostFileTooBig,
     /// The tree has a file open by a deleted name, which has other names left.

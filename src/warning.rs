@@ -29,6 +29,16 @@ pub enum Warning {
         /// Its release here.
         here: String,
     },
+    /// A file that the tree was writing at its end has grown since the capture. The tree goes on at the new end, so nothing
+    /// that came since is lost; see [`GrownFiles`](crate::GrownFiles).
+    FileContinued {
+        /// The file.
+        path: String,
+        /// Its size at the capture, in bytes.
+        then: u64,
+        /// Its size now.
+        now: u64,
+    },
 }
 
 impl fmt::Display for Warning {
@@ -41,6 +51,12 @@ impl fmt::Display for Warning {
                 write!(
                     f,
                     "the capture {capture} is marked for deletion: a collection may remove it at any time"
+                )
+            }
+            Warning::FileContinued { path, then, now } => {
+                write!(
+                    f,
+                    "{path} grew from {then} to {now} bytes since the capture: the tree goes on at its end"
                 )
             }
             Warning::Older { what, there, here } => {

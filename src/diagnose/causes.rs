@@ -230,6 +230,11 @@ causes! {
             "a file of the tree is locked through a process outside it",
             "dump a larger tree, with the process that took the lock, or let that process give it up",
             [];
+        LockTaken:
+            "another process has a lock on a file that the tree had locked",
+            "wait until that process lets the lock go, or end it: criu would wait for it, for ever. With `file_locks(false)` the \
+             tree is revived without its locks",
+            ["file_locks"];
         GhostFileTooBig:
             "the tree has a large file open that was deleted",
             "allow it with `ghost_limit`, in bytes: such a file exists nowhere else and goes into the images; or let \
@@ -276,10 +281,11 @@ causes! {
             ["force_irmap", "irmap_scan_paths"];
         FileChanged:
             "a file is not what it was when the tree was dumped",
-            "put the file back as it was at the dump (name, size and, for programs, contents). Of a capture, give another \
+            "put the file back as it was at the dump (name, size and, for programs, contents). If it went on since, as a log does, \
+             say what is to become of it with `ProcsRestore::grown_files`. Of a capture, give another \
              with `ProcsRestore::stdin`, `ProcsRestore::stdout` or `ProcsRestore::stderr` if it is a standard stream, else with `ProcsRestore::inherit` by \
              the path without its leading slash; by the client, with `Lend::inherit`",
-            ["Lend::inherit"];
+            ["ProcsRestore::grown_files", "Lend::inherit"];
         FileReplaced:
             "a file was replaced since the capture by a link or by a file of another owner",
             "see who replaced it: a tree that is revived so gets a file that it may have no right to. Put the file back, or set \

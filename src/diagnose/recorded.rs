@@ -172,6 +172,7 @@ const LINES: &[(&str, Cause)] = &[
     ("`- Can't open vma", Cause::NotReopened),
     ("Can't open cwd", Cause::NotReopened),
     ("Can't open root", Cause::NotReopened),
+    ("Can not set ofd lock!", Cause::LockTaken),
     ("inet: Connected TCP socket in image", Cause::EstablishedTcp),
     ("Need to set the --tcp-close options.", Cause::EstablishedTcp),
     ("inet: Can't bind inet socket (id 12): Address already in use", Cause::TcpNotRestored),

@@ -208,6 +208,7 @@ pub(super) const CAUSES: &[Rule] = &[
     // Files
     ("Some file locks are hold by dumping tasks", Cause::FileLocks),
     ("Unresolved lock found pid … ino …", Cause::ForeignFileLock),
+    ("Can not set ofd lock", Cause::LockTaken),
     ("Can't dump ghost file … of … size, increase limit", Cause::GhostFileTooBig),
     ("Can't create link remap for …. Use link-remap option", Cause::LinkRemap),
     ("Can't link remap to", Cause::LinkRemapFailed),

@@ -24,7 +24,7 @@ pub(crate) use self::{
     complete::{MemoryIn, check_complete, check_version},
     lines::lines_in_names,
     notes::Notes,
-    paths::{NamedFile, Place},
+    paths::{LockEntry, NamedFile, OpenedAs, Place},
     streams::{Lending, Lent, Offer, OfferedTerminal, detach_streams},
 };
 use crate::{

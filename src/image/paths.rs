@@ -2,12 +2,12 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::ImageDir;
+use super::{Edit, ImageDir};
 use crate::{
     Result,
     proto::images::{
-        FdTypes, FdinfoEntry, FileEntry, FsEntry, MmEntry, RemapFilePathEntry, TaskKobjIdsEntry, UnixSkEntry,
-        VmaEntry,
+        FdinfoEntry, FileEntry, FileLockEntry, FsEntry, MmEntry, RemapFilePathEntry, TaskKobjIdsEntry,
+        UnixSkEntry, VmaEntry,
     },
 };
 
@@ -21,6 +21,8 @@ pub(crate) struct NamedFile {
     pub(crate) place: Place,
     /// The flags that it was opened with.
     pub(crate) flags: u32,
+    /// The place in it, in bytes, that the next byte is read from or written to.
+    pub(crate) position: u64,
     /// The size that it must have.
     pub(crate) size: Option<u64>,
     /// Its mode at the dump.
@@ -48,6 +50,41 @@ pub(crate) struct Uses {
     pub(crate) other: bool,
     /// It is the name of a terminal, which a restore opens in ways of its own.
     pub(crate) terminal: bool,
+}
+
+/// A file that a process has.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Opened {
+    pub(crate) pid: u32,
+    /// The number of its entry.
+    pub(crate) file: u32,
+    pub(crate) as_what: OpenedAs,
+}
+
+/// How a process has a file.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum OpenedAs {
+    /// As the descriptor of this number.
+    Descriptor(u32),
+    Program,
+    CurrentFolder,
+    RootFolder,
+    /// Mapped between these addresses.
+    Mapped(u64, u64),
+}
+
+/// A lock on a file.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LockEntry {
+    /// The number of the file's entry.
+    pub(crate) file: u32,
+    /// The way it was taken, as the kernel's bit.
+    pub(crate) flag: u32,
+    /// Shared or exclusive, as `fcntl` numbers them.
+    pub(crate) kind: u32,
+    pub(crate) start: i64,
+    /// 0 is to the end of the file.
+    pub(crate) length: i64,
 }
 
 impl Uses {
@@ -82,6 +119,7 @@ impl ImageDir {
                     path: reg.name,
                     place: if remaps.contains_key(&reg.id) { Place::MadeWithFolders } else { Place::Opened },
                     flags: reg.flags,
+                    position: reg.pos,
                     size: reg.size,
                     mode: reg.mode,
                     uses: uses.get(&reg.id).copied().unwrap_or_default(),
@@ -95,37 +133,94 @@ impl ImageDir {
 
     /// The uses of the files that have a path, by their entries.
     fn uses(&self) -> Result<HashMap<u32, Uses>> {
-        let mut names = HashMap::new(); // of pipes and terminals, the entries with their paths
+        // The entries with the paths of named pipes and of terminals.
+        let (mut names, mut terminals) = (HashMap::new(), HashSet::new());
         self.each("files.img", |file: FileEntry| {
+            if file.tty.is_some() {
+                terminals.insert(file.id);
+            }
             let fifo = file.fifo.map(|fifo| fifo.regf_id.unwrap_or(fifo.id));
             let name = fifo.or(file.tty.and_then(|tty| tty.regf_id));
             names.extend(name.map(|name| (file.id, name)));
         })?;
         let mut uses = HashMap::<u32, Uses>::new();
-        let mut tables = HashSet::new();
-        for process in self.processes()? {
-            let Some(ids) = self.first::<TaskKobjIdsEntry>(&format!("ids-{}.img", process.pid))? else {
-                continue;
-            };
-            if tables.insert(ids.files_id) {
-                self.each(&format!("fdinfo-{}.img", ids.files_id), |descriptor: FdinfoEntry| {
-                    let id = names.get(&descriptor.id).copied().unwrap_or(descriptor.id);
-                    let uses = uses.entry(id).or_default();
-                    uses.descriptor = true;
-                    uses.terminal |= descriptor.r#type == i32::from(FdTypes::Tty);
-                })?;
+        for opened in self.opened()? {
+            let id = names.get(&opened.file).copied();
+            let uses = uses.entry(id.unwrap_or(opened.file)).or_default();
+            match opened.as_what {
+                OpenedAs::Descriptor(_) => uses.descriptor = true,
+                _ => uses.other = true,
             }
-            let mut other = |id: u32| uses.entry(id).or_default().other = true;
-            if let Some(fs) = self.first::<FsEntry>(&format!("fs-{}.img", process.pid))? {
-                other(fs.cwd_id);
-                other(fs.root_id);
-            }
-            if let Some(mm) = self.first::<MmEntry>(&format!("mm-{}.img", process.pid))? {
-                other(mm.exe_file_id);
-                mm.vmas.iter().filter_map(mapped_file).for_each(other);
-            }
+            uses.terminal |= terminals.contains(&opened.file);
         }
         Ok(uses)
+    }
+
+    /// What each process has open, mapped, as its program and as its folders.
+    pub(crate) fn opened(&self) -> Result<Vec<Opened>> {
+        let mut all = Vec::new();
+        for process in self.processes()? {
+            let pid = process.pid;
+            let Some(ids) = self.first::<TaskKobjIdsEntry>(&format!("ids-{pid}.img"))? else { continue };
+            let mut add = |file, as_what| all.push(Opened { pid, file, as_what });
+            self.each(&format!("fdinfo-{}.img", ids.files_id), |descriptor: FdinfoEntry| {
+                add(descriptor.id, OpenedAs::Descriptor(descriptor.fd));
+            })?;
+            if let Some(fs) = self.first::<FsEntry>(&format!("fs-{pid}.img"))? {
+                add(fs.cwd_id, OpenedAs::CurrentFolder);
+                add(fs.root_id, OpenedAs::RootFolder);
+            }
+            if let Some(mm) = self.first::<MmEntry>(&format!("mm-{pid}.img"))? {
+                add(mm.exe_file_id, OpenedAs::Program);
+                for area in &mm.vmas {
+                    if let Some(file) = mapped_file(area) {
+                        add(file, OpenedAs::Mapped(area.start, area.end));
+                    }
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// The file locks of the tree, with the files that they are on.
+    pub(crate) fn locks(&self) -> Result<Vec<LockEntry>> {
+        let mut locks = Vec::new();
+        self.each("filelocks.img", |lock: FileLockEntry| locks.push(lock))?;
+        if locks.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut files = HashMap::new();
+        for Opened { pid, file, as_what } in self.opened()? {
+            if let OpenedAs::Descriptor(number) = as_what {
+                files.insert((i64::from(pid), i64::from(number)), file);
+            }
+        }
+        let entry = |lock: FileLockEntry| {
+            let file = *files.get(&(lock.pid.into(), lock.fd.into()))?;
+            Some(LockEntry { file, flag: lock.flag, kind: lock.r#type, start: lock.start, length: lock.len })
+        };
+        Ok(locks.into_iter().filter_map(entry).collect())
+    }
+
+    /// Has criu take these files in whatever size they have, and begin in some of them at another place.
+    pub(crate) fn accept_files(&self, entries: &[(u32, Option<u64>)]) -> Result<()> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let entries: HashMap<_, _> = entries.iter().copied().collect();
+        let mut accepted = Vec::new();
+        self.each("files.img", |mut file: FileEntry| {
+            let Some(position) = entries.get(&file.id) else { return };
+            let Some(reg) = &mut file.reg else { return };
+            reg.size = None;
+            reg.pos = position.unwrap_or(reg.pos);
+            accepted.push(file);
+        })?;
+        let edit = |file: &FileEntry| match file.reg.is_some() && entries.contains_key(&file.id) {
+            true => Edit::Drop,
+            false => Edit::Keep,
+        };
+        self.rewrite("files.img", edit, &accepted)
     }
 
     /// The files whose names were gone at the dump, by their entries, and the entries of other names that they have.
@@ -170,5 +265,5 @@ fn named_socket(socket: &UnixSkEntry) -> Option<NamedFile> {
         false => Place::Made,
     };
     let uses = Uses { descriptor: true, ..Uses::default() };
-    Some(NamedFile { id: 0, path, place, flags: 0, size: None, mode: None, uses })
+    Some(NamedFile { id: 0, path, place, flags: 0, position: 0, size: None, mode: None, uses })
 }

@@ -139,6 +139,11 @@ impl<For> Options<For> {
         self.wire.tcp_close.is_some() || self.wire.tcp_established.is_some()
     }
 
+    /// Whether file locks are to be carried along.
+    pub(crate) fn carries_file_locks(&self) -> bool {
+        self.wire.file_locks == Some(true)
+    }
+
     /// Whether the caller has said anything about file locks.
     pub(crate) fn names_file_locks(&self) -> bool {
         self.wire.file_locks.is_some()

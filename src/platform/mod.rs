@@ -43,10 +43,42 @@ pub(crate) struct Revival {
     pub(crate) streams: [Option<File>; 3],
     /// Whether it wants its own for the others, whatever the tree's were.
     pub(crate) own_streams: bool,
+    /// What becomes of files that have another size than at the capture.
+    pub(crate) grown_files: GrownFiles,
     /// Whether to accept files that were replaced since the capture.
     pub(crate) replaced_files: bool,
     /// The files that it lends in the place of others, by criu's names.
     pub(crate) inherit: Vec<(String, File)>,
+}
+
+/// What a restore does with files of another size than they had at the capture, such as a log that grew.
+///
+/// In all but one of the choices a file that shrank is refused. A file that the tree executes or has mapped is refused in
+/// all of them, and so are files with another mode. Files that the caller gives in the place of others are not looked at,
+/// nor are files in a mount namespace of the tree's own.
+///
+/// | The tree had the file open for | [`Continue`](GrownFiles::Continue) | [`CutBack`](GrownFiles::CutBack) | [`Keep`](GrownFiles::Keep) |
+/// |---|---|---|---|
+/// | writing, and was at its end (`> log`) | goes on at the new end | is cut back | goes on where it was |
+/// | appending (`>> log`, `a+`) | goes on at the new end | is cut back | goes on at the new end |
+/// | reading only (a script, `tail -f`) | goes on, if it is the same file | goes on, if it is the same file | goes on |
+/// | reading and writing, or writing in its middle | refused | is cut back | goes on where it was |
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum GrownFiles {
+    /// Goes on where nothing that came since can be lost by it, and refuses the rest.
+    ///
+    /// What the tree writes at the end of a file comes after what was written since the capture. A
+    /// [`Warning`](crate::Warning) names each file whose place was moved.
+    #[default]
+    Continue,
+    /// Refuses all, save for files that are open for appending and writing only, whose size criu does not compare.
+    Refuse,
+    /// Cuts files that the tree can write to back to the size that they had: **what came since is lost**. That happens
+    /// once the tree is built and before it runs, so a restore that fails has cut nothing.
+    CutBack,
+    /// Takes all files as they are. What the tree writes can be in the place of what came since.
+    Keep,
 }
 
 /// What became of a dump. `T` is what the caller made of the images.

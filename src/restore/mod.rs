@@ -10,7 +10,7 @@ use std::{fs::File, io::Read, path::PathBuf, time::Duration};
 use crate::{
     BlobStore, Digest256, Error, ProcsBlob, RestoreOptions, Result, Tree, Warning,
     archive::{Limits, Trees, unpack},
-    platform::{self, Cancel, Revival, Reviver, ToRevive},
+    platform::{self, Cancel, GrownFiles, Revival, Reviver, ToRevive},
 };
 
 /// Revives what [`ProcsCapture`](crate::ProcsCapture) captured.
@@ -184,6 +184,25 @@ impl ProcsRestore {
         self
     }
 
+    /// What becomes of files that have another size than at the capture, such as a log that grew. Without it,
+    /// [`GrownFiles::Continue`].
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let (store, digest) = (criu_rpc::MemBlobStore::default(), "".parse()?);
+    /// use criu_rpc::{GrownFiles, ProcsRestore};
+    ///
+    /// // The files are to be as they were, too.
+    /// let restored = ProcsRestore::new().grown_files(GrownFiles::CutBack).restore(&store, &digest)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn grown_files(mut self, choice: GrownFiles) -> ProcsRestore {
+        self.revival.grown_files = choice;
+        self
+    }
+
     /// Accepts files that were replaced since the capture. Without it, a restore is refused with
     /// [`Cause::FileReplaced`](crate::Cause::FileReplaced) if a path of the tree leads through a link now, or if a file
     /// belongs to another user or group than at the capture: a restore opens files as root, so a tree that may not read a
@@ -230,13 +249,14 @@ impl ProcsRestore {
                 }
                 let laid_out = chunked::lay_out(&store, &blob, reviver.folder(), self.limits().bytes)?;
                 let trees: Vec<_> = laid_out.iter().map(chunked::LaidOut::to_revive).collect();
-                let trees = reviver.revive(&trees)?;
+                let (trees, mut warnings) = reviver.revive(&trees)?;
                 here.criu = reviver.criu();
-                Ok(Restored { trees, warnings: host::warnings(&blob.host, &here) })
+                warnings.extend(host::warnings(&blob.host, &here));
+                Ok(Restored { trees, warnings })
             }
             ProcsBlob::Criu { criu_dump, .. } => {
-                let trees = self.revive(&store, &criu_dump)?;
-                Ok(Restored { trees, warnings: Vec::new() })
+                let (trees, warnings) = self.revive(&store, &criu_dump)?;
+                Ok(Restored { trees, warnings })
             }
         }
     }
@@ -246,7 +266,7 @@ impl ProcsRestore {
         Limits { bytes: self.limit.unwrap_or(limits.bytes), ..limits }
     }
 
-    fn revive(&self, store: &dyn BlobStore, archive: &Digest256) -> Result<Vec<Tree>> {
+    fn revive(&self, store: &dyn BlobStore, archive: &Digest256) -> Result<(Vec<Tree>, Vec<Warning>)> {
         let reviver = Reviver::new(&self.revival)?;
         let limits = self.limits();
         let trees = verify::verified(store.reader(archive)?, archive, limits.archive(), |bytes| {

@@ -23,6 +23,7 @@ tests![
     a_link_on_the_way_to_a_socket_is_refused,
     a_file_of_another_owner_is_refused,
     files_that_are_the_same_again_are_fine,
+    a_file_that_is_replaced_once_it_was_looked_at_is_noticed,
 ];
 
 const ANSWERS: &str = "while read line; do echo \"$line\"; done";
@@ -88,7 +89,7 @@ fn unlink_folder(folder: &Path) {
 }
 
 /// The path of a library that this program has mapped.
-fn library() -> String {
+pub(crate) fn library() -> String {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     let libraries = maps.lines().filter_map(|line| line.split_once('/').map(|(_, path)| format!("/{path}")));
     libraries.into_iter().find(|path| path.contains("libgcc")).expect("because Rust programs unwind by it")
@@ -180,4 +181,33 @@ fn files_that_are_the_same_again_are_fine() {
     fs::rename(own.join("copy"), &file).unwrap();
     assert_ne!(fs::metadata(&file).unwrap().ino(), inode);
     assert_eq!(on_pipes(home.restore(), &store, &digest).ask("hello"), "hello");
+}
+
+fn a_file_that_is_replaced_once_it_was_looked_at_is_noticed() {
+    for (used, chunked) in [("exec 3<>own/file", false), ("cd own", true), ("exec 3>>own/file", true)] {
+        let home = Home::new();
+        let (own, theirs) = (home.folder("own"), home.folder("theirs"));
+        for folder in [&own, &theirs] {
+            fs::write(folder.join("file"), "text\n").unwrap();
+        }
+        let mut program = Program::bash(&format!("cd {}; {used}; echo ready; {ANSWERS}", home.word()));
+        assert_eq!(program.talk.hear(), "ready");
+        let (store, digest) = Way { leave_running: false, chunked }.captured(&home, program);
+        // A criu that comes too late: the files are others by then.
+        let (criu, script) = (crate::harness::criu().program().unwrap(), home.path("criu"));
+        let text = format!(
+            "#!/bin/sh\ncd {} && mv own away && ln -s theirs own\nexec {} \"$@\"\n",
+            home.word(),
+            criu.display()
+        );
+        fs::write(&script, text).unwrap();
+        fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
+        let error = home.restore().criu(&script).restore(&store, &digest).unwrap_err();
+        assert_replaced(&error, &own, "while the tree was being restored");
+        assert_eq!(fs::read_to_string(theirs.join("file")).unwrap(), "text\n");
+        home.assert_staging_empty();
+        fs::remove_file(&own).unwrap();
+        fs::rename(home.path("away"), &own).unwrap();
+        assert_eq!(on_pipes(home.restore(), &store, &digest).ask("hello"), "hello");
+    }
 }

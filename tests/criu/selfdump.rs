@@ -7,7 +7,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use criu_rpc::{Cause, Digest256};
+use criu_rpc::{Cause, GrownFiles, Digest256};
 
 use crate::{
     harness::tests,
@@ -163,9 +163,10 @@ fn standard_output_in_a_file_that_grew_since_can_be_replaced() {
     let home = Home::new();
     let digest = captured_with_output(&home, false);
     let text = read(&home.path("output"));
-    // The same file again it cannot be, and the error says so.
+    // The same file again can be refused, and then the error says so.
     let nothing = File::open("/dev/null").unwrap();
-    let error = home.restore().stdin(nothing).restore(&home.store(), &digest).unwrap_err();
+    let restore = home.restore().stdin(nothing).grown_files(GrownFiles::Refuse);
+    let error = restore.restore(&home.store(), &digest).unwrap_err();
     let cause = error.failure().map(|failure| failure.cause);
     assert_eq!(cause, Some(Cause::FileChanged), "{}", explain(&error));
     assert!(error.advice().is_some());

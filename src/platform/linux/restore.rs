@@ -7,12 +7,20 @@ use std::{
     time::Duration,
 };
 
-use super::{files::Files, fit, pids::Pids, serve, staging::Staging, streams::Given, whole};
+use super::{
+    files::{Files, LastLook},
+    fit,
+    pids::Pids,
+    serve,
+    staging::Staging,
+    streams::Given,
+    whole,
+};
 use crate::{
-    Criu, Error, Request, Result,
+    Criu, Error, Request, Result, Warning,
     image::{ImageDir, MemoryIn, check_complete, check_version},
     platform::{Revival, ToRevive},
-    rpc::{Lend, NoHooks, tree::Tree},
+    rpc::{Lend, tree::Tree},
     sys,
 };
 
@@ -57,15 +65,17 @@ impl<'a> Reviver<'a> {
     }
 
     /// Revives all the trees or none.
-    pub(crate) fn revive(&self, trees: &[ToRevive<'_>]) -> Result<Vec<Tree>> {
-        let mut revived = AllOrNone(Vec::new());
+    pub(crate) fn revive(&self, trees: &[ToRevive<'_>]) -> Result<(Vec<Tree>, Vec<Warning>)> {
+        let (mut revived, mut warnings) = (AllOrNone(Vec::new()), Vec::new());
         for tree in trees {
-            revived.0.push(self.revive_one(*tree)?);
+            let (tree, more) = self.revive_one(*tree)?;
+            revived.0.push(tree);
+            warnings.extend(more);
         }
-        Ok(std::mem::take(&mut revived.0))
+        Ok((std::mem::take(&mut revived.0), warnings))
     }
 
-    fn revive_one(&self, tree: ToRevive<'_>) -> Result<Tree> {
+    fn revive_one(&self, tree: ToRevive<'_>) -> Result<(Tree, Vec<Warning>)> {
         let revival = self.revival;
         let images = ImageDir::new(tree.folder);
         let memory = if tree.pages.is_some() { MemoryIn::Blobs } else { MemoryIn::Folder };
@@ -76,7 +86,8 @@ impl<'a> Reviver<'a> {
         pids.wait_for_zombies(revival.patience.unwrap_or(PATIENCE));
 
         let lent = Given::new(revival)?.lend(&images)?;
-        self.check_files(&images, &lent).map_err(|error| self.tell_version(error))?;
+        let checked = self.check_files(&images, &lent, options.carries_file_locks());
+        let (last_look, warnings) = checked.map_err(|error| self.tell_version(error))?;
         let opening = Error::io(format!("open {}", tree.folder.display()));
         let folder = OwnedFd::from(File::open(tree.folder).map_err(opening)?);
         let restore = |images: &OwnedFd| {
@@ -87,31 +98,42 @@ impl<'a> Reviver<'a> {
             for (key, file) in &revival.inherit {
                 lend = lend.inherit(key.as_str(), file);
             }
-            self.criu.restore(&options, lend, &mut NoHooks).map_err(|error| pids.name_holders(error))
+            let restored = self.criu.restore(&options, lend, &mut last_look.clone());
+            restored.map_err(|error| pids.name_holders(LastLook::own_error(error)))
         };
-        let Some(pages) = tree.pages else { return restore(&folder) };
+        let with_warnings = |revived: Result<Tree>| revived.map(|tree| (tree, warnings.clone()));
+        let Some(pages) = tree.pages else { return with_warnings(restore(&folder)) };
         if !options.needs_files() {
             if let Some(revived) = serve::served(tree.folder, pages, restore) {
-                return revived;
+                return with_warnings(revived);
             }
         }
         whole::write(tree.folder, pages)?;
-        restore(&folder)
+        with_warnings(restore(&folder))
     }
 }
 
-/// Looks at the tree's files before criu is asked.
 impl Reviver<'_> {
-    fn check_files(&self, images: &ImageDir, lent: &[(String, File)]) -> Result<()> {
+    /// Looks at the tree's files before criu is asked.
+    fn check_files(
+        &self,
+        images: &ImageDir,
+        lent: &[(String, File)],
+        locks: bool,
+    ) -> Result<(LastLook, Vec<Warning>)> {
         let streams = lent.iter().map(|(key, _)| key);
         let lent =
             streams.chain(self.revival.inherit.iter().map(|(key, _)| key)).map(String::as_bytes).collect();
         let files = Files::look(images, &lent)?;
         if !self.revival.replaced_files {
-            let notes = images.notes()?.and_then(|notes| notes.files);
-            files.check_replaced(notes.as_ref())?;
+            files.check_replaced()?;
         }
-        files.check_missing()
+        files.check_missing()?;
+        if locks {
+            files.check_locks(images)?;
+        }
+        let (last_look, warnings) = files.settle(images, self.revival.grown_files)?;
+        Ok((last_look, warnings))
     }
 
     /// Adds the release of criu to a failure that came before criu was asked.

@@ -3,6 +3,9 @@
 //! criu opens paths as root, follows links, and compares little. What it would get wrong, or say badly, is found here
 //! first.
 
+mod after;
+mod grown;
+mod locks;
 mod walk;
 
 use std::{
@@ -15,11 +18,12 @@ use std::{
 
 use nix::sys::stat::{FileStat, SFlag};
 
+pub(super) use self::after::LastLook;
 use self::walk::{Link, Root, Walked, kind};
 use crate::{
-    Cause, Error, Failure, Request, Result,
+    Cause, Error, Failure, GrownFiles, Request, Result, Warning,
     image::{ImageDir, NamedFile, Place},
-    proto::images::{FileNote, FileNotes},
+    proto::images::FileNote,
 };
 
 /// The files that a restore opens or makes by path.
@@ -29,6 +33,8 @@ pub(super) struct Files(Vec<File>);
 struct File {
     named: NamedFile,
     now: Now,
+    /// What was noted of it at the capture.
+    note: Option<FileNote>,
 }
 
 /// What is at a path.
@@ -53,29 +59,41 @@ impl Files {
         let any_may_be_used = images.has_files_in_flight()?;
         let is_used = |file: &NamedFile| any_may_be_used || file.uses.any();
         let is_lent = |file: &NamedFile| lent.contains(file.path.strip_prefix(b"/").unwrap_or(&file.path));
+        let notes = images.notes()?.and_then(|notes| notes.files).unwrap_or_default().files;
+        let notes: HashMap<_, _> = notes.into_iter().map(|note| (note.path.clone(), note)).collect();
         let mut walked = HashMap::<_, Now>::new();
         let files = images.named_files()?.into_iter().filter(|file| is_used(file) && !is_lent(file));
         let look = |named: NamedFile| {
             let wanted = named.mode.is_some_and(|mode| kind(mode) == SFlag::S_IFLNK);
             let place = (named.path.clone(), named.place == Place::Opened, wanted);
             let now = walked.entry(place).or_insert_with(|| look(&root, &named, wanted)).clone();
-            File { named, now }
+            let note = notes.get(&named.path).cloned();
+            File { named, now, note }
         };
         Ok(Files(files.map(look).collect()))
     }
 
     /// Refuses files that were replaced since the capture, so that the tree would get another's: by a link, or with
     /// another owner.
-    pub(super) fn check_replaced(&self, notes: Option<&FileNotes>) -> Result<()> {
-        let noted: HashMap<_, _> =
-            notes.iter().flat_map(|notes| &notes.files).map(|note| (note.path.as_slice(), note)).collect();
-        let note = |file: &File| noted.get(file.named.path.as_slice()).copied();
-        refuse(Cause::FileReplaced, self.0.iter().filter_map(|file| file.replaced(note(file))))
+    pub(super) fn check_replaced(&self) -> Result<()> {
+        refuse(Cause::FileReplaced, self.0.iter().filter_map(File::replaced))
     }
 
     /// Refuses to begin while files are missing.
     pub(super) fn check_missing(&self) -> Result<()> {
         refuse(Cause::FileChanged, self.0.iter().filter_map(File::missing))
+    }
+
+    /// Refuses to begin while another process has a lock that the tree is to get back.
+    pub(super) fn check_locks(&self, images: &ImageDir) -> Result<()> {
+        locks::check(images, &self.0)
+    }
+
+    /// Decides what becomes of files that have another size than at the capture, and edits the images so that criu takes
+    /// them. What is left to be done comes once criu has opened them.
+    pub(super) fn settle(&self, images: &ImageDir, choice: GrownFiles) -> Result<(LastLook, Vec<Warning>)> {
+        let plan = grown::settle(images, &self.0, choice)?;
+        Ok((self.last_look(images, plan.cuts)?, plan.warnings))
     }
 }
 
@@ -91,13 +109,13 @@ fn refuse(cause: Cause, findings: impl Iterator<Item = String>) -> Result<()> {
 
 /// Looks at a path: at the file if it is to be opened, at its folder if it is to be made.
 fn look(root: &Root, named: &NamedFile, wanted: bool) -> Now {
-    let path = Path::new(OsStr::from_bytes(&named.path));
+    let path = path(&named.path);
     let walked: io::Result<_> = match (named.place, path.parent()) {
         (Place::Opened, _) | (_, None) => root.walk(path, wanted),
         (_, Some(folder)) => root.walk(folder, false),
     };
     match walked {
-        Ok(Walked::File(stat)) => Now::There(stat),
+        Ok(Walked::File(file)) => Now::There(file.stat),
         Ok(Walked::Missing) => Now::Missing,
         Ok(Walked::Link(link)) => Now::Link(link),
         Err(_) => Now::Unknown,
@@ -106,9 +124,9 @@ fn look(root: &Root, named: &NamedFile, wanted: bool) -> Now {
 
 impl File {
     /// How the file was replaced, for people.
-    fn replaced(&self, note: Option<&FileNote>) -> Option<String> {
+    fn replaced(&self) -> Option<String> {
         let path = shown(&self.named.path);
-        match (&self.now, note) {
+        match (&self.now, &self.note) {
             (Now::Link(link), _) => {
                 let [at, target] = [&link.at, &link.target].map(|path| shown(path.as_os_str().as_bytes()));
                 Some(format!("{path}: {at} is a link to {target} now, and was none at the capture"))
@@ -143,6 +161,10 @@ impl File {
             Place::MadeWithFolders => None,
         }
     }
+}
+
+fn path(bytes: &[u8]) -> &Path {
+    Path::new(OsStr::from_bytes(bytes))
 }
 
 /// A path for people: on one line, whatever bytes it has.

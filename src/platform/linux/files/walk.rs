@@ -4,9 +4,12 @@
 //! a file was put there after the capture, and criu would follow it as root, wherever it leads.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::fs::OpenOptionsExt,
+    },
     path::{Component, Path, PathBuf},
 };
 
@@ -23,12 +26,19 @@ pub(super) struct Root(OwnedFd);
 /// What a walk came to.
 #[derive(Debug)]
 pub(super) enum Walked {
-    /// The file, whatever it is.
-    File(FileStat),
+    /// The file, whatever it is, opened for looking at it.
+    File(Found),
     /// There is none of this name, or no folder on the way.
     Missing,
     /// A link is in the way.
     Link(Link),
+}
+
+/// A file that was found.
+#[derive(Debug)]
+pub(super) struct Found {
+    fd: OwnedFd,
+    pub(super) stat: FileStat,
 }
 
 /// A link in a path.
@@ -58,10 +68,31 @@ impl Root {
             Err(Errno::ELOOP | Errno::ENOSYS | Errno::EPERM) => return self.walk_by_steps(relative, wanted),
             Err(error) => return Err(error.into()),
         };
-        found(&fd, wanted, &Path::new("/").join(relative))
+        found(fd, wanted, &Path::new("/").join(relative))
     }
 
-    /// The same, name by name.
+    /// Opens a regular file or a folder for reading.
+    pub(super) fn open_to_read(&self, path: &Path) -> io::Result<File> {
+        self.open_by(path, File::options().read(true))
+    }
+
+    /// Opens a regular file for writing.
+    pub(super) fn open_to_write(&self, path: &Path) -> io::Result<File> {
+        self.open_by(path, File::options().write(true))
+    }
+
+    fn open_by(&self, path: &Path, options: &mut fs::OpenOptions) -> io::Result<File> {
+        match self.walk(path, false)? {
+            // Opening another kind of file could do something, or wait.
+            Walked::File(found) if matches!(kind(found.stat.st_mode), SFlag::S_IFREG | SFlag::S_IFDIR) => {
+                let own = format!("/proc/self/fd/{}", found.fd.as_raw_fd());
+                options.custom_flags(libc::O_NONBLOCK).open(own)
+            }
+            _ => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    /// Walks as [`walk`](Root::walk) does, name by name.
     fn walk_by_steps(&self, path: &Path, wanted: bool) -> io::Result<Walked> {
         let (mut here, mut at) = (self.0.try_clone()?, PathBuf::from("/"));
         let mut names = path.components().filter(|name| !matches!(name, Component::CurDir)).peekable();
@@ -76,16 +107,16 @@ impl Root {
                 return Ok(Walked::Link(Link { target: target(&here), at }));
             }
         }
-        found(&here, wanted, &at)
+        found(here, wanted, &at)
     }
 }
 
-fn found(fd: &OwnedFd, wanted: bool, at: &Path) -> io::Result<Walked> {
-    let stat = fstat(fd)?;
+fn found(fd: OwnedFd, wanted: bool, at: &Path) -> io::Result<Walked> {
+    let stat = fstat(&fd)?;
     if is_link(&stat) && !wanted {
-        return Ok(Walked::Link(Link { target: target(fd), at: at.to_path_buf() }));
+        return Ok(Walked::Link(Link { target: target(&fd), at: at.to_path_buf() }));
     }
-    Ok(Walked::File(stat))
+    Ok(Walked::File(Found { fd, stat }))
 }
 
 fn is_link(stat: &FileStat) -> bool {
@@ -104,7 +135,7 @@ fn target(link: &OwnedFd) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::symlink};
+    use std::os::unix::fs::symlink;
 
     use super::*;
 
@@ -128,9 +159,9 @@ mod tests {
         }];
         for walk in walks {
             let walk = |name: &str, wanted| walk(&root, &folder.join(name), wanted).unwrap();
-            assert!(matches!(walk("plain/file", false), Walked::File(stat) if stat.st_size == 4));
+            assert!(matches!(walk("plain/file", false), Walked::File(file) if file.stat.st_size == 4));
             assert!(
-                matches!(walk("plain", false), Walked::File(stat) if kind(stat.st_mode) == SFlag::S_IFDIR)
+                matches!(walk("plain", false), Walked::File(file) if kind(file.stat.st_mode) == SFlag::S_IFDIR)
             );
             for missing in ["none", "none/file", "plain/none", "plain/file/none"] {
                 assert!(matches!(walk(missing, false), Walked::Missing), "{missing}");
@@ -144,7 +175,7 @@ mod tests {
             ] {
                 assert!(matches!(walk(path, false), Walked::Link(link) if link == expected), "{path}");
             }
-            assert!(matches!(walk("plain/to-file", true), Walked::File(stat) if is_link(&stat)));
+            assert!(matches!(walk("plain/to-file", true), Walked::File(file) if is_link(&file.stat)));
             assert!(matches!(walk("to-plain/to-file", true), Walked::Link(_)));
         }
         assert!(matches!(root.walk(Path::new("/"), false).unwrap(), Walked::File(_)));

@@ -9,17 +9,20 @@ use crate::{
     sys::Known,
 };
 
-/// The most files that are noted. Restores compare less of the others.
-const MOST: usize = 20_000;
+/// The most bytes of paths that are noted. Restores compare less of the files beyond.
+const MOST: usize = 2 << 20;
 
 /// Looks at the files behind descriptors, mappings and links of the tree.
 pub(super) fn look(tree: &Frozen) -> FileNotes {
-    let mut seen = HashSet::new();
+    let (mut seen, mut room) = (HashSet::new(), MOST);
     let mut files = Vec::new();
     let open = tree.files.iter().map(|file| (file.target.clone(), file.path()));
     let others = tree.pids.iter().flat_map(|pid| links(*pid).into_iter().chain(mapped(*pid)));
     for (path, file) in open.chain(others) {
-        if files.len() < MOST && path.is_absolute() && !seen.contains(&path) {
+        if path.is_absolute() && !seen.contains(&path) {
+            // Each note has some fifty bytes beside the path.
+            let Some(left) = room.checked_sub(path.as_os_str().len() + 50) else { break };
+            room = left;
             files.extend(note(&path, &file));
             seen.insert(path);
         }

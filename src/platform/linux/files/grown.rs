@@ -1,0 +1,110 @@
+//! Files that went on after the capture: a log that grew, a script that was edited.
+//!
+//! criu wants each file to have the size that it had. Where the tree can go on with what is there now, the size is taken
+//! out of the images, and where it would write over what came since, its place in the file is moved.
+
+use nix::{
+    fcntl::OFlag,
+    sys::stat::{FileStat, SFlag},
+};
+
+use super::{File, Now, refuse, shown, walk::kind};
+use crate::{
+    Cause, GrownFiles, Result, Warning,
+    image::{ImageDir, NamedFile, Place},
+    proto::images::FileNote,
+};
+
+/// A file that has another size than at the capture, and what comes of it.
+enum Fate {
+    /// The tree goes on with it as it is.
+    Kept,
+    /// The tree goes on at its end.
+    Continued,
+    /// It is cut back.
+    Cut,
+    Refused(&'static str),
+}
+
+/// A file that is to have the size again that it had.
+#[derive(Debug, Clone)]
+pub(in super::super) struct Cut {
+    pub(super) path: Vec<u8>,
+    pub(super) size: u64,
+    /// Its device and inode, when it was looked at.
+    pub(super) identity: (u64, u64),
+}
+
+/// What was decided of all files.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    pub(super) cuts: Vec<Cut>,
+    pub(super) warnings: Vec<Warning>,
+}
+
+/// Decides what becomes of files that have another size than at the capture, and edits the images so that criu takes them.
+pub(super) fn settle(images: &ImageDir, files: &[File], choice: GrownFiles) -> Result<Plan> {
+    let (mut plan, mut entries, mut refused) = (Plan::default(), Vec::new(), Vec::new());
+    for file in files {
+        let note = file.note.as_ref();
+        let Some((then, now)) = sizes(file, note, choice) else { continue };
+        let NamedFile { id, path, .. } = &file.named;
+        match fate(&file.named, now, then, note, choice) {
+            Fate::Kept => entries.push((*id, None)),
+            Fate::Continued => {
+                entries.push((*id, u64::try_from(now.st_size).ok()));
+                let path = shown(path);
+                plan.warnings.push(Warning::FileContinued { path, then, now: now.st_size.unsigned_abs() });
+            }
+            Fate::Cut => {
+                entries.push((*id, None));
+                plan.cuts.push(Cut { path: path.clone(), size: then, identity: (now.st_dev, now.st_ino) });
+            }
+            Fate::Refused(why) => {
+                let now = now.st_size;
+                refused.push(format!(
+                    "{}: it has {now} bytes, and had {then} at the capture; {why}",
+                    shown(path)
+                ));
+            }
+        }
+    }
+    refuse(Cause::FileChanged, refused.into_iter())?;
+    images.accept_files(&entries)?;
+    Ok(plan)
+}
+
+/// The size that a file had, where it has another now.
+fn sizes<'a>(file: &'a File, note: Option<&FileNote>, choice: GrownFiles) -> Option<(u64, &'a FileStat)> {
+    let Now::There(now) = &file.now else { return None };
+    if file.named.place != Place::Opened || kind(now.st_mode) != SFlag::S_IFREG {
+        return None;
+    }
+    // criu does not care for the size of a log that is open for appending alone.
+    let noted = || note.filter(|_| choice == GrownFiles::CutBack).map(|note| note.size);
+    let then = file.named.size.or_else(noted)?;
+    (u64::try_from(now.st_size) != Ok(then)).then_some((then, now))
+}
+
+fn fate(file: &NamedFile, now: &FileStat, then: u64, note: Option<&FileNote>, choice: GrownFiles) -> Fate {
+    let flags = OFlag::from_bits_retain(i32::from_ne_bytes(file.flags.to_ne_bytes()));
+    let access = flags & OFlag::O_ACCMODE;
+    let (reads, writes) = (access != OFlag::O_WRONLY, access != OFlag::O_RDONLY);
+    let appends = flags.contains(OFlag::O_APPEND);
+    let shrunk = now.st_size.unsigned_abs() < then;
+    let is_same = note.is_some_and(|note| note.ino == now.st_ino);
+    match choice {
+        _ if file.uses.other => Fate::Refused("the tree has it mapped, or executes it"),
+        GrownFiles::Keep => Fate::Kept,
+        GrownFiles::Refuse => Fate::Refused("that is not allowed (`grown_files`)"),
+        _ if shrunk => Fate::Refused("it was cut since"),
+        GrownFiles::CutBack if writes && note.is_some() && !is_same => Fate::Refused("it is another file"),
+        GrownFiles::CutBack if writes => Fate::Cut,
+        _ if !writes && is_same => Fate::Kept,
+        _ if !writes => Fate::Refused("it is another file, or was not noted at the capture"),
+        _ if appends => Fate::Kept,
+        _ if reads => Fate::Refused("the tree reads and writes it"),
+        _ if file.position == then => Fate::Continued,
+        _ => Fate::Refused("the tree was writing in the middle of it"),
+    }
+}
