@@ -257,7 +257,7 @@ fn named_socket(socket: &UnixSkEntry) -> Option<NamedFile> {
     let name = &socket.name[..end];
     let path = match (name.first(), &socket.name_dir) {
         (Some(b'/'), _) | (_, None) => name.to_vec(),
-        (_, Some(folder)) => [folder.as_bytes(), b"/", name].concat(),
+        (_, Some(folder)) => [folder, b"/".as_slice(), name].concat(),
     };
     let place = match socket.uflags & EXTERNAL != 0 {
         true => Place::Opened,

@@ -13,7 +13,7 @@ macro_rules! modules {
 modules! { apart churn harness places program stores talk tree victim }
 // The tests.
 modules! {
-    capture causes chunked client damage deadline embed ending faults grown holders iterative leaks locked pids pipes preflight provoked replaced requests revived selfdump
+    capture causes chunked client damage deadline embed ending faults grown holders iterative leaks locked missing pids pipes preflight provoked replaced requests revived selfdump
     served service sockets stress terminal terminals
 }
 
@@ -50,6 +50,7 @@ fn main() {
         iterative::TESTS,
         leaks::TESTS,
         locked::TESTS,
+        missing::TESTS,
         pids::TESTS,
         pipes::TESTS,
         preflight::files::TESTS,

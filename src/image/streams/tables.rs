@@ -107,6 +107,8 @@ fn kind(file: &FileEntry, terminals: &Terminals, inherited: &Inherited<'_>) -> K
     match &file.reg {
         Some(reg) if inherited.has(String::from_utf8_lossy(&reg.name).trim_start_matches('/')) => Kind::Inner,
         Some(_) => Kind::Regular,
+        // A named pipe is a file with a path, too.
+        None if file.fifo.is_some() => Kind::Regular,
         None => Kind::Inner,
     }
 }
