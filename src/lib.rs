@@ -104,7 +104,7 @@ pub use digest::{Digest256, Hasher, ParseDigestError};
 pub use error::{BoxError, Cause, Error, Failure, ProcessProblem, Result, Target};
 pub use options::{DumpOptions, RestoreOptions};
 pub use pid::Pid;
-pub use platform::{Cancel, GrownFiles, Tree, kill_session, kill_tree};
+pub use platform::{Cancel, GrownFiles, Tree, Unread, kill_session, kill_tree};
 pub use request::Request;
 pub use restore::{ProcsRestore, Restored};
 #[cfg(target_os = "linux")]

@@ -59,6 +59,17 @@ impl<R: Read> Frames<R> {
         Ok(Some(bytes))
     }
 
+    /// The bytes behind an entry that tells of them.
+    pub(super) fn raw(&mut self, count: u32) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let read = self.input.by_ref().take(count.into()).read_to_end(&mut bytes);
+        read.map_err(Error::io(format!("read the image {}", self.name)))?;
+        match u64::try_from(bytes.len()) == Ok(count.into()) {
+            true => Ok(bytes),
+            false => Err(self.corrupt("it ends inside the bytes of an entry")),
+        }
+    }
+
     /// The next number; `None` at the end.
     fn number(&mut self) -> Result<Option<u32>> {
         let mut bytes = Vec::with_capacity(4);

@@ -8,7 +8,9 @@ mod lines;
 mod memory;
 mod notes;
 mod paths;
+mod shared;
 mod streams;
+mod unread;
 
 use std::{
     fs::{self, File},
@@ -25,7 +27,9 @@ pub(crate) use self::{
     lines::lines_in_names,
     notes::Notes,
     paths::{LockEntry, NamedFile, OpenedAs, Place},
-    streams::{Lending, Lent, Offer, OfferedTerminal, detach_streams},
+    shared::{Channels, shared_pipes, shared_sockets},
+    streams::{Lending, Lent, Offer, OfferedTerminal, Was, detach_streams},
+    unread::InPipe,
 };
 use crate::{
     Error, Result,

@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{Job, Keep, Memory, Outcome, Revival, ToRevive, Unsupported};
-use crate::{Error, Host, Pid, Result, Warning};
+use crate::{Error, Host, Pid, Result};
 
 /// Dumps nothing.
 pub(crate) fn checkpoint<T>(
@@ -76,7 +76,7 @@ impl Reviver {
         match self.0 {}
     }
 
-    pub(crate) fn revive(&self, _trees: &[ToRevive<'_>]) -> Result<(Vec<Tree>, Vec<Warning>)> {
+    pub(crate) fn revive(&self, _trees: &[ToRevive<'_>]) -> Result<Revived> {
         match self.0 {}
     }
 }

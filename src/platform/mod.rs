@@ -114,6 +114,27 @@ pub(crate) struct Unsupported {
     pub(crate) why: String,
 }
 
+/// Trees that were revived.
+#[derive(Debug, Default)]
+pub(crate) struct Revived {
+    pub(crate) trees: Vec<Tree>,
+    pub(crate) warnings: Vec<Warning>,
+    pub(crate) unread: Vec<Unread>,
+}
+
+/// Input that a tree had not read when it was captured. It was in a pipe or socket that the restore replaced, so the tree does not
+/// have it any more; [`Restored::unread`](crate::Restored::unread) hands it back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Unread {
+    /// The root of the tree.
+    pub tree: Pid,
+    /// The number of the descriptor: 0 for the standard input.
+    pub descriptor: u32,
+    /// The bytes, in order.
+    pub bytes: Vec<u8>,
+}
+
 /// What was dumped.
 #[derive(Debug)]
 pub(crate) struct Images<'a> {

@@ -8,9 +8,9 @@ mod verify;
 use std::{fs::File, io::Read, path::PathBuf, time::Duration};
 
 use crate::{
-    BlobStore, Digest256, Error, ProcsBlob, RestoreOptions, Result, Tree, Warning,
+    BlobStore, Digest256, Error, ProcsBlob, RestoreOptions, Result, Tree, Unread, Warning,
     archive::{Limits, Trees, unpack},
-    platform::{self, Cancel, GrownFiles, Revival, Reviver, ToRevive},
+    platform::{self, Cancel, GrownFiles, Revival, Revived, Reviver, ToRevive},
 };
 
 /// Revives what [`ProcsCapture`](crate::ProcsCapture) captured.
@@ -26,6 +26,10 @@ use crate::{
 /// [`stderr`](ProcsRestore::stderr) say, whatever they were, save for pipes inside the tree. By default those that led
 /// to a terminal, a pipe or a socket outside the tree, which are gone, lead to the caller's own; files are the same
 /// files again. The streams of the root are meant: a descendant that shares one of them gets the same, under whatever number.
+///
+/// A standard input that had ended ends again, once what was left in it is read, whatever is given: only
+/// [`inherit`](ProcsRestore::inherit) replaces it. What the tree had not read of an input that is replaced is in
+/// [`Restored::unread`]. Output that the root saved elsewhere to make room for a file (`exec 3>&1 >log`) is its standard output still.
 ///
 /// A tree from a terminal that is given a terminal gets all of it back: the session that the terminal controls, so that ^C and ^Z
 /// arrive; its modes, such as raw or without echo; its size at the capture (set another afterwards, and the tree is told by
@@ -66,6 +70,9 @@ pub struct Restored {
     pub trees: Vec<Tree>,
     /// What the caller should tell its user.
     pub warnings: Vec<Warning>,
+    /// What the trees had not read of the input that was replaced. A caller who wants it read writes it to the new standard
+    /// input before anything else.
+    pub unread: Vec<Unread>,
 }
 
 impl ProcsRestore {
@@ -239,7 +246,8 @@ impl ProcsRestore {
     fn restore_manifest(&self, store: &(impl BlobStore + ?Sized), json: &[u8]) -> Result<Restored> {
         match ProcsBlob::from_json(json)? {
             ProcsBlob::Unsupported { unsupported_on: on, note } => {
-                Ok(Restored { trees: Vec::new(), warnings: vec![Warning::Unsupported { on, note }] })
+                let warnings = vec![Warning::Unsupported { on, note }];
+                Ok(Restored { trees: Vec::new(), warnings, unread: Vec::new() })
             }
             ProcsBlob::Chunked(blob) => {
                 let reviver = Reviver::new(&self.revival)?;
@@ -249,14 +257,14 @@ impl ProcsRestore {
                 }
                 let laid_out = chunked::lay_out(&store, &blob, reviver.folder(), self.limits().bytes)?;
                 let trees: Vec<_> = laid_out.iter().map(chunked::LaidOut::to_revive).collect();
-                let (trees, mut warnings) = reviver.revive(&trees)?;
+                let Revived { trees, mut warnings, unread } = reviver.revive(&trees)?;
                 here.criu = reviver.criu();
                 warnings.extend(host::warnings(&blob.host, &here));
-                Ok(Restored { trees, warnings })
+                Ok(Restored { trees, warnings, unread })
             }
             ProcsBlob::Criu { criu_dump, .. } => {
-                let (trees, warnings) = self.revive(&store, &criu_dump)?;
-                Ok(Restored { trees, warnings })
+                let Revived { trees, warnings, unread } = self.revive(&store, &criu_dump)?;
+                Ok(Restored { trees, warnings, unread })
             }
         }
     }
@@ -266,7 +274,7 @@ impl ProcsRestore {
         Limits { bytes: self.limit.unwrap_or(limits.bytes), ..limits }
     }
 
-    fn revive(&self, store: &dyn BlobStore, archive: &Digest256) -> Result<(Vec<Tree>, Vec<Warning>)> {
+    fn revive(&self, store: &dyn BlobStore, archive: &Digest256) -> Result<Revived> {
         let reviver = Reviver::new(&self.revival)?;
         let limits = self.limits();
         let trees = verify::verified(store.reader(archive)?, archive, limits.archive(), |bytes| {

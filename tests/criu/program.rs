@@ -89,11 +89,32 @@ impl Program {
     /// its standard error.
     #[track_caller]
     pub(crate) fn on_pipes(command: &Command) -> Program {
+        Program::with(command, None, None, Stdio::null())
+    }
+
+    /// The same, with this file for its standard error.
+    #[track_caller]
+    pub(crate) fn with_errors(command: &Command, errors: File) -> Program {
+        Program::with(command, None, None, errors.into())
+    }
+
+    /// The same, with a file for its standard input or output, maybe.
+    #[track_caller]
+    pub(crate) fn between(command: &Command, input: Option<File>, output: Option<File>) -> Program {
+        Program::with(command, input, output, Stdio::null())
+    }
+
+    #[track_caller]
+    fn with(command: &Command, input: Option<File>, output: Option<File>, errors: Stdio) -> Program {
         let mut command = in_own_session(command);
-        let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let command = command.stdin(input.map_or(Stdio::piped(), Stdio::from));
+        let command = command.stdout(output.map_or(Stdio::piped(), Stdio::from)).stderr(errors);
         let mut root = command.spawn().unwrap();
-        let talk = Talk::new(root.stdin.take().unwrap(), root.stdout.take().unwrap());
-        Program { root: Some(root), talk }
+        // Without one of the two there is a new one in its place, whose other end nobody has.
+        let (from, to) = crate::talk::pipe();
+        let to = root.stdin.take().map_or(to, |input| std::os::fd::OwnedFd::from(input).into());
+        let from = root.stdout.take().map_or(from, |output| std::os::fd::OwnedFd::from(output).into());
+        Program { root: Some(root), talk: Talk::new(to, from) }
     }
 
     /// Starts a command in a terminal, as an agent does: it leads a session, which the terminal controls.

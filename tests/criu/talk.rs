@@ -108,6 +108,11 @@ impl Talk {
         self.to.as_mut().expect("because nobody hung up").write_all(keys.as_bytes()).unwrap();
     }
 
+    /// Says no more.
+    pub(crate) fn close(&mut self) {
+        self.to = None;
+    }
+
     /// Ends the conversation, upon which a victim ends.
     pub(crate) fn hang_up(&mut self) {
         if let Some(mut to) = self.to.take() {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use prost::Message;
 
-use super::{Lending, Lent, Offer, fdinfo, tables::Tables};
+use super::{Lending, Lent, Offer, Was, fdinfo, tables::Tables};
 use crate::{
     Result,
     image::{Edit, ImageDir},
@@ -52,6 +52,11 @@ impl Edits {
 
     pub(super) fn keep_terminal(&mut self, file: u32, stream: usize, flags: u32) {
         self.kept.insert(file, (stream, flags));
+    }
+
+    /// Whether a descriptor of this file is replaced.
+    pub(super) fn replaces(&self, file: u32) -> bool {
+        self.replaced.contains(&file)
     }
 
     fn id(&self, place: usize) -> u32 {
@@ -157,8 +162,9 @@ impl Substitute {
     /// Its name, without its leading slash, as `inherit_fd` wants it.
     fn name(self) -> String {
         match self.0 {
-            Lent::Stream { stream, nonblocking: false } => format!("criu-rpc/stream-{stream}"),
-            Lent::Stream { stream, nonblocking: true } => format!("criu-rpc/stream-{stream}-nonblocking"),
+            Lent::Stream { stream, was: Was::Other } => format!("criu-rpc/stream-{stream}"),
+            Lent::Stream { stream, was: Was::Channel } => format!("criu-rpc/channel-{stream}"),
+            Lent::Stream { stream, was: Was::Nonblocking } => format!("criu-rpc/nonblocking-{stream}"),
             Lent::Terminal { stream, .. } => format!("criu-rpc/terminal-{stream}"),
             Lent::HungUp => "criu-rpc/hung-up".to_owned(),
         }

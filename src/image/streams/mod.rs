@@ -14,6 +14,7 @@
 
 mod edit;
 mod tables;
+mod unread;
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -59,17 +60,35 @@ pub(crate) struct Lending {
 /// The file to lend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Lent {
-    /// What the caller gives as this standard stream. A pipe that is not to be waited for is opened anew as one.
-    Stream { stream: usize, nonblocking: bool },
+    /// What the caller gives as this standard stream.
+    Stream { stream: usize, was: Was },
     /// The terminal that is this standard stream, opened anew with these flags.
     Terminal { stream: usize, flags: u32 },
     /// A terminal whose other side is gone.
     HungUp,
 }
 
+/// What a tree is to be lent, and what was in the files that are replaced.
+#[derive(Debug)]
+pub(crate) struct Detached {
+    pub(crate) lendings: Vec<Lending>,
+    /// The bytes that nobody had read, by the number of a descriptor.
+    pub(crate) unread: Vec<(u32, Vec<u8>)>,
+}
+
+/// The kind that a replaced file had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Was {
+    Other,
+    /// A pipe or a socket, for which a program may wait with others by `epoll`: that takes no files.
+    Channel,
+    /// A pipe or a socket that no call waits for.
+    Nonblocking,
+}
+
 /// Makes the files that lead out of the tree replaceable, and the root's streams that the caller chose. Gives the files to
 /// lend.
-pub(crate) fn detach_streams(images: &ImageDir, offer: &Offer<'_>) -> Result<Vec<Lending>> {
+pub(crate) fn detach_streams(images: &ImageDir, offer: &Offer<'_>) -> Result<Detached> {
     let tables = Tables::read(images, &Inherited(offer.inherited))?;
     let plan = Plan::new(&tables, offer);
     let mut edits = Edits::new(&tables);
@@ -82,7 +101,8 @@ pub(crate) fn detach_streams(images: &ImageDir, offer: &Offer<'_>) -> Result<Vec
             }
         }
     }
-    edits.apply(images, &tables, offer)
+    let unread = unread::of(images, &tables, &edits)?;
+    Ok(Detached { lendings: edits.apply(images, &tables, offer)?, unread })
 }
 
 /// The image of a table of descriptors.
@@ -110,18 +130,22 @@ struct Plan<'a> {
     /// By that of any process.
     of_any: HashMap<Resource, Vec<usize>>,
     /// The root's streams that are files which are to be replaced.
-    files: BTreeMap<u32, usize>,
-    /// Whether each of the root's streams leads out.
-    leads_out: [bool; 3],
+    files: BTreeMap<u32, Vec<usize>>,
+    /// Pipes that are nobody's stream, and the streams that they were.
+    saved: HashMap<Resource, usize>,
 }
 
 impl<'a> Plan<'a> {
     fn new(tables: &'a Tables, offer: &'a Offer<'a>) -> Plan<'a> {
-        let (mut files, mut leads_out) = (BTreeMap::new(), [false; 3]);
+        let (mut files, mut leads_out) = (BTreeMap::<u32, Vec<usize>>::new(), [false; 3]);
         for (stream, descriptor) in tables.of_root().filter_map(stream_of) {
             match tables.files.get(&descriptor.id) {
                 Some(Kind::Regular) if offer.chosen[stream] => {
-                    files.entry(descriptor.id).or_insert(stream);
+                    files.entry(descriptor.id).or_default().push(stream);
+                }
+                // Its input has ended, and a new one would be news to the tree; what it says may be heard again.
+                Some(Kind::Ended(ended)) if offer.chosen[stream] && ended.writes() => {
+                    files.entry(descriptor.id).or_default().push(stream);
                 }
                 Some(Kind::Outside(_)) => leads_out[stream] = true,
                 _ => {}
@@ -129,40 +153,66 @@ impl<'a> Plan<'a> {
         }
         let of_root = streams(tables, tables.of_root());
         let of_any = streams(tables, tables.all_descriptors());
-        Plan { tables, offer, of_root, of_any, files, leads_out }
+        let mut plan = Plan { tables, offer, of_root, of_any, files, saved: HashMap::new() };
+        plan.save(leads_out);
+        plan
+    }
+
+    /// Gives the pipes that are nobody's stream the root's streams that lead nowhere else: it has saved them to make room for
+    /// files, as `exec 3>&1 >log` does. The order is that of the descriptors, as programs save one after the other.
+    fn save(&mut self, leads_out: [bool; 3]) {
+        let free = |streams: &[usize]| streams.iter().copied().filter(|stream| !leads_out[*stream]).collect();
+        let (mut inputs, mut outputs): (Vec<usize>, Vec<usize>) = (free(&[0]), free(&[2, 1]));
+        for (_, descriptors) in &self.tables.descriptors {
+            let mut descriptors: Vec<_> = descriptors.iter().collect();
+            descriptors.sort_unstable_by_key(|descriptor| descriptor.fd);
+            for outside in descriptors.into_iter().filter_map(|descriptor| self.tables.outside(descriptor.id))
+            {
+                let pipe = outside.resource;
+                let is_free = matches!(pipe, Resource::Pipe(_)) && !self.of_any.contains_key(&pipe);
+                if !is_free || self.saved.contains_key(&pipe) {
+                    continue;
+                }
+                let streams = if outside.writes() { &mut outputs } else { &mut inputs };
+                // The last one serves for all that come after it.
+                let stream = if streams.len() > 1 { streams.pop() } else { streams.first().copied() };
+                self.saved.extend(stream.map(|stream| (pipe, stream)));
+            }
+        }
+        // The tree put the file there itself, and knows the stream by another number.
+        let saved: Vec<usize> = self.saved.values().copied().collect();
+        self.files.retain(|_, streams| !streams.iter().any(|stream| saved.contains(stream)));
     }
 
     fn fate(&self, descriptor: &FdinfoEntry) -> Fate {
-        let replaced = |stream| Fate::Replaced(Lent::Stream { stream, nonblocking: false });
-        if let Some(home) = self.files.get(&descriptor.id) {
-            return replaced(stream_of(descriptor).map_or(*home, |(stream, _)| stream));
+        let replaced = |stream| Fate::Replaced(Lent::Stream { stream, was: Was::Other });
+        if let Some(streams) = self.files.get(&descriptor.id) {
+            let own = stream_of(descriptor).map(|(stream, _)| stream).filter(|own| streams.contains(own));
+            return replaced(own.unwrap_or(streams[0]));
         }
         let Some(outside) = self.tables.outside(descriptor.id) else { return Fate::Stays };
         let stream = self.stream(outside, descriptor.fd);
         if let Resource::Terminal(terminal) = outside.resource {
             return self.terminal(outside, terminal, stream, descriptor.fd);
         }
-        let nonblocking = outside.flags & NONBLOCKING != 0 && matches!(outside.resource, Resource::Pipe(_));
-        stream.map_or(Fate::Stays, |stream| Fate::Replaced(Lent::Stream { stream, nonblocking }))
+        let was = if outside.flags & NONBLOCKING != 0 { Was::Nonblocking } else { Was::Channel };
+        stream.map_or(Fate::Stays, |stream| Fate::Replaced(Lent::Stream { stream, was }))
     }
 
     /// The standard stream that a descriptor leads to.
     fn stream(&self, outside: Outside, fd: u32) -> Option<usize> {
         let known = self.of_root.get(&outside.resource).or_else(|| self.of_any.get(&outside.resource));
-        let writes = outside.flags & ACCESS_MODE == WRITE_ONLY;
+        let writes = outside.writes();
         if let Some(known) = known {
             let same = known.iter().copied().find(|stream| u32::try_from(*stream) == Ok(fd));
             let by_direction = || known.iter().copied().find(|stream| (*stream > 0) == writes);
             return same.or_else(by_direction).or_else(|| known.first().copied());
         }
-        // The stream may have been put elsewhere to make room for a file: `exec 3>&1 >log`.
-        let stream = usize::from(writes);
-        let free = if writes { !self.leads_out[1] && !self.leads_out[2] } else { !self.leads_out[0] };
-        (free && matches!(outside.resource, Resource::Pipe(_))).then_some(stream)
+        self.saved.get(&outside.resource).copied()
     }
 
     fn terminal(&self, outside: Outside, terminal: u32, stream: Option<usize>, fd: u32) -> Fate {
-        let replaced = |stream| Fate::Replaced(Lent::Stream { stream, nonblocking: false });
+        let replaced = |stream| Fate::Replaced(Lent::Stream { stream, was: Was::Other });
         if self.tables.terminals.is_hung(terminal) {
             return stream.map_or(Fate::Replaced(Lent::HungUp), replaced);
         }

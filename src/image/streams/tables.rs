@@ -22,6 +22,8 @@ pub(super) enum Kind {
     Regular,
     /// The other side of the file was not a part of the tree, and so is gone.
     Outside(Outside),
+    /// Nobody had the other side.
+    Ended(Outside),
     Inner,
 }
 
@@ -31,6 +33,13 @@ pub(super) struct Outside {
     pub(super) resource: Resource,
     /// As `open` has them.
     pub(super) flags: u32,
+}
+
+impl Outside {
+    /// Whether it is for writing only.
+    pub(super) fn writes(self) -> bool {
+        self.flags & super::ACCESS_MODE == super::WRITE_ONLY
+    }
 }
 
 /// Something that may be open more than once.
@@ -200,7 +209,7 @@ impl Pipes {
         }
     }
 
-    /// The files that are an end of a pipe with the other end outside. Of those with no other end, some are `ended`. Where
+    /// The kind of each file that is an end of a pipe. Of pipes with no other end, some are `ended`. Where
     /// that was not noted, nothing is certain; the root's streams are the likeliest to lead out.
     fn leading_out(
         &self,
@@ -214,15 +223,16 @@ impl Pipes {
             .filter(|(file, ..)| root_streams.contains(file))
             .map(|(_, pipe, _)| *pipe)
             .collect();
-        let leads_out = |pipe: u32| match ended {
-            Some(ended) => !ended.contains(&pipe),
-            None => root_pipes.contains(&pipe),
+        let kind = |pipe: u32, flags| {
+            let outside = Outside { resource: Resource::Pipe(pipe), flags };
+            match ended {
+                _ if self.is_inner(pipe) || inherited.has(&format!("pipe:[{pipe}]")) => Kind::Inner,
+                Some(ended) if ended.contains(&pipe) => Kind::Ended(outside),
+                None if !root_pipes.contains(&pipe) => Kind::Inner,
+                _ => Kind::Outside(outside),
+            }
         };
-        let files = self.files.iter().filter(|(_, pipe, _)| {
-            !self.is_inner(*pipe) && leads_out(*pipe) && !inherited.has(&format!("pipe:[{pipe}]"))
-        });
-        let outside = |pipe, flags| Kind::Outside(Outside { resource: Resource::Pipe(pipe), flags });
-        files.map(|(file, pipe, flags)| (*file, outside(*pipe, *flags))).collect()
+        self.files.iter().map(|(file, pipe, flags)| (*file, kind(*pipe, *flags))).collect()
     }
 
     /// Whether the tree has both ends of it, so that it is its own business.

@@ -12,7 +12,12 @@ use std::{
     thread::{self, Scope, ScopedJoinHandle},
 };
 
-use super::{fit, frozen, memory, rounds, select, staging::Staging};
+use super::{
+    fit, frozen,
+    meeting::{Meeting, Party},
+    memory, rounds, select,
+    staging::Staging,
+};
 use crate::{
     BoxError, Criu, DumpOptions, Error, Pid, Request, Result,
     archive::Trees,
@@ -144,7 +149,7 @@ impl<'a> Dump<'a> {
         for root in &roots {
             let folder = staging.folder(&root.to_string())?;
             folders.insert(root.as_raw(), folder.clone());
-            let options = fit::for_dump(&job.options, *root).leave_running(job.leave_running);
+            let options = fit::for_dump(&job.options, *root, &roots).leave_running(job.leave_running);
             let tree = Tree { root: *root, folder, options };
             match select::contains_self(*root) {
                 true => own = Some(tree), // no more than one can
@@ -163,7 +168,8 @@ impl<'a> Dump<'a> {
         let mut rounds = rounds::Rounds::begin(&self.others, job.deadline)?;
         rounds.run(&self.criu, &self.others, most, memory, staging)?;
         for tree in &mut self.others {
-            let options = fit::for_dump(&job.options, tree.root).leave_running(job.leave_running);
+            let options =
+                fit::for_dump(&job.options, tree.root, &self.roots).leave_running(job.leave_running);
             tree.options = rounds.follow(options, tree.root);
         }
         self.criu = rounds.hurry(&self.criu)?;
@@ -176,11 +182,7 @@ impl<'a> Dump<'a> {
         match self.others.as_slice() {
             [] => {}
             [tree] => self.dump(tree, NoHooks)?,
-            trees => thread::scope(|scope| {
-                let dumps: Vec<_> =
-                    trees.iter().map(|tree| spawn(scope, || self.dump(tree, NoHooks))).collect();
-                dumps.into_iter().try_for_each(|dump| join(dump?))
-            })?,
+            trees => self.leave_all_running(trees)?,
         }
         let Some(own) = &self.own else { return Ok(Side::Original) };
         // While our own tree stands still nothing can look at it. What is noted now stays true until then, or is of no use.
@@ -189,6 +191,24 @@ impl<'a> Dump<'a> {
             SelfDump::Dumped(_) => ImageDir::new(&own.folder).write_notes(&notes).map(|()| Side::Original),
             SelfDump::Restored => Ok(Side::Revived),
         }
+    }
+
+    /// Dumps several trees, and lets them go when all are dumped.
+    fn leave_all_running(&self, trees: &[Tree]) -> Result<()> {
+        let meeting = Meeting::default();
+        // All places are taken before the first dump begins.
+        let parties: Vec<_> = trees.iter().map(|_| meeting.join(2)).collect();
+        thread::scope(|scope| {
+            let dumps: Vec<_> = trees
+                .iter()
+                .zip(parties)
+                .map(|(tree, party)| {
+                    spawn(scope, move || self.dump(tree, Together { party, lets_go: true, then: NoHooks }))
+                })
+                .collect();
+            let ends: Vec<Result<()>> = dumps.into_iter().map(|dump| join(dump?)).collect();
+            if ends.iter().all(Result::is_ok) { Ok(()) } else { Err(first_cause(ends)) }
+        })
     }
 
     fn dump(&self, tree: &Tree, then: impl Hooks) -> Result<()> {
@@ -211,15 +231,18 @@ impl<'a> Dump<'a> {
 
     /// Dumps all trees, keeps the images while all are frozen, and lets them end.
     fn end<T>(&self, keep: Keep<'_, T>) -> Result<T> {
+        let meeting = Meeting::default();
+        let parties: Vec<_> = self.others.iter().map(|_| meeting.join(1)).collect();
         thread::scope(|scope| {
             let (tell, told) = mpsc::channel();
             let mut verdicts = Vec::new();
             let mut dumps = Vec::new();
-            for tree in &self.others {
+            for (tree, party) in self.others.iter().zip(parties) {
                 let (verdict, decided) = mpsc::channel();
                 verdicts.push(verdict);
                 let waiter = Waiter { frozen: Some(tell.clone()), decided };
-                dumps.push(spawn(scope, move || self.dump(tree, waiter)));
+                let together = Together { party, lets_go: false, then: waiter };
+                dumps.push(spawn(scope, move || self.dump(tree, together)));
             }
             drop(tell);
             // A dump that fails drops its sender without a word.
@@ -284,6 +307,28 @@ impl<H: Hooks> Hooks for Noting<'_, H> {
             frozen::note(self.tree.root, &ImageDir::new(&self.tree.folder))?;
         }
         self.then.on(event)
+    }
+}
+
+/// Waits for the other trees of the capture when its own is frozen, and again before it is let go: pipes and sockets between
+/// them are dumped as they were at one moment. criu tells of the first since 3.19.
+struct Together<'a, H> {
+    party: Party<'a>,
+    /// Whether its tree goes on after the last event.
+    lets_go: bool,
+    then: H,
+}
+
+impl<H: Hooks> Hooks for Together<'_, H> {
+    fn on(&mut self, event: Event<'_>) -> Result<(), BoxError> {
+        let (frozen, ends) = (matches!(event, Event::QueryExtFiles(_)), matches!(event, Event::PostDump));
+        self.then.on(event)?;
+        let met = match (frozen, ends && self.lets_go) {
+            (true, _) => self.party.meet(),
+            (_, true) => self.party.meet_last(),
+            _ => true,
+        };
+        if met { Ok(()) } else { Err("another tree of the capture could not be dumped".into()) }
     }
 }
 

@@ -17,16 +17,16 @@ use crate::{
 };
 
 /// The caller's options, and what this tree needs beyond them.
-pub(super) fn for_dump(options: &DumpOptions, root: Pid) -> DumpOptions {
+pub(super) fn for_dump(options: &DumpOptions, root: Pid, roots: &[Pid]) -> DumpOptions {
     let mut options = options.clone();
     if !options.names_shell_job() && leads_no_session(root) {
         options = options.shell_job(true);
     }
-    let outside = Outside::of(root);
+    let outside = Outside::of(root, roots);
     for terminal in outside.terminals {
         options = options.external(terminal);
     }
-    for inode in outside.streams {
+    for inode in outside.sockets {
         options = options.external(External::Unix { inode });
     }
     options
@@ -40,12 +40,13 @@ fn leads_no_session(root: Pid) -> bool {
 struct Outside {
     /// As criu names them.
     terminals: BTreeSet<String>,
-    /// The unix sockets that are standard streams, by inode. A restore can give no others anew.
-    streams: BTreeSet<u64>,
+    /// The unix sockets that are standard streams, by inode, and those whose other side another tree of the capture has. A
+    /// restore can give no others anew.
+    sockets: BTreeSet<u64>,
 }
 
 impl Outside {
-    fn of(root: Pid) -> Outside {
+    fn of(root: Pid, roots: &[Pid]) -> Outside {
         let (mut streams, mut sockets, mut terminals) =
             (BTreeSet::new(), HashSet::new(), Terminals::default());
         for pid in tree(root.as_raw()) {
@@ -61,9 +62,18 @@ impl Outside {
                 }
             }
         }
-        let peers = if streams.is_empty() { None } else { Peers::ask(&sockets) };
-        streams.retain(|inode| peers.as_ref().is_some_and(|peers| peers.of(*inode) == Peer::Outside));
-        Outside { terminals: terminals.outside(), streams }
+        let others: Vec<_> = roots.iter().filter(|other| **other != root).collect();
+        let peers = if streams.is_empty() && others.is_empty() { None } else { Peers::ask(&sockets) };
+        let leads_out = |inode: &u64| peers.as_ref().is_some_and(|peers| peers.of(*inode) == Peer::Outside);
+        streams.retain(leads_out);
+        if !others.is_empty() {
+            let theirs = others.into_iter().flat_map(|root| tree(root.as_raw())).flat_map(sockets_of);
+            let together = Peers::ask(&sockets.iter().copied().chain(theirs).collect());
+            let is_between =
+                |inode: &u64| together.as_ref().is_some_and(|peers| peers.of(*inode) != Peer::Outside);
+            streams.extend(sockets.into_iter().filter(|inode| leads_out(inode) && is_between(inode)));
+        }
+        Outside { terminals: terminals.outside(), sockets: streams }
     }
 }
 
@@ -111,6 +121,12 @@ impl Terminals {
         outside.extend(controlling.map(|(_, name)| name.clone()));
         outside
     }
+}
+
+/// The sockets of a process, by inode.
+fn sockets_of(pid: i32) -> impl Iterator<Item = u64> {
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    descriptors.filter_map(|descriptor| socket_inode(&fs::read_link(descriptor.path()).ok()?))
 }
 
 /// The inode in a target such as `socket:[4711]`.

@@ -5,6 +5,8 @@ mod files;
 mod fit;
 mod frozen;
 mod host;
+mod links;
+mod meeting;
 mod memory;
 mod pids;
 mod restore;

@@ -10,6 +10,7 @@ use std::{
 use super::{
     files::{Files, LastLook},
     fit,
+    links::Links,
     pids::Pids,
     serve,
     staging::Staging,
@@ -19,7 +20,7 @@ use super::{
 use crate::{
     Criu, Error, Request, Result, Warning,
     image::{ImageDir, MemoryIn, check_complete, check_version},
-    platform::{Revival, ToRevive},
+    platform::{Revival, Revived, ToRevive, Unread},
     rpc::{Lend, tree::Tree},
     sys,
 };
@@ -65,34 +66,48 @@ impl<'a> Reviver<'a> {
     }
 
     /// Revives all the trees or none.
-    pub(crate) fn revive(&self, trees: &[ToRevive<'_>]) -> Result<(Vec<Tree>, Vec<Warning>)> {
-        let (mut revived, mut warnings) = (AllOrNone(Vec::new()), Vec::new());
-        for tree in trees {
-            let (tree, more) = self.revive_one(*tree)?;
+    pub(crate) fn revive(&self, trees: &[ToRevive<'_>]) -> Result<Revived> {
+        let images: Vec<_> = trees.iter().map(|tree| ImageDir::new(tree.folder)).collect();
+        for (tree, images) in trees.iter().zip(&images) {
+            let memory = if tree.pages.is_some() { MemoryIn::Blobs } else { MemoryIn::Folder };
+            check_version(images, Request::Restore)?;
+            check_complete(images, memory)?;
+        }
+        let links = Links::between(&images)?;
+        let (mut revived, mut warnings, mut unread) = (AllOrNone(Vec::new()), Vec::new(), Vec::new());
+        for (place, (tree, images)) in trees.iter().zip(&images).enumerate() {
+            let given = Given::new(self.revival, links.of(place))?;
+            let mut lent = given.lend(images)?;
+            let (tree, more) = self.revive_one(*tree, images, &lent.files)?;
+            unread.extend(lent.unread.drain(..).map(|(descriptor, bytes)| Unread {
+                tree: tree.pid(),
+                descriptor,
+                bytes,
+            }));
             revived.0.push(tree);
             warnings.extend(more);
         }
-        Ok((std::mem::take(&mut revived.0), warnings))
+        Ok(Revived { trees: std::mem::take(&mut revived.0), warnings, unread })
     }
 
-    fn revive_one(&self, tree: ToRevive<'_>) -> Result<(Tree, Vec<Warning>)> {
+    fn revive_one(
+        &self,
+        tree: ToRevive<'_>,
+        images: &ImageDir,
+        lent: &[(String, File)],
+    ) -> Result<(Tree, Vec<Warning>)> {
         let revival = self.revival;
-        let images = ImageDir::new(tree.folder);
-        let memory = if tree.pages.is_some() { MemoryIn::Blobs } else { MemoryIn::Folder };
-        check_version(&images, Request::Restore)?;
-        check_complete(&images, memory)?;
-        let options = fit::for_restore(&revival.options, &images)?;
-        let pids = Pids::of(&images)?;
+        let options = fit::for_restore(&revival.options, images)?;
+        let pids = Pids::of(images)?;
         pids.wait_for_zombies(revival.patience.unwrap_or(PATIENCE));
 
-        let lent = Given::new(revival)?.lend(&images)?;
-        let checked = self.check_files(&images, &lent, options.carries_file_locks());
+        let checked = self.check_files(images, lent, options.carries_file_locks());
         let (last_look, warnings) = checked.map_err(|error| self.tell_version(error))?;
         let opening = Error::io(format!("open {}", tree.folder.display()));
         let folder = OwnedFd::from(File::open(tree.folder).map_err(opening)?);
         let restore = |images: &OwnedFd| {
             let mut lend = Lend::images(images).work(&folder);
-            for (key, file) in &lent {
+            for (key, file) in lent {
                 lend = lend.inherit(key, file);
             }
             for (key, file) in &revival.inherit {

@@ -16,7 +16,7 @@ use nix::{
 
 use crate::{
     Error, Result,
-    image::{ImageDir, Lending, Lent, Offer, OfferedTerminal, detach_streams},
+    image::{ImageDir, Lending, Lent, Offer, OfferedTerminal, Was, detach_streams},
     platform::Revival,
     procfs::Stat,
     sys::{Known, terminal_size},
@@ -25,12 +25,20 @@ use crate::{
 /// The standard streams to give to a tree.
 pub(super) struct Given<'a> {
     revival: &'a Revival,
+    /// What comes from other trees, by criu's names.
+    links: &'a [(String, File)],
     /// Those that the caller chose, else its own, else nothing.
     streams: [File; 3],
 }
 
+/// The files that criu is lent, by its names, and the bytes that were in those that they replace, by descriptor.
+pub(super) struct ToLend {
+    pub(super) files: Vec<(String, File)>,
+    pub(super) unread: Vec<(u32, Vec<u8>)>,
+}
+
 impl<'a> Given<'a> {
-    pub(super) fn new(revival: &'a Revival) -> Result<Given<'a>> {
+    pub(super) fn new(revival: &'a Revival, links: &'a [(String, File)]) -> Result<Given<'a>> {
         let own = [
             io::stdin().as_fd().try_clone_to_owned(),
             io::stdout().as_fd().try_clone_to_owned(),
@@ -47,31 +55,47 @@ impl<'a> Given<'a> {
             given.push(file.map_err(Error::io("lend a standard stream"))?);
         }
         let streams = given.try_into().expect("because there were three");
-        Ok(Given { revival, streams })
+        Ok(Given { revival, links, streams })
     }
 
     /// Makes room in the images, and gives what criu is to be lent, by its names.
-    pub(super) fn lend(&self, images: &ImageDir) -> Result<Vec<(String, File)>> {
-        let inherited: Vec<&str> = self.revival.inherit.iter().map(|(key, _)| key.as_str()).collect();
+    pub(super) fn lend(&self, images: &ImageDir) -> Result<ToLend> {
+        let callers = || self.revival.inherit.iter().map(|(key, _)| key.as_str());
+        let links = self.links.iter().filter(|(key, _)| !callers().any(|other| other == key));
+        let links: Vec<_> = links.map(|(key, file)| (key, file.try_clone())).collect();
+        let inherited: Vec<&str> = callers().chain(links.iter().map(|(key, _)| key.as_str())).collect();
         let offer = Offer {
             chosen: self.revival.streams.each_ref().map(|file| file.is_some() || self.revival.own_streams),
             terminals: self.streams.each_ref().map(terminal),
             inherited: &inherited,
         };
-        let lendings = detach_streams(images, &offer)?;
+        let detached = detach_streams(images, &offer)?;
         let open = |lending: Lending| {
             let file = self.open(lending.what).map_err(Error::io(format!("lend {}", lending.key)))?;
             Ok((lending.key, file))
         };
-        lendings.into_iter().map(open).collect()
+        let mut files = detached.lendings.into_iter().map(open).collect::<Result<Vec<_>>>()?;
+        for (key, file) in links {
+            files.push((key.clone(), file.map_err(Error::io(format!("lend {key}")))?));
+        }
+        Ok(ToLend { files, unread: detached.unread })
+    }
+
+    fn stream(&self, stream: usize, was: Was) -> io::Result<File> {
+        let file = &self.streams[stream];
+        let kind = file.metadata()?;
+        if was == Was::Nonblocking && kind.file_type().is_fifo() {
+            return nonblocking(file);
+        }
+        // An event loop that waits for its input cannot wait for a file, nor for nothing. That of a daemon has ended.
+        let is_own = self.revival.streams[stream].is_none();
+        let has_ended = is_null(&kind) || (is_own && kind.is_file());
+        if stream == 0 && was != Was::Other && has_ended { ended() } else { file.try_clone() }
     }
 
     fn open(&self, what: Lent) -> io::Result<File> {
         match what {
-            Lent::Stream { stream, nonblocking: true } if is_pipe(&self.streams[stream]) => {
-                nonblocking(&self.streams[stream])
-            }
-            Lent::Stream { stream, .. } => self.streams[stream].try_clone(),
+            Lent::Stream { stream, was } => self.stream(stream, was),
             Lent::Terminal { stream, flags } => {
                 // A file of its own: the caller's would get the flags that the tree sets.
                 let flags = OFlag::from_bits_truncate(i32::try_from(flags).unwrap_or(libc::O_RDWR));
@@ -81,6 +105,15 @@ impl<'a> Given<'a> {
             Lent::HungUp => hung_up().or_else(|_| File::options().read(true).write(true).open("/dev/null")),
         }
     }
+}
+
+/// A pipe that nobody writes to.
+fn ended() -> io::Result<File> {
+    Ok(File::from(nix::unistd::pipe2(OFlag::O_CLOEXEC)?.0))
+}
+
+fn is_null(file: &fs::Metadata) -> bool {
+    file.file_type().is_char_device() && file.rdev() == nix::sys::stat::makedev(1, 3)
 }
 
 /// The terminal that a file is the slave of.
@@ -108,10 +141,6 @@ fn is_taken(terminal: &Known) -> bool {
         let mut same_number = known.filter(|known| known.slave() == terminal.slave()).peekable();
         same_number.peek().is_none() || same_number.any(|known| known.dev() == terminal.dev())
     })
-}
-
-fn is_pipe(file: &File) -> bool {
-    file.metadata().is_ok_and(|file| file.file_type().is_fifo())
 }
 
 /// The pipe, opened anew: what is set on the caller's file would be set for the caller, too.
