@@ -131,6 +131,15 @@ impl ImageDir {
         Ok(files)
     }
 
+    /// The paths of all files that are named by one, some more than once.
+    pub(crate) fn paths(&self) -> Result<Vec<Vec<u8>>> {
+        let mut paths = Vec::new();
+        self.each("files.img", |file: FileEntry| {
+            paths.extend(file.reg.filter(|reg| reg.ext != Some(true)).map(|reg| reg.name));
+        })?;
+        Ok(paths)
+    }
+
     /// The uses of the files that have a path, by their entries.
     fn uses(&self) -> Result<HashMap<u32, Uses>> {
         // The entries with the paths of named pipes and of terminals.

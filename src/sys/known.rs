@@ -30,10 +30,6 @@ impl Known {
         self.kind() == SFlag::S_IFDIR
     }
 
-    pub(crate) fn is_fifo(&self) -> bool {
-        self.kind() == SFlag::S_IFIFO
-    }
-
     pub(crate) fn is_block_device(&self) -> bool {
         self.kind() == SFlag::S_IFBLK
     }
@@ -87,24 +83,6 @@ impl Known {
         self.0.stx_ino
     }
 
-    /// The type and the permissions.
-    pub(crate) fn mode(&self) -> u32 {
-        self.0.stx_mode.into()
-    }
-
-    pub(crate) fn uid(&self) -> u32 {
-        self.0.stx_uid
-    }
-
-    pub(crate) fn gid(&self) -> u32 {
-        self.0.stx_gid
-    }
-
-    /// In bytes.
-    pub(crate) fn size(&self) -> u64 {
-        self.0.stx_size
-    }
-
     pub(crate) fn nlink(&self) -> u32 {
         self.0.stx_nlink
     }
@@ -129,9 +107,6 @@ mod tests {
             assert_eq!((known.dev(), known.ino(), known.rdev()), (told.dev(), told.ino(), told.rdev()));
             assert_eq!((u64::from(known.nlink()), known.blocks()), (told.nlink(), told.blocks()));
             assert_eq!((known.is_file(), known.is_dir()), (told.is_file(), told.is_dir()));
-            assert_eq!((known.uid(), known.gid()), (told.uid(), told.gid()));
-            assert_eq!((known.mode(), known.size()), (told.mode(), told.size()));
-            assert!(!known.is_fifo());
             assert_eq!(known.is_char_device(), path.starts_with("/dev/"));
             assert_eq!((known.is_master(), known.slave()), (path == "/dev/ptmx", None));
             assert!(!known.is_block_device());

@@ -188,7 +188,9 @@ impl<'a> Dump<'a> {
         // While our own tree stands still nothing can look at it. What is noted now stays true until then, or is of no use.
         let notes = frozen::Frozen::of(own.root).look();
         match self.criu.dump_around_self(own.root, &own.options, &own.folder)? {
-            SelfDump::Dumped(_) => ImageDir::new(&own.folder).write_notes(&notes).map(|()| Side::Original),
+            SelfDump::Dumped(_) => {
+                frozen::write(&notes, &ImageDir::new(&own.folder)).map(|()| Side::Original)
+            }
             SelfDump::Restored => Ok(Side::Revived),
         }
     }

@@ -6,6 +6,7 @@
 mod after;
 mod grown;
 mod locks;
+mod owners;
 mod walk;
 
 use std::{
@@ -18,8 +19,8 @@ use std::{
 
 use nix::sys::stat::{FileStat, SFlag};
 
-pub(super) use self::after::LastLook;
 use self::walk::{Link, Root, Walked, kind};
+pub(super) use self::{after::LastLook, owners::look as owners};
 use crate::{
     Cause, Error, Failure, GrownFiles, Request, Result, Warning,
     image::{ImageDir, NamedFile, Place},

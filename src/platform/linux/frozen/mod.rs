@@ -3,11 +3,11 @@
 //! The tree waits meanwhile, so a look takes milliseconds. Each subject has a file of its own here, and a field in
 //! [`Notes`].
 
-mod files;
 mod pipes;
 
 use std::{fs, path::PathBuf};
 
+use super::files::owners;
 use crate::{
     Pid, Result,
     image::{ImageDir, Notes},
@@ -16,7 +16,6 @@ use crate::{
 
 /// A tree that stands still. Of a process that captures itself it is the tree just before.
 pub(super) struct Frozen {
-    pids: Vec<i32>,
     files: Vec<OpenFile>,
 }
 
@@ -34,21 +33,24 @@ struct OpenFile {
 ///
 /// The capture fails and the tree goes on: without its notes it would come back as something else.
 pub(super) fn note(root: Pid, images: &ImageDir) -> Result<()> {
-    let tree = Frozen::of(root);
-    images.write_notes(&tree.look())
+    write(&Frozen::of(root).look(), images)
+}
+
+/// Adds what was noted of a tree to its images, with what they say of its files.
+pub(super) fn write(notes: &Notes, images: &ImageDir) -> Result<()> {
+    images.write_notes(&Notes { files: Some(owners(images)?), ..notes.clone() })
 }
 
 impl Frozen {
     /// The tree with this root.
     pub(super) fn of(root: Pid) -> Frozen {
-        let pids: Vec<i32> = procfs::tree(root.as_raw()).into_iter().collect();
-        let files = pids.iter().copied().flat_map(open_files).collect();
-        Frozen { pids, files }
+        let files = procfs::tree(root.as_raw()).into_iter().flat_map(open_files).collect();
+        Frozen { files }
     }
 
     /// Everything that is noted of a tree.
     pub(super) fn look(&self) -> Notes {
-        Notes { pipes: Some(pipes::look(self)), files: Some(files::look(self)) }
+        Notes { pipes: Some(pipes::look(self)), ..Notes::default() }
     }
 }
 
