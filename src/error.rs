@@ -327,6 +327,8 @@ pub enum Cause {
     TooOldForKernel,
     /// criu lacks a privilege, without which it can do nothing.
     NotPrivileged,
+    /// A process belongs to another user than criu runs as, and criu lacks `CAP_SYS_RESOURCE`.
+    OtherUser,
     /// criu does not take an option, an argument or a file of options.
     OptionsRefused,
     /// The kernel does not track changes of memory.
@@ -367,6 +369,8 @@ pub enum Cause {
     NoFreezer,
     /// Tasks of the tree live in different namespaces of a kind of which criu allows only one.
     NestedNamespaces,
+    /// A task below the root of the tree has a network or mount namespace of its own, which no restore can make again.
+    NamespaceOfChild,
     /// The tree lives in a pid namespace whose pid 1 is not part of it.
     PidNamespaceWithoutInit,
     /// The tree has a user namespace without the other namespaces that it needs at restore.
@@ -383,6 +387,8 @@ pub enum Cause {
     ExternalUnixSocket,
     /// A unix socket is in a passing state that cannot be dumped.
     UnixSocketBusy,
+    /// A UDP socket holds a datagram back (`UDP_CORK`).
+    CorkedSocket,
     /// The tree has a socket of Multipath TCP.
     Mptcp,
     /// The tree has a socket of a family or protocol that criu does not know.
@@ -391,6 +397,10 @@ pub enum Cause {
     SocketModules,
     /// The tree's network namespace could not be filled again.
     NetworkNamespace,
+    /// The tree has a macvlan device, whose parent was not named for the restore.
+    MacvlanParent,
+    /// criu cannot open `/dev/net/tun`.
+    TunDevice,
     /// The tree holds file locks.
     FileLocks,
     /// A file of the tree is locked through a process outside.
@@ -403,6 +413,8 @@ pub enum Cause {
     LinkRemap,
     /// criu could not make a temporary name for a deleted file.
     LinkRemapFailed,
+    /// The temporary name that stood for a deleted one since the dump is gone.
+    LinkRemapGone,
     /// The tree has a file open on a mount that is not in its mount namespace.
     FileOutsideMounts,
     /// The tree has a file open that a later mount covers.
@@ -415,10 +427,16 @@ pub enum Cause {
     IoUring,
     /// criu cannot find the path of a file that is watched by inotify or fanotify.
     WatchedFile,
+    /// An epoll waits for a file that the process which is dumped has not open.
+    EpollElsewhere,
+    /// An epoll is to wait for a file of a kind that nothing can wait for.
+    EpollOnFile,
     /// A file is missing, or has not the size that it had when the tree was dumped.
     FileChanged,
     /// A path leads through a link that was not there at the capture, or to a file of another owner.
     FileReplaced,
+    /// The tree had a file of `/proc` open, of a thread or of a process that is not there at the restore.
+    ProcFile,
     /// A program or library is of another build than at the dump.
     ProgramChanged,
     /// The permissions of a file changed since the dump.
@@ -483,6 +501,8 @@ pub enum Cause {
     NoImages,
     /// The images are of a criu that this one does not know.
     ImagesVersion,
+    /// The images need something of criu that it does only if it is told to.
+    Deprecated,
     /// The caller's hook refused, or a script of criu's failed.
     RefusedByClient,
     /// We made criu give up: the deadline passed, or the caller cancelled.

@@ -54,8 +54,15 @@ causes! {
             [];
         NotPrivileged:
             "criu lacks a privilege",
-            "run as root, in a container with `--privileged` or CAP_CHECKPOINT_RESTORE, CAP_SYS_PTRACE and \
-             CAP_SYS_ADMIN",
+            "run as root, in a container with `--privileged` or CAP_CHECKPOINT_RESTORE, CAP_SYS_PTRACE, CAP_SYS_ADMIN and \
+             CAP_NET_ADMIN. Another user captures own processes with `unprivileged(true)` and a criu binary that \
+             `setcap cap_checkpoint_restore+eip` was used on; on a script that starts criu, as `scripts/install-criu` \
+             writes, `setcap` has no effect",
+            ["unprivileged"];
+        OtherUser:
+            "a process belongs to another user, and criu lacks CAP_SYS_RESOURCE",
+            "run criu with CAP_SYS_RESOURCE (in a container: `--cap-add SYS_RESOURCE`), or capture as the user that all \
+             processes of the tree belong to",
             [];
         OptionsRefused:
             "criu refuses an option",
@@ -157,6 +164,12 @@ causes! {
             "processes of the tree live in different namespaces",
             "start the whole tree in one set of namespaces, or dump a smaller tree that has only one",
             [];
+        NamespaceOfChild:
+            "a process below the root has a network or mount namespace of its own",
+            "capture again, with the whole tree in one network namespace and one mount namespace (started by one \
+             `unshare`, or without a sandbox of its own), or capture the process inside by itself: these images \
+             cannot be restored",
+            [];
         PidNamespaceWithoutInit:
             "the tree is in a pid namespace whose first process is outside the tree",
             "dump the process that is pid 1 in that namespace, or run criu inside the namespace, or name it with \
@@ -194,12 +207,16 @@ causes! {
         ExternalUnixSocket:
             "the tree has a unix socket whose other end is outside",
             "close it before the dump; or name the tree's end with `external(\"unix[inode]\")`, and lend a \
-             replacement at the restore with `Lend::inherit` as `socket:[inode]`. For sockets of datagrams \
-             `ext_unix_sk(true)` is enough",
+             replacement at the restore with `Lend::inherit` as `socket:[inode]`. For a datagram socket whose other \
+             end has a name, `ext_unix_sk(true)` is enough",
             ["external", "ext_unix_sk", "Lend::inherit"];
         UnixSocketBusy:
             "a unix socket is in a state that cannot be dumped",
             "let the program finish what it is sending or connecting, and dump again",
+            [];
+        CorkedSocket:
+            "a UDP socket holds a datagram back",
+            "let the program send it (clear UDP_CORK, or send without MSG_MORE), and dump then",
             [];
         Mptcp:
             "the tree has a socket of Multipath TCP",
@@ -219,6 +236,15 @@ causes! {
             "install iproute2 and iptables here; lend an external network namespace under its label with \
              `Lend::inherit`, or start with an empty one by `empty_ns`",
             ["Lend::inherit", "empty_ns"];
+        MacvlanParent:
+            "the tree has a macvlan device, and the restore does not know its parent",
+            "name the network device that is to be its parent with `external(\"macvlan[inner]:outer\")` at the restore, or \
+             start with an empty network namespace by `empty_ns`",
+            ["external", "empty_ns"];
+        TunDevice:
+            "criu cannot open /dev/net/tun",
+            "load the kernel's module tun, and let criu open /dev/net/tun (in a container: `--device /dev/net/tun`)",
+            [];
     }
 
     "Files" {
@@ -251,6 +277,12 @@ causes! {
              that was killed left there (names that end in .ghost), and restore copies one after the other; or let \
              the program close the file before the dump",
             [];
+        LinkRemapGone:
+            "the temporary name of a deleted file is gone",
+            "capture again: with `link_remap(true)` criu keeps the file beside its old place as link_remap.N, and takes that \
+             away when the tree runs on or was restored once. Let the tree end with the dump and keep that file until the \
+             restore, or let the program close the file before",
+            ["link_remap"];
         FileOutsideMounts:
             "the tree has a file open on a mount that it cannot see",
             "start the program so that it opens its files in the mount namespace that it lives in: after \
@@ -268,7 +300,8 @@ causes! {
         UnsupportedFile:
             "the tree has a file of a kind open that criu does not know",
             "let the program close it before the dump; criu's line says in brackets what it is (userfaultfd, \
-             perf_event and bpf objects are the usual ones). Some devices have a plugin for criu",
+             perf_event and bpf objects are the usual ones; a path such as /name without a folder is a POSIX message \
+             queue). Some devices have a plugin for criu",
             [];
         IoUring:
             "the tree uses io_uring, which criu does not know",
@@ -279,6 +312,17 @@ causes! {
             "the tree watches a file that criu cannot find",
             "set `force_irmap(true)`, and name the folders to search with `irmap_scan_paths`",
             ["force_irmap", "irmap_scan_paths"];
+        EpollElsewhere:
+            "an epoll waits for a file that the process has not open",
+            "close the epoll in the process that closed the file, or remove the file from it (EPOLL_CTL_DEL) before it is \
+             closed; servers that fork workers mostly have a setting to make the event loop after the fork",
+            [];
+        EpollOnFile:
+            "an epoll waits for a file that cannot be waited for",
+            "give the tree a pipe, a socket or a terminal where it had one: an event loop cannot wait for a regular file or \
+             /dev/null. Of a capture, with `ProcsRestore::stdin`, `ProcsRestore::stdout` or `ProcsRestore::stderr`; by the \
+             client, with `Lend::inherit`",
+            ["Lend::inherit"];
         FileChanged:
             "a file is not what it was when the tree was dumped",
             "put the file back as it was at the dump (name, size and, for programs, contents). If it went on since, as a log does, \
@@ -291,6 +335,11 @@ causes! {
             "see who replaced it: a tree that is revived so gets a file that it may have no right to. Put the file back, or set \
              `ProcsRestore::replaced_files(true)` if the tree may have what is there now",
             ["ProcsRestore::replaced_files"];
+        ProcFile:
+            "the tree had a file of /proc open whose process or thread is not there",
+            "capture again when the program has closed it: files of /proc belong to one process or thread, and those of \
+             threads and of processes outside the tree cannot be opened again. Profilers and monitors keep them open",
+            [];
         ProgramChanged:
             "a program or library is another build than at the dump",
             "put the same build back; a tree cannot go on in another one. If only the check is wrong, give criu \
@@ -455,6 +504,11 @@ causes! {
             "the images are of a release of criu that this one does not know",
             "restore with the criu that made them, or a newer one",
             [];
+        Deprecated:
+            "the images need something that criu gives up",
+            "restore with `Criu::argument` and `--deprecated`. If criu's line names a terminal (TTY), give a terminal in \
+             the place of the tree's, for all that it had open of it",
+            ["--deprecated"];
     }
 
     "Refusals" {

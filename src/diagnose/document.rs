@@ -83,6 +83,12 @@ const WORDS: &[&str] = &[
     "--privileged",
     "setsid",
     "setsid program",
+    "--cap-add SYS_RESOURCE",
+    "--device /dev/net/tun",
+    "setcap",
+    "setcap cap_checkpoint_restore+eip",
+    "scripts/install-criu",
+    "unshare",
     "unshare --pid --fork setsid program",
     "unshare --mount",
     "unshare --ipc program",
@@ -112,7 +118,9 @@ fn exists(option: &str) -> bool {
             include_str!("../restore/mod.rs").contains(&format!("pub fn {method}"))
         }
         Some(_) => false,
-        None if option.starts_with("--") => ["--allow-uprobes", "--file-validation"].contains(&option),
+        None if option.starts_with("--") => {
+            ["--allow-uprobes", "--deprecated", "--file-validation"].contains(&option)
+        }
         None => table.lines().any(|line| line.starts_with("    ") && is_row(line.trim())),
     }
 }

@@ -14,7 +14,7 @@ mod rules;
 
 use std::fmt;
 
-use crate::{Cause, Error, Failure, Request};
+use crate::{Cause, Error, Failure, Pid, Request};
 
 pub(crate) use self::{
     log::{Known, Output, message, starts},
@@ -30,6 +30,21 @@ pub(crate) fn summary(cause: Cause) -> &'static str {
 /// What a person can do.
 pub(crate) fn advice(cause: Cause) -> &'static str {
     causes::row(cause).advice
+}
+
+/// What a person can do if criu does not say why, by the level of its log and where that is.
+pub(crate) fn advice_for_unknown(level: i32, log: Option<&str>) -> Option<String> {
+    const DEBUG: i32 = 4;
+    let log = log.map(|name| format!(", in {}", plain(name))).unwrap_or_default();
+    (level >= DEBUG).then(|| format!("read criu's log{log} from its end"))
+}
+
+/// What a person can do if a process of the tree traces another one.
+pub(crate) fn advice_for_inner_tracer(tracer: Pid) -> String {
+    format!(
+        "process {tracer}, which is a part of the tree, traces another one: let it detach before the dump (a debugger, strace, \
+         a test runner), or capture what it traces without it, once it has ended"
+    )
 }
 
 /// The options that cure it.

@@ -36,6 +36,8 @@ pub struct Failure {
     pub exit: Option<ExitStatus>,
     /// The release of criu, if it told.
     pub version: Option<Version>,
+    /// What a person can do, where more is known than the cause.
+    pub(crate) advice: Option<String>,
 }
 
 impl Failure {
@@ -55,12 +57,13 @@ impl Failure {
             findings,
             exit: None,
             version: None,
+            advice: None,
         }
     }
 
     /// What a person can do about it, if we know.
     pub fn advice(&self) -> Option<&str> {
-        Some(diagnose::advice(self.cause))
+        Some(self.advice.as_deref().unwrap_or(diagnose::advice(self.cause)))
     }
 
     /// The line of criu's that tells best what went wrong.

@@ -9,7 +9,7 @@ use std::{
 
 use super::{Obstacle, Place, Process, Severity, View, sockets::Sockets};
 use crate::{
-    procfs::{Mount, each_line, fdinfo_number, read_start, watched_devices},
+    procfs::{self, Mount, each_line, fdinfo_number, read_start, watched_devices},
     sys::Known,
 };
 
@@ -19,7 +19,13 @@ pub(super) fn look(view: &mut View<'_>) {
     let mut namespaces = HashMap::new();
     for process in view.living() {
         let namespace = process.spaces.inode("mnt");
-        let mounts: &Mounts = namespaces.entry(namespace).or_insert_with(|| Mounts::of(process, view));
+        namespaces.entry(namespace).or_insert_with(|| Mounts::of(process, view));
+    }
+    // criu takes a file of any mount namespace of the tree.
+    let ids: HashSet<i32> = namespaces.values().flat_map(|mounts| &mounts.ids).copied().collect();
+    namespaces.values_mut().for_each(|mounts| mounts.ids.clone_from(&ids));
+    for process in view.living() {
+        let Some(mounts) = namespaces.get(&process.spaces.inode("mnt")) else { continue };
         for descriptor in Descriptor::all(process.pid) {
             if let Some(inode) = descriptor.inode_of("socket") {
                 sockets.add(inode, descriptor);
@@ -98,12 +104,18 @@ fn obstacle(view: &View<'_>, descriptor: &Descriptor, mounts: &Mounts) -> Option
     if !descriptor.target.is_absolute() {
         return None; // namespaces
     }
+    if is_message_queue(descriptor) {
+        return blocks(Obstacle::MessageQueue);
+    }
     let file = Known::of(descriptor.path()).ok()?;
     if file.is_block_device() || (file.is_char_device() && !is_known_device(&file)) {
         return blocks(Obstacle::UnsupportedFile);
     }
     if file.is_char_device() && is_tun(&file) && view.root().spaces.share(view.own_spaces(), "net") {
         return blocks(Obstacle::Tun);
+    }
+    if let Some(found) = of_proc(view, &descriptor.target) {
+        return Some(found);
     }
     let info = descriptor.info();
     if view.options.file_locks != Some(true) && info.lines().any(|line| line.starts_with("lock:")) {
@@ -126,7 +138,8 @@ fn anonymous(
     mounts: &Mounts,
 ) -> Option<(Obstacle, Severity)> {
     match kind.trim_matches(['[', ']']) {
-        "eventfd" | "eventpoll" | "signalfd" | "timerfd" => None,
+        "eventfd" | "signalfd" | "timerfd" => None,
+        "eventpoll" => epoll(descriptor),
         "inotify" | "fanotify" => watch(view, &descriptor.info(), mounts),
         "pidfd" => pidfd(view, descriptor),
         "io_uring" => Some((Obstacle::IoUring, Severity::Blocks)),
@@ -134,6 +147,28 @@ fn anonymous(
         "bpf-map" => Some((Obstacle::UnsupportedFile, Severity::Risk)),
         _ => Some((Obstacle::UnsupportedFile, Severity::Blocks)),
     }
+}
+
+/// criu looks for what an epoll waits for among the files of the process that it finds the epoll in first.
+fn epoll(descriptor: &Descriptor) -> Option<(Obstacle, Severity)> {
+    let info = descriptor.info();
+    let targets = info.lines().filter_map(|line| line.strip_prefix("tfd:"));
+    let mut targets = targets.filter_map(|rest| rest.split_ascii_whitespace().next()?.parse::<i32>().ok());
+    let target = targets.find(|target| {
+        let there = fs::symlink_metadata(format!("/proc/{}/fd/{target}", descriptor.pid));
+        there.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+    })?;
+    Some((Obstacle::EpollElsewhere { target }, Severity::Blocks))
+}
+
+/// A file of `/proc` is of one process or thread. At the restore there are those of the tree, but its threads are made
+/// after its files.
+fn of_proc(view: &View<'_>, target: &Path) -> Option<(Obstacle, Severity)> {
+    let rest = target.strip_prefix("/proc").ok()?;
+    let mut words = rest.iter().map(|word| word.to_string_lossy());
+    let pid: i32 = words.next()?.parse().ok()?;
+    let of_thread = words.next().is_some_and(|word| word == "task") && words.next().is_some();
+    (of_thread || !view.has(pid)).then_some((Obstacle::ProcFile, Severity::Risk))
 }
 
 /// criu opens what is watched by its handle, which the kernel's own file systems do not allow.
@@ -155,6 +190,21 @@ fn watch(view: &View<'_>, info: &str, mounts: &Mounts) -> Option<(Obstacle, Seve
 fn pidfd(view: &View<'_>, descriptor: &Descriptor) -> Option<(Obstacle, Severity)> {
     let of = fdinfo_number(&descriptor.info(), "Pid").filter(|pid| *pid > 0 && !view.has(*pid))?;
     Some((Obstacle::PidfdOutside { of: of.into() }, Severity::Blocks))
+}
+
+/// Whether a process of the tree has a POSIX message queue open.
+pub(crate) fn has_message_queue(root: i32) -> bool {
+    let mut descriptors = procfs::tree(root).into_iter().flat_map(Descriptor::all);
+    descriptors.any(|descriptor| is_message_queue(&descriptor))
+}
+
+/// A queue has a name like `/name`, and no folder.
+fn is_message_queue(descriptor: &Descriptor) -> bool {
+    const MQUEUE: nix::sys::statfs::FsType = nix::sys::statfs::FsType(0x1980_0202);
+    let is_name = descriptor.target.parent() == Some(Path::new("/"));
+    is_name
+        && nix::sys::statfs::statfs(&*descriptor.path())
+            .is_ok_and(|system| system.filesystem_type() == MQUEUE)
 }
 
 /// What a deleted file needs; it may be mapped or open.

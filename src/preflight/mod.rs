@@ -34,6 +34,7 @@ use std::{
 
 pub use self::obstacle::Obstacle;
 pub(crate) use self::{
+    descriptors::has_message_queue,
     names::broken_names,
     process::{check_number, check_root, tracers},
     unix::{Peer, Peers},
@@ -64,7 +65,7 @@ pub struct Preflight {
 }
 
 impl Preflight {
-    /// The findings for which criu would refuse the dump.
+    /// The findings for which criu would refuse the dump, or which no restore can bring back.
     pub fn blockers(&self) -> impl Iterator<Item = &Finding> {
         self.findings.iter().filter(|finding| finding.severity == Severity::Blocks)
     }
@@ -173,7 +174,7 @@ impl fmt::Display for Place {
 pub enum Severity {
     /// The dump may fail, or it succeeds and the restore needs care.
     Risk,
-    /// criu will refuse the dump.
+    /// criu will refuse the dump, or no restore can ever bring the tree back.
     Blocks,
 }
 

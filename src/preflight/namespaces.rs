@@ -11,7 +11,8 @@ pub(super) struct Spaces {
     inodes: [u64; KINDS.len()],
 }
 
-/// The kernel's names. The first ones may differ within a tree, as far as a dump is concerned.
+/// The kernel's names. In the first ones criu dumps processes that differ, and cannot restore them unless the root has a
+/// namespace of its own above.
 const KINDS: [&str; 9] = ["mnt", "net", "pid", "user", "ipc", "uts", "cgroup", "time", "time_for_children"];
 const MAY_DIFFER: usize = 2;
 
@@ -44,10 +45,13 @@ impl Spaces {
 
 pub(super) fn look(view: &mut View<'_>) {
     look_at_root(view, view.root());
-    let root = &view.root().spaces;
+    let (root, own) = (&view.root().spaces, view.own_spaces().clone());
     for process in view.living() {
         let spaces = &process.spaces;
-        for kind in KINDS.into_iter().skip(MAY_DIFFER) {
+        for (kind, index) in KINDS.into_iter().zip(0..) {
+            if index < MAY_DIFFER && !root.share(&own, kind) {
+                continue;
+            }
             // A process can have its next children in another time namespace than itself.
             let own_time = kind == "time_for_children" && spaces.inode(kind) == spaces.inode("time");
             if !spaces.share(root, kind) && !own_time {

@@ -68,6 +68,15 @@ pub enum Obstacle {
     IoUring,
     /// A kind of file that criu cannot dump.
     UnsupportedFile,
+    /// A POSIX message queue.
+    MessageQueue,
+    /// An epoll that waits for a file which the process has not open any more.
+    EpollElsewhere {
+        /// The number that the file had in the process that made the epoll wait for it.
+        target: i32,
+    },
+    /// A file of `/proc` of a thread, or of a process outside the tree.
+    ProcFile,
     /// A socket of a protocol that criu cannot dump, such as `MPTCP` or `AF_VSOCK`.
     UnsupportedSocket {
         /// The kernel's name of the protocol.
@@ -171,6 +180,9 @@ impl Obstacle {
             }
             Obstacle::DeadLeader
             | Obstacle::IoUring
+            | Obstacle::MessageQueue
+            | Obstacle::EpollElsewhere { .. }
+            | Obstacle::ProcFile
             | Obstacle::UnsupportedFile
             | Obstacle::UnsupportedSocket { .. }
             | Obstacle::PidfdOutside { .. }
@@ -214,6 +226,13 @@ impl fmt::Display for Obstacle {
             Obstacle::UnseenMount { mount } => write!(f, "mount {mount} is not in its mount namespace"),
             Obstacle::IoUring => f.write_str("an io_uring"),
             Obstacle::UnsupportedFile => f.write_str("a kind of file that criu cannot dump"),
+            Obstacle::MessageQueue => f.write_str("a POSIX message queue, which criu cannot dump"),
+            Obstacle::EpollElsewhere { target } => {
+                write!(f, "an epoll that waits for descriptor {target}, which the process has not open")
+            }
+            Obstacle::ProcFile => f.write_str(
+                "a file of /proc of a thread or of a process outside the tree, which no restore can open",
+            ),
             Obstacle::UnsupportedSocket { protocol } => {
                 write!(f, "a socket that criu cannot dump: {protocol}")
             }

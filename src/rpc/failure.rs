@@ -66,6 +66,14 @@ impl Gathering<'_, '_> {
             Cause::NoSuchProcess if tracer.is_some() => Cause::Untraceable,
             // Of a root that has ended criu learns nothing, and stumbles over that.
             Cause::CriuFault if target == Target::Gone => Cause::DeadRoot,
+            // Of a queue that has no path in any mount criu says the same as of a file of another mount namespace.
+            Cause::FileOutsideMounts if self.pid().is_some_and(preflight::has_message_queue) => {
+                Cause::UnsupportedFile
+            }
+            // Without a root folder criu loses its way among the mounts.
+            Cause::CriuFault if request == Request::Restore && output.telling().any(is_about_mounts) => {
+                Cause::RootFolderNeeded
+            }
             Cause::Unknown if self.said_nothing() && output.errors.is_empty() => Cause::NotCriu,
             Cause::Unknown if self.lacks_privileges(&output, message) => Cause::NotPrivileged,
             Cause::Unknown if self.killed_by().is_some_and(is_a_fault) => Cause::CriuFault,
@@ -92,7 +100,25 @@ impl Gathering<'_, '_> {
             stderr: output.other,
             findings,
             exit: self.remains.exit,
+            advice: self.advice(cause, tracer),
             version: self.version,
+        }
+    }
+
+    /// What is known of the cure beyond the cause.
+    fn advice(&self, cause: Cause, tracer: Option<Pid>) -> Option<String> {
+        match (cause, tracer, self.pid()) {
+            (Cause::Untraceable, Some(tracer), Some(root)) => {
+                let is_inside = procfs::lineage(tracer.as_raw()).contains(&root);
+                is_inside.then(|| diagnose::advice_for_inner_tracer(tracer))
+            }
+            (Cause::Unknown, ..) => {
+                let opts = self.ask.opts.as_ref()?;
+                let to_file = opts.log_to_stderr.is_none() && opts.log_file.is_some();
+                let file = opts.log_file.as_deref().filter(|_| to_file);
+                diagnose::advice_for_unknown(opts.log_level.unwrap_or(0), file)
+            }
+            _ => None,
         }
     }
 
@@ -204,6 +230,10 @@ fn is_a_fault(signal: i32) -> bool {
         signal,
         libc::SIGSEGV | libc::SIGABRT | libc::SIGBUS | libc::SIGILL | libc::SIGFPE | libc::SIGTRAP
     )
+}
+
+fn is_about_mounts(line: &str) -> bool {
+    line.contains("BUG at criu/mount")
 }
 
 /// A restore that was not begun, because another one in this program is to get the same pid.

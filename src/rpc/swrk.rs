@@ -57,7 +57,13 @@ impl Apart {
             Some(root) if root.pgid == root.pid => Place::OwnGroup,
             Some(_) | None => Place::OurGroup,
         };
-        Apart { place, ignores: sys::TO_END_PROGRAMS }
+        // criu ends a helper that makes control groups by SIGTERM and waits for it, so that must not be ignored. What is
+        // sent to the caller's group does not reach other groups.
+        let ignores = match place {
+            Place::OurGroup => sys::TO_END_PROGRAMS,
+            _ => sys::OF_A_TERMINAL,
+        };
+        Apart { place, ignores }
     }
 }
 

@@ -63,6 +63,7 @@ fn main() {
         provoked::TESTS,
         provoked::dumps::TESTS,
         provoked::forged::TESTS,
+        provoked::kinds::TESTS,
         provoked::processes::TESTS,
         provoked::machine::TESTS,
         provoked::restores::TESTS,

@@ -10,7 +10,12 @@ use criu_rpc::{
 use super::{Perl, blocks, defaults, descriptor, dump, lines, look, passes, perl, perl_by};
 use crate::{harness::tests, places::children};
 
-tests![namespaces_of_children, pid_namespaces_without_init, mount_namespaces_of_their_own,];
+tests![
+    namespaces_of_children,
+    files_of_another_mount_namespace_of_the_tree,
+    pid_namespaces_without_init,
+    mount_namespaces_of_their_own,
+];
 
 /// In a tree, a child in a namespace of its own.
 #[track_caller]
@@ -33,8 +38,32 @@ fn namespaces_of_children() {
         let nested = |obstacle: &Obstacle| *obstacle == Obstacle::NestedNamespace { kind };
         blocks(victim.pid(), &defaults(), child, Some(Place::Process), nested);
     }
-    let victim = child_in("--net");
-    passes(victim.pid(), &defaults());
+    // criu dumps it, and cannot restore what it dumped.
+    for (flag, kind) in [("--net", "net"), ("--mount", "mnt")] {
+        let victim = child_in(flag);
+        let findings = look(victim.pid(), &defaults());
+        let nested = Obstacle::NestedNamespace { kind };
+        let is_nested = |finding: &Finding| finding.obstacle == nested && finding.severity == Severity::Blocks;
+        assert!(findings.iter().any(is_nested), "{}", lines(&findings));
+    }
+}
+
+/// criu takes files of all mount namespaces of the tree.
+fn files_of_another_mount_namespace_of_the_tree() {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "perl"]);
+    let victim = perl_by(
+        command,
+        "POSIX::close($_) for 3 .. 20; open(STDERR, '>', '/dev/null'); \
+         system('mount', '-t', 'tmpfs', 'x', '/mnt') == 0 or die; open(F, '+>', '/mnt/f') or die; \
+         unless (fork) { open(STDIN, '<', '/dev/null'); open(STDOUT, '>', '/dev/null'); \
+         syscall(272, 0x20000) == 0 or die; sleep 1000 while 1 }",
+    );
+    let child = children(victim.pid())[0];
+    let own = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/mnt")).unwrap();
+    crate::places::wait_until("the child is in its namespace", || own(child) != own(victim.pid()));
+    let options = defaults().root("/mnt");
+    passes(victim.pid(), &options);
 }
 
 fn pid_namespaces_without_init() {
