@@ -178,6 +178,7 @@ const LINES: &[(&str, Cause)] = &[
     // Restores
     ("Unable to open the proc file system: Operation not permitted", Cause::UserNamespace),
     ("Can't fork for 4242: File exists", Cause::PidInUse),
+    ("Unable to create a thread: -17", Cause::PidInUse),
     ("Pid 77 do not match expected 4242", Cause::PidInUse),
     ("Can't fork for 4242: Operation not permitted", Cause::NotPrivileged),
     ("Setting PID failed", Cause::NotPrivileged),

@@ -319,6 +319,7 @@ pub(super) const CAUSES: &[Rule] = &[
     ("Failed sending restore finished indication", Cause::LazyPages),
     // Restores
     ("Can't fork for …: File exists", Cause::PidInUse),
+    ("Unable to create a thread: -17", Cause::PidInUse),
     ("Pid … do not match expected", Cause::PidInUse),
     ("This process tree can only be restored in a new pid namespace", Cause::NewPidNamespace),
     ("Unable to restore into an empty PID namespace", Cause::NewPidNamespace),

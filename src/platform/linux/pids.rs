@@ -62,6 +62,12 @@ impl Pids {
         }
     }
 
+    /// Restores again, a few times, while criu finds a number taken that no process holds. Linux 6.15 and later tell a
+    /// parent that a process has ended before they free the number of its last thread. No call can see such a number.
+    pub(super) fn retry_until_freed<T>(&self, restore: impl FnMut() -> Result<T>) -> Result<T> {
+        retry(|| !self.0.is_empty() && self.holders().is_empty(), restore)
+    }
+
     /// The processes that hold a number of these. The kernel gives none anew that is still the number of a process group
     /// or of a session, although its leader is gone.
     fn holders(&self) -> Vec<Holder> {
@@ -86,6 +92,26 @@ impl Pids {
         holders
     }
 }
+
+/// Restores up to [`TRIES`] times while that fails because a number is taken and `all_free` is true.
+fn retry<T>(all_free: impl Fn() -> bool, mut restore: impl FnMut() -> Result<T>) -> Result<T> {
+    for tried in 1..TRIES {
+        match restore() {
+            Err(error) if is_pid_in_use(&error) && all_free() => thread::sleep(PAUSE * tried),
+            result => return result,
+        }
+    }
+    restore()
+}
+
+fn is_pid_in_use(error: &Error) -> bool {
+    error.failure().is_some_and(|failure| failure.cause == Cause::PidInUse)
+}
+
+const TRIES: u32 = 6;
+
+/// The pause after the first attempt. The next are longer.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// What a number is to the process that holds it.
 #[derive(Clone, Copy, PartialEq)]
@@ -133,5 +159,44 @@ impl Holder {
             }
             false => format!("pid {number} is held {holder} `{name}`, which runs"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Failure, Request};
+
+    fn taken() -> Error {
+        Error::Criu(Box::new(Failure::foreseen(Request::Restore, Cause::PidInUse, Vec::new())))
+    }
+
+    /// Fails so many times, and counts the calls.
+    fn failing(times: u32, calls: &mut u32) -> impl FnMut() -> Result<&'static str> {
+        move || {
+            *calls += 1;
+            if *calls > times { Ok("revived") } else { Err(taken()) }
+        }
+    }
+
+    #[test]
+    fn a_restore_is_tried_again_while_a_number_is_taken_that_no_process_holds() {
+        let mut calls = 0;
+        assert_eq!(retry(|| true, failing(2, &mut calls)).unwrap(), "revived");
+        assert_eq!(calls, 3);
+    }
+
+    #[test]
+    fn a_number_that_a_process_holds_fails_the_restore_at_once() {
+        let mut calls = 0;
+        assert!(is_pid_in_use(&retry(|| false, failing(2, &mut calls)).unwrap_err()));
+        assert_eq!(calls, 1);
+    }
+
+    #[test]
+    fn a_number_that_is_never_freed_fails_the_restore_in_the_end() {
+        let mut calls = 0;
+        assert!(is_pid_in_use(&retry(|| true, failing(u32::MAX, &mut calls)).unwrap_err()));
+        assert_eq!(calls, TRIES);
     }
 }

@@ -116,15 +116,18 @@ impl<'a> Reviver<'a> {
             let restored = self.criu.restore(&options, lend, &mut last_look.clone());
             restored.map_err(|error| pids.name_holders(LastLook::own_error(error)))
         };
-        let with_warnings = |revived: Result<Tree>| revived.map(|tree| (tree, warnings.clone()));
-        let Some(pages) = tree.pages else { return with_warnings(restore(&folder)) };
+        let with_warnings = |tree: Tree| (tree, warnings.clone());
+        let from_folder = || pids.retry_until_freed(|| restore(&folder)).map(with_warnings);
+        let Some(pages) = tree.pages else { return from_folder() };
         if !options.needs_files() {
-            if let Some(revived) = serve::served(tree.folder, pages, restore) {
-                return with_warnings(revived);
+            // None, where memory cannot be served.
+            let served = pids.retry_until_freed(|| serve::served(tree.folder, pages, restore).transpose())?;
+            if let Some(revived) = served {
+                return Ok(with_warnings(revived));
             }
         }
         whole::write(tree.folder, pages)?;
-        with_warnings(restore(&folder))
+        from_folder()
     }
 }
 
