@@ -109,8 +109,6 @@ pub use request::Request;
 pub use restore::{ProcsRestore, Restored};
 #[cfg(target_os = "linux")]
 pub use rpc::Criu;
-#[cfg(feature = "object-store")]
-pub use store::ObjectBlobStore;
 #[cfg(feature = "conformance")]
 pub use store::conformance;
 pub use store::{
@@ -119,6 +117,8 @@ pub use store::{
 };
 #[cfg(feature = "encryption")]
 pub use store::{EncryptedBlobStore, Key, Padding};
+#[cfg(feature = "object-store")]
+pub use store::{NobodyWrites, ObjectBlobStore};
 pub use version::Version;
 pub use warning::Warning;
 

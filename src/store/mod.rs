@@ -26,7 +26,7 @@ use self::batch::OneByOne;
 #[cfg(feature = "encryption")]
 pub use self::encrypted::{EncryptedBlobStore, Key, Padding};
 #[cfg(feature = "object-store")]
-pub use self::object::ObjectBlobStore;
+pub use self::object::{NobodyWrites, ObjectBlobStore};
 pub use self::{
     batch::BlobBatch,
     fs::{Damage, FsBlobStore, Gc, Tally, Usage, Verified},

@@ -43,7 +43,7 @@ pub struct Tally {
 }
 
 impl Tally {
-    pub(super) fn add(&mut self, bytes: u64) {
+    pub(crate) fn add(&mut self, bytes: u64) {
         self.add_all(Tally { blobs: 1, bytes });
     }
 

@@ -9,6 +9,7 @@ use std::{
 use super::{
     ObjectBlobStore,
     catalog::{self, Catalog},
+    collect::Turn,
     find::path,
     remote::Remote,
     upload::Upload,
@@ -16,7 +17,7 @@ use super::{
 use crate::{
     Digest256, Error, Result,
     store::{
-        BlobBatch, BlobStore as _,
+        BlobBatch,
         pack::{self, Builder, MAX_BLOB, PackId},
     },
 };
@@ -24,6 +25,8 @@ use crate::{
 /// Blobs are filled into frames by whoever puts them, frames into one pack by one at a time.
 pub(super) struct ObjectBatch<'a> {
     store: &'a ObjectBlobStore,
+    /// The last collection when the batch began; none if the batch is a part of one.
+    turn: Option<Turn>,
     /// What was an object by itself when the batch began.
     singles: HashSet<Digest256>,
     single_names: HashSet<Digest256>,
@@ -52,17 +55,45 @@ struct Pack {
 
 impl<'a> ObjectBatch<'a> {
     pub(super) fn begin(store: &'a ObjectBlobStore) -> Result<ObjectBatch<'a>> {
+        // Before anything is looked at that a collection may remove.
+        let turn = store.ended_turn()?;
         store.refresh()?;
         let mut singles = store.singles("blobs/sha256")?;
         singles.retain(|digest| !store.is_damaged(digest));
         Ok(ObjectBatch {
-            store,
+            turn: Some(turn),
             singles,
             single_names: store.singles("names")?,
+            ..ObjectBatch::rewriting(store)
+        })
+    }
+
+    /// For a collection, which writes anew what is there already.
+    pub(super) fn rewriting(store: &'a ObjectBlobStore) -> ObjectBatch<'a> {
+        ObjectBatch {
+            store,
+            turn: None,
+            singles: HashSet::new(),
+            single_names: HashSet::new(),
             seen: Mutex::default(),
             builders: Mutex::default(),
             packs: Mutex::default(),
-        })
+        }
+    }
+
+    /// Takes in a blob that is in a pack, wherever else it is.
+    pub(super) fn take(&self, digest: &Digest256, bytes: &[u8]) -> Result<()> {
+        let mut builder = self.builder();
+        if !builder.takes(bytes.len()) {
+            self.place(&mut builder)?;
+        }
+        builder.push(digest, bytes);
+        self.keep(builder)
+    }
+
+    /// Takes in a name that is in a pack.
+    pub(super) fn take_named(&self, name: &Digest256, bytes: &[u8]) -> Result<()> {
+        self.add_named(name, bytes)
     }
 
     /// Those that nobody has yet, each once; they count as seen from now on.
@@ -97,7 +128,8 @@ impl<'a> ObjectBatch<'a> {
         let stamp = self.next_stamp(name);
         // A name that is an object counts more than one in a pack.
         if self.single_names.contains(name) || bytes.len() > MAX_BLOB || stamp == pack::LAST_STAMP {
-            return self.store.put_named(name, bytes);
+            let path = self.store.path_of_name(name);
+            return self.store.write(path, bytes); // the commit looks for collections
         }
         let mut builder = self.builder();
         if !builder.takes(bytes.len()) {
@@ -180,7 +212,10 @@ impl BlobBatch for ObjectBatch<'_> {
         if let Some(pack) = packs.open.take() {
             packs.finish(pack, self.store)?;
         }
-        packs.wait()
+        packs.wait()?;
+        drop(packs);
+        // What this batch found there may be gone: then the caller must not believe that it is stored.
+        self.turn.map_or(Ok(()), |turn| self.store.check_turn(turn))
     }
 }
 

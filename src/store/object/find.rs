@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
     sync::{Arc, PoisonError},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use object_store::path::Path;
@@ -18,13 +19,38 @@ use crate::{
 };
 
 impl ObjectBlobStore {
+    /// Looks for packs that others have added, because something is not `found`. A listing of all packs takes a request for each
+    /// five hundred, and many things may be missing: so the newest packs come first, and all of them now and then.
+    pub(super) fn look_for_news(&self, found: &dyn Fn() -> bool) -> Result<()> {
+        let packs = self.catalog.read().unwrap_or_else(PoisonError::into_inner).packs().len();
+        if packs <= FEW {
+            return self.refresh();
+        }
+        let since = SystemTime::now().checked_sub(RECENTLY).unwrap_or(UNIX_EPOCH);
+        self.refresh_since(Some(&PackId::beginning(since)))?;
+        let all = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner).all;
+        match found() || all.is_some_and(|all| all.elapsed() < SOON) {
+            true => Ok(()),
+            false => self.refresh(),
+        }
+    }
+
     /// Finds packs that others have added, and forgets those that have gone.
     pub(super) fn refresh(&self) -> Result<()> {
-        let _alone = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.refresh_since(None)
+    }
+
+    /// Finds packs whose names come after this; of all packs, it forgets those that have gone, too.
+    fn refresh_since(&self, since: Option<&str>) -> Result<()> {
+        let mut alone = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
+        let begun = Instant::now();
         // What is added by ourselves from here on may not be in the listing.
         let known = self.catalog.read().unwrap_or_else(PoisonError::into_inner).packs();
         let remote = Arc::clone(&self.remote);
-        let listed = self.remote.wait(async move { remote.list(&remote.path("packs")).await })?;
+        let after = since.map(|since| self.remote.path(&format!("packs/{since}")));
+        let listed = self
+            .remote
+            .wait(async move { remote.list_after(&remote.path("packs"), after.as_ref()).await })?;
 
         let mut packs = HashMap::new();
         let mut indexes = Vec::new();
@@ -64,7 +90,10 @@ impl ObjectBlobStore {
                 }
             }
         }
-        self.catalog.write().unwrap_or_else(PoisonError::into_inner).remove(&gone);
+        if since.is_none() {
+            self.catalog.write().unwrap_or_else(PoisonError::into_inner).remove(&gone);
+            alone.all = Some(begun);
+        }
         Ok(())
     }
 
@@ -79,7 +108,8 @@ impl ObjectBlobStore {
         places = search.in_packs(places, each)?;
         places = search.singly(places, each)?;
         if !places.is_empty() {
-            self.refresh()?;
+            let known = |place: &usize| self.is_packed(&digests[*place]);
+            self.look_for_news(&|| places.iter().all(known))?;
             places = search.in_packs(places, each)?;
         }
         match places.first() {
@@ -107,7 +137,9 @@ impl ObjectBlobStore {
                 }
             }
             if again {
-                self.refresh()?;
+                let known =
+                    || self.catalog.read().unwrap_or_else(PoisonError::into_inner).name(name).is_some();
+                self.look_for_news(&known)?;
             }
         }
         Err(Error::Missing { digest: *name })
@@ -199,6 +231,7 @@ impl Search<'_> {
         each: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
         left: &mut Vec<usize>,
     ) -> Result<()> {
+        let gone = frame.is_none();
         let frame = match frame {
             Some(Ok(frame)) => Some(frame),
             // That the frame needs what this program does not have is no damage.
@@ -231,7 +264,10 @@ impl Search<'_> {
                 Ok(bytes) => each(place, bytes)?,
                 Err(error) => {
                     self.store.catalog.write().unwrap_or_else(PoisonError::into_inner).forget(digest, &spot);
-                    self.damaged.entry(*digest).or_insert(error);
+                    // What a collection has removed is missing, not damaged.
+                    if !gone {
+                        self.damaged.entry(*digest).or_insert(error);
+                    }
                     left.push(place);
                 }
             }
@@ -313,7 +349,7 @@ impl Recent {
 }
 
 /// The frames of a pack, as its index tells, or the pack itself if that is damaged. `None` if it has gone.
-async fn load(remote: &Remote, id: PackId, length: u64) -> Result<Option<Vec<Frame>>> {
+pub(super) async fn load(remote: &Remote, id: PackId, length: u64) -> Result<Option<Vec<Frame>>> {
     let Some(index) = remote.get(&path(remote, id, "index")).await? else { return Ok(None) };
     if let Some(frames) = catalog::parse_index(&id, &index, length) {
         return Ok(Some(frames));
@@ -378,6 +414,21 @@ fn runs(spots: &[Spot]) -> Vec<Vec<Spot>> {
     runs
 }
 
+/// When all packs were last listed.
+#[derive(Debug, Default)]
+pub(super) struct Listed {
+    all: Option<Instant>,
+}
+
+/// So many packs are listed by one request or two.
+const FEW: usize = 500;
+
+/// Packs that others have begun before are known, unless clocks differ by more.
+const RECENTLY: Duration = Duration::from_secs(3600);
+
+/// A listing of all packs is not made again within so long for what is missing.
+const SOON: Duration = Duration::from_secs(10);
+
 /// What lies between two frames is read along up to so much: another request costs more.
 const GAP: u64 = 512 * 1024;
 
@@ -398,6 +449,36 @@ const RECENT_LENGTH: usize = 512 * 1024;
 mod tests {
     use super::*;
     use crate::BlobStore as _;
+
+    #[test]
+    fn what_another_handle_has_just_stored_is_found_among_many_packs() {
+        let memory: Arc<dyn object_store::ObjectStore> = Arc::new(object_store::memory::InMemory::new());
+        let open = || ObjectBlobStore::new(Arc::clone(&memory), "p").unwrap();
+        let store = open();
+        let put = |n: u32| {
+            let batch = store.batch().unwrap();
+            batch.put(&[(Digest256::of(&n.to_le_bytes()), &n.to_le_bytes())]).unwrap();
+            batch.commit().unwrap();
+        };
+        (0..520_u32).for_each(put);
+        assert!(store.catalog.read().unwrap().packs().len() > FEW);
+        let other = open();
+        for n in 1000..1010_u32 {
+            put(n);
+            let digest = Digest256::of(&n.to_le_bytes());
+            if n % 2 == 0 {
+                assert!(other.contains(&digest).unwrap());
+            }
+            assert_eq!(other.get(&digest).unwrap(), n.to_le_bytes());
+        }
+        assert!(matches!(other.get(&Digest256::of(b"no")), Err(Error::Missing { .. })));
+    }
+
+    #[test]
+    fn a_store_in_memory_conforms() {
+        crate::store::conformance::check(|| ObjectBlobStore::open("memory:///").unwrap());
+        crate::store::conformance::check_names(|| ObjectBlobStore::open("memory:///").unwrap());
+    }
 
     #[test]
     fn what_compresses_comes_back_from_packs() {

@@ -6,6 +6,7 @@
 //! <prefix>/packs/<id>.pack             the many small blobs of a batch
 //! <prefix>/packs/<id>.index            what is in that pack; written last, so that it makes the pack visible
 //! <prefix>/tmp/<id>                    a large blob that is not whole yet
+//! <prefix>/collections/<n>.begun       a collection, and when it has ended, <n>.done
 //! ```
 //!
 //! Start with [`remote`], which asks somebody's store from blocking threads; [`upload`] writes what is large, [`find`]
@@ -13,6 +14,7 @@
 
 mod batch;
 mod catalog;
+mod collect;
 mod find;
 mod open;
 mod reader;
@@ -31,10 +33,12 @@ use object_store::{ObjectStore, ObjectStoreExt as _, path::Path};
 use tokio::runtime::{self, Runtime};
 use url::Url;
 
+pub use self::collect::NobodyWrites;
 use self::{
     batch::ObjectBatch,
     catalog::Catalog,
-    find::Recent,
+    collect::Turn,
+    find::{Listed, Recent},
     open::{PATIENCE, Secrets},
     reader::Ahead,
     remote::{Remote, as_io},
@@ -67,13 +71,15 @@ use crate::{Digest256, Error, Result};
 /// has a key to. [`get`](BlobStore::get) gives no byte that it has not verified. A blob that was found to be damaged counts as
 /// missing from then on, so that putting it again repairs it.
 ///
-/// Nothing is ever collected: without a lock that ends with its holder nobody can tell what a capture in progress relies on. To get
-/// rid of old captures, [copy](crate::copy_capture) the others to another prefix, and remove the first one once nobody writes
-/// there.
+/// Nothing is collected while programs write: without a lock that ends with its holder nothing tells what a capture in progress relies
+/// on. [`collect`](ObjectBlobStore::collect) is for an owner who promises that no program does. Without such a moment,
+/// [copy](crate::copy_capture) the captures to keep to another prefix, and remove the first one once no program writes there.
 ///
 /// TLS is `rustls` with `ring`. A program that wants other cryptography installs it as its default before it opens a store.
 ///
-/// Indexes of packs are read once, when the store is opened, and what others add is found when a blob is not known.
+/// Indexes of packs are read once, when the store is opened. What others add is found when a blob is not known: then the packs of the last hour
+/// are listed, by their names, and all packs if that was not done in the last ten seconds. So a capture that was just committed
+/// by another program is found at once, unless that program's clock is more than an hour behind.
 ///
 /// # Examples
 ///
@@ -89,7 +95,9 @@ pub struct ObjectBlobStore {
     remote: Arc<Remote>,
     catalog: Arc<RwLock<Catalog>>,
     /// One at a time looks for new packs.
-    refreshing: Mutex<()>,
+    refreshing: Mutex<Listed>,
+    /// The last collection that had ended when what is known of packs was read.
+    turn: Mutex<Option<Turn>>,
     /// Single blobs that were found to be damaged, and not repaired since.
     damaged: Mutex<HashSet<Digest256>>,
     recent: Mutex<Recent>,
@@ -196,11 +204,14 @@ impl ObjectBlobStore {
             remote: Arc::new(remote),
             catalog: Arc::default(),
             refreshing: Mutex::default(),
+            turn: Mutex::default(),
             damaged: Mutex::default(),
             recent: Mutex::default(),
             tidied: Once::new(),
             _threads: threads,
         };
+        // Readers need not wait for a collection.
+        *store.turn.lock().unwrap_or_else(PoisonError::into_inner) = Some(store.last_turn()?);
         store.refresh()?;
         Ok(store)
     }
@@ -268,11 +279,11 @@ impl ObjectBlobStore {
 impl BlobStore for ObjectBlobStore {
     fn put(&self, bytes: &[u8]) -> Result<Digest256> {
         let digest = Digest256::of(bytes);
-        let there = self.is_packed(&digest)
-            || (!self.is_damaged(&digest) && self.size_of(&digest)? == Some(bytes.len() as u64));
-        if !there {
-            self.put_single(&digest, bytes)?;
-        }
+        self.write_between_turns(|| {
+            let there = self.is_packed(&digest)
+                || (!self.is_damaged(&digest) && self.size_of(&digest)? == Some(bytes.len() as u64));
+            if there { Ok(()) } else { self.put_single(&digest, bytes) }
+        })?;
         Ok(digest)
     }
 
@@ -289,7 +300,7 @@ impl BlobStore for ObjectBlobStore {
         if self.is_packed(digest) || (!self.is_damaged(digest) && self.size_of(digest)?.is_some()) {
             return Ok(true);
         }
-        self.refresh()?;
+        self.look_for_news(&|| self.is_packed(digest))?;
         Ok(self.is_packed(digest))
     }
 
@@ -297,6 +308,7 @@ impl BlobStore for ObjectBlobStore {
         let temporary = self.remote.path(&format!("tmp/{}", PackId::new().hex()));
         Ok(Box::new(ObjectWriter {
             store: self,
+            turn: self.ended_turn()?,
             upload: Upload::new(&self.remote, temporary.clone()),
             temporary,
         }))
@@ -350,7 +362,7 @@ impl BlobStore for ObjectBlobStore {
     }
 
     fn put_named(&self, name: &Digest256, bytes: &[u8]) -> Result<()> {
-        self.write(self.path_of_name(name), bytes)
+        self.write_between_turns(|| self.write(self.path_of_name(name), bytes))
     }
 
     fn get_named(&self, name: &Digest256) -> Result<Vec<u8>> {
@@ -366,7 +378,7 @@ impl BlobStore for ObjectBlobStore {
         if self.remote.wait(async move { remote.head(&path).await })?.is_some() {
             return Ok(true);
         }
-        self.refresh()?;
+        self.look_for_news(&known)?;
         Ok(known())
     }
 }
@@ -423,6 +435,7 @@ impl fmt::Debug for ObjectBlobStore {
 /// A blob on its way: its object gets its name when its digest is known.
 struct ObjectWriter<'a> {
     store: &'a ObjectBlobStore,
+    turn: Turn,
     upload: Upload,
     temporary: Path,
 }
@@ -440,7 +453,7 @@ impl Write for ObjectWriter<'_> {
 
 impl BlobWriter for ObjectWriter<'_> {
     fn commit(self: Box<Self>, digest: &Digest256) -> Result<()> {
-        let ObjectWriter { store, upload, temporary } = *self;
+        let ObjectWriter { store, turn, upload, temporary } = *self;
         let place = store.path_of(digest);
         if !upload.is_sent() {
             upload.finish_as(&place)?;
@@ -455,7 +468,7 @@ impl BlobWriter for ObjectWriter<'_> {
             moved?;
         }
         store.repaired(digest);
-        Ok(())
+        store.check_turn(turn)
     }
 }
 

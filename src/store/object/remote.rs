@@ -14,7 +14,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use object_store::{GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt, PutPayload, path::Path};
+use object_store::{GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutPayload, path::Path};
 use tokio::{runtime, task::AbortHandle, time};
 
 use super::open::Secrets;
@@ -221,6 +221,15 @@ impl Remote {
         self.ask(|| format!("write {path}"), self.store.put(path, payload)).await.map(drop)
     }
 
+    /// Makes an object if there is none of that path, and tells whether there was none.
+    pub(super) async fn create(&self, path: &Path, payload: PutPayload) -> Result<bool> {
+        match self.try_ask(self.store.put_opts(path, payload, PutMode::Create.into())).await {
+            Ok(_) => Ok(true),
+            Err(Said::AlreadyExists { .. } | Said::Precondition { .. }) => Ok(false),
+            Err(said) => Err(self.error(&format!("create {path}"), said)),
+        }
+    }
+
     /// Removes an object, if it is there.
     pub(super) async fn delete(&self, path: &Path) -> Result<()> {
         match self.try_ask(self.store.delete(path)).await {
@@ -231,9 +240,17 @@ impl Remote {
 
     /// The objects below a path.
     pub(super) async fn list(&self, below: &Path) -> Result<Vec<ObjectMeta>> {
+        self.list_after(below, None).await
+    }
+
+    /// The objects below a path, of which the names come after another.
+    pub(super) async fn list_after(&self, below: &Path, after: Option<&Path>) -> Result<Vec<ObjectMeta>> {
         // A listing is as many requests as it has pages. Each of them must come in time, not all of them together.
         let mut found = Vec::new();
-        let mut listing = self.store.list(Some(below));
+        let mut listing = match after {
+            Some(after) => self.store.list_with_offset(Some(below), after),
+            None => self.store.list(Some(below)),
+        };
         while let Some(meta) =
             self.ask(|| format!("list {below}"), async { listing.try_next().await }).await?
         {

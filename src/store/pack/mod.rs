@@ -45,7 +45,16 @@ impl PackId {
         hasher.update(&count.to_le_bytes());
         hasher.update(&process::id().to_le_bytes());
         hasher.update(&RandomState::new().hash_one(count).to_le_bytes());
-        PackId(short(&hasher.finish()))
+        let mut id = short(&hasher.finish());
+        // The time comes first, so that newer packs have later names.
+        id[..6].copy_from_slice(&millis(SystemTime::now()));
+        PackId(id)
+    }
+
+    /// How the names of packs begin that were made at this time.
+    #[cfg(feature = "object-store")]
+    pub(crate) fn beginning(time: SystemTime) -> String {
+        millis(time).iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// The 32 hexadecimal digits, as a name of a file or an object.
@@ -61,6 +70,12 @@ impl PackId {
         }
         u128::from_str_radix(hex, 16).ok().map(|number| PackId(number.to_be_bytes()))
     }
+}
+
+fn millis(time: SystemTime) -> [u8; 6] {
+    let millis = time.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis());
+    let bytes: [u8; 16] = millis.to_be_bytes();
+    bytes_at(&bytes, 10)
 }
 
 impl fmt::Debug for PackId {

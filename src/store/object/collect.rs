@@ -1,0 +1,566 @@
+//! [`ObjectBlobStore::collect`]: removing what is not needed, for an owner who promises that no program writes meanwhile.
+//!
+//! An object store has no lock that ends with its holder. So a collection is announced by an object that is created on the condition that
+//! there is none: `collections/<number>.begun`, and by `<number>.done` when it has ended. Writers look at these objects before they
+//! say that something is stored. They refuse while a collection is under way, and when one has begun since they looked at what is there. So a
+//! promise that is not kept shows as an error of the writer. A collection that died stays under way until another takes it over.
+
+use std::{
+    collections::HashSet,
+    fs, process,
+    sync::{Arc, PoisonError},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use object_store::{PutPayload, path::Path};
+
+use super::{
+    ObjectBlobStore,
+    batch::ObjectBatch,
+    find::{load, path},
+    remote::Remote,
+};
+use crate::{
+    Digest256, Error, Result,
+    store::{
+        BlobBatch as _, Gc,
+        pack::{Frame, Kind, PackId},
+        reachable,
+    },
+};
+
+/// A promise of the caller of [`ObjectBlobStore::collect`].
+///
+/// ```
+/// use criu_rpc::NobodyWrites;
+///
+/// let promise = NobodyWrites::until_it_ends();
+/// // If a collection died on the way, and certainly does not go on:
+/// let promise = promise.and_the_last_one_died();
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use]
+pub struct NobodyWrites {
+    take_over: bool,
+}
+
+impl NobodyWrites {
+    /// No program stores anything at this place, or captures into it, until the collection has ended.
+    pub fn until_it_ends() -> NobodyWrites {
+        NobodyWrites { take_over: false }
+    }
+
+    /// A collection that has begun and not ended does not go on any more: its program died. This one takes its place.
+    pub fn and_the_last_one_died(self) -> NobodyWrites {
+        NobodyWrites { take_over: true }
+    }
+}
+
+/// The last collection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Turn {
+    number: u64,
+    ended: bool,
+}
+
+/// What is in a pack.
+struct Contents {
+    id: PackId,
+    frames: Vec<Frame>,
+}
+
+impl ObjectBlobStore {
+    /// Keeps these captures, named by their manifests, and removes everything else below the prefix before it returns.
+    ///
+    /// There is no grace: a capture in progress, or one whose digest is not among `live`, is lost. No program may write to the place
+    /// meanwhile, and the caller promises so. The promise is checked as far as that goes: programs of this version that store
+    /// something while a collection is under way, or for which one has begun since they looked at what is there, get an error and
+    /// have stored nothing. Readers go on.
+    ///
+    /// A collection that dies, or cannot reach the store any more, has removed nothing that is needed. It stays under way, so writers are
+    /// refused, until a later call [takes it over](NobodyWrites::and_the_last_one_died).
+    ///
+    /// The store must be able to create an object on the condition that there is none: S3, Google Cloud Storage, Azure, folders and memory can,
+    /// WebDAV servers cannot. It is tried first.
+    ///
+    /// ```
+    /// use criu_rpc::{BlobStore, NobodyWrites, ObjectBlobStore};
+    ///
+    /// let store = ObjectBlobStore::open("memory:///captures")?;
+    /// let lost = store.put(b"needed no more")?;
+    /// let gc = store.collect(&[], NobodyWrites::until_it_ends())?;
+    /// assert_eq!(gc.swept.blobs, 1);
+    /// assert!(store.get(&lost).is_err());
+    /// # Ok::<(), criu_rpc::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Capture`] if a capture of `live` cannot be read; [`Error::Store`] if another collection is under way, if the store knows no
+    /// conditions, or whatever it says. Nothing that is needed is lost then.
+    pub fn collect(&self, live: &[Digest256], promise: NobodyWrites) -> Result<Gc> {
+        self.collect_all_but(&reachable(self, live)?, promise)
+    }
+
+    /// As [`collect`](ObjectBlobStore::collect), with the blobs and names to keep.
+    ///
+    /// # Errors
+    ///
+    /// As [`collect`](ObjectBlobStore::collect).
+    pub fn collect_all_but(&self, keep: &HashSet<Digest256>, promise: NobodyWrites) -> Result<Gc> {
+        let turn = self.begin_turn(promise.take_over)?;
+        let mut gc = Gc::default();
+        let swept = self.sweep(keep, turn, &mut gc);
+        // What was done until an error is whole by itself: writers may go on.
+        let ended = self.end_turn(turn);
+        swept?;
+        ended?;
+        self.refresh()?;
+        Ok(gc)
+    }
+
+    /// The last collection, if there was any.
+    pub(super) fn last_turn(&self) -> Result<Turn> {
+        let remote = Arc::clone(&self.remote);
+        let listed = self.remote.wait(async move { remote.list(&remote.path("collections")).await })?;
+        let mut turn = Turn { number: 0, ended: true };
+        for meta in &listed {
+            let Some((number, kind)) = meta.location.filename().and_then(|name| name.split_once('.')) else {
+                continue;
+            };
+            let Ok(number) = u64::from_str_radix(number, 16) else { continue };
+            let ended = kind == "done";
+            if number > turn.number {
+                turn = Turn { number, ended };
+            } else if number == turn.number {
+                turn.ended |= ended;
+            }
+        }
+        Ok(turn)
+    }
+
+    /// The last collection, which must have ended: else nothing may be written.
+    pub(super) fn ended_turn(&self) -> Result<Turn> {
+        let turn = self.last_turn()?;
+        match turn.ended {
+            true => Ok(turn),
+            false => Err(Error::store(
+                format!("write to {}", self.remote.name),
+                format!(
+                    "{} is under way, and what is written meanwhile may be removed",
+                    self.who_collects(turn)
+                ),
+            )),
+        }
+    }
+
+    /// Fails if a collection has begun since.
+    pub(super) fn check_turn(&self, since: Turn) -> Result<()> {
+        match self.ended_turn()? == since {
+            true => Ok(()),
+            false => Err(Error::store(
+                format!("write to {}", self.remote.name),
+                "a collection has removed objects meanwhile, maybe some that this relies on: begin again",
+            )),
+        }
+    }
+
+    /// Writes, again if a collection has come between since this handle has last looked.
+    pub(super) fn write_between_turns<T>(&self, write: impl Fn() -> Result<T>) -> Result<T> {
+        let known = || self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        for _ in 0..TRIES {
+            let before = *known();
+            let written = write()?;
+            let after = self.ended_turn()?;
+            if before == Some(after) {
+                return Ok(written);
+            }
+            // What the catalog says may be gone.
+            self.refresh()?;
+            *known() = Some(after);
+        }
+        Err(Error::store(
+            format!("write to {}", self.remote.name),
+            "one collection after the other is under way",
+        ))
+    }
+
+    fn who_collects(&self, turn: Turn) -> String {
+        let (remote, begun) = (Arc::clone(&self.remote), self.turn_path(turn, "begun"));
+        let text =
+            self.remote.wait(async move { remote.get(&begun).await }).ok().flatten().unwrap_or_default();
+        let text = String::from_utf8_lossy(&text[..text.len().min(200)]).escape_debug().to_string();
+        format!("collection {} ({text})", turn.number)
+    }
+
+    fn turn_path(&self, turn: Turn, kind: &str) -> Path {
+        self.remote.path(&format!("collections/{:016x}.{kind}", turn.number))
+    }
+
+    fn begin_turn(&self, take_over: bool) -> Result<Turn> {
+        let doing = format!("collect in {}", self.remote.name);
+        self.require_conditions(&doing)?;
+        let last = self.last_turn()?;
+        if !last.ended && !take_over {
+            let problem =
+                format!("{} is under way; if its program died, take it over", self.who_collects(last));
+            return Err(Error::store(doing, problem));
+        }
+        let turn = Turn { number: last.number + 1, ended: false };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "a host".to_owned());
+        let text = format!("by process {} of {}, begun {now} seconds after 1970", process::id(), host.trim());
+        if !self.create(self.turn_path(turn, "begun"), text.into_bytes())? {
+            return Err(Error::store(doing, "another collection has just begun"));
+        }
+        Ok(turn)
+    }
+
+    /// Tries whether the store creates an object only if there is none.
+    fn require_conditions(&self, doing: &str) -> Result<()> {
+        let probe = self.remote.path(&format!("tmp/{}", PackId::new().hex()));
+        let fresh = self.create(probe.clone(), b"a probe".to_vec());
+        let again =
+            fresh.as_ref().is_ok_and(|fresh| *fresh).then(|| self.create(probe.clone(), b"a probe".to_vec()));
+        let remote = Arc::clone(&self.remote);
+        let removed = self.remote.wait(async move { remote.delete(&probe).await });
+        match (fresh?, again.transpose()?) {
+            (true, Some(false)) => removed,
+            _ => Err(Error::store(
+                doing,
+                "the store does not heed conditions, so two collections could not exclude each other",
+            )),
+        }
+    }
+
+    fn create(&self, path: Path, bytes: Vec<u8>) -> Result<bool> {
+        let remote = Arc::clone(&self.remote);
+        self.remote.wait(async move { remote.create(&path, PutPayload::from(bytes)).await })
+    }
+
+    /// Writers may go on; what earlier collections have left goes.
+    fn end_turn(&self, turn: Turn) -> Result<()> {
+        let begun = self.turn_path(turn, "begun").filename().unwrap_or_default().to_owned();
+        self.create(self.turn_path(turn, "done"), Vec::new())?;
+        let remote = Arc::clone(&self.remote);
+        let older = self.remote.wait(async move { remote.list(&remote.path("collections")).await })?;
+        let older = older.into_iter().map(|meta| meta.location);
+        self.delete_all(older.filter(|path| path.filename().is_some_and(|name| *name < *begun)).collect())
+    }
+
+    /// Fails if another collection has taken this one over.
+    fn still_mine(&self, turn: Turn) -> Result<()> {
+        match self.last_turn()? == turn {
+            true => Ok(()),
+            false => Err(Error::store(format!("collect in {}", self.remote.name), "another has taken over")),
+        }
+    }
+
+    fn sweep(&self, keep: &HashSet<Digest256>, turn: Turn, gc: &mut Gc) -> Result<()> {
+        self.refresh()?;
+        let packs = self.contents()?;
+        let needs_work = |pack: &&Contents| entries(pack).any(|entry| !keep.contains(&entry.digest));
+        let (mut gone, mut moved) = (Vec::new(), Vec::new());
+        for pack in packs.iter().filter(needs_work) {
+            let lives = entries(pack).any(|entry| keep.contains(&entry.digest));
+            if lives { &mut moved } else { &mut gone }.push(pack);
+        }
+        let moved = self.move_living(&moved, keep, turn, gc)?;
+        gone.extend(moved);
+        self.still_mine(turn)?;
+        for pack in &gone {
+            for entry in entries(pack).filter(|entry| !keep.contains(&entry.digest)) {
+                gc.swept.add(entry.length as u64);
+            }
+            gc.packs += 1;
+        }
+        // Without its index a pack is not there.
+        let of = |kind| gone.iter().map(|pack| path(&self.remote, pack.id, kind)).collect();
+        self.delete_all(of("index"))?;
+        self.delete_all(of("pack"))?;
+        self.sweep_singles(keep, gc)?;
+        self.sweep_stray(&packs)
+    }
+
+    /// What is in each pack that is there.
+    fn contents(&self) -> Result<Vec<Contents>> {
+        let remote = Arc::clone(&self.remote);
+        let listed = self.remote.wait(async move { remote.list(&remote.path("packs")).await })?;
+        let id = |path: &Path| PackId::parse(path.filename()?.strip_suffix(".pack")?);
+        let packs: Vec<_> = listed.iter().filter_map(|meta| Some((id(&meta.location)?, meta.size))).collect();
+        let mut contents = Vec::new();
+        let ask = |(id, length): (PackId, u64)| {
+            let remote = Arc::clone(&self.remote);
+            async move { Ok((id, load(&remote, id, length).await?)) }
+        };
+        self.remote.parallel(packs, AT_ONCE, ask, |(id, frames)| {
+            contents.extend(frames.map(|frames| Contents { id, frames }));
+            Ok(())
+        })?;
+        Ok(contents)
+    }
+
+    /// Writes what lives in these packs to new ones, and tells which of them are not needed any more.
+    fn move_living<'p>(
+        &self,
+        packs: &[&'p Contents],
+        keep: &HashSet<Digest256>,
+        turn: Turn,
+        gc: &mut Gc,
+    ) -> Result<Vec<&'p Contents>> {
+        let batch = ObjectBatch::rewriting(self);
+        let (mut written, mut moved) = (HashSet::new(), Vec::new());
+        for pack in packs {
+            match self.copy_living(pack, keep, &batch, &mut written) {
+                Ok(()) => moved.push(*pack),
+                // What is damaged in it may be of use to somebody.
+                Err(Error::Corrupt { .. } | Error::Missing { .. }) => {
+                    for entry in entries(pack).filter(|entry| !keep.contains(&entry.digest)) {
+                        gc.postponed.add(entry.length as u64);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.still_mine(turn)?;
+        Box::new(batch).commit()?;
+        Ok(moved)
+    }
+
+    fn copy_living(
+        &self,
+        pack: &Contents,
+        keep: &HashSet<Digest256>,
+        batch: &ObjectBatch<'_>,
+        written: &mut HashSet<Digest256>,
+    ) -> Result<()> {
+        let living = entries(pack).filter(|entry| keep.contains(&entry.digest));
+        let (blobs, names): (Vec<_>, Vec<_>) = living.partition(|entry| entry.kind == Kind::Blob);
+        let mut wanted: Vec<_> = blobs.iter().map(|entry| entry.digest).collect();
+        wanted.retain(|digest| written.insert(*digest));
+        self.find(&wanted, &mut |place, bytes| batch.take(&wanted[place], bytes))?;
+        for name in names.iter().map(|entry| entry.digest) {
+            if written.insert(name) {
+                batch.take_named(&name, &self.find_named(&name)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes objects of single blobs and names that are not needed.
+    fn sweep_singles(&self, keep: &HashSet<Digest256>, gc: &mut Gc) -> Result<()> {
+        for below in ["blobs/sha256", "names"] {
+            let (remote, folder) = (Arc::clone(&self.remote), self.remote.path(below));
+            let listed = self.remote.wait(async move { remote.list(&folder).await })?;
+            let mut gone = Vec::new();
+            for meta in listed {
+                let digest = meta.location.filename().and_then(|name| format!("sha256:{name}").parse().ok());
+                if digest.is_some_and(|digest: Digest256| !keep.contains(&digest)) {
+                    gc.swept.add(meta.size);
+                    gone.push(meta.location);
+                }
+            }
+            self.delete_all(gone)?;
+        }
+        Ok(())
+    }
+
+    /// Removes what no reader sees: what writers that died have left, and packs without an index that are not among these.
+    fn sweep_stray(&self, known: &[Contents]) -> Result<()> {
+        let known: HashSet<_> = known.iter().map(|pack| pack.id).collect();
+        let known_now = self.catalog.read().unwrap_or_else(PoisonError::into_inner).packs();
+        let remote = Arc::clone(&self.remote);
+        let stray = self.remote.wait(async move {
+            let mut stray = remote.list(&remote.path("tmp")).await?;
+            stray.extend(remote.list(&remote.path("packs")).await?.into_iter().filter(|meta| {
+                let name = meta.location.filename().and_then(|name| name.split_once('.'));
+                let id = name.and_then(|(id, _)| PackId::parse(id));
+                id.is_some_and(|id| !known.contains(&id) && !known_now.contains(&id))
+            }));
+            Ok(stray)
+        })?;
+        self.delete_all(stray.into_iter().map(|meta| meta.location).collect())
+    }
+
+    fn delete_all(&self, paths: Vec<Path>) -> Result<()> {
+        let delete = |path: Path| {
+            let remote: Arc<Remote> = Arc::clone(&self.remote);
+            async move { remote.delete(&path).await }
+        };
+        self.remote.parallel(paths, AT_ONCE, delete, |()| Ok(()))
+    }
+}
+
+fn entries(pack: &Contents) -> impl Iterator<Item = &crate::store::pack::Entry> {
+    pack.frames.iter().flat_map(|frame| &frame.entries)
+}
+
+/// How many requests are under way.
+const AT_ONCE: usize = 16;
+
+/// How often something is written while collections come and go.
+const TRIES: usize = 4;
+
+#[cfg(test)]
+mod tests {
+    use object_store::{ObjectStore, local::LocalFileSystem, memory::InMemory};
+
+    use super::*;
+    use crate::BlobStore as _;
+
+    type Blobs = Vec<(Digest256, Vec<u8>)>;
+
+    fn blobs(count: u32, seed: u32) -> Blobs {
+        let blob = |n: u32| [seed, n].map(u32::to_le_bytes).concat().repeat(100);
+        (0..count).map(blob).map(|bytes| (Digest256::of(&bytes), bytes)).collect()
+    }
+
+    fn put(store: &ObjectBlobStore, sets: &[&Blobs]) {
+        let batch = store.batch().unwrap();
+        for blobs in sets {
+            let pairs: Vec<_> = blobs.iter().map(|(digest, bytes)| (*digest, bytes.as_slice())).collect();
+            batch.put(&pairs).unwrap();
+        }
+        batch.commit().unwrap();
+    }
+
+    fn assert_there(store: &ObjectBlobStore, blobs: &Blobs) {
+        assert!(blobs.iter().all(|(digest, bytes)| store.get(digest).unwrap() == *bytes));
+    }
+
+    fn assert_gone(store: &ObjectBlobStore, blobs: &Blobs) {
+        assert!(blobs.iter().all(|(digest, _)| matches!(store.get(digest), Err(Error::Missing { .. }))));
+    }
+
+    fn digests(blobs: &Blobs) -> HashSet<Digest256> {
+        blobs.iter().map(|(digest, _)| *digest).collect()
+    }
+
+    /// Two handles on one store, in memory and in a folder.
+    fn each_kind(test: impl Fn(&dyn Fn() -> ObjectBlobStore)) {
+        let memory: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        test(&|| ObjectBlobStore::new(Arc::clone(&memory), "some/prefix").unwrap());
+        let folder = std::env::temp_dir().join(format!("criu-rpc-collect-{}", PackId::new().hex()));
+        fs::create_dir(&folder).unwrap();
+        let local: Arc<dyn ObjectStore> = Arc::new(LocalFileSystem::new_with_prefix(&folder).unwrap());
+        test(&|| ObjectBlobStore::new(Arc::clone(&local), "").unwrap());
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn what_is_not_kept_is_gone_and_nothing_else() {
+        each_kind(|open| {
+            let (store, other) = (open(), open());
+            let (kept, mixed, lost) = (blobs(50, 1), blobs(50, 2), blobs(50, 3));
+            put(&store, &[&kept]);
+            put(&store, &[&mixed, &lost]);
+            let (single, gone) = (store.put(b"single").unwrap(), store.put(b"gone").unwrap());
+            let name = Digest256::of(b"name");
+            for bytes in [b"old", b"new"] {
+                let batch = store.batch().unwrap();
+                batch.put_named(&name, bytes).unwrap();
+                batch.put(&[(Digest256::of(bytes), bytes)]).unwrap();
+                batch.commit().unwrap();
+            }
+            assert_there(&other, &lost);
+            let mut keep: HashSet<_> = digests(&kept).into_iter().chain(digests(&mixed)).collect();
+            keep.extend([single, name]);
+            let gc = store.collect_all_but(&keep, NobodyWrites::until_it_ends()).unwrap();
+            assert_eq!((gc.swept.blobs, gc.postponed.blobs), (53, 0), "{gc:?}");
+            for store in [&store, &other, &open()] {
+                // A handle that has read lately has it in memory until it looks what there is.
+                assert_eq!(store.missing(&[lost[0].0]).unwrap(), [lost[0].0]);
+                assert_there(store, &kept);
+                assert_there(store, &mixed);
+                assert_gone(store, &lost);
+                assert_eq!(store.get(&single).unwrap(), b"single");
+                assert!(store.get(&gone).is_err());
+                assert_eq!(store.get_named(&name).unwrap(), b"new");
+            }
+            // A second one finds nothing to do, and writers go on.
+            assert_eq!(other.collect_all_but(&keep, NobodyWrites::until_it_ends()).unwrap(), Gc::default());
+            put(&other, &[&lost]);
+            assert_there(&store, &lost);
+        });
+    }
+
+    #[test]
+    fn writers_are_refused_while_a_collection_is_under_way_and_readers_are_not() {
+        each_kind(|open| {
+            let (store, other) = (open(), open());
+            let kept = blobs(50, 1);
+            put(&store, &[&kept]);
+            let early = other.batch().unwrap();
+            let mut writer = other.writer().unwrap();
+            std::io::Write::write_all(&mut writer, b"written").unwrap();
+            let turn = store.begin_turn(false).unwrap();
+            for store in [&store, &other, &open()] {
+                assert_there(store, &kept);
+                let refused = |result: Result<()>| {
+                    let said = result.unwrap_err().report().to_string();
+                    assert!(said.contains("collection 1 (by process"), "{said}");
+                };
+                refused(store.put(b"new").map(drop));
+                refused(store.put(&kept[0].1).map(drop));
+                refused(store.put_named(&kept[0].0, b"bytes"));
+                refused(store.batch().map(drop));
+                refused(store.writer().map(drop));
+            }
+            store.end_turn(turn).unwrap();
+            // What began before may rely on what is gone.
+            early.put(&[(kept[0].0, &kept[0].1)]).unwrap();
+            assert!(early.commit().is_err() && writer.commit(&Digest256::of(b"written")).is_err());
+            assert_eq!(other.put(b"new").unwrap(), Digest256::of(b"new"));
+            put(&other, &[&blobs(3, 9)]);
+        });
+    }
+
+    #[test]
+    fn a_handle_that_knows_what_is_gone_stores_it_anew() {
+        each_kind(|open| {
+            let (store, other) = (open(), open());
+            let lost = blobs(20, 1);
+            put(&store, &[&lost]);
+            assert_there(&other, &lost);
+            store.collect_all_but(&HashSet::new(), NobodyWrites::until_it_ends()).unwrap();
+            other.put(&lost[0].1).unwrap();
+            assert_eq!(open().get(&lost[0].0).unwrap(), lost[0].1);
+            put(&other, &[&lost]);
+            assert_there(&open(), &lost);
+        });
+    }
+
+    #[test]
+    fn a_collection_that_died_is_taken_over_and_goes_on_no_more() {
+        each_kind(|open| {
+            let (store, other) = (open(), open());
+            let (kept, lost) = (blobs(20, 1), blobs(20, 2));
+            put(&store, &[&kept, &lost]);
+            let turn = store.begin_turn(false).unwrap();
+            let error = other.collect_all_but(&digests(&kept), NobodyWrites::until_it_ends()).unwrap_err();
+            let said = error.report().to_string();
+            assert!(said.contains("take it over"), "{said}");
+            assert_there(&other, &lost);
+            let promise = NobodyWrites::until_it_ends().and_the_last_one_died();
+            assert_eq!(other.collect_all_but(&digests(&kept), promise).unwrap().swept.blobs, 20);
+            // It was not dead: it stops before it removes anything.
+            assert!(store.sweep(&HashSet::new(), turn, &mut Gc::default()).is_err());
+            assert_there(&open(), &kept);
+            assert_gone(&open(), &lost);
+            put(&other, &[&lost]);
+        });
+    }
+
+    #[test]
+    fn of_two_that_begin_at_once_one_collects() {
+        each_kind(|open| {
+            let handles: Vec<_> = (0..4).map(|_| open()).collect();
+            let began = std::thread::scope(|scope| {
+                let begin = |store| scope.spawn(move || ObjectBlobStore::begin_turn(store, false));
+                let threads: Vec<_> = handles.iter().map(begin).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).filter(Result::is_ok).count()
+            });
+            assert_eq!(began, 1);
+        });
+    }
+}
