@@ -43,3 +43,30 @@ fn a_collection_keeps_what_captures_need_and_nothing_else() {
     );
     assert!(open(store.inner()).get(&its).is_ok());
 }
+
+#[test]
+fn a_purge_leaves_the_captures_to_keep_and_no_record_of_others() {
+    let folder = Folder::new();
+    let store = open(fresh(&folder));
+    let placeholder = |note: &str| {
+        format!(r#"{{"kind":"procs.unsupported.v1","unsupported_on":"macos","note":"{note}"}}"#).into_bytes()
+    };
+    let batch = store.batch().unwrap();
+    let [kept, secret] = ["kept", "secret"].map(placeholder);
+    let filler: Vec<_> = (0..50).map(|n| placeholder(&format!("{n}"))).collect();
+    for bytes in filler.iter().chain([&kept, &secret]) {
+        batch.put(&[(Digest256::of(bytes), bytes)]).unwrap();
+    }
+    batch.commit().unwrap();
+    let mut live: Vec<_> = filler.iter().map(|bytes| Digest256::of(bytes)).collect();
+    live.push(Digest256::of(&kept));
+    for _ in 0..3 {
+        store.gc(&live, Duration::ZERO).unwrap();
+    }
+    let secret = Digest256::of(&secret);
+    assert!(store.is_marked(&secret).unwrap() && !store.is_marked(&live[0]).unwrap());
+    let gc = store.purge(&live).unwrap();
+    assert_eq!((gc.swept.blobs, gc.postponed.blobs), (1, 0));
+    assert!(store.get(&secret).is_err() && !store.is_marked(&secret).unwrap());
+    assert!(live.iter().all(|digest| store.get(digest).is_ok()));
+}
