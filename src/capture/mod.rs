@@ -7,7 +7,7 @@ use std::{path::PathBuf, time::Duration};
 
 pub use self::chunked::Chunking;
 use crate::{
-    BlobStore, Cause, Digest256, DumpOptions, Error, Pid, ProcsBlob, Result, Warning,
+    BlobStore, Cause, Digest256, DumpOptions, Error, Foresight, Pid, ProcsBlob, Result, Warning,
     archive::{Trees, pack},
     platform::{self, Cancel, Job, Outcome, Unsupported},
 };
@@ -206,6 +206,21 @@ impl ProcsCapture {
     pub fn placeholder_if_unusable(mut self, on: bool) -> ProcsCapture {
         self.placeholder = on;
         self
+    }
+
+    /// Looks for what this capture would meet, without touching a process: with the options that it adds by itself, such as for
+    /// a terminal or a session from outside, and without what its restore does by itself, such as new standard streams. Useful
+    /// before a capture with [`leave_running(false)`](ProcsCapture::leave_running), which ends what it captures. It takes
+    /// milliseconds for a small tree. What changes between the look and the capture is not seen.
+    ///
+    /// Where nothing can be captured, because there is no criu or this is not Linux, that is what blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Process`] for a pid that cannot be captured. [`Error::Criu`] if criu had to be asked what the kernel can do and
+    /// could not tell.
+    pub fn preflight(&self) -> Result<Foresight> {
+        platform::foresee(&self.job)
     }
 
     /// Captures, and gives the digest of the manifest, be it that of a placeholder: where that matters, because the tree is to be

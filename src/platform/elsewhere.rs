@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{Job, Keep, Memory, Outcome, Revival, ToRevive, Unsupported};
-use crate::{Error, Host, Pid, Result};
+use crate::{Error, Foresight, Host, Pid, Result};
 
 /// Dumps nothing.
 pub(crate) fn checkpoint<T>(
@@ -21,6 +21,13 @@ pub(crate) fn checkpoint<T>(
 ) -> Result<Outcome<T>> {
     let why = "criu, which captures processes, is for Linux".to_owned();
     Ok(Outcome::Unsupported(Unsupported { on: std::env::consts::OS, why }))
+}
+
+/// What a capture would meet: it would store a placeholder.
+pub(crate) fn foresee(_job: &Job) -> Result<Foresight> {
+    let mut foresight = Foresight::default();
+    foresight.blocks.push("criu, which captures processes, is for Linux".to_owned());
+    Ok(foresight)
 }
 
 /// Whether nothing can be dumped, whatever the tree: here that is told before.

@@ -14,7 +14,7 @@ use crate::{DumpOptions, Pid, RestoreOptions, Result, Version, Warning, archive:
 #[cfg_attr(not(target_os = "linux"), path = "elsewhere.rs")]
 mod here;
 
-pub(crate) use self::here::{Buffer, Reviver, cannot_work, checkpoint, host};
+pub(crate) use self::here::{Buffer, Reviver, cannot_work, checkpoint, foresee, host};
 pub use self::here::{Cancel, Tree, kill_session, kill_tree};
 
 /// What to dump, and how.

@@ -9,7 +9,21 @@ use std::{
 /// The floors from the bottom up. A module uses modules of floors below its own. Those of the lowest floor, the words,
 /// may also use each other.
 const FLOORS: [(&str, &[&str]); 8] = [
-    ("words", &["digest", "error", "pages", "pid", "private", "proto", "request", "version", "warning"]),
+    (
+        "words",
+        &[
+            "digest",
+            "error",
+            "foresight",
+            "pages",
+            "pid",
+            "private",
+            "proto",
+            "request",
+            "version",
+            "warning",
+        ],
+    ),
     ("formats", &["archive", "blob", "diagnose", "image", "options"]),
     ("stores", &["store"]),
     ("kernel", &["procfs", "sys"]),

@@ -77,7 +77,7 @@ pub(crate) fn cannot_work(job: &Job) -> bool {
     matches!(checked, Err(Error::Criu(_) | Error::Gone(_)))
 }
 
-fn criu(job: &Job) -> Result<Criu> {
+pub(super) fn criu(job: &Job) -> Result<Criu> {
     let mut criu = match &job.criu {
         Some(program) => Criu::at(program),
         None => Criu::new(),

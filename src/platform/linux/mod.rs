@@ -3,6 +3,7 @@
 mod dump;
 mod files;
 mod fit;
+mod foresee;
 mod frozen;
 mod host;
 mod links;
@@ -19,6 +20,7 @@ mod whole;
 
 pub(crate) use self::{
     dump::{cannot_work, checkpoint},
+    foresee::foresee,
     host::host,
     restore::Reviver,
 };

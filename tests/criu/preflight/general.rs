@@ -18,7 +18,8 @@ use crate::{
     tree::{OrExplain, Victim},
 };
 
-tests![a_clean_tree_is_clear, a_look_takes_milliseconds_and_touches_nothing, a_pid_of_no_process_is_an_error,];
+tests![
+    a_capture_foresees_what_it_adds_by_itself,a_clean_tree_is_clear, a_look_takes_milliseconds_and_touches_nothing, a_pid_of_no_process_is_an_error,];
 
 fn a_clean_tree_is_clear() {
     let mut victim = Victim::start(&["children=2", "threads=2", "memory=2", "listen=tcp"]);
@@ -73,4 +74,24 @@ fn a_pid_of_no_process_is_an_error() {
         let error = criu().preflight(2, &defaults()).unwrap_err();
         assert!(matches!(error, Error::Process { problem: ProcessProblem::Kernel, .. }), "{error}");
     }
+}
+
+/// A job in a session of ours has no session, and a capture takes it all the same.
+fn a_capture_foresees_what_it_adds_by_itself() {
+    let home = crate::places::Home::new();
+    let victim = crate::tree::Victim::start_in_our_session(&[]);
+    let capture = home.capture([victim.pid()]);
+    let blockers = crate::harness::criu().preflight(victim.pid(), &criu_rpc::DumpOptions::default()).unwrap();
+    assert_ne!(blockers.blockers().count(), 0);
+    let foresight = capture.preflight().unwrap();
+    assert!(foresight.is_clear() && foresight.processes == 1, "{foresight:?}");
+    capture.capture(&home.store()).unwrap();
+
+    let victim = super::perl("my $n = \"q$$\"; syscall(240, $n, 0x42, 0600, 0) >= 0 or die; syscall(241, $n)");
+    let capture = home.capture([victim.pid()]);
+    let foresight = capture.preflight().unwrap();
+    assert!(foresight.blocks.iter().any(|line| line.contains("message queue")), "{foresight:?}");
+    capture.capture(&home.store()).unwrap_err();
+    let foresight = home.capture([victim.pid()]).criu("/nonexistent/criu").preflight().unwrap();
+    assert!(!foresight.is_clear() && foresight.processes == 0, "{foresight:?}");
 }

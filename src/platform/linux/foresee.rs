@@ -1,0 +1,34 @@
+//! What a capture would meet: preflight, with the options that a capture adds by itself.
+
+use super::{dump, fit, select};
+use crate::{
+    Error, Foresight, Result,
+    platform::Job,
+    preflight::{Obstacle, Severity},
+};
+
+/// Looks at all trees of the job. Without a criu, that is what blocks.
+pub(crate) fn foresee(job: &Job) -> Result<Foresight> {
+    let mut foresight = Foresight::default();
+    let criu = match dump::criu(job) {
+        Err(error @ Error::NoCriu { .. }) => {
+            foresight.blocks.push(format!("{error}; {}", error.advice().unwrap_or_default()));
+            return Ok(foresight);
+        }
+        found => found?,
+    };
+    let roots = select::roots(&job.pids)?;
+    for root in roots.iter().copied() {
+        let found = criu.preflight(root, &fit::for_dump(&job.options, root, &roots))?;
+        foresight.processes += found.processes;
+        // A capture starts criu outside the tree that it is a part of itself.
+        let findings = found.findings.iter().filter(|finding| finding.obstacle != Obstacle::CallerInside);
+        for finding in findings {
+            match finding.severity {
+                Severity::Blocks => foresight.blocks.push(finding.to_string()),
+                Severity::Risk => foresight.risks.push(finding.to_string()),
+            }
+        }
+    }
+    Ok(foresight)
+}
