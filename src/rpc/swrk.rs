@@ -37,17 +37,22 @@ pub(super) struct Command<'a> {
 pub(super) struct Apart {
     place: Place,
     ignores: &'static [i32],
+    /// Whether it is the child of a thread that lasts, as a revived tree is to be.
+    lasting: bool,
 }
 
 impl Apart {
     /// Not at all: for a criu that becomes a program of the caller's.
-    pub(super) const NOT: Apart = Apart { place: Place::OurGroup, ignores: &[] };
+    pub(super) const NOT: Apart = Apart { place: Place::OurGroup, ignores: &[], lasting: false };
     /// A session of its own.
-    pub(super) const SESSION: Apart = Apart { place: Place::OwnSession, ignores: sys::TO_END_PROGRAMS };
+    pub(super) const SESSION: Apart =
+        Apart { place: Place::OwnSession, ignores: sys::TO_END_PROGRAMS, lasting: false };
     /// The same for a server, which is ended by a signal when it is not needed any more.
-    pub(super) const SERVER: Apart = Apart { place: Place::OwnSession, ignores: sys::OF_A_TERMINAL };
+    pub(super) const SERVER: Apart =
+        Apart { place: Place::OwnSession, ignores: sys::OF_A_TERMINAL, lasting: false };
     /// As a child of init.
-    pub(super) const DETACHED: Apart = Apart { place: Place::Detached, ignores: sys::TO_END_PROGRAMS };
+    pub(super) const DETACHED: Apart =
+        Apart { place: Place::Detached, ignores: sys::TO_END_PROGRAMS, lasting: false };
 
     /// For a restore of the tree with this root. criu restores a root that leads no session into its own session, and one
     /// that leads no process group into its own group: those are to be the caller's, who has the terminal.
@@ -57,13 +62,9 @@ impl Apart {
             Some(root) if root.pgid == root.pid => Place::OwnGroup,
             Some(_) | None => Place::OurGroup,
         };
-        // criu ends a helper that makes control groups by SIGTERM and waits for it, so that must not be ignored. What is
-        // sent to the caller's group does not reach other groups.
-        let ignores = match place {
-            Place::OurGroup => sys::TO_END_PROGRAMS,
-            _ => sys::OF_A_TERMINAL,
-        };
-        Apart { place, ignores }
+        // criu ends a helper that makes control groups by SIGTERM and waits for it, so that must not be ignored. criu itself
+        // blocks it once it restores.
+        Apart { place, ignores: sys::OF_A_TERMINAL, lasting: true }
     }
 }
 
@@ -91,8 +92,9 @@ impl Command<'_> {
             files,
             place: apart.place,
             ignores: apart.ignores,
+            lasting: apart.lasting,
         };
-        sys::spawn(&spawn).map_err(Error::io(format!("start {}", self.program.display())))
+        sys::spawn(spawn).map_err(Error::io(format!("start {}", self.program.display())))
     }
 
     /// Ours, without what changes criu's behaviour, and with a PATH in which criu finds `ip` and `iptables`.

@@ -7,6 +7,7 @@
 mod adopt;
 mod buffer;
 mod known;
+mod lasting;
 mod mount;
 mod reap;
 mod spawn;

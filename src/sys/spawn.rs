@@ -21,7 +21,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{Child, adopt::without_adoption};
+use super::{Child, adopt::without_adoption, lasting::on_lasting_thread};
 
 /// What to start, and how.
 #[derive(Debug)]
@@ -37,6 +37,8 @@ pub(crate) struct Spawn<'a> {
     pub(crate) place: Place,
     /// Signals that the program is to ignore, beside those that the caller ignores.
     pub(crate) ignores: &'static [libc::c_int],
+    /// Start it from a thread that lasts as long as the program.
+    pub(crate) lasting: bool,
 }
 
 /// The session and process group of what is started, which decide whose signals it gets: those of a terminal go to a group.
@@ -64,33 +66,61 @@ pub(crate) const TO_END_PROGRAMS: &[libc::c_int] =
 ///
 /// The program ignores SIGXFSZ, what it is told to ignore, and what the caller ignores. All other signals are at their
 /// default, as is SIGCHLD always. No signal is blocked.
-pub(crate) fn spawn(spawn: &Spawn<'_>) -> io::Result<Option<Child>> {
-    let mut plan = Plan::new(spawn)?;
-    if spawn.place != Place::Detached {
-        let (pid, pidfd) = plan.start(execute, libc::CLONE_PIDFD)?;
-        let pidfd = pidfd.expect("because CLONE_PIDFD asked for it");
-        let child = Child::new(pid, pidfd);
-        plan.outcome().inspect_err(|_| drop(child.wait(None)))?;
-        return Ok(Some(child));
+pub(crate) fn spawn(spawn: Spawn<'_>) -> io::Result<Option<Child>> {
+    let lasting = spawn.lasting;
+    let parts = Parts::new(spawn)?;
+    match (parts.place, lasting) {
+        (Place::Detached, _) => start_detached(&parts).map(|()| None),
+        (_, true) => on_lasting_thread(move || start_child(&parts)).map(Some),
+        (_, false) => start_child(&parts).map(Some),
     }
+}
 
+fn start_child(parts: &Parts) -> io::Result<Child> {
+    let mut plan = Plan::new(parts);
+    let (pid, pidfd) = plan.start(execute, libc::CLONE_PIDFD)?;
+    let pidfd = pidfd.expect("because CLONE_PIDFD asked for it");
+    let child = Child::new(pid, pidfd);
+    plan.outcome().inspect_err(|_| drop(child.wait(None)))?;
+    Ok(child)
+}
+
+fn start_detached(parts: &Parts) -> io::Result<()> {
+    let mut plan = Plan::new(parts);
     // A subreaper would become the parent itself, and criu refuses to dump its own ancestors.
     without_adoption(|| {
         let (pid, _) = plan.start(detach, 0)?;
         let pid = Pid::from_raw(pid);
         while matches!(waitpid(pid, Some(WaitPidFlag::__WALL)), Err(nix::errno::Errno::EINTR)) {}
         plan.outcome()
-    })??;
-    Ok(None)
+    })?
+}
+
+/// What is to be started, with files of its own.
+struct Parts {
+    program: CString,
+    arguments: Vec<CString>,
+    environment: Vec<CString>,
+    /// Copies of the files, at numbers above all that they are to get in the child.
+    sources: Vec<OwnedFd>,
+    place: Place,
+    ignores: &'static [libc::c_int],
+}
+
+impl Parts {
+    fn new(spawn: Spawn<'_>) -> io::Result<Parts> {
+        let above = RawFd::try_from(spawn.files.len()).map_err(io::Error::other)?;
+        let sources = spawn.files.iter().map(|file| duplicate(*file, above)).collect::<io::Result<_>>()?;
+        let Spawn { program, arguments, environment, place, ignores, .. } = spawn;
+        Ok(Parts { program, arguments, environment, sources, place, ignores })
+    }
 }
 
 /// All that the child needs, made beforehand: between `clone` and `execve` it may not allocate.
 struct Plan<'a> {
-    spawn: &'a Spawn<'a>,
+    parts: &'a Parts,
     arguments: Vec<*const libc::c_char>,
     environment: Vec<*const libc::c_char>,
-    /// Copies of the files, at numbers above all that they are to get in the child.
-    sources: Vec<OwnedFd>,
     stack: Vec<u128>,
     inner_stack: Vec<u128>,
     /// Written by the child, whose memory is ours: why it could not execute; 0 if it could.
@@ -101,18 +131,15 @@ struct Plan<'a> {
 const STACK: usize = 64 * 1024 / 16;
 
 impl<'a> Plan<'a> {
-    fn new(spawn: &'a Spawn<'a>) -> io::Result<Plan<'a>> {
-        let above = RawFd::try_from(spawn.files.len()).map_err(io::Error::other)?;
-        let sources = spawn.files.iter().map(|file| duplicate(*file, above)).collect::<io::Result<_>>()?;
-        Ok(Plan {
-            spawn,
-            arguments: pointers(&spawn.arguments),
-            environment: pointers(&spawn.environment),
-            sources,
+    fn new(parts: &'a Parts) -> Plan<'a> {
+        Plan {
+            parts,
+            arguments: pointers(&parts.arguments),
+            environment: pointers(&parts.environment),
             stack: vec![0; STACK],
             inner_stack: vec![0; STACK],
             errno: 0,
-        })
+        }
     }
 
     /// Runs `child` in a process of its own, on our memory, and sleeps until it executes or exits.
@@ -190,21 +217,21 @@ extern "C" fn detach(plan: *mut libc::c_void) -> libc::c_int {
 extern "C" fn execute(plan: *mut libc::c_void) -> libc::c_int {
     // SAFETY: `start` or `detach` passes a valid `Plan`, and its process sleeps while we use it.
     let plan = unsafe { &mut *plan.cast::<Plan<'_>>() };
-    reset_signals(plan.spawn.ignores);
-    match plan.spawn.place {
+    reset_signals(plan.parts.ignores);
+    match plan.parts.place {
         // SAFETY: takes numbers, touches nothing of ours. A new process leads no group, so it is not refused.
         Place::OwnGroup => drop(unsafe { libc::setpgid(0, 0) }),
         // SAFETY: takes nothing, touches nothing of ours.
         Place::OwnSession => drop(unsafe { libc::setsid() }),
         Place::OurGroup | Place::Detached => {}
     }
-    if let Err(errno) = place_files(&plan.sources) {
+    if let Err(errno) = place_files(&plan.parts.sources) {
         plan.errno = errno;
         return 127;
     }
     unblock_signals();
     let (program, arguments, environment): (&CStr, _, _) =
-        (&plan.spawn.program, plan.arguments.as_ptr(), plan.environment.as_ptr());
+        (&plan.parts.program, plan.arguments.as_ptr(), plan.environment.as_ptr());
     // SAFETY: the strings are alive, and both arrays end with a null pointer.
     unsafe { libc::execve(program.as_ptr(), arguments, environment) };
     plan.errno = errno();

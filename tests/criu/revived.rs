@@ -21,7 +21,7 @@ use nix::sys::signal::Signal;
 
 use crate::{
     harness::{criu, tests},
-    places::{Home, family, state},
+    places::{Home, family, lives, state},
     talk::Talk,
     tree::{OrExplain, Revived, Victim, explain, signal, wait_gone},
 };
@@ -30,6 +30,7 @@ tests![
     the_exit_status_arrives,
     the_signal_that_killed_arrives,
     waiting_takes_no_longer_than_asked,
+    a_tree_outlives_the_thread_that_revived_it,
     killing_ends_every_process_of_the_tree,
     a_tree_left_alone_runs_on_and_leaves_no_zombie,
     a_pid_that_is_taken_is_a_cause_and_its_process_is_left_alone,
@@ -78,6 +79,19 @@ fn waiting_takes_no_longer_than_asked() {
     assert_eq!(revived.tree().wait_timeout(Duration::from_millis(50)).or_explain(), None);
     assert!(start.elapsed() >= Duration::from_millis(50));
     revived.assert_counts_on(0);
+}
+
+fn a_tree_outlives_the_thread_that_revived_it() {
+    let home = Home::new();
+    let mut revived = thread::scope(|scope| {
+        scope.spawn(|| revived(&home, &["parent-death", "children=1"])).join().unwrap()
+    });
+    // The kernel tells the tree of the thread's end a moment after that is known here.
+    for count in 0..20 {
+        assert!(lives(revived.pid()));
+        revived.assert_counts_on(count);
+        thread::sleep(Duration::from_millis(10));
+    }
 }
 
 fn killing_ends_every_process_of_the_tree() {

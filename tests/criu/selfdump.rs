@@ -7,13 +7,14 @@ use std::{
     process::{Command, Stdio},
 };
 
-use criu_rpc::{Cause, GrownFiles, Digest256};
+use criu_rpc::{Cause, Digest256, GrownFiles};
+use nix::sys::signal::Signal;
 
 use crate::{
     harness::tests,
     places::{Home, family, wait_until},
     talk::{Talk, pipe},
-    tree::{OrExplain, Revived, Victim, explain},
+    tree::{OrExplain, Revived, Victim, explain, signal},
 };
 
 tests![
@@ -24,6 +25,7 @@ tests![
     a_child_captures_the_tree_around_it,
     a_process_captures_itself_twice,
     a_process_captures_itself_and_another_tree,
+    a_process_that_revived_a_tree_captures_itself_and_its_copy_revives_another,
     a_process_cannot_capture_itself_and_end,
     standard_output_in_a_file_that_grew_since_can_be_replaced,
     standard_output_that_is_appended_to_a_file_goes_on_there,
@@ -57,6 +59,35 @@ fn captures_itself(mut victim: Victim, command: &str, greeting: &str) {
     assert_eq!(revived.ask("check"), "memory ok 1024 pages");
     assert_eq!(family(revived.pid()), members);
     home.assert_staging_empty();
+}
+
+/// The thread that restores are started from is a part of the copy.
+fn a_process_that_revived_a_tree_captures_itself_and_its_copy_revives_another() {
+    let home = Home::new();
+    let others = [(), ()].map(|()| {
+        let victim = Victim::start(&["memory=1"]);
+        let pid = victim.pid();
+        let digest = home.capture([pid]).capture(&home.store()).or_explain();
+        victim.end();
+        (pid, digest)
+    });
+    let revives = |(pid, digest): &(i32, Digest256)| {
+        (format!("revive {digest} {}", home.word()), format!("revived {pid} "))
+    };
+    let mut victim = Victim::start(&["memory=1"]);
+    let (request, answer) = revives(&others[0]);
+    assert_eq!(victim.ask(&request), answer);
+    // criu gives what it revives a time namespace, and dumps no tree with several.
+    signal(others[0].0, Signal::SIGKILL);
+    assert_eq!(victim.ask("wait"), "signal: 9 (SIGKILL)");
+    let digest = digest(&victim.ask(&format!("capture run own {}", home.word())));
+    victim.end();
+
+    let mut copy = Revived::from(home.restore(), &home.store(), &digest);
+    assert_eq!(copy.talk.hear(), "revived");
+    copy.assert_counts_on(0);
+    let (request, answer) = revives(&others[1]);
+    assert_eq!(copy.ask(&request), answer);
 }
 
 const FLAGS: [&str; 3] = ["children=1", "threads=2", "memory=4"];

@@ -104,6 +104,7 @@ impl State {
             }
             "listen" if value == "tcp" => self.tcp = Some(TcpListener::bind("127.0.0.1:0").unwrap()),
             "serve" => self.serves = Some(UnixListener::bind(value).unwrap()),
+            "parent-death" => nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).unwrap(),
             "subreaper" => nix::sys::prctl::set_child_subreaper(true).unwrap(),
             "listen" => self.unix = Some(UnixListener::bind(value).unwrap()),
             _ => panic!("unknown flag {name}"),
