@@ -22,6 +22,10 @@ impl<For> Options<For> {
     /// Sets a field of `criu_opts` by its number, for a criu that has fields which this version of the crate does not
     /// know. Nothing is checked: criu ignores what it does not know, and takes what it does.
     ///
+    /// Numbers from 72 on mean different things in criu's development branch and in forks of it: 72 is `image_io_mode`,
+    /// `allow_uprobes`, `stream`, `stream_restore` or `compress`. So set one only for a criu whose source is known, never by
+    /// its version.
+    ///
     /// ```
     /// use criu_rpc::{DumpOptions, options::RawValue};
     ///

@@ -138,6 +138,11 @@ impl Criu {
 
     /// One more argument for `criu swrk`: the way to options that its RPC has no field for, such as
     /// `--file-validation`, `filesize`.
+    ///
+    /// A field of a request overrules an argument, a [`config_file`](DumpOptions::config_file) overrules both, and a
+    /// [`raw_field`](DumpOptions::raw_field) overrules the field of its number. An option that is not set in the request
+    /// leaves an argument in force. Of an argument that is given twice, the last counts. `--address` of a request that serves
+    /// memory (`lazy_pages`) comes after those of the caller, and so overrules one.
     #[must_use]
     pub fn argument(mut self, argument: impl Into<OsString>) -> Criu {
         self.arguments.push(argument.into());
