@@ -259,16 +259,46 @@ pub(crate) struct TcpLine {
     pub(crate) state: u8,
     /// Bytes to be read; of a listener, connections that nobody has accepted.
     pub(crate) waiting: u32,
+    /// 0 if no process has it open.
     pub(crate) inode: u64,
+    pub(crate) local: Endpoint,
+    pub(crate) remote: Endpoint,
 }
 
+/// One end of a TCP connection: the address, and the port. An IPv4 address is the same in both tables.
+pub(crate) type Endpoint = (u128, u16);
+
 impl TcpLine {
+    pub(crate) const CLOSED: u8 = 7;
+    pub(crate) const CLOSE_WAIT: u8 = 8;
+    pub(crate) const LISTENING: u8 = 10;
+
     pub(crate) fn parse(line: &str) -> Option<TcpLine> {
-        let mut words = line.split_ascii_whitespace();
-        let state = u8::from_str_radix(words.nth(3)?, 16).ok()?;
+        let mut words = line.split_ascii_whitespace().skip(1);
+        let (local, remote) = (endpoint(words.next()?)?, endpoint(words.next()?)?);
+        let state = u8::from_str_radix(words.next()?, 16).ok()?;
         let waiting = u32::from_str_radix(words.next()?.split_once(':')?.1, 16).ok()?;
-        Some(TcpLine { state, waiting, inode: words.nth(4)?.parse().ok()? })
+        Some(TcpLine { state, waiting, inode: words.nth(4)?.parse().ok()?, local, remote })
     }
+
+    /// Whether it is a connection, in whatever state, and not a listener or a socket that was never connected.
+    pub(crate) fn is_connection(&self) -> bool {
+        !matches!(self.state, TcpLine::CLOSED | TcpLine::LISTENING)
+    }
+
+    /// Whether the other end is on this machine.
+    pub(crate) fn is_local(&self) -> bool {
+        self.local.0 == self.remote.0
+    }
+}
+
+/// Reads `0100007F:928D`. The kernel prints an address as words in the order of its own bytes.
+fn endpoint(text: &str) -> Option<Endpoint> {
+    const OF_IPV4: u128 = 0xffff_0000_0000_0000; // as the table of IPv6 prints ::ffff:0:0
+    let (address, port) = text.split_once(':')?;
+    let number = u128::from_str_radix(address, 16).ok()?;
+    let number = if address.len() == 8 { number | OF_IPV4 } else { number };
+    Some((number, u16::from_str_radix(port, 16).ok()?))
 }
 
 /// One line of `/proc/<pid>/mountinfo`.
@@ -375,10 +405,25 @@ mod tests {
     fn a_tcp_socket_has_a_state_and_a_queue() {
         let line = "   0: 0100007F:928D 00000000:0000 0A 00000000:00000002 00:00000000 00000000     0        0 515681 2 0 \
                     100 0 0 10 0";
-        assert_eq!(TcpLine::parse(line), Some(TcpLine { state: 10, waiting: 2, inode: 515_681 }));
+        let local = (0xffff_0000_0100_007f, 0x928d);
+        let line = TcpLine::parse(line);
+        let remote = (0xffff_0000_0000_0000, 0);
+        assert_eq!(line, Some(TcpLine { state: 10, waiting: 2, inode: 515_681, local, remote }));
+        assert!(!line.unwrap().is_connection());
         let heading = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode";
         for text in [heading, "", "0: 1 2 0A", "0: 1 2 0A 3", "0: 1 2 ZZ 3:4 5 6 7 8 9"] {
             assert_eq!(TcpLine::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_address_of_ipv4_is_the_same_in_both_tables() {
+        let (four, six) = ("0100007F:1F90", "0000000000000000FFFF00000100007F:1F90");
+        assert_eq!(endpoint(four), Some((0xffff_0000_0100_007f, 8080)));
+        assert_eq!(endpoint(four), endpoint(six));
+        assert_ne!(endpoint(four), endpoint("0000000000000000000000000100007F:1F90"));
+        for text in ["", ":", "0100007F", "x:1", "0100007F:12345", "123456789012345678901234567890123:1"] {
+            assert_eq!(endpoint(text), None, "{text}");
         }
     }
 

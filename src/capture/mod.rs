@@ -134,9 +134,16 @@ impl ProcsCapture {
         self
     }
 
-    /// Options for criu. Some that most callers would not know to set follow from the tree: `shell_job` for a root that
-    /// leads no session, unless it is set here, and `external` for terminals outside and for standard streams that are
-    /// unix sockets to the outside, in addition to those set here.
+    /// Options for criu, beside those that follow from the tree. These are set unless the caller has set them here:
+    ///
+    /// - `shell_job` for a root that leads no session;
+    /// - `tcp_established`, and [`NetworkLock::Skip`](crate::options::NetworkLock), if there are TCP connections, and the
+    ///   tree has both ends of each;
+    /// - `file_locks` if there are file locks, and no process outside shares them;
+    /// - `ghost_limit` of 256 MiB for each file that is open and deleted.
+    ///
+    /// `external` for terminals outside, and for standard streams that are unix sockets to the outside, comes in addition
+    /// to what is set here.
     /// [`DumpOptions::leave_running`] is overruled by [`leave_running`](ProcsCapture::leave_running).
     #[must_use]
     pub fn options(mut self, options: DumpOptions) -> ProcsCapture {

@@ -183,9 +183,10 @@ causes! {
 
     "Connections" {
         EstablishedTcp:
-            "the tree has an established TCP connection",
-            "set `tcp_established(true)` at the dump and at the restore to carry the connection along, or \
-             `tcp_close(true)` to drop it",
+            "the tree has an established TCP connection to a process outside",
+            "if the tree goes on after the dump, set `tcp_close(true)`: it keeps its connection, and what is revived \
+             finds that connection closed and can make another; if the tree ends with the dump, \
+             `tcp_established(true)` carries the connection along, and the other side must wait until the restore",
             ["tcp_established", "tcp_close"];
         InFlightTcp:
             "somebody is connecting to the tree by TCP just now",

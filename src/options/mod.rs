@@ -144,8 +144,18 @@ impl<For> Options<For> {
         self.wire.file_locks == Some(true)
     }
 
+    /// Whether the caller has said how to block network traffic.
+    pub(crate) fn names_network_lock(&self) -> bool {
+        self.wire.network_lock.is_some()
+    }
+
     /// Whether the caller has said anything about file locks.
     pub(crate) fn names_file_locks(&self) -> bool {
         self.wire.file_locks.is_some()
+    }
+
+    /// Whether the caller has said anything about the size of deleted files.
+    pub(crate) fn names_ghost_limit(&self) -> bool {
+        self.wire.ghost_limit.is_some()
     }
 }

@@ -109,15 +109,13 @@ impl Streams {
     }
 
     fn obstacle(&self, view: &View<'_>, inode: u64) -> Option<Obstacle> {
-        const LISTENING: u8 = 10;
-        const CLOSED: u8 = 7;
         let options = view.options;
         let carried = options.tcp_established == Some(true) || options.tcp_close == Some(true);
         let line = self.lines.get(&inode)?;
         match line.state {
-            LISTENING if line.waiting == 0 || options.tcp_skip_in_flight == Some(true) => None,
-            LISTENING => Some(Obstacle::TcpInFlight),
-            CLOSED => None,
+            TcpLine::LISTENING if line.waiting == 0 || options.tcp_skip_in_flight == Some(true) => None,
+            TcpLine::LISTENING => Some(Obstacle::TcpInFlight),
+            TcpLine::CLOSED => None,
             _ if carried => None,
             _ => Some(Obstacle::Tcp),
         }

@@ -19,6 +19,8 @@ modules! {
 
 // Those of signals, of the ends of processes, and of what listens.
 modules! { signals }
+// What a tree needs that nobody has to say.
+modules! { enclosed ways }
 
 #[cfg(target_os = "linux")]
 fn main() {
@@ -43,6 +45,7 @@ fn main() {
         damage::TESTS,
         deadline::TESTS,
         embed::TESTS,
+        enclosed::TESTS,
         ending::TESTS,
         faults::TESTS,
         grown::TESTS,

@@ -90,6 +90,12 @@ impl Victim {
     /// Reaps it after somebody else killed it, and waits until none of these numbers is taken.
     #[track_caller]
     pub(crate) fn reap(mut self, members: &[i32]) {
+        self.reap_in_place(members);
+    }
+
+    /// As [`reap`](Victim::reap).
+    #[track_caller]
+    pub(crate) fn reap_in_place(&mut self, members: &[i32]) {
         wait_until("the victim has ended", || !lives(self.pid()));
         self.root.wait().unwrap();
         self.reaped = true;

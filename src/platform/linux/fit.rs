@@ -7,10 +7,11 @@ use std::{
     path::Path,
 };
 
+use super::enclosed::Enclosed;
 use crate::{
     DumpOptions, Pid, RestoreOptions, Result,
     image::ImageDir,
-    options::External,
+    options::{External, NetworkLock},
     preflight::{Peer, Peers},
     procfs::{Stat, fdinfo_number, read_start, tree},
     sys::Known,
@@ -22,6 +23,21 @@ pub(super) fn for_dump(options: &DumpOptions, root: Pid, roots: &[Pid]) -> DumpO
     if !options.names_shell_job() && leads_no_session(root) {
         options = options.shell_job(true);
     }
+    if !options.names_ghost_limit() {
+        options = options.ghost_limit(GHOST_LIMIT);
+    }
+    let enclosed = Enclosed::of(root);
+    if !options.names_tcp() && enclosed.has_own_connections() {
+        options = options.tcp_established(true);
+        // Both ends stand still. To block their traffic, criu needs a program that many machines lack, and leaves rules
+        // behind when the tree ends.
+        if !options.names_network_lock() {
+            options = options.network_lock(NetworkLock::Skip);
+        }
+    }
+    if !options.names_file_locks() && enclosed.has_own_locks() {
+        options = options.file_locks(true);
+    }
     let outside = Outside::of(root, roots);
     for terminal in outside.terminals {
         options = options.external(terminal);
@@ -31,6 +47,9 @@ pub(super) fn for_dump(options: &DumpOptions, root: Pid, roots: &[Pid]) -> DumpO
     }
     options
 }
+
+/// The largest deleted file that is carried along unless the caller says something, in bytes. criu by itself takes one MiB.
+const GHOST_LIMIT: u32 = 256 << 20;
 
 fn leads_no_session(root: Pid) -> bool {
     Stat::of(root.as_raw()).is_ok_and(|stat| stat.session != root.as_raw())

@@ -1,6 +1,7 @@
 //! Linux: dump and restore by criu, by way of a private folder.
 
 mod dump;
+mod enclosed;
 mod files;
 mod fit;
 mod foresee;
