@@ -100,6 +100,13 @@ pub enum Error {
         problem: ProcessProblem,
     },
 
+    /// criu dumped the tree, and could never restore it. The tree was to end, and goes on instead; nothing was stored.
+    #[error("the tree can be dumped, but never revived: {}", problems.join("; "))]
+    Unrevivable {
+        /// What keeps it from being revived.
+        problems: Vec<String>,
+    },
+
     /// This is the revived copy, in a call that had no other way to tell it so; see
     /// [`ProcsCapture::capture`](crate::ProcsCapture::capture).
     #[error("this process is the revived copy of the one that captured itself")]
@@ -202,6 +209,10 @@ impl Error {
                  and that this user may write to it",
             ),
             Error::Process { problem, .. } => Some(problem.advice()),
+            Error::Unrevivable { .. } => Some(
+                "end what the message names before the capture, or start the tree so that it has none of it: a namespace \
+                 around the whole tree instead of around a child, for instance",
+            ),
             Error::Unsupported { .. } => Some("do it on Linux, with criu"),
             Error::Missing { .. } => Some(
                 "check that this is the store that was captured into, with its key if it is encrypted, and whether it was \

@@ -1,6 +1,8 @@
 //! [`Warning`]: what a caller should tell its user of a capture or a restore that succeeded.
 
-use std::fmt;
+use std::{fmt, path::PathBuf};
+
+use crate::Pid;
 
 use crate::Digest256;
 
@@ -39,6 +41,36 @@ pub enum Warning {
         /// Its size now.
         now: u64,
     },
+    /// This capture of a tree that goes on can never be revived. If the tree were to end, it is an
+    /// [`Error::Unrevivable`](crate::Error::Unrevivable) instead.
+    Unrevivable {
+        /// What keeps it from that.
+        problem: String,
+    },
+    /// A process has something that cannot be carried along, so that what is revived of it lacks it.
+    Lost {
+        /// The process.
+        pid: Pid,
+        /// What it is, such as `personality`.
+        what: &'static str,
+    },
+    /// A revived thread has not got a setting that it had; others may lack it as well.
+    NotSet {
+        /// The thread.
+        pid: Pid,
+        /// The setting, such as `CPU affinity`.
+        what: &'static str,
+        /// What the system said.
+        problem: String,
+    },
+    /// A file is open under a name that was deleted, and the name that it still has was not found. What is revived has
+    /// a copy of its own.
+    Copied {
+        /// The root of the tree.
+        pid: Pid,
+        /// The deleted name.
+        path: PathBuf,
+    },
 }
 
 impl fmt::Display for Warning {
@@ -62,6 +94,16 @@ impl fmt::Display for Warning {
             Warning::Older { what, there, here } => {
                 write!(f, "the {what} is {here}, older than the {there} that the capture was made with")
             }
+            Warning::Unrevivable { problem } => write!(f, "the capture can never be revived: {problem}"),
+            Warning::Lost { pid, what } => write!(f, "what is revived of process {pid} will lack its {what}"),
+            Warning::NotSet { pid, what, problem } => {
+                write!(f, "thread {pid} has not got the {what} that it had: {problem}")
+            }
+            Warning::Copied { pid, path } => write!(
+                f,
+                "what is revived of {pid} has a copy of {}: that name was deleted, and no other was found",
+                path.display()
+            ),
         }
     }
 }

@@ -140,7 +140,9 @@ impl ProcsCapture {
     /// - `tcp_established`, and [`NetworkLock::Skip`](crate::options::NetworkLock), if there are TCP connections, and the
     ///   tree has both ends of each;
     /// - `file_locks` if there are file locks, and no process outside shares them;
-    /// - `ghost_limit` of 256 MiB for each file that is open and deleted.
+    /// - `ghost_limit` of 256 MiB for each file that is open and deleted;
+    /// - `link_remap`, of which nothing is left behind: a file that is open under a deleted name gets the name that it still
+    ///   has, or its contents are stored.
     ///
     /// `external` for terminals outside, and for standard streams that are unix sockets to the outside, comes in addition
     /// to what is set here.
@@ -238,7 +240,8 @@ impl ProcsCapture {
     /// # Errors
     ///
     /// [`Error::Process`] for a pid that cannot be captured, before anything is frozen; [`Error::Criu`] with
-    /// [advice](Error::advice) if criu could not; whatever the store says. The trees run on, and there is no manifest in the store.
+    /// [advice](Error::advice) if criu could not; [`Error::Unrevivable`] if the trees are to end and could never be revived;
+    /// whatever the store says. The trees run on, and there is no manifest in the store.
     ///
     /// In the revived copy of a process that captured itself, [`Error::Revived`]: there is no digest to give. Such
     /// programs are better off with [`run`](ProcsCapture::run), which gives both as values.

@@ -269,7 +269,8 @@ causes! {
             ["ghost_limit"];
         LinkRemap:
             "the tree has a file open whose name was deleted while others remain",
-            "set `link_remap(true)`: criu then gives the file a temporary name beside the old one. If nobody \
+            "leave it to `ProcsCapture`, which finds the other name; or set `link_remap(true)`: criu then makes a link, \
+             which is there for one restore only, and for none if the tree goes on after the dump. If nobody \
              deleted it, a mount covers it: unmount that",
             ["link_remap"];
         LinkRemapFailed:

@@ -2,9 +2,11 @@
 //!
 //! [`frame`] takes a file apart into entries; here is what the entries tell.
 
+mod beyond;
 mod complete;
 mod frame;
 mod lines;
+mod links;
 mod memory;
 mod notes;
 mod paths;
@@ -25,6 +27,7 @@ use self::frame::{Edit, Frames};
 pub(crate) use self::{
     complete::{MemoryIn, check_complete, check_version},
     lines::lines_in_names,
+    links::{GhostMeta, LinkCure, LinkRemap},
     notes::Notes,
     paths::{LockEntry, NamedFile, OpenedAs, Place},
     shared::{Channels, shared_pipes, shared_sockets},

@@ -144,6 +144,16 @@ impl<For> Options<For> {
         self.wire.file_locks == Some(true)
     }
 
+    /// The largest deleted file to carry along, in bytes.
+    pub(crate) fn ghost_limit_or(&self, other: u32) -> u32 {
+        self.wire.ghost_limit.unwrap_or(other)
+    }
+
+    /// Whether the caller has said anything about files whose names are deleted.
+    pub(crate) fn names_link_remap(&self) -> bool {
+        self.wire.link_remap.is_some()
+    }
+
     /// Whether the caller has said how to block network traffic.
     pub(crate) fn names_network_lock(&self) -> bool {
         self.wire.network_lock.is_some()

@@ -27,7 +27,7 @@ pub(crate) use self::{
     mount::mount_fuse,
     reap::{Child, forget_children, is_known_child, reap, reap_later, wait_readable},
     spawn::{OF_A_TERMINAL, Place, Spawn, TO_END_PROGRAMS, spawn},
-    task::is_same_file,
+    task::{affinity, io_priority, is_same_file, online_processors, set_affinity, set_io_priority},
 };
 
 /// Begins to write what this part of a file has in memory to the disk. What comes of that, only a sync tells.

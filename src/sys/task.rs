@@ -1,4 +1,4 @@
-//! Calls about other processes.
+//! Calls about other processes and threads.
 
 use std::io;
 
@@ -9,6 +9,64 @@ pub(crate) fn is_same_file(one: (i32, i32), other: (i32, i32)) -> io::Result<boo
     match unsafe { libc::syscall(libc::SYS_kcmp, one.0, other.0, KCMP_FILE, one.1, other.1) } {
         0 => Ok(true),
         1.. => Ok(false),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+/// The processors that the thread may run on, as the kernel's mask: 64 in a word, the lowest first.
+pub(crate) fn affinity(thread: i32) -> io::Result<Vec<u64>> {
+    let mut mask = vec![0_u64; MOST_PROCESSORS / 64];
+    let (size, start) = (mask.len() * size_of::<u64>(), mask.as_mut_ptr());
+    // SAFETY: the kernel writes no more than `size` bytes into `mask`.
+    let written = unsafe { libc::syscall(libc::SYS_sched_getaffinity, thread, size, start) };
+    let written = usize::try_from(written).map_err(|_| io::Error::last_os_error())?;
+    mask.truncate(written.div_ceil(size_of::<u64>()));
+    Ok(mask)
+}
+
+/// Lets the thread run on these processors only.
+pub(crate) fn set_affinity(thread: i32, mask: &[u64]) -> io::Result<()> {
+    // SAFETY: the kernel reads as many bytes as `mask` has.
+    let done =
+        unsafe { libc::syscall(libc::SYS_sched_setaffinity, thread, size_of_val(mask), mask.as_ptr()) };
+    succeeded(done)
+}
+
+/// The most processors that any kernel is built for.
+const MOST_PROCESSORS: usize = 8192;
+
+/// The processors that this machine has, as such a mask; empty if it cannot be told.
+pub(crate) fn online_processors() -> Vec<u64> {
+    let text = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+    let mut mask = Vec::new();
+    for range in text.trim().split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (Ok(first), Ok(last)) = (first.parse::<usize>(), last.parse::<usize>()) else { continue };
+        for processor in first..=last.min(MOST_PROCESSORS - 1) {
+            mask.resize(mask.len().max(processor / 64 + 1), 0);
+            mask[processor / 64] |= 1 << (processor % 64);
+        }
+    }
+    mask
+}
+
+/// The I/O priority of the thread, as the kernel writes it: the class, and the priority in it.
+pub(crate) fn io_priority(thread: i32) -> io::Result<u32> {
+    // SAFETY: the call takes numbers alone.
+    let priority = unsafe { libc::syscall(libc::SYS_ioprio_get, IOPRIO_WHO_PROCESS, thread) };
+    u32::try_from(priority).map_err(|_| io::Error::last_os_error())
+}
+
+/// Sets the I/O priority of the thread.
+pub(crate) fn set_io_priority(thread: i32, priority: u32) -> io::Result<()> {
+    // SAFETY: the call takes numbers alone.
+    succeeded(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, thread, priority) })
+}
+
+const IOPRIO_WHO_PROCESS: libc::c_int = 1;
+
+fn succeeded(result: libc::c_long) -> io::Result<()> {
+    match result {
+        0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
 }

@@ -20,7 +20,7 @@ modules! {
 // Those of signals, of the ends of processes, and of what listens.
 modules! { signals }
 // What a tree needs that nobody has to say.
-modules! { enclosed ways }
+modules! { beyond enclosed links settings ways }
 
 #[cfg(target_os = "linux")]
 fn main() {
@@ -38,6 +38,7 @@ fn main() {
         ("--waits-in-hook", faults::waits_in_hook),
     ];
     let tests = [
+        beyond::TESTS,
         capture::TESTS,
         causes::TESTS,
         chunked::TESTS,
@@ -54,6 +55,7 @@ fn main() {
         leaks::TESTS,
         locked::TESTS,
         missing::TESTS,
+        links::TESTS,
         pids::TESTS,
         pipes::TESTS,
         preflight::files::TESTS,
@@ -76,6 +78,7 @@ fn main() {
         selfdump::TESTS,
         served::TESTS,
         service::TESTS,
+        settings::TESTS,
         signals::TESTS,
         sockets::TESTS,
         stress::TESTS,

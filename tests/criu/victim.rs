@@ -97,6 +97,12 @@ impl State {
             "threads" => self.threads = (0..number()).map(|_| counting()).collect(),
             "memory" => self.memory = (0..number() << 17).map(pattern).collect(),
             "file" => self.file = Some(File::options().read(true).write(true).open(value).unwrap()),
+            "thread-file" => {
+                let own = std::process::id().to_string();
+                let threads = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+                let thread = threads.map(|entry| entry.path()).find(|path| !path.ends_with(&own)).unwrap();
+                self.file = Some(File::open(thread.join(value)).unwrap());
+            }
             "lock" => {
                 let file = File::options().read(true).write(true).open(value).unwrap();
                 let exclusive = nix::fcntl::FlockArg::LockExclusiveNonblock;

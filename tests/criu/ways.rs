@@ -27,9 +27,19 @@ impl Script {
         Script(Victim::start_by(command))
     }
 
+    /// Starts a victim by a command that becomes one.
+    #[track_caller]
+    pub(crate) fn by(command: Command) -> Script {
+        Script(Victim::start_by(command))
+    }
+
     #[track_caller]
     pub(crate) fn ask(&mut self, line: &str) -> String {
         self.0.ask(line)
+    }
+
+    pub(crate) fn members(&self) -> Vec<i32> {
+        self.0.members()
     }
 
     pub(crate) fn pid(&self) -> i32 {
@@ -110,7 +120,7 @@ pub(crate) fn comes_back_times(times: u32, start: impl Fn(&Home) -> Script, chec
 impl Script {
     /// Reaps it, after it was killed if the capture did not end it.
     #[track_caller]
-    fn end(&mut self, members: &[i32], way: Way) {
+    pub(crate) fn end(&mut self, members: &[i32], way: Way) {
         if !way.ends {
             for member in members.iter().rev() {
                 signal(*member, nix::sys::signal::Signal::SIGKILL);

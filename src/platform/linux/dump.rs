@@ -7,8 +7,12 @@
 use std::{
     collections::BTreeMap,
     fs::File,
+    mem,
     path::PathBuf,
-    sync::mpsc::{self, Receiver, Sender},
+    sync::{
+        Mutex, PoisonError,
+        mpsc::{self, Receiver, Sender},
+    },
     thread::{self, Scope, ScopedJoinHandle},
 };
 
@@ -19,7 +23,7 @@ use super::{
     staging::Staging,
 };
 use crate::{
-    BoxError, Criu, DumpOptions, Error, Pid, Request, Result,
+    BoxError, Criu, DumpOptions, Error, Pid, Request, Result, Warning,
     archive::Trees,
     image::{ImageDir, MemoryIn, check_complete, check_version},
     platform::{Facts, Images, Job, Keep, Memory, Outcome, Unsupported},
@@ -59,12 +63,13 @@ pub(crate) fn checkpoint<T>(job: &Job, memory: Option<&dyn Memory>, keep: Keep<'
             staging.forget();
             return Ok(Outcome::Revived);
         }
-        dump.check()?;
+        let problems = dump.check()?;
+        dump.warn(problems.into_iter().map(|problem| Warning::Unrevivable { problem }).collect());
         keep(&dump.made())?
     } else {
-        dump.end(&mut |images| {
-            dump.check()?;
-            keep(images)
+        dump.end(&mut |images| match dump.check()? {
+            problems if problems.is_empty() => keep(images),
+            problems => Err(Error::Unrevivable { problems }),
         })?
     };
     Ok(Outcome::Kept(kept, dump.facts()))
@@ -105,6 +110,8 @@ struct Dump<'a> {
     roots: Vec<Pid>,
     /// The rounds of pre-dumps that came before, and what they need until the end.
     rounds: Option<rounds::Rounds>,
+    /// What the caller should tell its user.
+    warnings: Mutex<Vec<Warning>>,
 }
 
 pub(super) struct Tree {
@@ -160,7 +167,7 @@ impl<'a> Dump<'a> {
             1 => Trees::One(folders.into_values().next().expect("because there is one")),
             _ => Trees::Several(folders),
         };
-        Ok(Dump { criu, memory: None, others, own, images, roots, rounds: None })
+        Ok(Dump { criu, memory: None, others, own, images, roots, rounds: None, warnings: Mutex::default() })
     }
 
     /// Has memory taken in while the trees run, so that the dump is of what changed.
@@ -186,10 +193,14 @@ impl<'a> Dump<'a> {
         }
         let Some(own) = &self.own else { return Ok(Side::Original) };
         // While our own tree stands still nothing can look at it. What is noted now stays true until then, or is of no use.
-        let notes = frozen::Frozen::of(own.root).look();
+        let tree = frozen::Frozen::of(own.root);
+        let notes = tree.look();
         match self.criu.dump_around_self(own.root, &own.options, &own.folder)? {
             SelfDump::Dumped(_) => {
-                frozen::write(&notes, &ImageDir::new(&own.folder)).map(|()| Side::Original)
+                let images = ImageDir::new(&own.folder);
+                self.warn(tree.mend(own.root, &images, &own.options)?);
+                frozen::write(&notes, &images)?;
+                Ok(Side::Original)
             }
             SelfDump::Restored => Ok(Side::Revived),
         }
@@ -214,7 +225,7 @@ impl<'a> Dump<'a> {
     }
 
     fn dump(&self, tree: &Tree, then: impl Hooks) -> Result<()> {
-        let hooks = &mut Noting { tree, then };
+        let hooks = &mut Noting { dump: self, tree, then };
         let folder =
             File::open(&tree.folder).map_err(Error::io(format!("open {}", tree.folder.display())))?;
         let lend = Lend::images(&folder);
@@ -267,22 +278,29 @@ impl<'a> Dump<'a> {
         })
     }
 
-    /// What is stored can be revived: nothing is missing of what criu says it wrote.
-    fn check(&self) -> Result<()> {
+    /// Checks that nothing is missing of what criu says it wrote, and gives what keeps it from being revived.
+    fn check(&self) -> Result<Vec<String>> {
         let memory = if self.memory.is_some() { MemoryIn::Stream } else { MemoryIn::Folder };
-        let mut trees = self.others.iter().chain(&self.own);
-        trees.try_for_each(|tree| {
+        let mut problems = Vec::new();
+        for tree in self.others.iter().chain(&self.own) {
             let images = ImageDir::new(&tree.folder);
             check_version(&images, Request::Dump)?;
-            check_complete(&images, memory)
-        })
+            check_complete(&images, memory)?;
+            problems.extend(images.beyond_restore()?);
+        }
+        Ok(problems)
+    }
+
+    fn warn(&self, warnings: Vec<Warning>) {
+        self.warnings.lock().unwrap_or_else(PoisonError::into_inner).extend(warnings);
     }
 
     fn facts(&self) -> Facts {
         let trees = self.others.iter().chain(&self.own);
         let frozen = trees.filter_map(|tree| ImageDir::new(&tree.folder).frozen()).max();
         let pre_dumps = self.rounds.as_ref().map_or(0, |rounds| rounds.count());
-        Facts { roots: self.roots.clone(), frozen, pre_dumps, warnings: Vec::new() }
+        let warnings = mem::take(&mut *self.warnings.lock().unwrap_or_else(PoisonError::into_inner));
+        Facts { roots: self.roots.clone(), frozen, pre_dumps, warnings }
     }
 }
 
@@ -299,6 +317,7 @@ fn first_cause(ends: Vec<Result<()>>) -> Error {
 /// Notes what is to be known of the tree once its images are written and it still stands still, before the other hooks are
 /// told of that.
 struct Noting<'a, H> {
+    dump: &'a Dump<'a>,
     tree: &'a Tree,
     then: H,
 }
@@ -306,7 +325,8 @@ struct Noting<'a, H> {
 impl<H: Hooks> Hooks for Noting<'_, H> {
     fn on(&mut self, event: Event<'_>) -> Result<(), BoxError> {
         if matches!(event, Event::PostDump) {
-            frozen::note(self.tree.root, &ImageDir::new(&self.tree.folder))?;
+            let Tree { root, folder, options } = self.tree;
+            self.dump.warn(frozen::note(*root, &ImageDir::new(folder), options)?);
         }
         self.then.on(event)
     }

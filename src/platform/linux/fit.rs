@@ -26,6 +26,9 @@ pub(super) fn for_dump(options: &DumpOptions, root: Pid, roots: &[Pid]) -> DumpO
     if !options.names_ghost_limit() {
         options = options.ghost_limit(GHOST_LIMIT);
     }
+    if !options.names_link_remap() {
+        options = options.link_remap(true); // and what criu makes of it is mended
+    }
     let enclosed = Enclosed::of(root);
     if !options.names_tcp() && enclosed.has_own_connections() {
         options = options.tcp_established(true);

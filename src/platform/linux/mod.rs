@@ -15,6 +15,7 @@ mod restore;
 mod rounds;
 mod select;
 mod serve;
+mod settle;
 mod staging;
 mod streams;
 mod whole;

@@ -4,6 +4,7 @@ use std::{
     fs::File,
     os::fd::{AsFd, OwnedFd},
     path::Path,
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -13,6 +14,7 @@ use super::{
     links::Links,
     pids::Pids,
     serve,
+    settle::Settle,
     staging::Staging,
     streams::Given,
     whole,
@@ -105,6 +107,7 @@ impl<'a> Reviver<'a> {
         let (last_look, warnings) = checked.map_err(|error| self.tell_version(error))?;
         let opening = Error::io(format!("open {}", tree.folder.display()));
         let folder = OwnedFd::from(File::open(tree.folder).map_err(opening)?);
+        let (notes, settled) = (images.notes()?, Mutex::new(Vec::new()));
         let restore = |images: &OwnedFd| {
             let mut lend = Lend::images(images).work(&folder);
             for (key, file) in lent {
@@ -113,10 +116,15 @@ impl<'a> Reviver<'a> {
             for (key, file) in &revival.inherit {
                 lend = lend.inherit(key.as_str(), file);
             }
-            let restored = self.criu.restore(&options, lend, &mut last_look.clone());
+            let mut hooks = Settle::new(notes.clone(), last_look.clone());
+            let restored = self.criu.restore(&options, lend, &mut hooks);
+            settled.lock().unwrap_or_else(PoisonError::into_inner).extend(hooks.warnings);
             restored.map_err(|error| pids.name_holders(LastLook::own_error(error)))
         };
-        let with_warnings = |tree: Tree| (tree, warnings.clone());
+        let with_warnings = |tree: Tree| {
+            let settled = settled.lock().unwrap_or_else(PoisonError::into_inner);
+            (tree, [warnings.as_slice(), settled.as_slice()].concat())
+        };
         let from_folder = || pids.retry_until_freed(|| restore(&folder)).map(with_warnings);
         let Some(pages) = tree.pages else { return from_folder() };
         if !options.needs_files() {

@@ -3,19 +3,24 @@
 //! The tree waits meanwhile, so a look takes milliseconds. Each subject has a file of its own here, and a field in
 //! [`Notes`].
 
+mod links;
+mod lost;
 mod pipes;
+pub(super) mod settings;
 
 use std::{fs, path::PathBuf};
 
 use super::files::owners;
 use crate::{
-    Pid, Result,
+    DumpOptions, Pid, Result, Warning,
     image::{ImageDir, Notes},
     procfs,
 };
 
 /// A tree that stands still. Of a process that captures itself it is the tree just before.
 pub(super) struct Frozen {
+    /// Parents before children; the root is the first.
+    pids: Vec<i32>,
     files: Vec<OpenFile>,
 }
 
@@ -27,13 +32,17 @@ struct OpenFile {
     target: PathBuf,
 }
 
-/// Looks at the tree while it stands still, and adds the notes to its images.
+/// Looks at the tree while it stands still, adds the notes to its images, and mends those. Gives what the caller should
+/// tell its user.
 ///
 /// # Errors
 ///
 /// The capture fails and the tree goes on: without its notes it would come back as something else.
-pub(super) fn note(root: Pid, images: &ImageDir) -> Result<()> {
-    write(&Frozen::of(root).look(), images)
+pub(super) fn note(root: Pid, images: &ImageDir, options: &DumpOptions) -> Result<Vec<Warning>> {
+    let tree = Frozen::of(root);
+    let warnings = tree.mend(root, images, options)?;
+    write(&tree.look(), images)?;
+    Ok(warnings)
 }
 
 /// Adds what was noted of a tree to its images, with what they say of its files.
@@ -44,13 +53,21 @@ pub(super) fn write(notes: &Notes, images: &ImageDir) -> Result<()> {
 impl Frozen {
     /// The tree with this root.
     pub(super) fn of(root: Pid) -> Frozen {
-        let files = procfs::tree(root.as_raw()).into_iter().flat_map(open_files).collect();
-        Frozen { files }
+        let pids = procfs::tree(root.as_raw());
+        let files = pids.iter().copied().flat_map(open_files).collect();
+        Frozen { pids, files }
+    }
+
+    /// Makes of the images what can be restored, as far as they are not.
+    pub(super) fn mend(&self, root: Pid, images: &ImageDir, options: &DumpOptions) -> Result<Vec<Warning>> {
+        let mut warnings = links::cure(self, root, images, options.ghost_limit_or(0).into())?;
+        warnings.extend(lost::look(self));
+        Ok(warnings)
     }
 
     /// Everything that is noted of a tree.
     pub(super) fn look(&self) -> Notes {
-        Notes { pipes: Some(pipes::look(self)), ..Notes::default() }
+        Notes { pipes: Some(pipes::look(self)), threads: settings::look(self), ..Notes::default() }
     }
 }
 

@@ -1,0 +1,90 @@
+//! Finds out what of a capture can never be restored, although criu dumped it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::ImageDir;
+use crate::{
+    Result,
+    proto::images::{FileEntry, InventoryEntry, PstreeEntry, TaskKobjIdsEntry},
+};
+
+impl ImageDir {
+    /// What keeps these images from being restored, whatever is done; nothing, if they can be.
+    pub(crate) fn beyond_restore(&self) -> Result<Vec<String>> {
+        let processes = self.processes()?;
+        let mut problems = self.nested_namespaces(&processes)?;
+        for remap in self.link_remaps()? {
+            let name = String::from_utf8_lossy(&remap.name);
+            problems.push(format!("the file {name} was deleted, and no other name of it was found"));
+        }
+        problems.extend(self.files_of_threads(&processes)?);
+        Ok(problems)
+    }
+
+    /// Processes in namespaces that criu does not make again. It makes those of the root, and of its descendants only
+    /// mount and network namespaces, if the root has its own of that kind.
+    fn nested_namespaces(&self, processes: &[PstreeEntry]) -> Result<Vec<String>> {
+        let criu = self.first::<InventoryEntry>("inventory.img")?.and_then(|inventory| inventory.root_ids);
+        let mut all = BTreeMap::new();
+        for process in processes {
+            if let Some(ids) = self.first::<TaskKobjIdsEntry>(&format!("ids-{}.img", process.pid))? {
+                all.insert(process.pid, ids);
+            }
+        }
+        let Some(root) = processes.first().and_then(|root| all.get(&root.pid)) else { return Ok(Vec::new()) };
+        let own: BTreeSet<_> = criu.iter().flat_map(|criu| different(root, criu)).collect();
+        let mut problems = Vec::new();
+        for process in &processes[1..] {
+            let (Some(ids), Some(parent)) = (all.get(&process.pid), all.get(&process.ppid)) else { continue };
+            for kind in different(ids, parent) {
+                if !(matches!(kind, "mount" | "network") && own.contains(kind)) {
+                    problems.push(format!("process {} has a {kind} namespace of its own", process.pid));
+                }
+            }
+        }
+        Ok(problems)
+    }
+
+    /// Open files in `/proc` of threads: criu opens files before it makes threads.
+    fn files_of_threads(&self, processes: &[PstreeEntry]) -> Result<Vec<String>> {
+        let mut problems = Vec::new();
+        let leaders: BTreeSet<u32> = processes.iter().map(|process| process.pid).collect();
+        let threads: BTreeSet<u32> = processes
+            .iter()
+            .flat_map(|process| &process.threads)
+            .copied()
+            .filter(|id| !leaders.contains(id))
+            .collect();
+        self.each("files.img", |file: FileEntry| {
+            let Some(name) = file.reg.map(|file| String::from_utf8_lossy(&file.name).into_owned()) else {
+                return;
+            };
+            let mut words = name.trim_start_matches('/').split('/');
+            if words.next() != Some("proc") {
+                return;
+            }
+            let number = |word: Option<&str>| word.and_then(|word| word.parse::<u32>().ok());
+            let process = number(words.next());
+            let task = words.next().filter(|word| *word == "task").and_then(|_| number(words.next()));
+            let is_thread = |id: Option<u32>| id.is_some_and(|id| threads.contains(&id));
+            if is_thread(process) || is_thread(task) {
+                problems.push(format!("{name} is open, and is of a thread"));
+            }
+        })?;
+        Ok(problems)
+    }
+}
+
+/// The kinds of namespaces that differ.
+fn different(one: &TaskKobjIdsEntry, other: &TaskKobjIdsEntry) -> Vec<&'static str> {
+    let kinds = [
+        ("pid", one.pid_ns_id, other.pid_ns_id),
+        ("network", one.net_ns_id, other.net_ns_id),
+        ("ipc", one.ipc_ns_id, other.ipc_ns_id),
+        ("uts", one.uts_ns_id, other.uts_ns_id),
+        ("mount", one.mnt_ns_id, other.mnt_ns_id),
+        ("user", one.user_ns_id, other.user_ns_id),
+        ("time", one.time_ns_id, other.time_ns_id),
+    ];
+    kinds.into_iter().filter(|(_, one, other)| one != other).map(|(kind, ..)| kind).collect()
+}

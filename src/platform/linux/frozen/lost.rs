@@ -1,0 +1,67 @@
+//! What a revived tree will lack, as far as it can be seen from outside.
+
+use std::{fs::File, io::Read};
+
+use super::Frozen;
+use crate::{Pid, Warning, procfs::read_start};
+
+/// Looks at each process for what criu does not carry along and cannot be set from outside.
+pub(super) fn look(tree: &Frozen) -> Vec<Warning> {
+    let mut lost = Vec::new();
+    for process in &tree.pids {
+        let mut found = |what| lost.push(Warning::Lost { pid: Pid::from(*process), what });
+        if read_start(format!("/proc/{process}/personality")).is_some_and(|text| is_personality(&text)) {
+            found("personality");
+        }
+        if first_mapping(*process).is_some_and(|text| has_memory_policy(&text)) {
+            found("NUMA memory policy");
+        }
+        if read_start(format!("/proc/{process}/status")).is_some_and(|text| has_speculation_control(&text)) {
+            found("speculation control");
+        }
+    }
+    lost
+}
+
+fn is_personality(text: &str) -> bool {
+    u32::from_str_radix(text.trim(), 16).is_ok_and(|personality| personality != 0)
+}
+
+/// The start of the list of mappings with their policies. All of it takes the kernel as long as reading the memory.
+fn first_mapping(process: i32) -> Option<String> {
+    let mut start = [0; 256];
+    let count = File::open(format!("/proc/{process}/numa_maps")).ok()?.read(&mut start).ok()?;
+    Some(String::from_utf8_lossy(&start[..count]).into_owned())
+}
+
+/// Whether the process has a policy of its own: it shows at each mapping that has none.
+fn has_memory_policy(text: &str) -> bool {
+    text.split_ascii_whitespace().nth(1).is_some_and(|policy| policy != "default")
+}
+
+/// Whether the program asked for a protection that the kernel does not give by itself.
+fn has_speculation_control(text: &str) -> bool {
+    let value =
+        |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':').map(str::trim));
+    let by_itself = value("Seccomp").is_some_and(|mode| mode != "0");
+    let asked =
+        |name| value(name).is_some_and(|value| value.starts_with("thread") && value.contains("mitigated"));
+    !by_itself && asked("Speculation_Store_Bypass")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_usual_is_not_lost() {
+        assert!(!is_personality("00000000\n") && !is_personality("") && is_personality("00040000\n"));
+        assert!(!has_memory_policy("7f00 default file=/x") && !has_memory_policy(""));
+        assert!(has_memory_policy("7f00 prefer:0 anon=1"));
+        let status = |store, seccomp| format!("Seccomp:\t{seccomp}\nSpeculation_Store_Bypass:\t{store}\n");
+        assert!(has_speculation_control(&status("thread force mitigated", 0)));
+        assert!(!has_speculation_control(&status("thread force mitigated", 2)));
+        assert!(!has_speculation_control(&status("thread vulnerable", 0)));
+        assert!(!has_speculation_control(""));
+    }
+}

@@ -1,0 +1,71 @@
+//! What criu dumps and could never restore: an error if the tree is to end, and a warning if it goes on.
+
+
+
+use criu_rpc::{Capture, Error, Warning};
+
+use crate::{
+    harness::tests,
+    places::{Home, lives, wait_until},
+    tree::{Victim, explain},
+    ways::{Script, WAYS},
+};
+
+tests![
+    a_child_in_a_network_namespace_of_its_own,
+    a_file_in_proc_of_a_thread,
+    a_file_in_proc_of_a_process_of_the_tree_is_fine,
+];
+
+/// It can be captured with a warning while it goes on, and is left running, and nothing stored, if it were to end.
+#[track_caller]
+fn is_never_revived(pid: i32, problem: &str) {
+    for way in WAYS {
+        let home = Home::new();
+        let captured = way.capture(&home, pid).run(&home.store());
+        match captured {
+            Ok(Capture::Stored(stored)) if !way.ends => {
+                let [Warning::Unrevivable { problem: told }] = &stored.warnings[..] else {
+                    panic!("{:?}", stored.warnings)
+                };
+                assert!(told.contains(problem), "{told}");
+                home.restore().restore(&home.store(), &stored.digest).unwrap_err();
+            }
+            Err(error) if way.ends => {
+                assert!(matches!(error, Error::Unrevivable { .. }), "{}", explain(&error));
+                assert!(error.to_string().contains(problem), "{error}");
+                assert!(error.advice().is_some());
+                assert_eq!(home.store().usage().unwrap().blobs.blobs, 0, "something was stored");
+            }
+            other => panic!("{way:?}: {other:?}"),
+        }
+        home.assert_staging_empty();
+        assert!(lives(pid));
+    }
+}
+
+fn a_child_in_a_network_namespace_of_its_own() {
+    let mut victim = Script::perl(
+        "$^F = 10; my $child = fork; if (!$child) { close STDOUT; close STDIN; open(STDIN, '<', '/dev/null'); \
+         exec 'unshare', '--net', 'sleep', '1000'; } sub answer { return $child; }",
+    );
+    let child = victim.ask("?");
+    let name = format!("/proc/{child}/comm");
+    wait_until("the child sleeps", || std::fs::read_to_string(&name).unwrap().trim() == "sleep");
+    is_never_revived(victim.pid(), &format!("process {child} has a network namespace"));
+    assert_eq!(victim.ask("?"), child);
+}
+
+fn a_file_in_proc_of_a_thread() {
+    let mut victim = Victim::start(&["threads=1", "thread-file=stat"]);
+    is_never_revived(victim.pid(), "/proc/");
+    victim.assert_counts_on(0);
+}
+
+fn a_file_in_proc_of_a_process_of_the_tree_is_fine() {
+    crate::ways::comes_back(
+        |_| Script::perl("open(my $f, '<', \"/proc/$$/task/$$/stat\") or die; sub answer { seek($f, 0, 0); my $l = <$f>; return $l =~ /^$$ / ? 'own' : $l; }"),
+        |talk| assert_eq!(talk.ask("?"), "own"),
+    );
+
+}

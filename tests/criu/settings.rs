@@ -1,0 +1,96 @@
+//! Settings of processes and threads that criu does not carry along: they are as they were, or it is said that they are not.
+
+use criu_rpc::Warning;
+
+use crate::{
+    harness::tests,
+    places::Home,
+    tree::Revived,
+    ways::{Script, WAYS, comes_back, stored},
+};
+
+tests![
+    settings_of_a_process_and_its_child_come_back,
+    settings_that_were_usual_come_back_to_a_restorer_whose_own_are_not,
+    what_is_lost_is_told,
+];
+
+/// What a process tells of its settings, as text.
+const STATE: &str = "sub state { my $m = \"\\0\" x 8; syscall(204, 0, 8, $m); open(my $f, '<', '/proc/self/coredump_filter'); \
+    my $c = <$f>; chomp $c; open(my $o, '<', '/proc/self/oom_score_adj'); my $a = <$o>; chomp $a; \
+    return join(' ', unpack('Q', $m), syscall(252, 1, 0), syscall(157, 30, 0, 0, 0, 0), $c, $a, getpriority(0, 0)); }";
+
+/// A process with unusual settings, and a child with others.
+fn unusual() -> String {
+    format!(
+        "{STATE} my $set = sub {{ my ($mask, $prio, $slack, $filter) = @_; my $m = pack('Q', $mask); syscall(203, 0, 8, $m); \
+         syscall(251, 1, 0, $prio); syscall(157, 29, $slack, 0, 0, 0); \
+         open(my $f, '>', '/proc/self/coredump_filter'); print $f $filter; close $f; }}; \
+         pipe(my $r, my $w); pipe(my $s, my $t); $w->autoflush(1); $t->autoflush(1); \
+         if (!fork) {{ close STDIN; close STDOUT; close $w; close $s; $set->(2, 2 << 13, 777, '0x7f'); \
+         while (<$r>) {{ print $t state(), \"\\n\" }} POSIX::_exit(0); }} close $r; close $t; \
+         $set->(1, 3 << 13, 12345, '0x11'); setpriority(0, 0, 5); \
+         open(my $o, '>', '/proc/self/oom_score_adj'); print $o '123'; close $o; \
+         sub answer {{ print $w \"?\\n\"; my $l = <$s>; chomp $l; return state() . ' / ' . $l; }}"
+    )
+}
+
+const UNUSUAL: &str = "1 24576 12345 00000011 123 5 / 2 16384 777 0000007f 0 0";
+
+fn settings_of_a_process_and_its_child_come_back() {
+    comes_back(
+        |_| {
+            let mut victim = Script::perl(&format!("use IO::Handle; {}", unusual()));
+            assert_eq!(victim.ask("?"), UNUSUAL);
+            victim
+        },
+        |talk| assert_eq!(talk.ask("?"), UNUSUAL),
+    );
+}
+
+/// A thread that is bound to one processor revives a program that was not.
+fn settings_that_were_usual_come_back_to_a_restorer_whose_own_are_not() {
+    for way in WAYS {
+        let home = Home::new();
+        let mut victim = Script::perl(&format!("{STATE} sub answer {{ return state(); }}"));
+        let members = victim.members();
+        let before = victim.ask("?");
+        let stored = stored(way.capture(&home, victim.pid()).run(&home.store()));
+        victim.end(&members, way);
+        let bound = std::thread::spawn(move || {
+            let own = nix::unistd::gettid().to_string();
+            let bind = ["taskset -p 1", "ionice -c 3 -p"].map(|command| format!("{command} {own} >/dev/null"));
+            let done = std::process::Command::new("sh").args(["-c", &bind.join("; ")]).status().unwrap();
+            assert!(done.success());
+            std::fs::write(format!("/proc/{own}/timerslack_ns"), "99999").unwrap();
+            let mut revived = Revived::from(home.restore(), &home.store(), &stored.digest);
+            revived.ask("?")
+        });
+        assert_eq!(bound.join().unwrap(), before, "{way:?}");
+    }
+}
+
+fn what_is_lost_is_told() {
+    for way in WAYS {
+        let home = Home::new();
+        let mut victim = Script::perl(
+            "syscall(135, 0x40000); my $m = pack('Q', 1); syscall(238, 1, $m, 64); sub answer { return 'here'; }",
+        );
+        let (pid, members) = (victim.pid(), victim.members());
+        let stored = stored(way.capture(&home, pid).run(&home.store()));
+        let told: Vec<_> = stored
+            .warnings
+            .iter()
+            .map(|warning| match warning {
+                Warning::Lost { pid: of, what } if of.as_raw() == pid => *what,
+                other => panic!("{other}"),
+            })
+            .collect();
+        assert!(told.contains(&"personality"), "{told:?}");
+        let has_numa = std::path::Path::new("/proc/self/numa_maps").exists();
+        assert_eq!(told.contains(&"NUMA memory policy"), has_numa, "{told:?}");
+        victim.end(&members, way);
+        let mut revived = Revived::from(home.restore(), &home.store(), &stored.digest);
+        assert_eq!(revived.ask("?"), "here");
+    }
+}
