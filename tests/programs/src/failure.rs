@@ -2,13 +2,15 @@
 
 use std::fmt;
 
+use criu_rpc::Cause;
+
 /// The result of a step of a program's test.
 pub(crate) type Result<T = ()> = std::result::Result<T, Failure>;
 
 /// The reason why a program did not pass.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// The program did something else than it should have. The stage is where: `original` or `revived`.
+    /// The program did something else than it should have.
     Wrong(String),
     /// The crate refused to capture or to revive it.
     Refused(&'static str, Box<criu_rpc::Error>),
@@ -18,6 +20,12 @@ impl Failure {
     /// A failure of the program, in words.
     pub(crate) fn wrong(problem: impl Into<String>) -> Failure {
         Failure::Wrong(problem.into())
+    }
+
+    /// True if another program on this machine took the number of a terminal that the tree had of its own.
+    pub(crate) fn is_of_others(&self) -> bool {
+        let Failure::Refused(_, error) = self else { return false };
+        error.failure().is_some_and(|failure| failure.cause == Cause::TerminalTaken)
     }
 
     /// The same failure with more words before it.

@@ -91,8 +91,7 @@ fn run(programs: &[Program], wishes: &Wishes) -> Result<ExitCode> {
         return Err(Failure::wrong("criu needs root"));
     }
     let folder = Folder::new()?;
-    let removed = folder.0.clone();
-    processes::clean_up_on_signals(move || drop(fs::remove_dir_all(removed)))?;
+    processes::clean_up_on_signals(folder.0.clone())?;
     processes::adopt_orphans()?;
 
     let wanted =
@@ -112,8 +111,11 @@ fn run(programs: &[Program], wishes: &Wishes) -> Result<ExitCode> {
 
 fn verdict(rows: &[Row], wishes: &Wishes) -> ExitCode {
     let missing = rows.iter().filter(|row| row.missing.is_some()).count();
-    let failed = rows.iter().filter(|row| row.missing.is_none() && !row.passed()).count();
-    println!("{} passed, {failed} failed, {missing} not installed", rows.len() - failed - missing);
+    let failed = rows.iter().filter(|row| row.failed()).count();
+    let passed = rows.iter().filter(|row| row.passed()).count();
+    let known = rows.len() - missing - failed - passed;
+    println!("{known} with known limits, {missing} not installed");
+    println!("{passed} passed, {failed} failed");
     match (failed, missing) {
         (0, 0) => ExitCode::SUCCESS,
         (0, _) if wishes.tolerate_missing => ExitCode::SUCCESS,
@@ -142,8 +144,18 @@ fn test(program: &Program, folder: &Path) -> Row {
             Err(failure) => println!("{}, {mode}: FAILED: {failure}", program.name),
         }
     }
+    if let (Ok(_), Ok(_), Some(limit)) = (&running, &ended, program.limit) {
+        println!("{}: came back, although: {limit}", program.name);
+    }
     println!("{}: {:.1} s", program.name, began.elapsed().as_secs_f64());
-    Row { name: program.name, missing: None, extras, running: Some(running), ended: Some(ended) }
+    Row {
+        name: program.name,
+        missing: None,
+        limit: program.limit,
+        extras,
+        running: Some(running),
+        ended: Some(ended),
+    }
 }
 
 /// One way to capture a program: without options first, then with those that the errors name.
@@ -153,10 +165,16 @@ fn with_options(
     mode: Mode,
     extras: &mut Vec<Extra>,
 ) -> Result<Option<Duration>> {
+    let mut tries = 0;
     loop {
         let mut stage = Stage::new(folder, program.name, mode, extras)?;
         let result = (program.play)(&mut stage).and_then(|()| stage.end());
+        processes::stop_if_ending();
         match result {
+            Err(failure) if failure.is_of_others() && tries < 3 => {
+                println!("{}: again, because: {failure}", program.name);
+                tries += 1;
+            }
             Err(Failure::Refused(_, error)) if cure(&error, extras).is_some() => {
                 let extra = cure(&error, extras).expect("because it was there just now");
                 println!("{}: again with {}, because: {error}", program.name, extra.name());

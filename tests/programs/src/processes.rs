@@ -1,7 +1,10 @@
 //! The processes of this program: it is their reaper, so that none of them is left behind.
 
 use std::{
-    fs, thread,
+    fs,
+    path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -100,7 +103,7 @@ pub(crate) fn end_descendants() -> Result {
 }
 
 /// Ends everything, and then this process, when it is told to end by a signal. To be called before other threads exist.
-pub(crate) fn clean_up_on_signals(clean_up: impl FnOnce() + Send + 'static) -> Result {
+pub(crate) fn clean_up_on_signals(folder: PathBuf) -> Result {
     let mut signals = nix::sys::signal::SigSet::empty();
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         signals.add(signal);
@@ -109,11 +112,26 @@ pub(crate) fn clean_up_on_signals(clean_up: impl FnOnce() + Send + 'static) -> R
     thread::spawn(move || {
         let Ok(signal) = signals.wait() else { return };
         eprintln!("test-programs: ended by {signal}");
-        if let Err(failure) = end_descendants() {
-            eprintln!("test-programs: {failure}");
+        ENDING.store(true, Ordering::SeqCst);
+        // What the other thread was about to start or to write comes within this time.
+        for _ in 0..10 {
+            if let Err(failure) = end_descendants() {
+                eprintln!("test-programs: {failure}");
+            }
+            let _ = fs::remove_dir_all(&folder); // it is gone already, or the next attempt removes it
+            thread::sleep(Duration::from_millis(30));
         }
-        clean_up();
         std::process::exit(128 + signal as i32);
     });
     Ok(())
+}
+
+/// True since a signal told this process to end.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+/// Returns at once, unless a signal told this process to end: then another thread ends it.
+pub(crate) fn stop_if_ending() {
+    while ENDING.load(Ordering::SeqCst) {
+        thread::sleep(PATIENCE);
+    }
 }

@@ -125,6 +125,7 @@ impl Stage {
     /// Starts the program, with standard streams of this kind.
     pub(crate) fn start(&mut self, kind: Kind, words: &[&str]) -> Result {
         self.kind = kind;
+        processes::stop_if_ending();
         let (talk, [input, output, errors]) = Talk::open(kind)?;
         let mut command = self.command(words);
         let child = command.stdin(input).stdout(output).stderr(errors).spawn();
@@ -141,6 +142,7 @@ impl Stage {
 
     /// Runs a command beside the program, as an agent's own tool, and gives its output.
     pub(crate) fn run(&self, words: &[&str]) -> Result<String> {
+        processes::stop_if_ending();
         let mut command = Command::new("env");
         command.arg("--default-signal").args(words).stdin(Stdio::null());
         self.set_environment(&mut command);
@@ -303,6 +305,7 @@ impl Stage {
             .deadline(PATIENCE)
             .leave_running(self.mode == Mode::Running);
         for _ in 0..TRIES {
+            processes::stop_if_ending();
             if let Some(status) = self.actor()?.root.try_wait()? {
                 let said = self.actor()?.talk.said();
                 return Err(Failure::wrong(format!("it ended with {status} before it was captured{said}")));
@@ -327,6 +330,7 @@ impl Stage {
     }
 
     fn revive(&mut self, store: &FsBlobStore, stored: &Stored) -> Result {
+        processes::stop_if_ending();
         let (talk, [input, output, errors]): (Talk, Streams) = Talk::open(self.kind)?;
         let options =
             self.extras.iter().fold(RestoreOptions::default(), |options, extra| extra.at_restore(options));

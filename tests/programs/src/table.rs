@@ -16,6 +16,8 @@ pub(crate) struct Row {
     pub(crate) name: &'static str,
     /// The commands that are not installed.
     pub(crate) missing: Option<String>,
+    /// The reason why it is known not to pass.
+    pub(crate) limit: Option<&'static str>,
     pub(crate) extras: Vec<Extra>,
     pub(crate) running: Option<Outcome>,
     pub(crate) ended: Option<Outcome>,
@@ -23,17 +25,25 @@ pub(crate) struct Row {
 
 impl Row {
     pub(crate) fn missing(name: &'static str, missing: String) -> Row {
-        Row { name, missing: Some(missing), extras: Vec::new(), running: None, ended: None }
+        Row { name, missing: Some(missing), limit: None, extras: Vec::new(), running: None, ended: None }
     }
 
     pub(crate) fn passed(&self) -> bool {
         [&self.running, &self.ended].iter().all(|outcome| matches!(outcome, Some(Ok(_))))
     }
 
+    /// True if it did not pass, and that is not known.
+    pub(crate) fn failed(&self) -> bool {
+        self.missing.is_none() && !self.passed() && self.limit.is_none()
+    }
+
     /// The first words of each failure, once.
     fn verdict(&self) -> String {
         if let Some(missing) = &self.missing {
             return format!("not tested: {missing} not installed");
+        }
+        if let (false, Some(limit)) = (self.passed(), self.limit) {
+            return format!("known limit: {limit}");
         }
         let mut problems: Vec<String> = [&self.running, &self.ended]
             .into_iter()

@@ -6,10 +6,10 @@ use super::Program;
 use crate::{failure::Result, stage::Stage, talk::Kind};
 
 pub(super) const PROGRAMS: &[Program] = &[
-    Program { name: "gcc mid-compile", needs: &["gcc"], play: gcc },
-    Program { name: "rustc mid-compile", needs: &["rustc", "cc"], play: rustc },
-    Program { name: "make -j", needs: &["make", "sh"], play: make },
-    Program { name: "cargo test", needs: &["cargo", "cc"], play: cargo },
+    Program::new("gcc mid-compile", &["gcc"], gcc),
+    Program::new("rustc mid-compile", &["rustc", "cc"], rustc),
+    Program::new("make -j", &["make", "sh"], make),
+    Program::new("cargo test", &["cargo", "cc"], cargo),
 ];
 
 /// The compiler proper while it optimizes, with its driver, and the assembler to follow.

@@ -8,9 +8,9 @@ use crate::{
 };
 
 pub(super) const PROGRAMS: &[Program] = &[
-    Program { name: "vim", needs: &["vim"], play: vim },
-    Program { name: "less", needs: &["less"], play: less },
-    Program { name: "tmux server", needs: &["tmux", "bash"], play: tmux },
+    Program::new("vim", &["vim"], vim),
+    Program::new("less", &["less"], less),
+    Program::new("tmux server", &["tmux", "bash"], tmux),
 ];
 
 /// An editor with unsaved text, something to undo, and a register.

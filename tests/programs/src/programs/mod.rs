@@ -19,6 +19,22 @@ pub(crate) struct Program {
     pub(crate) needs: &'static [&'static str],
     /// Starts the program, and looks at it from its [`moment`](Stage::moment) on.
     pub(crate) play: fn(&mut Stage) -> Result,
+    /// The reason why it is known not to come back: then that is no failure, but the table says it.
+    pub(crate) limit: Option<&'static str>,
+}
+
+impl Program {
+    const fn new(
+        name: &'static str,
+        needs: &'static [&'static str],
+        play: fn(&mut Stage) -> Result,
+    ) -> Program {
+        Program { name, needs, play, limit: None }
+    }
+
+    const fn limit(self, reason: &'static str) -> Program {
+        Program { limit: Some(reason), ..self }
+    }
 }
 
 /// All programs, in the order of the table.
@@ -40,6 +56,9 @@ pub(crate) fn is_installed(need: &str) -> bool {
         let mut python = std::process::Command::new(PYTHON);
         let import = python.args(["-c", &format!("import {module}")]).stderr(std::process::Stdio::null());
         return import.status().is_ok_and(|status| status.success());
+    }
+    if need == "python3" {
+        return std::path::Path::new(PYTHON).exists();
     }
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path).any(|folder| {

@@ -4,16 +4,13 @@ use super::{PYTHON, Program};
 use crate::{failure::Result, stage::Stage, talk::Kind};
 
 pub(super) const PROGRAMS: &[Program] = &[
-    Program { name: "python3 -i", needs: &["python3"], play: interactive },
-    Program { name: "asyncio server and client", needs: &["python3"], play: asyncio },
-    Program { name: "multiprocessing, fork", needs: &["python3"], play: forked },
-    Program { name: "multiprocessing, spawn", needs: &["python3"], play: spawned },
-    Program { name: "pytest mid-run", needs: &["python3 pytest"], play: pytest },
-    Program {
-        name: "ipykernel and client",
-        needs: &["python3 ipykernel", "python3 jupyter_client"],
-        play: ipykernel,
-    },
+    Program::new("python3 -i", &["python3"], interactive),
+    Program::new("asyncio server and client", &["python3"], asyncio),
+    Program::new("multiprocessing, fork", &["python3"], forked),
+    Program::new("multiprocessing, spawn", &["python3"], spawned)
+        .limit("a named semaphore that was deleted needs `link_remap`, and comes back once, if the capture ended the tree"),
+    Program::new("pytest mid-run", &["python3 pytest"], pytest),
+    Program::new("ipykernel and client", &["python3 ipykernel", "python3 jupyter_client"], ipykernel),
 ];
 
 /// The interpreter at its prompt, with a value that only it has.

@@ -4,9 +4,9 @@ use super::Program;
 use crate::{failure::Result, stage::Stage, talk::Kind};
 
 pub(super) const PROGRAMS: &[Program] = &[
-    Program { name: "bash pipelines", needs: &["bash", "seq", "tr"], play: pipelines },
-    Program { name: "bash on a terminal", needs: &["bash"], play: bash },
-    Program { name: "dash on a terminal", needs: &["dash"], play: dash },
+    Program::new("bash pipelines", &["bash", "seq", "tr"], pipelines),
+    Program::new("bash on a terminal", &["bash"], bash),
+    Program::new("dash on a terminal", &["dash"], dash),
 ];
 
 /// Pipelines in the middle of their work: the writer of one has ended, and what it wrote is in the pipe.

@@ -4,8 +4,8 @@ use super::Program;
 use crate::{failure::Result, stage::Stage, talk::Kind};
 
 pub(super) const PROGRAMS: &[Program] = &[
-    Program { name: "git clone", needs: &["git"], play: git_clone },
-    Program { name: "npm install", needs: &["npm", "node"], play: npm_install },
+    Program::new("git clone", &["git"], git_clone),
+    Program::new("npm install", &["npm", "node"], npm_install),
 ];
 
 /// A clone that has half of the pack.
