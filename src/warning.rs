@@ -47,6 +47,12 @@ pub enum Warning {
         /// What keeps it from that.
         problem: String,
     },
+    /// A system call in which a thread of this process waited has ended with EINTR, as it does not for SIGSTOP and SIGCONT:
+    /// `poll`, `nanosleep` and others with a time limit. Both in a tree that goes on, and in what is revived.
+    Interrupted {
+        /// The process.
+        pid: Pid,
+    },
     /// A process has something that cannot be carried along, so that what is revived of it lacks it.
     Lost {
         /// The process.
@@ -95,6 +101,10 @@ impl fmt::Display for Warning {
                 write!(f, "the {what} is {here}, older than the {there} that the capture was made with")
             }
             Warning::Unrevivable { problem } => write!(f, "the capture can never be revived: {problem}"),
+            Warning::Interrupted { pid } => write!(
+                f,
+                "a system call in which process {pid} waited ended with EINTR, or will when it is revived"
+            ),
             Warning::Lost { pid, what } => write!(f, "what is revived of process {pid} will lack its {what}"),
             Warning::NotSet { pid, what, problem } => {
                 write!(f, "thread {pid} has not got the {what} that it had: {problem}")

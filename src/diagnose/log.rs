@@ -179,6 +179,22 @@ const LATE: f64 = 1.0;
 /// A day: no line of a log comes so long after the one before.
 const LONG: f64 = 86_400.0;
 
+/// The threads whose system calls a dump has ended, as criu warns of them.
+pub(crate) fn interrupted(text: &str) -> Vec<i32> {
+    let mut threads = Vec::new();
+    for line in text.lines() {
+        let Some(begun) = begins(line).filter(|begun| !begun.is_error) else { continue };
+        let thread = begun.text.trim_end().strip_prefix("Will restore ");
+        let thread = thread.and_then(|text| text.strip_suffix(" with interrupted system call"));
+        if let Some(thread) = thread.and_then(|thread| thread.parse().ok()) {
+            if !threads.contains(&thread) && threads.len() < CEILING {
+                threads.push(thread);
+            }
+        }
+    }
+    threads
+}
+
 /// What criu prints after it has refused an argument, twenty lines that nobody asked for.
 const USAGE: &str = "Usage:";
 const END_OF_USAGE: &str = "Try -h";
@@ -330,6 +346,16 @@ iptables: not a log line
         let said = "criu: unrecognized option '--odd'\n";
         let usage = "Usage:\n  criu dump -t PID [<options>]\n\nCommands:\n  dump  dumps\n\nTry -h|--help for more info\n";
         assert_eq!(Output::parse(&format!("{said}\n{usage}and more\n")).other, format!("{said}and more\n"));
+    }
+
+    #[test]
+    fn interrupted_threads_are_found_once_each() {
+        let line =
+            "Warn  (compel/arch/x86/src/lib/infect.c:418): Will restore 12 with interrupted system call";
+        let other = line.replace("12", "13");
+        let text = format!("(00.1) {line}\n(00.2) {other}\n(00.3) {line}\n{}\n", line.replace("12", "x"));
+        assert_eq!(interrupted(&text), [12, 13]);
+        assert!(interrupted(LOG).is_empty());
     }
 
     #[test]

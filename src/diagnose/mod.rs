@@ -17,7 +17,7 @@ use std::fmt;
 use crate::{Cause, Error, Failure, Pid, Request};
 
 pub(crate) use self::{
-    log::{Known, Output, message, starts},
+    log::{Known, Output, interrupted, message, starts},
     plain::plain,
     rules::cause,
 };

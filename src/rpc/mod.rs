@@ -50,7 +50,7 @@ use self::{
 };
 pub use crate::pages::{PAGE_SIZE, PageOwner, PageRun, PageSink};
 use crate::{
-    DumpOptions, Error, Pid, Request, RestoreOptions, Result, Version,
+    DumpOptions, Error, Pid, Request, RestoreOptions, Result, Version, diagnose,
     options::{CpuInfoOptions, PageServerOptions, PreDumpOptions},
     preflight::{self, Preflight},
     proto::rpc::{CriuFeatures, CriuOpts, CriuResp},
@@ -325,7 +325,8 @@ impl Criu {
             hooks: Some(hooks),
             ..Ask::new(Request::Dump)
         };
-        self.talk(ask).map(|(_, version)| Dumped { version })
+        let (_, version, output) = self.talk_to_the_end(ask)?;
+        Ok(Dumped { version, interrupted: interrupted(&output) })
     }
 
     /// Writes the memory of a running tree into the lent folder, to make a later dump shorter: name the folder there as
@@ -466,10 +467,10 @@ impl Criu {
             files: Files::InFolder(images),
             ..Ask::new(Request::Dump)
         };
-        let (answer, version) = self.talk(ask)?;
+        let (answer, version, output) = self.talk_to_the_end(ask)?;
         match answer.dump.and_then(|dump| dump.restored) {
             Some(true) => Ok(SelfDump::Restored),
-            _ => Ok(SelfDump::Dumped(Dumped { version })),
+            _ => Ok(SelfDump::Dumped(Dumped { version, interrupted: interrupted(&output) })),
         }
     }
 
@@ -544,4 +545,9 @@ fn says_where(options: &PageServerOptions, lend: &Lend<'_>) -> Result<()> {
             problem: "say where the page server is to listen, or lend it a socket".to_owned(),
         }),
     }
+}
+
+/// The threads whose system calls a dump has ended.
+fn interrupted(output: &str) -> Vec<Pid> {
+    diagnose::interrupted(output).into_iter().map(Pid::from).collect()
 }

@@ -73,7 +73,7 @@ impl PreDumps {
         let talk = self.talk.take().expect("because it was asked just now");
         let version = talk.version.clone();
         talk.close();
-        Ok(Dumped { version })
+        Ok(Dumped { version, interrupted: Vec::new() })
     }
 
     /// The first question starts criu; a later one lends to the same.

@@ -1,6 +1,6 @@
 //! What criu answers, as values.
 
-use crate::Version;
+use crate::{Pid, Version};
 
 /// A dump that succeeded.
 #[derive(Debug, Clone)]
@@ -8,6 +8,10 @@ use crate::Version;
 pub struct Dumped {
     /// The release of criu that made the images, if it could be asked. An older one cannot read them.
     pub version: Option<Version>,
+    /// The threads whose system call ended with EINTR, though nobody sent a signal: those that waited in `poll`, `nanosleep`
+    /// and others with a time limit. That is so for the thread that goes on, and for what is restored of it. Found in
+    /// criu's log, so not where that goes elsewhere, and not on arm64.
+    pub interrupted: Vec<Pid>,
 }
 
 /// Where [`Criu::dump_self`](super::Criu::dump_self) returned.

@@ -80,12 +80,16 @@ const GRACE_OF_RESTORE: Duration = Duration::from_secs(5);
 
 impl Criu {
     /// Asks one question, answers events, and hears criu out. The answer is a successful one.
-    pub(super) fn talk(&self, mut ask: Ask<'_>) -> Result<(CriuResp, Option<Version>)> {
+    pub(super) fn talk(&self, ask: Ask<'_>) -> Result<(CriuResp, Option<Version>)> {
+        self.talk_to_the_end(ask).map(|(answer, version, _)| (answer, version))
+    }
+
+    /// As [`talk`](Criu::talk), and gives what criu printed, too, if it printed it to us.
+    pub(super) fn talk_to_the_end(&self, mut ask: Ask<'_>) -> Result<(CriuResp, Option<Version>, String)> {
         let mut talk = self.open(&mut ask)?;
         let answer = talk.ask(ask)?;
         let version = talk.version.clone();
-        talk.close();
-        Ok((answer, version))
+        Ok((answer, version, talk.close()))
     }
 
     /// Reaches a criu, for a conversation that begins with this question, and asks its version if that matters.
@@ -352,11 +356,9 @@ impl Talk {
         self.connection.as_ref().is_some_and(|connection| connection.begot(pid))
     }
 
-    /// Ends the conversation, and waits until criu has gone.
-    pub(super) fn close(mut self) {
-        if let Some(connection) = self.connection.take() {
-            connection.finish();
-        }
+    /// Ends the conversation, and waits until criu has gone. Gives what it printed.
+    pub(super) fn close(mut self) -> String {
+        self.connection.take().map(|connection| connection.finish().output).unwrap_or_default()
     }
 
     /// Adds to the options what is ours to say, and finds out what this criu would not understand.

@@ -46,12 +46,12 @@ fn is_never_revived(pid: i32, problem: &str) {
 
 fn a_child_in_a_network_namespace_of_its_own() {
     let mut victim = Script::perl(
-        "$^F = 10; my $child = fork; if (!$child) { close STDOUT; close STDIN; open(STDIN, '<', '/dev/null'); \
-         exec 'unshare', '--net', 'sleep', '1000'; } sub answer { return $child; }",
+        "pipe(my $r, my $w); my $child = fork; if (!$child) { close STDOUT; close $w; open(STDIN, '<&', $r); \
+         exec 'unshare', '--net', 'cat'; } sub answer { return $child; }",
     );
     let child = victim.ask("?");
     let name = format!("/proc/{child}/comm");
-    wait_until("the child sleeps", || std::fs::read_to_string(&name).unwrap().trim() == "sleep");
+    wait_until("the child waits", || std::fs::read_to_string(&name).unwrap().trim() == "cat");
     is_never_revived(victim.pid(), &format!("process {child} has a network namespace"));
     assert_eq!(victim.ask("?"), child);
 }

@@ -4,7 +4,7 @@ use criu_rpc::Warning;
 
 use crate::{
     harness::tests,
-    places::Home,
+    places::{Home, wait_until},
     tree::Revived,
     ways::{Script, WAYS, comes_back, stored},
 };
@@ -13,6 +13,7 @@ tests![
     settings_of_a_process_and_its_child_come_back,
     settings_that_were_usual_come_back_to_a_restorer_whose_own_are_not,
     what_is_lost_is_told,
+    a_system_call_that_ends_early_is_told,
 ];
 
 /// What a process tells of its settings, as text.
@@ -92,5 +93,28 @@ fn what_is_lost_is_told() {
         victim.end(&members, way);
         let mut revived = Revived::from(home.restore(), &home.store(), &stored.digest);
         assert_eq!(revived.ask("?"), "here");
+    }
+}
+
+/// criu cannot have the kernel go on with a call that waits for a limited time.
+fn a_system_call_that_ends_early_is_told() {
+    for way in WAYS {
+        let home = Home::new();
+        let mut victim = Script::perl(
+            "my ($n, $poll) = (0, pack('l s s', 0, 1, 0)); $| = 1; print \"ready $$\\n\"; \
+             $n = syscall(7, $poll, 1, 600000); my $e = $! + 0; <STDIN>; \
+             $| = 1; sub answer { return \"$n $e\"; } print \"$n $e\\n\";",
+        );
+        let (pid, members) = (victim.pid(), victim.members());
+        let wchan = format!("/proc/{pid}/syscall");
+        wait_until("it polls", || std::fs::read_to_string(&wchan).unwrap().starts_with("7 "));
+        let stored = stored(way.capture(&home, pid).run(&home.store()));
+        assert_eq!(stored.warnings, [Warning::Interrupted { pid: pid.into() }]);
+        if !way.ends {
+            assert_eq!(victim.ask("go on"), "-1 4");
+        }
+        victim.end(&members, way);
+        let mut revived = Revived::from(home.restore(), &home.store(), &stored.digest);
+        assert_eq!(revived.ask("go on"), "-1 4");
     }
 }

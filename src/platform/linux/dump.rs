@@ -5,7 +5,7 @@
 //! by side, and end together or not at all.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     mem,
     path::PathBuf,
@@ -196,7 +196,8 @@ impl<'a> Dump<'a> {
         let tree = frozen::Frozen::of(own.root);
         let notes = tree.look();
         match self.criu.dump_around_self(own.root, &own.options, &own.folder)? {
-            SelfDump::Dumped(_) => {
+            SelfDump::Dumped(dumped) => {
+                self.warn_of_interrupted(&dumped.interrupted, own)?;
                 let images = ImageDir::new(&own.folder);
                 self.warn(tree.mend(own.root, &images, &own.options)?);
                 frozen::write(&notes, &images)?;
@@ -229,12 +230,29 @@ impl<'a> Dump<'a> {
         let folder =
             File::open(&tree.folder).map_err(Error::io(format!("open {}", tree.folder.display())))?;
         let lend = Lend::images(&folder);
-        match self.memory {
+        let dumped = match self.memory {
             None => self.criu.dump(tree.root, &tree.options, lend, hooks),
             Some(memory) => memory::stream(memory, tree.root, |socket| {
                 self.criu.dump(tree.root, &tree.options, lend.page_server(&socket), hooks)
             }),
         }?;
+        self.warn_of_interrupted(&dumped.interrupted, tree)
+    }
+
+    /// Tells of each process that has a thread whose system call the dump has ended.
+    fn warn_of_interrupted(&self, threads: &[Pid], tree: &Tree) -> Result<()> {
+        if threads.is_empty() {
+            return Ok(());
+        }
+        let processes = ImageDir::new(&tree.folder).processes()?;
+        let process = |thread: &Pid| {
+            let id = thread.as_raw().unsigned_abs();
+            let process = processes.iter().find(|process| process.threads.contains(&id));
+            // In a pid namespace of its own the tree has other numbers.
+            process.map_or(tree.root, |process| Pid::from(process.pid))
+        };
+        let processes: BTreeSet<Pid> = threads.iter().map(process).collect();
+        self.warn(processes.into_iter().map(|pid| Warning::Interrupted { pid }).collect());
         Ok(())
     }
 
