@@ -10,6 +10,7 @@ mod links;
 mod memory;
 mod notes;
 mod paths;
+mod renumber;
 mod shared;
 mod streams;
 mod unread;

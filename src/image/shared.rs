@@ -23,6 +23,8 @@ pub(crate) struct UnixSocket {
     pub(crate) peer: u32,
     /// 1 for streams, 2 for datagrams, 5 for packets.
     pub(crate) kind: u32,
+    /// What it will never do again, as bits: 1 read, 2 write.
+    pub(crate) shut: u32,
 }
 
 impl ImageDir {
@@ -34,8 +36,8 @@ impl ImageDir {
                 channels.pipes.insert(pipe.pipe_id);
             }
             if let Some(socket) = file.usk.as_ref().filter(|socket| socket.uflags & EXTERNAL == 0) {
-                let (peer, kind) = (socket.peer, socket.r#type);
-                channels.sockets.insert(socket.ino, UnixSocket { file: file.id, peer, kind });
+                let (peer, kind, shut) = (socket.peer, socket.r#type, socket.shutdown.unwrap_or(0));
+                channels.sockets.insert(socket.ino, UnixSocket { file: file.id, peer, kind, shut });
             }
         })?;
         Ok(channels)

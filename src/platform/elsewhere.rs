@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Job, Keep, Memory, Outcome, Revival, ToRevive, Unsupported};
+use super::{Job, Keep, Memory, Outcome, Revival, Revived, ToRevive, Unsupported};
 use crate::{Error, Foresight, Host, Pid, Result};
 
 /// Dumps nothing.

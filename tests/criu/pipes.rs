@@ -30,6 +30,7 @@ tests![
     an_event_loop_whose_input_is_nothing_hears_its_end,
     sockets_between_trees_stay_connected,
     scripts_with_pipes_go_on_to_their_ends,
+    input_from_a_socket_that_has_ended_has_ended_after_the_restore,
 ];
 
 /// A file that the program waits for, before which it does not go on.
@@ -343,4 +344,28 @@ fn scripts_with_pipes_go_on_to_their_ends() {
             assert_eq!(revived.talk.hear(), *line, "{script}");
         }
     }
+}
+
+fn input_from_a_socket_that_has_ended_has_ended_after_the_restore() {
+    in_each_way(|way, home| {
+        for gone in [false, true] {
+            let (wait, open) = gate(home);
+            let (mut here, there) = std::os::unix::net::UnixStream::pair().unwrap();
+            let script = format!("echo ready; {wait}; cat; echo END");
+            let there = File::from(std::os::fd::OwnedFd::from(there));
+            let mut bash = Command::new("bash");
+            let mut program = Program::between(bash.args(["-c", &script]), Some(there), None);
+            assert_eq!(program.talk.hear(), "ready");
+            std::io::Write::write_all(&mut here, b"the rest\n").unwrap();
+            here.shutdown(std::net::Shutdown::Write).unwrap();
+            let here = (!gone).then_some(here);
+            let mut revived = way.go_back(home, program);
+            drop(here);
+            open();
+            assert_eq!(revived.talk.hear(), "the rest");
+            assert_eq!(revived.talk.hear(), "END");
+            fs::remove_file(home.path("gate")).unwrap();
+            let _ = fs::remove_dir_all(home.path("store"));
+        }
+    });
 }

@@ -3,6 +3,7 @@
 use std::{
     fs,
     process::Command,
+    sync::Mutex,
 };
 
 use crate::{
@@ -22,6 +23,7 @@ tests![
     a_second_open_of_a_terminal_is_of_the_new_terminal,
     a_terminal_inside_a_terminal_goes_on,
     a_terminal_that_has_hung_up_is_one_still,
+    a_terminal_inside_gets_another_number_if_its_own_is_taken,
     standard_input_is_a_terminal_and_standard_output_a_pipe,
 ];
 
@@ -191,7 +193,11 @@ while True:
     });
 }
 
+/// Held by tests that take the numbers of terminals, or need their own.
+static NUMBERS: Mutex<()> = Mutex::new(());
+
 fn a_terminal_inside_a_terminal_goes_on() {
+    let _numbers = NUMBERS.lock();
     in_each_way(|way, home| {
         let terminal = Terminal::new();
         let mut program = Program::in_terminal(&terminal, &python("import pty; pty.spawn(['cat'])"));
@@ -238,5 +244,29 @@ fn standard_input_is_a_terminal_and_standard_output_a_pipe() {
         let mut revived = Revived::new(crate::program::only_tree(restored), terminal.talk());
         revived.talk.tell("echo tty=$(ps -o tty= -p $$)=");
         assert!(output.until("=\n").starts_with("tty=pts/"));
+    });
+}
+
+fn a_terminal_inside_gets_another_number_if_its_own_is_taken() {
+    let _numbers = NUMBERS.lock();
+    in_each_way(|way, home| {
+        let mut program = Program::on_pipes(&python(
+            "import pty, os, sys\nchild, master = pty.fork()\nif not child: os.execlp('bash', 'bash', '--norc', '--noprofile', '-i')\nwhile line := sys.stdin.buffer.readline(): os.write(master, line); sys.stdout.buffer.write(os.read(master, 4096) + b'.\\n'); sys.stdout.flush()",
+        ));
+        program.talk.tell("");
+        program.talk.hear();
+        let inner = wait_for(program.pid(), "bash");
+        let name = fs::read_link(format!("/proc/{inner}/fd/0")).unwrap();
+        let (store, digest) = way.captured(home, program);
+        let mut others = Vec::new();
+        while !name.exists() {
+            others.push(Terminal::new());
+        }
+        let revived = crate::program::on_pipes(home.restore(), &store, &digest);
+        let inner = wait_for(revived.pid(), "bash");
+        let other = fs::read_link(format!("/proc/{inner}/fd/0")).unwrap();
+        assert!(other.starts_with("/dev/pts") && other != name, "{other:?}");
+        let control = Command::new("ps").args(["-o", "tty=", "-p", &inner.to_string()]).output().unwrap();
+        assert_eq!(format!("/dev/{}", String::from_utf8_lossy(&control.stdout).trim()), other.display().to_string());
     });
 }

@@ -167,6 +167,7 @@ impl Substitute {
             Lent::Stream { stream, was: Was::Nonblocking } => format!("criu-rpc/nonblocking-{stream}"),
             Lent::Terminal { stream, .. } => format!("criu-rpc/terminal-{stream}"),
             Lent::HungUp => "criu-rpc/hung-up".to_owned(),
+            Lent::Ended => "criu-rpc/ended".to_owned(),
         }
     }
 

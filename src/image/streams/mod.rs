@@ -66,6 +66,8 @@ pub(crate) enum Lent {
     Terminal { stream: usize, flags: u32 },
     /// A terminal whose other side is gone.
     HungUp,
+    /// A pipe that nobody writes to, with the rest that the tree has not read.
+    Ended,
 }
 
 /// What a tree is to be lent, and what was in the files that are replaced.
@@ -74,6 +76,8 @@ pub(crate) struct Detached {
     pub(crate) lendings: Vec<Lending>,
     /// The bytes that nobody had read, by the number of a descriptor.
     pub(crate) unread: Vec<(u32, Vec<u8>)>,
+    /// What is left in an input that has ended.
+    pub(crate) rest: Vec<u8>,
 }
 
 /// The kind that a replaced file had.
@@ -101,8 +105,12 @@ pub(crate) fn detach_streams(images: &ImageDir, offer: &Offer<'_>) -> Result<Det
             }
         }
     }
-    let unread = unread::of(images, &tables, &edits)?;
-    Ok(Detached { lendings: edits.apply(images, &tables, offer)?, unread })
+    let mut unread = unread::of(images, &tables, &edits)?;
+    let lendings = edits.apply(images, &tables, offer)?;
+    let ended = lendings.iter().any(|lending| lending.what == Lent::Ended);
+    let rest = unread.iter().position(|(descriptor, _)| ended && *descriptor == 0);
+    let rest = rest.map_or_else(Vec::new, |place| unread.remove(place).1);
+    Ok(Detached { lendings, unread, rest })
 }
 
 /// The image of a table of descriptors.
@@ -144,7 +152,7 @@ impl<'a> Plan<'a> {
                     files.entry(descriptor.id).or_default().push(stream);
                 }
                 // Its input has ended, and a new one would be news to the tree; what it says may be heard again.
-                Some(Kind::Ended(ended)) if offer.chosen[stream] && ended.writes() => {
+                Some(Kind::Ended(_)) if offer.chosen[stream] && stream > 0 => {
                     files.entry(descriptor.id).or_default().push(stream);
                 }
                 Some(Kind::Outside(_)) => leads_out[stream] = true,
@@ -187,13 +195,21 @@ impl<'a> Plan<'a> {
     fn fate(&self, descriptor: &FdinfoEntry) -> Fate {
         let replaced = |stream| Fate::Replaced(Lent::Stream { stream, was: Was::Other });
         if let Some(streams) = self.files.get(&descriptor.id) {
-            let own = stream_of(descriptor).map(|(stream, _)| stream).filter(|own| streams.contains(own));
-            return replaced(own.unwrap_or(streams[0]));
+            let own = stream_of(descriptor).map(|(stream, _)| stream);
+            let ended = matches!(self.tables.files.get(&descriptor.id), Some(Kind::Ended(_)));
+            return match own {
+                Some(own) if streams.contains(&own) => replaced(own),
+                Some(0) if ended => Fate::Stays,
+                _ => replaced(streams[0]),
+            };
         }
         let Some(outside) = self.tables.outside(descriptor.id) else { return Fate::Stays };
         let stream = self.stream(outside, descriptor.fd);
         if let Resource::Terminal(terminal) = outside.resource {
             return self.terminal(outside, terminal, stream, descriptor.fd);
+        }
+        if outside.input_ended && descriptor.fd == 0 {
+            return Fate::Replaced(Lent::Ended);
         }
         let was = if outside.flags & NONBLOCKING != 0 { Was::Nonblocking } else { Was::Channel };
         stream.map_or(Fate::Stays, |stream| Fate::Replaced(Lent::Stream { stream, was }))

@@ -33,6 +33,8 @@ pub(super) struct Outside {
     pub(super) resource: Resource,
     /// As `open` has them.
     pub(super) flags: u32,
+    /// A socket that nothing comes from any more, once what is in it is read.
+    pub(super) input_ended: bool,
 }
 
 impl Outside {
@@ -109,7 +111,7 @@ fn root_streams(descriptors: &[(u32, Vec<FdinfoEntry>)]) -> HashSet<u32> {
 fn kind(file: &FileEntry, terminals: &Terminals, inherited: &Inherited<'_>) -> Kind {
     if let Some(tty) = &file.tty {
         return match terminals.resource(tty.tty_info_id) {
-            Some(resource) => Kind::Outside(Outside { resource, flags: tty.flags }),
+            Some(resource) => Kind::Outside(Outside { resource, flags: tty.flags, input_ended: false }),
             None => Kind::Inner,
         };
     }
@@ -224,7 +226,7 @@ impl Pipes {
             .map(|(_, pipe, _)| *pipe)
             .collect();
         let kind = |pipe: u32, flags| {
-            let outside = Outside { resource: Resource::Pipe(pipe), flags };
+            let outside = Outside { resource: Resource::Pipe(pipe), flags, input_ended: false };
             match ended {
                 _ if self.is_inner(pipe) || inherited.has(&format!("pipe:[{pipe}]")) => Kind::Inner,
                 Some(ended) if ended.contains(&pipe) => Kind::Ended(outside),
@@ -256,6 +258,8 @@ struct Socket {
     /// The inode of the other end; 0 if there is none.
     peer: u32,
     flags: u32,
+    /// What it will never do again, as bits: 1 read, 2 write.
+    shut: u32,
 }
 
 impl Sockets {
@@ -263,19 +267,26 @@ impl Sockets {
         const EXTERNAL: u32 = 1;
         if let Some(socket) = file.usk.as_ref().filter(|socket| socket.uflags & EXTERNAL == 0) {
             let (inode, peer, flags) = (socket.ino, socket.peer, socket.flags);
-            self.files.push(Socket { file: file.id, inode, peer, flags });
+            let shut = socket.shutdown.unwrap_or(0);
+            self.files.push(Socket { file: file.id, inode, peer, flags, shut });
             self.inner.insert(inode);
         }
     }
 
     fn leading_out<'a>(&'a self, inherited: &'a Inherited<'_>) -> impl Iterator<Item = (u32, Kind)> + 'a {
-        let outside = move |socket: &&Socket| {
-            let leads_out = socket.peer != 0 && !self.inner.contains(&socket.peer);
-            leads_out && !inherited.has(&format!("socket:[{}]", socket.inode))
-        };
-        self.files.iter().filter(outside).map(|socket| {
+        let sockets = self.files.iter();
+        let sockets = sockets.filter(|socket| !inherited.has(&format!("socket:[{}]", socket.inode)));
+        sockets.filter_map(|socket| {
+            const READ: u32 = 1;
+            const BOTH: u32 = 3;
             let resource = Resource::Socket(socket.inode);
-            (socket.file, Kind::Outside(Outside { resource, flags: socket.flags }))
+            let outside = Outside { resource, flags: socket.flags, input_ended: socket.shut & READ != 0 };
+            match socket.peer {
+                0 if socket.shut == BOTH => Some((socket.file, Kind::Ended(outside))),
+                0 => None,
+                peer if self.inner.contains(&peer) => None,
+                _ => Some((socket.file, Kind::Outside(outside))),
+            }
         })
     }
 }

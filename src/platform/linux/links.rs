@@ -9,7 +9,7 @@ use std::{
 
 use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
-    sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair},
+    sys::socket::{AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, send, shutdown, socketpair},
     unistd::{pipe2, write},
 };
 use std::os::fd::AsRawFd;
@@ -82,7 +82,12 @@ impl Links {
                     }
                 }
             }
-            for ((tree, inode), end) in pair.into_iter().zip(ends) {
+            for ((tree, inode), (end, known)) in pair.into_iter().zip(ends.into_iter().zip(known)) {
+                for (bit, how) in [(1, Shutdown::Read), (2, Shutdown::Write)] {
+                    if known.shut & bit != 0 {
+                        shutdown(end.as_raw_fd(), how).map_err(io::Error::from).map_err(making())?;
+                    }
+                }
                 self.of_trees[tree].push((format!("socket:[{inode}]"), end.into()));
             }
         }
@@ -91,7 +96,7 @@ impl Links {
 }
 
 /// A new pipe with these contents.
-fn full_pipe(inside: Option<&InPipe>) -> io::Result<(OwnedFd, OwnedFd)> {
+pub(super) fn full_pipe(inside: Option<&InPipe>) -> io::Result<(OwnedFd, OwnedFd)> {
     // Should it not take all at once, nobody reads yet.
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
     if let Some(inside) = inside {

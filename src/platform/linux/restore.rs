@@ -16,7 +16,7 @@ use super::{
     serve,
     settle::Settle,
     staging::Staging,
-    streams::Given,
+    streams::{Given, renumber},
     whole,
 };
 use crate::{
@@ -80,6 +80,7 @@ impl<'a> Reviver<'a> {
         for (place, (tree, images)) in trees.iter().zip(&images).enumerate() {
             let given = Given::new(self.revival, links.of(place))?;
             let mut lent = given.lend(images)?;
+            renumber(images)?;
             let (tree, more) = self.revive_one(*tree, images, &lent.files)?;
             unread.extend(lent.unread.drain(..).map(|(descriptor, bytes)| Unread {
                 tree: tree.pid(),

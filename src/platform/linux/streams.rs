@@ -1,6 +1,7 @@
 //! [`Given`]: the files that a tree gets in the place of those that led out of it.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io,
     os::{
@@ -14,9 +15,10 @@ use nix::{
     pty::{grantpt, posix_openpt, ptsname_r, unlockpt},
 };
 
+use super::links::full_pipe;
 use crate::{
     Error, Result,
-    image::{ImageDir, Lending, Lent, Offer, OfferedTerminal, Was, detach_streams},
+    image::{ImageDir, InPipe, Lending, Lent, Offer, OfferedTerminal, Was, detach_streams},
     platform::Revival,
     procfs::Stat,
     sys::{Known, terminal_size},
@@ -71,7 +73,9 @@ impl<'a> Given<'a> {
         };
         let detached = detach_streams(images, &offer)?;
         let open = |lending: Lending| {
-            let file = self.open(lending.what).map_err(Error::io(format!("lend {}", lending.key)))?;
+            let file = self
+                .open(lending.what, &detached.rest)
+                .map_err(Error::io(format!("lend {}", lending.key)))?;
             Ok((lending.key, file))
         };
         let mut files = detached.lendings.into_iter().map(open).collect::<Result<Vec<_>>>()?;
@@ -90,10 +94,10 @@ impl<'a> Given<'a> {
         // An event loop that waits for its input cannot wait for a file, nor for nothing. That of a daemon has ended.
         let is_own = self.revival.streams[stream].is_none();
         let has_ended = is_null(&kind) || (is_own && kind.is_file());
-        if stream == 0 && was != Was::Other && has_ended { ended() } else { file.try_clone() }
+        if stream == 0 && was != Was::Other && has_ended { ended(&[]) } else { file.try_clone() }
     }
 
-    fn open(&self, what: Lent) -> io::Result<File> {
+    fn open(&self, what: Lent, rest: &[u8]) -> io::Result<File> {
         match what {
             Lent::Stream { stream, was } => self.stream(stream, was),
             Lent::Terminal { stream, flags } => {
@@ -102,14 +106,45 @@ impl<'a> Given<'a> {
                 let flags = flags & (OFlag::O_ACCMODE | OFlag::O_NONBLOCK | OFlag::O_APPEND);
                 open_anew(&self.streams[stream], flags | OFlag::O_NOCTTY)
             }
+            Lent::Ended => ended(rest),
             Lent::HungUp => hung_up().or_else(|_| File::options().read(true).write(true).open("/dev/null")),
         }
     }
 }
 
-/// A pipe that nobody writes to.
-fn ended() -> io::Result<File> {
-    Ok(File::from(nix::unistd::pipe2(OFlag::O_CLOEXEC)?.0))
+/// Gives the tree's own terminals other numbers where theirs are taken, or beyond what criu tries.
+pub(super) fn renumber(images: &ImageDir) -> Result<()> {
+    /// Half of the terminals that criu opens until it has the number that it wants: others come and go meanwhile.
+    const TRIES: u32 = 16;
+    let own = images.own_terminals()?;
+    if own.is_empty() {
+        return Ok(());
+    }
+    // The kernel gives the lowest number that is free. Those far above are the least likely to be gone when criu asks.
+    let masters: Vec<_> = (0..TRIES).map_while(|_| free_terminal()).collect();
+    let free: Vec<u32> = masters.iter().map(|(_, number)| *number).collect();
+    let Some(end) = free.first().map(|lowest| lowest + TRIES) else { return Ok(()) };
+    let mut left = free.iter().copied().filter(|number| *number < end && !own.contains(number)).rev();
+    let mut numbers = BTreeMap::new();
+    for number in own.iter().filter(|number| !free.contains(number)) {
+        numbers.extend(left.next().map(|new| (*number, new)));
+    }
+    drop(masters);
+    if numbers.is_empty() { Ok(()) } else { images.renumber_terminals(&numbers) }
+}
+
+/// A new terminal's master, and its number.
+fn free_terminal() -> Option<(nix::pty::PtyMaster, u32)> {
+    let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).ok()?;
+    let number = ptsname_r(&master).ok()?.rsplit('/').next()?.parse().ok()?;
+    Some((master, number))
+}
+
+/// A pipe that nobody writes to, with these bytes in it.
+fn ended(rest: &[u8]) -> io::Result<File> {
+    let room = u32::try_from(rest.len()).unwrap_or(u32::MAX);
+    let (reader, _) = full_pipe(Some(&InPipe { bytes: rest.to_vec(), room }))?;
+    open_anew(&File::from(reader), OFlag::O_RDONLY)
 }
 
 fn is_null(file: &fs::Metadata) -> bool {
