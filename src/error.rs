@@ -63,6 +63,20 @@ pub enum Error {
     #[error("cancelled before criu could {}", .0.request)]
     Cancelled(#[source] Box<Failure>),
 
+    /// The deadline passed while this crate was at work itself: with a store, a lock, or the images. criu was not waited for.
+    #[error("the deadline passed before it was possible to {doing}")]
+    Overdue {
+        /// The work that was not finished, as a verb phrase.
+        doing: String,
+    },
+
+    /// The caller cancelled work of this crate itself: with a store, a lock, or the images. criu was not waited for.
+    #[error("cancelled before it was possible to {doing}")]
+    Stopped {
+        /// The work that was not finished, as a verb phrase.
+        doing: String,
+    },
+
     /// criu said something that its protocol does not allow here.
     #[error("unexpected answer while asking criu to {request}: {problem}")]
     Protocol {
@@ -200,6 +214,16 @@ impl Error {
         }
     }
 
+    /// Returns true if a deadline passed, be it in criu's work or in that of this crate.
+    pub fn is_timeout(&self) -> bool {
+        matches!(self, Error::TimedOut(_) | Error::Overdue { .. })
+    }
+
+    /// Returns true if the caller cancelled the work, be it criu's or that of this crate.
+    pub fn is_cancelled(&self) -> bool {
+        matches!(self, Error::Cancelled(_) | Error::Stopped { .. })
+    }
+
     /// What a person can do about it, if we know.
     pub fn advice(&self) -> Option<&str> {
         match self {
@@ -242,8 +266,11 @@ impl Error {
                 "allow more time (`deadline`), if it was too little; and see whether the images are whole: with some that are cut \
                  short criu waits for ever",
             ),
+            Error::Overdue { .. } => Some(
+                "allow more time (`deadline`), if it was too little; or see to what was waited for: the error names it",
+            ),
             Error::TimedOut(_) => Some("allow more time (`deadline`), if it was too little"),
-            Error::Cancelled(_) => None,
+            Error::Cancelled(_) | Error::Stopped { .. } => None,
             Error::Criu(failure) | Error::Gone(failure) => failure.advice(),
         }
     }

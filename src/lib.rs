@@ -33,10 +33,10 @@
 //! | reviving | [`ProcsRestore`]; [`Restored`] and its [`Tree`]s |
 //! | what to tell a user of a capture or a restore | [`Warning`] |
 //! | ending a tree, before it is revived | [`kill_tree`], [`kill_session`] |
-//! | stopping a capture or a restore | [`Cancel`] |
+//! | stopping a capture or a restore | [`Cancel`]; [`Until`] for work on stores |
 //! | storing | [`BlobStore`], [`BlobWriter`], [`BlobBatch`]; [`FsBlobStore`], [`MemBlobStore`]; [`Usage`], [`Verified`] with its [`Damage`], [`Gc`] with its [`Tally`] |
 //! | stores of other kinds, behind features | `EncryptedBlobStore` with its `Key` and `Padding`, `ObjectBlobStore` |
-//! | moving captures | [`copy_capture`], [`reachable`] |
+//! | moving captures | [`copy_capture`], [`reachable`]; with a deadline: [`copy_capture_until`], [`reachable_until`] |
 //! | digests | [`Digest256`], [`Hasher`], [`ParseDigestError`] |
 //! | what a capture is made of | [`ProcsBlob`], [`ChunkedBlob`] with its [`ChunkedTree`], [`Content`] and [`Host`]; how it is cut: [`Chunking`] |
 //! | what would block a capture | [`ProcsCapture::preflight`] |
@@ -97,6 +97,7 @@ pub mod rpc;
 mod store;
 #[cfg(target_os = "linux")]
 mod sys;
+mod until;
 mod version;
 mod warning;
 
@@ -116,12 +117,13 @@ pub use rpc::Criu;
 pub use store::conformance;
 pub use store::{
     BlobBatch, BlobStore, BlobWriter, Damage, FsBlobStore, Gc, MemBlobStore, Tally, Usage, Verified,
-    copy_capture, reachable,
+    copy_capture, copy_capture_until, reachable, reachable_until,
 };
 #[cfg(feature = "encryption")]
 pub use store::{EncryptedBlobStore, Key, Padding};
 #[cfg(feature = "object-store")]
 pub use store::{NobodyWrites, ObjectBlobStore};
+pub use until::Until;
 pub use version::Version;
 pub use warning::Warning;
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    BUFFER, Trees, WHAT,
+    BUFFER, Limits, Trees, WHAT,
     header::{BLOCK, Header},
     names::{self, INVENTORY, LONGEST, is_image},
 };
@@ -36,6 +36,10 @@ pub(crate) fn pack(trees: &Trees, out: &mut dyn Write) -> Result<u64> {
     };
     if images.is_empty() {
         return Err(Error::corrupt(WHAT, "there is no tree to put into it"));
+    }
+    if images.len() as u64 > Limits::default().entries {
+        let problem = format!("it has {} images, more than readers take", images.len());
+        return Err(Error::corrupt(WHAT, problem));
     }
     images.sort_unstable_by(|one, other| one.name.cmp(&other.name));
 

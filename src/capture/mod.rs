@@ -7,9 +7,9 @@ use std::{path::PathBuf, time::Duration};
 
 pub use self::chunked::Chunking;
 use crate::{
-    BlobStore, Cause, Digest256, DumpOptions, Error, Foresight, Pid, ProcsBlob, Result, Warning,
+    BlobStore, Cause, Digest256, DumpOptions, Error, Foresight, Pid, ProcsBlob, Result, Until, Warning,
     archive::{Trees, pack},
-    platform::{self, Cancel, Job, Outcome, Unsupported},
+    platform::{self, Cancel, Job, Outcome, Unsupported, until},
 };
 
 /// Captures live process trees into a store.
@@ -119,6 +119,7 @@ impl ProcsCapture {
             staging: None,
             deadline: None,
             cancel: None,
+            until: Until::forever(),
         };
         ProcsCapture { job, chunking: None, placeholder: false }
     }
@@ -168,7 +169,11 @@ impl ProcsCapture {
         self
     }
 
-    /// How long criu may take; see [`Criu::deadline`](crate::Criu::deadline).
+    /// How long the capture may take, from the call on: criu's work (see [`Criu::deadline`](crate::Criu::deadline)), waiting
+    /// for the locks of a store, and storing. Past it the trees go on, also those that were to end, and nothing is stored.
+    ///
+    /// A store that does not answer is not interrupted, so the call returns late then. No tree stands still for it past the
+    /// deadline. What such a store has taken in when it answers may stay in it, and counts as not stored.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> ProcsCapture {
         self.job.deadline = Some(deadline);
@@ -189,8 +194,8 @@ impl ProcsCapture {
         self
     }
 
-    /// Lets this token stop criu, as safely as the [`deadline`](ProcsCapture::deadline) does: the trees go on, and
-    /// nothing is stored. What criu is done with already is stored all the same.
+    /// Lets this token stop the capture, as safely as the [`deadline`](ProcsCapture::deadline) does: the trees go on, and
+    /// nothing is stored.
     ///
     /// ```no_run
     /// use criu_rpc::{Cancel, FsBlobStore, ProcsCapture};
@@ -241,6 +246,7 @@ impl ProcsCapture {
     ///
     /// [`Error::Process`] for a pid that cannot be captured, before anything is frozen; [`Error::Criu`] with
     /// [advice](Error::advice) if criu could not; [`Error::Unrevivable`] if the trees are to end and could never be revived;
+    /// [`Error::TimedOut`] or [`Error::Overdue`] past the deadline, by what was at work then ([`Error::is_timeout`] is both);
     /// whatever the store says. The trees run on, and there is no manifest in the store.
     ///
     /// In the revived copy of a process that captured itself, [`Error::Revived`]: there is no digest to give. Such
@@ -283,9 +289,12 @@ impl ProcsCapture {
             return Err(Error::Options { option: "pids", problem: "there are too many to note".to_owned() });
         }
         let store: &dyn BlobStore = &store;
+        let job = Job { until: until(self.job.deadline, self.job.cancel.as_ref()), ..self.job.clone() };
         let outcome = match &self.chunking {
-            None => platform::checkpoint(&self.job, None, &mut |images| self.keep(images.trees, store)),
-            Some(chunking) => chunked::run(&self.job, chunking, store),
+            None => {
+                platform::checkpoint(&job, None, &mut |images| self.keep(images.trees, store, &job.until))
+            }
+            Some(chunking) => chunked::run(&job, chunking, store),
         };
         match outcome {
             Ok(Outcome::Kept(stored, facts)) => Ok(Capture::Stored(Stored {
@@ -308,10 +317,12 @@ impl ProcsCapture {
     }
 
     /// Images to archive and manifest, both in the store.
-    fn keep(&self, images: &Trees, store: &dyn BlobStore) -> Result<Stored> {
-        let mut archive = pipeline::Hashing::new(store.writer()?);
+    fn keep(&self, images: &Trees, store: &dyn BlobStore, until: &Until) -> Result<Stored> {
+        until.check(|| "keep the images".to_owned())?;
+        let mut archive = pipeline::Hashing::new(store.writer()?, until);
         let bytes = pack(images, &mut archive)?;
         let criu_dump = archive.commit()?;
+        until.check(|| "keep the manifest".to_owned())?;
         let stored = put(self.manifest(criu_dump), store)?;
         Ok(Stored { bytes: stored.bytes + bytes, ..stored })
     }

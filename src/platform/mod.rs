@@ -8,7 +8,9 @@ use std::{
     time::Duration,
 };
 
-use crate::{DumpOptions, Pid, RestoreOptions, Result, Version, Warning, archive::Trees, pages::PageSink};
+use crate::{
+    DumpOptions, Pid, RestoreOptions, Result, Until, Version, Warning, archive::Trees, pages::PageSink,
+};
 
 #[cfg_attr(target_os = "linux", path = "linux/mod.rs")]
 #[cfg_attr(not(target_os = "linux"), path = "elsewhere.rs")]
@@ -27,6 +29,17 @@ pub(crate) struct Job {
     pub(crate) staging: Option<PathBuf>,
     pub(crate) deadline: Option<Duration>,
     pub(crate) cancel: Option<Cancel>,
+    /// Both of them, from the moment on at which the work began.
+    pub(crate) until: Until,
+}
+
+/// Joins a deadline and a token, from now on.
+pub(crate) fn until(deadline: Option<Duration>, cancel: Option<&Cancel>) -> Until {
+    let until = deadline.map_or_else(Until::forever, Until::within);
+    match cancel.cloned() {
+        Some(cancel) => until.or_when(move || cancel.is_cancelled()),
+        None => until,
+    }
 }
 
 /// How to revive.

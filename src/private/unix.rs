@@ -3,7 +3,7 @@
 use std::{
     fs::{DirBuilder, File},
     io,
-    os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::Path,
 };
 
@@ -75,4 +75,13 @@ pub(crate) fn remove_unless_held(path: &Path, old: bool) -> io::Result<bool> {
     }
     std::fs::remove_file(path)?;
     Ok(true)
+}
+
+/// Returns the device of a file, major and minor, and its inode: what the kernel's list of locks calls it by.
+pub(crate) fn identity(file: &File) -> Option<[u64; 3]> {
+    let metadata = file.metadata().ok()?;
+    let device = metadata.dev();
+    let major = device >> 8 & 0xfff | device >> 32 & !0xfff;
+    let minor = device & 0xff | device >> 12 & !0xff;
+    Some([major, minor, metadata.ino()])
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    BlobStore, ChunkedBlob, ChunkedTree, Content, Digest256, Error, Result,
+    BlobStore, ChunkedBlob, ChunkedTree, Content, Digest256, Error, Result, Until,
     archive::{is_image, tree_folder},
     blob::{Budget, ImageFile, Leaf, Listing, MemoryMap, PagesLeft, Window},
     image::ImageDir,
@@ -37,12 +37,13 @@ pub(super) fn lay_out<'a>(
     blob: &ChunkedBlob,
     folder: &Path,
     limit: u64,
+    until: &'a Until,
 ) -> Result<Vec<LaidOut<'a>>> {
     let bytes = blob.trees.iter().flat_map(|tree| [tree.image_bytes, tree.memory_bytes]);
     if bytes.fold(0, u64::saturating_add) > limit {
         return Err(Error::corrupt("the capture", format!("it has more than {limit} bytes")));
     }
-    let mut laying = Laying { store, budget: Budget::new() };
+    let mut laying = Laying { store, until, budget: Budget::new() };
     let lay = |tree: &ChunkedTree| match blob.trees.len() {
         1 => laying.tree(tree, folder.to_owned()),
         _ => {
@@ -63,13 +64,14 @@ type Each<'a> = &'a mut dyn FnMut(usize, &[u8]) -> Result<()>;
 
 struct Laying<'a> {
     store: &'a dyn BlobStore,
+    until: &'a Until,
     budget: Budget,
 }
 
 impl<'a> Laying<'a> {
     fn tree(&mut self, tree: &ChunkedTree, folder: PathBuf) -> Result<LaidOut<'a>> {
-        let store = self.store;
-        let get = |digests: &[Digest256], each: Each<'_>| fetch(store, digests, each);
+        let (store, until) = (self.store, self.until);
+        let get = |digests: &[Digest256], each: Each<'_>| fetch_until(store, until, digests, each);
         let listing = self.budget.read_listing(tree, &get, is_image)?;
         self.files(&listing, &folder)?;
         let memory = self.memory(&listing, tree, &folder)?;
@@ -111,8 +113,8 @@ impl<'a> Laying<'a> {
     }
 
     fn memory(&mut self, listing: &Listing, tree: &ChunkedTree, folder: &Path) -> Result<StoredMemory<'a>> {
-        let store = self.store;
-        let get = |digests: &[Digest256], each: Each<'_>| fetch(store, digests, each);
+        let (store, until) = (self.store, self.until);
+        let get = |digests: &[Digest256], each: Each<'_>| fetch_until(store, until, digests, each);
         let mut left = PagesLeft::of(tree);
         let mut memory = StoredMemory { store, maps: Vec::new(), files: Vec::new() };
         let images = ImageDir::new(folder);
@@ -131,8 +133,14 @@ impl<'a> Laying<'a> {
     }
 
     fn read(&self, content: &Content, out: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        content.read(&|digests, each| fetch(self.store, digests, each), out)
+        content.read(&|digests, each| fetch_until(self.store, self.until, digests, each), out)
     }
+}
+
+/// Fetches blobs, verified, unless the time is over.
+fn fetch_until(store: &dyn BlobStore, until: &Until, digests: &[Digest256], each: Each<'_>) -> Result<()> {
+    until.check(|| "fetch the images of the capture".to_owned())?;
+    fetch(store, digests, each)
 }
 
 /// Memory in a store, as the files of pages that criu knows.
@@ -228,7 +236,7 @@ mod tests {
     fn laid_out(name: &str, store: &MemBlobStore, tree: ChunkedTree) -> Result<Vec<(String, usize)>> {
         let folder = env::temp_dir().join(format!("criu-rpc-laid-out-{name}-{}", process::id()));
         fs::create_dir(&folder).unwrap();
-        let laid_out = lay_out(store, &chunked(tree), &folder, 1 << 40).map(drop);
+        let laid_out = lay_out(store, &chunked(tree), &folder, 1 << 40, &Until::forever()).map(drop);
         let files = fs::read_dir(&folder).unwrap().map(|entry| {
             let entry = entry.unwrap();
             (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap().len())

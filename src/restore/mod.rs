@@ -8,9 +8,9 @@ mod verify;
 use std::{fs::File, io::Read, path::PathBuf, time::Duration};
 
 use crate::{
-    BlobStore, Digest256, Error, ProcsBlob, RestoreOptions, Result, Tree, Unread, Warning,
+    BlobStore, Digest256, Error, ProcsBlob, RestoreOptions, Result, Tree, Unread, Until, Warning,
     archive::{Limits, Trees, unpack},
-    platform::{self, Cancel, GrownFiles, Revival, Revived, Reviver, ToRevive},
+    platform::{self, Cancel, GrownFiles, Revival, Revived, Reviver, ToRevive, until},
 };
 
 /// Revives what [`ProcsCapture`](crate::ProcsCapture) captured.
@@ -158,16 +158,16 @@ impl ProcsRestore {
         self
     }
 
-    /// How long criu may take for each tree; see [`Criu::deadline`](crate::Criu::deadline). Past it nothing of the
-    /// capture is left running. Of a [chunked](crate::ProcsCapture::chunked) capture that counts the time in which memory is
-    /// fetched from the store; if the store answers late, this returns when it has.
+    /// How long the restore may take, from the call on: reading and verifying the capture, and criu's work for all trees (see
+    /// [`Criu::deadline`](crate::Criu::deadline)). Past it nothing of the capture is left running. A store that does not answer
+    /// is not interrupted; then this returns when it has.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> ProcsRestore {
         self.revival.deadline = Some(deadline);
         self
     }
 
-    /// Lets this token stop criu, as the [`deadline`](ProcsRestore::deadline) does: nothing of the capture is left
+    /// Lets this token stop the restore, as the [`deadline`](ProcsRestore::deadline) does: nothing of the capture is left
     /// running.
     #[must_use]
     pub fn cancelled_by(mut self, cancel: &Cancel) -> ProcsRestore {
@@ -234,28 +234,34 @@ impl ProcsRestore {
     /// cannot;
     /// [`Error::Criu`] with [advice](Error::advice) if criu could not. Nothing is left running then.
     pub fn restore(&self, store: &(impl BlobStore + ?Sized), digest: &Digest256) -> Result<Restored> {
-        let json = manifest(&store, digest)?;
+        let until = until(self.revival.deadline, self.revival.cancel.as_ref());
+        let json = manifest(&store, digest, &until)?;
         let marked = store.is_marked(digest)?;
-        let mut restored = self.restore_manifest(store, &json)?;
+        let mut restored = self.restore_manifest(store, &json, &until)?;
         if marked {
             restored.warnings.push(Warning::Marked { capture: *digest });
         }
         Ok(restored)
     }
 
-    fn restore_manifest(&self, store: &(impl BlobStore + ?Sized), json: &[u8]) -> Result<Restored> {
+    fn restore_manifest(
+        &self,
+        store: &(impl BlobStore + ?Sized),
+        json: &[u8],
+        until: &Until,
+    ) -> Result<Restored> {
         match ProcsBlob::from_json(json)? {
             ProcsBlob::Unsupported { unsupported_on: on, note } => {
                 let warnings = vec![Warning::Unsupported { on, note }];
                 Ok(Restored { trees: Vec::new(), warnings, unread: Vec::new() })
             }
             ProcsBlob::Chunked(blob) => {
-                let reviver = Reviver::new(&self.revival)?;
+                let reviver = Reviver::new(&self.revival, until)?;
                 let mut here = platform::host();
                 if !self.any_host {
                     host::check(&blob.host, &here)?;
                 }
-                let laid_out = chunked::lay_out(&store, &blob, reviver.folder(), self.limits().bytes)?;
+                let laid_out = chunked::lay_out(&store, &blob, reviver.folder(), self.limits().bytes, until)?;
                 let trees: Vec<_> = laid_out.iter().map(chunked::LaidOut::to_revive).collect();
                 let Revived { trees, mut warnings, unread } = reviver.revive(&trees)?;
                 here.criu = reviver.criu();
@@ -263,7 +269,7 @@ impl ProcsRestore {
                 Ok(Restored { trees, warnings, unread })
             }
             ProcsBlob::Criu { criu_dump, .. } => {
-                let Revived { trees, warnings, unread } = self.revive(&store, &criu_dump)?;
+                let Revived { trees, warnings, unread } = self.revive(&store, &criu_dump, until)?;
                 Ok(Restored { trees, warnings, unread })
             }
         }
@@ -274,10 +280,10 @@ impl ProcsRestore {
         Limits { bytes: self.limit.unwrap_or(limits.bytes), ..limits }
     }
 
-    fn revive(&self, store: &dyn BlobStore, archive: &Digest256) -> Result<Revived> {
-        let reviver = Reviver::new(&self.revival)?;
+    fn revive(&self, store: &dyn BlobStore, archive: &Digest256, until: &Until) -> Result<Revived> {
+        let reviver = Reviver::new(&self.revival, until)?;
         let limits = self.limits();
-        let trees = verify::verified(store.reader(archive)?, archive, limits.archive(), |bytes| {
+        let trees = verify::verified(store.reader(archive)?, archive, limits.archive(), until, |bytes| {
             unpack(bytes, reviver.folder(), &limits)
         })?;
         let folders: Vec<_> = match &trees {
@@ -290,9 +296,9 @@ impl ProcsRestore {
 }
 
 /// The bytes of a manifest, verified, and not more than a manifest can have.
-fn manifest(store: &dyn BlobStore, digest: &Digest256) -> Result<Vec<u8>> {
+fn manifest(store: &dyn BlobStore, digest: &Digest256, until: &Until) -> Result<Vec<u8>> {
     let ceiling = ProcsBlob::CEILING as u64;
-    verify::verified(store.reader(digest)?, digest, ceiling, |mut stream| {
+    verify::verified(store.reader(digest)?, digest, ceiling, until, |mut stream| {
         let mut json = Vec::new();
         stream.read_to_end(&mut json).map_err(Error::io(format!("read the manifest {digest}")))?;
         Ok(json)

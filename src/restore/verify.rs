@@ -6,21 +6,23 @@ use std::{
     thread,
 };
 
-use crate::{Digest256, Error, Hasher, Result};
+use crate::{Digest256, Error, Hasher, Result, Until};
 
 /// Hands the blob to `consume` while a thread beside it reads and hashes. What `consume` made is given out only if all
 /// bytes were read and the digest is right; a wrong digest is told before whatever `consume` complains of. A blob of more
-/// than `ceiling` bytes is refused.
+/// than `ceiling` bytes is refused, and reading ends where `until` says so.
 pub(super) fn verified<T>(
     blob: Box<dyn Read + Send + '_>,
     digest: &Digest256,
     ceiling: u64,
+    until: &Until,
     consume: impl FnOnce(Stream) -> Result<T>,
 ) -> Result<T> {
     thread::scope(|scope| {
         let (send, receive) = sync_channel(AHEAD);
         let (give_back, returned) = sync_channel(AHEAD + 2);
-        let hash = move || hash(blob, ceiling, &send, &returned);
+        let reading = || until.check(|| format!("read the blob {digest}")).map_err(io::Error::other);
+        let hash = move || hash(blob, ceiling, reading, &send, &returned);
         let hashing =
             thread::Builder::new().spawn_scoped(scope, hash).map_err(Error::io("start a thread"))?;
         let stream = Stream { receive, give_back, current: Vec::new(), used: 0 };
@@ -68,12 +70,14 @@ enum Hashed {
 fn hash(
     mut blob: Box<dyn Read + Send + '_>,
     ceiling: u64,
+    may_go_on: impl Fn() -> io::Result<()>,
     send: &SyncSender<Vec<u8>>,
     returned: &Receiver<Vec<u8>>,
 ) -> io::Result<Hashed> {
     let mut hasher = Hasher::new();
     let (mut total, mut unheard) = (0_u64, 0);
     loop {
+        may_go_on()?;
         let mut piece = returned.try_recv().unwrap_or_else(|_| Vec::with_capacity(PIECE));
         piece.clear();
         if blob.by_ref().take(PIECE as u64).read_to_end(&mut piece)? == 0 {
@@ -124,7 +128,7 @@ mod tests {
     use super::*;
 
     fn read(bytes: &[u8], digest: &Digest256) -> Result<Vec<u8>> {
-        verified(Box::new(bytes), digest, u64::MAX, |mut stream| {
+        verified(Box::new(bytes), digest, u64::MAX, &Until::forever(), |mut stream| {
             let mut read = Vec::new();
             stream.read_to_end(&mut read).unwrap();
             Ok(read)
@@ -144,22 +148,37 @@ mod tests {
         let digest = Digest256::of(b"other");
         assert!(matches!(read(b"bytes", &digest), Err(Error::Corrupt { what, .. }) if what.contains("blob")));
         let bytes = vec![1; 20 * PIECE];
-        let complains = verified(Box::new(bytes.as_slice()), &digest, u64::MAX, |_| -> Result<()> {
-            Err(Error::Revived)
-        });
+        let complains =
+            verified(Box::new(bytes.as_slice()), &digest, u64::MAX, &Until::forever(), |_| -> Result<()> {
+                Err(Error::Revived)
+            });
         assert!(matches!(complains, Err(Error::Corrupt { .. })));
+    }
+
+    #[test]
+    fn a_blob_without_an_end_is_read_until_the_time_is_over() {
+        let until = Until::within(std::time::Duration::from_millis(50));
+        let digest = Digest256::of(b"");
+        let late = verified(Box::new(io::repeat(1)), &digest, u64::MAX, &until, |mut stream| {
+            io::copy(&mut stream, &mut io::sink()).unwrap();
+            Ok(())
+        });
+        assert!(late.unwrap_err().is_timeout());
     }
 
     #[test]
     fn a_blob_without_an_end_is_given_up() {
         let digest = Digest256::of(b"");
         let complains =
-            verified(Box::new(io::repeat(1)), &digest, u64::MAX, |_| -> Result<()> { Err(Error::Revived) });
+            verified(Box::new(io::repeat(1)), &digest, u64::MAX, &Until::forever(), |_| -> Result<()> {
+                Err(Error::Revived)
+            });
         assert!(matches!(complains, Err(Error::Revived)));
-        let swallows = verified(Box::new(io::repeat(1)), &digest, 5 << 20, |mut stream| {
-            io::copy(&mut stream, &mut io::sink()).unwrap();
-            Ok(())
-        });
+        let swallows =
+            verified(Box::new(io::repeat(1)), &digest, 5 << 20, &Until::forever(), |mut stream| {
+                io::copy(&mut stream, &mut io::sink()).unwrap();
+                Ok(())
+            });
         assert!(matches!(swallows, Err(Error::Corrupt { problem, .. }) if problem.contains("more than")));
     }
 
@@ -167,9 +186,10 @@ mod tests {
     fn the_consumers_complaint_comes_through_when_the_bytes_are_right() {
         let bytes = vec![1; 20 * PIECE];
         let digest = Digest256::of(&bytes);
-        let complains = verified(Box::new(bytes.as_slice()), &digest, u64::MAX, |_| -> Result<()> {
-            Err(Error::Revived)
-        });
+        let complains =
+            verified(Box::new(bytes.as_slice()), &digest, u64::MAX, &Until::forever(), |_| -> Result<()> {
+                Err(Error::Revived)
+            });
         assert!(matches!(complains, Err(Error::Revived)));
     }
 }

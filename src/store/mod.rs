@@ -31,9 +31,9 @@ pub use self::{
     batch::BlobBatch,
     fs::{Damage, FsBlobStore, Gc, Tally, Usage, Verified},
     mem::MemBlobStore,
-    reach::{copy_capture, reachable},
+    reach::{copy_capture, copy_capture_until, reachable, reachable_until},
 };
-use crate::{Digest256, Error, Result};
+use crate::{Digest256, Error, Result, Until};
 
 /// A place that keeps blobs: bytes of any length, called by their digest.
 ///
@@ -260,6 +260,19 @@ pub trait BlobStore: fmt::Debug + Send + Sync {
         Ok(Box::new(OneByOne::new(self)))
     }
 
+    /// Begins a [batch](BlobStore::batch), and waits for that no longer than `until` allows. Captures begin theirs so, with
+    /// their deadline and token.
+    ///
+    /// By default it looks at `until` once. A store that may have to wait, for a lock or a server, should better that.
+    ///
+    /// # Errors
+    ///
+    /// As [`batch`](BlobStore::batch); [`Error::Overdue`] and [`Error::Stopped`] as [`Until::check`] says.
+    fn batch_until(&self, until: &Until) -> Result<Box<dyn BlobBatch + '_>> {
+        until.check(|| "begin a batch".to_owned())?;
+        self.batch()
+    }
+
     /// Stores bytes under a name that is not their digest: what encryption needs, whose names must not tell what is
     /// stored. Names have a room of their own; no digest finds them. Storing a name again replaces its bytes, wholly
     /// or not at all.
@@ -455,6 +468,10 @@ macro_rules! pointers {
 
             fn batch(&self) -> Result<Box<dyn BlobBatch + '_>> {
                 (**self).batch()
+            }
+
+            fn batch_until(&self, until: &Until) -> Result<Box<dyn BlobBatch + '_>> {
+                (**self).batch_until(until)
             }
 
             fn put_named(&self, name: &Digest256, bytes: &[u8]) -> Result<()> {

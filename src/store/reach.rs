@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{BlobStore, fetch};
-use crate::{Digest256, Error, Hasher, ProcsBlob, Result, blob::Walked};
+use crate::{Digest256, Error, Hasher, ProcsBlob, Result, Until, blob::Walked};
 
 /// All blobs that these captures need, their manifests included: what garbage collection must keep, and what a copy
 /// of them has to have.
@@ -27,10 +27,27 @@ use crate::{Digest256, Error, Hasher, ProcsBlob, Result, blob::Walked};
 /// [`Error::Capture`] for the first of them that cannot be read to the end, with [`Error::Missing`], [`Error::Corrupt`],
 /// [`Error::UnknownKind`] (of a newer version's) or whatever the store says in it.
 pub fn reachable(store: &(impl BlobStore + ?Sized), manifests: &[Digest256]) -> Result<HashSet<Digest256>> {
+    reachable_until(store, manifests, &Until::forever())
+}
+
+/// Finds what is [`reachable`], but gives up where `until` says so.
+///
+/// # Errors
+///
+/// As [`reachable`]; [`Error::Overdue`] or [`Error::Stopped`] where it gave up.
+pub fn reachable_until(
+    store: &(impl BlobStore + ?Sized),
+    manifests: &[Digest256],
+    until: &Until,
+) -> Result<HashSet<Digest256>> {
     let (mut blobs, mut walked) = (HashSet::new(), Walked::default());
     for capture in manifests {
-        walk(store, capture, &mut walked, &mut |digest| _ = blobs.insert(*digest))
-            .map_err(|source| Error::Capture { capture: *capture, source: Box::new(source) })?;
+        walk(store, capture, until, &mut walked, &mut |digest| _ = blobs.insert(*digest)).map_err(
+            |source| match source {
+                Error::Overdue { .. } | Error::Stopped { .. } => source,
+                _ => Error::Capture { capture: *capture, source: Box::new(source) },
+            },
+        )?;
     }
     Ok(blobs)
 }
@@ -39,12 +56,19 @@ pub fn reachable(store: &(impl BlobStore + ?Sized), manifests: &[Digest256]) -> 
 fn walk(
     store: &(impl BlobStore + ?Sized),
     manifest: &Digest256,
+    until: &Until,
     walked: &mut Walked,
     name: &mut dyn FnMut(&Digest256),
 ) -> Result<()> {
     name(manifest);
-    let manifest = ProcsBlob::from_json(&read_manifest(store, manifest)?)?;
-    manifest.blobs(&|digests, each| fetch(store, digests, each), walked, name)
+    let reading = || format!("read the lists of the capture {manifest}");
+    until.check(reading)?;
+    let blob = ProcsBlob::from_json(&read_manifest(store, manifest)?)?;
+    let get = |digests: &[Digest256], each: &mut dyn FnMut(usize, &[u8]) -> Result<()>| {
+        until.check(reading)?;
+        fetch(store, digests, each)
+    };
+    blob.blobs(&get, walked, name)
 }
 
 /// The bytes of a manifest, verified. Of a blob that is too long for one, no more is read than shows it.
@@ -79,15 +103,30 @@ pub fn copy_capture(
     to: &(impl BlobStore + ?Sized),
     digest: &Digest256,
 ) -> Result<u64> {
+    copy_capture_until(from, to, digest, &Until::forever())
+}
+
+/// Copies as [`copy_capture`] does, but gives up where `until` says so.
+///
+/// # Errors
+///
+/// As [`copy_capture`]; [`Error::Overdue`] or [`Error::Stopped`] where it gave up. What was copied by then may stay.
+pub fn copy_capture_until(
+    from: &(impl BlobStore + ?Sized),
+    to: &(impl BlobStore + ?Sized),
+    digest: &Digest256,
+    until: &Until,
+) -> Result<u64> {
+    let copying = || format!("copy the capture {digest}");
     let json = read_manifest(from, digest)?;
     let manifest = ProcsBlob::from_json(&json)?;
-    let batch = to.batch()?;
+    let batch = to.batch_until(until)?;
     let mut bytes = 0;
     if let ProcsBlob::Criu { criu_dump, .. } = &manifest {
-        bytes += copy_large(from, to, criu_dump)?;
+        bytes += copy_large(from, to, criu_dump, until)?;
     } else {
         let (mut seen, mut wanted) = (HashSet::new(), Vec::new());
-        walk(from, digest, &mut Walked::default(), &mut |digest| {
+        walk(from, digest, until, &mut Walked::default(), &mut |digest| {
             if seen.insert(*digest) {
                 wanted.push(*digest);
             }
@@ -95,12 +134,14 @@ pub fn copy_capture(
         for some in wanted[1..].chunks(AT_ONCE) {
             let missing = to.missing(some)?;
             fetch(from, &missing, &mut |place, blob| {
+                until.check(copying)?;
                 bytes += batch.put(&[(missing[place], blob)])?;
                 Ok(())
             })?;
         }
     }
     bytes += batch.put(&[(*digest, &json)])?;
+    until.check(copying)?;
     batch.commit()?;
     Ok(bytes)
 }
@@ -113,6 +154,7 @@ fn copy_large(
     from: &(impl BlobStore + ?Sized),
     to: &(impl BlobStore + ?Sized),
     digest: &Digest256,
+    until: &Until,
 ) -> Result<u64> {
     if to.contains(digest)? {
         return Ok(0);
@@ -121,6 +163,7 @@ fn copy_large(
     let (mut reader, mut writer) = (from.reader(digest)?, to.writer()?);
     let (mut hasher, mut buffer, mut bytes) = (Hasher::new(), vec![0; 1 << 20], 0);
     loop {
+        until.check(|| format!("copy the blob {digest}"))?;
         let count = match reader.read(&mut buffer) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             read => read.map_err(copying())?,

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use criu_rpc::{Criu, Error, Result, rpc::Cancel};
+use criu_rpc::{Criu, Result, rpc::Cancel};
 use nix::{
     sys::wait::{WaitPidFlag, waitpid},
     unistd::Pid,
@@ -187,9 +187,9 @@ pub(crate) fn given_up<T>(
         ask(criu.deadline(after))
     };
     match result {
-        Err(Error::Cancelled(_)) if by_thread => None,
-        Err(Error::TimedOut(_)) if !by_thread => None,
-        Err(error) if matches!(error, Error::Cancelled(_) | Error::TimedOut(_)) => {
+        Err(error) if by_thread && error.is_cancelled() => None,
+        Err(error) if !by_thread && error.is_timeout() => None,
+        Err(error) if error.is_cancelled() || error.is_timeout() => {
             panic!("{}", explain(&error))
         }
         result => Some(result),

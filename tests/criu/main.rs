@@ -17,6 +17,9 @@ modules! {
     served service sockets stress terminal terminals
 }
 
+// Those of time.
+modules! { overdue }
+
 // Those of signals, of the ends of processes, and of what listens.
 modules! { signals }
 // What a tree needs that nobody has to say.
@@ -56,6 +59,7 @@ fn main() {
         locked::TESTS,
         missing::TESTS,
         links::TESTS,
+        overdue::TESTS,
         pids::TESTS,
         pipes::TESTS,
         preflight::files::TESTS,

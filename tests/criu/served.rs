@@ -281,8 +281,8 @@ fn give_up() {
         let asked = Instant::now();
         match revive_for(home.restore(), &store, &digest, moment, by_thread) {
             Ok(mut revived) => assert_eq!(revived.ask("check"), "memory ok 4096 pages", "{after}"),
-            Err(Error::Cancelled(_)) if by_thread => given_up += 1,
-            Err(Error::TimedOut(_)) if !by_thread => given_up += 1,
+            Err(error) if by_thread && error.is_cancelled() => given_up += 1,
+            Err(error) if !by_thread && error.is_timeout() => given_up += 1,
             Err(error) => panic!("{after}: {}", explain(&error)),
         }
         assert!(asked.elapsed() < SOON, "it took {:?} {after}", asked.elapsed());
@@ -347,7 +347,7 @@ fn revive_within_limits() {
                 tell.push(format!("{after}: revived"));
             }
             // Neither is why.
-            Err(error @ (Error::TimedOut(_) | Error::Corrupt { .. })) => panic!("{after}: {}", explain(&error)),
+            Err(error) if error.is_timeout() || matches!(error, Error::Corrupt { .. }) => panic!("{after}: {}", explain(&error)),
             Err(error) => {
                 tell.push(format!("{after}: {error}"));
                 drop(talk);

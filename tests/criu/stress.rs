@@ -147,7 +147,7 @@ fn give_up_a_hanging_restore() {
         let asked = Instant::now();
         let criu = criu().deadline(Duration::from_millis(300));
         let error = images.revive(&criu, &RestoreOptions::default()).unwrap_err();
-        assert!(matches!(error, Error::TimedOut(_)), "{}", explain(&error));
+        assert!(error.is_timeout(), "{}", explain(&error));
         assert!(asked.elapsed() < SOON, "it took {:?}", asked.elapsed());
         assert_alone_with(&[], "after a restore that hung");
         wait_gone(&images.members);

@@ -29,4 +29,5 @@ mod stores_full;
 mod stores_gc;
 mod stores_packs;
 mod stores_purge;
+mod stores_wait;
 mod wire;

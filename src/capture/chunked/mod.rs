@@ -30,6 +30,7 @@ use self::{
 use super::Stored;
 use crate::{
     BlobBatch, BlobStore, ChunkedBlob, ChunkedTree, Content, Digest256, Error, Host, Pid, ProcsBlob, Result,
+    Until,
     archive::{Trees, is_image},
     blob::{Budget, ContentWriter, ImageFile, Leaf, Listing, MemoryFile, MemoryMap},
     image::ImageDir,
@@ -150,6 +151,7 @@ pub(super) fn run(job: &Job, chunking: &Chunking, store: &dyn BlobStore) -> Resu
     let processors = thread::available_parallelism().map_or(1, |count| count.get());
     let work = Work {
         store,
+        until: &job.until,
         chunking,
         batch: RwLock::new(None),
         buffers: Buffers::new(chunking.buffer, &chunking.spare, processors),
@@ -164,8 +166,12 @@ pub(super) fn run(job: &Job, chunking: &Chunking, store: &dyn BlobStore) -> Resu
         let streaming = Streaming { work: &work, processors, scope };
         let outcome = platform::checkpoint(job, Some(&streaming), &mut |images| streaming.keep(job, images));
         work.buffers.close();
-        // What kept a worker from working is why criu was made to fail.
-        outcome.map_err(|error| work.buffers.failure().unwrap_or(error))
+        outcome.map_err(|error| match work.buffers.failure() {
+            // Workers stop at the deadline too. What criu was doing then says more.
+            Some(late) if (late.is_timeout() || late.is_cancelled()) && error.failure().is_some() => error,
+            // Report the worker's error; criu's own is only its consequence.
+            failure => failure.unwrap_or(error),
+        })
     });
     match work.panic.into_inner().unwrap_or_else(PoisonError::into_inner) {
         Some(panic) => panic::resume_unwind(panic),
@@ -185,6 +191,7 @@ impl Drop for Closing<'_> {
 /// What all threads of a capture share.
 struct Work<'a> {
     store: &'a dyn BlobStore,
+    until: &'a Until,
     chunking: &'a Chunking,
     /// Open from the first blob to the commit.
     batch: RwLock<Option<Box<dyn BlobBatch + 'a>>>,
@@ -207,7 +214,7 @@ impl Work<'_> {
     fn start(&self) -> Result<()> {
         let mut batch = self.batch.write().unwrap_or_else(PoisonError::into_inner);
         if batch.is_none() {
-            *batch = Some(self.store.batch()?);
+            *batch = Some(self.store.batch_until(self.until)?);
         }
         Ok(())
     }
@@ -215,6 +222,7 @@ impl Work<'_> {
     fn put(&self, blobs: &[(Digest256, &[u8])]) -> Result<()> {
         let batch = self.batch.read().unwrap_or_else(PoisonError::into_inner);
         let batch = batch.as_ref().ok_or_else(|| Error::store("store a blob", "the capture has ended"))?;
+        self.until.check(|| "keep the memory of the tree".to_owned())?;
         self.stored.fetch_add(batch.put(blobs)?, Ordering::Relaxed);
         Ok(())
     }
@@ -227,6 +235,7 @@ impl Work<'_> {
 
     fn commit(&self) -> Result<()> {
         let batch = self.batch.write().unwrap_or_else(PoisonError::into_inner).take();
+        self.until.check(|| "keep the capture".to_owned())?;
         batch.map_or(Ok(()), |batch| batch.commit())
     }
 

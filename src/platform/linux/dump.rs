@@ -10,10 +10,11 @@ use std::{
     mem,
     path::PathBuf,
     sync::{
-        Mutex, PoisonError,
-        mpsc::{self, Receiver, Sender},
+        Condvar, Mutex, PoisonError,
+        mpsc::{self, Sender},
     },
     thread::{self, Scope, ScopedJoinHandle},
+    time::Duration,
 };
 
 use super::{
@@ -23,7 +24,7 @@ use super::{
     staging::Staging,
 };
 use crate::{
-    BoxError, Criu, DumpOptions, Error, Pid, Request, Result, Warning,
+    BoxError, Criu, DumpOptions, Error, Pid, Request, Result, Until, Warning,
     archive::Trees,
     image::{ImageDir, MemoryIn, check_complete, check_version},
     platform::{Facts, Images, Job, Keep, Memory, Outcome, Unsupported},
@@ -52,6 +53,10 @@ pub(crate) fn checkpoint<T>(job: &Job, memory: Option<&dyn Memory>, keep: Keep<'
         if dump.own.is_none() {
             let pre_dumps = rounds::possible(&dump.criu, memory.pre_dumps())?;
             memory.prepare(memory::expected(dump.roots.iter().copied()), pre_dumps > 0)?;
+            // It may have waited for a store.
+            if let Some(left) = job.until.remaining() {
+                dump.criu = dump.criu.clone().deadline(left);
+            }
             dump.memory = Some(memory);
             if pre_dumps > 0 {
                 dump.pre_dump(job, pre_dumps, memory, &staging)?;
@@ -67,7 +72,7 @@ pub(crate) fn checkpoint<T>(job: &Job, memory: Option<&dyn Memory>, keep: Keep<'
         dump.warn(problems.into_iter().map(|problem| Warning::Unrevivable { problem }).collect());
         keep(&dump.made())?
     } else {
-        dump.end(&mut |images| match dump.check()? {
+        dump.end(&job.until, &mut |images| match dump.check()? {
             problems if problems.is_empty() => keep(images),
             problems => Err(Error::Unrevivable { problems }),
         })?
@@ -261,17 +266,17 @@ impl<'a> Dump<'a> {
     }
 
     /// Dumps all trees, keeps the images while all are frozen, and lets them end.
-    fn end<T>(&self, keep: Keep<'_, T>) -> Result<T> {
+    fn end<T>(&self, until: &Until, keep: Keep<'_, T>) -> Result<T> {
+        let verdict = Verdict { until, decided: Mutex::default(), changed: Condvar::new() };
         let meeting = Meeting::default();
         let parties: Vec<_> = self.others.iter().map(|_| meeting.join(1)).collect();
         thread::scope(|scope| {
+            let refusal = Refusal(&verdict);
+            let verdict = refusal.0;
             let (tell, told) = mpsc::channel();
-            let mut verdicts = Vec::new();
             let mut dumps = Vec::new();
             for (tree, party) in self.others.iter().zip(parties) {
-                let (verdict, decided) = mpsc::channel();
-                verdicts.push(verdict);
-                let waiter = Waiter { frozen: Some(tell.clone()), decided };
+                let waiter = Waiter { frozen: Some(tell.clone()), verdict };
                 let together = Together { party, lets_go: false, then: waiter };
                 dumps.push(spawn(scope, move || self.dump(tree, together)));
             }
@@ -279,12 +284,13 @@ impl<'a> Dump<'a> {
             // A dump that fails drops its sender without a word.
             let all_frozen = told.into_iter().count() == self.others.len();
             let kept = all_frozen.then(|| keep(&self.made()));
-            let go_on = matches!(kept, Some(Ok(_)));
-            for verdict in verdicts {
-                let _ = verdict.send(go_on); // a dump that failed is not there to hear
-            }
+            let may_end = verdict.decide(matches!(kept, Some(Ok(_))));
             let ends: Vec<Result<()>> = dumps.into_iter().map(|dump| join(dump?)).collect();
             match kept {
+                // The trees were let go while the store was at work.
+                Some(Ok(_)) if !may_end => {
+                    Err(until.check(keeping).err().unwrap_or_else(|| first_cause(ends)))
+                }
                 Some(Ok(kept)) => match ends.into_iter().collect::<Result<()>>() {
                     // criu was lost after it was told to go on. What matters is whether the trees ended.
                     Err(error) if self.others.iter().any(Tree::lives) => Err(error),
@@ -373,12 +379,12 @@ impl<H: Hooks> Hooks for Together<'_, H> {
 }
 
 /// Tells when its tree is frozen and all images are written, and waits for the verdict.
-struct Waiter {
+struct Waiter<'a> {
     frozen: Option<Sender<()>>,
-    decided: Receiver<bool>,
+    verdict: &'a Verdict<'a>,
 }
 
-impl Hooks for Waiter {
+impl Hooks for Waiter<'_> {
     fn on(&mut self, event: Event<'_>) -> Result<(), BoxError> {
         if !matches!(event, Event::PostDump) {
             return Ok(());
@@ -386,9 +392,58 @@ impl Hooks for Waiter {
         if let Some(frozen) = self.frozen.take() {
             frozen.send(()).map_err(|_| "nobody waits for the dump")?;
         }
-        match self.decided.recv() {
-            Ok(true) => Ok(()),
-            _ => Err("the capture was not kept".into()),
+        match self.verdict.wait() {
+            true => Ok(()),
+            false => Err("the capture was not kept".into()),
         }
     }
+}
+
+/// Whether the trees may end: decided once, for all of them.
+struct Verdict<'a> {
+    until: &'a Until,
+    decided: Mutex<Option<bool>>,
+    changed: Condvar,
+}
+
+impl Verdict<'_> {
+    /// Decides, unless it is decided, and returns what was.
+    fn decide(&self, may_end: bool) -> bool {
+        let mut decided = self.decided.lock().unwrap_or_else(PoisonError::into_inner);
+        let decided = *decided.get_or_insert(may_end);
+        self.changed.notify_all();
+        decided
+    }
+
+    /// Waits for the decision, but keeps no tree frozen for a store that is late.
+    fn wait(&self) -> bool {
+        let mut decided = self.decided.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(decided) = *decided {
+                return decided;
+            }
+            if self.until.check(keeping).is_err() {
+                drop(decided);
+                return self.decide(false);
+            }
+            let waited = self.changed.wait_timeout(decided, LOOK);
+            decided = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// Lets the trees go when it is dropped undecided, by a panic of the store.
+struct Refusal<'a>(&'a Verdict<'a>);
+
+impl Drop for Refusal<'_> {
+    fn drop(&mut self) {
+        self.0.decide(false);
+    }
+}
+
+/// How often a frozen tree looks whether it is kept frozen for too long.
+const LOOK: Duration = Duration::from_millis(20);
+
+fn keeping() -> String {
+    "keep the capture".to_owned()
 }

@@ -20,7 +20,7 @@ use super::{
     whole,
 };
 use crate::{
-    Criu, Error, Request, Result, Warning,
+    Criu, Error, Request, Result, Until, Warning,
     image::{ImageDir, MemoryIn, check_complete, check_version},
     platform::{Revival, Revived, ToRevive, Unread},
     rpc::{Lend, tree::Tree},
@@ -34,6 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct Reviver<'a> {
     revival: &'a Revival,
+    until: Until,
     criu: Criu,
     /// Descriptors to remove the folder with, if there are no others by then. They are given free before that.
     _reserve: [OwnedFd; 2],
@@ -41,11 +42,8 @@ pub(crate) struct Reviver<'a> {
 }
 
 impl<'a> Reviver<'a> {
-    pub(crate) fn new(revival: &'a Revival) -> Result<Reviver<'a>> {
+    pub(crate) fn new(revival: &'a Revival, until: &Until) -> Result<Reviver<'a>> {
         let mut criu = revival.criu.as_ref().map_or_else(Criu::new, Criu::at);
-        if let Some(deadline) = revival.deadline {
-            criu = criu.deadline(deadline);
-        }
         if let Some(cancel) = &revival.cancel {
             criu = criu.cancelled_by(cancel);
         }
@@ -54,7 +52,13 @@ impl<'a> Reviver<'a> {
         // Not in the place of a standard stream that the program closed: the tree would be given it.
         let reserve = || sys::duplicate_above(null.as_fd(), 3).map_err(Error::io("keep a descriptor"));
         let _reserve = [reserve()?, reserve()?];
-        Ok(Reviver { revival, criu, _reserve, staging: Staging::new(revival.staging.as_deref())? })
+        Ok(Reviver {
+            revival,
+            until: until.clone(),
+            criu,
+            _reserve,
+            staging: Staging::new(revival.staging.as_deref())?,
+        })
     }
 
     /// The criu that revived, as it calls itself.
@@ -102,7 +106,8 @@ impl<'a> Reviver<'a> {
         let revival = self.revival;
         let options = fit::for_restore(&revival.options, images)?;
         let pids = Pids::of(images)?;
-        pids.wait_for_zombies(revival.patience.unwrap_or(PATIENCE));
+        let patience = revival.patience.unwrap_or(PATIENCE);
+        pids.wait_for_zombies(self.until.remaining().map_or(patience, |left| patience.min(left)));
 
         let checked = self.check_files(images, lent, options.carries_file_locks());
         let (last_look, warnings) = checked.map_err(|error| self.tell_version(error))?;
@@ -117,8 +122,11 @@ impl<'a> Reviver<'a> {
             for (key, file) in &revival.inherit {
                 lend = lend.inherit(key.as_str(), file);
             }
+            self.until.check(|| "restore the tree".to_owned())?;
+            let criu =
+                self.until.remaining().map_or(self.criu.clone(), |left| self.criu.clone().deadline(left));
             let mut hooks = Settle::new(notes.clone(), last_look.clone());
-            let restored = self.criu.restore(&options, lend, &mut hooks);
+            let restored = criu.restore(&options, lend, &mut hooks);
             settled.lock().unwrap_or_else(PoisonError::into_inner).extend(hooks.warnings);
             restored.map_err(|error| pids.name_holders(LastLook::own_error(error)))
         };
@@ -135,7 +143,7 @@ impl<'a> Reviver<'a> {
                 return Ok(with_warnings(revived));
             }
         }
-        whole::write(tree.folder, pages)?;
+        whole::write(tree.folder, pages, &self.until)?;
         from_folder()
     }
 }

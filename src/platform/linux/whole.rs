@@ -8,13 +8,13 @@ use std::{
 };
 
 use crate::{
-    Error, Result,
+    Error, Result, Until,
     platform::{PageFile, PageFiles},
     private,
 };
 
 /// Reads all pieces, on all processors, and writes them into the folder.
-pub(super) fn write(folder: &Path, pages: &dyn PageFiles) -> Result<()> {
+pub(super) fn write(folder: &Path, pages: &dyn PageFiles, until: &Until) -> Result<()> {
     let make = |file: &PageFile| {
         let doing = || Error::io(format!("make the image {}", file.name));
         let made = private::create_file(&folder.join(&file.name)).map_err(doing())?;
@@ -30,7 +30,8 @@ pub(super) fn write(folder: &Path, pages: &dyn PageFiles) -> Result<()> {
         while let Some((number, piece)) = pieces.get(next.fetch_add(1, Ordering::Relaxed)).copied() {
             let file = &pages.files()[number];
             bytes.resize(file.length(piece), 0);
-            let written = pages.read(number, piece, &mut bytes).and_then(|()| {
+            let may_go_on = until.check(|| "fetch the memory of the tree".to_owned());
+            let written = may_go_on.and_then(|()| pages.read(number, piece, &mut bytes)).and_then(|()| {
                 let doing = Error::io(format!("write the image {}", file.name));
                 // A large tree has more files than a program may have open.
                 let image = File::options().write(true).open(folder.join(&file.name));

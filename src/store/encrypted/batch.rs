@@ -13,7 +13,7 @@ use super::{
     parts::{PART, Sealer},
     record::{Kind, seal},
 };
-use crate::{BlobBatch, BlobStore, Digest256, Error, Result};
+use crate::{BlobBatch, BlobStore, Digest256, Error, Result, Until};
 
 pub(super) struct EncryptedBatch<'a, S> {
     store: &'a EncryptedBlobStore<S>,
@@ -27,10 +27,10 @@ pub(super) struct EncryptedBatch<'a, S> {
 }
 
 impl<'a, S: BlobStore> EncryptedBatch<'a, S> {
-    pub(super) fn new(store: &'a EncryptedBlobStore<S>) -> Result<EncryptedBatch<'a, S>> {
+    pub(super) fn new(store: &'a EncryptedBlobStore<S>, until: &Until) -> Result<EncryptedBatch<'a, S>> {
         Ok(EncryptedBatch {
             store,
-            inner: store.inner.batch()?,
+            inner: store.inner.batch_until(until)?,
             known: Mutex::default(),
             headers: Mutex::default(),
             failed: AtomicBool::new(false),

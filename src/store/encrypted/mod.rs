@@ -27,8 +27,8 @@ use self::{
     parts::{EncryptedWriter, PART, Parts},
     record::{Kind, seal, unseal},
 };
-use super::{BlobBatch, BlobStore, BlobWriter, FsBlobStore, Gc, reachable};
-use crate::{Digest256, Error, Result};
+use super::{BlobBatch, BlobStore, BlobWriter, FsBlobStore, Gc, reachable_until};
+use crate::{Digest256, Error, Result, Until};
 
 /// Encrypts what another store keeps: memory of processes holds secrets.
 ///
@@ -278,7 +278,16 @@ impl EncryptedBlobStore<FsBlobStore> {
     ///
     /// As [`FsBlobStore::gc`].
     pub fn gc(&self, live: &[Digest256], grace: Duration) -> Result<Gc> {
-        self.inner.retain(&self.names_needed(live)?, grace)
+        self.gc_until(live, grace, &Until::forever())
+    }
+
+    /// Collects as [`gc`](EncryptedBlobStore::gc) does, but gives up as [`FsBlobStore::gc_until`].
+    ///
+    /// # Errors
+    ///
+    /// As [`FsBlobStore::gc_until`].
+    pub fn gc_until(&self, live: &[Digest256], grace: Duration, until: &Until) -> Result<Gc> {
+        self.inner.retain_until(&self.names_needed(live, until)?, grace, until)
     }
 
     /// Keeps these captures, and removes all else in the folder before it returns, as [`FsBlobStore::purge`] does, with the same
@@ -288,11 +297,20 @@ impl EncryptedBlobStore<FsBlobStore> {
     ///
     /// As [`FsBlobStore::purge`].
     pub fn purge(&self, live: &[Digest256]) -> Result<Gc> {
-        self.inner.purge_all_but(&self.names_needed(live)?)
+        self.purge_until(live, &Until::forever())
     }
 
-    fn names_needed(&self, live: &[Digest256]) -> Result<HashSet<Digest256>> {
-        let digests: Vec<_> = reachable(self, live)?.into_iter().collect();
+    /// Removes as [`purge`](EncryptedBlobStore::purge) does, but gives up as [`FsBlobStore::purge_until`].
+    ///
+    /// # Errors
+    ///
+    /// As [`FsBlobStore::purge_until`].
+    pub fn purge_until(&self, live: &[Digest256], until: &Until) -> Result<Gc> {
+        self.inner.purge_all_but_until(&self.names_needed(live, until)?, until)
+    }
+
+    fn names_needed(&self, live: &[Digest256], until: &Until) -> Result<HashSet<Digest256>> {
+        let digests: Vec<_> = reachable_until(self, live, until)?.into_iter().collect();
         Ok(self.names_of(&digests)?.into_iter().collect())
     }
 }
@@ -395,7 +413,11 @@ impl<S: BlobStore> BlobStore for EncryptedBlobStore<S> {
     }
 
     fn batch(&self) -> Result<Box<dyn BlobBatch + '_>> {
-        Ok(Box::new(EncryptedBatch::new(self)?))
+        self.batch_until(&Until::forever())
+    }
+
+    fn batch_until(&self, until: &Until) -> Result<Box<dyn BlobBatch + '_>> {
+        Ok(Box::new(EncryptedBatch::new(self, until)?))
     }
 
     fn put_named(&self, name: &Digest256, bytes: &[u8]) -> Result<()> {

@@ -21,7 +21,7 @@ use super::{
     loose::FsWriter,
 };
 use crate::{
-    Digest256, Error, Result,
+    Digest256, Error, Result, Until,
     store::{
         BlobBatch, BlobWriter as _,
         pack::{self, Builder, MAX_BLOB, PackId},
@@ -70,9 +70,9 @@ struct Filling {
 }
 
 impl<'a> FsBatch<'a> {
-    pub(super) fn new(store: &'a FsBlobStore) -> Result<FsBatch<'a>> {
-        let doing = || format!("lock the blob store in {}", store.root.display());
-        let lock = Lock::shared(&store.lock_file()).map_err(Error::io(doing()))?;
+    pub(super) fn new(store: &'a FsBlobStore, until: &Until) -> Result<FsBatch<'a>> {
+        let doing = || format!("begin a batch in {}", store.root.display());
+        let lock = Lock::shared(&store.lock_file(), until, doing)?;
         // Under the lock: from here on nothing more is condemned.
         store.load_all()?;
         store.load_marks()?;

@@ -26,7 +26,7 @@ use super::{
     room::is_full,
 };
 use crate::{
-    Digest256, Error, Result, private,
+    Digest256, Error, Result, Until, private,
     store::pack::{Entry, Kind, PackId},
 };
 
@@ -54,16 +54,19 @@ struct Stray {
 }
 
 impl FsBlobStore {
-    pub(super) fn collect(&self, keep: &HashSet<Digest256>, when: When) -> Result<Gc> {
-        let doing = || Error::io(format!("collect what is unneeded in {}", self.root.display()));
-        let _alone = Lock::exclusive(&self.root.join("gc.lock")).map_err(doing())?;
+    pub(super) fn collect(&self, keep: &HashSet<Digest256>, when: When, until: &Until) -> Result<Gc> {
+        let collecting = || format!("collect what is unneeded in {}", self.root.display());
+        let doing = || Error::io(collecting());
+        let _alone = Lock::exclusive(&self.root.join("gc.lock"), until, collecting)?;
         self.look_again()?;
         self.remove_staged(when).map_err(doing())?;
         let mut gc = Gc::default();
         let now = self.store_time();
         let mut rounds = self.rounds(when, now).map_err(doing())?;
         self.sweep(&rounds, keep, when, &mut gc)?;
-        let new = self.condemn(keep, now, &mut gc).map_err(doing())?;
+        until.check(collecting)?;
+        let new = self.condemn(keep, now, until, &mut gc)?;
+        until.check(collecting)?;
         self.load_marks()?;
         if when == When::Now {
             if gc.busy {
@@ -253,7 +256,26 @@ impl FsBlobStore {
     }
 
     /// Condemns what is not needed and not condemned yet, and tells the folder of the new round.
-    fn condemn(&self, keep: &HashSet<Digest256>, now: Duration, gc: &mut Gc) -> io::Result<Option<PathBuf>> {
+    fn condemn(
+        &self,
+        keep: &HashSet<Digest256>,
+        now: Duration,
+        until: &Until,
+        gc: &mut Gc,
+    ) -> Result<Option<PathBuf>> {
+        let condemning = || format!("condemn what is unneeded in {}", self.root.display());
+        let lock = || Lock::exclusive_within(&self.lock_file(), PATIENCE, until, condemning);
+        let round = self.condemn_with(keep, now, lock, gc);
+        round.map_err(|error| error.downcast().unwrap_or_else(Error::io(condemning())))
+    }
+
+    fn condemn_with(
+        &self,
+        keep: &HashSet<Digest256>,
+        now: Duration,
+        lock: impl FnOnce() -> Result<Option<Lock>>,
+        gc: &mut Gc,
+    ) -> io::Result<Option<PathBuf>> {
         let (packs, strays) = self.unneeded(keep)?;
         if packs.is_empty() && strays.is_empty() {
             return Ok(None);
@@ -277,10 +299,13 @@ impl FsBlobStore {
         }
         ready?;
         self.stage(packs, &staged, &mut condemned, gc)?;
-        let Some(lock) = Lock::exclusive_within(&self.lock_file(), PATIENCE)? else {
-            fs::remove_dir_all(&staged)?;
-            gc.busy = true;
-            return Ok(None);
+        let lock = match lock() {
+            Ok(Some(lock)) => lock,
+            other => {
+                fs::remove_dir_all(&staged)?;
+                gc.busy = true;
+                return other.map(|_| None).map_err(io::Error::other);
+            }
         };
         self.with_room(|| self.disk.rename(&staged, &round))?;
         self.disk.sync_folder(&self.condemned())?;

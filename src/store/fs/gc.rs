@@ -5,10 +5,10 @@ use std::{collections::HashSet, fs, io, path::Path, time::Duration};
 
 use super::{FsBlobStore, catalog::id_of, names};
 use crate::{
-    Digest256, Result, private,
+    Digest256, Result, Until, private,
     store::{
         pack::{Found, Frame, scan},
-        reachable,
+        reachable_until,
     },
 };
 
@@ -90,7 +90,31 @@ impl FsBlobStore {
     /// one is mended or no more in the list. Whether memory is there is not looked at; [`verify`](FsBlobStore::verify) does that.
     /// Else as [`retain`](FsBlobStore::retain).
     pub fn gc(&self, live: &[Digest256], grace: Duration) -> Result<Gc> {
-        self.retain(&reachable(self, live)?, grace)
+        self.gc_until(live, grace, &Until::forever())
+    }
+
+    /// Collects as [`gc`](FsBlobStore::gc) does, but gives up where `until` says so: while it waits for another process that
+    /// has locked the store, and between the steps of its own work. What it has done by then is done.
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    ///
+    /// use criu_rpc::{FsBlobStore, Until};
+    ///
+    /// let store = FsBlobStore::open("captures")?;
+    /// match store.gc_until(&[], Duration::from_secs(3600), &Until::within(Duration::from_secs(60))) {
+    ///     Err(error) if error.is_timeout() => eprintln!("not now: {error}"),
+    ///     collected => println!("{} bytes are gone", collected?.swept.bytes),
+    /// }
+    /// # Ok::<(), criu_rpc::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`gc`](FsBlobStore::gc); [`Error::Overdue`](crate::Error::Overdue) or [`Error::Stopped`](crate::Error::Stopped) where it
+    /// gave up. They name the lock and its holder.
+    pub fn gc_until(&self, live: &[Digest256], grace: Duration, until: &Until) -> Result<Gc> {
+        self.retain_until(&reachable_until(self, live, until)?, grace, until)
     }
 
     /// Keeps the blobs and names of `keep`, and gets rid of the others, safely while captures go on.
@@ -135,7 +159,16 @@ impl FsBlobStore {
     ///
     /// [`Error::Io`](crate::Error::Io) or [`Error::Store`](crate::Error::Store) if the store cannot. Nothing that is needed is lost then.
     pub fn retain(&self, keep: &HashSet<Digest256>, grace: Duration) -> Result<Gc> {
-        self.collect(keep, When::After(grace))
+        self.retain_until(keep, grace, &Until::forever())
+    }
+
+    /// Collects as [`retain`](FsBlobStore::retain) does, but gives up as [`gc_until`](FsBlobStore::gc_until).
+    ///
+    /// # Errors
+    ///
+    /// As [`retain`](FsBlobStore::retain) and [`gc_until`](FsBlobStore::gc_until).
+    pub fn retain_until(&self, keep: &HashSet<Digest256>, grace: Duration, until: &Until) -> Result<Gc> {
+        self.collect(keep, When::After(grace), until)
     }
 
     /// Keeps these captures, and removes all else before it returns: also what lies in packs of which most is needed, what was set
@@ -166,7 +199,16 @@ impl FsBlobStore {
     ///
     /// As [`gc`](FsBlobStore::gc); [`Error::Store`](crate::Error::Store) if a batch was open all the time.
     pub fn purge(&self, live: &[Digest256]) -> Result<Gc> {
-        self.purge_all_but(&reachable(self, live)?)
+        self.purge_until(live, &Until::forever())
+    }
+
+    /// Removes as [`purge`](FsBlobStore::purge) does, but gives up as [`gc_until`](FsBlobStore::gc_until). Not everything is gone then.
+    ///
+    /// # Errors
+    ///
+    /// As [`purge`](FsBlobStore::purge) and [`gc_until`](FsBlobStore::gc_until).
+    pub fn purge_until(&self, live: &[Digest256], until: &Until) -> Result<Gc> {
+        self.purge_all_but_until(&reachable_until(self, live, until)?, until)
     }
 
     /// As [`purge`](FsBlobStore::purge), with the blobs and names to keep, as [`retain`](FsBlobStore::retain) has them.
@@ -175,7 +217,15 @@ impl FsBlobStore {
     ///
     /// As [`purge`](FsBlobStore::purge).
     pub fn purge_all_but(&self, keep: &HashSet<Digest256>) -> Result<Gc> {
-        self.collect(keep, When::Now)
+        self.purge_all_but_until(keep, &Until::forever())
+    }
+
+    pub(in crate::store) fn purge_all_but_until(
+        &self,
+        keep: &HashSet<Digest256>,
+        until: &Until,
+    ) -> Result<Gc> {
+        self.collect(keep, When::Now, until)
     }
 }
 

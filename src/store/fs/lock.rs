@@ -1,51 +1,107 @@
-//! [`Lock`]: who may not do what at the same time, between processes too.
+//! [`Lock`]: advisory file locks between processes.
 //!
-//! Locks are advisory, belong to an open file, and end with it: nobody has to clean up after a process that died.
+//! Locks belong to an open file and end with it: nobody has to clean up after a process that died.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, ErrorKind},
     path::Path,
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use fs4::{FileExt, TryLockError};
 
-use crate::private;
+use crate::{Error, Result, Until, private};
 
 /// Held until it is dropped.
 #[derive(Debug)]
 pub(super) struct Lock(#[allow(dead_code, reason = "the lock ends with the file")] File);
 
 impl Lock {
-    /// With others that share it; waits for one that does not.
-    pub(super) fn shared(path: &Path) -> io::Result<Lock> {
-        let file = open(path)?;
-        FileExt::lock_shared(&file)?;
-        Ok(Lock(file))
+    /// Locks with others that share it; waits for one that does not. `doing` is what the lock is for, as a verb phrase.
+    pub(super) fn shared(path: &Path, until: &Until, doing: impl Fn() -> String) -> Result<Lock> {
+        lock(path, until, doing, FileExt::try_lock_shared, FileExt::lock_shared)
     }
 
-    /// Alone; waits for all others.
-    pub(super) fn exclusive(path: &Path) -> io::Result<Lock> {
-        let file = open(path)?;
-        FileExt::lock(&file)?;
-        Ok(Lock(file))
+    /// Locks alone; waits for all others.
+    pub(super) fn exclusive(path: &Path, until: &Until, doing: impl Fn() -> String) -> Result<Lock> {
+        lock(path, until, doing, FileExt::try_lock, FileExt::lock)
     }
 
-    /// Alone; gives up after a while.
-    pub(super) fn exclusive_within(path: &Path, patience: Duration) -> io::Result<Option<Lock>> {
-        let file = open(path)?;
-        let end = Instant::now() + patience;
-        loop {
-            match FileExt::try_lock(&file) {
-                Ok(()) => return Ok(Some(Lock(file))),
-                Err(TryLockError::WouldBlock) if Instant::now() < end => thread::sleep(PAUSE),
-                Err(TryLockError::WouldBlock) => return Ok(None),
-                Err(TryLockError::Error(error)) => return Err(error),
-            }
-        }
+    /// Locks alone; gives up after a while.
+    pub(super) fn exclusive_within(
+        path: &Path,
+        patience: Duration,
+        until: &Until,
+        doing: impl Fn() -> String,
+    ) -> Result<Option<Lock>> {
+        let file = open(path).map_err(Error::io(doing()))?;
+        let short = Until::within(patience);
+        until
+            .wait_for(
+                || waiting(path, &file, &doing),
+                || match FileExt::try_lock(&file) {
+                    Ok(()) => Ok(Some(true)),
+                    Err(TryLockError::WouldBlock) => Ok(short.check(String::new).is_err().then_some(false)),
+                    Err(TryLockError::Error(error)) => Err(Error::io(doing())(error)),
+                },
+            )
+            .map(|locked| locked.then_some(Lock(file)))
     }
+}
+
+fn lock(
+    path: &Path,
+    until: &Until,
+    doing: impl Fn() -> String,
+    attempt: impl Fn(&File) -> std::result::Result<(), TryLockError>,
+    block: impl Fn(&File) -> io::Result<()>,
+) -> Result<Lock> {
+    let file = open(path).map_err(Error::io(doing()))?;
+    let locked = until.wait_for(
+        || waiting(path, &file, &doing),
+        || match attempt(&file) {
+            Ok(()) => Ok(Some(())),
+            Err(TryLockError::WouldBlock) if until.is_bounded() => Ok(None),
+            Err(TryLockError::WouldBlock) => loop {
+                match block(&file) {
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    locked => return locked.map(Some).map_err(Error::io(doing())),
+                }
+            },
+            Err(TryLockError::Error(error)) => Err(Error::io(doing())(error)),
+        },
+    );
+    locked.map(|()| Lock(file))
+}
+
+/// What was to be done, and who keeps it from being done.
+fn waiting(path: &Path, file: &File, doing: impl Fn() -> String) -> String {
+    let holders = holders(file);
+    let by = if holders.is_empty() { "another process".to_owned() } else { holders.join(" and ") };
+    format!("{}, because {by} has locked {}", doing(), path.display())
+}
+
+/// The processes that have locked the file, as far as the kernel tells.
+fn holders(file: &File) -> Vec<String> {
+    let Some([major, minor, inode]) = private::identity(file) else { return Vec::new() };
+    let file = format!("{major:02x}:{minor:02x}:{inode}");
+    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+    let holders = locks.lines().filter_map(|line| holder(line, &file));
+    holders
+        .map(|pid| match fs::read_to_string(format!("/proc/{pid}/comm")) {
+            Ok(name) => format!("process {pid} ({})", name.trim_end().escape_debug()),
+            Err(_) => format!("process {pid}"),
+        })
+        .collect()
+}
+
+/// The process that a line of `/proc/locks` is about, if it has locked this file.
+fn holder(line: &str, file: &str) -> Option<u32> {
+    let mut words = line.split_whitespace().skip(1);
+    // Those who wait have an arrow there. A process that this one cannot see is 0 or -1.
+    let [kind, _, _, pid, locked] = std::array::from_fn(|_| words.next().unwrap_or_default());
+    (kind == "FLOCK" && locked == file).then_some(pid)?.parse().ok().filter(|pid| *pid > 0)
 }
 
 fn open(path: &Path) -> io::Result<File> {
@@ -61,4 +117,24 @@ fn open(path: &Path) -> io::Result<File> {
     }
 }
 
-const PAUSE: Duration = Duration::from_millis(2);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_holds_a_lock_is_in_the_kernels_list() {
+        let file = "fe:01:4711";
+        assert_eq!(holder("1: FLOCK  ADVISORY  WRITE 1234 fe:01:4711 0 EOF", file), Some(1234));
+        for other in [
+            "1: -> FLOCK  ADVISORY  WRITE 1234 fe:01:4711 0 EOF",
+            "1: POSIX  ADVISORY  WRITE 1234 fe:01:4711 0 EOF",
+            "1: FLOCK  ADVISORY  WRITE 1234 fe:01:47 0 EOF",
+            "1: FLOCK  ADVISORY  WRITE 0 fe:01:4711 0 EOF",
+            "1: OFDLCK ADVISORY  READ -1 fe:01:4711 0 EOF",
+            "1:",
+            "",
+        ] {
+            assert_eq!(holder(other, file), None, "{other}");
+        }
+    }
+}

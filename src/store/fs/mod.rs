@@ -51,7 +51,7 @@ pub use self::{
     verify::{Damage, Verified},
 };
 use super::{BlobBatch, BlobStore, BlobWriter};
-use crate::{Digest256, Error, Result, private};
+use crate::{Digest256, Error, Result, Until, private};
 
 /// A store in a folder, which any number of threads and processes may share.
 ///
@@ -292,7 +292,11 @@ impl BlobStore for FsBlobStore {
     }
 
     fn batch(&self) -> Result<Box<dyn BlobBatch + '_>> {
-        Ok(Box::new(FsBatch::new(self)?))
+        self.batch_until(&Until::forever())
+    }
+
+    fn batch_until(&self, until: &Until) -> Result<Box<dyn BlobBatch + '_>> {
+        Ok(Box::new(FsBatch::new(self, until)?))
     }
 
     fn put_named(&self, name: &Digest256, bytes: &[u8]) -> Result<()> {
