@@ -51,6 +51,14 @@ impl ImageDir {
             let run = PageRun::new(entry.vaddr, count, flags)?;
             sink.run(run, &mut pages.by_ref().take(if run.is_present() { run.bytes() } else { 0 }))?;
         }
+        // Pages of another size than ours would leave some over.
+        let mut left = [0];
+        if pages.read(&mut left).map_err(Error::io(format!("read the image {file}")))? > 0 {
+            return Err(Error::corrupt(
+                format!("the image {file}"),
+                format!("{name} leaves a part of it over"),
+            ));
+        }
         Ok(())
     }
 

@@ -155,3 +155,10 @@ pub(crate) fn forbid_file_writes(pid: i32) -> io::Result<()> {
         _ => Err(io::Error::last_os_error()),
     }
 }
+
+/// Returns the size of the kernel's pages in bytes; 0 if it does not say.
+pub(crate) fn page_size() -> usize {
+    // SAFETY: it takes a number and returns one.
+    let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    usize::try_from(bytes).unwrap_or(0)
+}

@@ -47,9 +47,14 @@ impl Spare {
         spare.split_off(rest)
     }
 
-    /// Keeps them, so that there are no more than `most`.
+    /// Keeps them, so that there are no more than `most`, and nothing that they held: it would be stored with this process
+    /// when it captures itself.
     fn keep(&self, mut buffers: Vec<Buffer>, most: usize) {
-        buffers.iter_mut().for_each(Buffer::lend_to_kernel);
+        buffers.truncate(most);
+        for buffer in &mut buffers {
+            buffer.fill(0);
+            buffer.lend_to_kernel();
+        }
         let mut spare = self.lock();
         spare.extend(buffers);
         spare.truncate(most);
@@ -378,12 +383,14 @@ mod tests {
             assert!(matches!(first.next(0), Some(Task::Warm)));
             first.warm();
         }
-        let (lost, kept) = (first.take().unwrap(), first.take().unwrap());
+        let (lost, mut kept) = (first.take().unwrap(), first.take().unwrap());
         let place = kept.as_ptr();
+        kept.fill(9);
         first.state().free.push(kept);
         drop(lost);
         drop(first);
         assert_eq!(spare.lock().len(), 2);
+        assert!(spare.lock().iter().all(|buffer| buffer.iter().all(|byte| *byte == 0)), "memory of a tree");
 
         let second = Buffers::new(16 << 20, &spare, 2);
         second.expect(2 << 20, 0);

@@ -41,8 +41,8 @@ use crate::{
 /// How a capture is cut into chunks; see [`ProcsCapture::chunked`](crate::ProcsCapture::chunked).
 ///
 /// Who captures again and again does it with one `Chunking`, or with copies of it: the [buffer](Chunking::buffer) is kept for the
-/// next capture as long as one of them lives, because fresh memory is what takes a capture most time. The kernel may take
-/// that memory back when it is short of it (`MADV_FREE`), although it counts as the program's until then.
+/// next capture as long as one of them lives, because fresh memory is what takes a capture most time. It is wiped
+/// when a capture ends. The kernel may take that memory back when it is short of it (`MADV_FREE`), although it counts as the program's until then.
 ///
 /// ```no_run
 /// use criu_rpc::{Chunking, FsBlobStore, ProcsCapture};

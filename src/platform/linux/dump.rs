@@ -41,13 +41,19 @@ pub(crate) fn checkpoint<T>(job: &Job, memory: Option<&dyn Memory>, keep: Keep<'
         }
         found => found?,
     };
-    let staging = Staging::new(job.staging.as_deref())?;
+    if memory.is_some() {
+        memory::check_page_size()?;
+    }
+    let mut staging = Staging::new(job.staging.as_deref())?;
     let mut dump = Dump::plan(job, criu, &staging)?;
     if dump.own.is_some() && !job.leave_running {
         return Err(Error::Options {
             option: "leave_running",
             problem: "a process that captures itself goes on; it can end itself afterwards".to_owned(),
         });
+    }
+    if dump.own.is_some() {
+        staging.unlock()?;
     }
     if let Some(memory) = memory {
         if dump.own.is_none() {

@@ -1,58 +1,284 @@
 //! [`Staging`]: the private folder that images are in for a while.
+//!
+//! Its maker holds a lock on it. A folder whose maker was killed has none, and the next capture or restore removes it: it
+//! holds memory and file contents of a tree. A lock and not a pid tells, because containers may share the folder above.
 
 use std::{
-    env, fs,
+    collections::HashMap,
+    env,
+    ffi::OsStr,
+    fs::{self, File, Metadata},
     hash::{BuildHasher, RandomState},
-    io,
+    os::{
+        fd::AsFd,
+        unix::fs::{MetadataExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
     process,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
-use crate::{Error, Result, private};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg, OFlag, openat},
+    sys::stat::{Mode, mkdirat},
+    unistd::geteuid,
+};
+
+use crate::{Error, Result, private, sys};
 
 /// A folder that only we can open, removed with all that is in it when dropped.
 #[derive(Debug)]
-pub(crate) struct Staging(PathBuf);
+pub(crate) struct Staging {
+    path: PathBuf,
+    lock: Option<Flock<File>>,
+}
+
+/// What the names of these folders begin with.
+const PREFIX: &str = "criu-rpc-";
+
+/// A file in a folder whose maker can hold no lock. Such a folder is left over when it is a day old.
+const UNLOCKED: &str = "unlocked";
+const LEFTOVER: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How long a folder above is not looked at again: it may have many files.
+const PAUSE: Duration = Duration::from_secs(60);
 
 impl Staging {
     /// A new folder in `parent`, or in the system's folder for temporary files.
     pub(crate) fn new(parent: Option<&Path>) -> Result<Staging> {
         let parent = parent.map_or_else(env::temp_dir, Path::to_path_buf);
         let doing = || format!("make a folder for images in {}", parent.display());
-        let parent = std::path::absolute(&parent).map_err(Error::io(doing()))?;
+        let parent = fs::canonicalize(&parent).map_err(Error::io(doing()))?;
+        check_parent(&parent)?;
+        let above = File::open(&parent).map_err(Error::io(doing()))?;
+        sweep(&above, &parent);
         loop {
             let random = RandomState::new().hash_one(0);
-            let folder = parent.join(format!("criu-rpc-{}-{random:016x}", process::id()));
-            match private::create_folder(&folder) {
-                Ok(()) => return Ok(Staging(folder)),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(Error::io(doing())(error)),
+            let name = format!("{PREFIX}{}-{random:016x}", process::id());
+            match mkdirat(&above, name.as_str(), Mode::S_IRWXU) {
+                Err(Errno::EEXIST) => continue,
+                made => made.map_err(|errno| Error::io(doing())(errno.into()))?,
+            }
+            // Whoever sweeps may have taken it for a leftover in between.
+            let folder =
+                open_folder(&above, name.as_ref()).and_then(|folder| lock(folder).ok_or(Errno::EAGAIN));
+            let lock = match folder {
+                Ok(lock) => lock,
+                Err(Errno::EAGAIN | Errno::ENOENT) => continue,
+                Err(errno) => return Err(Error::io(doing())(errno.into())),
+            };
+            if lock.metadata().is_ok_and(|metadata| metadata.nlink() > 0) {
+                return Ok(Staging { path: parent.join(name), lock: Some(lock) });
             }
         }
     }
 
     pub(crate) fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 
     /// A new folder in it.
     pub(crate) fn folder(&self, name: &str) -> Result<PathBuf> {
-        let folder = self.0.join(name);
+        let folder = self.path.join(name);
         private::create_folder(&folder)
             .map_err(Error::io(format!("make the folder {}", folder.display())))?;
         Ok(folder)
     }
 
+    /// Holds nothing of the folder open: for a process that dumps itself, which criu would refuse for the lock.
+    pub(crate) fn unlock(&mut self) -> Result<()> {
+        let path = self.path.join(UNLOCKED);
+        private::create_file(&path).map_err(Error::io(format!("make the file {}", path.display())))?;
+        self.lock = None;
+        Ok(())
+    }
+
     /// Leaves the folder alone: for the revived copy of a process, whose folder it never was.
     pub(crate) fn forget(mut self) {
-        self.0 = PathBuf::new();
+        self.path = PathBuf::new();
     }
 }
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        if !self.0.as_os_str().is_empty() {
-            let _ = fs::remove_dir_all(&self.0); // nobody is left to tell
+        if !self.path.as_os_str().is_empty() {
+            let _ = fs::remove_dir_all(&self.path); // nobody is left to tell
         }
+    }
+}
+
+/// Refuses a folder in which, or above which, others may put something else in the place of ours.
+fn check_parent(parent: &Path) -> Result<()> {
+    for folder in parent.ancestors() {
+        let reading = Error::io(format!("look at the folder {}", folder.display()));
+        let metadata = fs::metadata(folder).map_err(reading)?;
+        if others_may_rename(metadata.mode(), metadata.uid() == geteuid().as_raw()) {
+            let problem = format!(
+                "other users may rename what is in {} (its mode is {:o}): remove their permission to write, or set the sticky bit",
+                folder.display(),
+                metadata.mode() & 0o7777
+            );
+            return Err(Error::Options { option: "staging", problem });
+        }
+    }
+    Ok(())
+}
+
+fn others_may_rename(mode: u32, ours: bool) -> bool {
+    let (sticky, group, world) = (mode & 0o1000 != 0, mode & 0o020 != 0, mode & 0o002 != 0);
+    // A user's own group is often the user's alone.
+    !sticky && (world || group && !ours)
+}
+
+fn open_folder(above: &File, name: &OsStr) -> nix::Result<File> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let folder = openat(above, name, flags, Mode::empty())?;
+    // Not in the place of a standard stream that the program closed.
+    let folder = sys::duplicate_above(folder.as_fd(), 3).map_err(|_| Errno::EMFILE)?;
+    Ok(File::from(folder))
+}
+
+/// Locks the folder, unless another process has.
+fn lock(folder: File) -> Option<Flock<File>> {
+    Flock::lock(folder, FlockArg::LockExclusiveNonblock).ok()
+}
+
+/// Removes the folders that programs left when they were killed.
+fn sweep(above: &File, parent: &Path) {
+    static SWEPT: Mutex<Option<HashMap<PathBuf, Instant>>> = Mutex::new(None);
+    let mut swept = SWEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    let swept = swept.get_or_insert_default();
+    swept.retain(|_, when| when.elapsed() < PAUSE);
+    if swept.contains_key(parent) {
+        return;
+    }
+    swept.insert(parent.to_owned(), Instant::now());
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        if is_name(&name) {
+            remove_if_left(above, parent, &name);
+        }
+    }
+}
+
+/// Whether a folder of ours may be called so.
+fn is_name(name: &OsStr) -> bool {
+    let rest = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+    let parts = rest.and_then(|rest| rest.split_once('-'));
+    parts.is_some_and(|(pid, random)| {
+        let hex = random.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
+        pid.parse::<u32>().is_ok() && random.len() == 16 && hex
+    })
+}
+
+fn remove_if_left(above: &File, parent: &Path, name: &OsStr) {
+    let is_ours = |metadata: &Metadata| {
+        metadata.uid() == geteuid().as_raw() && metadata.permissions().mode() & 0o7777 == 0o700
+    };
+    let Ok(folder) = open_folder(above, name) else { return };
+    if !folder.metadata().is_ok_and(|metadata| is_ours(&metadata)) {
+        return;
+    }
+    let Some(lock) = lock(folder) else { return };
+    let path = parent.join(name);
+    if let Ok(marker) = fs::symlink_metadata(path.join(UNLOCKED)) {
+        let age = marker.modified().ok().and_then(|made| made.elapsed().ok());
+        if age.is_none_or(|age| age < LEFTOVER) {
+            return;
+        }
+    }
+    let _ = fs::remove_dir_all(&path); // what cannot be removed now is for the next one
+    drop(lock);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    struct Parent(PathBuf);
+
+    impl Parent {
+        fn new(name: &str) -> Parent {
+            let path = env::temp_dir().join(format!("criu-rpc-staging-{name}-{}", process::id()));
+            fs::create_dir(&path).unwrap();
+            Parent(fs::canonicalize(path).unwrap())
+        }
+
+        fn make(&self, name: &str, mode: u32) -> PathBuf {
+            let path = self.0.join(name);
+            fs::create_dir(&path).unwrap();
+            fs::write(path.join("core-1.img"), "memory").unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            path
+        }
+    }
+
+    impl Drop for Parent {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn folders_of_dead_programs_go_and_all_others_stay() {
+        let parent = Parent::new("sweep");
+        let dead = parent.make("criu-rpc-1-0123456789abcdef", 0o700);
+        let open = parent.make("criu-rpc-1-0123456789abcdea", 0o755);
+        let other = parent.make("criu-rpc-test-1-0", 0o700);
+        let lives = parent.make("criu-rpc-1-0123456789abcdeb", 0o700);
+        let itself = parent.make("criu-rpc-1-0123456789abcdec", 0o700);
+        fs::write(itself.join(UNLOCKED), "").unwrap();
+        let target = parent.make("target", 0o700);
+        symlink(&target, parent.0.join("criu-rpc-1-0123456789abcded")).unwrap();
+        let _lock = lock(File::open(&lives).unwrap()).unwrap();
+        let staging = Staging::new(Some(&parent.0)).unwrap();
+        let (mine, inner) = (staging.path().to_owned(), staging.folder("1").unwrap());
+        assert!(!dead.exists());
+        for path in [&open, &other, &lives, &itself, &target, &mine, &inner] {
+            assert!(path.exists(), "{}", path.display());
+        }
+        assert!(target.join("core-1.img").exists());
+        remove_if_left(&File::open(&parent.0).unwrap(), &parent.0, mine.file_name().unwrap());
+        assert!(inner.exists(), "its maker lives");
+        drop(staging);
+        assert!(!mine.exists());
+    }
+
+    #[test]
+    fn a_folder_that_is_unlocked_stays_for_a_day() {
+        let parent = Parent::new("unlocked");
+        let above = File::open(&parent.0).unwrap();
+        let mut staging = Staging::new(Some(&parent.0)).unwrap();
+        staging.unlock().unwrap();
+        let path = staging.path().to_owned();
+        remove_if_left(&above, &parent.0, path.file_name().unwrap());
+        assert!(path.exists());
+        let old = std::time::SystemTime::now() - LEFTOVER * 2;
+        File::options().write(true).open(path.join(UNLOCKED)).unwrap().set_modified(old).unwrap();
+        remove_if_left(&above, &parent.0, path.file_name().unwrap());
+        assert!(!path.exists());
+        staging.forget();
+    }
+
+    #[test]
+    fn a_folder_in_which_others_may_rename_is_refused() {
+        let parent = Parent::new("renamed");
+        let below = parent.make("below", 0o700);
+        for (mode, refused) in [(0o777, true), (0o1777, false), (0o775, false), (0o755, false), (0o702, true)]
+        {
+            fs::set_permissions(&parent.0, fs::Permissions::from_mode(mode)).unwrap();
+            for folder in [&parent.0, &below] {
+                let made = Staging::new(Some(folder));
+                assert_eq!(made.is_err(), refused, "{mode:o}");
+                if let Err(error) = made {
+                    assert!(error.to_string().contains("may rename"), "{error}");
+                }
+            }
+        }
+        assert!(others_may_rename(0o775, false) && !others_may_rename(0o1775, false));
     }
 }
