@@ -18,7 +18,7 @@ modules! {
 }
 
 // Those of time.
-modules! { overdue }
+modules! { overdue soak }
 
 // Those of signals, of the ends of processes, and of what listens.
 modules! { signals }
@@ -84,6 +84,7 @@ fn main() {
         service::TESTS,
         settings::TESTS,
         signals::TESTS,
+        soak::TESTS,
         sockets::TESTS,
         stress::TESTS,
         terminal::TESTS,
