@@ -38,7 +38,7 @@ fn gcc(stage: &mut Stage) -> Result {
 /// The compiler, with its threads.
 fn rustc(stage: &mut Stage) -> Result {
     let mut source = String::new();
-    for n in 0..500 {
+    for n in 0..900 {
         let _ = writeln!(
             source,
             "fn f{n}(x: &mut std::collections::BTreeMap<u32, String>) -> usize {{ x.insert({n}, format!(\"{{:?}}\", x)); \
@@ -47,13 +47,13 @@ fn rustc(stage: &mut Stage) -> Result {
         );
     }
     source += "fn main() { let mut x = std::collections::BTreeMap::new(); let mut s = 0;\n";
-    for n in 0..500 {
+    for n in 0..900 {
         let _ = writeln!(source, "s += f{n}(&mut x); x.clear();");
     }
     source += "println!(\"checksum {s}\"); }\n";
     stage.place.write("big.rs", source)?;
     stage.start(Kind::Pipes, &["rustc", "-C", "debuginfo=0", "-o", "big", "big.rs"])?;
-    stage.wait_for_work("rustc", 0.5)?;
+    stage.wait_for_work("rustc", 0.3)?;
     let mut checksums = Vec::new();
     stage.moment(|now| {
         now.ends_well()?;
