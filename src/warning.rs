@@ -60,6 +60,13 @@ pub enum Warning {
         /// What it is, such as `personality`.
         what: &'static str,
     },
+    /// A process has a lock on a file that it also has mapped. criu does not bring such a lock back, so others can take it.
+    LockLost {
+        /// The process.
+        pid: Pid,
+        /// The file.
+        path: PathBuf,
+    },
     /// A revived thread has not got a setting that it had; others may lack it as well.
     NotSet {
         /// The thread.
@@ -106,6 +113,11 @@ impl fmt::Display for Warning {
                 "a system call in which process {pid} waited ended with EINTR, or will when it is revived"
             ),
             Warning::Lost { pid, what } => write!(f, "what is revived of process {pid} will lack its {what}"),
+            Warning::LockLost { pid, path } => write!(
+                f,
+                "what is revived of process {pid} will lack its lock on {}, which it has mapped",
+                path.display()
+            ),
             Warning::NotSet { pid, what, problem } => {
                 write!(f, "thread {pid} has not got the {what} that it had: {problem}")
             }

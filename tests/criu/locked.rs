@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use criu_rpc::{Cause, Digest256, DumpOptions, FsBlobStore, RestoreOptions};
+use criu_rpc::{Capture, Cause, Digest256, DumpOptions, FsBlobStore, RestoreOptions, Warning};
 use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
 
 use crate::{
@@ -22,6 +22,7 @@ tests![
     a_lock_on_a_range_that_another_process_has_is_told_at_once,
     locks_that_do_not_exclude_each_other_are_fine,
     a_tree_whose_processes_share_a_lock_gets_it_back,
+    a_lock_on_a_mapped_file_is_told_to_be_lost,
 ];
 
 const ANSWERS: &str = "while read line; do echo \"$line\"; done";
@@ -135,4 +136,43 @@ fn a_tree_whose_processes_share_a_lock_gets_it_back() {
     assert_eq!(revived.ask("hello"), "hello");
     assert!(exclusive(&path).is_err());
     revived.tree().kill().or_explain();
+}
+
+/// A program that has a lock on the first file, and maps the second. It answers whether it has the lock.
+fn locks_and_maps(locked: &Path, mapped: &Path, how: &str) -> Program {
+    let script = "import fcntl, mmap, os, sys\nfiles = [os.open(name, os.O_RDWR | os.O_CREAT, 0o644) for name in sys.argv[1:3]]\n\
+                  os.ftruncate(files[1], 4096)\nmemory = mmap.mmap(files[1], 4096, getattr(mmap, sys.argv[3]))\n\
+                  fcntl.lockf(files[0], fcntl.LOCK_EX)\nprint('locked', flush=True)\n\
+                  for line in sys.stdin:\n    print(line.strip(), flush=True)";
+    let mut command = Command::new("python3");
+    command.args(["-u", "-c", script]).args([locked, mapped]).arg(how);
+    Program::on_pipes(&command)
+}
+
+fn a_lock_on_a_mapped_file_is_told_to_be_lost() {
+    in_each_way(|way, home| {
+        let (locked, other) = (home.path("lock"), home.path("other"));
+        for (mapped, how) in [(&locked, "MAP_SHARED"), (&locked, "MAP_PRIVATE"), (&other, "MAP_SHARED")] {
+            let mut program = locks_and_maps(&locked, mapped, how);
+            assert_eq!(program.talk.hear(), "locked");
+            let pid = program.pid();
+            let capture = way.capture(home, [pid]).run(&home.store()).or_explain();
+            let Capture::Stored(stored) = capture else { panic!("{capture:?}") };
+            let lost = Warning::LockLost { pid: pid.into(), path: locked.clone() };
+            let expected = if mapped == &locked { vec![lost] } else { vec![] };
+            assert_eq!(stored.warnings, expected, "{how}");
+            program.end();
+            let mut revived = on_pipes(home.restore(), &home.store(), &stored.digest);
+            assert_eq!(revived.ask("hello"), "hello");
+            let file = File::options().read(true).write(true).open(&locked).unwrap();
+            assert_eq!(is_locked(&file), mapped != &locked, "{how}");
+        }
+    });
+}
+
+/// Whether a process has a lock on a range of the file.
+fn is_locked(file: &File) -> bool {
+    let mut lock = nix::libc::flock { l_type: 1, l_whence: 0, l_start: 0, l_len: 0, l_pid: 0 };
+    fcntl(file, FcntlArg::F_GETLK(&mut lock)).unwrap();
+    i32::from(lock.l_type) != nix::libc::F_UNLCK
 }

@@ -4,6 +4,7 @@
 //! [`Notes`].
 
 mod links;
+mod locks;
 mod lost;
 mod pipes;
 pub(super) mod settings;
@@ -62,6 +63,7 @@ impl Frozen {
     pub(super) fn mend(&self, root: Pid, images: &ImageDir, options: &DumpOptions) -> Result<Vec<Warning>> {
         let mut warnings = links::cure(self, root, images, options.ghost_limit_or(0).into())?;
         warnings.extend(lost::look(self));
+        warnings.extend(locks::look(self));
         Ok(warnings)
     }
 
