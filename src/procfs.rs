@@ -189,6 +189,8 @@ pub(crate) struct Status {
     pub(crate) inner_session: i32,
     pub(crate) effective: u64,
     pub(crate) bounding: u64,
+    /// Signals that wait for the thread, or for its process: bit 0 is signal 1.
+    pub(crate) pending: u64,
 }
 
 impl Status {
@@ -218,6 +220,7 @@ impl Status {
                 "NSsid" => status.inner_session = last().unwrap_or(0),
                 "CapEff" => status.effective = mask(),
                 "CapBnd" => status.bounding = mask(),
+                "SigPnd" | "ShdPnd" => status.pending |= mask(),
                 _ => {}
             }
         }
@@ -252,11 +255,13 @@ impl Mapping<'_> {
     }
 }
 
-/// One socket of `/proc/<pid>/net/tcp` or `tcp6`.
+/// One socket of `/proc/<pid>/net/tcp` or `tcp6`, or of a table of the same form, such as `udp`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TcpLine {
     /// As the kernel numbers them: 1 established, 10 listening, …
     pub(crate) state: u8,
+    /// Bytes that were not sent yet.
+    pub(crate) unsent: u32,
     /// Bytes to be read; of a listener, connections that nobody has accepted.
     pub(crate) waiting: u32,
     /// 0 if no process has it open.
@@ -277,8 +282,10 @@ impl TcpLine {
         let mut words = line.split_ascii_whitespace().skip(1);
         let (local, remote) = (endpoint(words.next()?)?, endpoint(words.next()?)?);
         let state = u8::from_str_radix(words.next()?, 16).ok()?;
-        let waiting = u32::from_str_radix(words.next()?.split_once(':')?.1, 16).ok()?;
-        Some(TcpLine { state, waiting, inode: words.nth(4)?.parse().ok()?, local, remote })
+        let (unsent, waiting) = words.next()?.split_once(':')?;
+        let number = |text| u32::from_str_radix(text, 16).ok();
+        let (unsent, waiting) = (number(unsent)?, number(waiting)?);
+        Some(TcpLine { state, unsent, waiting, inode: words.nth(4)?.parse().ok()?, local, remote })
     }
 
     /// Whether it is a connection, in whatever state, and not a listener or a socket that was never connected.
@@ -305,6 +312,8 @@ fn endpoint(text: &str) -> Option<Endpoint> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mount<'a> {
     pub(crate) id: i32,
+    /// The folder or file that it covers, as the kernel writes it: a space is `\040`.
+    pub(crate) point: &'a str,
     pub(crate) device: (u32, u32),
     /// The kind of file system, such as `ext4`.
     pub(crate) kind: &'a str,
@@ -316,8 +325,9 @@ impl Mount<'_> {
         let mut words = mount.split_ascii_whitespace();
         let id = words.next()?.parse().ok()?;
         let (major, minor) = words.nth(1)?.split_once(':')?;
+        let point = words.nth(1)?;
         let kind = source.split_ascii_whitespace().next()?;
-        Some(Mount { id, device: (major.parse().ok()?, minor.parse().ok()?), kind })
+        Some(Mount { id, point, device: (major.parse().ok()?, minor.parse().ok()?), kind })
     }
 }
 
@@ -379,10 +389,11 @@ mod tests {
     fn a_status_is_read_in_the_process_own_numbers() {
         let status = Status::parse(
             "Name:\tx: y\nTgid:\t7\nTracerPid:\t12\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nNSpid:\t900\t1\n\
-             NSsid:\t800\t0\nThreads:\t3\nCapEff:\t000001fffeffffff\nCapBnd:\t1\nSeccomp:\t2\n",
+             NSsid:\t800\t0\nThreads:\t3\nCapEff:\t000001fffeffffff\nCapBnd:\t1\nSeccomp:\t2\nSigPnd:\t10\nShdPnd:\t01\n",
         );
         assert_eq!((status.tracer, status.uids, status.gids), (12, [1, 2, 3], [5, 6, 7]));
         assert_eq!((status.inner_pid, status.inner_session, status.threads, status.seccomp), (1, 0, 3, 2));
+        assert_eq!(status.pending, 0x11);
         assert_eq!((status.effective, status.bounding), (0x1ff_feff_ffff, 1));
         assert_eq!(Status::parse("no status\n: \nUid:\nUid:\tx -1"), Status::default());
     }
@@ -408,7 +419,7 @@ mod tests {
         let local = (0xffff_0000_0100_007f, 0x928d);
         let line = TcpLine::parse(line);
         let remote = (0xffff_0000_0000_0000, 0);
-        assert_eq!(line, Some(TcpLine { state: 10, waiting: 2, inode: 515_681, local, remote }));
+        assert_eq!(line, Some(TcpLine { state: 10, unsent: 0, waiting: 2, inode: 515_681, local, remote }));
         assert!(!line.unwrap().is_connection());
         let heading = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode";
         for text in [heading, "", "0: 1 2 0A", "0: 1 2 0A 3", "0: 1 2 ZZ 3:4 5 6 7 8 9"] {
@@ -430,7 +441,7 @@ mod tests {
     #[test]
     fn a_mount_has_a_device_and_a_kind() {
         let line = "36 35 98:3 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue";
-        assert_eq!(Mount::parse(line), Some(Mount { id: 36, device: (98, 3), kind: "ext3" }));
+        assert_eq!(Mount::parse(line), Some(Mount { id: 36, point: "/mnt2", device: (98, 3), kind: "ext3" }));
         for text in ["", "1 2 3", "x 35 98:3 / / rw - ext3", "36 35 98 / / rw - ext3", "36 35 9:9 - "] {
             assert_eq!(Mount::parse(text), None, "{text}");
         }

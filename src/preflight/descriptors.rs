@@ -7,9 +7,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Obstacle, Place, Process, Severity, View, sockets::Sockets};
+use super::{Obstacle, Place, Severity, View, mounts::Mounts, sockets::Sockets};
 use crate::{
-    procfs::{self, Mount, each_line, fdinfo_number, read_start, watched_devices},
+    procfs::{self, fdinfo_number, read_start, watched_devices},
     sys::Known,
 };
 
@@ -21,9 +21,7 @@ pub(super) fn look(view: &mut View<'_>) {
         let namespace = process.spaces.inode("mnt");
         namespaces.entry(namespace).or_insert_with(|| Mounts::of(process, view));
     }
-    // criu takes a file of any mount namespace of the tree.
-    let ids: HashSet<i32> = namespaces.values().flat_map(|mounts| &mounts.ids).copied().collect();
-    namespaces.values_mut().for_each(|mounts| mounts.ids.clone_from(&ids));
+    Mounts::join(&mut namespaces);
     for process in view.living() {
         let Some(mounts) = namespaces.get(&process.spaces.inode("mnt")) else { continue };
         for descriptor in Descriptor::all(process.pid) {
@@ -127,6 +125,9 @@ fn obstacle(view: &View<'_>, descriptor: &Descriptor, mounts: &Mounts) -> Option
     let mount = fdinfo_number(&info, "mnt_id")?;
     if mounts.lacks(mount) && !name.starts_with("/memfd:") && !is_external_file(view, mount, &file) {
         return blocks(Obstacle::UnseenMount { mount });
+    }
+    if mounts.cover(descriptor, mount, &file) {
+        return blocks(Obstacle::Overmounted);
     }
     None
 }
@@ -258,6 +259,8 @@ enum Terminal {
         rdev: u64,
         dev: u64,
     },
+    /// A slave whose master was closed.
+    Hung,
 }
 
 impl Terminal {
@@ -271,6 +274,9 @@ impl Terminal {
             return Some(Terminal::Master(u64::try_from(index).ok()?));
         }
         let index = file.slave()?;
+        if descriptor.name().ends_with(" (deleted)") {
+            return Some(Terminal::Hung);
+        }
         Some(Terminal::Slave { index, rdev: file.rdev(), dev: file.dev() })
     }
 }
@@ -279,12 +285,14 @@ impl Terminal {
 struct Terminals {
     masters: HashSet<u64>,
     slaves: Vec<(u64, Obstacle, Descriptor)>,
+    hung: Vec<Descriptor>,
 }
 
 impl Terminals {
     fn add(&mut self, terminal: Terminal, descriptor: Descriptor) {
         match terminal {
             Terminal::Master(index) => drop(self.masters.insert(index)),
+            Terminal::Hung => self.hung.push(descriptor),
             Terminal::Slave { index, rdev, dev } => {
                 self.slaves.push((index, Obstacle::Terminal { rdev, dev }, descriptor));
             }
@@ -292,6 +300,9 @@ impl Terminals {
     }
 
     fn look(mut self, view: &mut View<'_>) {
+        for descriptor in self.hung {
+            view.found(descriptor.pid, descriptor.place(), Obstacle::HungTerminal, Severity::Risk);
+        }
         self.slaves.retain(|(index, obstacle, _)| {
             let external =
                 obstacle.external().is_some_and(|external| view.is_external(&external.to_string()));
@@ -355,49 +366,4 @@ impl Pipes {
 fn access_mode(fdinfo: &str) -> Option<u32> {
     let flags = fdinfo.lines().find_map(|line| line.strip_prefix("flags:"))?;
     Some(u32::from_str_radix(flags.trim(), 8).ok()? & 3)
-}
-
-/// The mounts that a process sees.
-struct Mounts {
-    /// By the device's number.
-    kinds: Vec<((u32, u32), String)>,
-    ids: HashSet<i32>,
-    /// Whether it can have files from elsewhere.
-    own_namespace: bool,
-}
-
-impl Mounts {
-    fn of(process: &Process, view: &View<'_>) -> Mounts {
-        let own_namespace = !process.spaces.share(view.own_spaces(), "mnt");
-        let mut mounts = Mounts { kinds: Vec::new(), ids: HashSet::new(), own_namespace };
-        each_line(format!("/proc/{}/mountinfo", process.pid), |line| {
-            let Some(mount) = Mount::parse(line) else { return };
-            mounts.ids.insert(mount.id);
-            if !mounts.kinds.iter().any(|(device, _)| *device == mount.device) {
-                mounts.kinds.push((mount.device, mount.kind.to_owned()));
-            }
-        });
-        mounts
-    }
-
-    fn kind_on(&self, device: (u32, u32)) -> Option<&str> {
-        self.kinds.iter().find(|(known, _)| *known == device).map(|(_, kind)| kind.as_str())
-    }
-
-    fn lacks(&self, mount: i32) -> bool {
-        self.own_namespace && !self.ids.is_empty() && !self.ids.contains(&mount)
-    }
-
-    /// The mount that the program itself is from, if the process does not see it.
-    fn unseen_program(&self, pid: i32) -> Option<i32> {
-        if !self.own_namespace {
-            return None;
-        }
-        let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC;
-        let path = format!("/proc/{pid}/exe");
-        let program = nix::fcntl::open(path.as_str(), flags, nix::sys::stat::Mode::empty()).ok()?;
-        let number = std::os::fd::AsRawFd::as_raw_fd(&program);
-        let info = read_start(format!("/proc/self/fdinfo/{number}"))?;
-        fdinfo_number(&info, "mnt_id").filter(|mount| self.lacks(*mount))
-    }
 }

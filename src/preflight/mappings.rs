@@ -51,6 +51,9 @@ fn obstacle(
         let shared = view.root().spaces.share(view.own_spaces(), "ipc");
         return shared.then_some(Obstacle::SystemVMemory);
     }
+    if name.starts_with("/[aio]") {
+        return None; // the ring of io_setup, which criu makes anew
+    }
     if !name.starts_with("/dev/") && !name.ends_with(" (deleted)") {
         return None;
     }

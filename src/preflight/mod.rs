@@ -12,22 +12,27 @@
 //! - what criu is told by others than the [`DumpOptions`]: its configuration files, its plugins, arguments, raw fields;
 //! - privileges that criu's binary has from its file capabilities, or a criu service from its own start;
 //! - the peers of unix sockets in other network namespaces than the caller's;
-//! - file systems that criu does not know, overmounts, security modules, control groups;
+//! - rules of Landlock, which a restore loses, since no other process can read them;
+//! - file systems that criu does not know, security modules, control groups;
+//! - mounts that cover a program or a mapped file; those that cover an open file are found;
 //! - what happens between the look and the dump.
 //!
 //! Start reading at `look`; each file beside this one looks at one kind of place.
 
 mod descriptors;
+mod guard;
 mod mappings;
+mod mounts;
 mod names;
 mod namespaces;
 mod obstacle;
 mod process;
+mod session;
 mod sockets;
 mod unix;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
     path::{Path, PathBuf},
 };
@@ -43,7 +48,7 @@ use self::{
     namespaces::Spaces,
     process::{Own, Process},
 };
-use crate::{DumpOptions, Pid, Result, diagnose::plain, proto::rpc::CriuOpts};
+use crate::{DumpOptions, Pid, Result, Version, diagnose::plain, proto::rpc::CriuOpts};
 
 /// What [`Criu::preflight`](crate::Criu::preflight) found.
 ///
@@ -178,20 +183,25 @@ pub enum Severity {
     Blocks,
 }
 
-/// Looks at the tree. Whether changes of memory can be tracked is asked only if the options want it.
+/// Looks at the tree. `tracks_memory` is called only if the options need it, and `version`, the release of criu, only
+/// if a finding depends on it.
 pub(crate) fn look(
     root: Pid,
     options: &DumpOptions,
     tracks_memory: impl FnOnce() -> Result<bool>,
+    version: &dyn Fn() -> Option<Version>,
 ) -> Result<Preflight> {
     process::check_root(root)?;
     let options = options.wire();
     let tree = process::tree(root)?;
-    let mut view = View { options: &options, own: Own::read(), tree: &tree, findings: Vec::new() };
+    let pids = tree.iter().map(|process| process.pid).collect();
+    let mut view =
+        View { options: &options, own: Own::read(), tree: &tree, pids, version, findings: Vec::new() };
     if options.track_mem == Some(true) && !tracks_memory()? {
         view.found(root.as_raw(), Place::Process, Obstacle::NoMemoryTracking, Severity::Blocks);
     }
     process::look(&mut view);
+    session::look(&mut view);
     namespaces::look(&mut view);
     descriptors::look(&mut view);
     mappings::look(&mut view);
@@ -208,6 +218,8 @@ struct View<'a> {
     own: Own,
     /// From the root down; never empty.
     tree: &'a [Process],
+    pids: HashSet<i32>,
+    version: &'a dyn Fn() -> Option<Version>,
     findings: Vec<Finding>,
 }
 
@@ -226,7 +238,7 @@ impl<'a> View<'a> {
     }
 
     fn has(&self, pid: i32) -> bool {
-        self.tree.iter().any(|process| process.pid == pid)
+        self.pids.contains(&pid)
     }
 
     /// The namespaces that criu will be in.

@@ -30,6 +30,11 @@ pub enum Obstacle {
         /// Who traces it.
         by: Pid,
     },
+    /// A SIGTRAP that waits to be delivered, which criu needs for itself.
+    PendingTrap,
+    /// Threads on a kernel and a C library with which criu cannot tell guard pages: Linux 6.13 to 6.15, and glibc 2.42 or
+    /// later.
+    GuardPages,
     /// A seccomp filter, which criu can dump with `CAP_SYS_ADMIN` only.
     Seccomp,
     /// Its first thread has ended, while others go on.
@@ -40,6 +45,12 @@ pub enum Obstacle {
     NoSession {
         /// The leader of its session.
         leader: Pid,
+    },
+    /// A process outside the tree is in the session or the process group that this process leads. Until it ends, the
+    /// number is taken, and a restore fails.
+    Shared {
+        /// That process.
+        by: Pid,
     },
     /// The leader of its session is outside its pid namespace.
     SessionOutside,
@@ -64,6 +75,8 @@ pub enum Obstacle {
         /// The mount's number.
         mount: i32,
     },
+    /// An open file that a later mount covers.
+    Overmounted,
     /// An io_uring.
     IoUring,
     /// A kind of file that criu cannot dump.
@@ -93,6 +106,11 @@ pub enum Obstacle {
     Tcp,
     /// A TCP listener with connections that nobody has accepted yet.
     TcpInFlight,
+    /// A UDP socket that holds a datagram back (`UDP_CORK`).
+    CorkedSocket,
+    /// A unix socket with a connection that was not accepted yet. criu dumps a listener without the connections from outside
+    /// the tree. It refuses a connection that data was sent on already, and one that was closed before it was accepted.
+    UnixInFlight,
     /// A unix socket whose other end is outside the tree.
     UnixOutside {
         /// The inode of the tree's own end.
@@ -112,6 +130,9 @@ pub enum Obstacle {
         /// The device number of the file system it is on (`st_dev`).
         dev: u64,
     },
+    /// A terminal whose other side was closed. criu dumps it. Its own restore brings it back only as a standard stream;
+    /// [`ProcsRestore`](crate::ProcsRestore) always does.
+    HungTerminal,
     /// A file lock, or a lease.
     FileLock,
     /// A deleted file, too large to be stored in the images.
@@ -143,6 +164,8 @@ impl Obstacle {
             Obstacle::Capability { .. } => "run as root, with that capability",
             Obstacle::OtherUser { .. } => "run with CAP_SYS_RESOURCE",
             Obstacle::Traced { .. } => "detach the debugger",
+            Obstacle::GuardPages => "Linux 6.16",
+            Obstacle::Shared { .. } => "end what is left of the session by kill_session, before the restore",
             Obstacle::Seccomp => "run with CAP_SYS_ADMIN",
             Obstacle::CallerInside => "Criu::dump_around_self",
             Obstacle::NoSession { .. } => "DumpOptions::shell_job, at the restore as well",
@@ -153,6 +176,8 @@ impl Obstacle {
             Obstacle::MountNamespace => "RestoreOptions::root",
             Obstacle::Tcp => "DumpOptions::tcp_established or DumpOptions::tcp_close, at the restore as well",
             Obstacle::TcpInFlight => "DumpOptions::tcp_skip_in_flight",
+            Obstacle::UnixInFlight => "dump again when the program has accepted the connection",
+            Obstacle::Overmounted => "unmount what covers the file",
             Obstacle::UnixOutside { .. } => "DumpOptions::external, and Lend::inherit at the restore",
             Obstacle::PipeOutside { .. } => {
                 "Lend::inherit or ProcsRestore::inherit at the restore, with Key::of_process at the dump"
@@ -179,6 +204,9 @@ impl Obstacle {
                  unshare --mount, not before"
             }
             Obstacle::DeadLeader
+            | Obstacle::PendingTrap
+            | Obstacle::CorkedSocket
+            | Obstacle::HungTerminal
             | Obstacle::IoUring
             | Obstacle::MessageQueue
             | Obstacle::EpollElsewhere { .. }
@@ -210,6 +238,13 @@ impl fmt::Display for Obstacle {
             }
             Obstacle::Traced { by } => write!(f, "is traced by process {by}"),
             Obstacle::Seccomp => f.write_str("has a seccomp filter, and we have no CAP_SYS_ADMIN"),
+            Obstacle::PendingTrap => f.write_str("a SIGTRAP waits to be delivered"),
+            Obstacle::GuardPages => {
+                f.write_str("has threads, whose guard pages criu cannot tell from memory on this kernel")
+            }
+            Obstacle::Shared { by } => {
+                write!(f, "process {by}, which is not in the tree, is in its session or process group")
+            }
             Obstacle::DeadLeader => f.write_str("its first thread has ended, and others go on"),
             Obstacle::CallerInside => f.write_str("the caller is a part of this tree"),
             Obstacle::NoSession { leader } => write!(f, "leads no session; {leader} leads its session"),
@@ -224,6 +259,7 @@ impl fmt::Display for Obstacle {
                 f.write_str("has a mount namespace of its own, which needs a root to restore in")
             }
             Obstacle::UnseenMount { mount } => write!(f, "mount {mount} is not in its mount namespace"),
+            Obstacle::Overmounted => f.write_str("a file that a later mount covers"),
             Obstacle::IoUring => f.write_str("an io_uring"),
             Obstacle::UnsupportedFile => f.write_str("a kind of file that criu cannot dump"),
             Obstacle::MessageQueue => f.write_str("a POSIX message queue, which criu cannot dump"),
@@ -240,9 +276,14 @@ impl fmt::Display for Obstacle {
             Obstacle::PidfdOutside { of } => write!(f, "a pidfd of process {of}, which is not in the tree"),
             Obstacle::Tcp => f.write_str("a TCP connection"),
             Obstacle::TcpInFlight => f.write_str("a TCP listener with connections that nobody has accepted"),
+            Obstacle::CorkedSocket => f.write_str("a UDP socket that holds a datagram back"),
+            Obstacle::UnixInFlight => {
+                f.write_str("a unix socket with a connection that was not accepted yet")
+            }
             Obstacle::UnixOutside { .. } => f.write_str("a unix socket whose other end is outside the tree"),
             Obstacle::PipeOutside { .. } => f.write_str("a pipe whose other end is not in the tree"),
             Obstacle::Terminal { .. } => f.write_str("a terminal whose other side is outside the tree"),
+            Obstacle::HungTerminal => f.write_str("a terminal whose other side was closed"),
             Obstacle::FileLock => f.write_str("a file lock"),
             Obstacle::GhostTooLarge { size, limit } => {
                 write!(f, "a deleted file of {size} bytes, more than the {limit} that may be stored")

@@ -1,11 +1,15 @@
 //! What is the matter with whole processes: who they belong to, who traces them, which session they are in.
 
-use std::fs;
+use std::{
+    fs::{self, File},
+    os::unix::fs::MetadataExt,
+};
 
-use super::{Obstacle, Place, Severity, View, namespaces::Spaces};
+use super::{Obstacle, Place, Severity, View, guard, namespaces::Spaces};
 use crate::{
     Error, Pid, ProcessProblem, Result,
     procfs::{Stat, Status, descendants, lineage, status_number},
+    sys,
 };
 
 /// A process of the tree.
@@ -28,6 +32,7 @@ pub(super) struct Own {
     capabilities: u64,
     uid: u32,
     gid: u32,
+    effective_uid: u32,
     seccomp: bool,
     pub(super) spaces: Spaces,
 }
@@ -42,9 +47,25 @@ impl Own {
             capabilities: if is_root { status.bounding } else { status.effective },
             uid: status.uids[0],
             gid: status.gids[0],
+            effective_uid: status.uids[1],
             seccomp: status.seccomp != 0,
             spaces: Spaces::own(),
         }
+    }
+
+    /// Whether the process is in a user namespace that the caller made, or beneath one. There its user has all
+    /// capabilities.
+    fn rules_over(&self, pid: i32) -> bool {
+        const NESTED: usize = 32; // the kernel's limit
+        let Ok(mut space) = File::open(format!("/proc/{pid}/ns/user")) else { return false };
+        for _ in 0..NESTED {
+            let Ok(parent) = sys::parent_namespace(&space) else { return false };
+            if parent.metadata().is_ok_and(|file| file.ino() == self.spaces.inode("user")) {
+                return sys::namespace_owner(&space).is_ok_and(|owner| owner == self.effective_uid);
+            }
+            space = parent;
+        }
+        false
     }
 
     fn can(&self, capability: Capability) -> bool {
@@ -146,11 +167,15 @@ fn look_at_session(view: &mut View<'_>) {
 fn look_at(view: &mut View<'_>, process: &Process) {
     let Process { pid, stat, status, .. } = process;
     let mut found = |obstacle| view.found(*pid, Place::Process, obstacle, Severity::Blocks);
-    if let Some(by) = tracer(process) {
+    let threads = thread_statuses(process);
+    if let Some(by) = tracer(process, &threads) {
         found(Obstacle::Traced { by: Pid::from(by) });
     }
     if status.inner_pid != 0 && status.inner_session == 0 {
         found(Obstacle::SessionOutside);
+    }
+    if threads.iter().any(|status| status.pending & TRAP != 0) {
+        found(Obstacle::PendingTrap);
     }
     if stat.is_zombie() {
         if status.threads > 1 {
@@ -161,30 +186,40 @@ fn look_at(view: &mut View<'_>, process: &Process) {
     let own = &view.own;
     let same = status.uids == [own.uid; 3] && status.gids == [own.gid; 3];
     // Who may ask the kernel for the resource limits of a process: criu does, of every one.
-    let other = !same && !own.can(Capability::SysResource);
+    let other = !same && !own.can(Capability::SysResource) && !own.rules_over(*pid);
     let filtered = status.seccomp != 0 && (own.seccomp || !own.can(Capability::SysAdmin));
     if other {
         view.found(*pid, Place::Process, Obstacle::OtherUser { uid: status.uids[0] }, Severity::Blocks);
+    }
+    if status.threads > 1 && guard::is_unseen(*pid) {
+        view.found(*pid, Place::Process, Obstacle::GuardPages, Severity::Risk);
     }
     if filtered {
         view.found(*pid, Place::Process, Obstacle::Seccomp, Severity::Blocks);
     }
 }
 
-/// Who traces the process, or one of its threads.
-fn tracer(process: &Process) -> Option<i32> {
-    let thread = || {
-        let threads = fs::read_dir(format!("/proc/{}/task", process.pid)).into_iter().flatten().flatten();
-        let mut statuses = threads.filter_map(|thread| Status::read(thread.path().join("status")));
-        statuses.find_map(|status| status.tracer())
-    };
-    let others = process.status.threads > 1;
-    let tracer = process.status.tracer().or_else(|| others.then(thread)?)?;
+/// SIGTRAP, in a mask of signals.
+const TRAP: u64 = 1 << (5 - 1);
+
+/// The statuses of all threads; of a process with one thread, its own.
+fn thread_statuses(process: &Process) -> Vec<Status> {
+    if process.status.threads <= 1 {
+        return vec![process.status.clone()];
+    }
+    let threads = fs::read_dir(format!("/proc/{}/task", process.pid)).into_iter().flatten().flatten();
+    threads.filter_map(|thread| Status::read(thread.path().join("status"))).collect()
+}
+
+/// The process that traces this one, or one of its threads.
+fn tracer(process: &Process, threads: &[Status]) -> Option<i32> {
+    let tracer = process.status.tracer().or_else(|| threads.iter().find_map(Status::tracer))?;
     // The kernel names the thread that traces.
     Some(status_number(tracer, "Tgid").filter(|group| *group > 0).unwrap_or(tracer))
 }
 
 /// Who traces processes of the tree, from the root down.
 pub(crate) fn tracers(root: Pid) -> impl Iterator<Item = i32> {
-    tree(root).unwrap_or_default().into_iter().filter_map(|process| tracer(&process))
+    let tree = tree(root).unwrap_or_default().into_iter();
+    tree.filter_map(|process| tracer(&process, &thread_statuses(&process)))
 }

@@ -3,6 +3,8 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     ffi::CString,
+    thread,
+    time::Duration,
 };
 
 use super::{
@@ -11,6 +13,7 @@ use super::{
     unix::{self, Peers},
 };
 use crate::{
+    Version,
     procfs::{TcpLine, each_line},
     sys,
 };
@@ -31,11 +34,14 @@ impl Sockets {
             return;
         }
         let streams = Streams::of(view, &self.known);
+        let corked = corked(view, &self.known);
         let peers = self.has_unix().then(|| Peers::ask(&self.known.keys().copied().collect()));
         for (inode, descriptors) in &self.known {
             let obstacle = streams.obstacle(view, *inode);
+            let obstacle = obstacle.or_else(|| corked.contains(inode).then_some(Obstacle::CorkedSocket));
             let obstacle = obstacle.map(|obstacle| (obstacle, Severity::Blocks));
-            let obstacle = obstacle.or_else(|| unsupported(descriptors));
+            let obstacle = obstacle.or_else(|| unsupported(view, descriptors));
+            let obstacle = obstacle.or_else(|| in_flight(peers.as_ref()?.as_ref()?, *inode));
             let obstacle = obstacle.or_else(|| outside(view, peers.as_ref()?.as_ref()?, *inode));
             let Some((obstacle, severity)) = obstacle else { continue };
             for descriptor in descriptors {
@@ -56,7 +62,7 @@ fn protocol(descriptor: &Descriptor) -> Option<String> {
     sys::socket_protocol(&CString::new(descriptor.path()).ok()?).ok()
 }
 
-fn unsupported(descriptors: &[Descriptor]) -> Option<(Obstacle, Severity)> {
+fn unsupported(view: &View<'_>, descriptors: &[Descriptor]) -> Option<(Obstacle, Severity)> {
     const SUPPORTED: [&str; 13] = [
         "TCP",
         "TCPv6",
@@ -73,7 +79,15 @@ fn unsupported(descriptors: &[Descriptor]) -> Option<(Obstacle, Severity)> {
         "PACKET",
     ];
     let protocol = protocol(&descriptors[0]).filter(|name| !SUPPORTED.contains(&name.as_str()))?;
-    Some((Obstacle::UnsupportedSocket { protocol }, Severity::Blocks))
+    let severity = match protocol.as_str() {
+        "PING" | "PINGv6" => match (view.version)() {
+            Some(version) if version >= Version::new(4, 2, 0) => return None,
+            Some(_) => Severity::Blocks,
+            None => Severity::Risk,
+        },
+        _ => Severity::Blocks,
+    };
+    Some((Obstacle::UnsupportedSocket { protocol }, severity))
 }
 
 /// What is the matter with a unix socket, by who its peer is.
@@ -84,7 +98,49 @@ fn outside(view: &View<'_>, peers: &Peers, inode: u64) -> Option<(Obstacle, Seve
         // criu dumps a connection that nobody has accepted, although it cannot restore one to a stranger.
         unix::Peer::Waiting => Severity::Risk,
     };
-    (!view.is_external(&format!("unix[{inode}]"))).then_some((Obstacle::UnixOutside { inode }, severity))
+    let is_allowed = view.is_external(&format!("unix[{inode}]"))
+        || view.options.ext_unix_sk == Some(true) && peers.can_reconnect(inode);
+    (!is_allowed).then_some((Obstacle::UnixOutside { inode }, severity))
+}
+
+/// A unix socket with connections that were not accepted yet.
+fn in_flight(peers: &Peers, inode: u64) -> Option<(Obstacle, Severity)> {
+    let severity = if peers.in_flight(inode)? { Severity::Blocks } else { Severity::Risk };
+    Some((Obstacle::UnixInFlight, severity))
+}
+
+/// The UDP sockets that hold a datagram back. One that is on its way to the network is soon gone.
+fn corked(view: &View<'_>, known: &BTreeMap<u64, Vec<Descriptor>>) -> HashSet<u64> {
+    const ON_ITS_WAY: Duration = Duration::from_millis(20);
+    let first = unsent(view, known);
+    if first.is_empty() {
+        return first;
+    }
+    thread::sleep(ON_ITS_WAY);
+    unsent(view, known).intersection(&first).copied().collect()
+}
+
+/// The UDP sockets with a datagram that was not sent yet.
+fn unsent(view: &View<'_>, known: &BTreeMap<u64, Vec<Descriptor>>) -> HashSet<u64> {
+    let mut unsent = HashSet::new();
+    each_socket(view, &["udp", "udp6", "udplite", "udplite6"], |line| {
+        if line.unsent > 0 && known.contains_key(&line.inode) {
+            unsent.insert(line.inode);
+        }
+    });
+    unsent
+}
+
+/// Shows the lines of these tables, of each network namespace once.
+fn each_socket(view: &View<'_>, tables: &[&str], mut look: impl FnMut(TcpLine)) {
+    let mut seen = HashSet::new();
+    for Process { pid, .. } in view.living().filter(|process| seen.insert(process.spaces.inode("net"))) {
+        for table in tables {
+            each_line(format!("/proc/{pid}/net/{table}"), |line| {
+                TcpLine::parse(line).into_iter().for_each(&mut look);
+            });
+        }
+    }
 }
 
 /// The states of the tree's TCP sockets.
@@ -93,18 +149,13 @@ struct Streams {
 }
 
 impl Streams {
-    /// Reads the tables of each network namespace once.
     fn of(view: &View<'_>, known: &BTreeMap<u64, Vec<Descriptor>>) -> Streams {
         let mut lines = HashMap::new();
-        let mut seen = HashSet::new();
-        for Process { pid, .. } in view.living().filter(|process| seen.insert(process.spaces.inode("net"))) {
-            for table in ["tcp", "tcp6"] {
-                each_line(format!("/proc/{pid}/net/{table}"), |line| {
-                    let line = TcpLine::parse(line).filter(|line| known.contains_key(&line.inode));
-                    lines.extend(line.map(|line| (line.inode, line)));
-                });
+        each_socket(view, &["tcp", "tcp6"], |line| {
+            if known.contains_key(&line.inode) {
+                lines.insert(line.inode, line);
             }
-        }
+        });
         Streams { lines }
     }
 

@@ -19,6 +19,8 @@ pub(crate) struct Peers {
     ours: HashSet<u32>,
     /// Connections that wait to be accepted by a listener of the tree.
     waiting: HashSet<u32>,
+    /// Datagram sockets that have a name, of the tree and others.
+    named: HashSet<u32>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,8 +32,11 @@ struct Socket {
     peer: Option<u32>,
     /// Closed in both directions.
     shut: bool,
-    /// Of a listener: the connections that wait for it.
+    /// Of a listener: the connections that wait for it, 0 for one that was closed.
     waiting: Vec<u32>,
+    /// Bytes that were sent and not read yet.
+    unread: u32,
+    named: bool,
 }
 
 /// The other end of a socket.
@@ -67,9 +72,7 @@ impl Peers {
     }
 
     pub(crate) fn of(&self, inode: u64) -> Peer {
-        let Some(socket) = u32::try_from(inode).ok().and_then(|inode| self.sockets.get(&inode)) else {
-            return Peer::None;
-        };
+        let Some(socket) = self.get(inode) else { return Peer::None };
         match socket.peer {
             Some(peer) if self.ours.contains(&peer) => Peer::Inside,
             Some(peer) if peer != 0 => Peer::Outside,
@@ -79,6 +82,31 @@ impl Peers {
             Some(_) => Peer::Waiting,
             None => Peer::None,
         }
+    }
+
+    /// Whether the other end is a datagram socket with a name, which can be connected to again.
+    pub(super) fn can_reconnect(&self, inode: u64) -> bool {
+        self.get(inode)
+            .is_some_and(|socket| socket.peer.is_some_and(|peer| peer != 0 && self.named.contains(&peer)))
+    }
+
+    /// Connections that were not accepted yet, and that are a problem to criu: `Some(true)` if it refuses them,
+    /// `Some(false)` if it leaves them out.
+    pub(super) fn in_flight(&self, inode: u64) -> Option<bool> {
+        let socket = self.get(inode)?;
+        if socket.waiting.contains(&0) {
+            return Some(true); // it was closed, and may have sent something before
+        }
+        let has_peer = socket.peer.is_some_and(|peer| peer != 0);
+        let waits = socket.state == ESTABLISHED && socket.kind != DATAGRAM && !socket.shut && !has_peer;
+        if waits && socket.unread > 0 {
+            return Some(true);
+        }
+        socket.waiting.iter().any(|client| !self.ours.contains(client)).then_some(false)
+    }
+
+    fn get(&self, inode: u64) -> Option<&Socket> {
+        self.sockets.get(&u32::try_from(inode).ok()?)
     }
 
     /// Takes in what came with one read.
@@ -91,7 +119,14 @@ impl Peers {
                 ERROR => return Turn::Failed,
                 _ => {}
             }
-            if let Some(socket) = Socket::parse(message).filter(|socket| self.ours.contains(&socket.inode)) {
+            let Some(socket) = Socket::parse(message) else {
+                bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+                continue;
+            };
+            if socket.named && socket.kind == DATAGRAM {
+                self.named.insert(socket.inode);
+            }
+            if self.ours.contains(&socket.inode) {
                 self.waiting.extend(&socket.waiting);
                 self.sockets.insert(socket.inode, socket);
             }
@@ -120,6 +155,8 @@ impl Socket {
             peer: None,
             shut: false,
             waiting: Vec::new(),
+            unread: 0,
+            named: false,
         };
         while let Some(header) = attributes.get(..4) {
             let length = usize::from(u16::from_ne_bytes([header[0], header[1]]));
@@ -127,6 +164,8 @@ impl Socket {
             match u16::from_ne_bytes([header[2], header[3]]) {
                 PEER => socket.peer = Some(number(value.get(..4)?)),
                 WAITING => socket.waiting = value.chunks_exact(4).map(number).collect(),
+                NAME => socket.named = true,
+                QUEUES => socket.unread = number(value.get(4..8)?),
                 SHUTDOWN => socket.shut = value.first() == Some(&3),
                 _ => {}
             }
@@ -141,19 +180,19 @@ fn number(bytes: &[u8]) -> u32 {
     bytes.try_into().map_or(0, u32::from_ne_bytes)
 }
 
-/// A `struct nlmsghdr` and a `struct unix_diag_req`: all unix sockets, with peers and waiting connections.
+/// A `struct nlmsghdr` and a `struct unix_diag_req`: all unix sockets, with names, peers, waiting connections and queues.
 fn request() -> Vec<u8> {
     const SOCK_DIAG_BY_FAMILY: u16 = 20;
     const REQUEST_DUMP: u16 = 0x301;
     const UNIX: u8 = 1;
-    const SHOW_PEER_AND_WAITING: u32 = 4 | 8;
+    const SHOW_NAME_PEER_WAITING_AND_QUEUES: u32 = 1 | 4 | 8 | 16;
     let mut request = Vec::new();
     request.extend(40_u32.to_ne_bytes());
     request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
     request.extend(REQUEST_DUMP.to_ne_bytes());
     request.extend([0; 8]); // number, and from whom: the kernel fills them in
     request.extend([UNIX, 0, 0, 0]);
-    for word in [u32::MAX, 0, SHOW_PEER_AND_WAITING, u32::MAX, u32::MAX] {
+    for word in [u32::MAX, 0, SHOW_NAME_PEER_WAITING_AND_QUEUES, u32::MAX, u32::MAX] {
         request.extend(word.to_ne_bytes()); // states, inode, what to show, no cookie
     }
     request
@@ -162,8 +201,10 @@ fn request() -> Vec<u8> {
 const HEADER: usize = 16;
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
+const NAME: u16 = 0;
 const PEER: u16 = 2;
 const WAITING: u16 = 3;
+const QUEUES: u16 = 4;
 const SHUTDOWN: u16 = 6;
 const ESTABLISHED: u8 = 1;
 const DATAGRAM: u8 = 2;
@@ -220,6 +261,24 @@ mod tests {
         assert_eq!(peers.of(5), inside);
         assert_eq!(peers.take(&message(DONE, &[0; 4])), Turn::Done);
         assert_eq!(peers.take(&message(ERROR, &[0; 4])), Turn::Failed);
+    }
+
+    #[test]
+    fn connections_that_wait_are_refused_or_left_out() {
+        let mut peers = peers(&[1, 2, 3, 4, 5, 6]);
+        let queues = |unread: u32| [0_u32.to_ne_bytes(), unread.to_ne_bytes()].concat();
+        let bytes = [
+            socket(1, &[(WAITING, &[2_u32.to_ne_bytes(), 3_u32.to_ne_bytes()].concat())]),
+            socket(2, &[(QUEUES, &queues(9))]),
+            socket(3, &[(QUEUES, &queues(0))]),
+            socket(4, &[(WAITING, &[0; 4])]),
+            socket(5, &[(WAITING, &99_u32.to_ne_bytes())]),
+            socket(6, &[(PEER, &2_u32.to_ne_bytes()), (QUEUES, &queues(9))]),
+        ]
+        .concat();
+        assert_eq!(peers.take(&bytes), Turn::More);
+        let found = [1, 2, 3, 4, 5, 6, 99].map(|inode| peers.in_flight(inode));
+        assert_eq!(found, [None, Some(true), None, Some(true), Some(false), None, None]);
     }
 
     #[test]

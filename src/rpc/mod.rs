@@ -294,7 +294,8 @@ impl Criu {
     /// # Ok::<(), criu_rpc::Error>(())
     /// ```
     pub fn preflight(&self, pid: impl Into<Pid>, options: &DumpOptions) -> Result<Preflight> {
-        preflight::look(pid.into(), options, || self.features().map(|features| features.mem_track))
+        let tracks_memory = || self.features().map(|features| features.mem_track);
+        preflight::look(pid.into(), options, tracks_memory, &|| self.version().ok())
     }
 
     /// Dumps the process tree whose root is `pid` into the lent folder. `criu dump`.

@@ -9,6 +9,7 @@ mod buffer;
 mod known;
 mod lasting;
 mod mount;
+mod namespace;
 mod reap;
 mod spawn;
 mod task;
@@ -25,6 +26,7 @@ pub(crate) use self::{
     buffer::Buffer,
     known::Known,
     mount::mount_fuse,
+    namespace::{namespace_owner, parent_namespace},
     reap::{Child, forget_children, is_known_child, reap, reap_later, wait_readable},
     spawn::{OF_A_TERMINAL, Place, Spawn, TO_END_PROGRAMS, spawn},
     task::{affinity, io_priority, is_same_file, online_processors, set_affinity, set_io_priority},

@@ -21,9 +21,10 @@ pub(crate) fn foresee(job: &Job) -> Result<Foresight> {
     for root in roots.iter().copied() {
         let found = criu.preflight(root, &fit::for_dump(&job.options, root, &roots))?;
         foresight.processes += found.processes;
-        // A capture starts criu outside the tree that it is a part of itself.
-        let findings = found.findings.iter().filter(|finding| finding.obstacle != Obstacle::CallerInside);
-        for finding in findings {
+        // A capture starts criu outside the tree that it is a part of itself, and a restore gives terminals anew.
+        let is_cured =
+            |obstacle: &Obstacle| matches!(obstacle, Obstacle::CallerInside | Obstacle::HungTerminal);
+        for finding in found.findings.iter().filter(|finding| !is_cured(&finding.obstacle)) {
             match finding.severity {
                 Severity::Blocks => foresight.blocks.push(finding.to_string()),
                 Severity::Risk => foresight.risks.push(finding.to_string()),

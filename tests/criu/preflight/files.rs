@@ -42,6 +42,9 @@ tests![
     pidfds_of_others,
     memory_of_system_v,
     mapped_io_urings,
+    mapped_rings_of_asynchronous_input,
+    terminals_that_have_hung_up,
+    files_that_a_mount_covers,
 ];
 
 fn file_locks() {
@@ -242,4 +245,65 @@ fn mapped_io_urings() {
     );
     let mapped = |obstacle: &Obstacle| *obstacle == Obstacle::UnsupportedMapping;
     blocks(victim.pid(), &defaults(), victim.pid(), None, mapped);
+}
+
+fn mapped_rings_of_asynchronous_input() {
+    let victim = perl("my $c = \"\\0\" x 8; syscall(206, 8, $c) == 0 or die");
+    let maps = fs::read_to_string(format!("/proc/{}/maps", victim.pid())).unwrap();
+    assert!(maps.contains("/[aio]"), "{maps}");
+    assert_eq!(look(victim.pid(), &defaults()), []);
+    passes(victim.pid(), &defaults());
+}
+
+fn terminals_that_have_hung_up() {
+    let master = nix::pty::posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).unwrap();
+    nix::pty::grantpt(&master).unwrap();
+    nix::pty::unlockpt(&master).unwrap();
+    let slave = nix::pty::ptsname_r(&master).unwrap();
+    // Not its controlling terminal, or it would be told to end.
+    let victim = perl(&format!("use Fcntl; sysopen(F, '{slave}', O_RDWR | O_NOCTTY) or die"));
+    drop(master);
+    let place = descriptor(victim.pid(), &format!("{slave} (deleted)"));
+    let findings = look(victim.pid(), &defaults());
+    let [finding] = &findings[..] else { panic!("{}", lines(&findings)) };
+    assert_eq!((Some(&finding.place), &finding.obstacle), (place.as_ref(), &Obstacle::HungTerminal));
+    passes(victim.pid(), &defaults());
+    let foresight = Home::new().capture([victim.pid()]).preflight().unwrap();
+    assert!(foresight.blocks.is_empty() && foresight.risks.is_empty(), "{foresight:?}");
+}
+
+/// In a mount namespace of their own, so that no mount is left behind.
+fn files_that_a_mount_covers() {
+    for (name, covered) in [
+        ("its folder", "system('mount', '-t', 'tmpfs', 'x', '/mnt/a') == 0 or die"),
+        ("the file", "system('mount', '--bind', '/mnt/g', '/mnt/a/f') == 0 or die"),
+        ("the mount that it is on", "system('mount', '-t', 'tmpfs', 'x', '/mnt') == 0 or die"),
+    ] {
+        let victim = in_mounts(covered);
+        let findings = look(victim.pid(), &defaults());
+        let found = findings.iter().filter(|finding| finding.severity == Severity::Blocks);
+        let found: Vec<_> = found.map(|finding| (&finding.place, &finding.obstacle)).collect();
+        let place = descriptor(victim.pid(), "/mnt/a/f").unwrap();
+        assert_eq!(found, [(&place, &Obstacle::Overmounted)], "{name}: {}", lines(&findings));
+        super::dump(victim.pid(), &defaults()).unwrap_err();
+    }
+    for clear in [
+        "1",
+        "system('mount', '-t', 'tmpfs', 'x', '/mnt/b') == 0 or die",
+        "system('mount', '--bind', '/mnt/a', '/mnt/a') == 0 or die",
+    ] {
+        let findings = look(in_mounts(clear).pid(), &defaults());
+        assert!(findings.iter().all(|finding| finding.severity == Severity::Risk), "{}", lines(&findings));
+    }
+    passes(in_mounts("1").pid(), &defaults());
+}
+
+fn in_mounts(then: &str) -> super::Perl {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "perl"]);
+    let before = "POSIX::close($_) for 3 .. 20; open(STDERR, '>', '/dev/null'); \
+                  system('mount', '-t', 'tmpfs', 'x', '/mnt') == 0 or die; \
+                  mkdir \"/mnt/$_\" for 'a', 'b'; open(G, '>', '/mnt/g'); close G; \
+                  open(F, '+>', '/mnt/a/f') or die; ";
+    perl_by(command, &format!("{before}{then}"))
 }

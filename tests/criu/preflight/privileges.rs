@@ -38,7 +38,9 @@ pub(crate) fn main(arguments: &[String]) {
     for finding in look(pid, &defaults()) {
         println!("{:?}: {}", finding.severity, finding.obstacle);
     }
-    println!("{}", if dump(pid, &defaults()).is_ok() { "dumped" } else { "refused" });
+    let dumped = dump(pid, &defaults());
+    println!("{}", if dumped.is_ok() { "dumped" } else { "refused" });
+    dumped.unwrap_or_else(|error| eprintln!("{error}"));
 }
 
 const NOBODY: [&str; 3] = ["--reuid=1000", "--regid=1000", "--clear-groups"];

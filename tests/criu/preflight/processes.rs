@@ -26,6 +26,9 @@ tests![
     other_users,
     filters_that_root_may_dump,
     dead_leaders,
+    users_of_a_namespace,
+    pending_traps,
+    sessions_that_are_shared,
 ];
 
 fn a_root_that_leads_no_session() {
@@ -110,4 +113,62 @@ fn dead_leaders() {
     crate::places::wait_until("the first thread has ended", || state(victim.pid()) == Some('Z'));
     let dead = |obstacle: &Obstacle| *obstacle == Obstacle::DeadLeader;
     blocks(victim.pid(), &defaults(), victim.pid(), Some(Place::Process), dead);
+}
+
+/// The user of a namespace that the caller made is another one, and the caller has all capabilities there.
+fn users_of_a_namespace() {
+    const OWN_SPACE: &str = "$me = $$; pipe(R, W); pipe(Q, V); unless (fork) { close W; close Q; <R>; \
+        for my $m ('uid', 'gid') { open(M, '>', \"/proc/$me/${m}_map\") or die; print M '0 1000 1'; close M } \
+        POSIX::_exit(0) } \
+        close R; close V; syscall(272, 0x10000000) == 0 or die; close W; <Q>; close Q; wait; \
+        syscall(117, 0, 0, 0); syscall(119, 0, 0, 0) == 0 or die; syscall(117, 0, 0, 0) == 0 or die; \
+        syscall(157, 4, 1, 0, 0, 0)";
+    let victim = perl(OWN_SPACE);
+    let status = fs::read_to_string(format!("/proc/{}/status", victim.pid())).unwrap();
+    assert!(status.contains("Uid:\t1000\t1000\t1000"), "{status}");
+    let findings = look(victim.pid(), &defaults());
+    let other = |finding: &criu_rpc::preflight::Finding| matches!(finding.obstacle, Obstacle::OtherUser { .. });
+    assert!(!findings.iter().any(other), "{}", lines(&findings));
+    passes(victim.pid(), &defaults());
+}
+
+fn pending_traps() {
+    let victim = perl(
+        "my $s = POSIX::SigSet->new(5); POSIX::sigprocmask(POSIX::SIG_BLOCK, $s) or die; kill 'TRAP', $$",
+    );
+    let trap = |obstacle: &Obstacle| *obstacle == Obstacle::PendingTrap;
+    blocks(victim.pid(), &defaults(), victim.pid(), Some(Place::Process), trap);
+    let victim = perl(
+        "my $s = POSIX::SigSet->new(10); POSIX::sigprocmask(POSIX::SIG_BLOCK, $s) or die; kill 'USR1', $$",
+    );
+    assert_eq!(look(victim.pid(), &defaults()), []);
+    passes(victim.pid(), &defaults());
+}
+
+/// A process that left the tree, and not the session or the group, keeps their number from being free.
+fn sessions_that_are_shared() {
+    for group in ["", "setpgrp(0, 0);"] {
+        let victim = perl(&format!(
+            "pipe(R, W); unless (fork) {{ {group} unless (fork) {{ print W \"$$\\n\"; close W; sleep 1000 while 1 }} \
+             POSIX::_exit(0) }} wait; close W; $left = <R>; chomp $left; close R; \
+             open(L, '>', \"/tmp/criu-rpc-left-$$\"); print L $left; close L"
+        ));
+        let note = format!("/tmp/criu-rpc-left-{}", victim.pid());
+        let left: i32 = fs::read_to_string(&note).unwrap().parse().unwrap();
+        fs::remove_file(note).unwrap();
+        let findings = look(victim.pid(), &defaults());
+        let end = |pid| crate::tree::signal(pid, nix::sys::signal::Signal::SIGKILL);
+        let result = std::panic::catch_unwind(|| {
+            let [finding] = &findings[..] else { panic!("{}", lines(&findings)) };
+            assert_eq!(finding.obstacle, Obstacle::Shared { by: Pid::from(left) });
+            assert_eq!(finding.severity, criu_rpc::preflight::Severity::Risk);
+            assert_eq!((finding.pid, &finding.place), (Pid::from(victim.pid()), &Place::Process));
+            assert!(finding.to_string().contains("kill_session"), "{finding}");
+            passes(victim.pid(), &defaults());
+        });
+        end(left);
+        result.unwrap();
+        crate::places::wait_until("it has ended", || !matches!(state(left), Some('S' | 'R')));
+        assert_eq!(look(victim.pid(), &defaults()), []);
+    }
 }

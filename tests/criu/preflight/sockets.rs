@@ -3,6 +3,7 @@
 use std::{
     net::TcpStream,
     os::unix::net::{UnixDatagram, UnixListener},
+    process::Command,
 };
 
 use criu_rpc::{
@@ -10,9 +11,9 @@ use criu_rpc::{
     preflight::{Finding, Obstacle, Severity},
 };
 
-use super::{blocks, defaults, descriptor, lines, look, passes, perl};
+use super::{blocks, defaults, descriptor, lines, look, passes, perl, perl_by};
 use crate::{
-    harness::{dumps_tcp, skip, tests},
+    harness::{dumps_tcp, skip, tests, version},
     places::Home,
     tree::Victim,
 };
@@ -25,6 +26,9 @@ tests![
     unix_datagrams_to_the_outside,
     unix_sockets_within_the_tree,
     sockets_that_criu_does_not_know,
+    sockets_for_pings,
+    corked_datagrams,
+    unix_listeners_with_connections_that_wait,
 ];
 
 fn tcp_connections() {
@@ -97,7 +101,26 @@ fn unix_datagrams_to_the_outside() {
     ));
     let place = descriptor(victim.pid(), "socket:");
     let outside = |obstacle: &Obstacle| matches!(obstacle, Obstacle::UnixOutside { .. });
-    blocks(victim.pid(), &defaults(), victim.pid(), place, outside);
+    blocks(victim.pid(), &defaults(), victim.pid(), place.clone(), outside);
+    let allowing = || defaults().ext_unix_sk(true);
+    assert_eq!(look(victim.pid(), &allowing()), []);
+    passes(victim.pid(), &allowing());
+    // The other end must have a name for that, and be no stream.
+    let (one, _other) = UnixDatagram::pair().unwrap();
+    let nameless = inherits(&one.into());
+    blocks(nameless.pid(), &allowing(), nameless.pid(), None, outside);
+    let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+    let stream = inherits(&one.into());
+    blocks(stream.pid(), &allowing(), stream.pid(), None, outside);
+}
+
+/// A victim that has this file open.
+fn inherits(file: &std::os::fd::OwnedFd) -> super::Perl {
+    use std::os::fd::AsRawFd;
+    let (own, number) = (std::process::id(), file.as_raw_fd());
+    perl(&format!(
+        "$^F = 100; my $p = syscall(434, {own}, 0); syscall(438, $p, {number}, 0) >= 0 or die; POSIX::close($p)"
+    ))
 }
 
 fn unix_sockets_within_the_tree() {
@@ -125,4 +148,94 @@ fn sockets_that_criu_does_not_know() {
         skip("it cannot dump internet sockets on newer kernels");
     }
     passes(victim.pid(), &defaults());
+}
+
+/// In a network namespace that lets everybody ping. criu and the look are in it as well.
+fn sockets_for_pings() {
+    if !dumps_tcp() {
+        skip("it cannot dump internet sockets on newer kernels");
+    }
+    for (socket, name) in [("2, 2, 1", "PING"), ("10, 2, 58", "PINGv6")] {
+        let mut command = Command::new("unshare");
+        command.args(["--net", "perl"]);
+        let victim = perl_by(
+            command,
+            &format!(
+                "open(R, '>', '/proc/sys/net/ipv4/ping_group_range') or die; print R '0 0'; close R; \
+                 socket(L, 2, 2, 0); my $i = pack('a16sx22', 'lo', 1); ioctl(L, 0x8914, $i) or die; close L; \
+                 socket(S, {socket}) or die"
+            ),
+        );
+        let place = descriptor(victim.pid(), "socket:");
+        assert!(place.is_some());
+        let pid = victim.pid().to_string();
+        let mut look = Command::new("nsenter");
+        look.args(["--net", "--target", &pid]).arg(std::env::current_exe().unwrap()).args(["--look", &pid]);
+        let output = look.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        let expected = if version() < criu_rpc::Version::new(4, 2, 0) {
+            format!("Blocks: a socket that criu cannot dump: {name}\nrefused\n")
+        } else {
+            "dumped\n".to_owned()
+        };
+        assert_eq!(said, expected, "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+fn corked_datagrams() {
+    if !dumps_tcp() {
+        skip("it cannot dump internet sockets on newer kernels");
+    }
+    for (family, to) in [(2, "sockaddr_in(9, inet_aton('127.0.0.1'))"), (10, "pack_sockaddr_in6(9, inet_pton(10, '::1'))")] {
+        let send = |corked: u8| {
+            perl(&format!(
+                "use Socket qw(:DEFAULT inet_pton pack_sockaddr_in6); socket(S, {family}, 2, 0) or die; \
+                 connect(S, {to}) or die; setsockopt(S, 17, 1, {corked}) or die; send(S, 'x', 0)"
+            ))
+        };
+        let victim = send(1);
+        let place = descriptor(victim.pid(), "socket:");
+        blocks(victim.pid(), &defaults(), victim.pid(), place, |obstacle| *obstacle == Obstacle::CorkedSocket);
+        let victim = send(0);
+        assert_eq!(look(victim.pid(), &defaults()), []);
+        passes(victim.pid(), &defaults());
+    }
+}
+
+fn unix_listeners_with_connections_that_wait() {
+    let home = Home::new();
+    let listen = |name: &str| {
+        let path = home.path(name);
+        let victim = perl(&format!(
+            "use Socket; socket(S, 1, 1, 0); bind(S, pack_sockaddr_un('{}')) or die; listen(S, 9) or die",
+            path.display()
+        ));
+        (victim, path)
+    };
+    let waits = |obstacle: &Obstacle| *obstacle == Obstacle::UnixInFlight;
+    // The client is outside: criu dumps the listener without it.
+    let (victim, path) = listen("outside");
+    let client = std::os::unix::net::UnixStream::connect(&path).unwrap();
+    let findings = look(victim.pid(), &defaults());
+    let [finding] = &findings[..] else { panic!("{}", lines(&findings)) };
+    assert!(waits(&finding.obstacle) && finding.severity == Severity::Risk, "{finding}");
+    passes(victim.pid(), &defaults());
+    // It has closed its end.
+    drop(client);
+    blocks(victim.pid(), &defaults(), victim.pid(), descriptor(victim.pid(), "socket:"), waits);
+
+    let path = home.path("inside");
+    let both = |then: &str| {
+        let _ = std::fs::remove_file(&path);
+        perl(&format!(
+            "use Socket; my $n = pack_sockaddr_un('{}'); socket(S, 1, 1, 0); bind(S, $n) or die; listen(S, 9) or die; \
+             socket(C, 1, 1, 0); connect(C, $n) or die; {then}",
+            path.display()
+        ))
+    };
+    let victim = both("1");
+    assert_eq!(look(victim.pid(), &defaults()), []);
+    passes(victim.pid(), &defaults());
+    let victim = both("send(C, 'x', 0)");
+    blocks(victim.pid(), &defaults(), victim.pid(), None, waits);
 }
