@@ -9,7 +9,7 @@ use criu_rpc::Digest256;
 
 use crate::{
     harness::tests,
-    places::{Home, files},
+    places::{Home, stored_files},
     stores::{Burst, FULL, Failing, Fault, Watching, says},
     tree::{OrExplain, Revived, Victim, explain},
 };
@@ -81,7 +81,7 @@ fn assert_unharmed(home: &Home, victim: &mut Victim, fault: Fault) {
     assert_eq!(victim.ask("check"), "memory ok 2048 pages", "{fault:?}");
     assert_eq!(victim.ask("child 0 tick"), "count 1", "{fault:?}");
     home.assert_staging_empty();
-    let stored = files(&home.path("store"));
+    let stored = stored_files(&home.path("store"));
     // Without its manifest an archive is nobody's.
     let manifests = stored
         .iter()

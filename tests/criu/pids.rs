@@ -176,7 +176,7 @@ fn a_process_that_cannot_be_captured_is_told_before_anything_is_frozen() {
     }
     victim.assert_counts_on(0);
     home.assert_staging_empty();
-    assert_eq!(crate::places::files(&home.path("store")), [""; 0].map(std::path::PathBuf::from));
+    assert_eq!(crate::places::stored_files(&home.path("store")), [""; 0].map(std::path::PathBuf::from));
 }
 
 /// What criu is asked of this pid, in all the ways there are.

@@ -105,6 +105,11 @@ pub(crate) fn files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
+/// The files in which a store keeps blobs and names: what it notes for its collections does not count.
+pub(crate) fn stored_files(store: &Path) -> Vec<PathBuf> {
+    ["blobs", "packs", "names", "tmp"].iter().flat_map(|folder| files(&store.join(folder))).collect()
+}
+
 /// The file in which a store keeps this blob, whatever its layout.
 #[track_caller]
 pub(crate) fn file_of(store: &Path, digest: &Digest256) -> PathBuf {
