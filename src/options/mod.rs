@@ -134,6 +134,13 @@ impl<For> Options<For> {
         self.wire.auto_dedup == Some(true) || self.wire.lazy_pages == Some(true)
     }
 
+    /// Whether criu can make a mount namespace: it needs a root folder, or a namespace to join. In its older mode it tries
+    /// without one.
+    pub(crate) fn can_make_mounts(&self) -> bool {
+        let joins = self.wire.join_ns.iter().any(|join| join.ns == "mnt");
+        joins || self.wire.root.is_some() || self.wire.mntns_compat_mode == Some(true)
+    }
+
     /// Whether the caller has said anything about TCP connections.
     pub(crate) fn names_tcp(&self) -> bool {
         self.wire.tcp_close.is_some() || self.wire.tcp_established.is_some()

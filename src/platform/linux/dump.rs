@@ -47,10 +47,7 @@ pub(crate) fn checkpoint<T>(job: &Job, memory: Option<&dyn Memory>, keep: Keep<'
     let mut staging = Staging::new(job.staging.as_deref())?;
     let mut dump = Dump::plan(job, criu, &staging)?;
     if dump.own.is_some() && !job.leave_running {
-        return Err(Error::Options {
-            option: "leave_running",
-            problem: "a process that captures itself goes on; it can end itself afterwards".to_owned(),
-        });
+        return Err(cannot_end_itself());
     }
     if dump.own.is_some() {
         staging.unlock()?;
@@ -84,6 +81,14 @@ pub(crate) fn checkpoint<T>(job: &Job, memory: Option<&dyn Memory>, keep: Keep<'
         })?
     };
     Ok(Outcome::Kept(kept, dump.facts()))
+}
+
+/// The refusal of a capture that is to end the process that asks for it.
+pub(super) fn cannot_end_itself() -> Error {
+    Error::Options {
+        option: "leave_running",
+        problem: "a process that captures itself goes on; it can end itself afterwards".to_owned(),
+    }
 }
 
 /// Whether criu says that it can dump nothing here, asked without a tree.

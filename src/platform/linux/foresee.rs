@@ -21,6 +21,10 @@ pub(crate) fn foresee(job: &Job) -> Result<Foresight> {
     for root in roots.iter().copied() {
         let found = criu.preflight(root, &fit::for_dump(&job.options, root, &roots))?;
         foresight.processes += found.processes;
+        let is_own = found.findings.iter().any(|finding| finding.obstacle == Obstacle::CallerInside);
+        if is_own && !job.leave_running {
+            foresight.blocks.push(dump::cannot_end_itself().to_string());
+        }
         // A capture starts criu outside the tree that it is a part of itself, and a restore gives terminals anew.
         let is_cured =
             |obstacle: &Obstacle| matches!(obstacle, Obstacle::CallerInside | Obstacle::HungTerminal);

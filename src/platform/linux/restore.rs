@@ -20,7 +20,7 @@ use super::{
     whole,
 };
 use crate::{
-    Criu, Error, Request, Result, Until, Warning,
+    Cause, Criu, Error, Failure, Request, RestoreOptions, Result, Until, Warning,
     image::{ImageDir, MemoryIn, check_complete, check_version},
     platform::{Revival, Revived, ToRevive, Unread},
     rpc::{Lend, tree::Tree},
@@ -105,6 +105,7 @@ impl<'a> Reviver<'a> {
     ) -> Result<(Tree, Vec<Warning>)> {
         let revival = self.revival;
         let options = fit::for_restore(&revival.options, images)?;
+        check_root_folder(&options, images).map_err(|error| self.tell_version(error))?;
         let pids = Pids::of(images)?;
         let patience = revival.patience.unwrap_or(PATIENCE);
         pids.wait_for_zombies(self.until.remaining().map_or(patience, |left| patience.min(left)));
@@ -181,6 +182,15 @@ impl Reviver<'_> {
             error => error,
         }
     }
+}
+
+/// Refuses to begin without the root folder that a mount namespace needs: criu would stumble over that.
+fn check_root_folder(options: &RestoreOptions, images: &ImageDir) -> Result<()> {
+    if options.can_make_mounts() || !images.has_own_mounts()? {
+        return Ok(());
+    }
+    let findings = vec!["the tree has a mount namespace of its own, and `root` is not set".to_owned()];
+    Err(Error::Criu(Failure::foreseen(Request::Restore, Cause::RootFolderNeeded, findings).into()))
 }
 
 /// Trees that end when this is dropped, by a panic too, unless they are taken out.

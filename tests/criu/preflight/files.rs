@@ -298,7 +298,7 @@ fn files_that_a_mount_covers() {
     passes(in_mounts("1").pid(), &defaults());
 }
 
-fn in_mounts(then: &str) -> super::Perl {
+pub(super) fn in_mounts(then: &str) -> super::Perl {
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation", "private", "perl"]);
     let before = "POSIX::close($_) for 3 .. 20; open(STDERR, '>', '/dev/null'); \

@@ -19,7 +19,7 @@ use crate::{
 };
 
 tests![
-    a_capture_foresees_what_it_adds_by_itself,a_clean_tree_is_clear, a_look_takes_milliseconds_and_touches_nothing, a_pid_of_no_process_is_an_error,];
+    a_capture_foresees_what_it_adds_by_itself,captures_that_need_no_options_are_clear, a_process_that_captures_itself_cannot_end, a_mount_namespace_without_a_root_folder_is_refused_before_criu_is_asked, a_clean_tree_is_clear, a_look_takes_milliseconds_and_touches_nothing, a_pid_of_no_process_is_an_error,];
 
 fn a_clean_tree_is_clear() {
     let mut victim = Victim::start(&["children=2", "threads=2", "memory=2", "listen=tcp"]);
@@ -94,4 +94,78 @@ fn a_capture_foresees_what_it_adds_by_itself() {
     capture.capture(&home.store()).unwrap_err();
     let foresight = home.capture([victim.pid()]).criu("/nonexistent/criu").preflight().unwrap();
     assert!(!foresight.is_clear() && foresight.processes == 0, "{foresight:?}");
+}
+
+/// The foresight of a capture is clear, and the capture succeeds.
+#[track_caller]
+fn foreseen_clear(home: &crate::places::Home, pid: i32) {
+    let capture = home.capture([pid]);
+    let foresight = capture.preflight().or_explain();
+    assert!(foresight.is_clear() && foresight.processes > 0, "{foresight:?}");
+    capture.capture(&home.store()).or_explain();
+}
+
+/// Criu's own preflight blocks them all.
+fn captures_that_need_no_options_are_clear() {
+    let home = crate::places::Home::new();
+    let blocked = |pid: i32| criu().preflight(pid, &defaults()).or_explain().blockers().count() > 0;
+
+    let terminal = crate::program::Terminal::new();
+    let mut shell = std::process::Command::new("dash");
+    shell.arg("-i");
+    let mut program = crate::program::Program::in_terminal(&terminal, &shell);
+    program.talk.tell("echo rea''dy");
+    program.talk.until("ready");
+    assert!(blocked(program.pid()));
+    foreseen_clear(&home, program.pid());
+
+    let path = home.path("locked");
+    let open = |then: &str| perl(&format!("open(F, '+>', '{}') or die; {then}", path.display()));
+    let locks = open("flock(F, 2) or die");
+    assert!(blocked(locks.pid()));
+    foreseen_clear(&home, locks.pid());
+    drop(locks);
+
+    let large = open(&format!("syswrite(F, 'x' x 5_000_000); unlink('{}')", path.display()));
+    assert!(blocked(large.pid()));
+    foreseen_clear(&home, large.pid());
+
+    let connected = perl(
+        "use IO::Socket::INET; my $s = IO::Socket::INET->new(Listen => 5, LocalAddr => '127.0.0.1') or die; \
+         $c = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $s->sockport) or die; $a = $s->accept",
+    );
+    assert!(blocked(connected.pid()));
+    let foresight = home.capture([connected.pid()]).preflight().or_explain();
+    assert!(foresight.is_clear(), "{foresight:?}");
+    if dumps_tcp() {
+        foreseen_clear(&home, connected.pid());
+    }
+}
+
+fn a_process_that_captures_itself_cannot_end() {
+    let home = crate::places::Home::new();
+    let own = i32::try_from(std::process::id()).unwrap();
+    let refusals = |leave_running: bool| {
+        let foresight = home.capture([own]).leave_running(leave_running).preflight().or_explain();
+        foresight.blocks.into_iter().filter(|line| line.contains("captures itself")).count()
+    };
+    assert_eq!((refusals(false), refusals(true)), (1, 0));
+    home.capture([own]).leave_running(false).capture(&home.store()).unwrap_err();
+}
+
+/// The tree goes on, so its pids are taken, and criu would say that.
+fn a_mount_namespace_without_a_root_folder_is_refused_before_criu_is_asked() {
+    let home = crate::places::Home::new();
+    let victim = super::files::in_mounts("1");
+    let capture = home.capture([victim.pid()]);
+    let foresight = capture.preflight().or_explain();
+    assert!(foresight.is_clear() && foresight.risks.iter().any(|line| line.contains("root")), "{foresight:?}");
+    let cause = |digest| {
+        let refused = home.restore().restore(&home.store(), &digest).unwrap_err();
+        refused.failure().map(|failure| failure.cause)
+    };
+    let digest = capture.capture(&home.store()).or_explain();
+    assert_eq!(cause(digest), Some(criu_rpc::Cause::RootFolderNeeded));
+    let chunked = capture.chunked(criu_rpc::Chunking::default()).capture(&home.store()).or_explain();
+    assert_eq!(cause(chunked), Some(criu_rpc::Cause::RootFolderNeeded));
 }
