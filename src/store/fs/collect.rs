@@ -19,16 +19,13 @@ use super::{
     clock::time_of,
     condemned::{entries_of, id_of_list, remove_lists, write_all, write_list},
     gc::{Gc, Tally, When, each_frame},
+    keep::Keep,
     lock::Lock,
     loose::{self, entries},
     marks::Entries,
-    names::stamp_of,
     room::is_full,
 };
-use crate::{
-    Digest256, Error, Result, Until, private,
-    store::pack::{Entry, Kind, PackId},
-};
+use crate::{Digest256, Error, Result, Until, private, store::pack::PackId};
 
 /// A time that something was condemned at, and the folder of it.
 #[derive(Debug)]
@@ -55,6 +52,7 @@ struct Stray {
 
 impl FsBlobStore {
     pub(super) fn collect(&self, keep: &HashSet<Digest256>, when: When, until: &Until) -> Result<Gc> {
+        let keep = &Keep::new(keep);
         let collecting = || format!("collect what is unneeded in {}", self.root.display());
         let doing = || Error::io(collecting());
         let _alone = Lock::exclusive(&self.root.join("gc.lock"), until, collecting)?;
@@ -89,7 +87,7 @@ impl FsBlobStore {
     }
 
     /// Sweeps what is due, as far as that takes no room.
-    fn sweep(&self, rounds: &[Round], keep: &HashSet<Digest256>, when: When, gc: &mut Gc) -> Result<()> {
+    fn sweep(&self, rounds: &[Round], keep: &Keep<'_>, when: When, gc: &mut Gc) -> Result<()> {
         let doing = || Error::io(format!("collect what is unneeded in {}", self.root.display()));
         for round in rounds {
             self.review(round, keep, gc).map_err(doing())?;
@@ -121,7 +119,7 @@ impl FsBlobStore {
     }
 
     /// Takes back what is needed after all, and deletes the files whose time has come.
-    fn review(&self, round: &Round, keep: &HashSet<Digest256>, gc: &mut Gc) -> io::Result<()> {
+    fn review(&self, round: &Round, keep: &Keep<'_>, gc: &mut Gc) -> io::Result<()> {
         for kind in ["blobs", "names"] {
             for path in entries(&round.path.join(kind))? {
                 let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -164,13 +162,7 @@ impl FsBlobStore {
     }
 
     /// Takes entries of a pack off the list of a round, if they are needed after all.
-    fn review_pack(
-        &self,
-        round: &Path,
-        id: &PackId,
-        keep: &HashSet<Digest256>,
-        gc: &mut Gc,
-    ) -> io::Result<()> {
+    fn review_pack(&self, round: &Path, id: &PackId, keep: &Keep<'_>, gc: &mut Gc) -> io::Result<()> {
         let Some(pack) = self.catalog.number(id) else { return remove_lists(self, round, id) };
         let list = entries_of(round, id)?;
         let (mut left, mut returned) = (Entries::default(), Tally::default());
@@ -178,7 +170,7 @@ impl FsBlobStore {
             for (index, entry) in
                 frame.entries.iter().enumerate().filter(|(index, _)| list.has(frame.at, *index))
             {
-                match self.is_needed(keep, entry) {
+                match keep.needs(self, entry) {
                     true => returned.add(entry.length as u64),
                     false => left.add(frame.at, index),
                 }
@@ -209,27 +201,15 @@ impl FsBlobStore {
         let _ = fs::remove_dir(round);
     }
 
-    /// Whether an entry is to be kept. Of what a name was given, only the newest is.
-    pub(super) fn is_needed(&self, keep: &HashSet<Digest256>, entry: &Entry) -> bool {
-        if !keep.contains(&entry.digest) {
-            return false;
-        }
-        let Kind::Named { stamp, .. } = entry.kind else { return true };
-        let hits = self.catalog.hits(&entry.digest, true).unwrap_or_default();
-        let packed = hits.iter().map(|hit| stamp_of(hit.frame.entries[hit.index].kind)).max().unwrap_or(0);
-        let loose = self.read_named_loose(&entry.digest).ok().flatten().map_or(0, |(stamp, _)| stamp);
-        stamp >= packed.max(loose)
-    }
-
     /// What is not needed and not condemned yet.
-    fn unneeded(&self, keep: &HashSet<Digest256>) -> io::Result<(Vec<Unneeded>, Vec<Stray>)> {
+    fn unneeded(&self, keep: &Keep<'_>) -> io::Result<(Vec<Unneeded>, Vec<Stray>)> {
         let mut packs = Vec::new();
         for (id, path) in self.catalog.live() {
             let mut unneeded = Unneeded { id, list: Entries::default(), tally: Tally::default(), all: true };
             each_frame(&path, |frame| {
                 for (index, entry) in frame.entries.iter().enumerate() {
                     let (marked, damaged) = self.catalog.marked(frame, index);
-                    if damaged || self.is_needed(keep, entry) {
+                    if damaged || keep.needs(self, entry) {
                         unneeded.all = false;
                     } else if !marked {
                         unneeded.list.add(frame.at, index);
@@ -256,13 +236,7 @@ impl FsBlobStore {
     }
 
     /// Condemns what is not needed and not condemned yet, and tells the folder of the new round.
-    fn condemn(
-        &self,
-        keep: &HashSet<Digest256>,
-        now: Duration,
-        until: &Until,
-        gc: &mut Gc,
-    ) -> Result<Option<PathBuf>> {
+    fn condemn(&self, keep: &Keep<'_>, now: Duration, until: &Until, gc: &mut Gc) -> Result<Option<PathBuf>> {
         let condemning = || format!("condemn what is unneeded in {}", self.root.display());
         let lock = || Lock::exclusive_within(&self.lock_file(), PATIENCE, until, condemning);
         let round = self.condemn_with(keep, now, lock, gc);
@@ -271,7 +245,7 @@ impl FsBlobStore {
 
     fn condemn_with(
         &self,
-        keep: &HashSet<Digest256>,
+        keep: &Keep<'_>,
         now: Duration,
         lock: impl FnOnce() -> Result<Option<Lock>>,
         gc: &mut Gc,

@@ -22,6 +22,7 @@ mod collect;
 mod condemned;
 mod disk;
 mod gc;
+mod keep;
 mod lock;
 mod loose;
 mod marks;

@@ -4,12 +4,7 @@
 //! A new pack is on the disk, and what is condemned in it listed, before an old one goes. A pack with damage stays as it is, until
 //! that was taken out: then what is whole in it is written anew.
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    io,
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc};
 
 use super::{
     FsBlobStore,
@@ -17,13 +12,14 @@ use super::{
     collect::Round,
     condemned::{entries_of, remove_lists},
     gc::{Gc, Tally, When, each_frame},
+    keep::Keep,
     loose::entries,
     marks::Entries,
     rewriter::Rewriter,
     room::is_full,
 };
 use crate::{
-    Digest256, Error, Result, private,
+    Error, Result, private,
     store::pack::{Entry, Found, Frame, PackId, scan},
 };
 
@@ -62,7 +58,7 @@ impl FsBlobStore {
     pub(super) fn discard_dead(
         &self,
         rounds: &[Round],
-        keep: &HashSet<Digest256>,
+        keep: &Keep<'_>,
         when: When,
         gc: &mut Gc,
     ) -> io::Result<()> {
@@ -85,7 +81,7 @@ impl FsBlobStore {
     pub(super) fn rewrite_packs(
         &self,
         rounds: &[Round],
-        keep: &HashSet<Digest256>,
+        keep: &Keep<'_>,
         when: When,
         gc: &mut Gc,
     ) -> Result<()> {
@@ -142,7 +138,7 @@ impl FsBlobStore {
         id: PackId,
         path: Arc<std::path::Path>,
         rounds: &[Round],
-        keep: &HashSet<Digest256>,
+        keep: &Keep<'_>,
     ) -> io::Result<Candidate> {
         let (mut due, mut dead) = (Vec::new(), Entries::default());
         let mut waiting = BTreeMap::new();
@@ -167,7 +163,7 @@ impl FsBlobStore {
                     }
                     // A list may have what is needed again, if there was no room to shorten it.
                     let listed = due.iter().any(|list| list.has(frame.at, index));
-                    if listed && !self.is_needed(keep, entry) {
+                    if listed && !keep.needs(self, entry) {
                         dead.add(frame.at, index);
                         swept.add(entry.length as u64);
                         continue;

@@ -72,6 +72,11 @@ impl FsBlobStore {
     /// they store anew, and mend the others by that. As long as damage is not taken out, batches, and so chunked captures, take what
     /// is there for whole: verify now and then.
     ///
+    /// This does not tell that what was removed is gone. After [`gc`](FsBlobStore::gc) the blobs of a capture that is not kept stay on the
+    /// disk: until the grace is over, and in a pack that is mostly needed even longer. Such blobs are read and counted like any others;
+    /// [`Usage::condemned`](crate::Usage::condemned) counts them by themselves. What `quarantine` set aside stays too, in
+    /// `damaged`. [`purge`](FsBlobStore::purge) removes both before it returns.
+    ///
     /// ```no_run
     /// # use criu_rpc::{BlobStore, Digest256, FsBlobStore, reachable};
     /// # fn example(store: &FsBlobStore, captures: &[Digest256]) -> criu_rpc::Result<()> {
