@@ -319,11 +319,14 @@ impl ProcsCapture {
     /// Images to archive and manifest, both in the store.
     fn keep(&self, images: &Trees, store: &dyn BlobStore, until: &Until) -> Result<Stored> {
         until.check(|| "keep the images".to_owned())?;
+        // An open batch keeps collections from the archive until there is a manifest, or tells at its commit that one came between.
+        let batch = store.batch_until(until)?;
         let mut archive = pipeline::Hashing::new(store.writer()?, until);
         let bytes = pack(images, &mut archive)?;
         let criu_dump = archive.commit()?;
         until.check(|| "keep the manifest".to_owned())?;
         let stored = put(self.manifest(criu_dump), store)?;
+        batch.commit()?;
         Ok(Stored { bytes: stored.bytes + bytes, ..stored })
     }
 
