@@ -26,6 +26,8 @@ pub(super) struct Spot {
 pub(super) struct Catalog {
     packs: Vec<Pack>,
     numbers: HashMap<PackId, u32>,
+    /// Numbers of packs that are gone.
+    free: Vec<u32>,
     blobs: HashMap<Digest256, Place>,
     names: HashMap<Digest256, (u64, Place)>,
 }
@@ -77,7 +79,9 @@ impl Catalog {
         if self.numbers.contains_key(&id) {
             return;
         }
-        let number = u32::try_from(self.packs.len()).expect("because nobody has four billion packs");
+        let next =
+            || u32::try_from(self.packs.len()).expect("because memory has no room for four billion packs");
+        let number = self.free.pop().unwrap_or_else(next);
         let mut spots = Vec::with_capacity(frames.len());
         for (index, frame) in (0..).zip(frames) {
             let place = Place { pack: number, frame: index };
@@ -97,7 +101,11 @@ impl Catalog {
                 }
             }
         }
-        self.packs.push(Pack { id, frames: spots });
+        let pack = Pack { id, frames: spots };
+        match self.packs.get_mut(number as usize) {
+            Some(free) => *free = pack,
+            None => self.packs.push(pack),
+        }
         self.numbers.insert(id, number);
     }
 
@@ -107,6 +115,10 @@ impl Catalog {
         if !numbers.is_empty() {
             self.blobs.retain(|_, place| !numbers.contains(&place.pack));
             self.names.retain(|_, (_, place)| !numbers.contains(&place.pack));
+            for number in &numbers {
+                self.packs[*number as usize].frames = Vec::new();
+            }
+            self.free.extend(numbers);
         }
     }
 
@@ -181,6 +193,23 @@ mod tests {
         assert!(!catalog.has(&Digest256::of(b"two")));
         catalog.remove(&catalog.packs());
         assert!(!catalog.has(&Digest256::of(b"one")));
+    }
+
+    #[test]
+    fn packs_that_come_and_go_leave_nothing() {
+        let mut catalog = Catalog::default();
+        let mut before = None;
+        for n in 0..1000_u32 {
+            let (id, heads) = pack(&[b"always", &n.to_le_bytes()]);
+            catalog.add(id, &parse_index(&id, &index(&id, &heads), 1000).unwrap());
+            if let Some(before) = before.replace(id) {
+                catalog.remove(&HashSet::from([before]));
+            }
+            let spot = catalog.blob(&Digest256::of(b"always")).unwrap();
+            assert_eq!((spot.pack, catalog.blob(&Digest256::of(&n.to_le_bytes())).unwrap().pack), (id, id));
+            assert!(n == 0 || !catalog.has(&Digest256::of(&(n - 1).to_le_bytes())));
+        }
+        assert!(catalog.packs.len() <= 2 && catalog.numbers.len() == 1);
     }
 
     #[test]

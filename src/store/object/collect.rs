@@ -74,8 +74,8 @@ impl ObjectBlobStore {
     ///
     /// There is no grace: a capture in progress, or one whose digest is not among `live`, is lost. No program may write to the place
     /// meanwhile, and the caller promises so. The promise is checked as far as that goes: programs of this version that store
-    /// something while a collection is under way, or for which one has begun since they looked at what is there, get an error and
-    /// have stored nothing. Readers go on.
+    /// something while a collection is under way, or for which one has begun since they looked at what is there, get an error: what
+    /// they stored may be gone. Readers go on.
     ///
     /// A collection that dies, or cannot reach the store any more, has removed nothing that is needed. It stays under way, so writers are
     /// refused, until a later call [takes it over](NobodyWrites::and_the_last_one_died).
@@ -189,8 +189,8 @@ impl ObjectBlobStore {
         let (remote, begun) = (Arc::clone(&self.remote), self.turn_path(turn, "begun"));
         let text =
             self.remote.wait(async move { remote.get(&begun).await }).ok().flatten().unwrap_or_default();
-        let text = String::from_utf8_lossy(&text[..text.len().min(200)]).escape_debug().to_string();
-        format!("collection {} ({text})", turn.number)
+        let text = String::from_utf8_lossy(&text[..text.len().min(200)]);
+        format!("collection {} ({})", turn.number, text.lines().next().unwrap_or_default().escape_debug())
     }
 
     fn turn_path(&self, turn: Turn, kind: &str) -> Path {
@@ -209,11 +209,22 @@ impl ObjectBlobStore {
         let turn = Turn { number: last.number + 1, ended: false };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "a host".to_owned());
-        let text = format!("by process {} of {}, begun {now} seconds after 1970", process::id(), host.trim());
-        if !self.create(self.turn_path(turn, "begun"), text.into_bytes())? {
-            return Err(Error::store(doing, "another collection has just begun"));
+        let text = format!(
+            "by process {} of {}, begun {now} seconds after 1970\n{}\n",
+            process::id(),
+            host.trim(),
+            PackId::new().hex()
+        );
+        // A request whose answer got lost is sent again, and then the object of the first one is in the way.
+        let (remote, begun) = (Arc::clone(&self.remote), self.turn_path(turn, "begun"));
+        let created = self.create(begun.clone(), text.clone().into_bytes())?
+            || self.remote.wait(async move { remote.get(&begun).await })? == Some(text.into_bytes());
+        match created {
+            true => Ok(turn),
+            false => {
+                Err(Error::store(doing, format!("{} has begun at the same time", self.who_collects(turn))))
+            }
         }
-        Ok(turn)
     }
 
     /// Tries whether the store creates an object only if there is none.
@@ -224,13 +235,14 @@ impl ObjectBlobStore {
             fresh.as_ref().is_ok_and(|fresh| *fresh).then(|| self.create(probe.clone(), b"a probe".to_vec()));
         let remote = Arc::clone(&self.remote);
         let removed = self.remote.wait(async move { remote.delete(&probe).await });
-        match (fresh?, again.transpose()?) {
-            (true, Some(false)) => removed,
-            _ => Err(Error::store(
-                doing,
-                "the store does not heed conditions, so two collections could not exclude each other",
-            )),
-        }
+        let reason = match (fresh, again.transpose()) {
+            (Ok(true), Ok(Some(false))) => return removed,
+            (Ok(_), Ok(_)) => "the store does not heed conditions".to_owned(),
+            (Err(error), _) | (_, Err(error)) => {
+                format!("an object cannot be created on the condition that there is none: {}", error.report())
+            }
+        };
+        Err(Error::store(doing, format!("two collections could not exclude each other: {reason}")))
     }
 
     fn create(&self, path: Path, bytes: Vec<u8>) -> Result<bool> {
@@ -278,6 +290,7 @@ impl ObjectBlobStore {
         let of = |kind| gone.iter().map(|pack| path(&self.remote, pack.id, kind)).collect();
         self.delete_all(of("index"))?;
         self.delete_all(of("pack"))?;
+        self.still_mine(turn)?;
         self.sweep_singles(keep, gc)?;
         self.sweep_stray(&packs)
     }
@@ -337,11 +350,14 @@ impl ObjectBlobStore {
         let living = entries(pack).filter(|entry| keep.contains(&entry.digest));
         let (blobs, names): (Vec<_>, Vec<_>) = living.partition(|entry| entry.kind == Kind::Blob);
         let mut wanted: Vec<_> = blobs.iter().map(|entry| entry.digest).collect();
-        wanted.retain(|digest| written.insert(*digest));
+        wanted.retain(|digest| !written.contains(digest));
         self.find(&wanted, &mut |place, bytes| batch.take(&wanted[place], bytes))?;
+        // Only now: of what could not be read, another pack may have the copy that is whole.
+        written.extend(wanted);
         for name in names.iter().map(|entry| entry.digest) {
-            if written.insert(name) {
+            if !written.contains(&name) {
                 batch.take_named(&name, &self.find_named(&name)?)?;
+                written.insert(name);
             }
         }
         Ok(())

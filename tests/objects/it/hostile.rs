@@ -120,7 +120,7 @@ fn fails_in_time(answer: impl Fn(&mut TcpStream) + Send + Sync + 'static) {
     assert!(start.elapsed() < Duration::from_secs(12), "it took {:?}", start.elapsed());
 }
 
-fn open(port: u16, patience: &str) -> criu_rpc::Result<ObjectBlobStore> {
+pub(crate) fn open(port: u16, patience: &str) -> criu_rpc::Result<ObjectBlobStore> {
     let endpoint = format!("http://127.0.0.1:{port}");
     let options = [
         ("endpoint", endpoint.as_str()),
@@ -133,7 +133,7 @@ fn open(port: u16, patience: &str) -> criu_rpc::Result<ObjectBlobStore> {
 }
 
 /// A server that reads the head of one request and then does as it likes.
-fn serve(answer: impl Fn(&mut TcpStream, &str) + Send + Sync + 'static) -> u16 {
+pub(crate) fn serve(answer: impl Fn(&mut TcpStream, &str) + Send + Sync + 'static) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let answer = std::sync::Arc::new(answer);

@@ -148,13 +148,12 @@ fn whoever_uploads_may_be_killed_at_any_moment() {
         upload_until_killed(endpoint.to_str().unwrap());
     }
     let server = Server::start();
-    let options = server.options(&[]);
-    let endpoint = options.iter().find(|(key, _)| key == "endpoint").unwrap();
+    let endpoint = server.endpoint();
     let mut packed = 0;
     for pause in [300, 700, 1100, 1500, 2000] {
         let mut child = Command::new(env::current_exe().unwrap())
             .args(["--exact", "killed::whoever_uploads_may_be_killed_at_any_moment", "--nocapture"])
-            .env(CHILD, &endpoint.1)
+            .env(CHILD, &endpoint)
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
@@ -180,15 +179,7 @@ fn whoever_uploads_may_be_killed_at_any_moment() {
 }
 
 fn upload_until_killed(endpoint: &str) -> ! {
-    use crate::s3::{KEY, SECRET};
-    let options = [
-        ("endpoint", endpoint),
-        ("access_key_id", KEY),
-        ("secret_access_key", SECRET),
-        ("region", "us-east-1"),
-        ("allow_http", "true"),
-    ];
-    let store = ObjectBlobStore::open_with("s3://bucket/p", options).unwrap();
+    let store = crate::s3::open_at(endpoint, "p", &[]).unwrap();
     let (blobs, digests) = small(30_000, 6);
     let large = noise(60 * 1024 * 1024, 7);
     loop {

@@ -5,6 +5,7 @@
 
 mod attacked;
 mod backends;
+mod collected;
 mod hostile;
 mod killed;
 mod s3;

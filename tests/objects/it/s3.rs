@@ -14,8 +14,8 @@ use std::{
 
 use criu_rpc::{ObjectBlobStore, Result};
 
-pub(crate) const KEY: &str = "access-key-of-the-tests";
-pub(crate) const SECRET: &str = "secret-key-of-the-tests";
+const KEY: &str = "access-key-of-the-tests";
+const SECRET: &str = "secret-key-of-the-tests";
 
 pub(crate) struct Server {
     folder: Folder,
@@ -82,19 +82,15 @@ impl Server {
     }
 
     pub(crate) fn try_open(&self, prefix: &str, more: &[(&str, &str)]) -> Result<ObjectBlobStore> {
-        ObjectBlobStore::open_with(&format!("s3://bucket/{prefix}"), self.options(more))
+        open_at(&self.endpoint(), prefix, more)
     }
 
-    pub(crate) fn options(&self, more: &[(&str, &str)]) -> Vec<(String, String)> {
-        let endpoint = format!("{}://127.0.0.1:{}", self.protocol, self.port);
-        let all = [
-            ("endpoint", endpoint.as_str()),
-            ("access_key_id", KEY),
-            ("secret_access_key", SECRET),
-            ("region", "us-east-1"),
-            ("allow_http", "true"),
-        ];
-        all.iter().chain(more).map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    pub(crate) fn endpoint(&self) -> String {
+        format!("{}://127.0.0.1:{}", self.protocol, self.port)
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
     }
 
     /// Where the objects of a prefix are as files.
@@ -107,6 +103,18 @@ impl Server {
         let parts = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with(".upload");
         files_below(&self.folder.0).iter().filter(|path| parts(path)).count()
     }
+}
+
+/// The store at a prefix of what listens there.
+pub(crate) fn open_at(endpoint: &str, prefix: &str, more: &[(&str, &str)]) -> Result<ObjectBlobStore> {
+    let options = [
+        ("endpoint", endpoint),
+        ("access_key_id", KEY),
+        ("secret_access_key", SECRET),
+        ("region", "us-east-1"),
+        ("allow_http", "true"),
+    ];
+    ObjectBlobStore::open_with(&format!("s3://bucket/{prefix}"), options.iter().chain(more).copied())
 }
 
 impl Drop for Server {
