@@ -60,7 +60,8 @@ pub enum Warning {
         /// What it is, such as `personality`.
         what: &'static str,
     },
-    /// A process has a lock on a file that it also has mapped. criu does not bring such a lock back, so others can take it.
+    /// A process has a lock on a file that it also has mapped. criu does not bring such a lock back, so others can take it. A
+    /// restore takes it again, but not for programs of 32 bits, nor on other processors than x86-64 and arm64.
     LockLost {
         /// The process.
         pid: Pid,

@@ -7,6 +7,7 @@ mod complete;
 mod frame;
 mod lines;
 mod links;
+mod locks;
 mod memory;
 mod notes;
 mod paths;
@@ -29,6 +30,7 @@ pub(crate) use self::{
     complete::{MemoryIn, check_complete, check_version},
     lines::lines_in_names,
     links::{GhostMeta, LinkCure, LinkRemap},
+    locks::LostLock,
     notes::Notes,
     paths::{LockEntry, NamedFile, OpenedAs, Place},
     shared::{Channels, shared_pipes, shared_sockets},

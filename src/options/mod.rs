@@ -151,6 +151,11 @@ impl<For> Options<For> {
         self.wire.file_locks == Some(true)
     }
 
+    /// Whether the tree is to be left stopped.
+    pub(crate) fn leaves_stopped(&self) -> bool {
+        self.wire.leave_stopped == Some(true)
+    }
+
     /// The largest deleted file to carry along, in bytes.
     pub(crate) fn ghost_limit_or(&self, other: u32) -> u32 {
         self.wire.ghost_limit.unwrap_or(other)

@@ -13,6 +13,7 @@ mod namespace;
 mod reap;
 mod spawn;
 mod task;
+mod trace;
 
 use std::{
     ffi::CStr,
@@ -30,6 +31,7 @@ pub(crate) use self::{
     reap::{Child, forget_children, is_known_child, reap, reap_later, wait_readable},
     spawn::{OF_A_TERMINAL, Place, Spawn, TO_END_PROGRAMS, spawn},
     task::{affinity, io_priority, is_same_file, online_processors, set_affinity, set_io_priority},
+    trace::{Registers, Stand, Traced},
 };
 
 /// Begins to write what this part of a file has in memory to the disk. What comes of that, only a sync tells.

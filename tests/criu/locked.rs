@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use criu_rpc::{Capture, Cause, Digest256, DumpOptions, FsBlobStore, RestoreOptions, Warning};
+use criu_rpc::{Capture, Cause, Digest256, DumpOptions, FsBlobStore, RestoreOptions};
 use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
 
 use crate::{
@@ -22,7 +22,9 @@ tests![
     a_lock_on_a_range_that_another_process_has_is_told_at_once,
     locks_that_do_not_exclude_each_other_are_fine,
     a_tree_whose_processes_share_a_lock_gets_it_back,
-    a_lock_on_a_mapped_file_is_told_to_be_lost,
+    a_lock_on_a_mapped_file_comes_back,
+    a_tree_that_got_its_locks_back_goes_on_where_it_waited,
+    a_tree_that_is_to_stay_stopped_has_its_locks,
 ];
 
 const ANSWERS: &str = "while read line; do echo \"$line\"; done";
@@ -149,7 +151,7 @@ fn locks_and_maps(locked: &Path, mapped: &Path, how: &str) -> Program {
     Program::on_pipes(&command)
 }
 
-fn a_lock_on_a_mapped_file_is_told_to_be_lost() {
+fn a_lock_on_a_mapped_file_comes_back() {
     in_each_way(|way, home| {
         let (locked, other) = (home.path("lock"), home.path("other"));
         for (mapped, how) in [(&locked, "MAP_SHARED"), (&locked, "MAP_PRIVATE"), (&other, "MAP_SHARED")] {
@@ -158,21 +160,118 @@ fn a_lock_on_a_mapped_file_is_told_to_be_lost() {
             let pid = program.pid();
             let capture = way.capture(home, [pid]).run(&home.store()).or_explain();
             let Capture::Stored(stored) = capture else { panic!("{capture:?}") };
-            let lost = Warning::LockLost { pid: pid.into(), path: locked.clone() };
-            let expected = if mapped == &locked { vec![lost] } else { vec![] };
-            assert_eq!(stored.warnings, expected, "{how}");
+            assert_eq!(stored.warnings, [], "{how}");
             program.end();
             let mut revived = on_pipes(home.restore(), &home.store(), &stored.digest);
             assert_eq!(revived.ask("hello"), "hello");
-            let file = File::options().read(true).write(true).open(&locked).unwrap();
-            assert_eq!(is_locked(&file), mapped != &locked, "{how}");
+            assert_eq!(is_locked_by(&locked), Some(pid), "{how}");
+            revived.tree().kill().or_explain();
         }
     });
 }
 
-/// Whether a process has a lock on a range of the file.
-fn is_locked(file: &File) -> bool {
+/// The process that has a lock on a range of the file.
+fn is_locked_by(path: &Path) -> Option<i32> {
+    let file = File::options().read(true).write(true).open(path).unwrap();
     let mut lock = nix::libc::flock { l_type: 1, l_whence: 0, l_start: 0, l_len: 0, l_pid: 0 };
     fcntl(file, FcntlArg::F_GETLK(&mut lock)).unwrap();
-    i32::from(lock.l_type) != nix::libc::F_UNLCK
+    (i32::from(lock.l_type) != nix::libc::F_UNLCK).then_some(lock.l_pid)
+}
+
+/// Threads that wait in a sleep, a read, a poll and for a futex, with two locked ranges of a mapped file. It tells when each
+/// has come out of its wait as it should. Its child has a lock too, and is stopped.
+const WAITERS: &str = r"
+import fcntl, mmap, os, select, signal, sys, threading, time
+file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o644)
+os.ftruncate(file, 4096)
+memory = mmap.mmap(file, 4096)
+memory[:5] = b'begun'
+child = os.fork()
+if child == 0:
+    fcntl.lockf(os.open(sys.argv[1], os.O_RDWR), fcntl.LOCK_EX, 1, 50)
+    os.kill(os.getpid(), signal.SIGSTOP)
+    while True: time.sleep(600)
+os.waitpid(child, os.WUNTRACED)
+fcntl.lockf(file, fcntl.LOCK_EX, 2, 10)
+fcntl.lockf(file, fcntl.LOCK_SH, 0, 100)
+(read, write), (polled, poke), lock = os.pipe(), os.pipe(), threading.Lock()
+lock.acquire()
+done = []
+def sleeper():
+    begun = time.monotonic(); time.sleep(1.5); done.append('sleep' if time.monotonic() - begun >= 1.5 else 'early')
+def reader(): done.append('read' if os.read(read, 9) == b'bytes' else 'other')
+def poller():
+    poll = select.poll(); poll.register(polled, select.POLLIN); done.append('poll' if poll.poll(600000) else 'none')
+def locker(): lock.acquire(); done.append('futex')
+threads = [threading.Thread(target=t, daemon=True) for t in (sleeper, reader, poller, locker)]
+for t in threads: t.start()
+time.sleep(0.3)
+print('locked', flush=True)
+for line in sys.stdin:
+    os.write(write, b'bytes'); os.write(poke, b'x'); lock.release()
+    for t in threads: t.join(60)
+    print(' '.join(sorted(done)), memory[:5].decode(), os.getppid() > 0, os.waitpid(child, os.WNOHANG)[0], flush=True)
+";
+
+fn waiters(path: &Path) -> Program {
+    let mut command = Command::new("python3");
+    command.args(["-u", "-c", WAITERS]).arg(path);
+    Program::on_pipes(&command)
+}
+
+fn state(pid: i32) -> char {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit_once(") ").unwrap().1.chars().next().unwrap()
+}
+
+/// The ranges of a file that are locked: kind, process, start, end.
+fn ranges(path: &Path) -> Vec<String> {
+    let inode = format!(":{}", std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).unwrap()));
+    let locks = fs::read_to_string("/proc/locks").unwrap();
+    let of_file = locks.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+    let of_file = of_file.filter(|words| words[5].ends_with(&inode));
+    let mut ranges: Vec<_> =
+        of_file.map(|words| [words[3], words[4], words[6], words[7]].join(" ")).collect();
+    ranges.sort();
+    ranges
+}
+
+fn a_tree_that_got_its_locks_back_goes_on_where_it_waited() {
+    in_each_way(|way, home| {
+        let path = home.path("mapped");
+        let mut program = waiters(&path);
+        let pid = program.pid();
+        assert_eq!(program.talk.hear(), "locked");
+        let before = ranges(&path);
+        assert_eq!(before.len(), 3, "{before:?}");
+        let digest = way.capture(home, [pid]).capture(&home.store()).or_explain();
+        program.end();
+        let mut revived = on_pipes(home.restore(), &home.store(), &digest);
+        assert_eq!(ranges(&path), before);
+        let child = crate::places::family(pid)[1];
+        assert_eq!(state(child), 'T');
+        assert_eq!(revived.ask("go"), "futex poll read sleep begun True 0");
+        assert_eq!(ranges(&path), before);
+        revived.tree().kill().or_explain();
+    });
+}
+
+fn a_tree_that_is_to_stay_stopped_has_its_locks() {
+    let home = Home::new();
+    let path = home.path("mapped");
+    let mut program = waiters(&path);
+    let pid = program.pid();
+    assert_eq!(program.talk.hear(), "locked");
+    let before = ranges(&path);
+    let digest = Way { leave_running: false, chunked: true }
+        .capture(&home, [pid])
+        .capture(&home.store())
+        .or_explain();
+    program.end();
+    let restore = home.restore().options(RestoreOptions::default().leave_stopped(true));
+    let mut revived = on_pipes(restore, &home.store(), &digest);
+    assert_eq!((ranges(&path), state(pid)), (before, 'T'));
+    crate::tree::signal(pid, nix::sys::signal::Signal::SIGCONT);
+    assert_eq!(revived.ask("go"), "futex poll read sleep begun True 0");
+    revived.tree().kill().or_explain();
 }

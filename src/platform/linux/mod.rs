@@ -11,6 +11,7 @@ mod links;
 mod meeting;
 mod memory;
 mod pids;
+mod relock;
 mod restore;
 mod rounds;
 mod select;

@@ -13,6 +13,7 @@ use super::{
     fit,
     links::Links,
     pids::Pids,
+    relock::Relock,
     serve,
     settle::Settle,
     staging::Staging,
@@ -114,6 +115,9 @@ impl<'a> Reviver<'a> {
         let (last_look, warnings) = checked.map_err(|error| self.tell_version(error))?;
         let opening = Error::io(format!("open {}", tree.folder.display()));
         let folder = OwnedFd::from(File::open(tree.folder).map_err(opening)?);
+        let relock = if options.carries_file_locks() { Relock::of(images)? } else { None };
+        let stays_stopped = options.leaves_stopped();
+        let options = if relock.is_some() { options.leave_stopped(true) } else { options };
         let (notes, settled) = (images.notes()?, Mutex::new(Vec::new()));
         let restore = |images: &OwnedFd| {
             let mut lend = Lend::images(images).work(&folder);
@@ -128,8 +132,14 @@ impl<'a> Reviver<'a> {
                 self.until.remaining().map_or(self.criu.clone(), |left| self.criu.clone().deadline(left));
             let mut hooks = Settle::new(notes.clone(), last_look.clone());
             let restored = criu.restore(&options, lend, &mut hooks);
-            settled.lock().unwrap_or_else(PoisonError::into_inner).extend(hooks.warnings);
-            restored.map_err(|error| pids.name_holders(LastLook::own_error(error)))
+            let mut settled = settled.lock().unwrap_or_else(PoisonError::into_inner);
+            settled.extend(hooks.warnings);
+            let tree = restored.map_err(|error| pids.name_holders(LastLook::own_error(error)))?;
+            let mut tree = AllOrNone(vec![tree]);
+            if let Some(relock) = &relock {
+                settled.extend(relock.finish(tree.0[0].pid(), stays_stopped, &self.until)?);
+            }
+            Ok(tree.0.remove(0))
         };
         let with_warnings = |tree: Tree| {
             let settled = settled.lock().unwrap_or_else(PoisonError::into_inner);
