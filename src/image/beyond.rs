@@ -18,6 +18,7 @@ impl ImageDir {
             problems.push(format!("the file {name} was deleted, and no other name of it was found"));
         }
         problems.extend(self.files_of_threads(&processes)?);
+        problems.extend(self.unsent_beyond_restore()?);
         Ok(problems)
     }
 

@@ -130,14 +130,23 @@ pub(super) fn rewritten<Old: Message + Default, New: Message>(
 pub(super) fn extended(old: &[u8], name: &str, field: &[u8]) -> Result<Vec<u8>> {
     let mut rest = old;
     let mut frames = Frames::new(&mut rest, name)?;
-    let mut entry = frames.next_bytes()?.ok_or_else(|| frames.corrupt("it has no entry"))?;
-    if frames.next_bytes()?.is_some() {
-        return Err(frames.corrupt("it has more than one entry"));
+    frames.next_bytes()?;
+    match frames.next_bytes()? {
+        Some(_) => Err(frames.corrupt("it has more than one entry")),
+        None => first_extended(old, name, field),
     }
-    let head = old.len() - entry.len() - SIZE;
+}
+
+/// The image `old` with `field` appended to its first entry, and all that follows as it was.
+pub(super) fn first_extended(old: &[u8], name: &str, field: &[u8]) -> Result<Vec<u8>> {
+    let mut rest = old;
+    let mut frames = Frames::new(&mut rest, name)?;
+    let mut entry = frames.next_bytes()?.ok_or_else(|| frames.corrupt("it has no entry"))?;
+    let length = entry.len();
     entry.extend(field);
     let size = u32::try_from(entry.len()).map_err(|_| frames.corrupt("an entry became too large"))?;
-    Ok([&old[..head], &size.to_le_bytes(), &entry].concat())
+    let head = old.len() - rest.len() - length - SIZE;
+    Ok([&old[..head], &size.to_le_bytes(), &entry, rest].concat())
 }
 
 /// An image of this kind with these entries.

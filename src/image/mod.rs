@@ -14,6 +14,7 @@ mod paths;
 mod renumber;
 mod shared;
 mod streams;
+mod tcp;
 mod unread;
 
 use std::{

@@ -151,7 +151,8 @@ impl ProcsRestore {
     }
 
     /// How long to wait for the pids that the tree had, while they are held by zombies that somebody else is to reap:
-    /// init takes its time in some containers. Without it, five seconds. Processes that live are not waited for.
+    /// init takes its time in some containers. Without it, five seconds. Processes that live are not waited for. TCP
+    /// connections of the tree that the kernel has not forgotten are waited for as long.
     #[must_use]
     pub fn wait_for_pids(mut self, patience: Duration) -> ProcsRestore {
         self.revival.patience = Some(patience);

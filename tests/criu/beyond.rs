@@ -19,7 +19,7 @@ tests![
 
 /// It can be captured with a warning while it goes on, and is left running, and nothing stored, if it were to end.
 #[track_caller]
-fn is_never_revived(pid: i32, problem: &str) {
+pub(crate) fn is_never_revived(pid: i32, problem: &str) {
     for way in WAYS {
         let home = Home::new();
         let captured = way.capture(&home, pid).run(&home.store());

@@ -5,6 +5,7 @@ use std::fs::File;
 use criu_rpc::{Cause, DumpOptions, Error};
 
 use crate::{
+    beyond::is_never_revived,
     harness::{dumps_tcp, skip, tests},
     places::{Home, lives},
     tree::{Revived, Victim, explain},
@@ -14,6 +15,10 @@ use crate::{
 tests![
     connections_within_a_tree,
     data_on_its_way_within_a_tree,
+    unsent_data_within_a_tree,
+    unsent_data_to_a_child,
+    more_unsent_data_than_a_window_holds,
+    connections_that_are_closing_within_a_tree,
     connections_whose_other_end_was_closed_within_a_tree,
     connections_to_the_outside_need_a_word,
     a_connection_to_the_outside_is_closed_in_what_is_revived_and_stays_in_the_tree_that_goes_on,
@@ -80,6 +85,108 @@ fn data_on_its_way_within_a_tree() {
         },
         |talk| assert_eq!(talk.ask("?"), "all"),
     );
+}
+
+/// A process with both ends of a connection, each of which has written until nothing more was taken.
+fn stuffed(prepare: &str) -> String {
+    format!(
+        "use IO::Socket::INET; use Socket qw(:all); \
+         my $s = IO::Socket::INET->new(Listen => 5, LocalAddr => '127.0.0.1') or die; my $b; \
+         {prepare} \
+         sub stuff {{ my ($f, $from) = @_; my $n = 0; $f->blocking(0); \
+         while (1) {{ my $k = syswrite($f, pack('N*', $from + $n / 4 .. $from + $n / 4 + 4095)); last if !$k; $n += $k; \
+         $n -= $n % 4; last if $k % 4; }} $f->blocking(1); return $n; }} \
+         sub all {{ my ($f, $max, $from) = @_; my ($t, $buf) = (0, ''); \
+         while ($t < $max) {{ my $k = sysread($f, $buf, $max - $t, $t); return \"$t of $max: $!\" if !$k; $t += $k; }} \
+         my $n = int($max / 4); return \"$t of $max\" if $t != $max; \
+         return 'order' if substr($buf, 0, $n * 4) ne pack('N*', $from .. $from + $n - 1); return 'all'; }} "
+    )
+}
+
+/// Neither side has read what the other one has written, and much of that was not sent.
+fn unsent_data_within_a_tree() {
+    needs_tcp();
+    for both in [false, true] {
+        let back = if both { "$m = stuff($b, 7)" } else { "" };
+        let program = stuffed(
+            "my $a = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $s->sockport) or die; \
+             $b = $s->accept; close $s; my ($n, $m) = (0, 0);",
+        ) + &format!(
+            "$n = stuff($a, 3); {back}; sub answer {{ return \"$n\" if $_[0] eq 'bytes'; return 'twice' if !$n; \
+             my $t = all($b, $n, 3); $t .= all($a, $m, 7) if $m; $n = 0; return $t; }}"
+        );
+        comes_back(
+            |_| {
+                let mut victim = Script::perl(&program);
+                assert!(victim.ask("bytes").parse::<u64>().unwrap() > 100_000);
+                victim
+            },
+            |talk| assert_eq!(talk.ask("?"), if both { "allall" } else { "all" }),
+        );
+    }
+}
+/// The other end is a child's, which reads when it is told to.
+fn unsent_data_to_a_child() {
+    needs_tcp();
+    let program = stuffed(
+        "pipe(my $hear, my $tell); pipe(my $told, my $say); \
+         if (!fork) { close STDIN; close STDOUT; close $tell; \
+         $b = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $s->sockport) or die; close $s; \
+         my $n = <$hear>; syswrite($say, all($b, int($n), 3) . \"\\n\"); sleep 1000 while 1; } \
+         my $a = $s->accept; close $s;",
+    ) + "my $n = stuff($a, 3); sub answer { return \"$n\" if $_[0] eq 'bytes'; \
+         syswrite($tell, \"$n\\n\"); my $l = <$told>; chomp $l; return $l; }";
+    comes_back(|_| Script::perl(&program), |talk| assert_eq!(talk.ask("?"), "all"));
+}
+
+fn more_unsent_data_than_a_window_holds() {
+    needs_tcp();
+    let program = stuffed(
+        "my $a = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $s->sockport) or die; \
+         $b = $s->accept; close $s; setsockopt($a, SOL_SOCKET, 32, 24 << 20) or die;", // SO_SNDBUFFORCE
+    ) + "my $n = stuff($a, 3); sub answer { return all($b, $n, 3); }";
+    let mut victim = Script::perl(&program);
+    is_never_revived(victim.pid(), "that the other side has not taken");
+    assert_eq!(victim.ask("?"), "all");
+}
+
+/// One side or both have said that they write no more, some with data before that which was not sent. What both have
+/// closed is refused then.
+fn connections_that_are_closing_within_a_tree() {
+    needs_tcp();
+    const HALF: &str = "shutdown($a, 1);";
+    const BOTH: &str = "shutdown($a, 1); shutdown($b, 1);";
+    const SENT: &str = "syswrite($a, pack('N*', 3 .. 102)); $n = 400;";
+    const STUFFED: &str = "$n = stuff($a, 3);";
+    const BACK: &str = "$m = stuff($b, 7);";
+    let cases = [
+        ("half closed", vec![SENT, HALF]),
+        ("closed by both", vec![SENT, BOTH]),
+        ("half closed with unsent data", vec![STUFFED, HALF]),
+        ("half closed, unsent data the other way", vec![SENT, HALF, BACK]),
+    ];
+    let refused = [
+        vec![STUFFED, BOTH],
+        vec![STUFFED, BACK, BOTH],
+        vec![HALF, BACK, "shutdown($b, 1);"],
+    ];
+    let program = |steps: &[&str]| {
+        stuffed(
+            "my $a = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $s->sockport) or die; \
+             $b = $s->accept; close $s; my ($n, $m) = (0, 0);",
+        ) + &steps.join(" ")
+            + "sub answer { my $t = ''; $t .= all($b, $n, 3) if $n; $t .= all($a, $m, 7) if $m; ($n, $m) = (0, 0); \
+               while (1) { my $k = sysread($b, my $rest, 65536); last if !$k; $t .= 'more' if $k > 3; } return \"$t.\"; }"
+    };
+    for (name, steps) in cases {
+        eprintln!("{name}");
+        let all = if steps.contains(&BACK) { "allall." } else { "all." };
+        comes_back(|_| Script::perl(&program(&steps)), |talk| assert_eq!(talk.ask("?"), all, "{name}"));
+    }
+    for steps in refused {
+        let victim = Script::perl(&program(&steps));
+        is_never_revived(victim.pid(), "that the other side has not taken");
+    }
 }
 
 /// The server has closed its end, of which a client with a pool of connections takes no notice. It is revived once: what is

@@ -1,5 +1,6 @@
 //! Linux: dump and restore by criu, by way of a private folder.
 
+mod connections;
 mod dump;
 mod enclosed;
 mod files;

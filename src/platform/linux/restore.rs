@@ -9,6 +9,7 @@ use std::{
 };
 
 use super::{
+    connections::retry_until_forgotten,
     files::{Files, LastLook},
     fit,
     links::Links,
@@ -86,6 +87,7 @@ impl<'a> Reviver<'a> {
             let given = Given::new(self.revival, links.of(place))?;
             let mut lent = given.lend(images)?;
             renumber(images)?;
+            images.keep_unsent()?;
             let (tree, more) = self.revive_one(*tree, images, &lent.files)?;
             unread.extend(lent.unread.drain(..).map(|(descriptor, bytes)| Unread {
                 tree: tree.pid(),
@@ -109,7 +111,8 @@ impl<'a> Reviver<'a> {
         check_root_folder(&options, images).map_err(|error| self.tell_version(error))?;
         let pids = Pids::of(images)?;
         let patience = revival.patience.unwrap_or(PATIENCE);
-        pids.wait_for_zombies(self.until.remaining().map_or(patience, |left| patience.min(left)));
+        let patience = self.until.remaining().map_or(patience, |left| patience.min(left));
+        pids.wait_for_zombies(patience);
 
         let checked = self.check_files(images, lent, options.carries_file_locks());
         let (last_look, warnings) = checked.map_err(|error| self.tell_version(error))?;
@@ -145,11 +148,16 @@ impl<'a> Reviver<'a> {
             let settled = settled.lock().unwrap_or_else(PoisonError::into_inner);
             (tree, [warnings.as_slice(), settled.as_slice()].concat())
         };
-        let from_folder = || pids.retry_until_freed(|| restore(&folder)).map(with_warnings);
+        let from_folder = || {
+            let restored = retry_until_forgotten(patience, || pids.retry_until_freed(|| restore(&folder)));
+            restored.map(with_warnings)
+        };
         let Some(pages) = tree.pages else { return from_folder() };
         if !options.needs_files() {
             // None, where memory cannot be served.
-            let served = pids.retry_until_freed(|| serve::served(tree.folder, pages, restore).transpose())?;
+            let served = retry_until_forgotten(patience, || {
+                pids.retry_until_freed(|| serve::served(tree.folder, pages, restore).transpose())
+            })?;
             if let Some(revived) = served {
                 return Ok(with_warnings(revived));
             }

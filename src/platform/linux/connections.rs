@@ -1,0 +1,69 @@
+//! Waiting for the kernel to forget what is left of a tree's connections.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{Cause, Error, Result};
+
+/// The pause between two attempts.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// Restores again while the kernel still has a connection with both addresses of one of the tree's. When a tree ends, its
+/// connections go into TIME_WAIT, and the kernel gives them anew after one or two seconds.
+pub(super) fn retry_until_forgotten<T>(
+    patience: Duration,
+    mut restore: impl FnMut() -> Result<T>,
+) -> Result<T> {
+    let deadline = Instant::now().checked_add(patience);
+    loop {
+        match restore() {
+            Err(error) if is_remembered(&error) && deadline.is_none_or(|end| Instant::now() < end) => {
+                thread::sleep(PAUSE);
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Whether criu could bind the address of a connection and not connect it.
+fn is_remembered(error: &Error) -> bool {
+    const TAKEN: &str = "Can't connect inet socket back: Cannot assign requested address";
+    error.failure().is_some_and(|failure| {
+        let mut lines = failure.log.iter().chain(&failure.message);
+        failure.cause == Cause::TcpNotRestored && lines.any(|line| line.contains(TAKEN))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Failure, Request};
+
+    fn failed(line: &str) -> Error {
+        Error::Criu(Box::new(Failure::foreseen(
+            Request::Restore,
+            Cause::TcpNotRestored,
+            vec![line.to_owned()],
+        )))
+    }
+
+    #[test]
+    fn a_restore_waits_for_old_connections_and_for_nothing_else() {
+        let cases = [
+            ("inet: Can't connect inet socket back: Cannot assign requested address", true),
+            ("inet: Can't bind inet socket (id 12): Address already in use", false),
+            ("inet: Can't connect inet socket back: Network is unreachable", false),
+        ];
+        for (line, waits) in cases {
+            let mut calls = 0;
+            let restored = retry_until_forgotten(Duration::from_secs(60), || {
+                calls += 1;
+                if calls > 1 { Ok(()) } else { Err(failed(line)) }
+            });
+            assert_eq!((restored.is_ok(), calls > 1), (waits, waits), "{line}");
+        }
+        assert!(retry_until_forgotten(Duration::ZERO, || -> Result<()> { Err(failed(cases[0].0)) }).is_err());
+    }
+}
