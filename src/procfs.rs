@@ -459,11 +459,11 @@ mod tests {
 
     #[test]
     fn a_name_with_parentheses_and_spaces_confuses_nobody() {
-        let text = "4242 (a) R 1 (b)) S 17 4240 4241 0 -1 4194560 117 0 0 0\n";
+        let text = "4242 (a) R 1 (b)) S 17 4240 4241 0 -1 4194560 117 0 0 0 0 0 0 0 20 0 1 0 777 0\n";
         let stat = Stat::parse(text).unwrap();
         assert_eq!((stat.state, stat.parent, stat.session), ('S', 17, 4241));
         assert_eq!(stat.terminal(), None);
-        let text = "1 (x) S 1 1 1 4229124 1 0";
+        let text = "1 (x) S 1 1 1 4229124 1 0 0 0 0 0 0 0 0 0 20 0 1 0 777";
         assert_eq!(Stat::parse(text).unwrap().terminal(), Some((136, 1028)));
         assert!(!stat.is_kernel_thread());
     }

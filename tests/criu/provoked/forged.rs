@@ -164,7 +164,7 @@ fn no_placeholder_is_stored_because_of_a_name() {
         command.env("HOMEDIR", home.path(""));
         let mut victim = named(command, words, LARGE_AND_DELETED);
         for capture in [home.capture([victim.pid()]), home.capture([victim.pid()]).chunked(Chunking::default())] {
-            let options = DumpOptions::default().network_lock(NetworkLock::Skip).ghost_limit(1 << 20);
+            let options = DumpOptions::default().network_lock(NetworkLock::Skip).ghost_limit(1_u32 << 20);
             let capture = capture.options(options).placeholder_if_unusable(true);
             let error = capture.capture(&MemBlobStore::new()).unwrap_err();
             assert_eq!(error.failure().unwrap().cause, Cause::GhostFileTooBig, "{}", error.report());
