@@ -43,7 +43,7 @@ impl fmt::Display for Request {
             Request::Restore => "restore the process tree",
             Request::PreDump | Request::SinglePreDump => "dump the memory of the running process tree",
             Request::PageServer | Request::PageServerChild => "start a page server",
-            Request::WaitPid => "wait for the page server",
+            Request::WaitPid => "complete the work of the page server",
             Request::CpuinfoDump => "write down the processor's features",
             Request::CpuinfoCheck => "check the processor's features",
         })

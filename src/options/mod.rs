@@ -74,7 +74,46 @@ pub enum Serve {}
 #[derive(Debug)]
 pub enum Cpu {}
 
+/// A request that has options: [`Dump`], [`Restore`], [`PreDump`], [`Serve`] or [`Cpu`].
+pub trait RequestKind: sealed::Rows {}
+
+/// Keeps other crates from adding requests.
+mod sealed {
+    use crate::proto::rpc::CriuOpts;
+
+    pub trait Rows {
+        /// The fields that this request may use, and no others.
+        fn rows_of(opts: &CriuOpts) -> CriuOpts;
+    }
+}
+
+/// A message in which no field is set.
+fn unset() -> CriuOpts {
+    CriuOpts { images_dir_fd: -1, ..CriuOpts::default() }
+}
+
 impl<For> Options<For> {
+    /// Options for another request, with the fields that both requests may use. All other fields are dropped, and so are
+    /// those that [`raw_field`](Options::raw_field) set.
+    ///
+    /// Some fields mean something else there. `auto_dedup` has a restore remove pages from the images that it reads.
+    /// `lazy_pages` has a dump serve memory, and a restore fetch it. `ps` is where a dump sends memory, and where a page
+    /// server listens.
+    ///
+    /// ```
+    /// use criu_rpc::{DumpOptions, RestoreOptions, options::PreDumpOptions};
+    ///
+    /// let dump = DumpOptions::default().tcp_established(true).track_mem(true).parent_img("../1");
+    /// let pre_dump: PreDumpOptions = dump.shared_with();
+    /// assert_eq!(pre_dump, PreDumpOptions::default().parent_img("../1"));
+    /// let restore: RestoreOptions = dump.shared_with();
+    /// assert_eq!(restore, RestoreOptions::default().tcp_established(true));
+    /// ```
+    #[must_use]
+    pub fn shared_with<Other: RequestKind>(&self) -> Options<Other> {
+        Options { wire: Other::rows_of(&self.wire), raw: Vec::new(), request: PhantomData }
+    }
+
     /// The message as it goes over the wire; the client adds what it lends.
     pub(crate) fn wire(&self) -> CriuOpts {
         self.wire.clone()
@@ -96,8 +135,7 @@ impl DumpOptions {
 impl<For> Default for Options<For> {
     /// Everything as criu does it by itself; criu logs errors and warnings.
     fn default() -> Options<For> {
-        let wire = CriuOpts { images_dir_fd: -1, ..CriuOpts::default() };
-        Options { wire, raw: Vec::new(), request: PhantomData }
+        Options { wire: unset(), raw: Vec::new(), request: PhantomData }
     }
 }
 

@@ -23,7 +23,7 @@ pub enum External {
         /// The label, or the path to bind there.
         label: String,
     },
-    /// A device that a file system is on. In a restore `label` is the device's path.
+    /// A device that a file system is on, for a dump. A restore names the label: [`External::DevicePath`].
     Device {
         /// The device's first number.
         major: u32,
@@ -31,6 +31,13 @@ pub enum External {
         minor: u32,
         /// The label.
         label: String,
+    },
+    /// A device that got a label in the dump, for a restore.
+    DevicePath {
+        /// The label.
+        label: String,
+        /// The path of the device.
+        path: String,
     },
     /// An open file.
     File {
@@ -94,6 +101,7 @@ impl fmt::Display for External {
         match self {
             External::Mount { path, label } => write!(f, "mnt[{path}]:{label}"),
             External::Device { major, minor, label } => write!(f, "dev[{major}/{minor}]:{label}"),
+            External::DevicePath { label, path } => write!(f, "dev[{label}]:{path}"),
             External::File { mount, inode } => write!(f, "file[{mount:x}:{inode:x}]"),
             External::Terminal { rdev, dev } => write!(f, "tty[{rdev:x}:{dev:x}]"),
             External::Unix { inode } => write!(f, "unix[{inode}]"),
@@ -109,5 +117,34 @@ impl fmt::Display for External {
 impl From<External> for String {
     fn from(external: External) -> String {
         external.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The forms of `criu --help` and criu's manual.
+    #[test]
+    fn every_resource_is_written_as_criu_reads_it() {
+        let text = str::to_owned;
+        let all = [
+            (External::Mount { path: text("/data"), label: text("d") }, "mnt[/data]:d"),
+            (External::Device { major: 8, minor: 17, label: text("disk") }, "dev[8/17]:disk"),
+            (External::DevicePath { label: text("disk"), path: text("/dev/sdb1") }, "dev[disk]:/dev/sdb1"),
+            (External::File { mount: 0x1f, inode: 0xabc }, "file[1f:abc]"),
+            (External::Terminal { rdev: 0x8801, dev: 0x17 }, "tty[8801:17]"),
+            (External::Unix { inode: 4711 }, "unix[4711]"),
+            (External::Net { inode: 4711, label: text("net") }, "net[4711]:net"),
+            (External::Pid { inode: 4711, label: text("pid") }, "pid[4711]:pid"),
+            (External::Veth { inner: text("eth0"), outer: text("veth1@br0") }, "veth[eth0]:veth1@br0"),
+            (External::NetDevice { name: text("eth0"), outer: text("veth1") }, "netdev[eth0]:veth1"),
+            (External::Macvlan { name: text("eth0"), outer: text("wan") }, "macvlan[eth0]:wan"),
+        ];
+        for (external, written) in all {
+            assert_eq!(String::from(external.clone()), written, "{external:?}");
+            let wire = crate::RestoreOptions::default().external(external).wire();
+            assert_eq!(wire.external, [written]);
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::{
     CgroupMode, CgroupRoot, Cpu, CpuCap, Dump, EmptyNamespace, JoinNamespace, LogLevel, NetworkLock, Options,
-    PageServerAddress, PreDump, PreDumpMode, Restore, Serve,
+    PageServerAddress, PreDump, PreDumpMode, RequestKind, Restore, Serve, sealed, unset,
 };
 use crate::{
     Version,
@@ -46,6 +46,28 @@ macro_rules! rows {
 
         #[cfg(test)]
         const ROWS: &[&str] = &[$(stringify!($field)),*];
+
+        /// The requests that each row names.
+        #[cfg(test)]
+        const REQUESTS: &[(&str, &[&str])] = &[$((stringify!($field), &[$(stringify!($request)),+])),*];
+
+        /// A message with every row set.
+        #[cfg(test)]
+        fn with_every_row() -> CriuOpts {
+            let mut opts = CriuOpts { pid: Some(1), ..CriuOpts::default() };
+            $( opts.$field = Field::example(); )*
+            opts
+        }
+
+        /// The rows that are set.
+        #[cfg(test)]
+        fn rows_set(opts: &CriuOpts) -> Vec<&'static str> {
+            let mut rows = Vec::new();
+            $( if opts.$field.is_set() {
+                rows.push(stringify!($field));
+            } )*
+            rows
+        }
     };
     // One block a request, of the rows that name it.
     (@impls [$($request:ident)*] $rows:tt) => {
@@ -55,6 +77,16 @@ macro_rules! rows {
         impl Options<$request> {
             $( rows!(@if $request in $requests $kind $field $type $docs); )*
         }
+
+        impl sealed::Rows for $request {
+            fn rows_of(opts: &CriuOpts) -> CriuOpts {
+                let mut kept = unset();
+                $( rows!(@if $request in $requests keep $field [kept opts] []); )*
+                kept
+            }
+        }
+
+        impl RequestKind for $request {}
     };
     (@if Dump in [Dump $($other:ident)*] $($row:tt)*) => { rows!(@body $($row)*); };
     (@if PreDump in [PreDump $($other:ident)*] $($row:tt)*) => { rows!(@body $($row)*); };
@@ -65,6 +97,7 @@ macro_rules! rows {
         rows!(@if $request in [$($other)*] $($row)*);
     };
     (@if $request:ident in [] $($row:tt)*) => {};
+    (@body keep $field:ident [$kept:ident $opts:ident] []) => { $kept.$field.clone_from(&$opts.$field); };
     (@body flag $field:ident [] [$(#[$doc:meta])*]) => {
         $(#[$doc])*
         #[must_use]
@@ -129,6 +162,10 @@ trait Field {
     fn has_zero_byte(&self) -> bool {
         false
     }
+
+    /// A value that says something.
+    #[cfg(test)]
+    fn example() -> Self;
 }
 
 macro_rules! fields_without_text {
@@ -136,6 +173,11 @@ macro_rules! fields_without_text {
         impl Field for Option<$type> {
             fn is_set(&self) -> bool {
                 self.is_some()
+            }
+
+            #[cfg(test)]
+            fn example() -> Self {
+                Some(<$type>::default())
             }
         }
     )* };
@@ -150,6 +192,11 @@ impl Field for Option<String> {
     fn has_zero_byte(&self) -> bool {
         self.as_ref().is_some_and(|text| text.contains('\0'))
     }
+
+    #[cfg(test)]
+    fn example() -> Self {
+        Some("example".to_owned())
+    }
 }
 
 impl Field for Vec<String> {
@@ -159,6 +206,11 @@ impl Field for Vec<String> {
 
     fn has_zero_byte(&self) -> bool {
         self.iter().any(|text| text.contains('\0'))
+    }
+
+    #[cfg(test)]
+    fn example() -> Self {
+        vec!["example".to_owned()]
     }
 }
 
@@ -170,6 +222,11 @@ impl Field for Vec<WireCgroupRoot> {
     fn has_zero_byte(&self) -> bool {
         self.iter().any(|root| root.path.contains('\0'))
     }
+
+    #[cfg(test)]
+    fn example() -> Self {
+        vec![WireCgroupRoot::default()]
+    }
 }
 
 impl Field for Vec<WireJoinNamespace> {
@@ -179,6 +236,11 @@ impl Field for Vec<WireJoinNamespace> {
 
     fn has_zero_byte(&self) -> bool {
         self.iter().any(|namespace| namespace.ns_file.contains('\0'))
+    }
+
+    #[cfg(test)]
+    fn example() -> Self {
+        vec![WireJoinNamespace::default()]
     }
 }
 
@@ -342,7 +404,10 @@ const UNSETTLED: &[(u32, &str, &str)] = &[
 
 #[cfg(test)]
 mod tests {
+    use std::marker::PhantomData;
+
     use super::*;
+    use crate::options::RawValue;
 
     #[test]
     fn no_field_with_a_number_of_several_meanings_can_be_set() {
@@ -374,6 +439,51 @@ mod tests {
         fields.sort_unstable();
         known.sort_unstable();
         assert_eq!(known, fields);
+    }
+
+    #[test]
+    fn options_for_another_request_have_the_rows_that_name_both() {
+        fn share<A: RequestKind, B: RequestKind>(from: &str, to: &str) {
+            let wire = A::rows_of(&with_every_row());
+            let options = Options::<A> { wire, raw: Vec::new(), request: PhantomData }
+                .raw_field(99, RawValue::Flag(true));
+            let both = |(row, requests): &(&'static str, &[&str])| {
+                (requests.contains(&from) && requests.contains(&to)).then_some(*row)
+            };
+            let rows: Vec<_> = REQUESTS.iter().filter_map(both).collect();
+            let shared = options.shared_with::<B>();
+            assert!(rows.contains(&"log_level"), "{from} and {to}");
+            assert_eq!(rows_set(&shared.wire), rows, "{from} to {to}");
+            assert_eq!((shared.wire.pid, shared.wire.images_dir_fd), (None, -1), "{from} to {to}");
+            assert!(shared.raw.is_empty(), "{from} to {to}");
+        }
+        fn share_with_all<A: RequestKind>(from: &str) {
+            share::<A, Dump>(from, "Dump");
+            share::<A, PreDump>(from, "PreDump");
+            share::<A, Restore>(from, "Restore");
+            share::<A, Serve>(from, "Serve");
+            share::<A, Cpu>(from, "Cpu");
+        }
+        share_with_all::<Dump>("Dump");
+        share_with_all::<PreDump>("PreDump");
+        share_with_all::<Restore>("Restore");
+        share_with_all::<Serve>("Serve");
+        share_with_all::<Cpu>("Cpu");
+        assert_eq!(rows_set(&with_every_row()), ROWS);
+    }
+
+    #[test]
+    fn a_field_that_another_request_shares_keeps_its_value() {
+        let options = Options::<Dump>::default()
+            .external("dev[1/2]:a")
+            .timeout(Duration::from_secs(7))
+            .tcp_established(true)
+            .ghost_limit(1_u32);
+        let restore: Options<Restore> = options.shared_with();
+        assert_eq!(restore, Options::<Restore>::default().external("dev[1/2]:a").tcp_established(true));
+        let pre_dump: Options<PreDump> = options.shared_with();
+        assert_eq!(pre_dump, Options::<PreDump>::default().timeout(Duration::from_secs(7)));
+        assert_eq!(Options::<Dump>::default().shared_with::<Cpu>(), Options::default());
     }
 
     #[test]

@@ -43,11 +43,12 @@ pub use self::{
     pre_dump::PreDumps,
     reply::{About, Dumped, Features, SelfDump},
 };
-pub(crate) use self::{pages::page_sockets, tree::Tree};
 use self::{
+    page_server::Told,
     session::options,
     talk::{Ask, Files},
 };
+pub(crate) use self::{pages::page_sockets, tree::Tree};
 pub use crate::pages::{PAGE_SIZE, PageOwner, PageRun, PageSink};
 use crate::{
     DumpOptions, Error, Pid, Request, RestoreOptions, Result, Version, diagnose,
@@ -371,14 +372,16 @@ impl Criu {
         let mut ask = Ask {
             opts: Some(options.wire()),
             raw: options.raw(),
-            files: Files::Lent(lend),
+            files: Files::Lent(lend.clone()),
             keep_open: true,
             ..Ask::new(Request::PageServerChild)
         };
         let mut talk = self.open(&mut ask)?;
+        talk.complete(&mut ask)?;
+        let told = Told::keep(ask.opts.as_ref(), &lend)?;
         let server = talk.ask(ask)?.ps.unwrap_or_default();
         match server.pid {
-            Some(pid) if pid > 1 => Ok(PageServer::new(talk, pid, port(server.port))),
+            Some(pid) if pid > 1 => Ok(PageServer::new(talk, pid, port(server.port), told)),
             pid => Err(protocol(Request::PageServerChild, &format!("success with the pid {pid:?}"))),
         }
     }
@@ -479,7 +482,9 @@ impl Criu {
     ///
     /// Its pids are those that it had, so none of them may be in use. With
     /// [`rst_sibling`](RestoreOptions::rst_sibling) the tree is a child of the caller, and
-    /// [`Tree::wait`] gives its exit status; otherwise of init, or the nearest subreaper.
+    /// [`Tree::wait`] gives its exit status; otherwise of init, or the nearest subreaper. Without `rst_sibling`, a root that
+    /// asked for a signal at the end of its parent (PR_SET_PDEATHSIG) gets that signal as soon as criu ends, right after the
+    /// restore.
     ///
     /// criu does not check images: damaged ones make it hang, or restore something else. Restore only what you
     /// wrote yourself, or verified.

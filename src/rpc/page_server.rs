@@ -2,14 +2,27 @@
 
 use std::{
     fmt,
-    os::{fd::OwnedFd, unix::process::ExitStatusExt},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::process::ExitStatusExt,
+    },
     process::ExitStatus,
 };
 
 use nix::sys::signal::Signal;
 
-use super::talk::{Ask, Talk};
-use crate::{Error, Request, Result, sys};
+use super::{
+    Lend,
+    condition::Tree,
+    failure::Gathering,
+    talk::{Ask, Files, Talk},
+    transport::Remains,
+};
+use crate::{
+    Error, Failure, Pid, Request, Result, Version,
+    proto::rpc::{CriuOpts, CriuResp},
+    sys,
+};
 
 /// A page server of criu's: it takes in the memory of one dump, writes it into the folder that it was lent, and ends.
 ///
@@ -18,15 +31,39 @@ use crate::{Error, Request, Result, sys};
 pub struct PageServer {
     talk: Option<Talk>,
     pid: i32,
-    /// `None` if the number may be that of somebody else.
+    /// `None` if the number may be that of another process here.
     pidfd: Option<OwnedFd>,
     port: Option<u16>,
+    told: Told,
+}
+
+/// The options and folders of a page server. Its log may be in one of the folders.
+pub(super) struct Told {
+    opts: Option<CriuOpts>,
+    images: OwnedFd,
+    work: Option<OwnedFd>,
+}
+
+impl Told {
+    pub(super) fn keep(opts: Option<&CriuOpts>, lend: &Lend<'_>) -> Result<Told> {
+        let keep = || {
+            let work = lend.work.map(|folder| folder.try_clone_to_owned()).transpose()?;
+            Ok(Told { opts: opts.cloned(), images: lend.images.try_clone_to_owned()?, work })
+        };
+        keep().map_err(Error::io("keep the folders of a page server"))
+    }
 }
 
 impl PageServer {
-    pub(super) fn new(talk: Talk, pid: i32, port: Option<u16>) -> PageServer {
+    pub(super) fn new(talk: Talk, pid: i32, port: Option<u16>, told: Told) -> PageServer {
         let pidfd = sys::pidfd_open(pid).ok().filter(|_| talk.begot(pid));
-        PageServer { talk: Some(talk), pid, pidfd, port }
+        PageServer { talk: Some(talk), pid, pidfd, port, told }
+    }
+
+    /// The process, by the number that criu gives it. The number of a service in another pid namespace counts there: here
+    /// it may be that of another process.
+    pub fn pid(&self) -> Pid {
+        Pid::from(self.pid)
     }
 
     /// The port that it listens on; none if it was lent a socket.
@@ -34,23 +71,73 @@ impl PageServer {
         self.port
     }
 
-    /// Waits until it has ended, and gives its exit status. Whether all memory arrived is what its
-    /// [`success`](ExitStatus::success) says, so look at it: a page server that failed is no error here.
+    /// Waits until it has ended with success: all memory arrived. Gives its exit status.
     ///
     /// # Errors
     ///
-    /// [`Error::Gone`] if criu, its parent, died; [`Error::TimedOut`] past the deadline, and [`Error::Cancelled`]: it is
-    /// killed then.
+    /// [`Error::Criu`] if it failed or was killed, with everything that it told and its own
+    /// [`exit`](crate::Failure::exit): the images in its folder are incomplete. [`Error::Gone`] if criu, its parent, died;
+    /// [`Error::TimedOut`] past the deadline, and [`Error::Cancelled`]: the page server is killed then.
     pub fn wait(mut self) -> Result<ExitStatus> {
-        let mut talk = self.talk.take().expect("because only this takes it");
+        let end = self.reap()?;
+        match end.status.success() {
+            true => Ok(end.status),
+            false => Err(Error::Criu(Box::new(self.failure(end)))),
+        }
+    }
+
+    /// Kills it, waits until it has ended, and gives its exit status. That is success if all memory had arrived before.
+    ///
+    /// A dump that it still serves fails, and its tree goes on unharmed. The images of that dump are incomplete. Never stop
+    /// one with [`lazy_pages`](crate::options::PageServerOptions::lazy_pages) while a restored tree lacks memory: only this
+    /// server has it. To end one that another thread waits for, cancel the [token](super::Criu::cancelled_by) of its criu.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Options`] if it cannot be seen to descend from its criu, as that of a service in another pid namespace. It
+    /// goes on then. [`Error::Gone`], [`Error::TimedOut`] and [`Error::Cancelled`] as [`wait`](PageServer::wait).
+    pub fn stop(mut self) -> Result<ExitStatus> {
+        let Some(pidfd) = &self.pidfd else {
+            let problem = format!("process {} is not seen to descend from its criu", self.pid);
+            return Err(Error::Options { option: "PageServer::stop", problem });
+        };
+        let _ = sys::pidfd_signal(pidfd, Signal::SIGKILL); // it has ended already, then
+        self.reap().map(|end| end.status)
+    }
+
+    /// Asks criu, its parent, how it ended.
+    fn reap(&mut self) -> Result<End> {
+        let mut talk = self.talk.take().expect("because only this takes it, once");
         let child = u32::try_from(self.pid).ok();
         let answer = talk.ask(Ask { child, ..Ask::new(Request::WaitPid) })?;
-        talk.close();
-        answer.status.map(ExitStatus::from_raw).ok_or_else(|| Error::Protocol {
+        let status = answer.status.map(ExitStatus::from_raw).ok_or_else(|| Error::Protocol {
             request: Request::WaitPid,
             problem: "an answer without a status".to_owned(),
-        })
+        })?;
+        Ok(End { status, version: talk.version.clone(), answer, remains: talk.finish() })
     }
+
+    /// Gathers what is known of a page server that failed.
+    fn failure(&self, end: End) -> Failure {
+        let End { status, version, answer, remains } = end;
+        let mut lend = Lend::images(&self.told.images);
+        lend.work = self.told.work.as_ref().map(AsFd::as_fd);
+        let opts = self.told.opts.clone();
+        let ask = Ask { opts, files: Files::Lent(lend), ..Ask::new(Request::WaitPid) };
+        // A page server that a signal killed is judged like a criu that did not answer.
+        let answer = Some(&answer).filter(|_| status.signal().is_none());
+        let remains = Remains { exit: Some(status), ..remains };
+        let tree = Tree::default();
+        Gathering { ask: &ask, last_event: None, version, answer, remains: &remains, tree: &tree }.failure()
+    }
+}
+
+/// The end of a page server, and what criu told until then.
+struct End {
+    status: ExitStatus,
+    version: Option<Version>,
+    answer: CriuResp,
+    remains: Remains,
 }
 
 impl Drop for PageServer {

@@ -357,12 +357,17 @@ impl Talk {
     }
 
     /// Ends the conversation, and waits until criu has gone. Gives what it printed.
-    pub(super) fn close(mut self) -> String {
-        self.connection.take().map(|connection| connection.finish().output).unwrap_or_default()
+    pub(super) fn close(self) -> String {
+        self.finish().output
+    }
+
+    /// Ends the conversation as [`close`](Talk::close) does, and gives all that criu left.
+    pub(super) fn finish(mut self) -> Remains {
+        self.connection.take().map(Connection::finish).unwrap_or_default()
     }
 
     /// Adds to the options what is ours to say, and finds out what this criu would not understand.
-    fn complete(&self, ask: &mut Ask<'_>) -> Result<()> {
+    pub(super) fn complete(&self, ask: &mut Ask<'_>) -> Result<()> {
         let Some(opts) = &mut ask.opts else { return Ok(()) };
         if let Some(option) = field_with_zero_byte(opts) {
             return Err(Error::Options { option, problem: "a text contains a zero byte".to_owned() });

@@ -65,7 +65,7 @@ pub(crate) const TO_END_PROGRAMS: &[libc::c_int] =
 /// Starts a program. `None` if it is detached: then it is not ours to wait for.
 ///
 /// The program ignores SIGXFSZ, what it is told to ignore, and what the caller ignores. All other signals are at their
-/// default, as is SIGCHLD always. No signal is blocked.
+/// default, as is SIGCHLD always, and SIGTERM unless the program is told to ignore it. No signal is blocked.
 pub(crate) fn spawn(spawn: Spawn<'_>) -> io::Result<Option<Child>> {
     let lasting = spawn.lasting;
     let parts = Parts::new(spawn)?;
@@ -217,7 +217,6 @@ extern "C" fn detach(plan: *mut libc::c_void) -> libc::c_int {
 extern "C" fn execute(plan: *mut libc::c_void) -> libc::c_int {
     // SAFETY: `start` or `detach` passes a valid `Plan`, and its process sleeps while we use it.
     let plan = unsafe { &mut *plan.cast::<Plan<'_>>() };
-    reset_signals(plan.parts.ignores);
     match plan.parts.place {
         // SAFETY: takes numbers, touches nothing of ours. A new process leads no group, so it is not refused.
         Place::OwnGroup => drop(unsafe { libc::setpgid(0, 0) }),
@@ -225,6 +224,7 @@ extern "C" fn execute(plan: *mut libc::c_void) -> libc::c_int {
         Place::OwnSession => drop(unsafe { libc::setsid() }),
         Place::OurGroup | Place::Detached => {}
     }
+    reset_signals(plan.parts.ignores);
     if let Err(errno) = place_files(&plan.parts.sources) {
         plan.errno = errno;
         return 127;
@@ -238,13 +238,14 @@ extern "C" fn execute(plan: *mut libc::c_void) -> libc::c_int {
     127
 }
 
-/// No handler may run here; what is ignored stays so, save for SIGCHLD, without which criu cannot work. A write
-/// beyond the file size limit is to fail, not to kill: that is how a dump is cancelled.
+/// No handler may run here; what is ignored stays so, save for SIGCHLD and SIGTERM, without which criu cannot work: it
+/// ends a helper of a restore by SIGTERM, and waits for its end. A write beyond the file size limit is to fail, not to
+/// kill: that is how a dump is cancelled.
 fn reset_signals(ignores: &[libc::c_int]) {
     for signal in 1..=64 {
         // SAFETY: a zeroed sigaction is a valid one, with the default handler.
         let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-        if signal != libc::SIGCHLD && signal != libc::SIGXFSZ {
+        if !matches!(signal, libc::SIGCHLD | libc::SIGTERM | libc::SIGXFSZ) {
             // SAFETY: `action` is a valid place for the old action.
             unsafe { libc::sigaction(signal, ptr::null(), &mut action) };
             if action.sa_sigaction == libc::SIG_IGN {
@@ -252,11 +253,16 @@ fn reset_signals(ignores: &[libc::c_int]) {
             }
         }
         let ignored = signal == libc::SIGXFSZ || ignores.contains(&signal);
-        action.sa_sigaction = if ignored { libc::SIG_IGN } else { libc::SIG_DFL };
-        action.sa_flags = 0;
-        // SAFETY: `action` is initialized; numbers that name no signal are refused by the kernel. Without
-        // CLONE_SIGHAND the table is this process's own.
-        unsafe { libc::sigaction(signal, &action, ptr::null_mut()) };
+        // One that waits because it is blocked was sent to the caller's group before this process left that. To ignore it
+        // discards it.
+        let last = if ignored { libc::SIG_IGN } else { libc::SIG_DFL };
+        for disposition in [libc::SIG_IGN, last] {
+            action.sa_sigaction = disposition;
+            action.sa_flags = 0;
+            // SAFETY: `action` is initialized; numbers that name no signal are refused by the kernel. Without
+            // CLONE_SIGHAND the table is this process's own.
+            unsafe { libc::sigaction(signal, &action, ptr::null_mut()) };
+        }
     }
 }
 

@@ -2,8 +2,12 @@
 
 use std::{
     fs::{self, File},
+    io::Write,
     net::{TcpListener, TcpStream},
-    os::unix::net::{UnixDatagram, UnixStream},
+    os::unix::{
+        net::{UnixDatagram, UnixStream},
+        process::ExitStatusExt,
+    },
     path::Path,
     process::Command,
 };
@@ -31,6 +35,9 @@ tests![
     a_page_server_takes_in_the_memory_of_a_dump,
     a_page_server_works_over_a_socket_that_was_lent,
     a_page_server_that_is_dropped_is_gone,
+    a_page_server_that_is_stopped_fails_its_dump_and_harms_no_tree,
+    a_page_server_that_fails_tells_what_criu_said,
+    a_page_server_that_was_killed_is_told_from_one_that_failed,
     a_page_server_that_nobody_connects_to_is_not_waited_for_past_the_deadline,
     a_page_server_that_nobody_owns_takes_in_the_memory_of_a_dump,
     nothing_listens_wider_than_it_was_told,
@@ -278,6 +285,72 @@ fn a_page_server_that_is_dropped_is_gone() {
         criu().dump(victim.pid(), &sending_to(port), Lend::images(&folder), &mut NoHooks).unwrap_err();
     assert!(matches!(error, Error::Criu(_)), "{}", explain(&error));
     victim.assert_counts_on(1);
+}
+
+fn a_page_server_that_is_stopped_fails_its_dump_and_harms_no_tree() {
+    let home = Home::new();
+    let folder = File::open(home.folder("images")).unwrap();
+    let mut victim = victim();
+    let server = criu().page_server(&listening(), Lend::images(&folder)).or_explain();
+    let (pid, options) = (server.pid().as_raw(), sending_to(server.port().unwrap()));
+    // Whatever criu sends to a page server that does not run, it waits for the last answer.
+    signal(pid, nix::sys::signal::Signal::SIGSTOP);
+    let error = std::thread::scope(|scope| {
+        let dump = scope
+            .spawn(|| criu().dump(victim.pid(), &options, Lend::images(&folder), &mut NoHooks).unwrap_err());
+        wait_until("the tree is frozen", || state(victim.pid()) == Some('t'));
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        let status = server.stop().or_explain();
+        assert_eq!(status.signal(), Some(9));
+        dump.join().unwrap()
+    });
+    assert!(matches!(error, Error::Criu(_)), "{}", explain(&error));
+    assert_eq!(state(pid), None, "it was reaped");
+    assert_eq!(victim.ask("check"), "memory ok 768 pages");
+
+    // One that has done its work tells so.
+    let images = Images::of(&victim, &home.folder("more"));
+    let server = criu().page_server(&listening(), images.lend()).or_explain();
+    let pid = server.pid().as_raw();
+    criu().dump(victim.pid(), &sending_to(server.port().unwrap()), images.lend(), &mut NoHooks).or_explain();
+    wait_until("the page server has ended", || state(pid).is_none_or(|state| state == 'Z'));
+    let status = server.stop().or_explain();
+    assert!(status.success(), "{status}");
+    comes_back(victim, &images);
+}
+
+fn a_page_server_that_fails_tells_what_criu_said() {
+    let home = Home::new();
+    let (folder, work) = (File::open(home.folder("images")).unwrap(), File::open(home.folder("work")).unwrap());
+    let in_file = listening().log_file("server.log");
+    for (options, lend) in [
+        (listening(), Lend::images(&folder)),
+        (in_file.clone(), Lend::images(&folder)),
+        (in_file, Lend::images(&folder).work(&work)),
+    ] {
+        let server = criu().page_server(&options, lend).or_explain();
+        let mut stream = TcpStream::connect((LOOPBACK, server.port().unwrap())).unwrap();
+        stream.write_all(&[0x7f; 64]).unwrap();
+        drop(stream);
+        let error = server.wait().unwrap_err();
+        let Error::Criu(failure) = &error else { panic!("{}", explain(&error)) };
+        assert!(!failure.log.is_empty(), "{}", explain(&error));
+        assert!(failure.exit.is_some_and(|exit| exit.code().is_some_and(|code| code != 0)), "{failure:?}");
+        assert_eq!((failure.request, failure.version.is_some()), (criu_rpc::Request::WaitPid, true));
+    }
+}
+
+fn a_page_server_that_was_killed_is_told_from_one_that_failed() {
+    let home = Home::new();
+    let folder = File::open(home.folder("images")).unwrap();
+    let server = criu().page_server(&listening(), Lend::images(&folder)).or_explain();
+    let pid = server.pid().as_raw();
+    assert!(children(own()).contains(&parent(pid)));
+    signal(pid, nix::sys::signal::Signal::SIGTERM);
+    let error = server.wait().unwrap_err();
+    let Error::Criu(failure) = &error else { panic!("{}", explain(&error)) };
+    assert_eq!(failure.exit.and_then(|exit| exit.signal()), Some(15), "{}", explain(&error));
+    assert_eq!(failure.cause, Cause::CriuKilled, "{}", explain(&error));
 }
 
 fn a_page_server_that_nobody_connects_to_is_not_waited_for_past_the_deadline() {

@@ -1,7 +1,7 @@
 //! Signals that the caller's process group gets, as from a terminal, harm no tree.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::Write,
     os::unix::process::{CommandExt, ExitStatusExt},
     process::{Command, Stdio},
@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use criu_rpc::{Chunking, Digest256, DumpOptions, ProcsCapture, RestoreOptions, rpc::NoHooks};
+use criu_rpc::{Chunking, Digest256, DumpOptions, ProcsCapture, RestoreOptions, options::CgroupMode, rpc::NoHooks};
 use nix::{
     sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction},
     unistd::{Pid, getpgid, getpgrp, setpgid, setsid, tcgetpgrp, tcsetpgrp, ttyname},
@@ -20,6 +20,7 @@ use crate::{
     apart::{Whole, apart, random},
     harness::{Test, criu, tests},
     places::{Home, PATIENCE, lives},
+    provoked::restores::Group,
     requests::Images,
     talk::Talk,
     terminal::pty,
@@ -30,10 +31,11 @@ tests![
     signals_to_the_group_of_the_caller_harm_no_tree_that_is_captured,
     signals_to_the_group_of_the_caller_harm_no_tree_that_is_revived,
     a_job_is_revived_as_the_foreground_job_of_the_terminal,
+    control_groups_are_restored_for_a_caller_that_ignores_sigterm,
 ];
 
 pub(crate) const APART: &[Test] =
-    &[("signals-captures", capture), ("signals-restores", restore), ("signals-jobs", revive_jobs)];
+    &[("signals-captures", capture), ("signals-restores", restore), ("signals-jobs", revive_jobs), ("signals-groups", revive_in_groups)];
 
 fn signals_to_the_group_of_the_caller_harm_no_tree_that_is_captured() {
     apart("signals-captures");
@@ -45,6 +47,10 @@ fn signals_to_the_group_of_the_caller_harm_no_tree_that_is_revived() {
 
 fn a_job_is_revived_as_the_foreground_job_of_the_terminal() {
     apart("signals-jobs");
+}
+
+fn control_groups_are_restored_for_a_caller_that_ignores_sigterm() {
+    apart("signals-groups");
 }
 
 /// How long a test may repeat its captures or restores.
@@ -234,4 +240,42 @@ fn take_the_foreground(terminal: &File) {
     stop.thread_block().unwrap(); // the kernel allows it to a process that cannot be stopped by it
     tcsetpgrp(terminal, getpgrp()).unwrap();
     stop.thread_unblock().unwrap();
+}
+
+/// criu ends a helper for control groups by SIGTERM, and waits for its end.
+fn revive_in_groups() {
+    // SAFETY: no handler is installed.
+    #[allow(unsafe_code)]
+    unsafe { nix::sys::signal::signal(Signal::SIGTERM, SigHandler::SigIgn) }.unwrap();
+    let home = Home::new();
+    for (leader, mode) in [
+        ("none", CgroupMode::Full),
+        ("none", CgroupMode::Soft),
+        ("group", CgroupMode::Soft),
+        ("session", CgroupMode::Full),
+    ] {
+        let mut command = Command::new("/proc/self/exe");
+        command.arg("--victim");
+        match leader {
+            "session" => drop(command.arg("session")),
+            "group" => drop(command.process_group(0)),
+            _ => {}
+        }
+        let mut victim = Victim::start_by(command);
+        victim.assert_counts_on(0);
+        let Some(group) = Group::new(&format!("signals-{leader}-{mode:?}")) else { return victim.end() };
+        fs::write(group.0.join("cgroup.procs"), victim.pid().to_string()).unwrap();
+        let images = Images::of(&victim, &home.folder(&format!("groups-{leader}-{mode:?}")));
+        let shell_job = leader != "session";
+        let options = DumpOptions::default().shell_job(shell_job).manage_cgroups_mode(mode);
+        let criu = criu().deadline(Duration::from_secs(30));
+        criu.dump(victim.pid(), &options, images.lend(), &mut NoHooks).or_explain();
+        victim.reap(&images.members);
+        let mut revived = images.revive(&criu, &options.shared_with()).or_explain();
+        let members = fs::read_to_string(group.0.join("cgroup.procs")).unwrap();
+        assert_eq!(members.trim(), revived.pid().to_string(), "{leader}, {mode:?}");
+        revived.assert_counts_on(1);
+        drop(revived);
+        wait_gone(&images.members);
+    }
 }

@@ -30,9 +30,11 @@ pub(crate) enum Kind {
     Dump = 1,
     Restore = 2,
     Check = 3,
+    PageServer = 5,
     Notify = 6,
     FeatureCheck = 9,
     Version = 10,
+    WaitPid = 11,
 }
 
 /// One line of a script.
@@ -255,6 +257,8 @@ pub(crate) struct Resp {
     pub(crate) restore: Option<RestoreResp>,
     #[prost(message, optional, tag = "5")]
     pub(crate) notify: Option<Notify>,
+    #[prost(message, optional, tag = "6")]
+    pub(crate) ps: Option<Server>,
     #[prost(int32, optional, tag = "7")]
     pub(crate) errno: Option<i32>,
     #[prost(message, optional, tag = "8")]
@@ -263,6 +267,17 @@ pub(crate) struct Resp {
     pub(crate) errmsg: Option<String>,
     #[prost(message, optional, tag = "10")]
     pub(crate) version: Option<Version>,
+    #[prost(int32, optional, tag = "11")]
+    pub(crate) status: Option<i32>,
+}
+
+/// A page server.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub(crate) struct Server {
+    #[prost(int32, optional, tag = "2")]
+    pub(crate) port: Option<i32>,
+    #[prost(int32, optional, tag = "3")]
+    pub(crate) pid: Option<i32>,
 }
 
 #[derive(Clone, Copy, PartialEq, Message)]

@@ -207,7 +207,7 @@ mod seen_by_criu {
     };
 
     use criu_rpc::{
-        Criu, DumpOptions, RestoreOptions, Version,
+        Criu, DumpOptions, Error, RestoreOptions, Version,
         options::{
             CgroupMode, CgroupRoot, CpuCap, CpuInfoOptions, EmptyNamespace, JoinNamespace, LogLevel,
             NetworkLock, PageServerAddress, PageServerOptions, PreDumpMode, PreDumpOptions,
@@ -340,7 +340,10 @@ mod seen_by_criu {
             )
             .unwrap();
         assert_eq!(server.port(), Some(4711));
-        assert_eq!(server.wait().unwrap().code(), Some(7));
+        assert_eq!(server.pid().as_raw(), pid);
+        let error = server.wait().unwrap_err();
+        assert!(matches!(error, Error::Criu(_)), "{error}");
+        assert_eq!(error.failure().unwrap().exit.unwrap().code(), Some(7));
         assert!(!stand_in.wait().unwrap().success(), "it was killed");
         drop(criu);
         let heard = there.join().unwrap();

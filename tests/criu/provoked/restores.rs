@@ -241,11 +241,11 @@ fn control_groups_that_exist() {
 }
 
 /// A control group of the test's own.
-pub(super) struct Group(pub(super) std::path::PathBuf);
+pub(crate) struct Group(pub(crate) std::path::PathBuf);
 
 impl Group {
     /// None where control groups of the first version are not mounted in the usual place.
-    pub(super) fn new(name: &str) -> Option<Group> {
+    pub(crate) fn new(name: &str) -> Option<Group> {
         let folder = Path::new("/sys/fs/cgroup/freezer");
         let group = folder.join(format!("criu-rpc-test-{}-{name}", std::process::id()));
         (folder.join("cgroup.procs").exists() && fs::create_dir(&group).is_ok()).then_some(Group(group))

@@ -113,6 +113,47 @@ fn an_option_that_this_criu_is_too_old_for_is_refused_before_it_is_asked() {
 }
 
 /// A dump of this process, in name: nobody touches it.
+/// A page server by this number, which says this and ends with this status.
+fn page_server(pid: i32, words: &str, status: i32) -> PageServer {
+    let ps = Some(peer::Server { port: Some(4711), pid: Some(pid) });
+    let started = says(Resp { ps, ..Resp::good(Kind::PageServer) });
+    let ended = says(Resp { status: Some(status), ..Resp::good(Kind::WaitPid) });
+    let hears = "dd bs=65536 count=1 <&3 >/dev/null 2>&1";
+    let script = StandIn::talking((4, 2), &format!("{started}; {hears}; {words}{ended}"));
+    let folder = File::open(&*script.0).unwrap();
+    let options = PageServerOptions::default().ps(PageServerAddress::tcp("127.0.0.1", 0));
+    let server = script.criu().page_server(&options, Lend::images(&folder)).unwrap();
+    assert_eq!((server.pid().as_raw(), server.port()), (pid, Some(4711)));
+    server
+}
+
+fn own() -> i32 {
+    process::id().try_into().unwrap()
+}
+
+#[test]
+fn the_words_of_a_page_server_that_failed_come_with_the_error() {
+    let log = "echo 'Error (criu/page-xfer.c:1): it hurts' >&2; echo ouch >&2; ";
+    let error = page_server(own(), log, 7 << 8).wait().unwrap_err();
+    let Error::Criu(failure) = &error else { panic!("{error}") };
+    assert_eq!((failure.log.as_slice(), failure.stderr.as_str()), (&["it hurts".to_owned()][..], "ouch\n"));
+    assert_eq!(failure.exit.unwrap().code(), Some(7), "its own, not criu's");
+    assert_eq!(failure.version, Some(Version::new(4, 2, 0)));
+    assert_eq!(failure.request, Request::WaitPid);
+
+    let error = page_server(own(), "", Signal::SIGKILL as i32).wait().unwrap_err();
+    let Error::Criu(failure) = &error else { panic!("{error}") };
+    assert_eq!((failure.cause, failure.exit.unwrap().signal()), (Cause::CriuKilled, Some(9)));
+
+    assert!(page_server(own(), log, 0).wait().unwrap().success());
+}
+
+#[test]
+fn a_process_that_does_not_descend_from_its_criu_is_not_stopped() {
+    let error = page_server(own(), "", 0).stop().unwrap_err();
+    assert!(matches!(error, Error::Options { option: "PageServer::stop", .. }), "{error}");
+}
+
 fn dumped(criu: &Criu) -> Result<Dumped> {
     let folder = Folder::new();
     let images = File::open(&*folder).unwrap();

@@ -129,9 +129,49 @@ fn criu_finds_signals_as_it_needs_them() {
         let status = script.told("status");
         let number = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
         assert_eq!(number("NSsid:"), number("Pid:"), "no terminal controls its session");
+        // criu ends a helper of a restore by SIGTERM, and waits for it.
+        ignore(Signal::SIGTERM);
+        let folder = File::open(&*script.0).unwrap();
+        let options = RestoreOptions::default();
+        let error = script.criu().restore(&options, Lend::images(&folder), &mut NoHooks).unwrap_err();
+        assert!(matches!(error, Error::Gone(_)), "{error}");
+        let ignored = script.signals("SigIgn");
+        assert!(!ignored.contains(&(Signal::SIGTERM as u32)), "criu has a use for it");
+        assert!(ignored.contains(&(Signal::SIGUSR1 as u32)) && ignored.contains(&(Signal::SIGINT as u32)));
         let mask = SigSet::thread_get_mask().unwrap();
         assert!(mask.contains(Signal::SIGTERM), "our own mask is as it was");
     });
+}
+
+#[test]
+fn a_signal_to_the_group_of_the_caller_does_not_end_a_criu_that_leaves_it() {
+    Apart::new(module_path!(), "a_signal_to_the_group_of_the_caller_does_not_end_a_criu_that_leaves_it").run(
+        || {
+            setpgid(Pid::from_raw(0), Pid::from_raw(0)).unwrap();
+            for signal in [Signal::SIGTERM, Signal::SIGUSR1, Signal::SIGALRM] {
+                outlive(signal);
+            }
+            let script = StandIn::saying("#!/bin/true\n");
+            let over = AtomicBool::new(false);
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    while !over.load(Ordering::SeqCst) {
+                        for signal in [Signal::SIGTERM, Signal::SIGUSR1, Signal::SIGALRM] {
+                            kill(Pid::from_raw(0), signal).unwrap();
+                        }
+                    }
+                });
+                let begin = Instant::now();
+                let ends: Vec<_> = (0..200)
+                    .take_while(|round| *round < 10 || begin.elapsed() < Duration::from_secs(3))
+                    .map(|_| script.criu().version().unwrap_err().failure().unwrap().exit.unwrap())
+                    .filter(|exit| exit.code() != Some(0))
+                    .collect();
+                over.store(true, Ordering::SeqCst);
+                assert_eq!(ends, []);
+            });
+        },
+    );
 }
 
 #[test]

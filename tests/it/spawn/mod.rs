@@ -14,12 +14,15 @@ use std::{
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{self, Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
     time::{Duration, Instant},
 };
 
 use criu_rpc::{
-    Cause, Criu, DumpOptions, Error, Failure, RestoreOptions, Result, Version,
-    rpc::{Dumped, Lend, NoHooks, SelfDump},
+    Cause, Criu, DumpOptions, Error, Failure, Request, RestoreOptions, Result, Version,
+    options::{PageServerAddress, PageServerOptions},
+    rpc::{Dumped, Lend, NoHooks, PageServer, SelfDump},
 };
 use nix::{
     errno::Errno,
@@ -27,7 +30,7 @@ use nix::{
         signal::{SigHandler, SigSet, SigmaskHow, Signal, kill, pthread_sigmask, signal},
         wait::{WaitPidFlag, waitpid},
     },
-    unistd::{Pid, close, dup, dup2_stderr, dup2_stdin, dup2_stdout},
+    unistd::{Pid, close, dup, dup2_stderr, dup2_stdin, dup2_stdout, setpgid},
 };
 
 use prost::Message;
@@ -156,4 +159,12 @@ fn says(message: Resp) -> String {
 fn ignore(one: Signal) {
     // SAFETY: no handler is installed, and the one that is replaced is never put back.
     unsafe { signal(one, SigHandler::SigIgn) }.unwrap();
+}
+
+/// Handles a signal by nothing, in this whole process.
+#[allow(unsafe_code)]
+fn outlive(one: Signal) {
+    extern "C" fn handled(_: i32) {}
+    // SAFETY: the handler does nothing, and the one that is replaced is never put back.
+    unsafe { signal(one, SigHandler::Handler(handled)) }.unwrap();
 }
