@@ -96,6 +96,7 @@ const WORDS: &[&str] = &[
     "kill_tree",
     "unshare --pid --fork --mount-proc",
     "socket:[inode]",
+    "ProcsCapture",
 ];
 
 /// Whether our options, the files that are lent or criu's arguments have this name.

@@ -51,11 +51,15 @@ impl Party<'_> {
     pub(super) fn meet(&mut self) -> bool {
         self.left = self.left.saturating_sub(1);
         let mut state = self.meeting.state();
+        // One that will not come has left, so those who are here may be all that there are.
+        if state.broken {
+            return false;
+        }
         state.waiting += 1;
         if state.waiting == state.parties {
             (state.waiting, state.met) = (0, state.met + 1);
             self.meeting.changed.notify_all();
-            return !state.broken;
+            return true;
         }
         let before = state.met;
         while state.met == before && !state.broken {
