@@ -179,7 +179,7 @@ impl FsBlobStore {
     ///
     /// Everything is gone if [`Gc::postponed`] is empty. Else the disk has no room to write anew what is needed of some packs, or a pack has
     /// damage: call [`verify`](FsBlobStore::verify) and [`quarantine`](FsBlobStore::quarantine), make room, and call this again. What a file
-    /// system or a disk keeps of files that were removed is beyond the store: an [`EncryptedBlobStore`](crate::EncryptedBlobStore)
+    /// system or a disk keeps of files that were removed is beyond the store: an `EncryptedBlobStore`
     /// whose key is destroyed leaves nothing.
     ///
     /// ```
