@@ -20,7 +20,10 @@ use super::{
     talk::{Ask, Files},
     transport::Connection,
 };
-use crate::{Error, Request, Result, image, procfs, sys};
+use crate::{
+    Error, Request, Result, image, procfs,
+    sys::{self, NoAdoption},
+};
 
 /// The tree that is to be restored as our child. If the restore fails, its root is our zombie; if it was cut short, the
 /// tree may live on, half made: below its root or, where that has ended already, as orphans.
@@ -37,6 +40,8 @@ pub(super) struct Offspring {
     name: Option<String>,
     /// Whether criu was told to begin, while the root's number was free.
     begun: bool,
+    /// The descendants of a root that has ended are init's, and not ours.
+    _init_is_heir: Option<NoAdoption>,
 }
 
 /// The roots that are being restored.
@@ -56,7 +61,8 @@ impl Offspring {
     ///
     /// [`Error::Criu`] if another restore of the same root is going on in this program.
     pub(super) fn expected(ask: &Ask<'_>, connection: &Connection) -> Result<Offspring> {
-        let nobody = Ok(Offspring { root: None, others: Vec::new(), name: None, begun: false });
+        let nobody =
+            Ok(Offspring { root: None, others: Vec::new(), name: None, begun: false, _init_is_heir: None });
         let (Request::Restore, Files::Lent(lend)) = (ask.request, &ask.files) else { return nobody };
         if ask.opts.as_ref().and_then(|opts| opts.rst_sibling) != Some(true) {
             return nobody;
@@ -73,7 +79,9 @@ impl Offspring {
         }
         // From here on the claim is given back by drop.
         let others = others.iter().copied().filter(|pid| *pid > 1).collect();
-        Ok(Offspring { root: Some(root), others, name: connection.pid().and_then(name_of), begun: false })
+        let name = connection.pid().and_then(name_of);
+        let _init_is_heir = Some(NoAdoption::begin());
+        Ok(Offspring { root: Some(root), others, name, begun: false, _init_is_heir })
     }
 
     /// Takes note that criu is about to be told to go on from this event.

@@ -31,7 +31,8 @@ use crate::{
 /// The root is reaped by its parent, for instance by [`Child::wait`](std::process::Child::wait). If it descends from this
 /// process, everything below it is reaped here, so once the root is reaped all pids of the tree are free. For that, this
 /// process becomes a subreaper until the call returns. Other orphans that it inherits meanwhile are reaped when they end.
-/// The descendants of other roots are reaped by init, which can take its time.
+/// The descendants of other roots are reaped by init, which can take its time, and so are all while this program restores
+/// another tree.
 ///
 /// The tree is stopped first, from the top down, so that none can escape by forking. Processes that left the tree before
 /// (their parent ended, and init inherited them) are not reached; [`kill_session`] reaches them.
@@ -269,5 +270,11 @@ mod tests {
             assert!(Instant::now() < deadline, "{:?}", Stat::of(orphan));
             thread::sleep(Duration::from_millis(5));
         }
+
+        // Here, because other tests would notice.
+        let bar = sys::NoAdoption::begin();
+        assert_eq!(Adoption::begin().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        drop(bar);
+        drop(Adoption::begin().unwrap());
     }
 }

@@ -1,4 +1,4 @@
-//! [`Adoption`]: being the heir of orphans for a while.
+//! [`Adoption`]: being the heir of orphans for a while; [`NoAdoption`]: being none of those that a restore leaves.
 //!
 //! Whether a process is a subreaper is one setting for all of its threads, so its users here take turns.
 
@@ -22,9 +22,11 @@ struct Turns {
     adoptions: u32,
     /// What the program had set before the first.
     before: bool,
+    /// How many [`NoAdoption`]s there are.
+    barred: u32,
 }
 
-static TURNS: Mutex<Turns> = Mutex::new(Turns { adoptions: 0, before: false });
+static TURNS: Mutex<Turns> = Mutex::new(Turns { adoptions: 0, before: false, barred: 0 });
 static OVER: Condvar = Condvar::new();
 
 fn turns() -> MutexGuard<'static, Turns> {
@@ -32,8 +34,16 @@ fn turns() -> MutexGuard<'static, Turns> {
 }
 
 impl Adoption {
+    /// Adopts orphans from here on.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::WouldBlock`] while there is a [`NoAdoption`], unless the program adopts orphans by itself.
     pub(crate) fn begin() -> io::Result<Adoption> {
         let mut turns = turns();
+        if turns.barred > 0 && !prctl::get_child_subreaper()? {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
         if turns.adoptions == 0 {
             turns.before = prctl::get_child_subreaper()?;
             prctl::set_child_subreaper(true)?;
@@ -58,6 +68,28 @@ impl Drop for Adoption {
             }
             OVER.notify_all();
         }
+    }
+}
+
+/// While it exists, this process adopts no orphans, unless it does so by itself. What a failed restore leaves would become
+/// its children otherwise, and look like those that the program started.
+#[derive(Debug)]
+pub(crate) struct NoAdoption(());
+
+impl NoAdoption {
+    /// Waits until the last [`Adoption`] is over, which takes as long as a killed tree takes to end.
+    pub(crate) fn begin() -> NoAdoption {
+        let turns = turns();
+        let mut turns =
+            OVER.wait_while(turns, |turns| turns.adoptions > 0).unwrap_or_else(PoisonError::into_inner);
+        turns.barred += 1;
+        NoAdoption(())
+    }
+}
+
+impl Drop for NoAdoption {
+    fn drop(&mut self) {
+        turns().barred -= 1;
     }
 }
 

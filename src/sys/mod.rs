@@ -23,7 +23,7 @@ use std::{
 };
 
 pub(crate) use self::{
-    adopt::Adoption,
+    adopt::{Adoption, NoAdoption},
     buffer::Buffer,
     known::Known,
     mount::mount_fuse,
