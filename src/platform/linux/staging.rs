@@ -23,7 +23,7 @@ use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg, OFlag, openat},
     sys::stat::{Mode, mkdirat},
-    unistd::geteuid,
+    unistd::{UnlinkatFlags, geteuid, unlinkat},
 };
 
 use crate::{Error, Result, private, sys};
@@ -67,7 +67,10 @@ impl Staging {
             let lock = match folder {
                 Ok(lock) => lock,
                 Err(Errno::EAGAIN | Errno::ENOENT) => continue,
-                Err(errno) => return Err(Error::io(doing())(errno.into())),
+                Err(errno) => {
+                    let _ = unlinkat(&above, name.as_str(), UnlinkatFlags::RemoveDir); // that it was made tells less
+                    return Err(Error::io(doing())(errno.into()));
+                }
             };
             if lock.metadata().is_ok_and(|metadata| metadata.nlink() > 0) {
                 return Ok(Staging { path: parent.join(name), lock: Some(lock) });
