@@ -1,6 +1,5 @@
 //! Linux: dump and restore by criu, by way of a private folder.
 
-mod connections;
 mod dump;
 mod enclosed;
 mod files;
@@ -20,6 +19,7 @@ mod serve;
 mod settle;
 mod staging;
 mod streams;
+mod taken;
 mod whole;
 
 pub(crate) use self::{

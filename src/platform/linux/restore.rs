@@ -9,7 +9,6 @@ use std::{
 };
 
 use super::{
-    connections::retry_until_forgotten,
     files::{Files, LastLook},
     fit,
     links::Links,
@@ -19,6 +18,7 @@ use super::{
     settle::Settle,
     staging::Staging,
     streams::{Given, renumber},
+    taken::retry_while_taken,
     whole,
 };
 use crate::{
@@ -86,7 +86,6 @@ impl<'a> Reviver<'a> {
         for (place, (tree, images)) in trees.iter().zip(&images).enumerate() {
             let given = Given::new(self.revival, links.of(place))?;
             let mut lent = given.lend(images)?;
-            renumber(images)?;
             images.keep_unsent()?;
             let (tree, more) = self.revive_one(*tree, images, &lent.files)?;
             unread.extend(lent.unread.drain(..).map(|(descriptor, bytes)| Unread {
@@ -149,13 +148,17 @@ impl<'a> Reviver<'a> {
             (tree, [warnings.as_slice(), settled.as_slice()].concat())
         };
         let from_folder = || {
-            let restored = retry_until_forgotten(patience, || pids.retry_until_freed(|| restore(&folder)));
+            let restored = retry_while_taken(patience, || {
+                renumber(images)?;
+                pids.retry_until_freed(|| restore(&folder))
+            });
             restored.map(with_warnings)
         };
         let Some(pages) = tree.pages else { return from_folder() };
         if !options.needs_files() {
             // None, where memory cannot be served.
-            let served = retry_until_forgotten(patience, || {
+            let served = retry_while_taken(patience, || {
+                renumber(images)?;
                 pids.retry_until_freed(|| serve::served(tree.folder, pages, restore).transpose())
             })?;
             if let Some(revived) = served {

@@ -1,4 +1,4 @@
-//! Waiting for the kernel to forget what is left of a tree's connections.
+//! Waiting for what passes by itself: connections that the kernel has not forgotten, and terminals of programs that come and go.
 
 use std::{
     thread,
@@ -10,16 +10,14 @@ use crate::{Cause, Error, Result};
 /// The pause between two attempts.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// Restores again while the kernel still has a connection with both addresses of one of the tree's. When a tree ends, its
-/// connections go into TIME_WAIT, and the kernel gives them anew after one or two seconds.
-pub(super) fn retry_until_forgotten<T>(
-    patience: Duration,
-    mut restore: impl FnMut() -> Result<T>,
-) -> Result<T> {
+/// Restores again while the kernel still has a connection with both addresses of one of the tree's, or another program was
+/// quicker to take the number of a terminal. When a tree ends, its connections go into TIME_WAIT, and the kernel gives them
+/// anew after one or two seconds.
+pub(super) fn retry_while_taken<T>(patience: Duration, mut restore: impl FnMut() -> Result<T>) -> Result<T> {
     let deadline = Instant::now().checked_add(patience);
     loop {
         match restore() {
-            Err(error) if is_remembered(&error) && deadline.is_none_or(|end| Instant::now() < end) => {
+            Err(error) if is_taken(&error) && deadline.is_none_or(|end| Instant::now() < end) => {
                 thread::sleep(PAUSE);
             }
             result => return result,
@@ -27,12 +25,17 @@ pub(super) fn retry_until_forgotten<T>(
     }
 }
 
-/// Whether criu could bind the address of a connection and not connect it.
-fn is_remembered(error: &Error) -> bool {
-    const TAKEN: &str = "Can't connect inet socket back: Cannot assign requested address";
+/// Whether criu could bind the address of a connection and not connect it, or not open the terminal with a number.
+fn is_taken(error: &Error) -> bool {
+    const CONNECTION: &str = "Can't connect inet socket back: Cannot assign requested address";
+    const TERMINAL: &str = "Unable to open dev/ptmx with specified index";
     error.failure().is_some_and(|failure| {
         let mut lines = failure.log.iter().chain(&failure.message);
-        failure.cause == Cause::TcpNotRestored && lines.any(|line| line.contains(TAKEN))
+        match failure.cause {
+            Cause::TcpNotRestored => lines.any(|line| line.contains(CONNECTION)),
+            Cause::TerminalTaken => lines.any(|line| line.contains(TERMINAL)),
+            _ => false,
+        }
     })
 }
 
@@ -58,12 +61,12 @@ mod tests {
         ];
         for (line, waits) in cases {
             let mut calls = 0;
-            let restored = retry_until_forgotten(Duration::from_secs(60), || {
+            let restored = retry_while_taken(Duration::from_secs(60), || {
                 calls += 1;
                 if calls > 1 { Ok(()) } else { Err(failed(line)) }
             });
             assert_eq!((restored.is_ok(), calls > 1), (waits, waits), "{line}");
         }
-        assert!(retry_until_forgotten(Duration::ZERO, || -> Result<()> { Err(failed(cases[0].0)) }).is_err());
+        assert!(retry_while_taken(Duration::ZERO, || -> Result<()> { Err(failed(cases[0].0)) }).is_err());
     }
 }
