@@ -51,8 +51,13 @@ pub(crate) fn main(parts: &[Part], tests: &[&'static [Test]]) {
             None => Ok(completed(*test)),
         })
     });
-    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit();
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(TESTS_AT_ONCE);
+    libtest_mimic::run(&arguments, trials.collect()).exit();
 }
+
+/// How many tests run at once unless the caller says otherwise. Most wait, for a program or for init.
+const TESTS_AT_ONCE: usize = 4;
 
 /// Leads a session of its own, if that of the caller is led from outside of this pid namespace, as in a container:
 /// criu cannot dump any process that stays in such a session.

@@ -154,7 +154,6 @@ while True:
         let mut program = Program::in_terminal(&terminal, &python(TELLS));
         program.talk.until("size 0 0");
         resize(&terminal, 50, 132);
-        program.talk.tell(""); // Python looks for signals between lines
         program.talk.until("told 50 132");
         let (store, digest) = way.captured(home, program);
         drop(terminal);
@@ -163,7 +162,6 @@ while True:
         revived.talk.tell("");
         revived.talk.until("size 50 132");
         resize(&terminal, 20, 60);
-        revived.talk.tell("");
         revived.talk.until("told 20 60");
     });
 }
