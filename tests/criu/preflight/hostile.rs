@@ -58,7 +58,9 @@ fn processes_that_come_and_go_are_no_error() {
         (looks, most) = (looks + 1, preflight.processes.max(most));
     }
     eprintln!("{looks} looks, at {most} processes at most");
-    assert!(names("/proc/self/fd".as_ref()).len() <= open + 16, "descriptors were left open");
+    // Other tests have some open meanwhile, but not one for each look and process.
+    let left = names("/proc/self/fd".as_ref()).len().saturating_sub(open);
+    assert!(left <= 64, "{left} descriptors were left open by {looks} looks");
 }
 
 fn a_process_that_vanishes_is_missing_or_was_seen_whole() {
@@ -144,5 +146,7 @@ fn thousands_of_descriptors_mappings_and_threads_take_a_moment() {
         eprintln!("a look at {pid} took {:?}", processor_time() - before);
         assert!(processor_time() - before < A_MOMENT, "{:?}", processor_time() - before);
     }
-    assert!(names("/proc/self/fd".as_ref()).len() <= open + 16, "descriptors were left open");
+    // Other tests have some open meanwhile, but not one for each look and process.
+    let left = names("/proc/self/fd".as_ref()).len().saturating_sub(open);
+    assert!(left <= 64, "{left} descriptors were left open");
 }
