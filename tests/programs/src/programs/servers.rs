@@ -17,8 +17,7 @@ pub(super) const PROGRAMS: &[Program] = &[
     Program::new("node server with workers", &["node"], node),
     Program::new("java with threads", &["java", "javac"], java),
     Program::new("sqlite3, transaction", &["sqlite3"], sqlite_transaction),
-    Program::new("sqlite3, WAL", &["sqlite3"], sqlite_wal)
-        .limit("its locks on the `-shm` file are lost, for criu closes that file after it has mapped it: no other program may open the database then"),
+    Program::new("sqlite3, WAL", &["sqlite3"], sqlite_wal),
     Program::new("redis and client", &["redis-server", "redis-cli"], redis),
     Program::new("nginx", &["nginx"], nginx),
     Program::new("go server", &["go"], go),
