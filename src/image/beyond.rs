@@ -19,6 +19,7 @@ impl ImageDir {
         }
         problems.extend(self.files_of_threads(&processes)?);
         problems.extend(self.unsent_beyond_restore()?);
+        problems.extend(self.sockets_beyond_restore()?);
         Ok(problems)
     }
 

@@ -1,6 +1,9 @@
 //! A file of images, taken apart: magic numbers, then entries, each a length and a message.
 
-use std::io::{self, Read};
+use std::{
+    collections::BTreeMap,
+    io::{self, Read},
+};
 
 use prost::Message;
 
@@ -120,6 +123,25 @@ pub(super) fn rewritten<Old: Message + Default, New: Message>(
     let mut new = old.get(..HEAD).ok_or_else(|| frames.corrupt("it has no head"))?.to_vec();
     for entry in kept {
         let size = u32::try_from(entry.len()).map_err(|_| frames.corrupt("an entry became too large"))?;
+        new.extend(size.to_le_bytes());
+        new.extend(entry);
+    }
+    Ok(new)
+}
+
+/// The image `old` with entries moved: `moves` has, by the new place of an entry, the old one.
+pub(super) fn moved(old: &[u8], name: &str, moves: &BTreeMap<usize, usize>) -> Result<Vec<u8>> {
+    let mut rest = old;
+    let mut frames = Frames::new(&mut rest, name)?;
+    let mut entries = Vec::new();
+    while let Some(entry) = frames.next_bytes()? {
+        entries.push(entry);
+    }
+    let mut new = old.get(..HEAD).ok_or_else(|| frames.corrupt("it has no head"))?.to_vec();
+    for place in 0..entries.len() {
+        let from = moves.get(&place).copied().unwrap_or(place);
+        let entry = entries.get(from).ok_or_else(|| frames.corrupt("it has too few entries"))?;
+        let size = u32::try_from(entry.len()).map_err(|_| frames.corrupt("an entry is too large"))?;
         new.extend(size.to_le_bytes());
         new.extend(entry);
     }

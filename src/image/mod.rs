@@ -10,6 +10,7 @@ mod links;
 mod locks;
 mod memory;
 mod notes;
+mod order;
 mod paths;
 mod renumber;
 mod shared;
@@ -64,6 +65,11 @@ pub(crate) fn tree_pids(pstree: impl Read) -> Result<Vec<i32>> {
 pub(crate) fn root(pstree: impl Read) -> Result<PstreeEntry> {
     let first = Frames::new(pstree, "pstree.img")?.next_entry()?;
     first.ok_or_else(|| Error::corrupt("pstree.img", "it has no process"))
+}
+
+/// The image of a table of descriptors.
+fn fdinfo(files_id: u32) -> String {
+    format!("fdinfo-{files_id}.img")
 }
 
 /// A folder of images.

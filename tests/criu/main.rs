@@ -23,7 +23,7 @@ modules! { overdue soak }
 // Those of signals, of the ends of processes, and of what listens.
 modules! { signals }
 // What a tree needs that nobody has to say.
-modules! { beyond enclosed links settings ways }
+modules! { beyond enclosed links order settings ways }
 
 #[cfg(target_os = "linux")]
 fn main() {
@@ -59,6 +59,7 @@ fn main() {
         locked::TESTS,
         missing::TESTS,
         links::TESTS,
+        order::TESTS,
         overdue::TESTS,
         pids::TESTS,
         pipes::TESTS,

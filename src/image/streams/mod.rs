@@ -22,7 +22,7 @@ use self::{
     edit::{Edits, Substitute},
     tables::{Inherited, Kind, Outside, Resource, Tables},
 };
-use super::ImageDir;
+use super::{ImageDir, fdinfo};
 use crate::{Result, proto::images::FdinfoEntry};
 
 /// The bits of a file's flags that say for what it was opened.
@@ -111,11 +111,6 @@ pub(crate) fn detach_streams(images: &ImageDir, offer: &Offer<'_>) -> Result<Det
     let rest = unread.iter().position(|(descriptor, _)| ended && *descriptor == 0);
     let rest = rest.map_or_else(Vec::new, |place| unread.remove(place).1);
     Ok(Detached { lendings, unread, rest })
-}
-
-/// The image of a table of descriptors.
-fn fdinfo(files_id: u32) -> String {
-    format!("fdinfo-{files_id}.img")
 }
 
 /// What becomes of a descriptor.

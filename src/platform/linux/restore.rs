@@ -87,6 +87,7 @@ impl<'a> Reviver<'a> {
             let given = Given::new(self.revival, links.of(place))?;
             let mut lent = given.lend(images)?;
             images.keep_unsent()?;
+            order_sockets(images).map_err(|error| self.tell_version(error))?;
             let (tree, more) = self.revive_one(*tree, images, &lent.files)?;
             unread.extend(lent.unread.drain(..).map(|(descriptor, bytes)| Unread {
                 tree: tree.pid(),
@@ -203,6 +204,15 @@ impl Reviver<'_> {
             error => error,
         }
     }
+}
+
+/// Makes criu restore the unix sockets as they were, and refuses to begin where it would not.
+fn order_sockets(images: &ImageDir) -> Result<()> {
+    let problems = images.order_sockets()?;
+    if problems.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Criu(Failure::foreseen(Request::Restore, Cause::UnixSocketBusy, problems).into()))
 }
 
 /// Refuses to begin without the root folder that a mount namespace needs: criu would stumble over that.
