@@ -117,18 +117,22 @@ fn what_tee_writes_goes_on_at_its_end() {
         let mut command = Command::new("tee");
         command.arg(&log);
         let mut program = Program::on_pipes(&command);
+        // It tells its standard output first.
+        let wait_for_log = |text: &str| wait_until("tee has written", || read(&log) == text);
         assert_eq!(program.talk.ask("one"), "one");
+        wait_for_log("one\n");
         let (store, pid) = (home.store(), program.pid());
         let digest = way.capture(home, [pid]).capture(&store).or_explain();
         if way.leave_running {
             assert_eq!(program.talk.ask("since"), "since");
+            wait_for_log("one\nsince\n");
         } else {
             append(&log, "since\n");
         }
         program.end();
         let (mut revived, _) = revived(home.restore(), &store, &digest);
         assert_eq!(revived.ask("after"), "after");
-        wait_until("tee has written", || read(&log) == "one\nsince\nafter\n");
+        wait_for_log("one\nsince\nafter\n");
     });
 }
 

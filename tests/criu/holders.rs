@@ -104,6 +104,8 @@ fn a_number_that_is_the_session_of_an_orphan_is_told_and_waited_for_once_it_ends
     let pid = victim.pid();
     let digest = home.capture([pid]).capture(&store).or_explain();
     let orphan: i32 = victim.ask("go").parse().unwrap();
+    let name = format!("/proc/{orphan}/comm");
+    wait_until("it sleeps", || std::fs::read(&name).unwrap() == b"sleep\n");
     victim.end();
 
     let error = home.restore().restore(&store, &digest).unwrap_err();

@@ -6,7 +6,7 @@ use criu_rpc::{Capture, Warning};
 
 use crate::{
     harness::{skip, tests},
-    places::{Home, names},
+    places::{Home, copy_program, names},
     tree::{OrExplain, Revived},
     ways::{Script, WAYS, comes_back},
 };
@@ -185,7 +185,7 @@ fn a_program_that_was_renamed() {
         |home| {
             let (first, second) = (home.path("first"), home.path("second"));
             let perl = String::from_utf8(Command::new("which").arg("perl").output().unwrap().stdout).unwrap();
-            fs::copy(perl.trim(), &first).unwrap();
+            copy_program(perl.trim(), &first);
             fs::hard_link(&first, &second).unwrap();
             let mut command = Command::new(&first);
             command.args(["-e", "use POSIX; POSIX::setsid(); $| = 1; print \"ready $$\\n\"; while (<STDIN>) { \

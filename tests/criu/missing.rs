@@ -73,7 +73,9 @@ fn a_file_that_is_given_anew_may_be_gone() {
     let home = Home::new();
     let file = home.path("file");
     let script = format!("exec 3>>{0} 2>>{0}; while read line; do echo $line >&3; echo said; done", file.display());
-    let (store, digest) = Way { leave_running: true, chunked: true }.captured(&home, Program::bash(&script));
+    let mut program = Program::bash(&script);
+    assert_eq!(program.talk.ask("first"), "said");
+    let (store, digest) = Way { leave_running: true, chunked: true }.captured(&home, program);
     fs::remove_file(&file).unwrap();
     let other = File::create(home.path("other")).unwrap();
     // The one by its path; the other, a standard stream, by itself (on_pipes gives it).

@@ -162,24 +162,26 @@ fn in_flight(home: &Home, child: &str, words: &[String]) -> Script {
     Script::by(command)
 }
 
-/// Each way for a parent and a child to hold a pair, and for one of them to send: the words of those that criu can be made to
-/// restore, and of the others. The others are those where the process with the lower pid has the receiver, and the other process
-/// has both.
-fn ways_to_send(parent_is_lower: bool) -> (Vec<String>, Vec<String>) {
-    let (mut fine, mut beyond) = (Vec::new(), Vec::new());
+/// Each way for a parent and a child to hold a pair, and for one of them to send, in words for [`IN_FLIGHT`].
+fn ways_to_send() -> Vec<[&'static str; 4]> {
+    let mut ways = Vec::new();
     for [parent, child] in [["a", "b"], ["b", "a"], ["a", "ab"], ["b", "ab"], ["ab", "a"], ["ab", "b"], ["ab", "ab"]] {
         for (sender, ends) in [("parent", parent), ("child", child)] {
-            for end in ends.split("").filter(|end| !end.is_empty()) {
-                let lower = if parent_is_lower { parent } else { child };
-                let is_beyond = lower.len() == 1 && ends.len() == 2 && lower != end;
-                for keeps in ["keeps", "closes"] {
-                    let word = format!("{parent},{child},{sender}{end},{keeps}");
-                    if is_beyond { beyond.push(word) } else { fine.push(word) }
-                }
-            }
+            let ends = ["a", "b"].into_iter().filter(|end| ends.contains(*end));
+            ways.extend(ends.map(|end| [parent, child, sender, end]));
         }
     }
-    (fine, beyond)
+    ways
+}
+
+/// Whether criu cannot restore it: the process with the lower pid has the receiver alone, and the other has both.
+fn is_beyond([parent, child, sender, end]: [&str; 4]) -> bool {
+    let [lower, higher] = [child, parent];
+    sender == "parent" && higher == "ab" && lower.len() == 1 && lower != end
+}
+
+fn words([parent, child, sender, end]: [&str; 4]) -> [String; 2] {
+    ["keeps", "closes"].map(|keeps| format!("{parent},{child},{sender}{end},{keeps}"))
 }
 
 #[track_caller]
@@ -188,26 +190,26 @@ fn arrive(child: &str, words: &[String]) {
     comes_back(|home| in_flight(home, child, words), |talk| assert_eq!(talk.ask("?"), words.len().to_string()));
 }
 
+/// Whichever of the two has the lower pid.
 fn descriptors_on_their_way_between_parent_and_child() {
-    arrive("fork", &ways_to_send(true).0);
+    let is_fine = |[parent, child, ..]: &[&str; 4]| parent.len() == child.len();
+    arrive("fork", &ways_to_send().into_iter().filter(is_fine).flat_map(words).collect::<Vec<_>>());
 }
 
 fn descriptors_on_their_way_to_and_from_a_child_with_a_lower_pid() {
-    arrive("lower", &ways_to_send(false).0);
+    let fine = ways_to_send().into_iter().filter(|way| !is_beyond(*way)).flat_map(words);
+    arrive("lower", &fine.collect::<Vec<_>>());
 }
 
 fn descriptors_that_no_order_brings_to_their_receiver() {
     need_python();
-    let both_ways = "a,b,parenta+childb,keeps".to_owned();
-    let fork = [ways_to_send(true).1, vec![both_ways]].concat();
-    let lower = ways_to_send(false).1;
-    assert_eq!((fork.len(), lower.len()), (5, 4), "{fork:?} {lower:?}");
-    for (child, words) in [("fork", fork), ("lower", lower)] {
-        for word in words.into_iter().filter(|word| word.ends_with("keeps")) {
-            let home = Home::new();
-            let victim = in_flight(&home, child, &[word]);
-            is_never_revived(victim.pid(), "descriptors are on their way");
-        }
+    let mut beyond: Vec<_> = ways_to_send().into_iter().filter(|way| is_beyond(*way)).flat_map(words).collect();
+    assert_eq!(beyond.len(), 4, "{beyond:?}");
+    beyond.push("a,b,parenta+childb,keeps".to_owned());
+    for word in beyond {
+        let home = Home::new();
+        let victim = in_flight(&home, "lower", &[word]);
+        is_never_revived(victim.pid(), "descriptors are on their way");
     }
 }
 

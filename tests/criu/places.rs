@@ -2,7 +2,9 @@
 
 use std::{
     fs,
+    io::Write,
     path::{Path, PathBuf},
+    process::{Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     thread,
     time::{Duration, Instant},
@@ -115,6 +117,25 @@ pub(crate) fn stored_files(store: &Path) -> Vec<PathBuf> {
 pub(crate) fn file_of(store: &Path, digest: &Digest256) -> PathBuf {
     let holds = |file: &PathBuf| fs::read(file).is_ok_and(|bytes| Digest256::of(&bytes) == *digest);
     files(store).into_iter().find(holds).expect("because it was stored")
+}
+
+/// Copies a program that is to be started, or that criu is to make another one's.
+///
+/// Another process writes the file: in ours, a child that another test starts at the same moment could have it open for
+/// writing for a while, and the kernel executes no such file.
+#[track_caller]
+pub(crate) fn copy_program(from: impl AsRef<Path>, to: &Path) {
+    assert!(Command::new("cp").arg(from.as_ref()).arg(to).status().unwrap().success());
+}
+
+/// Writes a program of this text, as [`copy_program`] does.
+#[track_caller]
+pub(crate) fn write_program(path: &Path, text: &str) {
+    let mut writer = Command::new("sh");
+    writer.args(["-c", "cat >\"$0\" && chmod 755 \"$0\""]).arg(path).stdin(Stdio::piped());
+    let mut writer = writer.spawn().unwrap();
+    writer.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    assert!(writer.wait().unwrap().success());
 }
 
 /// Waits until it is so.

@@ -12,7 +12,7 @@ use criu_rpc::{Cause, Error, FsBlobStore};
 
 use crate::{
     harness::tests,
-    places::Home,
+    places::{Home, write_program},
     program::{Program, Way, in_each_way, on_pipes},
     tree::{Victim, explain},
 };
@@ -200,8 +200,7 @@ fn a_file_that_is_replaced_once_it_was_looked_at_is_noticed() {
             home.word(),
             criu.display()
         );
-        fs::write(&script, text).unwrap();
-        fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
+        write_program(&script, &text);
         let error = home.restore().criu(&script).restore(&store, &digest).unwrap_err();
         assert_replaced(&error, &own, "while the tree was being restored");
         assert_eq!(fs::read_to_string(theirs.join("file")).unwrap(), "text\n");

@@ -22,7 +22,7 @@ use criu_rpc::{
 use crate::{
     client::{dump, resource},
     harness::{criu, skip, tests, version},
-    places::{Home, children, family, names, state, wait_until},
+    places::{Home, children, copy_program, family, names, state, wait_until},
     talk::Talk,
     tree::{OrExplain, Revived, Victim, explain, signal},
 };
@@ -173,7 +173,7 @@ fn a_field_is_set_by_its_number_in_a_dump_and_in_a_restore() {
 fn an_argument_reaches_criu() {
     let home = Home::new();
     let program = home.path("program");
-    fs::copy("/proc/self/exe", &program).unwrap();
+    copy_program("/proc/self/exe", &program);
     let bytes = fs::read(&program).unwrap();
     let Some(id) = build_id(&bytes) else { skip("this program has no build id to compare") };
     let mut command = Command::new(&program);
@@ -187,7 +187,8 @@ fn an_argument_reaches_criu() {
     // Another build of the same size.
     let mut other = bytes;
     other[id] ^= 1;
-    fs::write(&program, other).unwrap();
+    fs::write(home.path("other"), other).unwrap();
+    copy_program(home.path("other"), &program);
     let options = RestoreOptions::default();
     let error = images.revive(&criu(), &options).unwrap_err();
     assert!(matches!(error, Error::Criu(_)), "{}", explain(&error));

@@ -28,7 +28,7 @@ fn unusual() -> String {
          syscall(251, 1, 0, $prio); syscall(157, 29, $slack, 0, 0, 0); \
          open(my $f, '>', '/proc/self/coredump_filter'); print $f $filter; close $f; }}; \
          pipe(my $r, my $w); pipe(my $s, my $t); $w->autoflush(1); $t->autoflush(1); \
-         if (!fork) {{ close STDIN; close STDOUT; close $w; close $s; $set->(2, 2 << 13, 777, '0x7f'); \
+         if (!fork) {{ close STDIN; close STDOUT; close $w; close $s; setpriority(0, 0, 0); $set->(2, 2 << 13, 777, '0x7f'); \
          while (<$r>) {{ print $t state(), \"\\n\" }} POSIX::_exit(0); }} close $r; close $t; \
          $set->(1, 3 << 13, 12345, '0x11'); setpriority(0, 0, 5); \
          open(my $o, '>', '/proc/self/oom_score_adj'); print $o '123'; close $o; \

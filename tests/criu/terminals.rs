@@ -6,6 +6,8 @@ use std::{
     sync::Mutex,
 };
 
+use nix::sys::termios::{LocalFlags, tcgetattr};
+
 use crate::{
     harness::tests,
     places::{Home, family, state, wait_until},
@@ -200,6 +202,8 @@ fn a_terminal_inside_a_terminal_goes_on() {
         let terminal = Terminal::new();
         let mut program = Program::in_terminal(&terminal, &python("import pty; pty.spawn(['cat'])"));
         wait_for(program.pid(), "cat");
+        // What was typed before that is thrown away.
+        wait_until("the terminal outside passes single keys on", || is_raw(&terminal));
         program.talk.tell("one");
         program.talk.until("one\r\none");
         let mut revived = go_back(way, home, program, terminal);
@@ -208,6 +212,10 @@ fn a_terminal_inside_a_terminal_goes_on() {
         revived.talk.press("\x04");
         revived.tree().wait_timeout(crate::places::PATIENCE).unwrap().unwrap();
     });
+}
+
+fn is_raw(terminal: &Terminal) -> bool {
+    !tcgetattr(&terminal.side).unwrap().local_flags.contains(LocalFlags::ICANON)
 }
 
 fn a_terminal_that_has_hung_up_is_one_still() {

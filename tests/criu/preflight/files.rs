@@ -24,7 +24,7 @@ use super::{blocks, defaults, descriptor, lines, look, passes, perl, perl_by, pe
 use crate::{
     client::resource,
     harness::{criu, tests},
-    places::Home,
+    places::{Home, copy_program},
     requests::{Images, own},
     talk::pipe,
     tree::{OrExplain, Victim, signal},
@@ -99,7 +99,7 @@ fn deleted_names() {
 fn deleted_programs() {
     let home = Home::new();
     let program = home.path("program");
-    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    copy_program(std::env::current_exe().unwrap(), &program);
     let mut command = Command::new(&program);
     command.args(["--victim", "session"]);
     let victim = Victim::start_by(command);

@@ -22,7 +22,7 @@ use criu_rpc::{
 
 use crate::{
     harness::{criu, tests},
-    places::{Home, children, wait_until},
+    places::{Home, children, wait_until, write_program},
     talk::Talk,
     tree::{OrExplain, Revived, Victim, explain, wait_gone},
 };
@@ -75,8 +75,7 @@ impl Dumps {
         let script = home.path("criu");
         let program = criu().program().unwrap();
         let text = format!("#!/bin/sh\n{}\n", lines.replace("CRIU", &program.display().to_string()));
-        fs::write(&script, text).unwrap();
-        fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        write_program(&script, &text);
         // Everybody may go there.
         fs::set_permissions(home.path(""), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         Dumps { home, criu: Criu::at(script), count: 0 }

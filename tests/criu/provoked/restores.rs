@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     harness::{dumps_tcp, skip, tests, version},
-    places::wait_until,
+    places::{copy_program, wait_until},
     tree::{OrExplain, Victim},
 };
 
@@ -104,7 +104,7 @@ fn permissions_that_changed() {
 fn a_program_that_is_another_build() {
     let dumps = Dumps::new();
     let program = dumps.home.path("program");
-    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    copy_program(std::env::current_exe().unwrap(), &program);
     let mut command = Command::new(&program);
     command.args(["--odd", "session"]);
     let taken = dumps.taken(Victim::start_by(command), &DumpOptions::default());
@@ -114,9 +114,10 @@ fn a_program_that_is_another_build() {
         let note = b"\x04\0\0\0\x14\0\0\0\x03\0\0\0GNU\0";
         let Some(place) = bytes.windows(note.len()).position(|window| window == note) else { return false };
         bytes[place + note.len()] ^= change;
-        let other = program.with_extension("other");
-        fs::write(&other, bytes).unwrap();
-        fs::set_permissions(&other, fs::metadata(&program).unwrap().permissions()).unwrap();
+        let (changed, other) = (program.with_extension("changed"), program.with_extension("other"));
+        fs::write(&changed, bytes).unwrap();
+        fs::set_permissions(&changed, fs::metadata(&program).unwrap().permissions()).unwrap();
+        copy_program(&changed, &other);
         fs::rename(&other, &program).unwrap();
         true
     };
