@@ -67,7 +67,7 @@
 //! - `compression`: packs of [`FsBlobStore`] are compressed with zstd, where that makes them smaller: not what is encrypted.
 //! - `conformance`: the suite that every [`BlobStore`] must pass, for authors of stores.
 //! - `encryption`: `EncryptedBlobStore`, which encrypts what another store keeps.
-//! - `multi-buffer`: chunks are hashed several at once: chunked captures and restores take a fifth less time. It takes Rust 1.89.
+//! - `multi-buffer`: chunks are hashed several at once: chunked captures and restores take a fifth less time.
 //! - `object-store`: `ObjectBlobStore`, a store in S3, Google Cloud Storage, Azure Blob Storage or on an HTTP server.
 
 mod archive;

@@ -102,7 +102,7 @@ impl PageRun {
     pub(crate) fn new(address: u64, pages: u64, flags: u32) -> Result<PageRun> {
         let run = PageRun { address, pages, flags };
         let end = pages.checked_mul(PAGE_SIZE as u64).and_then(|bytes| bytes.checked_add(address));
-        if address % PAGE_SIZE as u64 != 0 || pages == 0 || end.is_none() {
+        if !address.is_multiple_of(PAGE_SIZE as u64) || pages == 0 || end.is_none() {
             return Err(Error::corrupt("a map of pages", format!("{pages} pages at {address:#x}")));
         }
         Ok(run)

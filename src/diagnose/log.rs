@@ -186,10 +186,11 @@ pub(crate) fn interrupted(text: &str) -> Vec<i32> {
         let Some(begun) = begins(line).filter(|begun| !begun.is_error) else { continue };
         let thread = begun.text.trim_end().strip_prefix("Will restore ");
         let thread = thread.and_then(|text| text.strip_suffix(" with interrupted system call"));
-        if let Some(thread) = thread.and_then(|thread| thread.parse().ok()) {
-            if !threads.contains(&thread) && threads.len() < CEILING {
-                threads.push(thread);
-            }
+        if let Some(thread) = thread.and_then(|thread| thread.parse().ok())
+            && !threads.contains(&thread)
+            && threads.len() < CEILING
+        {
+            threads.push(thread);
         }
     }
     threads

@@ -163,13 +163,13 @@ impl Sockets {
                 problems.extend(self.refused(socket));
             }
             // Those of a pair are the last that wait.
-            if let [.., one, other] = &mut waiting[..] {
-                if self.pair(*one) == Some(*other) {
-                    match self.leader(*one, *other) {
-                        Ok(leader) if leader == *other => std::mem::swap(one, other),
-                        Ok(_) => {}
-                        Err(problem) => problems.push(problem),
-                    }
+            if let [.., one, other] = &mut waiting[..]
+                && self.pair(*one) == Some(*other)
+            {
+                match self.leader(*one, *other) {
+                    Ok(leader) if leader == *other => std::mem::swap(one, other),
+                    Ok(_) => {}
+                    Err(problem) => problems.push(problem),
                 }
             }
             order.extend(waiting.into_iter().rev());

@@ -2,9 +2,9 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
+    io,
+    os::windows::fs::FileExt as _,
     path::Path,
-    sync::{Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -19,25 +19,29 @@ pub(crate) fn create_folder(path: &Path) -> io::Result<()> {
     fs::create_dir(path)
 }
 
-/// Writes all of it at this place, one thread after the other.
-pub(crate) fn write_at(mut file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    file.seek(SeekFrom::Start(at))?;
-    file.write_all(bytes)
+/// Writes all bytes at this place. Threads may do so at once, because no caller uses the file's cursor.
+pub(crate) fn write_at(file: &File, mut bytes: &[u8], mut at: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match file.seek_write(bytes, at) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                bytes = &bytes[written..];
+                at += written as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Nothing: all is left to the sync.
 pub(crate) fn begin_write_back(_file: &File, _at: u64, _length: u64) {}
 
-/// Reads up to a buffer full from this place, one thread after the other.
-pub(crate) fn read_at(mut file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    file.seek(SeekFrom::Start(at))?;
-    file.read(buffer)
+/// Reads up to a buffer full from this place. Threads may do so at once.
+pub(crate) fn read_at(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+    file.seek_read(buffer, at)
 }
-
-/// A file has one cursor, which all threads share.
-static TURN: Mutex<()> = Mutex::new(());
 
 /// Nothing: a folder cannot be opened to be synced, and the file system brings names to the disk by itself.
 pub(crate) fn sync_folder(_path: &Path) -> io::Result<()> {

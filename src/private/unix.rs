@@ -1,13 +1,11 @@
 //! Files and folders that only we can open, on systems with modes; and folders that can be synced.
 
 use std::{
-    fs::{DirBuilder, File},
+    fs::{DirBuilder, File, TryLockError},
     io,
     os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::Path,
 };
-
-use fs4::{FileExt, TryLockError};
 
 /// A new file, to be written and read; an error if anything of that name is there, a dangling link too.
 pub(crate) fn create_file(path: &Path) -> io::Result<File> {
@@ -54,7 +52,7 @@ pub(crate) fn open_file(path: &Path) -> io::Result<File> {
 /// Marks a file as being written, as long as it is open. False if another process is removing it.
 pub(crate) fn hold(file: &File) -> bool {
     // On a file system without locks, age alone tells.
-    !matches!(FileExt::try_lock(file), Err(TryLockError::WouldBlock))
+    !matches!(file.try_lock(), Err(TryLockError::WouldBlock))
 }
 
 /// Renames a file, which stays locked until it has its name.
@@ -67,7 +65,7 @@ pub(crate) fn rename_and_close(file: File, from: &Path, to: &Path) -> io::Result
 /// Removes a file unless its writer lives; of one that cannot be locked, `old` says whether it may go. Tells whether it went.
 pub(crate) fn remove_unless_held(path: &Path, old: bool) -> io::Result<bool> {
     let file = File::options().read(true).write(true).open(path)?;
-    match FileExt::try_lock(&file) {
+    match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Ok(false),
         Err(TryLockError::Error(_)) if old => {}

@@ -20,7 +20,7 @@ const HUGE: usize = 2 << 20;
 impl Buffer {
     /// So many bytes, which must be a multiple of 2 MiB and not 0.
     pub(crate) fn new(length: usize) -> io::Result<Buffer> {
-        let wide = length.checked_add(HUGE).filter(|_| length > 0 && length % HUGE == 0);
+        let wide = length.checked_add(HUGE).filter(|_| length > 0 && length.is_multiple_of(HUGE));
         let wide = wide.ok_or(io::ErrorKind::InvalidInput)?;
         let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
         // SAFETY: a new mapping, at an address of the kernel's choice, overlaps nothing.
@@ -93,7 +93,7 @@ mod tests {
     fn it_is_zeroed_aligned_and_ours_alone() {
         let mut buffers: Vec<_> = (0..4).map(|_| Buffer::new(2 * HUGE).unwrap()).collect();
         for (number, buffer) in (1_u8..).zip(&mut buffers) {
-            assert!(buffer.len() == 2 * HUGE && buffer.as_ptr() as usize % HUGE == 0);
+            assert!(buffer.len() == 2 * HUGE && (buffer.as_ptr() as usize).is_multiple_of(HUGE));
             assert!(buffer.iter().all(|byte| *byte == 0));
             buffer.fill(number);
         }

@@ -46,7 +46,7 @@ fn a_capture_waits_for_a_lock_no_longer_than_its_deadline() {
     let (store, mut victim) = (home.store(), Victim::start(&["memory=1"]));
     let path = home.path("store").join("lock");
     let lock = File::options().create(true).truncate(false).write(true).open(&path).unwrap();
-    fs4::FileExt::lock(&lock).unwrap();
+    lock.lock().unwrap();
     for (name, capture) in kinds(&home, victim.pid()).into_iter().filter(|(name, _)| name.contains("chunks")) {
         let error = capture.deadline(SHORT).capture(&store).expect_err(name);
         assert!(matches!(error, Error::Overdue { .. }), "{name}: {}", explain(&error));
@@ -65,7 +65,7 @@ fn a_capture_that_waits_for_a_lock_can_be_cancelled() {
     let (store, mut victim) = (home.store(), Victim::start(&[]));
     let lock = File::options().create(true).truncate(false).write(true).open(home.path("store").join("lock"));
     let lock = lock.unwrap();
-    fs4::FileExt::lock(&lock).unwrap();
+    lock.lock().unwrap();
     let cancel = Cancel::new().unwrap();
     let capture = home.capture([victim.pid()]).chunked(Chunking::default()).cancelled_by(&cancel);
     thread::scope(|scope| {

@@ -134,7 +134,7 @@ fn capture() {
     let begin = Instant::now();
     let mut round: u32 = 0;
     while round < 8 || (round < 64 && begin.elapsed() < ROW) {
-        let (session, archive, ends) = (round % 2 == 0, round & 2 == 0, round & 4 == 0);
+        let (session, archive, ends) = (round.is_multiple_of(2), round & 2 == 0, round & 4 == 0);
         let after = format!("in round {round}: session {session}, archive {archive}, ends {ends}");
         let mut victim = victim(session);
         victim.assert_counts_on(0);

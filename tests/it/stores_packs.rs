@@ -241,13 +241,13 @@ pub(crate) type Blobs = BTreeMap<Digest256, Vec<u8>>;
 pub(crate) fn blobs(count: usize, seed: u64) -> Blobs {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let blob = |n: usize| {
-        let length = if n % 3 == 0 { 4096 } else { n * 7 % 2048 };
+        let length = if n.is_multiple_of(3) { 4096 } else { n * 7 % 2048 };
         let mut bytes = Vec::with_capacity(length + 16);
         while bytes.len() < length + 8 {
             state ^= state << 13;
             state ^= state >> 7;
             state ^= state << 17;
-            let word = if n / 64 % 2 == 0 { state } else { state & 0xff };
+            let word = if (n / 64).is_multiple_of(2) { state } else { state & 0xff };
             bytes.extend_from_slice(&word.to_le_bytes());
         }
         bytes.extend_from_slice(&(seed << 32 | n as u64).to_le_bytes());

@@ -24,7 +24,7 @@ impl Folder {
     /// Locks a file of the store, as another process would.
     fn lock(&self, name: &str) -> File {
         let file = File::options().create(true).truncate(false).write(true).open(self.0.join(name)).unwrap();
-        fs4::FileExt::lock(&file).unwrap();
+        file.lock().unwrap();
         file
     }
 }

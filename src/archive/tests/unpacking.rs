@@ -93,7 +93,7 @@ impl Read for Trickle<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         self.turn += 1;
         let most = into.len().min(self.turn % 7);
-        if self.turn % 7 == 0 {
+        if self.turn.is_multiple_of(7) {
             return Err(io::ErrorKind::Interrupted.into());
         }
         self.bytes.read(&mut into[..most])

@@ -85,7 +85,7 @@ impl Known {
                     Some(run)
                         if run.address + run.bytes() == next.address
                             && run.flags == next.flags
-                            && (window * WINDOW + page) % LONGEST_RUN != 0 =>
+                            && !(window * WINDOW + page).is_multiple_of(LONGEST_RUN) =>
                     {
                         run.pages += 1;
                     }
@@ -145,7 +145,7 @@ mod tests {
 
     /// A chunk that names its page and its round; some are of zeros.
     fn chunk(page: u64, round: u64) -> Option<Digest256> {
-        ((page + round) % 5 != 0).then(|| Digest256::of(format!("{page} {round}").as_bytes()))
+        (!(page + round).is_multiple_of(5)).then(|| Digest256::of(format!("{page} {round}").as_bytes()))
     }
 
     /// The chunks that workers make of the runs, window by window.

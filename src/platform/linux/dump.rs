@@ -52,18 +52,18 @@ pub(crate) fn checkpoint<T>(job: &Job, memory: Option<&dyn Memory>, keep: Keep<'
     if dump.own.is_some() {
         staging.unlock()?;
     }
-    if let Some(memory) = memory {
-        if dump.own.is_none() {
-            let pre_dumps = rounds::possible(&dump.criu, memory.pre_dumps())?;
-            memory.prepare(memory::expected(dump.roots.iter().copied()), pre_dumps > 0)?;
-            // It may have waited for a store.
-            if let Some(left) = job.until.remaining() {
-                dump.criu = dump.criu.clone().deadline(left);
-            }
-            dump.memory = Some(memory);
-            if pre_dumps > 0 {
-                dump.pre_dump(job, pre_dumps, memory, &staging)?;
-            }
+    if let Some(memory) = memory
+        && dump.own.is_none()
+    {
+        let pre_dumps = rounds::possible(&dump.criu, memory.pre_dumps())?;
+        memory.prepare(memory::expected(dump.roots.iter().copied()), pre_dumps > 0)?;
+        // It may have waited for a store.
+        if let Some(left) = job.until.remaining() {
+            dump.criu = dump.criu.clone().deadline(left);
+        }
+        dump.memory = Some(memory);
+        if pre_dumps > 0 {
+            dump.pre_dump(job, pre_dumps, memory, &staging)?;
         }
     }
     let kept = if job.leave_running {

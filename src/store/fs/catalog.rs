@@ -339,10 +339,10 @@ impl Catalog {
     fn header_at(&self, number: u32, place: Place, path: &Path) -> io::Result<Option<Arc<Frame>>> {
         let slot = &self.headers[number as usize % HEADERS];
         let slot = || -> MutexGuard<'_, _> { slot.lock().unwrap_or_else(PoisonError::into_inner) };
-        if let Some((cached, frame)) = &*slot() {
-            if *cached == place.serial {
-                return Ok(Some(frame.clone()));
-            }
+        if let Some((cached, frame)) = &*slot()
+            && *cached == place.serial
+        {
+            return Ok(Some(frame.clone()));
         }
         let mut header = vec![0; place.head as usize];
         let file = match private::open_file(path) {

@@ -234,10 +234,10 @@ pub(super) fn each_frame(path: &Path, mut each: impl FnMut(&Frame) -> io::Result
     debug_assert!(id_of(path).is_some(), "a pack is called by its id");
     let mut result = Ok(());
     scan(&private::open_file(path)?, |found| {
-        if let Found::Frame(frame) = found {
-            if result.is_ok() {
-                result = each(&frame);
-            }
+        if let Found::Frame(frame) = found
+            && result.is_ok()
+        {
+            result = each(&frame);
         }
     })?;
     result

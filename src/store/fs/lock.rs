@@ -3,13 +3,11 @@
 //! Locks belong to an open file and end with it: nobody has to clean up after a process that died.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io::{self, ErrorKind},
     path::Path,
     time::Duration,
 };
-
-use fs4::{FileExt, TryLockError};
 
 use crate::{Error, Result, Until, private};
 
@@ -20,12 +18,12 @@ pub(super) struct Lock(#[allow(dead_code, reason = "the lock ends with the file"
 impl Lock {
     /// Locks with others that share it; waits for one that does not. `doing` is what the lock is for, as a verb phrase.
     pub(super) fn shared(path: &Path, until: &Until, doing: impl Fn() -> String) -> Result<Lock> {
-        lock(path, until, doing, FileExt::try_lock_shared, FileExt::lock_shared)
+        lock(path, until, doing, File::try_lock_shared, File::lock_shared)
     }
 
     /// Locks alone; waits for all others.
     pub(super) fn exclusive(path: &Path, until: &Until, doing: impl Fn() -> String) -> Result<Lock> {
-        lock(path, until, doing, FileExt::try_lock, FileExt::lock)
+        lock(path, until, doing, File::try_lock, File::lock)
     }
 
     /// Locks alone; gives up after a while.
@@ -40,7 +38,7 @@ impl Lock {
         until
             .wait_for(
                 || waiting(path, &file, &doing),
-                || match FileExt::try_lock(&file) {
+                || match file.try_lock() {
                     Ok(()) => Ok(Some(true)),
                     Err(TryLockError::WouldBlock) => Ok(short.check(String::new).is_err().then_some(false)),
                     Err(TryLockError::Error(error)) => Err(Error::io(doing())(error)),

@@ -129,12 +129,12 @@ impl ObjectBlobStore {
         }
         for again in [true, false] {
             let spot = self.catalog.read().unwrap_or_else(PoisonError::into_inner).name(name);
-            if let Some(spot) = spot {
-                if let Some(frame) = self.frame(spot)? {
-                    let frame = frame?;
-                    let (entry, raw) = frame.entry(name, true)?;
-                    return frame.head.verified(entry, raw).map(<[u8]>::to_vec);
-                }
+            if let Some(spot) = spot
+                && let Some(frame) = self.frame(spot)?
+            {
+                let frame = frame?;
+                let (entry, raw) = frame.entry(name, true)?;
+                return frame.head.verified(entry, raw).map(<[u8]>::to_vec);
             }
             if again {
                 let known =

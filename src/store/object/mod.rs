@@ -315,10 +315,10 @@ impl BlobStore for ObjectBlobStore {
     }
 
     fn reader(&self, digest: &Digest256) -> Result<Box<dyn Read + Send + '_>> {
-        if !self.is_packed(digest) {
-            if let Some(length) = self.size_of(digest)? {
-                return Ok(Box::new(Ahead::new(&self.remote, self.path_of(digest), length)));
-            }
+        if !self.is_packed(digest)
+            && let Some(length) = self.size_of(digest)?
+        {
+            return Ok(Box::new(Ahead::new(&self.remote, self.path_of(digest), length)));
         }
         Ok(Box::new(Cursor::new(self.get(digest)?)))
     }
@@ -336,11 +336,11 @@ impl BlobStore for ObjectBlobStore {
     }
 
     fn read_range(&self, digest: &Digest256, offset: u64, length: usize) -> Result<Vec<u8>> {
-        if !self.is_packed(digest) {
-            if let Some(size) = self.size_of(digest)? {
-                let range = offset.min(size)..offset.saturating_add(length as u64).min(size);
-                return self.read_single(digest, range);
-            }
+        if !self.is_packed(digest)
+            && let Some(size) = self.size_of(digest)?
+        {
+            let range = offset.min(size)..offset.saturating_add(length as u64).min(size);
+            return self.read_single(digest, range);
         }
         let mut bytes = self.get(digest)?;
         let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());

@@ -109,10 +109,10 @@ impl Opened {
             return None;
         }
         // Writing to a file of a layered file system can give it another inode, which its path leads to as well.
-        if let Ok(Walked::File(now)) = root.walk(path(&self.path), false) {
-            if identity(&now.stat) == found {
-                return None;
-            }
+        if let Ok(Walked::File(now)) = root.walk(path(&self.path), false)
+            && identity(&now.stat) == found
+        {
+            return None;
         }
         Some(format!(
             "{}: it was replaced by another file while the tree was being restored",
