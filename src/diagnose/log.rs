@@ -4,6 +4,8 @@
 //! a line of criu's. So a line of the log is one that begins as criu begins it, fits the log that it stands in, and is not
 //! known to be a part of a name. Only those tell causes.
 
+use std::collections::HashMap;
+
 use super::{plain, rules};
 
 /// What criu printed, sorted.
@@ -70,6 +72,7 @@ impl Output {
         let mut output = Output::default();
         let mut clock = Clock::of(text, known);
         let (mut in_usage, mut has_names, mut open) = (false, false, None);
+        let mut said = HashMap::new();
         for line in text.split('\n').map(str::trim_end).filter(|line| !line.is_empty()) {
             if known.pieces.iter().any(|piece| line.starts_with(&**piece)) {
                 output.go_on(open.as_ref(), &plain(line));
@@ -79,7 +82,7 @@ impl Output {
             has_names |= matches!(line, Line::Error(text) | Line::Log(text) if !is_noise(text));
             match line {
                 Line::Error(text) if is_noise(text) || output.errors.len() >= CEILING => open = None,
-                Line::Log(text) if !rules::hints(text) || output.errors.len() >= CEILING => open = None,
+                Line::Log(text) if !is_hint(text, &mut said) || output.errors.len() >= CEILING => open = None,
                 Line::Error(text) | Line::Log(text) => {
                     open = Some(Open { index: output.errors.len(), other: output.other.len() });
                     output.errors.push(plain(text));
@@ -127,6 +130,17 @@ impl Output {
         let other = self.other.lines().take(self.early);
         self.errors.iter().map(String::as_str).chain(other)
     }
+}
+
+/// Whether a line that is no error may tell why there was a failure. Of one that does so if it is repeated, that is the
+/// second time.
+fn is_hint<'a>(text: &'a str, said: &mut HashMap<&'a str, usize>) -> bool {
+    if !rules::hints_if_repeated(text) {
+        return rules::hints(text);
+    }
+    let times = said.entry(text).or_default();
+    *times += 1;
+    *times == 2
 }
 
 /// The error that was begun last.

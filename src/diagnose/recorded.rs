@@ -301,6 +301,10 @@ const HINTS: &[(&str, Cause)] = &[
     ("sockets: Diag module missing (-2)", Cause::SocketModules),
 ];
 
+/// Lines that are no errors and tell why, if they come more than once and nothing else does.
+const REPEATED: &[(&str, Cause)] =
+    &[("Unable to interrupt task: 4242 (Operation not permitted)", Cause::Untraceable)];
+
 /// Lines that are in the log of successes as well, whatever their level.
 const HARMLESS: &[&str] = &[
     "rlimit: Can't setup RLIMIT_NOFILE for self: Operation not permitted",
@@ -346,7 +350,8 @@ fn every_line_tells_its_cause_whatever_comes_before_and_after() {
 
 #[test]
 fn every_stem_has_a_line() {
-    let lines: Vec<_> = LINES.iter().chain(HINTS).map(|(line, cause)| (*line, *cause)).collect();
+    let lines: Vec<_> =
+        LINES.iter().chain(HINTS).chain(REPEATED).map(|(line, cause)| (*line, *cause)).collect();
     for (stem, expected) in [rules::CAUSES, rules::HINTS, rules::CONSEQUENCES].concat() {
         let met = lines.iter().any(|(line, cause)| rules::says(line, stem) && *cause == expected);
         assert!(met, "no line has {stem:?} for {expected:?}");
@@ -361,6 +366,22 @@ fn a_hint_tells_where_no_error_does() {
             assert_eq!(cause_of_log(&logged), *expected, "{logged}");
             let later = format!("{logged}\n{locks}\n");
             assert_eq!(cause_of_log(&later), Cause::FileLocks, "{later}");
+        }
+    }
+}
+
+#[test]
+fn a_hint_that_is_repeated_tells_where_no_error_does() {
+    for (line, expected) in REPEATED {
+        for logged in as_logged("Warn ", line) {
+            let other = logged.replace("4242 (", "4243 (");
+            assert_eq!(cause_of_log(&format!("{logged}\n{other}\n")), Cause::Unknown, "{logged}");
+            let repeated = format!("{logged}\n{other}\n{logged}\n{logged}\n");
+            let output = Output::parse(&repeated);
+            assert_eq!((cause_of_log(&repeated), output.errors), (*expected, vec![(*line).to_owned()]));
+            let locks = "Error (criu/some-file.c:1): Some file locks are hold by dumping tasks!";
+            let locks = logged.replace(&logged[logged.find("Warn").unwrap()..], locks);
+            assert_eq!(cause_of_log(&format!("{repeated}{locks}\n")), Cause::FileLocks);
         }
     }
 }

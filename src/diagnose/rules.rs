@@ -39,7 +39,12 @@ pub(super) fn telling<'a>(lines: &[&'a str]) -> Option<&'a str> {
 
 /// Whether a line that is no error may tell why there was a failure.
 pub(super) fn hints(line: &str) -> bool {
-    HINTS.iter().any(|(stem, _)| says(line, stem))
+    HINTS.iter().any(|(stem, _)| *stem != REFUSED && says(line, stem))
+}
+
+/// Whether a line that is no error tells why there was a failure, if criu says it more than once.
+pub(super) fn hints_if_repeated(line: &str) -> bool {
+    says(line, REFUSED)
 }
 
 /// Whether the line is known by how it begins.
@@ -357,10 +362,15 @@ pub(super) const CAUSES: &[Rule] = &[
 /// what it can do without.
 pub(super) const HINTS: &[Rule] = &[
     ("Unable to interrupt task: … (No such process)", Cause::NoSuchProcess),
+    (REFUSED, Cause::Untraceable),
     ("Can't connect to server ", Cause::PageServer),
     // In every log of a kernel without one of the modules, whether the tree needs it or not.
     ("Diag module missing", Cause::SocketModules),
 ];
+
+/// criu says it of zombies, and takes them all the same. A thread it tries to take several times, and says nothing else if
+/// it cannot.
+const REFUSED: &str = "Unable to interrupt task: … (Operation not permitted)";
 
 /// Errors that follow from others. They count if there is nothing else, since criu does not always say the rest.
 pub(super) const CONSEQUENCES: &[Rule] = &[

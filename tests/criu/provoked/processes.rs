@@ -55,6 +55,14 @@ fn a_process_that_somebody_traces() {
     traced(child(&victim), || refused_as_traced(&mut dumps, &mut victim));
     dumps.cured(&mut victim, plain());
 
+    let mut victim = Victim::start(&["threads=2"]);
+    let threads = std::fs::read_dir(format!("/proc/{}/task", victim.pid())).unwrap();
+    let threads = threads.map(|thread| thread.unwrap().file_name().to_str().unwrap().parse().unwrap());
+    let thread: i32 = threads.into_iter().find(|thread| *thread != victim.pid()).unwrap();
+    traced(thread, || refused_as_traced(&mut dumps, &mut victim));
+    dumps.cured(&mut victim, plain());
+
+    let mut victim = odd(&["child=cat"]);
     let (mut dumps, _service) = by_service();
     traced(child(&victim), || refused_as_traced(&mut dumps, &mut victim));
     // Nobody takes the criu that was asked for a debugger.
