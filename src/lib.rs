@@ -97,6 +97,7 @@ pub mod rpc;
 mod store;
 #[cfg(target_os = "linux")]
 mod sys;
+mod took;
 mod until;
 mod version;
 mod warning;
@@ -123,6 +124,7 @@ pub use store::{
 pub use store::{EncryptedBlobStore, Key, Padding};
 #[cfg(feature = "object-store")]
 pub use store::{NobodyWrites, ObjectBlobStore};
+pub use took::RestoreTimes;
 pub use until::Until;
 pub use version::Version;
 pub use warning::Warning;

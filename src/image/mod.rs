@@ -130,6 +130,14 @@ impl ImageDir {
         stats.dump.map(|dump| Duration::from_micros(dump.frozen_time.into()))
     }
 
+    /// The times that criu noted of the restore in this work folder: for forking the descendants of
+    /// the root, and for the whole restore.
+    pub(crate) fn restored(&self) -> Option<[Duration; 2]> {
+        let stats: StatsEntry = self.first("stats-restore").ok()??;
+        let micros = |time: u32| Duration::from_micros(time.into());
+        stats.restore.map(|restore| [micros(restore.forking_time), micros(restore.restore_time)])
+    }
+
     fn frames(&self, name: &str) -> Result<Option<Frames<BufReader<File>>>> {
         match File::open(self.0.join(name)) {
             Ok(file) => {

@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{Job, Keep, Memory, Outcome, Revival, Revived, ToRevive, Unsupported};
-use crate::{Error, Foresight, Host, Pid, Result, Until};
+use crate::{Error, Foresight, Host, Pid, Result, Until, took::Clock};
 
 /// Dumps nothing.
 pub(crate) fn checkpoint<T>(
@@ -71,7 +71,7 @@ pub(crate) fn host() -> Host {
 pub(crate) struct Reviver(Infallible);
 
 impl Reviver {
-    pub(crate) fn new(_revival: &Revival, _until: &Until) -> Result<Reviver> {
+    pub(crate) fn new(_revival: &Revival, _until: &Until, _clock: &Clock) -> Result<Reviver> {
         Err(Error::Unsupported { what: "revive processes" })
     }
 

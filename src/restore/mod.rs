@@ -5,12 +5,19 @@ mod chunked;
 mod host;
 mod verify;
 
-use std::{fs::File, io::Read, path::PathBuf, time::Duration};
+use std::{
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use crate::{
-    BlobStore, Digest256, Error, ProcsBlob, RestoreOptions, Result, Tree, Unread, Until, Warning,
+    BlobStore, Digest256, Error, ProcsBlob, RestoreOptions, RestoreTimes, Result, Tree, Unread, Until,
+    Warning,
     archive::{Limits, Trees, unpack},
     platform::{self, Cancel, GrownFiles, Revival, Revived, Reviver, ToRevive, until},
+    took::{Clock, Phase},
 };
 
 /// Revives what [`ProcsCapture`](crate::ProcsCapture) captured.
@@ -73,6 +80,15 @@ pub struct Restored {
     /// What the trees had not read of the input that was replaced. A caller who wants it read writes it to the new standard
     /// input before anything else.
     pub unread: Vec<Unread>,
+    /// Where the time of the restore went.
+    pub took: RestoreTimes,
+}
+
+impl Restored {
+    fn of(revived: Revived) -> Restored {
+        let Revived { trees, warnings, unread } = revived;
+        Restored { trees, warnings, unread, took: RestoreTimes::default() }
+    }
 }
 
 impl ProcsRestore {
@@ -235,13 +251,16 @@ impl ProcsRestore {
     /// cannot;
     /// [`Error::Criu`] with [advice](Error::advice) if criu could not. Nothing is left running then.
     pub fn restore(&self, store: &(impl BlobStore + ?Sized), digest: &Digest256) -> Result<Restored> {
+        let clock = Clock::start();
         let until = until(self.revival.deadline, self.revival.cancel.as_ref());
         let json = manifest(&store, digest, &until)?;
         let marked = store.is_marked(digest)?;
-        let mut restored = self.restore_manifest(store, &json, &until)?;
+        let mut restored = self.restore_manifest(store, &json, &until, &clock)?;
         if marked {
             restored.warnings.push(Warning::Marked { capture: *digest });
         }
+        clock.lap(Phase::Finish);
+        restored.took = clock.times();
         Ok(restored)
     }
 
@@ -250,28 +269,35 @@ impl ProcsRestore {
         store: &(impl BlobStore + ?Sized),
         json: &[u8],
         until: &Until,
+        clock: &Clock,
     ) -> Result<Restored> {
+        let reviver = || Reviver::new(&self.revival, until, clock);
         match ProcsBlob::from_json(json)? {
             ProcsBlob::Unsupported { unsupported_on: on, note } => {
                 let warnings = vec![Warning::Unsupported { on, note }];
-                Ok(Restored { trees: Vec::new(), warnings, unread: Vec::new() })
+                clock.lap(Phase::Read);
+                Ok(Restored::of(Revived { warnings, ..Revived::default() }))
             }
             ProcsBlob::Chunked(blob) => {
-                let reviver = Reviver::new(&self.revival, until)?;
+                let reviver = reviver()?;
                 let mut here = platform::host();
                 if !self.any_host {
                     host::check(&blob.host, &here)?;
                 }
                 let laid_out = chunked::lay_out(&store, &blob, reviver.folder(), self.limits().bytes, until)?;
                 let trees: Vec<_> = laid_out.iter().map(chunked::LaidOut::to_revive).collect();
-                let Revived { trees, mut warnings, unread } = reviver.revive(&trees)?;
+                clock.lap(Phase::Read);
+                let mut revived = reviver.revive(&trees)?;
                 here.criu = reviver.criu();
-                warnings.extend(host::warnings(&blob.host, &here));
-                Ok(Restored { trees, warnings, unread })
+                revived.warnings.extend(host::warnings(&blob.host, &here));
+                Ok(Restored::of(revived))
             }
             ProcsBlob::Criu { criu_dump, .. } => {
-                let Revived { trees, warnings, unread } = self.revive(&store, &criu_dump, until)?;
-                Ok(Restored { trees, warnings, unread })
+                let reviver = reviver()?;
+                let folders = self.unpack(&store, &criu_dump, reviver.folder(), until)?;
+                let trees: Vec<_> = folders.iter().map(|folder| ToRevive { folder, pages: None }).collect();
+                clock.lap(Phase::Read);
+                reviver.revive(&trees).map(Restored::of)
             }
         }
     }
@@ -281,18 +307,22 @@ impl ProcsRestore {
         Limits { bytes: self.limit.unwrap_or(limits.bytes), ..limits }
     }
 
-    fn revive(&self, store: &dyn BlobStore, archive: &Digest256, until: &Until) -> Result<Revived> {
-        let reviver = Reviver::new(&self.revival, until)?;
+    /// Unpacks an archive into a folder, and gives the folder of each tree.
+    fn unpack(
+        &self,
+        store: &dyn BlobStore,
+        archive: &Digest256,
+        folder: &Path,
+        until: &Until,
+    ) -> Result<Vec<PathBuf>> {
         let limits = self.limits();
-        let trees = verify::verified(store.reader(archive)?, archive, limits.archive(), until, |bytes| {
-            unpack(bytes, reviver.folder(), &limits)
-        })?;
-        let folders: Vec<_> = match &trees {
+        let blob = store.reader(archive)?;
+        let trees =
+            verify::verified(blob, archive, limits.archive(), until, |bytes| unpack(bytes, folder, &limits))?;
+        Ok(match trees {
             Trees::One(folder) => vec![folder],
-            Trees::Several(folders) => folders.values().collect(),
-        };
-        let trees: Vec<_> = folders.iter().map(|folder| ToRevive { folder, pages: None }).collect();
-        reviver.revive(&trees)
+            Trees::Several(folders) => folders.into_values().collect(),
+        })
     }
 }
 

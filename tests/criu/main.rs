@@ -14,7 +14,7 @@ modules! { apart churn harness places program stores talk tree victim }
 // The tests.
 modules! {
     capture causes chunked client damage deadline embed ending faults grown holders iterative leaks locked missing pids pipes preflight provoked replaced requests revived selfdump
-    served service sockets stress terminal terminals
+    served service sockets stress terminal terminals took
 }
 
 // Those of time.
@@ -90,6 +90,7 @@ fn main() {
         stress::TESTS,
         terminal::TESTS,
         terminals::TESTS,
+        took::TESTS,
     ];
     harness::main(parts, &tests);
 }

@@ -20,6 +20,7 @@ const FLOORS: [(&str, &[&str]); 8] = [
             "private",
             "proto",
             "request",
+            "took",
             "until",
             "version",
             "warning",

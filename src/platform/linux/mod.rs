@@ -1,5 +1,6 @@
 //! Linux: dump and restore by criu, by way of a private folder.
 
+mod attempt;
 mod dump;
 mod enclosed;
 mod files;

@@ -4,29 +4,26 @@ use std::{
     fs::File,
     os::fd::{AsFd, OwnedFd},
     path::Path,
-    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use super::{
+    attempt::Attempt,
     files::{Files, LastLook},
     fit,
     links::Links,
     pids::Pids,
     relock::Relock,
-    serve,
-    settle::Settle,
     staging::Staging,
-    streams::{Given, renumber},
-    taken::retry_while_taken,
-    whole,
+    streams::Given,
 };
 use crate::{
     Cause, Criu, Error, Failure, Request, RestoreOptions, Result, Until, Warning,
     image::{ImageDir, MemoryIn, check_complete, check_version},
     platform::{Revival, Revived, ToRevive, Unread},
-    rpc::{Lend, tree::Tree},
+    rpc::tree::Tree,
     sys,
+    took::{Clock, Phase},
 };
 
 /// How long a reaper may take that is slow, as the init of some containers is.
@@ -35,16 +32,17 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// A criu that was found, and a private folder for the images that it is to restore.
 #[derive(Debug)]
 pub(crate) struct Reviver<'a> {
-    revival: &'a Revival,
-    until: Until,
-    criu: Criu,
+    pub(super) revival: &'a Revival,
+    pub(super) until: Until,
+    pub(super) clock: &'a Clock,
+    pub(super) criu: Criu,
     /// Descriptors to remove the folder with, if there are no others by then. They are given free before that.
     _reserve: [OwnedFd; 2],
     staging: Staging,
 }
 
 impl<'a> Reviver<'a> {
-    pub(crate) fn new(revival: &'a Revival, until: &Until) -> Result<Reviver<'a>> {
+    pub(crate) fn new(revival: &'a Revival, until: &Until, clock: &'a Clock) -> Result<Reviver<'a>> {
         let mut criu = revival.criu.as_ref().map_or_else(Criu::new, Criu::at);
         if let Some(cancel) = &revival.cancel {
             criu = criu.cancelled_by(cancel);
@@ -57,6 +55,7 @@ impl<'a> Reviver<'a> {
         Ok(Reviver {
             revival,
             until: until.clone(),
+            clock,
             criu,
             _reserve,
             staging: Staging::new(revival.staging.as_deref())?,
@@ -106,68 +105,35 @@ impl<'a> Reviver<'a> {
         images: &ImageDir,
         lent: &[(String, File)],
     ) -> Result<(Tree, Vec<Warning>)> {
-        let revival = self.revival;
-        let options = fit::for_restore(&revival.options, images)?;
+        let options = fit::for_restore(&self.revival.options, images)?;
         check_root_folder(&options, images).map_err(|error| self.tell_version(error))?;
         let pids = Pids::of(images)?;
-        let patience = revival.patience.unwrap_or(PATIENCE);
+        let patience = self.revival.patience.unwrap_or(PATIENCE);
         let patience = self.until.remaining().map_or(patience, |left| patience.min(left));
+        self.clock.lap(Phase::Prepare);
         pids.wait_for_zombies(patience);
+        self.clock.lap(Phase::Wait);
 
         let checked = self.check_files(images, lent, options.carries_file_locks());
         let (last_look, warnings) = checked.map_err(|error| self.tell_version(error))?;
-        let opening = Error::io(format!("open {}", tree.folder.display()));
-        let folder = OwnedFd::from(File::open(tree.folder).map_err(opening)?);
         let relock = if options.carries_file_locks() { Relock::of(images)? } else { None };
-        let stays_stopped = options.leaves_stopped();
-        let options = if relock.is_some() { options.leave_stopped(true) } else { options };
-        let (notes, settled) = (images.notes()?, Mutex::new(Vec::new()));
-        let restore = |images: &OwnedFd| {
-            let mut lend = Lend::images(images).work(&folder);
-            for (key, file) in lent {
-                lend = lend.inherit(key, file);
-            }
-            for (key, file) in &revival.inherit {
-                lend = lend.inherit(key.as_str(), file);
-            }
-            self.until.check(|| "restore the tree".to_owned())?;
-            let criu =
-                self.until.remaining().map_or(self.criu.clone(), |left| self.criu.clone().deadline(left));
-            let mut hooks = Settle::new(notes.clone(), last_look.clone());
-            let restored = criu.restore(&options, lend, &mut hooks);
-            let mut settled = settled.lock().unwrap_or_else(PoisonError::into_inner);
-            settled.extend(hooks.warnings);
-            let tree = restored.map_err(|error| pids.name_holders(LastLook::own_error(error)))?;
-            let mut tree = AllOrNone(vec![tree]);
-            if let Some(relock) = &relock {
-                settled.extend(relock.finish(tree.0[0].pid(), stays_stopped, &self.until)?);
-            }
-            Ok(tree.0.remove(0))
+        let attempt = Attempt {
+            reviver: self,
+            tree,
+            images,
+            lent,
+            patience,
+            pids,
+            last_look,
+            stays_stopped: options.leaves_stopped(),
+            options: if relock.is_some() { options.leave_stopped(true) } else { options },
+            relock,
+            notes: images.notes()?,
+            warnings: warnings.into(),
         };
-        let with_warnings = |tree: Tree| {
-            let settled = settled.lock().unwrap_or_else(PoisonError::into_inner);
-            (tree, [warnings.as_slice(), settled.as_slice()].concat())
-        };
-        let from_folder = || {
-            let restored = retry_while_taken(patience, || {
-                renumber(images)?;
-                pids.retry_until_freed(|| restore(&folder))
-            });
-            restored.map(with_warnings)
-        };
-        let Some(pages) = tree.pages else { return from_folder() };
-        if !options.needs_files() {
-            // None, where memory cannot be served.
-            let served = retry_while_taken(patience, || {
-                renumber(images)?;
-                pids.retry_until_freed(|| serve::served(tree.folder, pages, restore).transpose())
-            })?;
-            if let Some(revived) = served {
-                return Ok(with_warnings(revived));
-            }
-        }
-        whole::write(tree.folder, pages, &self.until)?;
-        from_folder()
+        let tree = attempt.revive()?;
+        self.clock.lap(Phase::Finish);
+        Ok((tree, attempt.warnings.into_inner()))
     }
 }
 
@@ -225,7 +191,7 @@ fn check_root_folder(options: &RestoreOptions, images: &ImageDir) -> Result<()> 
 }
 
 /// Trees that end when this is dropped, by a panic too, unless they are taken out.
-struct AllOrNone(Vec<Tree>);
+pub(super) struct AllOrNone(pub(super) Vec<Tree>);
 
 impl Drop for AllOrNone {
     fn drop(&mut self) {
