@@ -144,6 +144,11 @@ pub(crate) fn tree(root: i32) -> Vec<i32> {
     walk(root, children)
 }
 
+/// Returns true if a process has a thread with this number.
+pub(crate) fn has_thread(pid: i32, thread: i32) -> bool {
+    Path::new(&format!("/proc/{pid}/task/{thread}")).exists()
+}
+
 fn walk(root: i32, children: impl Fn(i32) -> Vec<i32>) -> Vec<i32> {
     let mut tree = vec![root];
     let mut known = HashSet::from([root]);

@@ -77,6 +77,43 @@ pub enum Warning {
         /// What the system said.
         problem: String,
     },
+    /// The standard input of a tree had ended when it was captured. It has ended again, so the tree
+    /// does not get the one that the restore was given. Only
+    /// [`ProcsRestore::inherit`](crate::ProcsRestore::inherit) replaces such an input.
+    InputEnded {
+        /// The root of the tree.
+        pid: Pid,
+    },
+    /// A pipe, socket or terminal leads to a process outside the tree, and is not a
+    /// standard stream of the tree. What is revived finds its other side closed, unless the restore is given
+    /// another file for it ([`ProcsRestore::inherit`](crate::ProcsRestore::inherit)).
+    LeadsOut {
+        /// A process that has it.
+        pid: Pid,
+        /// The number of the descriptor.
+        descriptor: u32,
+        /// The name of the file, as `inherit` takes it.
+        key: String,
+    },
+    /// A pipe leads to a process outside the tree, and a restore will assume that it is a standard
+    /// stream of the program, which it has saved to make room for a file. To be sure, tell the
+    /// capture what the streams are ([`ProcsCapture::stdout`](crate::ProcsCapture::stdout)).
+    StreamAssumed {
+        /// A process that has it.
+        pid: Pid,
+        /// The number of the descriptor.
+        descriptor: u32,
+        /// The name of the pipe.
+        key: String,
+        /// The stream: 0, 1 or 2.
+        stream: u32,
+    },
+    /// A file of `/proc` is open that belongs to a process outside the tree. The capture can be
+    /// revived only while that process lives.
+    ProcOfOther {
+        /// The file.
+        path: PathBuf,
+    },
     /// A file is open under a name that was deleted, and the name that it still has was not found. What is revived has
     /// a copy of its own.
     Copied {
@@ -122,6 +159,25 @@ impl fmt::Display for Warning {
             Warning::NotSet { pid, what, problem } => {
                 write!(f, "thread {pid} has not got the {what} that it had: {problem}")
             }
+            Warning::InputEnded { pid } => write!(
+                f,
+                "the standard input of {pid} had ended before the capture and stays so: the given one is not used"
+            ),
+            Warning::LeadsOut { pid, descriptor, key } => write!(
+                f,
+                "descriptor {descriptor} of process {pid} leads out of the tree: what is revived finds its other side \
+                 closed, unless the restore is given another file for {key} by `inherit`"
+            ),
+            Warning::StreamAssumed { pid, descriptor, key, stream } => write!(
+                f,
+                "descriptor {descriptor} of process {pid} leads out of the tree ({key}): a restore will assume that it is \
+                 the standard stream {stream}, for nothing was told of the streams"
+            ),
+            Warning::ProcOfOther { path } => write!(
+                f,
+                "{} is open, and its process is not in the tree: the capture can be revived only while that process lives",
+                path.display()
+            ),
             Warning::Copied { pid, path } => write!(
                 f,
                 "what is revived of {pid} has a copy of {}: that name was deleted, and no other was found",

@@ -115,6 +115,7 @@ impl ProcsCapture {
             pids: pids.into_iter().map(Into::into).collect(),
             options: DumpOptions::default(),
             leave_running: true,
+            streams: [const { None }; 3],
             criu: None,
             staging: None,
             deadline: None,
@@ -151,6 +152,58 @@ impl ProcsCapture {
     #[must_use]
     pub fn options(mut self, options: DumpOptions) -> ProcsCapture {
         self.job.options = options;
+        self
+    }
+
+    /// Tells what the program was started with as its standard input, by criu's name for it. A
+    /// restore gives it anew then, wherever the program has put it since; see
+    /// [`stdout`](ProcsCapture::stdout).
+    #[must_use]
+    pub fn stdin(self, key: impl Into<String>) -> ProcsCapture {
+        self.stream(0, key.into())
+    }
+
+    /// Tells what the program was started with as its standard output, by criu's name for it
+    /// ([`Key`](crate::rpc::Key)): a pipe, or of a pair of sockets the program's end. A restore
+    /// then gives that file, under whatever number and in whatever process it is, what
+    /// [`ProcsRestore::stdout`](crate::ProcsRestore::stdout) names.
+    ///
+    /// Without a word, the descriptors 0, 1 and 2 of the root say what is a stream. If they are
+    /// files, the root's other pipes to the outside count as the streams that it has saved
+    /// elsewhere, in the order of their numbers: input for those that it reads, output and then
+    /// error for those that it writes. A program that saved its streams in another order, or that
+    /// has other pipes to the outside, comes back right only if the streams are told. Terminals
+    /// need not be told.
+    ///
+    /// ```no_run
+    /// # #[cfg(target_os = "linux")]
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::process::{Command, Stdio};
+    /// use criu_rpc::{FsBlobStore, ProcsCapture, rpc::Key};
+    ///
+    /// let mut tests = Command::new("pytest").stdout(Stdio::piped()).spawn()?;
+    /// let output = tests.stdout.take().expect("because it was asked for");
+    /// let store = FsBlobStore::open("captures")?;
+    /// ProcsCapture::new([tests.id()]).stdout(Key::of(&output)?).capture(&store)?;
+    /// # Ok(())
+    /// # }
+    /// # #[cfg(not(target_os = "linux"))]
+    /// # fn main() {}
+    /// ```
+    #[must_use]
+    pub fn stdout(self, key: impl Into<String>) -> ProcsCapture {
+        self.stream(1, key.into())
+    }
+
+    /// Tells what the program was started with as its standard error, by criu's name for it; see
+    /// [`stdout`](ProcsCapture::stdout).
+    #[must_use]
+    pub fn stderr(self, key: impl Into<String>) -> ProcsCapture {
+        self.stream(2, key.into())
+    }
+
+    fn stream(mut self, number: usize, key: String) -> ProcsCapture {
+        self.job.streams[number] = Some(key);
         self
     }
 

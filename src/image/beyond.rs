@@ -49,7 +49,6 @@ impl ImageDir {
 
     /// Open files in `/proc` of threads: criu opens files before it makes threads.
     fn files_of_threads(&self, processes: &[PstreeEntry]) -> Result<Vec<String>> {
-        let mut problems = Vec::new();
         let leaders: BTreeSet<u32> = processes.iter().map(|process| process.pid).collect();
         let threads: BTreeSet<u32> = processes
             .iter()
@@ -57,6 +56,33 @@ impl ImageDir {
             .copied()
             .filter(|id| !leaders.contains(id))
             .collect();
+        let mut problems = Vec::new();
+        self.each_file_of_proc(|name, process, task| {
+            if threads.contains(&process) || task.is_some_and(|task| threads.contains(&task)) {
+                problems.push(format!("{name} is open, and is of a thread"));
+            }
+        })?;
+        Ok(problems)
+    }
+
+    /// The open files in `/proc` of processes outside the tree. They can be opened again while
+    /// those live.
+    pub(crate) fn files_of_other_processes(&self) -> Result<BTreeSet<String>> {
+        let processes = self.processes()?;
+        let own = processes.iter().flat_map(|process| process.threads.iter().chain([&process.pid]));
+        let own: BTreeSet<u32> = own.copied().collect();
+        let mut names = BTreeSet::new();
+        self.each_file_of_proc(|name, process, _| {
+            if !own.contains(&process) {
+                names.insert(name.to_owned());
+            }
+        })?;
+        Ok(names)
+    }
+
+    /// Shows the name of each open file such as `/proc/17/task/18/stat`, the number of the process,
+    /// and that of the task if there is one.
+    fn each_file_of_proc(&self, mut look: impl FnMut(&str, u32, Option<u32>)) -> Result<()> {
         self.each("files.img", |file: FileEntry| {
             let Some(name) = file.reg.map(|file| String::from_utf8_lossy(&file.name).into_owned()) else {
                 return;
@@ -66,14 +92,10 @@ impl ImageDir {
                 return;
             }
             let number = |word: Option<&str>| word.and_then(|word| word.parse::<u32>().ok());
-            let process = number(words.next());
+            let Some(process) = number(words.next()) else { return };
             let task = words.next().filter(|word| *word == "task").and_then(|_| number(words.next()));
-            let is_thread = |id: Option<u32>| id.is_some_and(|id| threads.contains(&id));
-            if is_thread(process) || is_thread(task) {
-                problems.push(format!("{name} is open, and is of a thread"));
-            }
-        })?;
-        Ok(problems)
+            look(&name, process, task);
+        })
     }
 }
 

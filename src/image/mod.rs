@@ -35,8 +35,8 @@ pub(crate) use self::{
     locks::LostLock,
     notes::Notes,
     paths::{LockEntry, NamedFile, OpenedAs, Place},
-    shared::{Channels, shared_pipes, shared_sockets},
-    streams::{Lending, Lent, Offer, OfferedTerminal, Was, detach_streams},
+    shared::{Channels, shared_keys, shared_pipes, shared_sockets},
+    streams::{LedOut, Lending, Lent, Offer, OfferedTerminal, Was, detach_streams},
     unread::InPipe,
 };
 use crate::{

@@ -44,6 +44,19 @@ impl ImageDir {
     }
 }
 
+/// criu's names of the pipes and sockets between these trees, which a restore of all of them makes
+/// anew.
+pub(crate) fn shared_keys(trees: &[ImageDir]) -> Result<Vec<String>> {
+    if trees.len() < 2 {
+        return Ok(Vec::new());
+    }
+    let channels = trees.iter().map(ImageDir::channels).collect::<Result<Vec<_>>>()?;
+    let sockets = shared_sockets(&channels).into_iter().flatten();
+    let mut keys: Vec<String> = sockets.map(|(_, inode)| format!("socket:[{inode}]")).collect();
+    keys.extend(shared_pipes(&channels).into_iter().map(|pipe| format!("pipe:[{pipe}]")));
+    Ok(keys)
+}
+
 /// The pipes that more than one tree has.
 pub(crate) fn shared_pipes(trees: &[Channels]) -> HashSet<u32> {
     let mut count = HashMap::<u32, usize>::new();

@@ -25,6 +25,9 @@ pub(crate) struct Job {
     pub(crate) pids: Vec<Pid>,
     pub(crate) options: DumpOptions,
     pub(crate) leave_running: bool,
+    /// criu's names of what the trees were started with as standard streams, as far as the caller
+    /// told.
+    pub(crate) streams: [Option<String>; 3],
     pub(crate) criu: Option<PathBuf>,
     pub(crate) staging: Option<PathBuf>,
     pub(crate) deadline: Option<Duration>,

@@ -9,6 +9,7 @@ use std::{
 
 use super::{Obstacle, Place, Severity, View, mounts::Mounts, sockets::Sockets};
 use crate::{
+    Pid,
     procfs::{self, fdinfo_number, read_start, watched_devices},
     sys::Known,
 };
@@ -58,7 +59,7 @@ pub(super) struct Descriptor {
 }
 
 impl Descriptor {
-    fn all(pid: i32) -> impl Iterator<Item = Descriptor> {
+    pub(super) fn all(pid: i32) -> impl Iterator<Item = Descriptor> {
         let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
         entries.filter_map(move |entry| {
             let fd = entry.file_name().to_str()?.parse().ok()?;
@@ -168,8 +169,12 @@ fn of_proc(view: &View<'_>, target: &Path) -> Option<(Obstacle, Severity)> {
     let rest = target.strip_prefix("/proc").ok()?;
     let mut words = rest.iter().map(|word| word.to_string_lossy());
     let pid: i32 = words.next()?.parse().ok()?;
-    let of_thread = words.next().is_some_and(|word| word == "task") && words.next().is_some();
-    (of_thread || !view.has(pid)).then_some((Obstacle::ProcFile, Severity::Risk))
+    let task = words.next().filter(|word| word == "task").and_then(|_| words.next()?.parse::<i32>().ok());
+    let of_thread = task.is_some_and(|task| task != pid);
+    if of_thread {
+        return Some((Obstacle::ProcFile, Severity::Risk));
+    }
+    (!view.has(pid)).then(|| (Obstacle::ProcOutside { of: Pid::from(pid) }, Severity::Risk))
 }
 
 /// criu opens what is watched by its handle, which the kernel's own file systems do not allow.

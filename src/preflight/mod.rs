@@ -19,6 +19,7 @@
 //!
 //! Start reading at `look`; each file beside this one looks at one kind of place.
 
+mod beyond;
 mod descriptors;
 mod guard;
 mod mappings;
@@ -39,6 +40,7 @@ use std::{
 
 pub use self::obstacle::Obstacle;
 pub(crate) use self::{
+    beyond::beyond_restore,
     descriptors::has_message_queue,
     names::broken_names,
     process::{check_number, check_root, tracers},

@@ -88,8 +88,14 @@ pub enum Obstacle {
         /// The number that the file had in the process that made the epoll wait for it.
         target: i32,
     },
-    /// A file of `/proc` of a thread, or of a process outside the tree.
+    /// A file of `/proc` of a thread.
     ProcFile,
+    /// A file of `/proc` of a process outside the tree. A restore opens it again while that process
+    /// lives.
+    ProcOutside {
+        /// That process.
+        of: Pid,
+    },
     /// A socket of a protocol that criu cannot dump, such as `MPTCP` or `AF_VSOCK`.
     UnsupportedSocket {
         /// The kernel's name of the protocol.
@@ -211,6 +217,7 @@ impl Obstacle {
             | Obstacle::MessageQueue
             | Obstacle::EpollElsewhere { .. }
             | Obstacle::ProcFile
+            | Obstacle::ProcOutside { .. }
             | Obstacle::UnsupportedFile
             | Obstacle::UnsupportedSocket { .. }
             | Obstacle::PidfdOutside { .. }
@@ -266,8 +273,10 @@ impl fmt::Display for Obstacle {
             Obstacle::EpollElsewhere { target } => {
                 write!(f, "an epoll that waits for descriptor {target}, which the process has not open")
             }
-            Obstacle::ProcFile => f.write_str(
-                "a file of /proc of a thread or of a process outside the tree, which no restore can open",
+            Obstacle::ProcFile => f.write_str("a file of /proc of a thread, which no restore can open"),
+            Obstacle::ProcOutside { of } => write!(
+                f,
+                "a file of /proc of process {of}, which is not in the tree: a restore can open it only while that process lives"
             ),
             Obstacle::UnsupportedSocket { protocol } => {
                 write!(f, "a socket that criu cannot dump: {protocol}")

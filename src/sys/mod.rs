@@ -112,6 +112,23 @@ pub(crate) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     new_descriptor(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
 }
 
+/// The open file behind a descriptor of another process, named by a pidfd. Linux 5.6.
+pub(crate) fn take_descriptor(pidfd: impl AsFd, number: i32) -> io::Result<OwnedFd> {
+    let pidfd = pidfd.as_fd().as_raw_fd();
+    // SAFETY: the call takes three numbers and touches no memory of ours.
+    new_descriptor(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd, number, 0) })
+}
+
+/// The number of bytes that wait to be read from a file.
+pub(crate) fn waiting_bytes(file: impl AsFd) -> io::Result<usize> {
+    let mut count: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int, and `count` is one.
+    match unsafe { libc::ioctl(file.as_fd().as_raw_fd(), libc::FIONREAD, &mut count) } {
+        0 => Ok(usize::try_from(count).unwrap_or(0)),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// What a system call came to that makes a descriptor.
 fn new_descriptor(number: libc::c_long) -> io::Result<OwnedFd> {
     let number = RawFd::try_from(number).map_err(io::Error::other)?;

@@ -15,6 +15,7 @@ tests![
     a_child_in_a_network_namespace_of_its_own,
     a_file_in_proc_of_a_thread,
     a_file_in_proc_of_a_process_of_the_tree_is_fine,
+    a_tree_that_could_not_be_revived_is_not_frozen_to_be_ended,
 ];
 
 /// It can be captured with a warning while it goes on, and is left running, and nothing stored, if it were to end.
@@ -43,14 +44,20 @@ pub(crate) fn is_never_revived(pid: i32, problem: &str) {
     }
 }
 
-fn a_child_in_a_network_namespace_of_its_own() {
-    let mut victim = Script::perl(
-        "pipe(my $r, my $w); my $child = fork; if (!$child) { open(STDOUT, '>', '/dev/null'); \
-         close $w; open(STDIN, '<&', $r); exec 'unshare', '--net', 'cat'; } sub answer { return $child; }",
-    );
+/// A victim with a child in a namespace of its own, and the child's pid.
+fn with_namespace(option: &str) -> (Script, String) {
+    let mut victim = Script::perl(&format!(
+        "pipe(my $r, my $w); my $child = fork; if (!$child) {{ open(STDOUT, '>', '/dev/null'); \
+         close $w; open(STDIN, '<&', $r); exec 'unshare', '{option}', 'cat'; }} sub answer {{ return $child; }}"
+    ));
     let child = victim.ask("?");
     let name = format!("/proc/{child}/comm");
     wait_until("the child waits", || std::fs::read_to_string(&name).unwrap().trim() == "cat");
+    (victim, child)
+}
+
+fn a_child_in_a_network_namespace_of_its_own() {
+    let (mut victim, child) = with_namespace("--net");
     is_never_revived(victim.pid(), &format!("process {child} has a network namespace"));
     assert_eq!(victim.ask("?"), child);
 }
@@ -66,4 +73,23 @@ fn a_file_in_proc_of_a_process_of_the_tree_is_fine() {
         |_| Script::perl("open(my $f, '<', \"/proc/$$/task/$$/stat\") or die; sub answer { seek($f, 0, 0); my $l = <$f>; return $l =~ /^$$ / ? 'own' : $l; }"),
         |talk| assert_eq!(talk.ask("?"), "own"),
     );
+}
+
+fn a_tree_that_could_not_be_revived_is_not_frozen_to_be_ended() {
+    let with_thread = Victim::start(&["threads=1", "thread-file=stat"]);
+    let (with_network, _) = with_namespace("--net");
+    let (with_mounts, _) = with_namespace("--mount");
+    for pid in [with_thread.pid(), with_network.pid(), with_mounts.pid()] {
+        let home = Home::new();
+        // What is asked of it instead of criu is noted.
+        let (program, asked) = (home.path("criu"), home.path("asked"));
+        std::fs::write(&program, format!("#!/bin/sh\ntouch {}\nexit 1\n", asked.display())).unwrap();
+        let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&program, executable).unwrap();
+        let capture = home.capture([pid]).criu(&program).leave_running(false);
+        let error = capture.run(&home.store()).unwrap_err();
+        assert!(matches!(error, Error::Unrevivable { .. }), "{}", explain(&error));
+        assert!(!asked.exists(), "criu was asked");
+        home.assert_staging_empty();
+    }
 }

@@ -23,7 +23,7 @@ modules! { overdue soak }
 // Those of signals, of the ends of processes, and of what listens.
 modules! { signals }
 // What a tree needs that nobody has to say.
-modules! { beyond enclosed links order settings ways }
+modules! { beyond enclosed links order outside settings ways }
 
 #[cfg(target_os = "linux")]
 fn main() {
@@ -60,6 +60,7 @@ fn main() {
         missing::TESTS,
         links::TESTS,
         order::TESTS,
+        outside::TESTS,
         overdue::TESTS,
         pids::TESTS,
         pipes::TESTS,

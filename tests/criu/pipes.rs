@@ -6,6 +6,8 @@ use std::{
     process::Command,
 };
 
+use criu_rpc::Warning;
+
 use crate::{
     harness::tests,
     places::{Home, children, wait_until},
@@ -31,6 +33,11 @@ tests![
     sockets_between_trees_stay_connected,
     scripts_with_pipes_go_on_to_their_ends,
     input_from_a_socket_that_has_ended_has_ended_after_the_restore,
+    an_input_that_is_given_in_vain_is_told,
+    streams_that_were_told_are_given_anew_wherever_they_are,
+    streams_that_only_a_child_has_are_given_anew_if_they_were_told,
+    a_socket_that_was_told_is_given_anew_wherever_it_is,
+    streams_that_are_not_told_are_taken_in_the_order_of_their_numbers,
 ];
 
 /// A file that the program waits for, before which it does not go on.
@@ -367,5 +374,113 @@ fn input_from_a_socket_that_has_ended_has_ended_after_the_restore() {
             fs::remove_file(home.path("gate")).unwrap();
             let _ = fs::remove_dir_all(home.path("store"));
         }
+    });
+}
+
+fn an_input_that_is_given_in_vain_is_told() {
+    in_each_way(|way, home| {
+        let (wait, open) = gate(home);
+        let mut program = Program::bash(&format!("echo ready; {wait}; cat; echo END"));
+        assert_eq!(program.talk.hear(), "ready");
+        program.talk.close();
+        let (store, digest) = way.captured(home, program);
+        open();
+        let nothing = || File::open("/dev/null").unwrap();
+        for (input, told) in [(crate::talk::pipe().0, true), (nothing(), false)] {
+            let (mut talk, _, output) = Talk::through_pipes();
+            let mut restored =
+                home.restore().stdin(input).stdout(output).stderr(nothing()).restore(&store, &digest).or_explain();
+            let is_told = matches!(&restored.warnings[..], [Warning::InputEnded { pid }] if *pid == restored.trees[0].pid());
+            assert_eq!(is_told, told, "{:?}", restored.warnings);
+            assert_eq!(talk.hear(), "END");
+            restored.trees[0].wait().unwrap();
+        }
+    });
+}
+
+/// Saves its streams elsewhere, in an order that is not that of their numbers.
+const SAVES: &str = "exec 5>&2 6>&1 >/dev/null 2>&1; while read l; do echo error $l >&5; echo out $l >&6; done";
+
+fn streams_that_were_told_are_given_anew_wherever_they_are() {
+    in_each_way(|way, home| {
+        let (mut errors, _, there) = Talk::through_pipes();
+        let (error_key, (from, to)) = (pipe_key(&there), crate::talk::pipe());
+        let output_key = pipe_key(&to);
+        let mut program = Program::with_streams(Command::new("bash").args(["-c", SAVES]), to, there);
+        let mut output = Talk::new(crate::talk::pipe().1, from);
+        program.talk.tell("one");
+        assert_eq!((output.hear(), errors.hear()), ("out one".to_owned(), "error one".to_owned()));
+        let capture = way.capture(home, [program.pid()]).stdout(output_key).stderr(error_key);
+        assert_eq!(capture.preflight().or_explain().risks, [""; 0]);
+        let stored = crate::ways::stored(capture.run(&home.store()));
+        assert_eq!(stored.warnings, []);
+        program.end();
+        says_both(home, &stored.digest, ["out two", "error two"]);
+    });
+}
+
+/// Revives it on new pipes, and hears this from its standard output and its standard error.
+#[track_caller]
+fn says_both(home: &Home, digest: &criu_rpc::Digest256, words: [&str; 2]) {
+    let (mut errors, _, there) = Talk::through_pipes();
+    let (mut talk, input, output) = Talk::through_pipes();
+    let restore = home.restore().stdin(input).stdout(output).stderr(there);
+    let _tree = only_tree(restore.restore(&home.store(), digest).or_explain());
+    talk.tell("two");
+    assert_eq!([talk.hear(), errors.hear()], words);
+    talk.close();
+}
+
+fn streams_that_only_a_child_has_are_given_anew_if_they_were_told() {
+    const SCRIPT: &str = "(exec 7>&2 8>&1 >/dev/null 2>&1; while read l; do echo error $l >&7; echo out $l >&8; done) <&0 & \
+                          exec </dev/null >/dev/null 2>&1; wait";
+    in_each_way(|way, home| {
+        let (mut errors, _, there) = Talk::through_pipes();
+        let (error_key, (from, to)) = (pipe_key(&there), crate::talk::pipe());
+        let output_key = pipe_key(&to);
+        let mut program = Program::with_streams(Command::new("bash").args(["-c", SCRIPT]), to, there);
+        let mut output = Talk::new(crate::talk::pipe().1, from);
+        program.talk.tell("one");
+        assert_eq!((output.hear(), errors.hear()), ("out one".to_owned(), "error one".to_owned()));
+        let capture = way.capture(home, [program.pid()]).stdout(output_key).stderr(error_key);
+        let stored = crate::ways::stored(capture.run(&home.store()));
+        program.end();
+        says_both(home, &stored.digest, ["out two", "error two"]);
+    });
+}
+
+fn a_socket_that_was_told_is_given_anew_wherever_it_is() {
+    const SCRIPT: &str = "exec 9>&1 >/dev/null; while read l; do echo out $l >&9; done";
+    in_each_way(|way, home| {
+        let (here, there) = std::os::unix::net::UnixStream::pair().unwrap();
+        let there = File::from(std::os::fd::OwnedFd::from(there));
+        let key = criu_rpc::rpc::Key::of(&there).or_explain();
+        let mut program = Program::between(Command::new("bash").args(["-c", SCRIPT]), None, Some(there));
+        let mut output = Talk::new(crate::talk::pipe().1, std::os::fd::OwnedFd::from(here));
+        program.talk.tell("one");
+        assert_eq!(output.hear(), "out one");
+        let capture = way.capture(home, [program.pid()]).stdout(key);
+        let stored = crate::ways::stored(capture.run(&home.store()));
+        program.end();
+        let mut revived = on_pipes(home.restore(), &home.store(), &stored.digest);
+        assert_eq!(revived.talk.ask("two"), "out two");
+        revived.talk.close();
+    });
+}
+
+/// `ProcsCapture::stdout` documents this order.
+fn streams_that_are_not_told_are_taken_in_the_order_of_their_numbers() {
+    in_each_way(|way, home| {
+        let (mut errors, _, there) = Talk::through_pipes();
+        let mut program = Program::with_errors(Command::new("bash").args(["-c", SAVES]), there);
+        assert_eq!((program.talk.ask("one"), errors.hear()), ("out one".to_owned(), "error one".to_owned()));
+        let stored = crate::ways::stored(way.capture(home, [program.pid()]).run(&home.store()));
+        let assumed = |warning: &Warning| match warning {
+            Warning::StreamAssumed { descriptor, stream, .. } => (*descriptor, *stream),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(stored.warnings.iter().map(assumed).collect::<Vec<_>>(), [(5, 1), (6, 2)]);
+        program.end();
+        says_both(home, &stored.digest, ["error two", "out two"]);
     });
 }

@@ -98,6 +98,12 @@ impl Program {
         Program::with(command, None, None, errors.into())
     }
 
+    /// The same, with these files for its standard output and standard error.
+    #[track_caller]
+    pub(crate) fn with_streams(command: &Command, output: File, errors: File) -> Program {
+        Program::with(command, None, Some(output), errors.into())
+    }
+
     /// The same, with a file for its standard input or output, maybe.
     #[track_caller]
     pub(crate) fn between(command: &Command, input: Option<File>, output: Option<File>) -> Program {

@@ -13,11 +13,13 @@
 //! what the caller gives as standard error.
 
 mod edit;
+mod led_out;
 mod tables;
 mod unread;
 
 use std::collections::{BTreeMap, HashMap};
 
+pub(crate) use self::led_out::LedOut;
 use self::{
     edit::{Edits, Substitute},
     tables::{Inherited, Kind, Outside, Resource, Tables},
@@ -78,6 +80,8 @@ pub(crate) struct Detached {
     pub(crate) unread: Vec<(u32, Vec<u8>)>,
     /// What is left in an input that has ended.
     pub(crate) rest: Vec<u8>,
+    /// The root's standard input has ended, and so it stays.
+    pub(crate) input_ended: bool,
 }
 
 /// The kind that a replaced file had.
@@ -110,7 +114,8 @@ pub(crate) fn detach_streams(images: &ImageDir, offer: &Offer<'_>) -> Result<Det
     let ended = lendings.iter().any(|lending| lending.what == Lent::Ended);
     let rest = unread.iter().position(|(descriptor, _)| ended && *descriptor == 0);
     let rest = rest.map_or_else(Vec::new, |place| unread.remove(place).1);
-    Ok(Detached { lendings, unread, rest })
+    let input_ended = plan.input_has_ended();
+    Ok(Detached { lendings, unread, rest, input_ended })
 }
 
 /// What becomes of a descriptor.
@@ -157,8 +162,19 @@ impl<'a> Plan<'a> {
         let of_root = streams(tables, tables.of_root());
         let of_any = streams(tables, tables.all_descriptors());
         let mut plan = Plan { tables, offer, of_root, of_any, files, saved: HashMap::new() };
+        let told: Vec<usize> = plan.told_and_open().collect();
+        told.iter().for_each(|stream| leads_out[*stream] = true);
         plan.save(leads_out);
+        // The tree put these files there itself, and has the stream elsewhere.
+        plan.files.retain(|_, streams| !streams.iter().any(|stream| told.contains(stream)));
         plan
+    }
+
+    /// The streams that the caller told and that the tree has.
+    fn told_and_open(&self) -> impl Iterator<Item = usize> {
+        let tables = self.tables;
+        let outside = tables.all_descriptors().filter_map(|descriptor| tables.outside(descriptor.id));
+        outside.filter_map(|outside| tables.told.get(&outside.resource)).flatten().copied()
     }
 
     /// Gives the pipes that are nobody's stream the root's streams that lead nowhere else: it has saved them to make room for
@@ -172,7 +188,8 @@ impl<'a> Plan<'a> {
             for outside in descriptors.into_iter().filter_map(|descriptor| self.tables.outside(descriptor.id))
             {
                 let pipe = outside.resource;
-                let is_free = matches!(pipe, Resource::Pipe(_)) && !self.of_any.contains_key(&pipe);
+                let is_known = self.of_any.contains_key(&pipe) || self.tables.told.contains_key(&pipe);
+                let is_free = matches!(pipe, Resource::Pipe(_)) && !is_known;
                 if !is_free || self.saved.contains_key(&pipe) {
                     continue;
                 }
@@ -185,6 +202,15 @@ impl<'a> Plan<'a> {
         // The tree put the file there itself, and knows the stream by another number.
         let saved: Vec<usize> = self.saved.values().copied().collect();
         self.files.retain(|_, streams| !streams.iter().any(|stream| saved.contains(stream)));
+    }
+
+    fn input_has_ended(&self) -> bool {
+        let mut inputs = self.tables.of_root().filter(|descriptor| descriptor.fd == 0);
+        inputs.any(|input| match self.tables.files.get(&input.id) {
+            Some(Kind::Ended(_)) => true,
+            Some(Kind::Outside(outside)) => outside.input_ended,
+            _ => false,
+        })
     }
 
     fn fate(&self, descriptor: &FdinfoEntry) -> Fate {
@@ -212,7 +238,9 @@ impl<'a> Plan<'a> {
 
     /// The standard stream that a descriptor leads to.
     fn stream(&self, outside: Outside, fd: u32) -> Option<usize> {
-        let known = self.of_root.get(&outside.resource).or_else(|| self.of_any.get(&outside.resource));
+        let known = self.tables.told.get(&outside.resource);
+        let known = known.or_else(|| self.of_root.get(&outside.resource));
+        let known = known.or_else(|| self.of_any.get(&outside.resource));
         let writes = outside.writes();
         if let Some(known) = known {
             let same = known.iter().copied().find(|stream| u32::try_from(*stream) == Ok(fd));

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use crate::{
     Result,
     image::ImageDir,
-    proto::images::{FdinfoEntry, FileEntry, TtyInfoEntry, TtyType},
+    proto::images::{FdinfoEntry, FileEntry, StreamNote, TtyInfoEntry, TtyType},
 };
 
 /// Open files and descriptors.
@@ -14,6 +14,8 @@ pub(super) struct Tables {
     /// The open descriptors, by the number of the table, which tasks may share. Parents' before children's.
     pub(super) descriptors: Vec<(u32, Vec<FdinfoEntry>)>,
     pub(super) terminals: Terminals,
+    /// The standard streams that each resource was when the tree was started, by the caller's word.
+    pub(super) told: HashMap<Resource, Vec<usize>>,
 }
 
 /// The facts about an open file that matter. The whole entry takes a hundred times the space, and the images may be hostile.
@@ -79,10 +81,10 @@ impl Tables {
                 descriptors.push((files_id, images.all(&super::fdinfo(files_id))?));
             }
         }
-        let ended = images.notes()?.and_then(|notes| notes.pipes);
-        let ended = ended.map(|pipes| pipes.ended.into_iter().collect());
+        let notes = images.notes()?.unwrap_or_default();
+        let ended = notes.pipes.map(|pipes| pipes.ended.into_iter().collect());
         files.extend(pipes.leading_out(ended.as_ref(), &root_streams(&descriptors), inherited));
-        Ok(Tables { files, descriptors, terminals })
+        Ok(Tables { files, descriptors, terminals, told: told(&notes.streams) })
     }
 
     /// The descriptors of the root.
@@ -100,6 +102,19 @@ impl Tables {
             _ => None,
         }
     }
+}
+
+/// The standard streams that each pipe and socket was, in order.
+fn told(notes: &[StreamNote]) -> HashMap<Resource, Vec<usize>> {
+    let mut told = HashMap::<_, Vec<_>>::new();
+    for (stream, note) in (0..3).flat_map(|stream| notes.iter().map(move |note| (stream, note))) {
+        let number = |kind| note.key.strip_prefix(kind)?.strip_suffix(']')?.parse().ok();
+        let resource = number("pipe:[").map(Resource::Pipe).or(number("socket:[").map(Resource::Socket));
+        if let Some(resource) = resource.filter(|_| usize::try_from(note.stream) == Ok(stream)) {
+            told.entry(resource).or_default().push(stream);
+        }
+    }
+    told
 }
 
 /// The files that are standard streams of the root.

@@ -26,9 +26,11 @@ use super::{
 use crate::{
     BoxError, Criu, DumpOptions, Error, Pid, Request, Result, Until, Warning,
     archive::Trees,
-    image::{ImageDir, MemoryIn, check_complete, check_version},
+    image::{ImageDir, LedOut, MemoryIn, check_complete, check_version, shared_keys},
     platform::{Facts, Images, Job, Keep, Memory, Outcome, Unsupported},
+    preflight::beyond_restore,
     procfs::{Stat, is_free},
+    proto::images::StreamNote,
     rpc::{Event, Hooks, Lend, NoHooks, SelfDump},
 };
 
@@ -46,8 +48,8 @@ pub(crate) fn checkpoint<T>(job: &Job, memory: Option<&dyn Memory>, keep: Keep<'
     }
     let mut staging = Staging::new(job.staging.as_deref())?;
     let mut dump = Dump::plan(job, criu, &staging)?;
-    if dump.own.is_some() && !job.leave_running {
-        return Err(cannot_end_itself());
+    if !job.leave_running {
+        dump.refuse_to_end()?;
     }
     if dump.own.is_some() {
         staging.unlock()?;
@@ -126,6 +128,8 @@ struct Dump<'a> {
     roots: Vec<Pid>,
     /// The rounds of pre-dumps that came before, and what they need until the end.
     rounds: Option<rounds::Rounds>,
+    /// The standard streams that the caller told.
+    streams: Vec<StreamNote>,
     /// What the caller should tell its user.
     warnings: Mutex<Vec<Warning>>,
 }
@@ -172,7 +176,7 @@ impl<'a> Dump<'a> {
         for root in &roots {
             let folder = staging.folder(&root.to_string())?;
             folders.insert(root.as_raw(), folder.clone());
-            let options = fit::for_dump(&job.options, *root, &roots).leave_running(job.leave_running);
+            let options = fit::for_dump(job, *root, &roots).leave_running(job.leave_running);
             let tree = Tree { root: *root, folder, options };
             match select::contains_self(*root) {
                 true => own = Some(tree), // no more than one can
@@ -183,7 +187,21 @@ impl<'a> Dump<'a> {
             1 => Trees::One(folders.into_values().next().expect("because there is one")),
             _ => Trees::Several(folders),
         };
-        Ok(Dump { criu, memory: None, others, own, images, roots, rounds: None, warnings: Mutex::default() })
+        let told = (0..).zip(&job.streams).filter_map(|(stream, key)| Some((stream, key.clone()?)));
+        let streams = told.map(|(stream, key)| StreamNote { stream, key }).collect();
+        let warnings = Mutex::default();
+        Ok(Dump { criu, memory: None, others, own, images, roots, rounds: None, streams, warnings })
+    }
+
+    /// Refuses what shows before a tree is frozen: that it could never be revived once it has
+    /// ended.
+    fn refuse_to_end(&self) -> Result<()> {
+        if self.own.is_some() {
+            return Err(cannot_end_itself());
+        }
+        let problems: Vec<_> =
+            self.others.iter().flat_map(|tree| beyond_restore(tree.root.as_raw())).collect();
+        if problems.is_empty() { Ok(()) } else { Err(Error::Unrevivable { problems }) }
     }
 
     /// Has memory taken in while the trees run, so that the dump is of what changed.
@@ -191,8 +209,7 @@ impl<'a> Dump<'a> {
         let mut rounds = rounds::Rounds::begin(&self.others, job.deadline)?;
         rounds.run(&self.criu, &self.others, most, memory, staging)?;
         for tree in &mut self.others {
-            let options =
-                fit::for_dump(&job.options, tree.root, &self.roots).leave_running(job.leave_running);
+            let options = fit::for_dump(job, tree.root, &self.roots).leave_running(job.leave_running);
             tree.options = rounds.follow(options, tree.root);
         }
         self.criu = rounds.hurry(&self.criu)?;
@@ -210,7 +227,7 @@ impl<'a> Dump<'a> {
         let Some(own) = &self.own else { return Ok(Side::Original) };
         // While our own tree stands still nothing can look at it. What is noted now stays true until then, or is of no use.
         let tree = frozen::Frozen::of(own.root);
-        let notes = tree.look();
+        let notes = tree.look(&self.streams);
         match self.criu.dump_around_self(own.root, &own.options, &own.folder)? {
             SelfDump::Dumped(dumped) => {
                 self.warn_of_interrupted(&dumped.interrupted, own)?;
@@ -317,13 +334,35 @@ impl<'a> Dump<'a> {
     fn check(&self) -> Result<Vec<String>> {
         let memory = if self.memory.is_some() { MemoryIn::Stream } else { MemoryIn::Folder };
         let mut problems = Vec::new();
-        for tree in self.others.iter().chain(&self.own) {
-            let images = ImageDir::new(&tree.folder);
-            check_version(&images, Request::Dump)?;
-            check_complete(&images, memory)?;
+        let trees = self.others.iter().chain(&self.own);
+        let images: Vec<_> = trees.map(|tree| ImageDir::new(&tree.folder)).collect();
+        for images in &images {
+            check_version(images, Request::Dump)?;
+            check_complete(images, memory)?;
             problems.extend(images.beyond_restore()?);
         }
+        self.warn_of_outside(&images)?;
         Ok(problems)
+    }
+
+    /// Tells of what leads out of the trees, and comes back without its other side.
+    fn warn_of_outside(&self, trees: &[ImageDir]) -> Result<()> {
+        let shared = shared_keys(trees)?;
+        let shared: Vec<&str> = shared.iter().map(String::as_str).collect();
+        for images in trees {
+            let led_out = images.led_out(&shared)?.into_iter();
+            let warning = |LedOut { pid, descriptor, key, assumed }| {
+                let pid = Pid::from(pid);
+                match assumed {
+                    None => Warning::LeadsOut { pid, descriptor, key },
+                    Some(stream) => Warning::StreamAssumed { pid, descriptor, key, stream },
+                }
+            };
+            self.warn(led_out.map(warning).collect());
+            let of_others = images.files_of_other_processes()?.into_iter();
+            self.warn(of_others.map(|name| Warning::ProcOfOther { path: name.into() }).collect());
+        }
+        Ok(())
     }
 
     fn warn(&self, warnings: Vec<Warning>) {
@@ -361,7 +400,7 @@ impl<H: Hooks> Hooks for Noting<'_, H> {
     fn on(&mut self, event: Event<'_>) -> Result<(), BoxError> {
         if matches!(event, Event::PostDump) {
             let Tree { root, folder, options } = self.tree;
-            self.dump.warn(frozen::note(*root, &ImageDir::new(folder), options)?);
+            self.dump.warn(frozen::note(*root, &ImageDir::new(folder), options, &self.dump.streams)?);
         }
         self.then.on(event)
     }

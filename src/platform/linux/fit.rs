@@ -12,14 +12,15 @@ use crate::{
     DumpOptions, Pid, RestoreOptions, Result,
     image::ImageDir,
     options::{External, NetworkLock},
+    platform::Job,
     preflight::{Peer, Peers},
     procfs::{Stat, fdinfo_number, read_start, tree},
     sys::Known,
 };
 
 /// The caller's options, and what this tree needs beyond them.
-pub(super) fn for_dump(options: &DumpOptions, root: Pid, roots: &[Pid]) -> DumpOptions {
-    let mut options = options.clone();
+pub(super) fn for_dump(job: &Job, root: Pid, roots: &[Pid]) -> DumpOptions {
+    let mut options = job.options.clone();
     if !options.names_shell_job() && leads_no_session(root) {
         options = options.shell_job(true);
     }
@@ -41,7 +42,8 @@ pub(super) fn for_dump(options: &DumpOptions, root: Pid, roots: &[Pid]) -> DumpO
     if !options.names_file_locks() && enclosed.has_own_locks() {
         options = options.file_locks(true);
     }
-    let outside = Outside::of(root, roots);
+    let told = job.streams.iter().flatten().filter_map(|key| socket_inode(Path::new(key)));
+    let outside = Outside::of(root, roots, &told.collect());
     for terminal in outside.terminals {
         options = options.external(terminal);
     }
@@ -68,7 +70,8 @@ struct Outside {
 }
 
 impl Outside {
-    fn of(root: Pid, roots: &[Pid]) -> Outside {
+    /// Those of `told` count as standard streams, wherever they are.
+    fn of(root: Pid, roots: &[Pid], told: &HashSet<u64>) -> Outside {
         let (mut streams, mut sockets, mut terminals) =
             (BTreeSet::new(), HashSet::new(), Terminals::default());
         for pid in tree(root.as_raw()) {
@@ -78,7 +81,8 @@ impl Outside {
                     terminals.add(pid, &descriptor);
                 } else if let Some(inode) = socket_inode(&target) {
                     sockets.insert(inode);
-                    if ["0", "1", "2"].iter().any(|stream| descriptor.file_name() == *stream) {
+                    let is_stream = ["0", "1", "2"].iter().any(|stream| descriptor.file_name() == *stream);
+                    if is_stream || told.contains(&inode) {
                         streams.insert(inode);
                     }
                 }

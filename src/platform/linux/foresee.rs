@@ -5,6 +5,7 @@ use crate::{
     Error, Foresight, Result,
     platform::Job,
     preflight::{Obstacle, Severity},
+    rpc::Key,
 };
 
 /// Looks at all trees of the job. Without a criu, that is what blocks.
@@ -19,15 +20,20 @@ pub(crate) fn foresee(job: &Job) -> Result<Foresight> {
     };
     let roots = select::roots(&job.pids)?;
     for root in roots.iter().copied() {
-        let found = criu.preflight(root, &fit::for_dump(&job.options, root, &roots))?;
+        let found = criu.preflight(root, &fit::for_dump(job, root, &roots))?;
         foresight.processes += found.processes;
         let is_own = found.findings.iter().any(|finding| finding.obstacle == Obstacle::CallerInside);
         if is_own && !job.leave_running {
             foresight.blocks.push(dump::cannot_end_itself().to_string());
         }
-        // A capture starts criu outside the tree that it is a part of itself, and a restore gives terminals anew.
-        let is_cured =
-            |obstacle: &Obstacle| matches!(obstacle, Obstacle::CallerInside | Obstacle::HungTerminal);
+        // A capture starts criu outside the tree that it is a part of itself, and a restore gives
+        // terminals and told streams anew.
+        let is_told = |inode| job.streams.iter().flatten().any(|key| *key == Key::Pipe { inode }.to_string());
+        let is_cured = |obstacle: &Obstacle| match obstacle {
+            Obstacle::CallerInside | Obstacle::HungTerminal => true,
+            Obstacle::PipeOutside { inode } => is_told(*inode),
+            _ => false,
+        };
         for finding in found.findings.iter().filter(|finding| !is_cured(&finding.obstacle)) {
             match finding.severity {
                 Severity::Blocks => foresight.blocks.push(finding.to_string()),

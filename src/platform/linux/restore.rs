@@ -93,6 +93,9 @@ impl<'a> Reviver<'a> {
                 descriptor,
                 bytes,
             }));
+            if lent.input_unused {
+                warnings.push(Warning::InputEnded { pid: tree.pid() });
+            }
             revived.0.push(tree);
             warnings.extend(more);
         }

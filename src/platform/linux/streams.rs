@@ -37,6 +37,8 @@ pub(super) struct Given<'a> {
 pub(super) struct ToLend {
     pub(super) files: Vec<(String, File)>,
     pub(super) unread: Vec<(u32, Vec<u8>)>,
+    /// The caller gives a standard input, and the tree's has ended and stays so.
+    pub(super) input_unused: bool,
 }
 
 impl<'a> Given<'a> {
@@ -82,7 +84,10 @@ impl<'a> Given<'a> {
         for (key, file) in links {
             files.push((key.clone(), file.map_err(Error::io(format!("lend {key}")))?));
         }
-        Ok(ToLend { files, unread: detached.unread })
+        // Nothing to read is no news.
+        let is_news = |file: &File| !file.metadata().is_ok_and(|kind| is_null(&kind));
+        let input_unused = detached.input_ended && self.revival.streams[0].as_ref().is_some_and(is_news);
+        Ok(ToLend { files, unread: detached.unread, input_unused })
     }
 
     fn stream(&self, stream: usize, was: Was) -> io::Result<File> {

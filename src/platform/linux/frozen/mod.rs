@@ -7,6 +7,7 @@ mod links;
 mod locks;
 mod lost;
 mod pipes;
+mod queues;
 pub(super) mod settings;
 
 use std::{fs, path::PathBuf};
@@ -16,6 +17,7 @@ use crate::{
     DumpOptions, Pid, Result, Warning,
     image::{ImageDir, Notes},
     procfs,
+    proto::images::StreamNote,
 };
 
 /// A tree that stands still. Of a process that captures itself it is the tree just before.
@@ -39,10 +41,15 @@ struct OpenFile {
 /// # Errors
 ///
 /// The capture fails and the tree goes on: without its notes it would come back as something else.
-pub(super) fn note(root: Pid, images: &ImageDir, options: &DumpOptions) -> Result<Vec<Warning>> {
+pub(super) fn note(
+    root: Pid,
+    images: &ImageDir,
+    options: &DumpOptions,
+    streams: &[StreamNote],
+) -> Result<Vec<Warning>> {
     let tree = Frozen::of(root);
     let warnings = tree.mend(root, images, options)?;
-    write(&tree.look(), images)?;
+    write(&tree.look(streams), images)?;
     Ok(warnings)
 }
 
@@ -63,13 +70,15 @@ impl Frozen {
     pub(super) fn mend(&self, root: Pid, images: &ImageDir, options: &DumpOptions) -> Result<Vec<Warning>> {
         let mut warnings = links::cure(self, root, images, options.ghost_limit_or(0).into())?;
         warnings.extend(lost::look(self));
+        warnings.extend(queues::look(self));
         warnings.extend(locks::look(self));
         Ok(warnings)
     }
 
-    /// Everything that is noted of a tree.
-    pub(super) fn look(&self) -> Notes {
-        Notes { pipes: Some(pipes::look(self)), threads: settings::look(self), ..Notes::default() }
+    /// Everything that is noted of a tree, with the standard streams that the caller told.
+    pub(super) fn look(&self, streams: &[StreamNote]) -> Notes {
+        let (pipes, threads) = (Some(pipes::look(self)), settings::look(self));
+        Notes { pipes, threads, streams: streams.to_vec(), ..Notes::default() }
     }
 }
 

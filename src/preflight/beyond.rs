@@ -1,0 +1,64 @@
+//! Things that criu dumps and can never restore, as far as they show before anything is frozen.
+//! After a dump its images tell, and of more.
+
+use std::collections::{BTreeSet, HashMap};
+
+use super::{descriptors::Descriptor, namespaces::Spaces};
+use crate::procfs::{self, Stat};
+
+/// Finds what keeps a capture of this tree from ever being revived. It costs a few microseconds
+/// for each open file.
+pub(crate) fn beyond_restore(root: i32) -> Vec<String> {
+    let tree = procfs::tree(root);
+    let mut problems = nested_namespaces(&tree);
+    problems.extend(files_of_threads(&tree));
+    problems
+}
+
+/// Processes in other namespaces than their parents. criu makes mount and network namespaces of
+/// descendants if the root has its own.
+fn nested_namespaces(tree: &[i32]) -> Vec<String> {
+    const KINDS: [(&str, &str); 7] = [
+        ("pid", "pid"),
+        ("net", "network"),
+        ("ipc", "ipc"),
+        ("uts", "uts"),
+        ("mnt", "mount"),
+        ("user", "user"),
+        ("time", "time"),
+    ];
+    let (own, root) = (Spaces::own(), Spaces::of(tree[0]));
+    let mut known = HashMap::from([(tree[0], root.clone())]);
+    let mut problems = Vec::new();
+    for pid in &tree[1..] {
+        let Ok(stat) = Stat::of(*pid) else { continue };
+        let spaces = Spaces::of(*pid);
+        if let Some(parent) = known.get(&stat.parent).filter(|_| !stat.is_zombie()) {
+            for (kind, name) in KINDS {
+                let may_differ = matches!(kind, "mnt" | "net") && !root.share(&own, kind);
+                if !may_differ && !spaces.share(parent, kind) {
+                    problems.push(format!("process {pid} has a {name} namespace of its own"));
+                }
+            }
+        }
+        known.insert(*pid, spaces);
+    }
+    problems
+}
+
+/// Open files in `/proc` of threads that are not the first of their process.
+fn files_of_threads(tree: &[i32]) -> BTreeSet<String> {
+    let in_proc = |descriptor: &Descriptor| descriptor.target.starts_with("/proc");
+    let files = tree.iter().flat_map(|pid| Descriptor::all(*pid)).filter(in_proc);
+    let is_thread = |id: i32| !tree.contains(&id) && tree.iter().any(|pid| procfs::has_thread(*pid, id));
+    let of_thread = |descriptor: &Descriptor| {
+        let words: Vec<_> = descriptor.target.iter().skip(2).map(|word| word.to_string_lossy()).collect();
+        let number = |place: usize| words.get(place).and_then(|word| word.parse::<i32>().ok());
+        let task = number(2).filter(|_| words.get(1).is_some_and(|word| word == "task"));
+        number(0).is_some_and(|process| is_thread(process) || task.is_some_and(is_thread))
+    };
+    files
+        .filter(of_thread)
+        .map(|descriptor| format!("{} is open, and is of a thread", descriptor.target.display()))
+        .collect()
+}
