@@ -8,7 +8,7 @@
 
 use std::{env, error::Error, process::ExitCode};
 
-use criu_rpc::{Capture, FsBlobStore, ProcsCapture};
+use criu_rpc::{FsBlobStore, ProcsCapture};
 
 fn main() -> Result<ExitCode, Box<dyn Error>> {
     let mut arguments = env::args().skip(1);
@@ -16,17 +16,13 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     let store = FsBlobStore::open(arguments.next().unwrap_or("captures".into()))?;
 
     let stored = match ProcsCapture::new([pid]).run(&store) {
-        Ok(Capture::Stored(stored)) => stored,
-        Ok(_) => return Ok(ExitCode::SUCCESS), // we captured ourselves, and were revived
+        Ok(stored) => stored,
         Err(error) => {
             eprint!("error: {}", error.report());
             return Ok(ExitCode::FAILURE);
         }
     };
-    match stored.frozen {
-        Some(frozen) => eprintln!("{} bytes; the tree stood still for {frozen:.1?}", stored.bytes),
-        None => eprintln!("nothing can be captured here; a placeholder says so: {:?}", stored.manifest),
-    }
+    eprintln!("{} bytes; the tree was frozen for {:.1?}", stored.bytes, stored.frozen.unwrap_or_default());
     println!("{}", stored.digest);
     Ok(ExitCode::SUCCESS)
 }

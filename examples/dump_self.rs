@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use criu_rpc::{Capture, Digest256, FsBlobStore, ProcsBlob, ProcsCapture, ProcsRestore, Stored};
+use criu_rpc::{Digest256, FsBlobStore, ProcsBlob, ProcsCapture, ProcsRestore, SelfCapture, Stored};
 
 fn main() -> ExitCode {
     match run() {
@@ -44,9 +44,9 @@ fn count(store: &FsBlobStore) -> Result<(), Box<dyn Error>> {
     for number in 1..=10 {
         println!("process {me}: {number}");
         if number == 5 {
-            match ProcsCapture::new([me]).placeholder_if_unusable(true).run(store)? {
-                Capture::Stored(stored) => tell(&stored),
-                Capture::Revived => println!("process {me}: I am back, and go on from {number}"),
+            match ProcsCapture::new([me]).placeholder_if_unusable(true).run_self(store)? {
+                SelfCapture::Stored(stored) => tell(&stored),
+                SelfCapture::Revived => println!("process {me}: I am back, and go on from {number}"),
                 _ => {}
             }
         }

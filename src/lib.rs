@@ -29,7 +29,7 @@
 //!
 //! | For | see |
 //! |---|---|
-//! | capturing | [`ProcsCapture`]; [`Capture`] and [`Stored`] are what comes of it; [`Pid`] |
+//! | capturing | [`ProcsCapture`] with its result [`Stored`]; [`SelfCapture`] for a process that captures itself; [`Pid`] |
 //! | reviving | [`ProcsRestore`]; [`Restored`] and its [`Tree`]s |
 //! | what to tell a user of a capture or a restore | [`Warning`] |
 //! | ending a tree, before it is revived | [`kill_tree`], [`kill_session`] |
@@ -51,8 +51,8 @@
 //!
 //! # Platforms
 //!
-//! criu is for Linux, and needs root. Everywhere else, and on Linux without criu, a capture stores a placeholder that
-//! says so, and a restore gives it back as a [`Warning`]. The module [`rpc`] is there on Linux only; the rest is the
+//! criu is for Linux, and needs root. Everywhere else, and on Linux without criu, [`ProcsCapture::capture`] stores a placeholder,
+//! which a restore returns as a [`Warning`]. [`ProcsCapture::run`] fails there unless a placeholder was asked for. The module [`rpc`] is there on Linux only; the rest is the
 //! same everywhere.
 //!
 //! # Speed
@@ -103,7 +103,7 @@ mod version;
 mod warning;
 
 pub use blob::{ChunkedBlob, ChunkedTree, Content, Host, ProcsBlob};
-pub use capture::{Capture, Chunking, ProcsCapture, Stored};
+pub use capture::{Chunking, ProcsCapture, SelfCapture, Stored};
 pub use digest::{Digest256, Hasher, ParseDigestError};
 pub use error::{BoxError, Cause, Error, Failure, ProcessProblem, Result, Target};
 pub use foresight::Foresight;

@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use criu_rpc::{BlobStore, Capture, Chunking, FsBlobStore, MemBlobStore, Pid, ProcsCapture, Stored};
+use criu_rpc::{BlobStore, Chunking, FsBlobStore, MemBlobStore, Pid, ProcsCapture, Stored};
 
 use crate::{
     places::Folder,
@@ -47,8 +47,5 @@ pub(crate) fn v2_by(pid: Pid, chunking: Chunking, store: &dyn BlobStore) -> Resu
 }
 
 fn stored(capture: &ProcsCapture, store: &dyn BlobStore) -> Result<Stored> {
-    match capture.run(store)? {
-        Capture::Stored(stored) => Ok(stored),
-        other => Err(format!("the capture came to {other:?}").into()),
-    }
+    Ok(capture.run(store)?)
 }

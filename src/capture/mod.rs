@@ -9,7 +9,7 @@ pub use self::chunked::Chunking;
 use crate::{
     BlobStore, Cause, Digest256, DumpOptions, Error, Foresight, Pid, ProcsBlob, Result, Until, Warning,
     archive::{Trees, pack},
-    platform::{self, Cancel, Job, Outcome, Unsupported, until},
+    platform::{self, Cancel, Job, Outcome, until},
 };
 
 /// Captures live process trees into a store.
@@ -20,8 +20,9 @@ use crate::{
 /// Of several pids, those that are in one tree are captured as that tree, from the highest of them; so a process and
 /// its descendants need one pid only. Pids of different trees are captured side by side.
 ///
-/// Where there is no criu (off Linux, or on Linux without the binary) the capture succeeds all the same, and stores a
-/// placeholder that says so ([`Stored::placeholder`]); a restore gives it back as a warning.
+/// Off Linux, and on Linux without criu, [`capture`](ProcsCapture::capture) succeeds as well. It stores a placeholder, which a
+/// restore returns as a warning. [`run`](ProcsCapture::run) fails there, unless
+/// [`placeholder(true)`](ProcsCapture::placeholder) is set.
 ///
 /// Files on disk are no part of a capture: whoever goes back with a tree that writes files sees to those.
 ///
@@ -30,17 +31,15 @@ use crate::{
 /// that a person can stop handles SIGTSTP, and stops itself once the capture is done.
 ///
 /// ```no_run
-/// use criu_rpc::{Capture, FsBlobStore, ProcsCapture, ProcsRestore};
+/// use criu_rpc::{FsBlobStore, ProcsCapture, ProcsRestore};
 ///
 /// let mut child = std::process::Command::new("my-agent-tool").spawn()?;
 /// let store = FsBlobStore::open("captures")?;
-/// let Capture::Stored(stored) = ProcsCapture::new([child.id()]).run(&store)? else { unreachable!("it is not us") };
-/// // … and later, to go back, if there is something to go back to: end the tree, all of it, and reap it.
-/// if stored.placeholder().is_none() {
-///     criu_rpc::kill_tree(child.id())?;
-///     child.wait()?;
-///     let restored = ProcsRestore::new().restore(&store, &stored.digest)?;
-/// }
+/// let stored = ProcsCapture::new([child.id()]).run(&store)?;
+/// // … and later, to go back: kill the whole tree, reap it, and restore.
+/// criu_rpc::kill_tree(child.id())?;
+/// child.wait()?;
+/// let restored = ProcsRestore::new().restore(&store, &stored.digest)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone)]
@@ -48,15 +47,16 @@ pub struct ProcsCapture {
     job: Job,
     chunking: Option<Chunking>,
     placeholder: bool,
+    placeholder_if_unusable: bool,
 }
 
-/// What [`ProcsCapture::run`] came to.
+/// The two ends of [`ProcsCapture::run_self`].
 #[derive(Debug)]
 #[non_exhaustive]
-pub enum Capture {
-    /// The capture is in the store.
+pub enum SelfCapture {
+    /// The capture is in the store. This is the process that made it.
     Stored(Stored),
-    /// This is the revived copy of the process that captured itself: what was stored is what this process was.
+    /// This is a revived copy of the process that captured itself.
     Revived,
 }
 
@@ -97,8 +97,8 @@ impl Stored {
         }
     }
 
-    /// What a person should know of it if this is a placeholder: nothing was captured, because there is no criu here, so the
-    /// processes must not be ended for it.
+    /// The note of a placeholder; `None` for a real capture. With a placeholder nothing was captured, so the processes must not
+    /// be killed for it.
     pub fn placeholder(&self) -> Option<&str> {
         match &self.manifest {
             ProcsBlob::Unsupported { note, .. } => Some(note),
@@ -122,7 +122,7 @@ impl ProcsCapture {
             cancel: None,
             until: Until::forever(),
         };
-        ProcsCapture { job, chunking: None, placeholder: false }
+        ProcsCapture { job, chunking: None, placeholder: false, placeholder_if_unusable: false }
     }
 
     /// Whether the trees go on after the capture. They do unless told otherwise.
@@ -265,13 +265,23 @@ impl ProcsCapture {
         self
     }
 
-    /// Whether to store the placeholder when criu is there but cannot work here, too, instead of failing: because of
-    /// a privilege it lacks, or a kernel that is too new for it. Also when the [`criu`](ProcsCapture::criu) that was
-    /// named is not there. The placeholder's note says what to do. criu has to say so when it is asked without a tree, too
-    /// ([`Criu::check`](crate::Criu::check)): a captured program has a say in what criu says of it.
+    /// Lets [`run`](ProcsCapture::run) store a placeholder where nothing can be captured: off Linux, and on Linux without criu.
+    /// Without it `run` fails there. [`capture`](ProcsCapture::capture) always stores one.
+    #[must_use]
+    pub fn placeholder(mut self, on: bool) -> ProcsCapture {
+        self.placeholder = on;
+        self
+    }
+
+    /// Stores a placeholder also where criu is installed and cannot work: it lacks a privilege, or the kernel is too new for it,
+    /// or the [`criu`](ProcsCapture::criu) that was named does not exist. It holds for [`run`](ProcsCapture::run) and
+    /// [`capture`](ProcsCapture::capture). The note of the placeholder says what to do.
+    ///
+    /// criu must fail without a tree as well ([`Criu::check`](crate::Criu::check)), because a captured program can influence
+    /// what criu says of it.
     #[must_use]
     pub fn placeholder_if_unusable(mut self, on: bool) -> ProcsCapture {
-        self.placeholder = on;
+        self.placeholder_if_unusable = on;
         self
     }
 
@@ -290,8 +300,8 @@ impl ProcsCapture {
         platform::foresee(&self.job)
     }
 
-    /// Captures, and gives the digest of the manifest, be it that of a placeholder: where that matters, because the tree is to be
-    /// killed next, [`run`](ProcsCapture::run) tells it ([`Stored::placeholder`]).
+    /// Captures, and returns the digest of the manifest. It can be that of a placeholder: a caller that kills the tree next
+    /// uses [`run`](ProcsCapture::run).
     ///
     /// Captures of one tree come one after the other: while one goes on, another fails.
     ///
@@ -302,39 +312,59 @@ impl ProcsCapture {
     /// [`Error::TimedOut`] or [`Error::Overdue`] past the deadline, by what was at work then ([`Error::is_timeout`] is both);
     /// whatever the store says. The trees run on, and there is no manifest in the store.
     ///
-    /// In the revived copy of a process that captured itself, [`Error::Revived`]: there is no digest to give. Such
-    /// programs are better off with [`run`](ProcsCapture::run), which gives both as values.
+    /// In the revived copy of a process that captured itself, [`Error::Revived`]. [`run_self`](ProcsCapture::run_self) gives both
+    /// ends as values.
     pub fn capture(&self, store: &(impl BlobStore + ?Sized)) -> Result<Digest256> {
-        match self.run(store)? {
-            Capture::Stored(stored) => Ok(stored.digest),
-            Capture::Revived => Err(Error::Revived),
-        }
+        self.checkpoint(store, true)?.stored().map(|stored| stored.digest)
     }
 
-    /// Captures, and tells what there is to tell.
-    ///
-    /// A process may capture itself, by [`std::process::id`] or as a descendant of a pid. This returns twice then,
-    /// like `fork`: as [`Capture::Stored`] in the process that goes on, and as [`Capture::Revived`] in every copy that
-    /// is revived from the capture.
+    /// Captures, and returns the details of the capture.
     ///
     /// # Errors
     ///
-    /// As [`capture`](ProcsCapture::capture), save for [`Error::Revived`].
+    /// Those of [`capture`](ProcsCapture::capture). Where nothing can be captured, [`Error::Unsupported`] off Linux and
+    /// [`Error::NoCriu`] on Linux, unless [`placeholder(true)`](ProcsCapture::placeholder) is set.
     ///
     /// # Examples
     ///
     /// ```no_run
-    /// use criu_rpc::{Capture, FsBlobStore, ProcsCapture};
+    /// use criu_rpc::{FsBlobStore, ProcsCapture};
+    ///
+    /// let stored = ProcsCapture::new([4242]).run(&FsBlobStore::open("captures")?)?;
+    /// println!("{}: {} bytes, frozen for {:?}", stored.digest, stored.bytes, stored.frozen);
+    /// # Ok::<(), criu_rpc::Error>(())
+    /// ```
+    pub fn run(&self, store: &(impl BlobStore + ?Sized)) -> Result<Stored> {
+        self.run_self(store)?.stored()
+    }
+
+    /// Captures a tree that this process is in, and returns twice, like `fork`: [`SelfCapture::Stored`] in the process that goes
+    /// on, [`SelfCapture::Revived`] in every copy that is revived from the capture. A process names itself by
+    /// [`std::process::id`], or is a descendant of a pid that was named.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`run`](ProcsCapture::run), except [`Error::Revived`].
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use criu_rpc::{FsBlobStore, ProcsCapture, SelfCapture};
     ///
     /// let store = FsBlobStore::open("captures")?;
-    /// match ProcsCapture::new([std::process::id()]).run(&store)? {
-    ///     Capture::Stored(stored) => println!("I am {}", stored.digest),
-    ///     Capture::Revived => println!("I am back"),
+    /// match ProcsCapture::new([std::process::id()]).run_self(&store)? {
+    ///     SelfCapture::Stored(stored) => println!("I am {}", stored.digest),
+    ///     SelfCapture::Revived => println!("I am back"),
     ///     _ => {}
     /// }
     /// # Ok::<(), criu_rpc::Error>(())
     /// ```
-    pub fn run(&self, store: &(impl BlobStore + ?Sized)) -> Result<Capture> {
+    pub fn run_self(&self, store: &(impl BlobStore + ?Sized)) -> Result<SelfCapture> {
+        self.checkpoint(store, self.placeholder)
+    }
+
+    /// Captures. `placeholder` says whether one is stored where there is no criu.
+    fn checkpoint(&self, store: &(impl BlobStore + ?Sized), placeholder: bool) -> Result<SelfCapture> {
         if self.job.pids.is_empty() {
             return Err(Error::Options { option: "pids", problem: "no process was named".to_owned() });
         }
@@ -350,22 +380,30 @@ impl ProcsCapture {
             Some(chunking) => chunked::run(&job, chunking, store),
         };
         match outcome {
-            Ok(Outcome::Kept(stored, facts)) => Ok(Capture::Stored(Stored {
+            Ok(Outcome::Kept(stored, facts)) => Ok(SelfCapture::Stored(Stored {
                 roots: facts.roots,
                 frozen: facts.frozen,
                 pre_dumps: facts.pre_dumps,
                 warnings: facts.warnings,
                 ..stored
             })),
-            Ok(Outcome::Revived) => Ok(Capture::Revived),
-            Ok(Outcome::Unsupported(unsupported)) => self.hold_place(&unsupported, store),
+            Ok(Outcome::Revived) => Ok(SelfCapture::Revived),
             Err(error) => match unusable(&error) {
-                // A captured program has a say in what criu says of it, and none in what it says of this machine.
-                Some(unsupported) if self.placeholder && platform::cannot_work(&self.job) => {
-                    self.hold_place(&unsupported, store)
+                Some(why) if self.takes_placeholder(&error, placeholder) => {
+                    self.store_placeholder(why, store).map(SelfCapture::Stored)
                 }
                 _ => Err(error),
             },
+        }
+    }
+
+    /// Whether the placeholder is stored for this error, which says that nothing can be captured here.
+    fn takes_placeholder(&self, error: &Error, without_criu: bool) -> bool {
+        match error {
+            Error::Unsupported { .. } => without_criu || self.placeholder_if_unusable,
+            Error::NoCriu { .. } => self.placeholder_if_unusable || (without_criu && self.job.criu.is_none()),
+            // A captured program can influence what criu says of it, and not what criu says of this machine.
+            _ => self.placeholder_if_unusable && platform::cannot_work(&self.job),
         }
     }
 
@@ -387,11 +425,20 @@ impl ProcsCapture {
         ProcsBlob::Criu { criu_dump, pids: self.job.pids.iter().map(|pid| pid.as_raw()).collect() }
     }
 
-    fn hold_place(&self, unsupported: &Unsupported, store: &dyn BlobStore) -> Result<Capture> {
+    fn store_placeholder(&self, unusable: Unusable, store: &dyn BlobStore) -> Result<Stored> {
         let pids: Vec<_> = self.job.pids.iter().map(Pid::to_string).collect();
-        let note = format!("{}; not captured: {}", unsupported.why, pids.join(", "));
-        put(ProcsBlob::Unsupported { unsupported_on: unsupported.on.to_owned(), note }, store)
-            .map(Capture::Stored)
+        let note = format!("{}; not captured: {}", unusable.why, pids.join(", "));
+        put(ProcsBlob::Unsupported { unsupported_on: unusable.on.to_owned(), note }, store)
+    }
+}
+
+impl SelfCapture {
+    /// The capture, in the process that made it; [`Error::Revived`] in a copy.
+    fn stored(self) -> Result<Stored> {
+        match self {
+            SelfCapture::Stored(stored) => Ok(stored),
+            SelfCapture::Revived => Err(Error::Revived),
+        }
     }
 }
 
@@ -405,14 +452,23 @@ fn put(manifest: ProcsBlob, store: &dyn BlobStore) -> Result<Stored> {
     Ok(Stored::of(digest, manifest, json.len() as u64))
 }
 
-/// The error as a reason for a placeholder, if it says that criu cannot work here at all.
-fn unusable(error: &Error) -> Option<Unsupported> {
+/// The reason why nothing can be captured here.
+struct Unusable {
+    /// The name in the manifest: an operating system, or `linux-no-criu`.
+    on: &'static str,
+    /// The reason and the advice, in words.
+    why: String,
+}
+
+/// The error as a reason for a placeholder, if it says that nothing can be captured here.
+fn unusable(error: &Error) -> Option<Unusable> {
     let (on, what) = match (error, error.failure()) {
         (Error::NoCriu { .. }, _) => ("linux-no-criu", error.to_string()),
+        (Error::Unsupported { .. }, _) => (std::env::consts::OS, error.to_string()),
         (_, Some(failure)) if matches!(failure.cause, Cause::TooOldForKernel | Cause::NotPrivileged) => {
             (std::env::consts::OS, failure.cause.to_string())
         }
         _ => return None,
     };
-    Some(Unsupported { on, why: format!("{what}; {}", error.advice()?) })
+    Some(Unusable { on, why: format!("{what}; {}", error.advice()?) })
 }

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Job, Keep, Memory, Outcome, Revival, Revived, ToRevive, Unsupported};
+use super::{Job, Keep, Memory, Outcome, Revival, Revived, ToRevive};
 use crate::{Error, Foresight, Host, Pid, Result, Until, took::Clock};
 
 /// Dumps nothing.
@@ -19,8 +19,7 @@ pub(crate) fn checkpoint<T>(
     _memory: Option<&dyn Memory>,
     _keep: Keep<'_, T>,
 ) -> Result<Outcome<T>> {
-    let why = "criu, which captures processes, is for Linux".to_owned();
-    Ok(Outcome::Unsupported(Unsupported { on: std::env::consts::OS, why }))
+    Err(Error::Unsupported { what: "capture processes" })
 }
 
 /// What a capture would meet: it would store a placeholder.

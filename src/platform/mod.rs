@@ -104,8 +104,6 @@ pub(crate) enum Outcome<T> {
     Kept(T, Facts),
     /// This is the revived copy of a process that dumped itself.
     Revived,
-    /// There is nothing here to dump with.
-    Unsupported(Unsupported),
 }
 
 /// What is known of a dump.
@@ -119,15 +117,6 @@ pub(crate) struct Facts {
     pub(crate) pre_dumps: u32,
     /// What the caller should tell its user.
     pub(crate) warnings: Vec<Warning>,
-}
-
-/// Why there is nothing to dump with.
-#[derive(Debug, Clone)]
-pub(crate) struct Unsupported {
-    /// As the manifest names it: an operating system, or `linux-no-criu`.
-    pub(crate) on: &'static str,
-    /// For people.
-    pub(crate) why: String,
 }
 
 /// Trees that were revived.

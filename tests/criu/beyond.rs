@@ -2,7 +2,7 @@
 
 
 
-use criu_rpc::{Capture, Error, Warning};
+use criu_rpc::{Error, Warning};
 
 use crate::{
     harness::tests,
@@ -25,7 +25,7 @@ pub(crate) fn is_never_revived(pid: i32, problem: &str) {
         let home = Home::new();
         let captured = way.capture(&home, pid).run(&home.store());
         match captured {
-            Ok(Capture::Stored(stored)) if !way.ends => {
+            Ok(stored) if !way.ends => {
                 let told = |warning: &&Warning| matches!(warning, Warning::Unrevivable { .. });
                 let told: Vec<_> = stored.warnings.iter().filter(told).map(Warning::to_string).collect();
                 assert!(matches!(&told[..], [one] if one.contains(problem)), "{:?}", stored.warnings);

@@ -11,7 +11,7 @@ use std::{
 };
 
 use criu_rpc::{
-    BlobStore, Capture, Chunking, Digest256, Error, MemBlobStore, ProcsBlob, RestoreOptions, Stored, Warning, copy_capture,
+    BlobStore, Chunking, Digest256, Error, MemBlobStore, ProcsBlob, RestoreOptions, Warning, copy_capture,
     reachable,
 };
 
@@ -78,7 +78,7 @@ fn several_trees_are_captured_in_chunks() {
     let store = home.store();
     let mut victims = [Victim::start(&["memory=4"]), Victim::start(&["memory=8"])];
     let pids = victims.each_ref().map(Victim::pid);
-    let stored = stored(home.capture(pids).chunked(Chunking::default()).run(&store).or_explain());
+    let stored = home.capture(pids).chunked(Chunking::default()).run(&store).or_explain();
     let ProcsBlob::Chunked(blob) = &stored.manifest else { panic!("{:?}", stored.manifest) };
     assert_eq!(blob.trees.iter().map(|tree| tree.root).collect::<std::collections::BTreeSet<_>>(), pids.into());
     assert!(blob.trees.iter().all(|tree| tree.memory_bytes > 4 << 20));
@@ -99,7 +99,7 @@ fn what_did_not_change_costs_nothing() {
     let home = Home::new();
     let store = home.store();
     let victim = Victim::start(&["memory=64"]);
-    let run = || stored(home.capture([victim.pid()]).chunked(Chunking::default()).run(&store).or_explain());
+    let run = || home.capture([victim.pid()]).chunked(Chunking::default()).run(&store).or_explain();
     let first = run();
     let ProcsBlob::Chunked(blob) = &first.manifest else { panic!("{:?}", first.manifest) };
     assert!(blob.trees[0].memory_bytes >= 64 << 20, "{blob:?}");
@@ -121,13 +121,6 @@ fn a_small_buffer_holds_the_stream_back_and_loses_nothing() {
     victim.end();
     let mut revived = Revived::from(home.restore(), &store, &digest);
     assert_eq!(revived.ask("check"), "memory ok 16384 pages");
-}
-
-fn stored(capture: Capture) -> Stored {
-    match capture {
-        Capture::Stored(stored) => stored,
-        other => panic!("{other:?}"),
-    }
 }
 
 fn captures_that_live_survive_a_collection() {
@@ -322,7 +315,7 @@ fn a_capture_of_another_processor_is_refused_unless_asked_for() {
     let home = Home::new();
     let store = MemBlobStore::new();
     let victim = Victim::start(&[]);
-    let stored = stored(home.capture([victim.pid()]).chunked(Chunking::default()).run(&store).or_explain());
+    let stored = home.capture([victim.pid()]).chunked(Chunking::default()).run(&store).or_explain();
     victim.end();
     let ProcsBlob::Chunked(mut blob) = stored.manifest else { panic!("{:?}", stored.manifest) };
     blob.host.cpu.push("avx4096".to_owned());
@@ -456,7 +449,7 @@ fn all_trees_of_a_capture_are_within_the_limit() {
     let store = MemBlobStore::new();
     let victims = [Victim::start(&["memory=4"]), Victim::start(&["memory=4"])];
     let pids = victims.each_ref().map(Victim::pid);
-    let stored = stored(home.capture(pids).chunked(Chunking::default()).run(&store).or_explain());
+    let stored = home.capture(pids).chunked(Chunking::default()).run(&store).or_explain();
     victims.into_iter().for_each(Victim::end);
     let ProcsBlob::Chunked(blob) = &stored.manifest else { panic!("{:?}", stored.manifest) };
     let bytes: u64 = blob.trees.iter().map(|tree| tree.image_bytes + tree.memory_bytes).sum();

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use criu_rpc::{BlobStore, Capture, Digest256, Error, ProcsBlob, Stored};
+use criu_rpc::{BlobStore, Digest256, Error, ProcsBlob, Stored};
 
 use crate::{
     harness::tests,
@@ -35,10 +35,7 @@ impl Captured {
         let home = Home::new();
         let victim = Victim::start(&["children=1"]);
         let (pid, members) = (victim.pid(), victim.members());
-        let stored = match home.capture([pid]).run(&home.store()).or_explain() {
-            Capture::Stored(stored) => stored,
-            other => panic!("{other:?}"),
-        };
+        let stored = home.capture([pid]).run(&home.store()).or_explain();
         victim.end();
         Captured { home, stored, pid, members }
     }

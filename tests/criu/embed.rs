@@ -83,6 +83,12 @@ fn where_there_is_no_criu_a_placeholder_is_stored_and_comes_back_as_a_warning() 
         other => panic!("{other:?}"),
     }
 
+    // Only a caller that asks for it gets one from `run`.
+    let refused = program.ask(&format!("capture strict {pid} {}", home.word()));
+    assert!(refused.starts_with("error no criu found"), "{refused}");
+    let told = program.ask(&format!("capture other {pid} {}", home.word()));
+    assert!(told.starts_with("stored "), "{told}");
+
     // With and without a criu, the placeholder is a warning.
     let restored = home.restore().restore(&store, &digest).or_explain();
     assert!(restored.trees.is_empty());

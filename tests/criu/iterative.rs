@@ -12,7 +12,7 @@ use std::{
 };
 
 use criu_rpc::{
-    BlobStore, Cancel, Capture, Chunking, Digest256, Error, MemBlobStore, ProcessProblem, ProcsBlob, Stored,
+    BlobStore, Cancel, Chunking, Digest256, Error, MemBlobStore, ProcessProblem, ProcsBlob, Stored,
 };
 
 use crate::{
@@ -65,13 +65,6 @@ fn pre_dumps(most: u32) -> Chunking {
     Chunking::default().pre_dumps(most)
 }
 
-fn stored(capture: Capture) -> Stored {
-    match capture {
-        Capture::Stored(stored) => stored,
-        other => panic!("{other:?}"),
-    }
-}
-
 fn where_memory_is_not_tracked_one_dump_is_all() {
     if tracked() {
         skip("this kernel tracks memory");
@@ -80,7 +73,7 @@ fn where_memory_is_not_tracked_one_dump_is_all() {
     let store = home.store();
     let mut victim = churning();
     do_all(&mut victim, &["make a 4 7", "fork child"]);
-    let stored = stored(home.capture([victim.pid()]).chunked(pre_dumps(3)).run(&store).or_explain());
+    let stored = home.capture([victim.pid()]).chunked(pre_dumps(3)).run(&store).or_explain();
     assert_eq!(stored.pre_dumps, 0);
     let expected = victim.ask("check");
     victim.end();
@@ -210,7 +203,7 @@ fn what_happens_between_rounds_is_captured_as_it_is_in_the_end() {
         do_all(&mut victim.lock().unwrap(), steps[round - 1]);
         Ok(())
     });
-    let stored = stored(home.capture([root]).chunked(pre_dumps(3)).run(&store).or_explain());
+    let stored = home.capture([root]).chunked(pre_dumps(3)).run(&store).or_explain();
     assert_eq!(stored.pre_dumps, 3);
     let store = store.into_inner();
     let mut victim = victim.into_inner().unwrap();
@@ -242,7 +235,7 @@ fn a_tree_ends_after_pre_dumps() {
     let expected = checks.map(|check| victim.ask(check));
     let members = victim.members();
     let capture = home.capture([victim.pid()]).chunked(pre_dumps(2)).leave_running(false);
-    let stored = stored(capture.run(&store).or_explain());
+    let stored = capture.run(&store).or_explain();
     assert!(stored.pre_dumps >= 1);
     victim.reap(&members);
     let mut revived = Revived::from(home.restore(), &store, &stored.digest);
@@ -256,7 +249,7 @@ fn several_trees_are_pre_dumped_side_by_side() {
     let mut victims = [churning(), Victim::start(&["memory=8", "children=1"])];
     do_all(&mut victims[0], &["make a 4 7"]);
     let pids = victims.each_ref().map(Victim::pid);
-    let stored = stored(home.capture(pids).chunked(pre_dumps(2)).run(&store).or_explain());
+    let stored = home.capture(pids).chunked(pre_dumps(2)).run(&store).or_explain();
     assert!(stored.pre_dumps >= 1);
     let ProcsBlob::Chunked(blob) = &stored.manifest else { panic!("{:?}", stored.manifest) };
     assert!(blob.trees.len() == 2 && blob.trees.iter().all(|tree| tree.memory_bytes > 4 << 20), "{blob:?}");
@@ -275,9 +268,9 @@ fn the_tree_stands_still_for_less_time_and_nothing_more_is_sent() {
     let home = Home::new();
     let store = home.store();
     let mut victim = Victim::start(&["memory=128", "children=1"]);
-    let plain = stored(home.capture([victim.pid()]).chunked(Chunking::default()).run(&store).or_explain());
+    let plain = home.capture([victim.pid()]).chunked(Chunking::default()).run(&store).or_explain();
     // It sleeps: a round more would bring nothing.
-    let after = stored(home.capture([victim.pid()]).chunked(pre_dumps(9)).run(&store).or_explain());
+    let after = home.capture([victim.pid()]).chunked(pre_dumps(9)).run(&store).or_explain();
     assert_eq!((plain.pre_dumps, after.pre_dumps), (0, 2));
     assert!(after.frozen.unwrap() < plain.frozen.unwrap(), "{:?} {:?}", after.frozen, plain.frozen);
     let memory = |stored: &Stored| match &stored.manifest {

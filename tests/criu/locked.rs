@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use criu_rpc::{Capture, Cause, Digest256, DumpOptions, FsBlobStore, RestoreOptions};
+use criu_rpc::{Cause, Digest256, DumpOptions, FsBlobStore, RestoreOptions};
 use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
 
 use crate::{
@@ -158,8 +158,7 @@ fn a_lock_on_a_mapped_file_comes_back() {
             let mut program = locks_and_maps(&locked, mapped, how);
             assert_eq!(program.talk.hear(), "locked");
             let pid = program.pid();
-            let capture = way.capture(home, [pid]).run(&home.store()).or_explain();
-            let Capture::Stored(stored) = capture else { panic!("{capture:?}") };
+            let stored = way.capture(home, [pid]).run(&home.store()).or_explain();
             assert_eq!(stored.warnings, [], "{how}");
             program.end();
             let mut revived = on_pipes(home.restore(), &home.store(), &stored.digest);

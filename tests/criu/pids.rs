@@ -6,7 +6,7 @@ use std::{
 };
 
 use criu_rpc::{
-    Capture, Cause, Criu, DumpOptions, Error, ProcessProblem, ProcsBlob, Stored,
+    Cause, Criu, DumpOptions, Error, ProcessProblem, ProcsBlob,
     options::PreDumpOptions,
     rpc::{Lend, NoHooks},
 };
@@ -29,21 +29,13 @@ tests![
     a_pid_that_cannot_be_is_not_asked_of_a_service_either,
 ];
 
-#[track_caller]
-fn stored(capture: criu_rpc::Result<Capture>) -> Stored {
-    match capture.or_explain() {
-        Capture::Stored(stored) => stored,
-        other => panic!("{other:?}"),
-    }
-}
-
 fn a_process_and_its_child_are_one_tree() {
     let home = Home::new();
     let store = home.store();
     let mut victim = Victim::start(&["children=1"]);
     let child: i32 = victim.ask("children").parse().unwrap();
     let pids = [child, victim.pid(), child];
-    let stored = stored(home.capture(pids).run(&store));
+    let stored = home.capture(pids).run(&store).or_explain();
     assert_eq!(stored.roots.iter().map(|root| root.as_raw()).collect::<Vec<_>>(), [victim.pid()]);
     assert!(matches!(&stored.manifest, ProcsBlob::Criu { pids: named, .. } if *named == pids));
     assert!(stored.frozen.is_some() && stored.bytes > 4096);
@@ -74,7 +66,7 @@ fn trees_without_a_common_root_are_captured_ended_and_revived_together() {
     assert_eq!(ask(&pair[0].1, "tick"), "count 1");
     let pids = [pair[1].0.pid(), pair[0].0.pid()];
     let members = pair.each_ref().map(|(victim, _)| victim.members());
-    let stored = stored(home.capture(pids).leave_running(false).run(&store));
+    let stored = home.capture(pids).leave_running(false).run(&store).or_explain();
     home.assert_staging_empty();
     assert_eq!(stored.roots.iter().map(|root| root.as_raw()).collect::<Vec<_>>(), pids);
     let sockets = pair.each_ref().map(|(_, socket)| socket.clone());

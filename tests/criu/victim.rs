@@ -22,7 +22,7 @@ use std::{
 };
 
 use criu_rpc::{
-    Capture, DumpOptions, Error, Tree,
+    DumpOptions, Error, SelfCapture, Tree,
     rpc::{Lend, NoHooks},
 };
 
@@ -289,8 +289,9 @@ fn capture(words: &str) -> String {
     let capture = home.capture(pids);
     let told = match how {
         "ending" => capture.leave_running(false).capture(&home.store()).map(Some),
-        "run" => capture.run(&home.store()).map(|capture| match capture {
-            Capture::Stored(stored) => Some(stored.digest),
+        "strict" => capture.run(&home.store()).map(|stored| Some(stored.digest)),
+        "run" => capture.placeholder(true).run_self(&home.store()).map(|capture| match capture {
+            SelfCapture::Stored(stored) => Some(stored.digest),
             _ => None,
         }),
         _ => capture.capture(&home.store()).map(Some),

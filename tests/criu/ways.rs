@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use criu_rpc::{Capture, Chunking, Stored};
+use criu_rpc::{Chunking, Stored};
 
 use crate::{
     places::Home,
@@ -71,11 +71,8 @@ pub(crate) const WAYS: [Way; 4] = [
 
 /// What a capture came to that made one.
 #[track_caller]
-pub(crate) fn stored(capture: criu_rpc::Result<Capture>) -> Stored {
-    match capture.or_explain() {
-        Capture::Stored(stored) => stored,
-        other => panic!("{other:?}"),
-    }
+pub(crate) fn stored(capture: criu_rpc::Result<Stored>) -> Stored {
+    capture.or_explain()
 }
 
 impl Way {

@@ -18,7 +18,7 @@ use std::{
 };
 
 use criu_rpc::{
-    BlobStore, Capture, Chunking, MemBlobStore, ProcsCapture, Stored, conformance, copy_capture, reachable,
+    BlobStore, Chunking, MemBlobStore, ProcsCapture, Stored, conformance, copy_capture, reachable,
 };
 use pf_core::cas::{BlobStore as _, FsBlobStore};
 use pf_core_adapter::PfStore;
@@ -84,8 +84,5 @@ fn keep(store: &PfStore<FsBlobStore>) -> Result<(), Box<dyn Error>> {
 }
 
 fn capture(pid: i32, store: &PfStore<FsBlobStore>) -> Result<Stored, Box<dyn Error>> {
-    match ProcsCapture::new([pid]).chunked(Chunking::default()).run(store)? {
-        Capture::Stored(stored) => Ok(stored),
-        other => Err(format!("the capture came to {other:?}").into()),
-    }
+    Ok(ProcsCapture::new([pid]).chunked(Chunking::default()).placeholder(true).run(store)?)
 }

@@ -119,13 +119,11 @@ impl Chunking {
     /// [`track_mem`](crate::DumpOptions::track_mem)), or changes are missed.
     ///
     /// ```no_run
-    /// use criu_rpc::{Capture, Chunking, FsBlobStore, ProcsCapture};
+    /// use criu_rpc::{Chunking, FsBlobStore, ProcsCapture};
     ///
     /// let store = FsBlobStore::open("captures")?;
-    /// let capture = ProcsCapture::new([4242]).chunked(Chunking::default().pre_dumps(3));
-    /// if let Capture::Stored(stored) = capture.run(&store)? {
-    ///     println!("{}: stood still for {:?}, after {} pre-dumps", stored.digest, stored.frozen, stored.pre_dumps);
-    /// }
+    /// let stored = ProcsCapture::new([4242]).chunked(Chunking::default().pre_dumps(3)).run(&store)?;
+    /// println!("{}: frozen for {:?}, after {} pre-dumps", stored.digest, stored.frozen, stored.pre_dumps);
     /// # Ok::<(), criu_rpc::Error>(())
     /// ```
     #[must_use]

@@ -27,7 +27,7 @@ use crate::{
     BoxError, Criu, DumpOptions, Error, Pid, Request, Result, Until, Warning,
     archive::Trees,
     image::{ImageDir, LedOut, MemoryIn, check_complete, check_version, shared_keys},
-    platform::{Facts, Images, Job, Keep, Memory, Outcome, Unsupported},
+    platform::{Facts, Images, Job, Keep, Memory, Outcome},
     preflight::beyond_restore,
     procfs::{Stat, is_free},
     proto::images::StreamNote,
@@ -36,13 +36,7 @@ use crate::{
 
 /// Dumps, and keeps what was dumped. Memory goes into the folder of images, or to who takes it in.
 pub(crate) fn checkpoint<T>(job: &Job, memory: Option<&dyn Memory>, keep: Keep<'_, T>) -> Result<Outcome<T>> {
-    let criu = match criu(job) {
-        Err(error @ Error::NoCriu { .. }) if job.criu.is_none() => {
-            let why = format!("{error}; {}", error.advice().unwrap_or_default());
-            return Ok(Outcome::Unsupported(Unsupported { on: "linux-no-criu", why }));
-        }
-        found => found?,
-    };
+    let criu = criu(job)?;
     if memory.is_some() {
         memory::check_page_size()?;
     }

@@ -13,7 +13,7 @@ use std::{
 };
 
 use criu_rpc::{
-    Capture, Cause, Chunking, DumpOptions, Error, Failure, MemBlobStore, RestoreOptions,
+    Cause, Chunking, DumpOptions, Error, Failure, MemBlobStore, RestoreOptions,
     options::{LogLevel, NetworkLock},
 };
 
@@ -184,10 +184,7 @@ fn a_placeholder_is_stored_if_criu_can_do_nothing_without_a_tree_either() {
         assert_eq!(victim.ask("?"), "here");
         stored
     };
-    let stored = match captured(UNPRIVILEGED).or_explain() {
-        Capture::Stored(stored) => stored,
-        other => panic!("{other:?}"),
-    };
+    let stored = captured(UNPRIVILEGED).or_explain();
     assert!(stored.placeholder().is_some_and(|note| note.starts_with("criu lacks a privilege")), "{stored:?}");
     let once = format!("if mkdir \"$0.once\"; then {UNPRIVILEGED}; fi; exec CRIU \"$@\"");
     let error = captured(&once).unwrap_err();

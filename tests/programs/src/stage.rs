@@ -10,7 +10,7 @@ use std::{
 };
 
 use criu_rpc::{
-    Capture, Chunking, DumpOptions, FsBlobStore, ProcsCapture, ProcsRestore, RestoreOptions, Stored, Tree,
+    Chunking, DumpOptions, FsBlobStore, ProcsCapture, ProcsRestore, RestoreOptions, Stored, Tree,
     kill_tree,
 };
 
@@ -312,13 +312,9 @@ impl Stage {
             }
             let files = self.place.snapshot()?;
             let stored = match capture.run(store) {
-                Ok(Capture::Stored(stored)) => stored,
-                Ok(_) => return Err(Failure::wrong("the capture came back as another process")),
+                Ok(stored) => stored,
                 Err(error) => return Err(Failure::Refused("capture", Box::new(error))),
             };
-            if let Some(placeholder) = stored.placeholder() {
-                return Err(Failure::wrong(placeholder));
-            }
             if self.mode == Mode::Ended {
                 return Ok((stored, None));
             }
