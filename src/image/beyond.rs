@@ -20,6 +20,7 @@ impl ImageDir {
         problems.extend(self.files_of_threads(&processes)?);
         problems.extend(self.unsent_beyond_restore()?);
         problems.extend(self.sockets_beyond_restore()?);
+        problems.extend(self.missed_beyond_restore()?);
         Ok(problems)
     }
 

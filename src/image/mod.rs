@@ -37,6 +37,7 @@ pub(crate) use self::{
     paths::{LockEntry, NamedFile, OpenedAs, Place},
     shared::{Channels, shared_keys, shared_pipes, shared_sockets},
     streams::{LedOut, Lending, Lent, Offer, OfferedTerminal, Was, detach_streams},
+    tcp::Missed,
     unread::InPipe,
 };
 use crate::{

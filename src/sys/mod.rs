@@ -11,6 +11,7 @@ mod lasting;
 mod mount;
 mod namespace;
 mod reap;
+mod socket;
 mod spawn;
 mod task;
 mod trace;
@@ -29,6 +30,7 @@ pub(crate) use self::{
     mount::mount_fuse,
     namespace::{namespace_owner, parent_namespace},
     reap::{Child, forget_children, is_known_child, reap, reap_later, wait_readable},
+    socket::{descriptor_of, peek_in_repair},
     spawn::{OF_A_TERMINAL, Place, Spawn, TO_END_PROGRAMS, spawn},
     task::{affinity, io_priority, is_same_file, online_processors, set_affinity, set_io_priority},
     trace::{Registers, Stand, Traced},

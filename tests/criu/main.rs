@@ -25,6 +25,9 @@ modules! { signals }
 // What a tree needs that nobody has to say.
 modules! { beyond enclosed links order outside settings ways }
 
+// What criu loses by itself.
+modules! { crossing }
+
 #[cfg(target_os = "linux")]
 fn main() {
     let parts: &[harness::Part] = &[
@@ -46,6 +49,7 @@ fn main() {
         causes::TESTS,
         chunked::TESTS,
         client::TESTS,
+        crossing::TESTS,
         damage::TESTS,
         deadline::TESTS,
         embed::TESTS,

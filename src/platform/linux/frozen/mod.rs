@@ -9,6 +9,7 @@ mod lost;
 mod pipes;
 mod queues;
 pub(super) mod settings;
+mod tcp;
 
 use std::{fs, path::PathBuf};
 
@@ -49,6 +50,7 @@ pub(super) fn note(
 ) -> Result<Vec<Warning>> {
     let tree = Frozen::of(root);
     let warnings = tree.mend(root, images, options)?;
+    tcp::complete(&tree, images)?;
     write(&tree.look(streams), images)?;
     Ok(warnings)
 }
