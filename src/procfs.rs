@@ -57,6 +57,11 @@ impl Stat {
         Stat::parse(&text).ok_or_else(|| io::Error::other(format!("{path} makes no sense")))
     }
 
+    /// Whether a terminal controls it.
+    pub(crate) fn has_terminal(&self) -> bool {
+        self.terminal != 0
+    }
+
     fn parse(text: &str) -> Option<Stat> {
         // The name comes second, in parentheses, and may contain any of them.
         let (_, rest) = text.rsplit_once(") ")?;

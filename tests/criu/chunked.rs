@@ -371,6 +371,30 @@ impl BlobStore for Hanging<'_> {
     }
 }
 
+impl Hanging<'_> {
+    fn release(&self) {
+        *self.left.lock().unwrap() = usize::MAX;
+        self.told.notify_all();
+    }
+}
+
+/// Lets the store go on whatever way the test ends: what waits for it would wait for ever.
+struct Released<'a>(&'a Hanging<'a>);
+
+impl Drop for Released<'_> {
+    fn drop(&mut self) {
+        self.0.release();
+    }
+}
+
+/// Our children that work in a folder of this home, as criu does. Other tests have children, too.
+fn children_in(home: &Home) -> usize {
+    let in_home = |pid: &i32| {
+        std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|folder| folder.starts_with(home.path("")))
+    };
+    children(i32::try_from(std::process::id()).unwrap()).iter().filter(|pid| in_home(pid)).count()
+}
+
 fn a_store_that_hangs_does_not_keep_criu_past_its_deadline() {
     let home = Home::new();
     let store = MemBlobStore::new();
@@ -379,16 +403,15 @@ fn a_store_that_hangs_does_not_keep_criu_past_its_deadline() {
     let digest = home.capture([victim.pid()]).chunked(Chunking::default()).capture(&store).or_explain();
     victim.end();
     let hanging = Hanging { truth: &store, left: Mutex::new(8000), told: Condvar::new() };
-    let own = || children(i32::try_from(std::process::id()).unwrap()).len();
     thread::scope(|scope| {
+        let released = Released(&hanging);
         let restoring =
             scope.spawn(|| home.restore().deadline(Duration::from_secs(2)).restore(&hanging, &digest));
-        wait_until("criu to begin", || own() > 0 && *hanging.left.lock().unwrap() == 0);
-        wait_until("criu to end, while the store hangs", || own() == 0);
+        wait_until("criu to begin", || children_in(&home) > 0 && *hanging.left.lock().unwrap() == 0);
+        wait_until("criu to end, while the store hangs", || children_in(&home) == 0);
         wait_gone(&members);
         assert!(!restoring.is_finished(), "it waits for the store");
-        *hanging.left.lock().unwrap() = usize::MAX;
-        hanging.told.notify_all();
+        drop(released);
         let error = restoring.join().unwrap().expect_err("it took too long");
         assert!(matches!(error, Error::TimedOut(_)), "{error:?}");
     });

@@ -17,6 +17,7 @@ tests![
     descriptors_on_their_way_to_and_from_a_child_with_a_lower_pid,
     descriptors_that_no_order_brings_to_their_receiver,
     a_socket_whose_peer_has_another_peer,
+    all_that_children_with_lower_pids_share,
 ];
 
 /// `lower()` forks a child in perl, as `fork` does, that has a lower pid than its parent.
@@ -28,6 +29,18 @@ const LOWER: &str = "sub lower { \
         return $child if $child >= 0; \
     } \
     die \"no lower pid is free: $!\"; }";
+
+/// The same in python.
+const LOWER_IN_PYTHON: &str = "
+import ctypes, os, socket, sys
+def lower(flags = 0):
+    for pid in reversed(range(2, os.getpid())):
+        wanted = ctypes.c_int(pid)
+        how = (ctypes.c_uint64 * 11)(flags, 0, 0, 0, 17, 0, 0, 0, ctypes.addressof(wanted), 1, 0)
+        child = ctypes.CDLL(None).syscall(435, how, 88)
+        if child >= 0: return child
+    raise OSError('no lower pid is free')
+";
 
 /// Each pair of sockets is held by the parent and by two children in one of all the ways that there are; each process
 /// has one end, both, or none.
@@ -95,14 +108,6 @@ fn a_connection_that_was_not_accepted_yet() {
 /// Shares pairs of sockets with a child, sends pipes through them, and counts the pairs through which they all come out.
 /// The words are, for each pair, who holds which end, who sends into which end, and whether the sender keeps the pipe.
 const IN_FLIGHT: &str = r#"
-import ctypes, os, socket, sys
-def lower():
-    for pid in reversed(range(2, os.getpid())):
-        wanted = ctypes.c_int(pid)
-        how = (ctypes.c_uint64 * 11)(0, 0, 0, 0, 17, 0, 0, 0, ctypes.addressof(wanted), 1, 0)
-        child = ctypes.CDLL(None).syscall(435, how, 88)
-        if child >= 0: return child
-    raise OSError('no lower pid is free')
 class Pair:
     def __init__(self, word):
         self.parent, self.child, self.senders, self.keeps = word.split(',')
@@ -155,10 +160,15 @@ for line in iter(sys.stdin.readline, ''):
 
 /// Runs [`IN_FLIGHT`] with a child by `fork`, or by `lower`.
 fn in_flight(home: &Home, child: &str, words: &[String]) -> Script {
-    let program = home.path("in_flight.py");
-    fs::write(&program, IN_FLIGHT).unwrap();
+    python(home, IN_FLIGHT, &[&[child.to_owned()], words].concat())
+}
+
+/// Runs a program in python, with [`LOWER_IN_PYTHON`] before it.
+fn python(home: &Home, program: &str, words: &[String]) -> Script {
+    let path = home.path("program.py");
+    fs::write(&path, [LOWER_IN_PYTHON, program].concat()).unwrap();
     let mut command = Command::new("setsid");
-    command.arg("python3").arg(program).arg(child).args(words);
+    command.arg("python3").arg(path).args(words);
     Script::by(command)
 }
 
@@ -225,6 +235,103 @@ fn a_socket_whose_peer_has_another_peer() {
         home.path("other").display()
     ));
     is_never_revived(victim.pid(), "is connected to the unix socket");
+}
+
+/// A process, five children, and a grandchild, each with a lower pid than its parent: one leads a process group, one is in that
+/// group, one leads a session and has a child there, one has the table of descriptors of its parent, and one has ended. They
+/// share memory, files, and what they wait for.
+const SHARE: &str = r#"
+import fcntl, mmap, pty, select, signal, struct, termios
+memory = mmap.mmap(-1, 1 << 16); memory[:5] = b'begun'
+memfd = os.memfd_create('shared'); os.write(memfd, b'0123456789'); os.lseek(memfd, 3, os.SEEK_SET)
+file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT); os.write(file, b'0123456789'); os.lseek(file, 4, os.SEEK_SET)
+event = ctypes.CDLL(None).eventfd(7, 0)
+read, write = os.pipe(); os.write(write, b'in the pipe')
+inner = select.epoll(); inner.register(read, select.EPOLLIN); inner.register(event, select.EPOLLIN)
+outer = select.epoll(); outer.register(inner.fileno(), select.EPOLLIN)
+told, tell = os.pipe()
+asks = {}
+def serve(ask):
+    for asked in iter(lambda: os.read(ask, 1000), b''): os.write(tell, repr(eval(asked)).encode())
+    os._exit(0)
+def start(name, prepare):
+    ask, asked = os.pipe()
+    child = lower()
+    if not child:
+        os.close(asked)
+        prepare(); serve(ask)
+    os.close(ask); asks[name] = asked
+    return child
+def ask(name, expression):
+    if name == 'root': return eval(expression)
+    os.write(asks[name], expression.encode())
+    return eval(os.read(told, 1000))
+group = start('group', lambda: os.setpgid(0, 0))
+member = start('member', lambda: None); ask('group', '0'); os.setpgid(member, group)
+master, side = pty.openpty()
+told_below, tell_below = os.pipe()
+# The grandchild is asked through its parent.
+def session():
+    global told, tell
+    told, tell = told_below, tell_below
+    os.setsid()
+    start('below', lambda: None)
+    fcntl.ioctl(side, termios.TIOCSCTTY, 0)
+    asked = asks['below']
+    told, tell = outer_told, outer_tell
+    def below(expression):
+        os.write(asked, expression.encode()); return eval(os.read(told_below, 1000))
+    globals()['below'] = below
+outer_told, outer_tell = told, tell
+leader = start('leader', session)
+ask('leader', '0')
+sharer = lower(0x400)
+if not sharer:
+    while True: signal.pause()
+dead = lower()
+if not dead: os._exit(3)
+os.waitid(os.P_PID, dead, os.WEXITED | os.WNOWAIT)
+added = os.open('/dev/null', os.O_RDONLY)
+everyone = ['root', 'group', 'member', 'leader']
+def differs():
+    def check(what, got, expected):
+        if got != expected: raise ValueError(f'{what}: {got!r} and not {expected!r}')
+    below = lambda expression: ask('leader', f'below({expression!r})')
+    for name in everyone + ['below']:
+        get = below if name == 'below' else lambda expression: ask(name, expression)
+        check(name, get('memory[:5]'), b'begun')
+        check(name, get('os.lseek(memfd, 0, os.SEEK_CUR)'), 3)
+        check(name, get('os.lseek(file, 0, os.SEEK_CUR)'), 4)
+        check(name, sorted(get('inner.poll(0)')), [(number, 1) for number in sorted([read, event])])
+        check(name, get('outer.poll(0)'), [(inner.fileno(), 1)])
+    check('groups', [ask('group', 'os.getpgid(0)'), ask('member', 'os.getpgid(0)')], [group, group])
+    check('sessions', [ask('leader', 'os.getsid(0)'), below('os.getsid(0)')], [leader, leader])
+    check('parents', below('os.getppid()'), leader)
+    check('foreground', ask('leader', 'os.tcgetpgrp(side)'), leader)
+    check('pipe', below('os.read(read, 100)'), b'in the pipe')
+    check('event', ask('member', 'struct.unpack("Q", os.read(event, 8))[0]'), 7)
+    check('empty', ask('group', 'outer.poll(0)'), [])
+    below('memory.__setitem__(slice(0, 5), b"other")')
+    check('memory', [ask(name, 'memory[:5]') for name in everyone], [b'other'] * 4)
+    ask('group', 'os.write(memfd, b"abc")'); check('memfd', below('os.read(memfd, 2)'), b'67')
+    check('file', [ask('member', 'os.read(file, 2)'), below('os.read(file, 2)')], [b'45', b'67'])
+    os.close(added)
+    check('table', os.path.exists(f'/proc/{sharer}/fd/{added}'), False)
+    check('status', os.waitpid(dead, os.WNOHANG), (dead, 3 << 8))
+assert max(group, member, leader, sharer, dead) < os.getpid()
+print('ready', os.getpid(), flush=True)
+for line in iter(sys.stdin.readline, ''):
+    if line == 'exit 0\n': os._exit(0)
+    try: differs(); print('all is there', flush=True)
+    except Exception as problem: print(problem, flush=True)
+"#;
+
+fn all_that_children_with_lower_pids_share() {
+    need_python();
+    comes_back(
+        |home| python(home, SHARE, &[home.path("file").display().to_string()]),
+        |talk| assert_eq!(talk.ask("?"), "all is there"),
+    );
 }
 
 fn need_python() {

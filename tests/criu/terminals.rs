@@ -6,6 +6,7 @@ use std::{
     sync::Mutex,
 };
 
+use criu_rpc::Warning;
 use nix::sys::termios::{LocalFlags, tcgetattr};
 
 use crate::{
@@ -13,12 +14,14 @@ use crate::{
     places::{Home, family, state, wait_until},
     program::{Program, Terminal, Way, in_each_way},
     tree::Revived,
+    ways::stored,
 };
 
 tests![
     a_shell_is_interrupted_in_its_new_terminal,
     a_shell_of_another_kind_is_interrupted_in_its_new_terminal,
     a_job_is_stopped_and_goes_on_in_a_new_terminal,
+    a_job_lacks_its_controlling_terminal_and_that_is_told,
     single_keys_arrive_in_a_new_terminal,
     a_password_is_not_shown_in_a_new_terminal,
     a_terminal_keeps_its_size_and_tells_of_a_new_one,
@@ -109,6 +112,30 @@ fn a_job_is_stopped_and_goes_on_in_a_new_terminal() {
         revived.talk.press("\x04");
         revived.talk.tell("echo answer=$((50+2))");
         revived.talk.until("answer=52");
+    });
+}
+
+fn a_job_lacks_its_controlling_terminal_and_that_is_told() {
+    in_each_way(|way, home| {
+        let terminal = Terminal::new();
+        let mut program = Program::in_terminal(&terminal, &shell("bash"));
+        program.talk.tell("PS1=; cat");
+        let job = wait_for(program.pid(), "cat");
+        let stored = stored(way.capture(home, [program.pid()]).run(&home.store()));
+        assert_eq!(stored.warnings, [Warning::Lost { pid: job.into(), what: "controlling terminal" }]);
+        program.end();
+        drop(terminal);
+        let mut revived = Terminal::new().revive(home.restore(), &home.store(), &stored.digest);
+        let controls = |pid: i32| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+            stat.rsplit_once(") ").unwrap().1.split(' ').nth(4).unwrap() != "0"
+        };
+        assert_eq!((controls(revived.pid()), controls(job)), (true, false));
+        revived.talk.press("\x03");
+        wait_until("the job has ended", || state(job).is_none());
+        revived.talk.tell("cat </dev/tty");
+        assert!(controls(wait_for(revived.pid(), "cat")));
+        revived.talk.press("\x03");
     });
 }
 

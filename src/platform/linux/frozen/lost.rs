@@ -3,7 +3,10 @@
 use std::{fs::File, io::Read};
 
 use super::Frozen;
-use crate::{Pid, Warning, procfs::read_start};
+use crate::{
+    Pid, Warning,
+    procfs::{Stat, read_start},
+};
 
 /// Looks at each process for what criu does not carry along and cannot be set from outside.
 pub(super) fn look(tree: &Frozen) -> Vec<Warning> {
@@ -19,8 +22,17 @@ pub(super) fn look(tree: &Frozen) -> Vec<Warning> {
         if read_start(format!("/proc/{process}/status")).is_some_and(|text| has_speculation_control(&text)) {
             found("speculation control");
         }
+        if Stat::of(*process).is_ok_and(|stat| inherited_terminal(*process, &stat, &tree.pids)) {
+            found("controlling terminal");
+        }
     }
     lost
+}
+
+/// Whether the process has a controlling terminal that only a fork could give it. criu forks all processes before it
+/// gives the leader of a session its terminal.
+fn inherited_terminal(process: i32, stat: &Stat, tree: &[i32]) -> bool {
+    !stat.is_zombie() && stat.has_terminal() && stat.session != process && tree.contains(&stat.session)
 }
 
 fn is_personality(text: &str) -> bool {
