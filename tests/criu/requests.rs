@@ -173,7 +173,7 @@ fn a_field_is_set_by_its_number_in_a_dump_and_in_a_restore() {
 fn an_argument_reaches_criu() {
     let home = Home::new();
     let program = home.path("program");
-    copy_program("/proc/self/exe", &program);
+    copy_program(std::env::current_exe().unwrap(), &program);
     let bytes = fs::read(&program).unwrap();
     let Some(id) = build_id(&bytes) else { skip("this program has no build id to compare") };
     let mut command = Command::new(&program);
