@@ -5,6 +5,8 @@ mod failure;
 
 use std::{fmt, io, path::PathBuf};
 
+use serde::Serialize;
+
 pub use self::failure::Failure;
 use crate::{Digest256, Request, diagnose};
 
@@ -352,7 +354,7 @@ impl fmt::Display for ProcessProblem {
 ///
 /// A cause stands for one thing that a person would do; [`advice`](Cause::advice) says what. All of them, and how criu
 /// words them, are in `docs/failures.md`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[non_exhaustive]
 pub enum Cause {
     /// Nothing that we recognize.
@@ -548,6 +550,28 @@ pub enum Cause {
 }
 
 impl Cause {
+    /// All causes, in the order of `docs/failures.md`.
+    pub fn all() -> impl Iterator<Item = Cause> {
+        diagnose::causes()
+    }
+
+    /// The stable name, for metrics and logs: that of the variant, such as `PidInUse`. In JSON a cause is this name.
+    ///
+    /// ```
+    /// use criu_rpc::Cause;
+    ///
+    /// assert_eq!(Cause::PidInUse.name(), "PidInUse");
+    /// assert!(Cause::all().all(|cause| Cause::from_name(cause.name()) == Some(cause)));
+    /// ```
+    pub fn name(self) -> &'static str {
+        diagnose::name(self)
+    }
+
+    /// The cause with this [name](Cause::name).
+    pub fn from_name(name: &str) -> Option<Cause> {
+        Cause::all().find(|cause| cause.name() == name)
+    }
+
     /// What a person can do about it.
     pub fn advice(self) -> &'static str {
         diagnose::advice(self)
@@ -567,7 +591,8 @@ impl fmt::Display for Cause {
 }
 
 /// The state of the process tree after a request that failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Target {
     /// The request was about no tree.

@@ -1,5 +1,7 @@
 //! [`Foresight`]: what a capture would meet, in words.
 
+use serde::Serialize;
+
 /// What [`ProcsCapture::preflight`](crate::ProcsCapture::preflight) found.
 ///
 /// ```no_run
@@ -14,7 +16,7 @@
 /// }
 /// # Ok::<(), criu_rpc::Error>(())
 /// ```
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Foresight {
     /// What would make the capture fail, or its restore for ever: a line each, with the cure if there is one.

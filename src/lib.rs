@@ -42,7 +42,7 @@
 //! | what would block a capture | [`ProcsCapture::preflight`] |
 //! | what would block a dump, and criu itself | `Criu` with its `preflight`, on Linux |
 //! | options for criu | [`DumpOptions`], [`RestoreOptions`], [`options`] |
-//! | failures | [`Error`], [`Result`], [`BoxError`]; [`ProcessProblem`]; [`Failure`] with its [`Cause`], [`Target`], [`Request`] and criu's [`Version`] |
+//! | failures | [`Error`], [`Result`], [`BoxError`]; [`ProcessProblem`]; [`Failure`] with its [`Cause`], [`Target`], [`Request`] and criu's [`Version`] ([`ParseVersionError`]) |
 //!
 //! # Errors
 //!
@@ -126,7 +126,7 @@ pub use store::{EncryptedBlobStore, Key, Padding};
 pub use store::{NobodyWrites, ObjectBlobStore};
 pub use took::RestoreTimes;
 pub use until::Until;
-pub use version::Version;
+pub use version::{ParseVersionError, Version};
 pub use warning::Warning;
 
 #[doc = include_str!("../README.md")] // its example is tested

@@ -5,6 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde::Serialize;
+
 /// Where a restore's time went, by phase: [`Restored::took`](crate::Restored::took). Of several trees
 /// that were captured together, each phase is the sum over all of them.
 ///
@@ -19,7 +21,7 @@ use std::{
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct RestoreTimes {
     /// Reads the capture from the store, verifies it, and writes it into the staging folder. The memory

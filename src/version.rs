@@ -1,6 +1,12 @@
 //! [`Version`]: a release of criu.
 
-use std::fmt;
+use std::{
+    fmt,
+    hash::{Hash, Hasher},
+    str::FromStr,
+};
+
+use serde::Serialize;
 
 /// A release of criu.
 ///
@@ -11,8 +17,9 @@ use std::fmt;
 ///
 /// assert!(Version::new(4, 1, 1) < Version::new(4, 2, 0));
 /// assert_eq!(Version::new(4, 2, 0).to_string(), "4.2");
+/// assert_eq!("4.1.1".parse(), Ok(Version::new(4, 1, 1)));
 /// ```
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize)]
 #[non_exhaustive]
 pub struct Version {
     /// The first number.
@@ -51,6 +58,31 @@ impl fmt::Display for Version {
     }
 }
 
+/// The text is not a release of criu such as `4.2` or `4.1.1`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a release of criu: expected two or three numbers with dots between them")]
+pub struct ParseVersionError;
+
+impl FromStr for Version {
+    type Err = ParseVersionError;
+
+    /// Parses the numbers of a release, such as `4.2` or `4.1.1`.
+    fn from_str(text: &str) -> Result<Version, ParseVersionError> {
+        let numbers: Result<Vec<u32>, _> = text.split('.').map(str::parse).collect();
+        match numbers.as_deref() {
+            Ok([major, minor]) => Ok(Version::new(*major, *minor, 0)),
+            Ok([major, minor, sublevel]) => Ok(Version::new(*major, *minor, *sublevel)),
+            _ => Err(ParseVersionError),
+        }
+    }
+}
+
+impl Hash for Version {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.numbers().hash(state);
+    }
+}
+
 impl PartialEq for Version {
     fn eq(&self, other: &Version) -> bool {
         self.numbers() == other.numbers()
@@ -68,5 +100,19 @@ impl PartialOrd for Version {
 impl Ord for Version {
     fn cmp(&self, other: &Version) -> std::cmp::Ordering {
         self.numbers().cmp(&other.numbers())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_release_is_parsed_from_two_or_three_numbers() {
+        assert_eq!("4.2".parse(), Ok(Version::new(4, 2, 0)));
+        assert_eq!("3.17.1".parse(), Ok(Version::new(3, 17, 1)));
+        for other in ["", "4", "4.", "4.2.1.0", "v4.2", "4.2-rc1", "4.-2"] {
+            assert_eq!(other.parse::<Version>(), Err(ParseVersionError), "{other}");
+        }
     }
 }

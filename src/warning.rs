@@ -1,13 +1,17 @@
 //! [`Warning`]: what a caller should tell its user of a capture or a restore that succeeded.
 
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
-use crate::Pid;
+use serde::{Serialize, Serializer};
 
-use crate::Digest256;
+use crate::{Digest256, Pid};
 
 /// Something that is not as one would expect, but no failure.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Warning {
     /// The capture is a placeholder: no process was captured, because that was not supported where it was made.
@@ -66,6 +70,7 @@ pub enum Warning {
         /// The process.
         pid: Pid,
         /// The file.
+        #[serde(serialize_with = "in_words")]
         path: PathBuf,
     },
     /// A revived thread has not got a setting that it had; others may lack it as well.
@@ -112,6 +117,7 @@ pub enum Warning {
     /// revived only while that process lives.
     ProcOfOther {
         /// The file.
+        #[serde(serialize_with = "in_words")]
         path: PathBuf,
     },
     /// A file is open under a name that was deleted, and the name that it still has was not found. What is revived has
@@ -120,8 +126,14 @@ pub enum Warning {
         /// The root of the tree.
         pid: Pid,
         /// The deleted name.
+        #[serde(serialize_with = "in_words")]
         path: PathBuf,
     },
+}
+
+/// A path as text, with replacement characters for what is not UTF-8.
+fn in_words<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
 }
 
 impl fmt::Display for Warning {

@@ -5,6 +5,8 @@ mod pipeline;
 
 use std::{path::PathBuf, time::Duration};
 
+use serde::Serialize;
+
 pub use self::chunked::Chunking;
 use crate::{
     BlobStore, Cause, Digest256, DumpOptions, Error, Foresight, Pid, ProcsBlob, Result, Until, Warning,
@@ -61,7 +63,7 @@ pub enum SelfCapture {
 }
 
 /// A capture that is in the store.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct Stored {
     /// The digest of the manifest: what [`ProcsRestore`](crate::ProcsRestore) wants.

@@ -8,6 +8,8 @@ use crate::Cause;
 /// A cause, in words.
 #[derive(Debug)]
 pub(super) struct Row {
+    /// The name of the variant.
+    pub(super) name: &'static str,
     /// One line on what happened, lower case, no full stop.
     pub(super) summary: &'static str,
     /// What a person can do.
@@ -21,12 +23,13 @@ macro_rules! causes {
         /// The row of a cause.
         pub(super) fn row(cause: Cause) -> &'static Row {
             match cause {
-                $( $( Cause::$cause => &Row { summary: $summary, advice: $advice, cure: &[$($cure),*] }, )* )*
+                $( $( Cause::$cause => &Row {
+                    name: stringify!($cause), summary: $summary, advice: $advice, cure: &[$($cure),*],
+                }, )* )*
             }
         }
 
         /// All causes, in chapters.
-        #[cfg(test)]
         pub(super) const CHAPTERS: &[(&str, &[Cause])] = &[$( ($title, &[$(Cause::$cause),*]) ),*];
     };
 }

@@ -22,6 +22,16 @@ pub(crate) use self::{
     rules::cause,
 };
 
+/// All causes, chapter by chapter.
+pub(crate) fn causes() -> impl Iterator<Item = Cause> {
+    causes::CHAPTERS.iter().flat_map(|(_, causes)| causes.iter().copied())
+}
+
+/// The name of its variant.
+pub(crate) fn name(cause: Cause) -> &'static str {
+    causes::row(cause).name
+}
+
 /// One line on what happened.
 pub(crate) fn summary(cause: Cause) -> &'static str {
     causes::row(cause).summary

@@ -2,6 +2,8 @@
 
 use std::{fmt, process::ExitStatus};
 
+use serde::{Serialize, Serializer, ser::SerializeStruct};
+
 use crate::{Cause, Pid, Request, Target, Version, diagnose};
 
 /// A request that criu could not carry out, with all that was learnt about it.
@@ -106,3 +108,40 @@ impl fmt::Debug for Failure {
 }
 
 impl std::error::Error for Failure {}
+
+/// All fields, and the advice. The exit status is in words.
+impl Serialize for Failure {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_struct("Failure", 13)?;
+        fields.serialize_field("request", &self.request)?;
+        fields.serialize_field("cause", &self.cause)?;
+        fields.serialize_field("advice", &self.advice())?;
+        fields.serialize_field("target", &self.target)?;
+        fields.serialize_field("tracer", &self.tracer)?;
+        fields.serialize_field("last_event", &self.last_event)?;
+        fields.serialize_field("errno", &self.errno)?;
+        fields.serialize_field("message", &self.message)?;
+        fields.serialize_field("log", &self.log)?;
+        fields.serialize_field("stderr", &self.stderr)?;
+        fields.serialize_field("findings", &self.findings)?;
+        fields.serialize_field("exit", &self.exit.map(|status| status.to_string()))?;
+        fields.serialize_field("version", &self.version)?;
+        fields.end()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_json_with_names_that_stay() {
+        let failure = Failure::foreseen(Request::Restore, Cause::PidInUse, vec!["pid 7 is held".to_owned()]);
+        let json = serde_json::to_value(&failure).unwrap();
+        assert_eq!(json["request"], "restore");
+        assert_eq!(json["cause"], "PidInUse");
+        assert_eq!(json["target"], "none");
+        assert_eq!(json["findings"][0], "pid 7 is held");
+        assert!(json["advice"].as_str().is_some_and(|advice| advice.contains("kill_tree")));
+    }
+}

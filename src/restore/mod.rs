@@ -85,6 +85,22 @@ pub struct Restored {
 }
 
 impl Restored {
+    /// The one tree of the capture, or the first of several; `None` for a placeholder. The others of several go on, as
+    /// trees that are dropped do.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let (store, digest) = (criu_rpc::MemBlobStore::default(), "".parse()?);
+    /// let restored = criu_rpc::ProcsRestore::new().restore(&store, &digest)?;
+    /// let mut tree = restored.into_tree().ok_or("nothing was captured")?;
+    /// println!("{}", tree.wait()?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn into_tree(self) -> Option<Tree> {
+        self.trees.into_iter().next()
+    }
+
     fn of(revived: Revived) -> Restored {
         let Revived { trees, warnings, unread } = revived;
         Restored { trees, warnings, unread, took: RestoreTimes::default() }

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
     sync::{Arc, OnceLock},
 };
 
@@ -15,7 +15,7 @@ use crate::{Error, Result};
 /// Cancelling is final: what is asked with the same token afterwards is cancelled at once. Clones are the same token.
 ///
 /// ```
-/// use criu_rpc::rpc::Cancel;
+/// use criu_rpc::Cancel;
 ///
 /// let cancel = Cancel::new()?;
 /// let remote = cancel.clone();
@@ -61,6 +61,12 @@ impl AsFd for Cancel {
     /// Readable once it is cancelled.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.event.as_fd()
+    }
+}
+
+impl AsRawFd for Cancel {
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
     }
 }
 

@@ -5,7 +5,7 @@
 //! socket and no protocol, `talk` brings the two together.
 
 mod abandon;
-mod cancel;
+pub(crate) mod cancel;
 mod condition;
 mod failure;
 mod hooks;
@@ -33,8 +33,8 @@ use std::{
     time::Duration,
 };
 
+pub(crate) use self::{pages::page_sockets, tree::Tree};
 pub use self::{
-    cancel::Cancel,
     hooks::{Event, Hooks, NoHooks},
     key::Key,
     lend::Lend,
@@ -44,11 +44,11 @@ pub use self::{
     reply::{About, Dumped, Features, SelfDump},
 };
 use self::{
+    cancel::Cancel,
     page_server::Told,
     session::options,
     talk::{Ask, Files},
 };
-pub(crate) use self::{pages::page_sockets, tree::Tree};
 pub use crate::pages::{PAGE_SIZE, PageOwner, PageRun, PageSink};
 use crate::{
     DumpOptions, Error, Pid, Request, RestoreOptions, Result, Version, diagnose,
@@ -181,7 +181,7 @@ impl Criu {
     /// [`Error::Cancelled`].
     ///
     /// ```no_run
-    /// use criu_rpc::{Criu, rpc::Cancel};
+    /// use criu_rpc::{Cancel, Criu};
     ///
     /// let cancel = Cancel::new()?;
     /// let criu = Criu::new().cancelled_by(&cancel);

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use criu_rpc::{Criu, Result, rpc::Cancel};
+use criu_rpc::{Cancel, Criu, Result};
 use nix::{
     sys::wait::{WaitPidFlag, waitpid},
     unistd::Pid,

@@ -16,7 +16,7 @@ use std::{
 };
 
 use criu_rpc::{
-    BlobStore, Chunking, Digest256, Error, MemBlobStore, ProcsRestore, Result, rpc::Cancel,
+    BlobStore, Cancel, Chunking, Digest256, Error, MemBlobStore, ProcsRestore, Result,
 };
 use nix::sys::{
     resource::{Resource, getrlimit, setrlimit},

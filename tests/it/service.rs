@@ -14,9 +14,9 @@ use std::{
 };
 
 use criu_rpc::{
-    Criu, DumpOptions, Error, Request,
+    Cancel, Criu, DumpOptions, Error, Request,
     options::{PageServerAddress, PageServerOptions},
-    rpc::{Cancel, Lend, NoHooks},
+    rpc::{Lend, NoHooks},
 };
 use nix::{
     sys::{

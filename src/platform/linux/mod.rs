@@ -30,7 +30,7 @@ pub(crate) use self::{
     restore::Reviver,
 };
 pub use crate::rpc::{
-    Cancel,
+    cancel::Cancel,
     kill::{kill_session, kill_tree},
     tree::Tree,
 };

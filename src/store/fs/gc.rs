@@ -3,6 +3,8 @@
 
 use std::{collections::HashSet, fs, io, path::Path, time::Duration};
 
+use serde::Serialize;
+
 use super::{FsBlobStore, catalog::id_of, names};
 use crate::{
     Digest256, Result, Until, private,
@@ -13,7 +15,7 @@ use crate::{
 };
 
 /// What a call of [`FsBlobStore::retain`] has done.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Gc {
     /// What was found unneeded now.
@@ -33,7 +35,7 @@ pub struct Gc {
 }
 
 /// How many blobs and names, and how many bytes they have.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Tally {
     /// How many. Copies count each.

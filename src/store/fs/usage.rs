@@ -2,6 +2,8 @@
 
 use std::{fs, io, path::Path};
 
+use serde::Serialize;
+
 use super::{
     ATTEMPTS, FsBlobStore,
     gc::{Tally, each_frame},
@@ -10,7 +12,7 @@ use super::{
 use crate::{Error, Result};
 
 /// What a store has; see [`FsBlobStore::usage`].
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Usage {
     /// Blobs that are not condemned. Copies count each.

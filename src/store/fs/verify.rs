@@ -9,6 +9,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde::Serialize;
+
 use super::{
     FsBlobStore,
     condemned::{read_list, write_list},
@@ -22,7 +24,7 @@ use crate::{
 };
 
 /// What [`FsBlobStore::verify`] has read.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize)]
 #[non_exhaustive]
 pub struct Verified {
     /// How many blobs are whole. Copies count each.
@@ -36,7 +38,7 @@ pub struct Verified {
 }
 
 /// Something that is damaged.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct Damage {
     /// The digest of the blob, or the name; `None` for a part of a pack of which nobody can tell what it held.
@@ -45,6 +47,7 @@ pub struct Damage {
     pub what: String,
     /// What is wrong with it.
     pub problem: String,
+    #[serde(skip)]
     place: Place,
 }
 

@@ -14,8 +14,8 @@ use std::{
 };
 
 use criu_rpc::{
-    Criu, DumpOptions, Error, RestoreOptions, Result, Version,
-    rpc::{Cancel, Event, Hooks, Lend, NoHooks},
+    Cancel, Criu, DumpOptions, Error, RestoreOptions, Result, Version,
+    rpc::{Event, Hooks, Lend, NoHooks},
 };
 use nix::{
     fcntl::OFlag,

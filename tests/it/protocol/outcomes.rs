@@ -3,8 +3,8 @@
 use std::{fs::File, process, time::Duration};
 
 use criu_rpc::{
-    Cause, Criu, DumpOptions, Error, Request, Target,
-    rpc::{Cancel, Event, Lend, NoHooks},
+    Cancel, Cause, Criu, DumpOptions, Error, Request, Target,
+    rpc::{Event, Lend, NoHooks},
 };
 
 use super::{dump_by, dumped, restore_by, restored};
