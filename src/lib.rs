@@ -70,6 +70,8 @@
 //! - `multi-buffer`: chunks are hashed several at once: chunked captures and restores take a fifth less time.
 //! - `object-store`: `ObjectBlobStore`, a store in S3, Google Cloud Storage, Azure Blob Storage or on an HTTP server.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 mod archive;
 mod blob;
 mod capture;

@@ -1,7 +1,10 @@
-//! [`Options`]: what a request can be told. `table` has a row for every field of criu's; start there.
+//! Options of criu's requests: [`DumpOptions`](crate::DumpOptions), [`RestoreOptions`](crate::RestoreOptions) and others, all
+//! of them [`Options`].
 //!
-//! The wire message is the storage, and a marker type says which request may use a row. What is lent for one
-//! request (files) is not here, but in [`Lend`](crate::rpc::Lend).
+//! Files that are lent for one request are in [`Lend`](crate::rpc::Lend).
+
+// `table` has a row for every field of criu's: start reading there. The wire message is the storage, and a marker type says
+// which request may use a row.
 
 mod choices;
 mod raw;

@@ -1,5 +1,5 @@
-//! [`Preflight`]: what would keep criu from dumping a tree, or from restoring it, found out before anything is frozen.
-//! For the asking there is [`Criu::preflight`](crate::Criu::preflight).
+//! [`Preflight`]: obstacles to a dump of a tree, or to its restore, found before anything is frozen.
+//! [`Criu::preflight`](crate::Criu::preflight) makes one.
 //!
 //! Everything is read from `/proc`, and the peers of unix sockets from the kernel's socket diagnosis. No process is
 //! stopped, traced or changed, and one that ends meanwhile is left out. Of files the kernel is asked only what it knows by
@@ -16,8 +16,8 @@
 //! - file systems that criu does not know, security modules, control groups;
 //! - mounts that cover a program or a mapped file; those that cover an open file are found;
 //! - what happens between the look and the dump.
-//!
-//! Start reading at `look`; each file beside this one looks at one kind of place.
+
+// Start reading at `look`. Each file beside this one looks at one kind of place.
 
 mod beyond;
 mod descriptors;

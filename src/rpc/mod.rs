@@ -1,8 +1,9 @@
-//! The client: [`Criu`], one method a request of criu's RPC. For those who know criu; the others want
-//! [`ProcsCapture`](crate::ProcsCapture) and [`ProcsRestore`](crate::ProcsRestore).
+//! The client of criu's RPC: [`Criu`] has one method for each request.
 //!
-//! Start reading at [`Criu`]. The module `session` knows the protocol and no socket, `transport` knows the
-//! socket and no protocol, `talk` brings the two together.
+//! It is for callers who know criu. [`ProcsCapture`](crate::ProcsCapture) and [`ProcsRestore`](crate::ProcsRestore) find the
+//! right options by themselves.
+
+// `session` knows the protocol and no socket, `transport` knows the socket and no protocol, and `talk` brings the two together.
 
 mod abandon;
 pub(crate) mod cancel;
@@ -33,7 +34,12 @@ use std::{
     time::Duration,
 };
 
-pub(crate) use self::{pages::page_sockets, tree::Tree};
+use self::{
+    cancel::Cancel,
+    page_server::Told,
+    session::options,
+    talk::{Ask, Files},
+};
 pub use self::{
     hooks::{Event, Hooks, NoHooks},
     key::Key,
@@ -43,12 +49,7 @@ pub use self::{
     pre_dump::PreDumps,
     reply::{About, Dumped, Features, SelfDump},
 };
-use self::{
-    cancel::Cancel,
-    page_server::Told,
-    session::options,
-    talk::{Ask, Files},
-};
+pub(crate) use self::{pages::page_sockets, tree::Tree};
 pub use crate::pages::{PAGE_SIZE, PageOwner, PageRun, PageSink};
 use crate::{
     DumpOptions, Error, Pid, Request, RestoreOptions, Result, Version, diagnose,
