@@ -1,4 +1,4 @@
-//! Options of criu's requests: [`DumpOptions`](crate::DumpOptions), [`RestoreOptions`](crate::RestoreOptions) and others, all
+//! Options of criu's requests: [`DumpOptions`], [`RestoreOptions`] and others, all
 //! of them [`Options`].
 //!
 //! Files that are lent for one request are in [`Lend`](crate::rpc::Lend).
