@@ -45,6 +45,13 @@ pub enum Warning {
         /// Its size now.
         now: u64,
     },
+    /// A file that the tree has mapped shared and writable is not as it was at the capture: the
+    /// revived tree finds what is in it now. Such a file is a database or a named semaphore, for
+    /// instance.
+    MappedFileChanged {
+        /// The file.
+        path: PathBuf,
+    },
     /// This capture of a tree that goes on can never be revived. If the tree were to end, it is an
     /// [`Error::Unrevivable`](crate::Error::Unrevivable) instead.
     Unrevivable {
@@ -157,6 +164,11 @@ impl fmt::Display for Warning {
             Warning::Older { what, there, here } => {
                 write!(f, "the {what} is {here}, older than the {there} that the capture was made with")
             }
+            Warning::MappedFileChanged { path } => write!(
+                f,
+                "{} was changed since the capture, and the tree has it mapped: it finds what is there now",
+                path.display()
+            ),
             Warning::Unrevivable { problem } => write!(f, "the capture can never be revived: {problem}"),
             Warning::Interrupted { pid } => write!(
                 f,

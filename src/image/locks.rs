@@ -1,11 +1,16 @@
 //! Locks that criu takes and loses: those of a process on a file that is mapped. When the process closes the descriptor that a
 //! file was mapped from, all its locks on that file end.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    io::Write,
+};
 
-use super::{ImageDir, paths::OpenedAs};
+use prost::Message;
+
+use super::{Edit, ImageDir, frame, paths::OpenedAs};
 use crate::{
-    Result,
+    Error, Result, private,
     proto::images::{CoreEntry, FileEntry, FileLockEntry},
 };
 
@@ -25,10 +30,79 @@ pub(crate) struct LostLock {
     pub(crate) length: i64,
 }
 
+/// A lock of a process, as criu notes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct ProcessLock {
+    /// In the pid namespace of the tree.
+    pub(crate) pid: i32,
+    pub(crate) fd: i32,
+    pub(crate) kind: u32,
+    pub(crate) start: i64,
+    /// 0 is to the end of the file.
+    pub(crate) length: i64,
+}
+
+impl ProcessLock {
+    /// Reads a line such as `1: POSIX  ADVISORY  WRITE 4711 fe:00:1234 0 EOF`.
+    pub(crate) fn parse(line: &str, pid: i32, fd: i32) -> Option<ProcessLock> {
+        let words: Vec<_> = line.split_ascii_whitespace().collect();
+        let [_, "POSIX", _, kind, _, _, start, end] = words[..] else { return None };
+        let start: i64 = start.parse().ok()?;
+        let length =
+            if end == "EOF" { 0 } else { end.parse::<i64>().ok()?.checked_sub(start)?.checked_add(1)? };
+        Some(ProcessLock { pid, fd, kind: u32::from(kind == "WRITE"), start, length })
+    }
+}
+
+const LOCKS: &str = "filelocks.img";
+/// The kind of that image.
+const FILE_LOCKS: u32 = 0x5432_3616;
+/// The flag of a lock of a process.
+const POSIX: u32 = 1;
+
 impl ImageDir {
+    /// Reads the locks of processes.
+    pub(crate) fn process_locks(&self) -> Result<HashSet<ProcessLock>> {
+        let locks: Vec<FileLockEntry> = self.all(LOCKS)?;
+        let of_processes = locks.into_iter().filter(|lock| lock.flag & POSIX != 0);
+        Ok(of_processes
+            .map(|FileLockEntry { r#type: kind, pid, fd, start, len: length, .. }| ProcessLock {
+                pid,
+                fd,
+                kind,
+                start,
+                length,
+            })
+            .collect())
+    }
+
+    /// Adds locks of processes.
+    pub(crate) fn add_process_locks(&self, locks: &[ProcessLock]) -> Result<()> {
+        if locks.is_empty() {
+            return Ok(());
+        }
+        let entries: Vec<_> = locks
+            .iter()
+            .map(|ProcessLock { pid, fd, kind, start, length }| FileLockEntry {
+                flag: POSIX,
+                r#type: *kind,
+                pid: *pid,
+                fd: *fd,
+                start: *start,
+                len: *length,
+            })
+            .collect();
+        let path = self.path().join(LOCKS);
+        if path.exists() {
+            return self.rewrite::<FileLockEntry, _>(LOCKS, |_| Edit::Keep, &entries);
+        }
+        let doing = || Error::io(format!("make the image {LOCKS}"));
+        let image = frame::image(FILE_LOCKS, entries.iter().map(Message::encode_to_vec))?;
+        private::create_file(&path).and_then(|mut file| file.write_all(&image)).map_err(doing())
+    }
+
     /// The locks that criu loses. `same` tells whether two paths lead to one file.
     pub(crate) fn lost_locks(&self, same: impl Fn(&[u8], &[u8]) -> bool) -> Result<Vec<LostLock>> {
-        const POSIX: u32 = 1;
         let mut locks: Vec<FileLockEntry> = self.all("filelocks.img")?;
         locks.retain(|lock| lock.flag & POSIX != 0);
         if locks.is_empty() {

@@ -32,7 +32,7 @@ pub(crate) use self::{
     complete::{MemoryIn, check_complete, check_version},
     lines::lines_in_names,
     links::{GhostMeta, LinkCure, LinkRemap},
-    locks::LostLock,
+    locks::{LostLock, ProcessLock},
     notes::Notes,
     paths::{LockEntry, NamedFile, OpenedAs, Place},
     shared::{Channels, shared_keys, shared_pipes, shared_sockets},

@@ -30,9 +30,12 @@ pub(crate) use self::{
     mount::mount_fuse,
     namespace::{namespace_owner, parent_namespace},
     reap::{Child, forget_children, is_known_child, reap, reap_later, wait_readable},
-    socket::{descriptor_of, peek_in_repair},
+    socket::{new_socket, option, peek_in_repair, set_option},
     spawn::{OF_A_TERMINAL, Place, Spawn, TO_END_PROGRAMS, spawn},
-    task::{affinity, io_priority, is_same_file, online_processors, set_affinity, set_io_priority},
+    task::{
+        affinity, io_priority, is_same_file, online_processors, scheduling, set_affinity, set_io_priority,
+        set_scheduling,
+    },
     trace::{Registers, Stand, Traced},
 };
 

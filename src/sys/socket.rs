@@ -5,14 +5,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, OwnedFd},
 };
 
-use super::{new_descriptor, pidfd_open};
-
-/// Returns a descriptor of our own for the open file behind the descriptor of a process.
-pub(crate) fn descriptor_of(pid: i32, descriptor: i32) -> io::Result<OwnedFd> {
-    let process = pidfd_open(pid)?;
-    // SAFETY: the call takes three numbers and touches no memory of ours.
-    new_descriptor(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), descriptor, 0) })
-}
+use super::new_descriptor;
 
 /// Reads the first unread bytes of a TCP socket in repair mode, and leaves them there.
 pub(crate) fn peek_in_repair(socket: impl AsFd, count: usize) -> io::Result<Vec<u8>> {
@@ -38,4 +31,37 @@ pub(crate) fn peek_in_repair(socket: impl AsFd, count: usize) -> io::Result<Vec<
     select(NO_QUEUE)?;
     bytes.truncate(got?);
     Ok(bytes)
+}
+
+/// Returns the value of an option.
+pub(crate) fn option(socket: impl AsFd, (level, name): (i32, i32)) -> io::Result<Vec<u8>> {
+    let mut value = vec![0_u8; 64];
+    let mut size: libc::socklen_t = 64;
+    let (number, place) = (socket.as_fd().as_raw_fd(), value.as_mut_ptr().cast());
+    // SAFETY: the kernel writes no more than the 64 bytes of `value`, and how many into `size`.
+    match unsafe { libc::getsockopt(number, level, name, place, &raw mut size) } {
+        0 => {
+            value.truncate(usize::try_from(size).unwrap_or(0));
+            Ok(value)
+        }
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Sets an option to a value that [`option`] gave.
+pub(crate) fn set_option(socket: impl AsFd, (level, name): (i32, i32), value: &[u8]) -> io::Result<()> {
+    let size = libc::socklen_t::try_from(value.len()).map_err(io::Error::other)?;
+    let (number, place) = (socket.as_fd().as_raw_fd(), value.as_ptr().cast());
+    // SAFETY: the kernel reads no more than `size` bytes, which `value` has.
+    match unsafe { libc::setsockopt(number, level, name, place, size) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Makes a socket.
+pub(crate) fn new_socket(domain: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes three numbers and touches no memory of ours.
+    let made = unsafe { libc::socket(domain, kind | libc::SOCK_CLOEXEC, protocol) };
+    new_descriptor(made.into())
 }

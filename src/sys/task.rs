@@ -62,6 +62,44 @@ pub(crate) fn set_io_priority(thread: i32, priority: u32) -> io::Result<()> {
     succeeded(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, thread, priority) })
 }
 
+/// The kernel's `sched_attr` in its first version: how a thread is scheduled.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Scheduling {
+    size: u32,
+    pub(crate) policy: u32,
+    flags: u64,
+    nice: i32,
+    priority: u32,
+    /// In nanoseconds: the length of a turn, unless the policy is SCHED_DEADLINE.
+    pub(crate) runtime: u64,
+    deadline: u64,
+    period: u64,
+}
+
+impl Scheduling {
+    /// The same with turns of this length.
+    pub(crate) fn with_slice(mut self, nanoseconds: u64) -> Scheduling {
+        self.runtime = nanoseconds;
+        self
+    }
+}
+
+/// Asks how the thread is scheduled; 0 is the calling one.
+pub(crate) fn scheduling(thread: i32) -> io::Result<Scheduling> {
+    let mut told = Scheduling::default();
+    let (size, place) = (size_of_val(&told), &raw mut told);
+    // SAFETY: the kernel writes no more than `told`, whose size it is told.
+    succeeded(unsafe { libc::syscall(libc::SYS_sched_getattr, thread, place, size, 0) })?;
+    Ok(told)
+}
+
+/// Sets how the thread is scheduled.
+pub(crate) fn set_scheduling(thread: i32, wanted: &Scheduling) -> io::Result<()> {
+    // SAFETY: the kernel reads as many bytes as the structure says that it has.
+    succeeded(unsafe { libc::syscall(libc::SYS_sched_setattr, thread, &raw const *wanted, 0) })
+}
+
 const IOPRIO_WHO_PROCESS: libc::c_int = 1;
 
 fn succeeded(result: libc::c_long) -> io::Result<()> {

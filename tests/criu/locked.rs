@@ -23,6 +23,7 @@ tests![
     locks_that_do_not_exclude_each_other_are_fine,
     a_tree_whose_processes_share_a_lock_gets_it_back,
     a_lock_on_a_mapped_file_comes_back,
+    a_lock_that_a_child_took_by_an_inherited_descriptor_comes_back,
     a_tree_that_got_its_locks_back_goes_on_where_it_waited,
     a_tree_that_is_to_stay_stopped_has_its_locks,
 ];
@@ -166,6 +167,42 @@ fn a_lock_on_a_mapped_file_comes_back() {
             assert_eq!(is_locked_by(&locked), Some(pid), "{how}");
             revived.tree().kill().or_explain();
         }
+    });
+}
+
+/// A parent and its child that have locked different ranges by one descriptor, the child also by a
+/// copy of it.
+const ONE_DESCRIPTOR: &str = r"
+import fcntl, os, sys, time
+file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o644)
+ready, tell = os.pipe()
+fcntl.lockf(file, fcntl.LOCK_EX, 5, 0)
+if os.fork() == 0:
+    os.close(0)
+    fcntl.lockf(os.dup(file), fcntl.LOCK_EX, 5, 10)
+    fcntl.lockf(file, fcntl.LOCK_SH, 0, 100)
+    os.write(tell, b'x')
+    while True: time.sleep(600)
+os.read(ready, 1)
+print('locked', flush=True)
+for line in sys.stdin: print(line.strip(), flush=True)
+";
+
+fn a_lock_that_a_child_took_by_an_inherited_descriptor_comes_back() {
+    in_each_way(|way, home| {
+        let path = home.path("lock");
+        let mut command = Command::new("python3");
+        command.args(["-u", "-c", ONE_DESCRIPTOR]).arg(&path);
+        let mut program = Program::on_pipes(&command);
+        assert_eq!(program.talk.hear(), "locked");
+        let before = ranges(&path);
+        assert_eq!(before.len(), 3, "{before:?}");
+        let digest = way.capture(home, [program.pid()]).capture(&home.store()).or_explain();
+        program.end();
+        let mut revived = on_pipes(home.restore(), &home.store(), &digest);
+        assert_eq!(revived.ask("hello"), "hello");
+        assert_eq!(ranges(&path), before);
+        revived.tree().kill().or_explain();
     });
 }
 

@@ -26,7 +26,7 @@ modules! { signals }
 modules! { beyond enclosed links order outside settings ways }
 
 // What criu loses by itself.
-modules! { crossing }
+modules! { crossing everything mapped }
 
 #[cfg(target_os = "linux")]
 fn main() {
@@ -50,6 +50,8 @@ fn main() {
         chunked::TESTS,
         client::TESTS,
         crossing::TESTS,
+        everything::TESTS,
+        mapped::TESTS,
         damage::TESTS,
         deadline::TESTS,
         embed::TESTS,

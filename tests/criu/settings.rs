@@ -3,7 +3,7 @@
 use criu_rpc::Warning;
 
 use crate::{
-    harness::tests,
+    harness::{skip, tests},
     places::{Home, wait_until},
     tree::Revived,
     ways::{Script, WAYS, comes_back, stored},
@@ -13,6 +13,7 @@ tests![
     settings_of_a_process_and_its_child_come_back,
     settings_that_were_usual_come_back_to_a_restorer_whose_own_are_not,
     what_is_lost_is_told,
+    a_tree_comes_back_into_its_control_group,
     a_system_call_that_ends_early_is_told,
 ];
 
@@ -93,6 +94,46 @@ fn what_is_lost_is_told() {
         victim.end(&members, way);
         let mut revived = Revived::from(home.restore(), &home.store(), &stored.digest);
         assert_eq!(revived.ask("?"), "here");
+    }
+}
+
+/// A group of its own in some hierarchy, which ends with this.
+struct Group(std::path::PathBuf);
+
+impl Group {
+    fn new() -> Group {
+        let name = format!("criu-rpc-test-{}", std::process::id());
+        let places = ["pids", "freezer", "unified", ""].map(|place| format!("/sys/fs/cgroup/{place}/{name}"));
+        let made = places.into_iter().map(std::path::PathBuf::from);
+        let mut made = made.filter(|path| std::fs::create_dir(path).is_ok());
+        Group(made.next().unwrap_or_else(|| skip("there are no control groups to test with")))
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.0); // a failed test may have left a process there
+    }
+}
+
+/// criu makes a group that is gone.
+fn a_tree_comes_back_into_its_control_group() {
+    let group = Group::new();
+    for (number, way) in WAYS.into_iter().enumerate() {
+        let home = Home::new();
+        let mut victim = Script::perl("sub answer { return 'here'; }");
+        let (pid, members) = (victim.pid(), victim.members());
+        std::fs::write(group.0.join("cgroup.procs"), pid.to_string()).unwrap();
+        let stored = stored(way.capture(&home, pid).run(&home.store()));
+        assert_eq!(stored.warnings, [], "{way:?}");
+        victim.end(&members, way);
+        if number % 2 == 1 {
+            wait_until("the group is empty", || std::fs::remove_dir(&group.0).is_ok());
+        }
+        let mut revived = Revived::from(home.restore(), &home.store(), &stored.digest);
+        assert_eq!(revived.ask("?"), "here");
+        let within = std::fs::read_to_string(group.0.join("cgroup.procs")).unwrap();
+        assert_eq!(within.trim(), pid.to_string(), "{way:?}");
     }
 }
 

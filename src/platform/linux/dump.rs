@@ -18,6 +18,7 @@ use std::{
 };
 
 use super::{
+    files::LastLook,
     fit, frozen,
     meeting::{Meeting, Party},
     memory, rounds, select,
@@ -262,7 +263,8 @@ impl<'a> Dump<'a> {
             Some(memory) => memory::stream(memory, tree.root, |socket| {
                 self.criu.dump(tree.root, &tree.options, lend.page_server(&socket), hooks)
             }),
-        }?;
+        };
+        let dumped = dumped.map_err(LastLook::own_error)?;
         self.warn_of_interrupted(&dumped.interrupted, tree)
     }
 

@@ -1,13 +1,20 @@
 //! Gives the threads of a revived tree the settings that they had, before they run.
 
-use std::{collections::HashMap, fs, io};
+use std::{
+    collections::{BTreeSet, HashMap},
+    fs, io,
+};
 
-use super::frozen::settings::{coredump_filter, covers, inner_number, threads, timer_slack};
+use super::frozen::{
+    mapped,
+    settings::{coredump_filter, covers, group_nice, inner_number, slice, threads, timer_slack},
+    sockets,
+};
 use crate::{
     BoxError, Pid, Warning,
     image::Notes,
     procfs::{is_in_our_pid_namespace, tree},
-    proto::images::ThreadNotes,
+    proto::images::{MappedNote, SessionNotes, SocketNotes, ThreadNotes},
     rpc::{Event, Hooks},
     sys,
 };
@@ -17,14 +24,17 @@ pub(super) struct Settle<H> {
     /// Hears of the same events.
     then: H,
     notes: Vec<ThreadNotes>,
+    sessions: Vec<SessionNotes>,
+    mapped: Vec<MappedNote>,
+    sockets: Vec<SocketNotes>,
     root: Option<Pid>,
     pub(super) warnings: Vec<Warning>,
 }
 
 impl<H: Hooks> Settle<H> {
     pub(super) fn new(notes: Option<Notes>, then: H) -> Settle<H> {
-        let notes = notes.map(|notes| notes.threads).unwrap_or_default();
-        Settle { then, notes, root: None, warnings: Vec::new() }
+        let Notes { threads: notes, sessions, sockets, mapped, .. } = notes.unwrap_or_default();
+        Settle { then, notes, sessions, sockets, mapped, root: None, warnings: Vec::new() }
     }
 
     fn settle(&mut self, root: i32) {
@@ -39,8 +49,30 @@ impl<H: Hooks> Settle<H> {
             let Some(thread) = thread else { continue };
             self.try_to("CPU affinity", thread, set_affinity(thread, &note.affinity, &online));
             self.try_to("I/O priority", thread, set_io_priority(thread, note.io_priority));
+            self.try_to("turns on a processor", thread, set_slice(thread, note.slice));
             self.try_to("timer slack", thread, set_timer_slack(thread, note.timer_slack));
             self.try_to("coredump filter", thread, set_coredump_filter(thread, note.coredump_filter));
+        }
+    }
+
+    /// Sets what was noted of sockets and sessions.
+    fn settle_others(&mut self, root: i32) {
+        let processes = tree(root);
+        let numbers: HashMap<u32, i32> = processes
+            .into_iter()
+            .filter_map(|pid| Some((u32::try_from(inner_number(pid)?).ok()?, pid)))
+            .collect();
+        for note in std::mem::take(&mut self.sessions) {
+            let Some(leader) = numbers.get(&note.sid) else { continue };
+            self.try_to("nice value of its session", *leader, set_group_nice(*leader, note.nice));
+        }
+        let mapped = std::mem::take(&mut self.mapped);
+        let changed = mapped.iter().filter_map(|note| mapped::changed(*numbers.get(&note.pid)?, note));
+        let changed: BTreeSet<_> = changed.collect();
+        self.warnings.extend(changed.into_iter().map(|path| Warning::MappedFileChanged { path }));
+        for note in std::mem::take(&mut self.sockets) {
+            let Some(process) = numbers.get(&note.pid) else { continue };
+            self.try_to("options of its sockets", *process, sockets::set(*process, &note));
         }
     }
 
@@ -61,6 +93,7 @@ impl<H: Hooks> Hooks for Settle<H> {
             Event::PreResume => {
                 if let Some(root) = self.root {
                     self.settle(root.as_raw());
+                    self.settle_others(root.as_raw());
                 }
             }
             _ => {}
@@ -69,7 +102,11 @@ impl<H: Hooks> Hooks for Settle<H> {
     }
 
     fn wanted(&self) -> bool {
-        !self.notes.is_empty() || self.then.wanted()
+        let nothing = self.notes.is_empty()
+            && self.mapped.is_empty()
+            && self.sessions.is_empty()
+            && self.sockets.is_empty();
+        !nothing || self.then.wanted()
     }
 }
 
@@ -100,6 +137,24 @@ fn same(one: &[u64], other: &[u64]) -> bool {
 fn set_io_priority(thread: i32, wanted: Option<u32>) -> io::Result<()> {
     match wanted {
         Some(wanted) if sys::io_priority(thread)? != wanted => sys::set_io_priority(thread, wanted),
+        _ => Ok(()),
+    }
+}
+
+/// Keeps all else that the scheduler knows of the thread.
+fn set_slice(thread: i32, wanted: Option<u64>) -> io::Result<()> {
+    match wanted {
+        Some(wanted) if slice(thread).is_some_and(|slice| slice != wanted) => {
+            let now = sys::scheduling(thread)?;
+            sys::set_scheduling(thread, &now.with_slice(wanted))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn set_group_nice(leader: i32, wanted: i32) -> io::Result<()> {
+    match group_nice(leader) {
+        Some(now) if now != wanted => fs::write(format!("/proc/{leader}/autogroup"), wanted.to_string()),
         _ => Ok(()),
     }
 }

@@ -6,9 +6,11 @@
 use std::{collections::HashSet, path::PathBuf};
 
 use super::Frozen;
+use super::settings::inner_number;
 use crate::{
-    Pid, Warning,
-    procfs::{Mapping, each_line},
+    DumpOptions, Pid, Result, Warning,
+    image::{ImageDir, ProcessLock},
+    procfs::{Mapping, each_line, read_start},
 };
 
 /// Whether a restore takes such locks again. It can where it knows how a program makes a system call.
@@ -37,6 +39,37 @@ fn lost(tree: &Frozen) -> Vec<Warning> {
         });
     }
     lost
+}
+
+/// Adds the locks to the images that processes took by descriptors which they have from others.
+/// criu looks at each open file once, in the first process that has it, and sees that process's
+/// locks alone.
+pub(super) fn complete(tree: &Frozen, images: &ImageDir, options: &DumpOptions) -> Result<()> {
+    if !options.carries_file_locks() {
+        return Ok(());
+    }
+    let mut holders = HashSet::new();
+    each_line("/proc/locks", |line| {
+        holders.extend(posix_lock(line).map(|(pid, _)| pid).filter(|pid| tree.pids.contains(pid)));
+    });
+    let known = images.process_locks()?;
+    let (mut seen, mut missing) = (HashSet::new(), Vec::new());
+    for file in tree.files.iter().filter(|file| holders.contains(&file.pid) && file.target.is_absolute()) {
+        let Some(number) = inner_number(file.pid) else { continue };
+        let info = read_start(format!("/proc/{}/fdinfo/{}", file.pid, file.fd)).unwrap_or_default();
+        for line in info.lines().filter_map(|line| line.strip_prefix("lock:")) {
+            let Some((_, name)) = posix_lock(line) else { continue };
+            let Some(lock) = ProcessLock::parse(line, number, file.fd) else { continue };
+            // A process may have the file by several descriptors, and the lock is one.
+            let others =
+                tree.files.iter().filter(|other| other.pid == file.pid && other.target == file.target);
+            let is_known = others.map(|other| other.fd).any(|fd| known.contains(&ProcessLock { fd, ..lock }));
+            if !is_known && seen.insert((name, ProcessLock { fd: 0, ..lock })) {
+                missing.push(lock);
+            }
+        }
+    }
+    images.add_process_locks(&missing)
 }
 
 /// The process and the file of a line such as `1: POSIX  ADVISORY  WRITE 4711 fe:00:1234 0 EOF`, where it has the lock.

@@ -1,11 +1,11 @@
 //! What a revived tree will lack, as far as it can be seen from outside.
 
-use std::{fs::File, io::Read};
+use std::{collections::BTreeSet, fs::File, io::Read};
 
-use super::Frozen;
+use super::{Frozen, OpenFile};
 use crate::{
     Pid, Warning,
-    procfs::{Stat, read_start},
+    procfs::{Stat, fdinfo_number, read_start},
 };
 
 /// Looks at each process for what criu does not carry along and cannot be set from outside.
@@ -25,7 +25,13 @@ pub(super) fn look(tree: &Frozen) -> Vec<Warning> {
         if Stat::of(*process).is_ok_and(|stat| inherited_terminal(*process, &stat, &tree.pids)) {
             found("controlling terminal");
         }
+        if read_start(format!("/proc/{process}/ksm_stat")).is_some_and(|text| merges_memory(&text)) {
+            found("setting to merge equal memory (PR_SET_MEMORY_MERGE)");
+        }
     }
+    let what = tree.files.iter().filter_map(|file| Some((file.pid, what_a_file_lacks(file)?)));
+    let what: BTreeSet<_> = what.collect();
+    lost.extend(what.into_iter().map(|(pid, what)| Warning::Lost { pid: Pid::from(pid), what }));
     lost
 }
 
@@ -33,6 +39,35 @@ pub(super) fn look(tree: &Frozen) -> Vec<Warning> {
 /// gives the leader of a session its terminal.
 fn inherited_terminal(process: i32, stat: &Stat, tree: &[i32]) -> bool {
     !stat.is_zombie() && stat.has_terminal() && stat.session != process && tree.contains(&stat.session)
+}
+
+fn merges_memory(ksm: &str) -> bool {
+    ksm.lines().any(|line| line.split_ascii_whitespace().eq(["ksm_merge_any:", "yes"]))
+}
+
+/// Tells of a mode that criu does not write down.
+fn what_a_file_lacks(file: &OpenFile) -> Option<&'static str> {
+    let info = || read_start(format!("/proc/{}/fdinfo/{}", file.pid, file.fd)).unwrap_or_default();
+    match file.target.to_str()? {
+        "anon_inode:[eventfd]" => (fdinfo_number(&info(), "eventfd-semaphore") == Some(1))
+            .then_some("semaphore mode of an eventfd (EFD_SEMAPHORE)"),
+        "anon_inode:[eventpoll]" => info()
+            .lines()
+            .any(is_disarmed)
+            .then_some("disarmed entries of an epoll (EPOLLONESHOT): those tell of errors and hangups"),
+        _ => None,
+    }
+}
+
+/// True of an entry of epoll whose only event was told already. criu adds the entry anew, and the
+/// kernel tells of errors and hangups at each entry that is added.
+fn is_disarmed(line: &str) -> bool {
+    const MODES: u32 = 0xf << 28;
+    const ONE_SHOT: u32 = 1 << 30;
+    let mut words = line.split_ascii_whitespace();
+    let events = words.find(|word| *word == "events:").and_then(|_| words.next());
+    let events = events.and_then(|events| u32::from_str_radix(events, 16).ok());
+    events.is_some_and(|events| events & ONE_SHOT != 0 && events & !MODES == 0)
 }
 
 fn is_personality(text: &str) -> bool {
@@ -75,5 +110,11 @@ mod tests {
         assert!(!has_speculation_control(&status("thread force mitigated", 2)));
         assert!(!has_speculation_control(&status("thread vulnerable", 0)));
         assert!(!has_speculation_control(""));
+        assert!(is_disarmed("tfd:       20 events: 40000000 data:     7f2d00000014  pos:0 ino:71d852"));
+        assert!(!is_disarmed("tfd:       20 events: 40000019 data:     7f2d00000014  pos:0 ino:71d852"));
+        assert!(!is_disarmed("tfd:       20 events: 19 data:     7f2d00000014  pos:0 ino:71d852"));
+        assert!(
+            merges_memory("ksm_rmap_items 0\nksm_merge_any: yes\n") && !merges_memory("ksm_merge_any: no")
+        );
     }
 }

@@ -6,9 +6,11 @@
 mod links;
 mod locks;
 mod lost;
+pub(super) mod mapped;
 mod pipes;
 mod queues;
 pub(super) mod settings;
+pub(super) mod sockets;
 mod tcp;
 
 use std::{fs, path::PathBuf};
@@ -50,8 +52,9 @@ pub(super) fn note(
 ) -> Result<Vec<Warning>> {
     let tree = Frozen::of(root);
     let warnings = tree.mend(root, images, options)?;
+    locks::complete(&tree, images, options)?;
     tcp::complete(&tree, images)?;
-    write(&tree.look(streams), images)?;
+    write(&Notes { mapped: mapped::look(&tree), ..tree.look(streams) }, images)?;
     Ok(warnings)
 }
 
@@ -70,6 +73,7 @@ impl Frozen {
 
     /// Makes of the images what can be restored, as far as they are not.
     pub(super) fn mend(&self, root: Pid, images: &ImageDir, options: &DumpOptions) -> Result<Vec<Warning>> {
+        settings::check_policies(self)?;
         let mut warnings = links::cure(self, root, images, options.ghost_limit_or(0).into())?;
         warnings.extend(lost::look(self));
         warnings.extend(queues::look(self));
@@ -79,8 +83,14 @@ impl Frozen {
 
     /// Everything that is noted of a tree, with the standard streams that the caller told.
     pub(super) fn look(&self, streams: &[StreamNote]) -> Notes {
-        let (pipes, threads) = (Some(pipes::look(self)), settings::look(self));
-        Notes { pipes, threads, streams: streams.to_vec(), ..Notes::default() }
+        Notes {
+            pipes: Some(pipes::look(self)),
+            threads: settings::look(self),
+            sockets: sockets::look(self),
+            sessions: settings::sessions(self),
+            streams: streams.to_vec(),
+            ..Notes::default()
+        }
     }
 }
 

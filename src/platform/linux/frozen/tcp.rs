@@ -5,7 +5,7 @@
 
 use std::io;
 
-use super::Frozen;
+use super::{Frozen, sockets::descriptor_of};
 use crate::{
     Result,
     image::{ImageDir, Missed},
@@ -28,7 +28,7 @@ fn received(tree: &Frozen, missed: &Missed) -> io::Result<Vec<u8>> {
     let mut files = tree.files.iter();
     let socket = files.find(|file| file.inode_of("socket") == Some(missed.inode.into()));
     let socket = socket.ok_or(io::ErrorKind::NotFound)?;
-    let socket = sys::descriptor_of(socket.pid, socket.fd)?;
+    let socket = descriptor_of(socket.pid, socket.fd)?;
     let [known, count] =
         [missed.known, missed.count].map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
     let mut bytes = sys::peek_in_repair(&socket, known.saturating_add(count))?;
