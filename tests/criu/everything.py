@@ -201,6 +201,7 @@ for name, advice in (('dontfork', 10), ('mergeable', 12), ('hugepage', 14), ('no
                      ('random', 1), ('sequential', 2), ('free', 8), ('cold', 20), ('guard', 102)):
     place = area(name)
     ctypes.memset(place, 7, 16 * PAGE)
+    if name == 'guard' and 'guard' not in sys.argv: continue  # criu before 4.2 does not know it
     if name == 'guard': libc.madvise(place + 4 * PAGE, 2 * PAGE, advice)
     else: libc.madvise(place, 16 * PAGE, advice)
 place = area('named'); prctl(0x53564d41, 0, place, 16 * PAGE, b'a name')
