@@ -1,8 +1,13 @@
-//! [`Foresight`]: what a capture would meet, in words.
+//! [`Foresight`]: the findings of a preflight.
+
+use std::fmt;
 
 use serde::Serialize;
 
-/// What [`ProcsCapture::preflight`](crate::ProcsCapture::preflight) found.
+use crate::{Cause, Error, Result};
+
+/// Findings of [`ProcsCapture::preflight`](crate::ProcsCapture::preflight) or
+/// [`ProcsRestore::preflight`](crate::ProcsRestore::preflight).
 ///
 /// ```no_run
 /// use criu_rpc::{FsBlobStore, ProcsCapture};
@@ -19,17 +24,116 @@ use serde::Serialize;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Foresight {
-    /// What would make the capture fail, or its restore for ever: a line each, with the cure if there is one.
-    pub blocks: Vec<String>,
-    /// What may fail, or needs care at the restore: a line each.
-    pub risks: Vec<String>,
-    /// The number of processes that would be captured; 0 where nothing can be captured.
+    /// Findings that would make it fail. Of a capture, also those that would make each restore
+    /// fail.
+    pub blocks: Vec<Foreseen>,
+    /// Findings that may make it fail, or that the caller should know of.
+    pub risks: Vec<Foreseen>,
+    /// The number of processes that would be captured or revived; 0 where there would be none.
     pub processes: usize,
 }
 
 impl Foresight {
-    /// Whether nothing is known that would make the capture fail.
+    /// Returns true if nothing is known that would make it fail.
     pub fn is_clear(&self) -> bool {
         self.blocks.is_empty()
+    }
+
+    /// Adds the findings of an error. Errors that only kept the look from its end come back.
+    pub(crate) fn block(&mut self, error: Error) -> Result<()> {
+        self.blocks.extend(Foreseen::of(error)?);
+        Ok(())
+    }
+
+    pub(crate) fn risk(&mut self, problem: impl fmt::Display) {
+        self.risks.push(Foreseen::new(problem));
+    }
+}
+
+/// One finding. `Display` is one line for people, with the cure if there is one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Foreseen {
+    /// The problem, and where it is.
+    pub problem: String,
+    /// The cause of the failure that it leads to ([`Failure::cause`](crate::Failure::cause)).
+    /// Findings of a capture's preflight have none. Nor have those that lead to an error of another
+    /// kind, such as [`Error::Host`](crate::Error::Host).
+    pub cause: Option<Cause>,
+    /// The cure, by the name of the option if there is one.
+    pub cure: Option<String>,
+}
+
+impl Foreseen {
+    /// A finding without a cause or a cure.
+    pub(crate) fn new(problem: impl fmt::Display) -> Foreseen {
+        Foreseen { problem: problem.to_string(), cause: None, cure: None }
+    }
+
+    /// The findings that an error carries. Errors that only kept the look from its end come back.
+    fn of(error: Error) -> Result<Vec<Foreseen>> {
+        let cure = error.advice().map(str::to_owned);
+        match error {
+            Error::Criu(failure) | Error::Gone(failure) => {
+                let cause = Some(failure.cause);
+                let of = |problem| Foreseen { problem, cause, cure: cure.clone() };
+                Ok(match failure.findings.as_slice() {
+                    [] => vec![of(failure.to_string())],
+                    found => found.iter().map(|found| of(format!("{}: {found}", failure.cause))).collect(),
+                })
+            }
+            Error::NoCriu { .. } => {
+                Ok(vec![Foreseen { cure, cause: Some(Cause::NoCriu), ..Foreseen::new(error) }])
+            }
+            Error::Unsupported { .. }
+            | Error::Host { .. }
+            | Error::Unrevivable { .. }
+            | Error::Missing { .. }
+            | Error::Corrupt { .. }
+            | Error::Capture { .. }
+            | Error::UnknownKind { .. } => Ok(vec![Foreseen { cure, ..Foreseen::new(error) }]),
+            error => Err(error),
+        }
+    }
+}
+
+impl fmt::Display for Foreseen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.problem)?;
+        match &self.cure {
+            Some(cure) => write!(f, " (cure: {cure})"),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+    use crate::{Digest256, Failure, Request};
+
+    #[test]
+    fn what_a_failure_found_is_a_line_each() {
+        let findings = vec!["one".to_owned(), "two".to_owned()];
+        let failure = Failure::foreseen(Request::Restore, Cause::FileChanged, findings);
+        let mut foresight = Foresight::default();
+        foresight.block(Error::Criu(failure.into())).unwrap();
+        let lines: Vec<_> = foresight.blocks.iter().map(ToString::to_string).collect();
+        assert_eq!(lines.len(), 2);
+        assert!(lines[1].contains(": two (cure: ") && foresight.blocks[1].cause == Some(Cause::FileChanged));
+        assert!(!foresight.is_clear());
+    }
+
+    #[test]
+    fn errors_of_the_look_itself_are_no_findings() {
+        let mut foresight = Foresight::default();
+        let overdue = Error::Overdue { doing: "look".to_owned() };
+        assert!(foresight.block(overdue).is_err());
+        assert!(foresight.block(Error::io("read")(io::ErrorKind::Other.into())).is_err());
+        assert!(foresight.is_clear());
+        foresight.block(Error::Missing { digest: Digest256::of(b"") }).unwrap();
+        assert!(!foresight.is_clear());
     }
 }

@@ -40,6 +40,7 @@
 //! | digests | [`Digest256`], [`Hasher`], [`ParseDigestError`] |
 //! | what a capture is made of | [`ProcsBlob`], [`ChunkedBlob`] with its [`ChunkedTree`], [`Content`] and [`Host`]; how it is cut: [`Chunking`] |
 //! | what would block a capture | [`ProcsCapture::preflight`] |
+//! | what would block a restore | [`ProcsRestore::preflight`] |
 //! | what would block a dump, and criu itself | `Criu` with its `preflight`, on Linux |
 //! | options for criu | [`DumpOptions`], [`RestoreOptions`], [`options`] |
 //! | failures | [`Error`], [`Result`], [`BoxError`]; [`ProcessProblem`]; [`Failure`] with its [`Cause`], [`Target`], [`Request`] and criu's [`Version`] ([`ParseVersionError`]) |
@@ -108,7 +109,7 @@ pub use blob::{ChunkedBlob, ChunkedTree, Content, Host, ProcsBlob};
 pub use capture::{Chunking, ProcsCapture, SelfCapture, Stored};
 pub use digest::{Digest256, Hasher, ParseDigestError};
 pub use error::{BoxError, Cause, Error, Failure, ProcessProblem, Result, Target};
-pub use foresight::Foresight;
+pub use foresight::{Foreseen, Foresight};
 pub use options::{DumpOptions, RestoreOptions};
 pub use pid::Pid;
 pub use platform::{Cancel, GrownFiles, Tree, Unread, kill_session, kill_tree};

@@ -90,6 +90,12 @@ impl Stat {
         self.flags & PF_KTHREAD != 0
     }
 
+    /// Returns true for a zombie, and for a process that is about to become one.
+    pub(crate) fn has_ended(&self) -> bool {
+        const PF_EXITING: u32 = 4;
+        self.is_zombie() || self.flags & PF_EXITING != 0
+    }
+
     /// Whether it has ended. A process whose first thread alone has ended looks so, too.
     pub(crate) fn is_zombie(&self) -> bool {
         matches!(self.state, 'Z' | 'X' | 'x')

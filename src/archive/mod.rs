@@ -15,7 +15,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 pub(crate) use names::{is_image, tree_folder};
 pub(crate) use pack::pack;
-pub(crate) use unpack::{Limits, unpack};
+pub(crate) use unpack::{Limits, unpack, unpack_without_memory};
 
 /// The folders that images are in.
 #[derive(Debug, Clone, PartialEq, Eq)]

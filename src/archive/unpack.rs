@@ -48,6 +48,16 @@ impl Default for Limits {
 /// [`Error::Corrupt`] names the entry that is not as it should be. Nothing is ever written outside `into`;
 /// what was written inside before an error is the caller's to remove.
 pub(crate) fn unpack(input: impl Read, into: &Path, limits: &Limits) -> Result<Trees> {
+    unpack_if(input, into, limits, |_| true)
+}
+
+/// Unpacks all but the memory of the processes. Files of pages get their size and take no room.
+pub(crate) fn unpack_without_memory(input: impl Read, into: &Path, limits: &Limits) -> Result<Trees> {
+    unpack_if(input, into, limits, |name| !name.starts_with("pages-"))
+}
+
+/// Unpacks, and writes the contents of the files whose name is `wanted`.
+fn unpack_if(input: impl Read, into: &Path, limits: &Limits, wanted: impl Fn(&str) -> bool) -> Result<Trees> {
     let mut input = Input(BufReader::with_capacity(BUFFER, input));
     let mut left = limits.clone();
     let mut layout = Layout { into, trees: BTreeMap::new() };
@@ -56,7 +66,13 @@ pub(crate) fn unpack(input: impl Read, into: &Path, limits: &Limits) -> Result<T
         match Place::of(&header)? {
             Place::Image { tree, name } => {
                 let mut file = layout.create(tree, name, &header)?;
-                input.content(&header, |part| file.write_all(part))?;
+                if wanted(name) {
+                    input.content(&header, |part| file.write_all(part))?;
+                } else {
+                    let sized = file.set_len(header.size);
+                    sized.map_err(Error::io(format!("unpack {}", readable(&header.name))))?;
+                    input.content(&header, |_| Ok(()))?;
+                }
             }
             Place::Attributes => {
                 let mut attributes = Vec::new();

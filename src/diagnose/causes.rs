@@ -355,7 +355,7 @@ causes! {
             "put them back with chmod, or set `skip_file_rwx_check(true)`",
             ["skip_file_rwx_check"];
         InheritedFile:
-            "a file that was lent for the restore is not there",
+            "a file that the restore needs to be lent is not there",
             "lend a file that is open, with `Lend::inherit`; a criu that somebody else started cannot inherit any",
             ["Lend::inherit"];
     }

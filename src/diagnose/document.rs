@@ -19,6 +19,9 @@ In what criu says, `…` stands for what varies. Options in the last column are 
 with `Criu::argument`. Causes without an option are cured outside of criu. A capture takes options by
 `ProcsCapture::options`; those that the restore needs too, `ProcsRestore` finds in the images.
 
+`ProcsRestore::preflight` finds many failures of a restore beforehand, with the same causes. A
+restore makes those checks itself before it asks criu.
+
 This page is made from the tables in `src/diagnose`: edit those, then run `UPDATE=1 cargo test --lib failures`.
 ";
 

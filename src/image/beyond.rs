@@ -4,24 +4,32 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::ImageDir;
 use crate::{
-    Result,
+    Cause, Result,
     proto::images::{FileEntry, InventoryEntry, PstreeEntry, TaskKobjIdsEntry},
 };
 
 impl ImageDir {
     /// What keeps these images from being restored, whatever is done; nothing, if they can be.
     pub(crate) fn beyond_restore(&self) -> Result<Vec<String>> {
-        let processes = self.processes()?;
-        let mut problems = self.nested_namespaces(&processes)?;
+        let mut problems: Vec<_> = self.never_restored()?.into_iter().map(|(_, problem)| problem).collect();
         for remap in self.link_remaps()? {
             let name = String::from_utf8_lossy(&remap.name);
             problems.push(format!("the file {name} was deleted, and no other name of it was found"));
         }
-        problems.extend(self.files_of_threads(&processes)?);
-        problems.extend(self.unsent_beyond_restore()?);
-        problems.extend(self.sockets_beyond_restore()?);
         problems.extend(self.missed_beyond_restore()?);
         Ok(problems)
+    }
+
+    /// The same with the cause of each failure, as far as a restore fails. Not among them are
+    /// deleted files, whose temporary names can still be there, and data that is missing.
+    pub(crate) fn never_restored(&self) -> Result<Vec<(Cause, String)>> {
+        let processes = self.processes()?;
+        let of = |cause| move |problem| (cause, problem);
+        let namespaces = self.nested_namespaces(&processes)?.into_iter().map(of(Cause::NamespaceOfChild));
+        let files = self.files_of_threads(&processes)?.into_iter().map(of(Cause::ProcFile));
+        let unsent = self.unsent_beyond_restore()?.into_iter().map(of(Cause::TcpNotRestored));
+        let sockets = self.sockets_beyond_restore()?.into_iter().map(of(Cause::UnixSocketBusy));
+        Ok(namespaces.chain(files).chain(unsent).chain(sockets).collect())
     }
 
     /// Processes in namespaces that criu does not make again. It makes those of the root, and of its descendants only

@@ -21,19 +21,18 @@ use crate::{
 const FILES: &str = "files.img";
 
 impl ImageDir {
-    /// Puts the unix sockets into an order that criu restores, as far as there is one. Gives what is left.
-    pub(crate) fn order_sockets(&self) -> Result<Vec<String>> {
+    /// Puts the unix sockets into an order that criu restores, as far as there is one.
+    pub(crate) fn order_sockets(&self) -> Result<()> {
         let (sockets, places) = self.unix_sockets()?;
-        let (order, problems) = sockets.ordered();
+        let (order, _) = sockets.ordered();
         if order.iter().enumerate().all(|(place, socket)| place == *socket) {
-            return Ok(problems);
+            return Ok(());
         }
         let doing = || Error::io(format!("edit the image {FILES}"));
         let path = self.path().join(FILES);
         let old = std::fs::read(&path).map_err(doing())?;
         let moves = places.iter().zip(&order).map(|(place, socket)| (*place, places[*socket])).collect();
-        std::fs::write(&path, frame::moved(&old, FILES, &moves)?).map_err(doing())?;
-        Ok(problems)
+        std::fs::write(&path, frame::moved(&old, FILES, &moves)?).map_err(doing())
     }
 
     /// What no order of the unix sockets makes restorable.

@@ -131,6 +131,17 @@ impl ImageDir {
         Ok(files)
     }
 
+    /// criu's names of the open files from outside, for which a restore must be lent others.
+    pub(crate) fn external_files(&self) -> Result<Vec<Vec<u8>>> {
+        let uses = self.uses()?;
+        let mut names = Vec::new();
+        self.each("files.img", |file: FileEntry| {
+            let external = file.reg.filter(|reg| reg.ext == Some(true) && uses.contains_key(&reg.id));
+            names.extend(external.map(|reg| reg.name));
+        })?;
+        Ok(names)
+    }
+
     /// The paths of all files that are named by one, some more than once.
     pub(crate) fn paths(&self) -> Result<Vec<Vec<u8>>> {
         let mut paths = Vec::new();

@@ -182,7 +182,7 @@ impl ImageDir {
     }
 
     /// Connections within the tree that would lack data, or wait for it for ever.
-    pub(super) fn missed_beyond_restore(&self) -> Result<Option<String>> {
+    pub(crate) fn missed_beyond_restore(&self) -> Result<Option<String>> {
         let count = self.missed()?.len();
         let words = format!("{count} TCP connections within the tree received data while criu dumped them");
         Ok((count > 0).then_some(words))

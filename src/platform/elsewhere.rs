@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     io,
+    marker::PhantomData,
     ops::{Deref, DerefMut},
     path::Path,
     process::ExitStatus,
@@ -11,7 +12,7 @@ use std::{
 };
 
 use super::{Job, Keep, Memory, Outcome, Revival, Revived, ToRevive};
-use crate::{Error, Foresight, Host, Pid, Result, Until, took::Clock};
+use crate::{Error, Foreseen, Foresight, Host, Pid, Result, Until, took::Clock};
 
 /// Dumps nothing.
 pub(crate) fn checkpoint<T>(
@@ -25,7 +26,7 @@ pub(crate) fn checkpoint<T>(
 /// What a capture would meet: it would store a placeholder.
 pub(crate) fn foresee(_job: &Job) -> Result<Foresight> {
     let mut foresight = Foresight::default();
-    foresight.blocks.push("criu, which captures processes, is for Linux".to_owned());
+    foresight.blocks.push(Foreseen::new("criu, which captures processes, is for Linux"));
     Ok(foresight)
 }
 
@@ -67,10 +68,10 @@ pub(crate) fn host() -> Host {
 
 /// Revives nothing.
 #[derive(Debug)]
-pub(crate) struct Reviver(Infallible);
+pub(crate) struct Reviver<'a>(Infallible, PhantomData<&'a ()>);
 
-impl Reviver {
-    pub(crate) fn new(_revival: &Revival, _until: &Until, _clock: &Clock) -> Result<Reviver> {
+impl<'a> Reviver<'a> {
+    pub(crate) fn new(_revival: &'a Revival, _until: &Until, _clock: &'a Clock) -> Result<Reviver<'a>> {
         Err(Error::Unsupported { what: "revive processes" })
     }
 
@@ -79,6 +80,10 @@ impl Reviver {
     }
 
     pub(crate) fn folder(&self) -> &Path {
+        match self.0 {}
+    }
+
+    pub(crate) fn foresee(&self, _trees: &[ToRevive<'_>], _foresight: &mut Foresight) -> Result<()> {
         match self.0 {}
     }
 

@@ -3,14 +3,10 @@
 
 mod chunked;
 mod host;
+mod preflight;
 mod verify;
 
-use std::{
-    fs::File,
-    io::Read,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs::File, io::Read, path::PathBuf, time::Duration};
 
 use crate::{
     BlobStore, Digest256, Error, ProcsBlob, RestoreOptions, RestoreTimes, Result, Tree, Unread, Until,
@@ -66,6 +62,7 @@ pub struct ProcsRestore {
     revival: Revival,
     limit: Option<u64>,
     any_host: bool,
+    check_memory: bool,
 }
 
 /// What was restored.
@@ -310,7 +307,9 @@ impl ProcsRestore {
             }
             ProcsBlob::Criu { criu_dump, .. } => {
                 let reviver = reviver()?;
-                let folders = self.unpack(&store, &criu_dump, reviver.folder(), until)?;
+                let folders = self.unpack(&store, &criu_dump, until, |bytes| {
+                    unpack(bytes, reviver.folder(), &self.limits())
+                })?;
                 let trees: Vec<_> = folders.iter().map(|folder| ToRevive { folder, pages: None }).collect();
                 clock.lap(Phase::Read);
                 reviver.revive(&trees).map(Restored::of)
@@ -323,19 +322,16 @@ impl ProcsRestore {
         Limits { bytes: self.limit.unwrap_or(limits.bytes), ..limits }
     }
 
-    /// Unpacks an archive into a folder, and gives the folder of each tree.
+    /// Reads an archive through, unpacks it, and gives the folder of each tree.
     fn unpack(
         &self,
         store: &dyn BlobStore,
         archive: &Digest256,
-        folder: &Path,
         until: &Until,
+        unpack: impl FnOnce(verify::Stream) -> Result<Trees>,
     ) -> Result<Vec<PathBuf>> {
-        let limits = self.limits();
-        let blob = store.reader(archive)?;
-        let trees =
-            verify::verified(blob, archive, limits.archive(), until, |bytes| unpack(bytes, folder, &limits))?;
-        Ok(match trees {
+        let limit = self.limits().archive();
+        Ok(match verify::verified(store.reader(archive)?, archive, limit, until, unpack)? {
             Trees::One(folder) => vec![folder],
             Trees::Several(folders) => folders.into_values().collect(),
         })

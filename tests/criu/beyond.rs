@@ -7,7 +7,7 @@ use criu_rpc::{Error, Warning};
 use crate::{
     harness::tests,
     places::{Home, lives, wait_until},
-    tree::{Victim, explain},
+    tree::{OrExplain, Victim, explain},
     ways::{Script, WAYS},
 };
 
@@ -29,7 +29,11 @@ pub(crate) fn is_never_revived(pid: i32, problem: &str) {
                 let told = |warning: &&Warning| matches!(warning, Warning::Unrevivable { .. });
                 let told: Vec<_> = stored.warnings.iter().filter(told).map(Warning::to_string).collect();
                 assert!(matches!(&told[..], [one] if one.contains(problem)), "{:?}", stored.warnings);
-                home.restore().restore(&home.store(), &stored.digest).unwrap_err();
+                let foresight = home.restore().preflight(&home.store(), &stored.digest).or_explain();
+                let error = home.restore().restore(&home.store(), &stored.digest).unwrap_err();
+                let cause = error.failure().map(|failure| failure.cause);
+                let foreseen = foresight.blocks.iter().any(|finding| finding.cause == cause);
+                assert!(cause.is_some() && foreseen, "{foresight:?}: {}", explain(&error));
             }
             Err(error) if way.ends => {
                 assert!(matches!(error, Error::Unrevivable { .. }), "{}", explain(&error));

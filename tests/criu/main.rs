@@ -13,7 +13,7 @@ macro_rules! modules {
 modules! { apart churn harness places program stores talk tree victim }
 // The tests.
 modules! {
-    capture causes chunked client damage deadline embed ending faults grown holders iterative leaks locked missing pids pipes preflight provoked replaced requests revived selfdump
+    capture causes chunked client damage deadline embed ending faults foreseen grown holders iterative leaks locked missing pids pipes preflight provoked replaced requests revived selfdump
     served service sockets stress terminal terminals took
 }
 
@@ -58,6 +58,7 @@ fn main() {
         enclosed::TESTS,
         ending::TESTS,
         faults::TESTS,
+        foreseen::TESTS,
         grown::TESTS,
         holders::TESTS,
         iterative::TESTS,

@@ -411,7 +411,7 @@ fn streams_that_were_told_are_given_anew_wherever_they_are() {
         program.talk.tell("one");
         assert_eq!((output.hear(), errors.hear()), ("out one".to_owned(), "error one".to_owned()));
         let capture = way.capture(home, [program.pid()]).stdout(output_key).stderr(error_key);
-        assert_eq!(capture.preflight().or_explain().risks, [""; 0]);
+        assert_eq!(capture.preflight().or_explain().risks, []);
         let stored = crate::ways::stored(capture.run(&home.store()));
         assert_eq!(stored.warnings, []);
         program.end();

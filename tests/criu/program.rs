@@ -61,8 +61,11 @@ impl Way {
 pub(crate) fn on_pipes(restore: ProcsRestore, store: &FsBlobStore, digest: &Digest256) -> Revived {
     let (talk, input, output) = Talk::through_pipes();
     let errors = File::create("/dev/null").unwrap();
-    let restored = restore.stdin(input).stdout(output).stderr(errors).restore(store, digest);
-    Revived::new(only_tree(restored.or_explain()), talk)
+    let restore = restore.stdin(input).stdout(output).stderr(errors);
+    let foresight = restore.preflight(store, digest).or_explain();
+    let restored = restore.restore(store, digest).or_explain();
+    assert_eq!(foresight.blocks, [], "the restore succeeded");
+    Revived::new(only_tree(restored), talk)
 }
 
 #[track_caller]

@@ -50,8 +50,11 @@ fn the_phases_of_several_trees_are_added_up() {
     let pids = victims.each_ref().map(Victim::pid);
     let digest = home.capture(pids).chunked(Chunking::default()).capture(&store).or_explain();
     victims.into_iter().for_each(Victim::end);
+    // An input that has ended would end the victims at once.
+    let (_talk, input, output) = Talk::through_pipes();
+    let restore = home.restore().stdin(input).stdout(output);
     let begun = Instant::now();
-    let mut restored = home.restore().restore(&store, &digest).or_explain();
+    let mut restored = restore.restore(&store, &digest).or_explain();
     let whole = begun.elapsed();
     for tree in &mut restored.trees {
         tree.kill().unwrap();

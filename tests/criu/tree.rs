@@ -168,8 +168,10 @@ impl Revived {
         let (talk, input, output) = Talk::through_pipes();
         // Ours may be a file that grows: what was revived with it could not be captured and revived again.
         let errors = File::create("/dev/null").unwrap();
-        let restored = restore.stdin(input).stdout(output).stderr(errors).restore(store, digest);
-        let mut restored = restored.unwrap_or_else(|error| panic!("{}", explain(&error)));
+        let restore = restore.stdin(input).stdout(output).stderr(errors);
+        let foresight = restore.preflight(store, digest).or_explain();
+        let mut restored = restore.restore(store, digest).or_explain();
+        assert_eq!(foresight.blocks, [], "the restore succeeded");
         assert_eq!(restored.warnings, []);
         assert_eq!(restored.trees.len(), 1);
         Revived::new(restored.trees.remove(0), talk)

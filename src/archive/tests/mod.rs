@@ -13,7 +13,7 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use super::{BUFFER, Limits, Trees, header::BLOCK, pack, unpack};
+use super::{BUFFER, Limits, Trees, header::BLOCK, pack, unpack, unpack_without_memory};
 use crate::{Digest256, Error, Result};
 
 /// The problem that an [`Error::Corrupt`] tells of, and of what.

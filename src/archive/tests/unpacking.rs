@@ -17,6 +17,17 @@ fn any_trees_come_back_and_pack_to_the_same_bytes() {
 }
 
 #[test]
+fn memory_is_left_out_when_it_is_not_wanted() {
+    let scratch = Scratch::new();
+    let pages = vec![7; 10_000];
+    let archive =
+        [file("inventory.img", b"i"), file("pages-1.img", &pages), file("pagemap-1.img", b"map"), end()];
+    unpack_without_memory(&archive.concat()[..], &scratch.0, &Limits::default()).unwrap();
+    assert_eq!(fs::read(scratch.0.join("pages-1.img")).unwrap(), vec![0; pages.len()]);
+    assert_eq!(fs::read(scratch.0.join("pagemap-1.img")).unwrap(), b"map");
+}
+
+#[test]
 fn trees_are_told_by_their_pids() {
     let scratch = Scratch::new();
     let archive = [file("tree-7/inventory.img", b"7"), file("tree-12/inventory.img", b"12"), end()].concat();

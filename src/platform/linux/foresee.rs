@@ -1,10 +1,18 @@
-//! What a capture would meet: preflight, with the options that a capture adds by itself.
+//! Preflight of a capture and of a restore, with the options that each adds by itself.
 
-use super::{dump, fit, select};
+use super::{
+    checks::{Check, whole_images},
+    dump, fit,
+    links::Links,
+    pids::Pids,
+    restore::Reviver,
+    select,
+    streams::Given,
+};
 use crate::{
-    Error, Foresight, Result,
-    platform::Job,
-    preflight::{Obstacle, Severity},
+    Cause, Error, Foreseen, Foresight, Result,
+    platform::{Job, ToRevive},
+    preflight::{Finding, Obstacle, Severity},
     rpc::Key,
 };
 
@@ -13,7 +21,7 @@ pub(crate) fn foresee(job: &Job) -> Result<Foresight> {
     let mut foresight = Foresight::default();
     let criu = match dump::criu(job) {
         Err(error @ Error::NoCriu { .. }) => {
-            foresight.blocks.push(format!("{error}; {}", error.advice().unwrap_or_default()));
+            foresight.block(error)?;
             return Ok(foresight);
         }
         found => found?,
@@ -24,7 +32,7 @@ pub(crate) fn foresee(job: &Job) -> Result<Foresight> {
         foresight.processes += found.processes;
         let is_own = found.findings.iter().any(|finding| finding.obstacle == Obstacle::CallerInside);
         if is_own && !job.leave_running {
-            foresight.blocks.push(dump::cannot_end_itself().to_string());
+            foresight.blocks.push(Foreseen::new(dump::cannot_end_itself()));
         }
         // A capture starts criu outside the tree that it is a part of itself, and a restore gives
         // terminals and told streams anew.
@@ -36,10 +44,41 @@ pub(crate) fn foresee(job: &Job) -> Result<Foresight> {
         };
         for finding in found.findings.iter().filter(|finding| !is_cured(&finding.obstacle)) {
             match finding.severity {
-                Severity::Blocks => foresight.blocks.push(finding.to_string()),
-                Severity::Risk => foresight.risks.push(finding.to_string()),
+                Severity::Blocks => foresight.blocks.push(foreseen(finding)),
+                Severity::Risk => foresight.risks.push(foreseen(finding)),
             }
         }
     }
     Ok(foresight)
+}
+
+fn foreseen(finding: &Finding) -> Foreseen {
+    let problem = format!("process {}{}: {}", finding.pid, finding.place, finding.obstacle);
+    Foreseen { problem, cause: None, cure: finding.cure().map(str::to_owned) }
+}
+
+impl Reviver<'_> {
+    /// Looks for what reviving these trees would meet. Only the staged images are changed.
+    pub(crate) fn foresee(&self, trees: &[ToRevive<'_>], foresight: &mut Foresight) -> Result<()> {
+        self.version()?;
+        let images = whole_images(trees)?;
+        let links = Links::between(&images)?;
+        for (place, images) in images.iter().enumerate() {
+            self.until.check(|| "look at what a restore would meet".to_owned())?;
+            foresight.processes += images.processes()?.len();
+            let lent = Given::new(self.revival, links.of(place))?.lend(images)?;
+            let pids = Pids::of(images)?;
+            let check = Check { revival: self.revival, images, lent: &lent.files, pids: &pids };
+            let checked = check.run(&mut |error| foresight.block(error))?;
+            let risks = checked.grown.risks().chain(images.missed_beyond_restore()?);
+            risks.for_each(|risk| foresight.risk(risk));
+            let zombies = pids.held_by_zombies().into_iter();
+            foresight.risks.extend(zombies.map(|problem| Foreseen {
+                problem,
+                cause: Some(Cause::PidInUse),
+                cure: Some("reap it; a restore waits for as long as `wait_for_pids` says".to_owned()),
+            }));
+        }
+        Ok(())
+    }
 }

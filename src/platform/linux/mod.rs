@@ -1,6 +1,7 @@
 //! Linux: dump and restore by criu, by way of a private folder.
 
 mod attempt;
+mod checks;
 mod dump;
 mod enclosed;
 mod files;

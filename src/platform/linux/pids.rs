@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::files::refuse;
 use crate::{
     Cause, Error, Result,
     diagnose::plain,
@@ -14,7 +15,8 @@ use crate::{
     proto::images::PstreeEntry,
 };
 
-/// The numbers of all processes and threads of a tree.
+/// The numbers that a tree needs: those of its processes and threads, and of groups and sessions
+/// whose leaders are gone. For each of the latter criu makes a process for a while.
 pub(super) struct Pids(BTreeSet<i32>);
 
 impl Pids {
@@ -28,17 +30,39 @@ impl Pids {
             true => process.threads.clone(),
             false => vec![process.pid],
         };
-        let numbers = processes.iter().flat_map(threads);
-        Ok(Pids(numbers.filter_map(|number| i32::try_from(number).ok()).collect()))
+        // The group and the session of a root that leads none are left to the caller's own.
+        let outer =
+            processes.first().map(|root| [root.pgid, root.sid].map(|number| (number, number != root.pid)));
+        let outer: Vec<_> =
+            outer.into_iter().flatten().filter(|(_, outer)| *outer).map(|(number, _)| number).collect();
+        let leaders = processes.iter().flat_map(|process| [process.pgid, process.sid]);
+        let leaders = leaders.filter(|leader| !outer.contains(leader));
+        let numbers = processes.iter().flat_map(threads).chain(leaders);
+        let numbers = numbers.filter_map(|number| i32::try_from(number).ok()).filter(|number| *number > 0);
+        Ok(Pids(numbers.collect()))
     }
 
-    /// Waits while only zombies hold a number: init, for instance, is about to reap them. A process that lives is not
-    /// waited for.
+    /// Refuses to begin while a process that lives holds a number.
+    pub(super) fn check(&self) -> Result<()> {
+        let mut holders = self.holders();
+        holders.retain(|holder| !holder.stat.has_ended());
+        refuse(Cause::PidInUse, holders.iter().map(Holder::words))
+    }
+
+    /// The numbers that only zombies hold, for people.
+    pub(super) fn held_by_zombies(&self) -> Vec<String> {
+        let mut holders = self.holders();
+        holders.retain(|holder| holder.stat.has_ended());
+        holders.iter().map(Holder::words).collect()
+    }
+
+    /// Waits while only zombies and processes that are ending hold a number: init, for instance, is
+    /// about to reap them. A process that lives is not waited for.
     pub(super) fn wait_for_zombies(&self, patience: Duration) {
         let deadline = Instant::now().checked_add(patience);
         loop {
             let holders = self.holders();
-            if holders.is_empty() || holders.iter().any(|holder| !holder.stat.is_zombie()) {
+            if holders.is_empty() || holders.iter().any(|holder| !holder.stat.has_ended()) {
                 return;
             }
             // Looking at those alone is cheap, however many processes the machine has.
@@ -149,7 +173,7 @@ impl Holder {
             Use::Group => format!("as a process group by process {pid},"),
             Use::Session => format!("as a session by process {pid},"),
         };
-        match stat.is_zombie() {
+        match stat.has_ended() {
             true => {
                 let parent = stat.parent;
                 format!(

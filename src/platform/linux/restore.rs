@@ -9,8 +9,7 @@ use std::{
 
 use super::{
     attempt::Attempt,
-    files::{Files, LastLook},
-    fit,
+    checks::{Check, Checked, whole_images},
     links::Links,
     pids::Pids,
     relock::Relock,
@@ -18,8 +17,8 @@ use super::{
     streams::Given,
 };
 use crate::{
-    Cause, Criu, Error, Failure, Request, RestoreOptions, Result, Until, Warning,
-    image::{ImageDir, MemoryIn, check_complete, check_version},
+    Criu, Error, Result, Until, Version, Warning,
+    image::ImageDir,
     platform::{Revival, Revived, ToRevive, Unread},
     rpc::tree::Tree,
     sys,
@@ -62,6 +61,12 @@ impl<'a> Reviver<'a> {
         })
     }
 
+    /// Asks criu its release, in the time that is left.
+    pub(super) fn version(&self) -> Result<Version> {
+        let criu = self.criu.clone();
+        self.until.remaining().map_or(criu.clone(), |left| criu.deadline(left)).version()
+    }
+
     /// The criu that revived, as it calls itself.
     pub(crate) fn criu(&self) -> String {
         self.criu.told().as_ref().map(ToString::to_string).unwrap_or_default()
@@ -74,19 +79,14 @@ impl<'a> Reviver<'a> {
 
     /// Revives all the trees or none.
     pub(crate) fn revive(&self, trees: &[ToRevive<'_>]) -> Result<Revived> {
-        let images: Vec<_> = trees.iter().map(|tree| ImageDir::new(tree.folder)).collect();
-        for (tree, images) in trees.iter().zip(&images) {
-            let memory = if tree.pages.is_some() { MemoryIn::Blobs } else { MemoryIn::Folder };
-            check_version(images, Request::Restore)?;
-            check_complete(images, memory)?;
-        }
+        let images = whole_images(trees)?;
         let links = Links::between(&images)?;
         let (mut revived, mut warnings, mut unread) = (AllOrNone(Vec::new()), Vec::new(), Vec::new());
         for (place, (tree, images)) in trees.iter().zip(&images).enumerate() {
             let given = Given::new(self.revival, links.of(place))?;
             let mut lent = given.lend(images)?;
             images.keep_unsent()?;
-            order_sockets(images).map_err(|error| self.tell_version(error))?;
+            images.order_sockets()?;
             let (tree, more) = self.revive_one(*tree, images, &lent.files)?;
             unread.extend(lent.unread.drain(..).map(|(descriptor, bytes)| Unread {
                 tree: tree.pid(),
@@ -108,8 +108,6 @@ impl<'a> Reviver<'a> {
         images: &ImageDir,
         lent: &[(String, File)],
     ) -> Result<(Tree, Vec<Warning>)> {
-        let options = fit::for_restore(&self.revival.options, images)?;
-        check_root_folder(&options, images).map_err(|error| self.tell_version(error))?;
         let pids = Pids::of(images)?;
         let patience = self.revival.patience.unwrap_or(PATIENCE);
         let patience = self.until.remaining().map_or(patience, |left| patience.min(left));
@@ -117,8 +115,10 @@ impl<'a> Reviver<'a> {
         pids.wait_for_zombies(patience);
         self.clock.lap(Phase::Wait);
 
-        let checked = self.check_files(images, lent, options.carries_file_locks());
-        let (last_look, warnings) = checked.map_err(|error| self.tell_version(error))?;
+        let check = Check { revival: self.revival, images, lent, pids: &pids };
+        let Checked { options, files, grown } =
+            check.run(&mut Err).map_err(|error| self.tell_version(error))?;
+        let (last_look, warnings) = files.settle(images, grown)?;
         let relock = if options.carries_file_locks() { Relock::of(images)? } else { None };
         let attempt = Attempt {
             reviver: self,
@@ -141,56 +141,16 @@ impl<'a> Reviver<'a> {
 }
 
 impl Reviver<'_> {
-    /// Looks at the tree's files before criu is asked.
-    fn check_files(
-        &self,
-        images: &ImageDir,
-        lent: &[(String, File)],
-        locks: bool,
-    ) -> Result<(LastLook, Vec<Warning>)> {
-        let streams = lent.iter().map(|(key, _)| key);
-        let lent =
-            streams.chain(self.revival.inherit.iter().map(|(key, _)| key)).map(String::as_bytes).collect();
-        let files = Files::look(images, &lent)?;
-        if !self.revival.replaced_files {
-            files.check_replaced()?;
-        }
-        files.check_missing()?;
-        if locks {
-            files.check_locks(images)?;
-        }
-        let (last_look, warnings) = files.settle(images, self.revival.grown_files)?;
-        Ok((last_look, warnings))
-    }
-
     /// Adds the release of criu to a failure that came before criu was asked.
     fn tell_version(&self, error: Error) -> Error {
         match error {
             Error::Criu(mut failure) if failure.version.is_none() => {
-                failure.version = self.criu.version().ok();
+                failure.version = self.version().ok();
                 Error::Criu(failure)
             }
             error => error,
         }
     }
-}
-
-/// Makes criu restore the unix sockets as they were, and refuses to begin where it would not.
-fn order_sockets(images: &ImageDir) -> Result<()> {
-    let problems = images.order_sockets()?;
-    if problems.is_empty() {
-        return Ok(());
-    }
-    Err(Error::Criu(Failure::foreseen(Request::Restore, Cause::UnixSocketBusy, problems).into()))
-}
-
-/// Refuses to begin without the root folder that a mount namespace needs: criu would stumble over that.
-fn check_root_folder(options: &RestoreOptions, images: &ImageDir) -> Result<()> {
-    if options.can_make_mounts() || !images.has_own_mounts()? {
-        return Ok(());
-    }
-    let findings = vec!["the tree has a mount namespace of its own, and `root` is not set".to_owned()];
-    Err(Error::Criu(Failure::foreseen(Request::Restore, Cause::RootFolderNeeded, findings).into()))
 }
 
 /// Trees that end when this is dropped, by a panic too, unless they are taken out.

@@ -90,7 +90,7 @@ fn a_capture_foresees_what_it_adds_by_itself() {
     let victim = super::perl("my $n = \"q$$\"; syscall(240, $n, 0x42, 0600, 0) >= 0 or die; syscall(241, $n)");
     let capture = home.capture([victim.pid()]);
     let foresight = capture.preflight().unwrap();
-    assert!(foresight.blocks.iter().any(|line| line.contains("message queue")), "{foresight:?}");
+    assert!(foresight.blocks.iter().any(|line| line.to_string().contains("message queue")), "{foresight:?}");
     capture.capture(&home.store()).unwrap_err();
     let foresight = home.capture([victim.pid()]).criu("/nonexistent/criu").preflight().unwrap();
     assert!(!foresight.is_clear() && foresight.processes == 0, "{foresight:?}");
@@ -147,7 +147,7 @@ fn a_process_that_captures_itself_cannot_end() {
     let own = i32::try_from(std::process::id()).unwrap();
     let refusals = |leave_running: bool| {
         let foresight = home.capture([own]).leave_running(leave_running).preflight().or_explain();
-        foresight.blocks.into_iter().filter(|line| line.contains("captures itself")).count()
+        foresight.blocks.iter().filter(|line| line.to_string().contains("captures itself")).count()
     };
     assert_eq!((refusals(false), refusals(true)), (1, 0));
     home.capture([own]).leave_running(false).capture(&home.store()).unwrap_err();
@@ -159,8 +159,11 @@ fn a_mount_namespace_without_a_root_folder_is_refused_before_criu_is_asked() {
     let victim = super::files::in_mounts("1");
     let capture = home.capture([victim.pid()]);
     let foresight = capture.preflight().or_explain();
-    assert!(foresight.is_clear() && foresight.risks.iter().any(|line| line.contains("root")), "{foresight:?}");
+    assert!(foresight.is_clear() && foresight.risks.iter().any(|line| line.to_string().contains("root")), "{foresight:?}");
     let cause = |digest| {
+        let foresight = home.restore().preflight(&home.store(), &digest).or_explain();
+        let foreseen = |finding: &criu_rpc::Foreseen| finding.cause == Some(criu_rpc::Cause::RootFolderNeeded);
+        assert!(foresight.blocks.iter().any(foreseen), "{foresight:?}");
         let refused = home.restore().restore(&home.store(), &digest).unwrap_err();
         refused.failure().map(|failure| failure.cause)
     };

@@ -11,7 +11,7 @@ use nix::{
 use super::{File, Now, refuse, shown, walk::kind};
 use crate::{
     Cause, GrownFiles, Result, Warning,
-    image::{ImageDir, NamedFile, Place},
+    image::{NamedFile, Place},
     proto::images::FileNote,
 };
 
@@ -19,6 +19,8 @@ use crate::{
 enum Fate {
     /// The tree goes on with it as it is.
     Kept,
+    /// The tree goes on with it as it is, in the middle of it.
+    Overwritten,
     /// The tree goes on at its end.
     Continued,
     /// It is cut back.
@@ -35,43 +37,64 @@ pub(in super::super) struct Cut {
     pub(super) identity: (u64, u64),
 }
 
-/// What was decided of all files.
+/// The decisions about all files that have another size than at the capture.
 #[derive(Debug, Default)]
-pub(super) struct Plan {
+pub(in super::super) struct Grown {
     pub(super) cuts: Vec<Cut>,
     pub(super) warnings: Vec<Warning>,
+    /// The files that criu is to take in any size, and the place to begin at in some.
+    pub(super) entries: Vec<(u32, Option<u64>)>,
+    refused: Vec<String>,
+    /// Changes of files that the caller asked for, and that no warning names.
+    asked: Vec<String>,
 }
 
-/// Decides what becomes of files that have another size than at the capture, and edits the images so that criu takes them.
-pub(super) fn settle(images: &ImageDir, files: &[File], choice: GrownFiles) -> Result<Plan> {
-    let (mut plan, mut entries, mut refused) = (Plan::default(), Vec::new(), Vec::new());
-    for file in files {
-        let note = file.note.as_ref();
-        let Some((then, now)) = sizes(file, note, choice) else { continue };
-        let NamedFile { id, path, .. } = &file.named;
-        match fate(&file.named, now, then, note, choice) {
-            Fate::Kept => entries.push((*id, None)),
+impl Grown {
+    pub(super) fn decide(files: &[File], choice: GrownFiles) -> Grown {
+        let mut grown = Grown::default();
+        for file in files {
+            let note = file.note.as_ref();
+            let Some((then, now)) = sizes(file, note, choice) else { continue };
+            let fate = fate(&file.named, now, then, note, choice);
+            grown.add(&file.named, now, then, fate);
+        }
+        grown
+    }
+
+    fn add(&mut self, file: &NamedFile, now: &FileStat, then: u64, fate: Fate) {
+        let size = now.st_size.unsigned_abs();
+        let path = shown(&file.path);
+        let changed = format!("{path}: it has {size} bytes, and had {then} at the capture");
+        match fate {
+            Fate::Kept => self.entries.push((file.id, None)),
+            Fate::Overwritten => {
+                self.entries.push((file.id, None));
+                self.asked
+                    .push(format!("{changed}; the tree can write over what came since (`grown_files`)"));
+            }
             Fate::Continued => {
-                entries.push((*id, u64::try_from(now.st_size).ok()));
-                let path = shown(path);
-                plan.warnings.push(Warning::FileContinued { path, then, now: now.st_size.unsigned_abs() });
+                self.entries.push((file.id, Some(size)));
+                self.warnings.push(Warning::FileContinued { path, then, now: size });
             }
             Fate::Cut => {
-                entries.push((*id, None));
-                plan.cuts.push(Cut { path: path.clone(), size: then, identity: (now.st_dev, now.st_ino) });
+                self.entries.push((file.id, None));
+                let identity = (now.st_dev, now.st_ino);
+                self.cuts.push(Cut { path: file.path.clone(), size: then, identity });
+                self.asked.push(format!("{changed}; it will be cut back (`grown_files`)"));
             }
-            Fate::Refused(why) => {
-                let now = now.st_size;
-                refused.push(format!(
-                    "{}: it has {now} bytes, and had {then} at the capture; {why}",
-                    shown(path)
-                ));
-            }
+            Fate::Refused(why) => self.refused.push(format!("{changed}; {why}")),
         }
     }
-    refuse(Cause::FileChanged, refused.into_iter())?;
-    images.accept_files(&entries)?;
-    Ok(plan)
+
+    /// Refuses to begin while the tree cannot go on with a file.
+    pub(in super::super) fn check(&self) -> Result<()> {
+        refuse(Cause::FileChanged, self.refused.iter().cloned())
+    }
+
+    /// Changes of files that the restore will make or warn of, for people.
+    pub(in super::super) fn risks(&self) -> impl Iterator<Item = String> {
+        self.warnings.iter().map(Warning::to_string).chain(self.asked.iter().cloned())
+    }
 }
 
 /// The size that a file had, where it has another now.
@@ -95,6 +118,7 @@ fn fate(file: &NamedFile, now: &FileStat, then: u64, note: Option<&FileNote>, ch
     let is_same = note.is_some_and(|note| note.ino == now.st_ino);
     match choice {
         _ if file.uses.other => Fate::Refused("the tree has it mapped, or executes it"),
+        GrownFiles::Keep if writes && !appends && !shrunk => Fate::Overwritten,
         GrownFiles::Keep => Fate::Kept,
         GrownFiles::Refuse => Fate::Refused("that is not allowed (`grown_files`)"),
         _ if shrunk => Fate::Refused("it was cut since"),

@@ -20,7 +20,7 @@ use std::{
 use nix::sys::stat::{FileStat, SFlag};
 
 use self::walk::{Link, Root, Walked, kind};
-pub(super) use self::{after::LastLook, owners::look as owners};
+pub(super) use self::{after::LastLook, grown::Grown, owners::look as owners};
 use crate::{
     Cause, Error, Failure, GrownFiles, Request, Result, Warning,
     image::{ImageDir, NamedFile, Place},
@@ -90,16 +90,21 @@ impl Files {
         locks::check(images, &self.0)
     }
 
-    /// Decides what becomes of files that have another size than at the capture, and edits the images so that criu takes
-    /// them. What is left to be done comes once criu has opened them.
-    pub(super) fn settle(&self, images: &ImageDir, choice: GrownFiles) -> Result<(LastLook, Vec<Warning>)> {
-        let plan = grown::settle(images, &self.0, choice)?;
-        Ok((self.last_look(images, plan.cuts)?, plan.warnings))
+    /// Decides what becomes of files that have another size than at the capture.
+    pub(super) fn grown(&self, choice: GrownFiles) -> Grown {
+        Grown::decide(&self.0, choice)
+    }
+
+    /// Edits the images so that criu takes the files that have another size. The rest is done once
+    /// criu has opened them.
+    pub(super) fn settle(&self, images: &ImageDir, grown: Grown) -> Result<(LastLook, Vec<Warning>)> {
+        images.accept_files(&grown.entries)?;
+        Ok((self.last_look(images, grown.cuts)?, grown.warnings))
     }
 }
 
 /// Fails for this cause if anything was found.
-fn refuse(cause: Cause, findings: impl Iterator<Item = String>) -> Result<()> {
+pub(super) fn refuse(cause: Cause, findings: impl Iterator<Item = String>) -> Result<()> {
     let mut seen = HashSet::new();
     let findings: Vec<_> = findings.filter(|finding| seen.insert(finding.clone())).collect();
     match findings.is_empty() {

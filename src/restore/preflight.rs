@@ -1,0 +1,158 @@
+//! [`ProcsRestore::preflight`]: looks for what a restore would meet.
+
+use super::{ProcsRestore, chunked, host, manifest};
+use crate::{
+    BlobStore, ChunkedBlob, Digest256, Error, Foreseen, Foresight, ProcsBlob, Result, Until, Warning,
+    archive::unpack_without_memory,
+    platform::{self, Reviver, ToRevive, until},
+    reachable_until,
+    took::Clock,
+};
+
+impl ProcsRestore {
+    /// Has the [preflight](ProcsRestore::preflight) of a [chunked](crate::ProcsCapture::chunked)
+    /// capture ask the store whether it has all chunks of memory. For an
+    /// [`FsBlobStore`](crate::FsBlobStore) that takes about as long as a restore. Restores are not
+    /// affected: they find out when they read the memory.
+    #[must_use]
+    pub fn check_memory(mut self, on: bool) -> ProcsRestore {
+        self.check_memory = on;
+        self
+    }
+
+    /// Looks for what this restore would meet, with its options. Nothing is revived, and no file of
+    /// the tree is changed. What the restore mends by itself is left out, and so is what changes
+    /// between the look and the restore.
+    ///
+    /// A finding that [blocks](Foresight::blocks) has the [cause](Foreseen::cause) that the restore
+    /// would fail with:
+    ///
+    /// - a damaged capture, images that the store lacks, a placeholder;
+    /// - a criu that is missing, a machine that lacks instruction sets;
+    /// - pids, groups and sessions that are taken, with the processes that hold them;
+    /// - files that are missing, [replaced](ProcsRestore::replaced_files), or locked by another
+    ///   process, and those that [grew](ProcsRestore::grown_files) and are refused for that;
+    /// - a mount namespace without a root folder, external files for which none is
+    ///   [lent](ProcsRestore::inherit), and what no restore brings back.
+    ///
+    /// [Risks](Foresight::risks) are zombies that hold pids, which a restore waits for; files that the
+    /// restore would cut back or write over; an older kernel or criu; and a capture that is marked
+    /// for deletion.
+    ///
+    /// Not seen are privileges that criu lacks, network addresses that are taken, control groups,
+    /// external mounts, and damaged memory of a [chunked](crate::ProcsCapture::chunked) capture.
+    ///
+    /// No memory of a chunked capture is read, nor looked for unless
+    /// [`check_memory`](ProcsRestore::check_memory) says so. An archive is
+    /// read through, and its memory is not written anywhere. The images are in the
+    /// [staging](ProcsRestore::staging) folder for a moment. A file that the tree had locked as a
+    /// whole is locked for a moment, to see whether another process has the lock.
+    ///
+    /// # Errors
+    ///
+    /// Those that end the look early: the [deadline](ProcsRestore::deadline), a token that is
+    /// [cancelled](ProcsRestore::cancelled_by), the store's own errors, a missing staging folder.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use criu_rpc::{Cause, Digest256, FsBlobStore, ProcsRestore};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let digest: Digest256 = "".parse()?;
+    /// let store = FsBlobStore::open("captures")?; let restore = ProcsRestore::new(); let foresight
+    /// = restore.preflight(&store, &digest)?; // The tree that is to be ended first still runs:
+    /// that is no surprise. let surprises = foresight.blocks.iter().filter(|finding| finding.cause
+    /// != Some(Cause::PidInUse)); for finding in surprises {
+    ///     eprintln!("{finding}");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn preflight(&self, store: &(impl BlobStore + ?Sized), digest: &Digest256) -> Result<Foresight> {
+        let until = until(self.revival.deadline, self.revival.cancel.as_ref());
+        let mut foresight = Foresight::default();
+        match self.look(&store, digest, &until, &mut foresight) {
+            Ok(()) => {}
+            Err(error) => foresight.block(error)?,
+        }
+        Ok(foresight)
+    }
+
+    fn look(
+        &self,
+        store: &dyn BlobStore,
+        digest: &Digest256,
+        until: &Until,
+        foresight: &mut Foresight,
+    ) -> Result<()> {
+        let json = manifest(store, digest, until)?;
+        if store.is_marked(digest)? {
+            foresight.risk(Warning::Marked { capture: *digest });
+        }
+        let clock = Clock::start();
+        let reviver = || Reviver::new(&self.revival, until, &clock);
+        match ProcsBlob::from_json(&json)? {
+            ProcsBlob::Unsupported { unsupported_on: on, note } => {
+                foresight.blocks.push(Foreseen::new(Warning::Unsupported { on, note }));
+                Ok(())
+            }
+            ProcsBlob::Chunked(blob) => {
+                if self.check_memory {
+                    missing(store, digest, until).or_else(|error| foresight.block(error))?;
+                }
+                self.look_at_chunked(store, &blob, &reviver()?, until, foresight)
+            }
+            ProcsBlob::Criu { criu_dump, .. } => {
+                let reviver = reviver()?;
+                let folders = self.unpack(store, &criu_dump, until, |bytes| {
+                    unpack_without_memory(bytes, reviver.folder(), &self.limits())
+                })?;
+                let trees: Vec<_> = folders.iter().map(|folder| ToRevive { folder, pages: None }).collect();
+                reviver.foresee(&trees, foresight)
+            }
+        }
+    }
+
+    fn look_at_chunked(
+        &self,
+        store: &dyn BlobStore,
+        blob: &ChunkedBlob,
+        reviver: &Reviver<'_>,
+        until: &Until,
+        foresight: &mut Foresight,
+    ) -> Result<()> {
+        let mut here = platform::host();
+        if !self.any_host {
+            host::check(&blob.host, &here).or_else(|error| foresight.block(error))?;
+        }
+        let laid_out = chunked::lay_out(store, blob, reviver.folder(), self.limits().bytes, until)?;
+        let trees: Vec<_> = laid_out.iter().map(chunked::LaidOut::to_revive).collect();
+        reviver.foresee(&trees, foresight)?;
+        here.criu = reviver.criu();
+        host::warnings(&blob.host, &here).into_iter().for_each(|warning| foresight.risk(warning));
+        Ok(())
+    }
+}
+
+/// Fails if the store lacks a blob of the capture.
+fn missing(store: &dyn BlobStore, capture: &Digest256, until: &Until) -> Result<()> {
+    let blobs = reachable_until(store, &[*capture], until).map_err(|error| match error {
+        Error::Capture { source, .. } => *source,
+        error => error,
+    })?;
+    let blobs: Vec<_> = blobs.into_iter().collect();
+    for some in blobs.chunks(AT_ONCE) {
+        until.check(|| "look for the blobs of the capture".to_owned())?;
+        for digest in store.missing(some)? {
+            // A blob that is marked for deletion is given out still.
+            if !store.is_marked(&digest)? {
+                return Err(Error::Missing { digest });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The number of blobs that are looked for at once.
+const AT_ONCE: usize = 1 << 14;
