@@ -2,12 +2,13 @@
 //! that criu could not carry out.
 
 mod failure;
+mod process;
 
 use std::{fmt, io, path::PathBuf};
 
 use serde::Serialize;
 
-pub use self::failure::Failure;
+pub use self::{failure::Failure, process::ProcessProblem};
 use crate::{Digest256, Request, diagnose};
 
 /// What every fallible call of this crate returns.
@@ -294,60 +295,6 @@ fn list(paths: &[PathBuf]) -> String {
 
 fn but(unusable: Option<&str>) -> String {
     unusable.map(|problem| format!("; {problem}")).unwrap_or_default()
-}
-
-/// Why a process cannot be captured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ProcessProblem {
-    /// It is no number that a process can have: 0, or one below.
-    Impossible,
-    /// There is no process of this number.
-    Missing,
-    /// It has ended and waits to be reaped by its parent.
-    Zombie,
-    /// It is a thread of another process, not a process.
-    Thread,
-    /// It is a thread of the kernel.
-    Kernel,
-    /// It belongs to another user, and we are not privileged to touch it.
-    NotOurs,
-    /// It is this process, or an ancestor of it.
-    Ourselves,
-}
-
-impl ProcessProblem {
-    fn advice(self) -> &'static str {
-        match self {
-            ProcessProblem::Impossible => {
-                "name a process by its own number: 0 and -1, which mean others in some calls of the system, mean none here"
-            }
-            ProcessProblem::Missing => {
-                "check that it still runs, and that its number is the one that is seen here"
-            }
-            ProcessProblem::Zombie => "reap it, and leave it out",
-            ProcessProblem::Thread => {
-                "name the process that it is a thread of: `Tgid` in its /proc/<pid>/status"
-            }
-            ProcessProblem::Kernel => "leave it out: only programs can be captured",
-            ProcessProblem::NotOurs => "run as root, or as that user",
-            ProcessProblem::Ourselves => "name another process",
-        }
-    }
-}
-
-impl fmt::Display for ProcessProblem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            ProcessProblem::Impossible => "cannot exist (the numbers of processes begin at 1)",
-            ProcessProblem::Missing => "does not exist",
-            ProcessProblem::Zombie => "has ended already (it is a zombie until its parent reaps it)",
-            ProcessProblem::Thread => "is a thread, not a process",
-            ProcessProblem::Kernel => "is a kernel thread",
-            ProcessProblem::NotOurs => "belongs to another user",
-            ProcessProblem::Ourselves => "is this process or one that it descends from",
-        })
-    }
 }
 
 /// Why criu could not do it, as far as its answer, its log and what it printed tell.
