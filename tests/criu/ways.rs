@@ -7,7 +7,7 @@ use criu_rpc::{Chunking, Stored};
 use crate::{
     places::Home,
     talk::Talk,
-    tree::{OrExplain, Revived, Victim, signal},
+    tree::{OrExplain, Revived, Victim, signal, wait_gone},
 };
 
 /// A victim in perl or in a shell: it says `ready PID`, and then answers each line with one. It does not see to the end of
@@ -106,9 +106,13 @@ pub(crate) fn comes_back_times(times: u32, start: impl Fn(&Home) -> Script, chec
         for _ in 0..times {
             let mut revived = Revived::from(home.restore(), &home.store(), &stored.digest);
             check(&mut revived.talk);
-            for descendant in crate::places::family(revived.pid()).into_iter().skip(1).rev() {
-                signal(descendant, nix::sys::signal::Signal::SIGKILL);
+            let members = crate::places::family(revived.pid());
+            for descendant in members.iter().skip(1).rev() {
+                signal(*descendant, nix::sys::signal::Signal::SIGKILL);
             }
+            drop(revived);
+            // A grandchild is no descendant any more once its parent has ended.
+            wait_gone(&members);
         }
         home.assert_staging_empty();
     }

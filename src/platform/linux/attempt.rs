@@ -81,7 +81,7 @@ impl Attempt<'_> {
             self.lap(Phase::Wait);
             renumber(self.images)?;
             self.lap(Phase::Prepare);
-            self.pids.retry_until_freed(|| {
+            self.pids.retry_until_freed(self.patience, || {
                 self.lap(Phase::Wait);
                 restore()
             })

@@ -88,8 +88,19 @@ impl Pids {
 
     /// Restores again, a few times, while criu finds a number taken that no process holds. Linux 6.15 and later tell a
     /// parent that a process has ended before they free the number of its last thread. No call can see such a number.
-    pub(super) fn retry_until_freed<T>(&self, restore: impl FnMut() -> Result<T>) -> Result<T> {
-        retry(|| !self.0.is_empty() && self.holders().is_empty(), restore)
+    /// The zombies that a failed restore left are waited for as long as `patience` says, in all.
+    pub(super) fn retry_until_freed<T>(
+        &self,
+        patience: Duration,
+        restore: impl FnMut() -> Result<T>,
+    ) -> Result<T> {
+        let deadline = Instant::now().checked_add(patience);
+        let all_free = || {
+            let left = deadline.map_or(patience, |end| end.saturating_duration_since(Instant::now()));
+            self.wait_for_zombies(left);
+            !self.0.is_empty() && self.holders().is_empty()
+        };
+        retry(all_free, restore)
     }
 
     /// The processes that hold a number of these. The kernel gives none anew that is still the number of a process group
