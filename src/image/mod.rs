@@ -5,6 +5,7 @@
 mod beyond;
 mod complete;
 mod frame;
+mod inner_tty;
 mod lines;
 mod links;
 mod locks;

@@ -380,10 +380,25 @@ fn input_from_a_socket_that_has_ended_has_ended_after_the_restore() {
 fn an_input_that_is_given_in_vain_is_told() {
     in_each_way(|way, home| {
         let (wait, open) = gate(home);
+        // The shell keeps its own input elsewhere meanwhile.
+        let mut program = Program::bash(&format!("{{ read x; echo $x; {wait}; cat; }} <<-end\n\tone\n\ttwo\n\tend\nread x; echo $x"));
+        assert_eq!(program.talk.hear(), "one");
+        let (store, digest) = way.captured(home, program);
+        open();
+        let (mut talk, input, output) = Talk::through_pipes();
+        let mut restored = home.restore().stdin(input).stdout(output).restore(&store, &digest).or_explain();
+        assert_eq!(restored.warnings, []);
+        talk.tell("three");
+        assert_eq!((talk.hear(), talk.hear()), ("two".to_owned(), "three".to_owned()));
+        restored.trees[0].wait().unwrap();
+        fs::remove_file(home.path("gate")).unwrap();
+
+        let (wait, open) = gate(home);
         let mut program = Program::bash(&format!("echo ready; {wait}; cat; echo END"));
         assert_eq!(program.talk.hear(), "ready");
         program.talk.close();
-        let (store, digest) = way.captured(home, program);
+        let digest = way.capture(home, [program.pid()]).capture(&store).or_explain();
+        program.end();
         open();
         let nothing = || File::open("/dev/null").unwrap();
         for (input, told) in [(crate::talk::pipe().0, true), (nothing(), false)] {

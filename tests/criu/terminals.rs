@@ -27,6 +27,7 @@ tests![
     a_terminal_keeps_its_size_and_tells_of_a_new_one,
     a_second_open_of_a_terminal_is_of_the_new_terminal,
     a_terminal_inside_a_terminal_goes_on,
+    controlling_terminals_outside_and_inside_stay_apart,
     a_terminal_that_has_hung_up_is_one_still,
     a_terminal_inside_gets_another_number_if_its_own_is_taken,
     standard_input_is_a_terminal_and_standard_output_a_pipe,
@@ -238,6 +239,32 @@ fn a_terminal_inside_a_terminal_goes_on() {
         revived.talk.until("two\r\ntwo");
         revived.talk.press("\x04");
         revived.tree().wait_timeout(crate::places::PATIENCE).unwrap().unwrap();
+    });
+}
+
+/// Both shells have `/dev/tty` open.
+fn controlling_terminals_outside_and_inside_stay_apart() {
+    let _numbers = NUMBERS.lock();
+    in_each_way(|way, home| {
+        let terminal = Terminal::new();
+        let mut program = Program::in_terminal(&terminal, &shell("dash"));
+        program.talk.tell("python3 -c \"import pty; pty.spawn(['dash', '-i']); print('le' 'ft')\"");
+        wait_until("the terminal outside passes single keys on", || is_raw(&terminal));
+        program.talk.tell("echo in\"ner\"");
+        program.talk.until("inner");
+        let mut revived = go_back(way, home, program, terminal);
+        // ^C reaches the session inside, and that has its terminal.
+        revived.talk.tell("echo be\"gun\"; sleep 1000");
+        revived.talk.until("begun");
+        wait_for(revived.pid(), "sleep");
+        revived.talk.press("\x03");
+        revived.talk.tell("echo answer=$((40+2)) >/dev/tty");
+        revived.talk.until("answer=42");
+        revived.talk.tell("exit");
+        revived.talk.until("left");
+        revived.talk.until("# ");
+        revived.talk.tell("echo answer=$((40+3)) >/dev/tty");
+        revived.talk.until("answer=43");
     });
 }
 

@@ -204,7 +204,17 @@ impl<'a> Plan<'a> {
         self.files.retain(|_, streams| !streams.iter().any(|stream| saved.contains(stream)));
     }
 
+    /// Returns true if the root's standard input has ended and is not kept elsewhere, as a shell keeps
+    /// its own while it reads a here-document.
     fn input_has_ended(&self) -> bool {
+        let is_open = |descriptor: &FdinfoEntry| {
+            let outside = self.tables.outside(descriptor.id);
+            let outside = outside.filter(|outside| !outside.input_ended);
+            outside.is_some_and(|outside| self.stream(outside, descriptor.fd) == Some(0))
+        };
+        if self.tables.all_descriptors().any(is_open) {
+            return false;
+        }
         let mut inputs = self.tables.of_root().filter(|descriptor| descriptor.fd == 0);
         inputs.any(|input| match self.tables.files.get(&input.id) {
             Some(Kind::Ended(_)) => true,

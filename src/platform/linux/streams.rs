@@ -73,6 +73,7 @@ impl<'a> Given<'a> {
             terminals: self.streams.each_ref().map(terminal),
             inherited: &inherited,
         };
+        images.join_inner_terminals()?;
         let detached = detach_streams(images, &offer)?;
         let open = |lending: Lending| {
             let file = self

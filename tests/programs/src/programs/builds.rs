@@ -9,6 +9,7 @@ pub(super) const PROGRAMS: &[Program] = &[
     Program::new("gcc mid-compile", &["gcc"], gcc),
     Program::new("rustc mid-compile", &["rustc", "cc"], rustc),
     Program::new("make -j", &["make", "sh"], make),
+    Program::new("ninja", &["ninja", "sh"], ninja),
     Program::new("cargo test", &["cargo", "cc"], cargo),
 ];
 
@@ -32,6 +33,31 @@ fn gcc(stage: &mut Stage) -> Result {
         checksums.push(now.run(&["./big"])?);
         now.assert_has(&checksums[0].clone(), "checksum ")?;
         now.assert_equal(&checksums)
+    })
+}
+
+/// Three of six commands run, and wait; the others and what depends on all follow.
+fn ninja(stage: &mut Stage) -> Result {
+    stage
+        .place
+        .write("job.sh", "touch began-$1; until [ -e go ]; do sleep 0.05; done; echo made $1 >$1\n")?;
+    let mut rules =
+        String::from("rule job\n  command = sh job.sh $out\nrule all\n  command = cat $in >$out\n");
+    for n in 1..=6 {
+        let _ = writeln!(rules, "build out{n}: job");
+    }
+    rules += "build all: all out1 out2 out3 out4 out5 out6\ndefault all\n";
+    stage.place.write("build.ninja", rules)?;
+    stage.start(Kind::Pipes, &["ninja", "-j3"])?;
+    stage.wait_until("three jobs run", |stage| {
+        Ok((1..=6).filter(|n| stage.place.path(&format!("began-out{n}")).exists()).count() == 3)
+    })?;
+    stage.moment(|now| {
+        now.place.write("go", "")?;
+        now.ends_well()?;
+        let wanted: String = (1..=6).map(|n| format!("made out{n}\n")).collect();
+        let made = now.place.read("all")?;
+        now.assert_equal(&[wanted, made])
     })
 }
 

@@ -2,9 +2,11 @@
 
 mod builds;
 mod editors;
+mod languages;
 mod python;
 mod servers;
 mod shells;
+mod terminals;
 mod tools;
 
 use std::{env, fs, os::unix::fs::PermissionsExt as _};
@@ -41,7 +43,9 @@ impl Program {
 pub(crate) fn all() -> Vec<Program> {
     [
         shells::PROGRAMS,
+        terminals::PROGRAMS,
         python::PROGRAMS,
+        languages::PROGRAMS,
         servers::PROGRAMS,
         editors::PROGRAMS,
         builds::PROGRAMS,
@@ -66,6 +70,10 @@ pub(crate) fn is_installed(need: &str) -> bool {
             .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
     })
 }
+
+/// The reason why programs end that wait by `poll` and do not expect EINTR.
+const ENDS_BY_EINTR: &str =
+    "a capture ends its `poll` with EINTR (`Warning::Interrupted`), and it takes that for the end";
 
 /// Debian's own Python, for which its packages are.
 pub(crate) const PYTHON: &str = "/usr/bin/python3";

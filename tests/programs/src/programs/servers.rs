@@ -25,12 +25,12 @@ pub(super) const PROGRAMS: &[Program] = &[
 ];
 
 /// A port of the loopback that is free at this time.
-fn free_port() -> Result<u16> {
+pub(super) fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 /// The body of the answer to a GET, over a connection that is closed afterwards.
-fn get(port: u16, path: &str) -> Result<String> {
+pub(super) fn get(port: u16, path: &str) -> Result<String> {
     let deadline = Instant::now() + PATIENCE;
     let mut connection = loop {
         match TcpStream::connect(("127.0.0.1", port)) {
@@ -50,7 +50,7 @@ fn get(port: u16, path: &str) -> Result<String> {
 }
 
 /// Fails unless the body of the answer has this text.
-fn assert_answers(port: u16, path: &str, wanted: &str) -> Result {
+pub(super) fn assert_answers(port: u16, path: &str, wanted: &str) -> Result {
     let body = get(port, path)?;
     if body.contains(wanted) {
         return Ok(());

@@ -1,12 +1,14 @@
 //! Shells: on pipes, as the persistent shell of an agent, and on terminals.
 
-use super::Program;
+use super::{ENDS_BY_EINTR, Program};
 use crate::{failure::Result, stage::Stage, talk::Kind};
 
 pub(super) const PROGRAMS: &[Program] = &[
     Program::new("bash pipelines", &["bash", "seq", "tr"], pipelines),
     Program::new("bash on a terminal", &["bash"], bash),
     Program::new("dash on a terminal", &["dash"], dash),
+    Program::new("zsh on a terminal", &["zsh"], zsh),
+    Program::new("tail, grep and awk", &["bash", "tail", "grep", "awk"], tail).limit(ENDS_BY_EINTR),
 ];
 
 /// Pipelines in the middle of their work: the writer of one has ended, and what it wrote is in the pipe.
@@ -59,6 +61,22 @@ fn dash(stage: &mut Stage) -> Result {
     interactive(stage, &["dash", "-i"])
 }
 
+fn zsh(stage: &mut Stage) -> Result {
+    interactive(stage, &["zsh", "-f", "-i"])
+}
+
+/// A pipeline that waits for a log to grow.
+fn tail(stage: &mut Stage) -> Result {
+    stage.place.write("log", "item 1\nother 7\nitem 2\n")?;
+    let script = "tail -n +1 -f log | grep --line-buffered item | awk -W interactive '{ sum += $2; print \"sum\", sum; fflush() }'";
+    stage.start(Kind::Pipes, &["bash", "-c", script])?;
+    stage.expect("sum 3\n")?;
+    stage.moment(|now| {
+        now.run(&["sh", "-c", "echo other 8 >>log; echo item 4 >>log"])?;
+        now.expect("sum 7\n")
+    })
+}
+
 /// A shell with a variable and a job in the background, at its prompt.
 fn interactive(stage: &mut Stage, words: &[&str]) -> Result {
     stage.start(Kind::Terminal, words)?;
@@ -81,7 +99,7 @@ fn interactive(stage: &mut Stage, words: &[&str]) -> Result {
         now.wait_for_command("sleep", 2)?;
         now.say("\x1a")?;
         now.ask("echo $((6 * 8))-", "48-")?;
-        now.ask("jobs", "Stopped")?;
+        now.ask("jobs", if words[0] == "zsh" { "suspended" } else { "Stopped" })?;
         now.ask("kill %1 %2; echo $((6 * 9))-", "54-")?;
         now.line("exit")?;
         now.line("exit")?;

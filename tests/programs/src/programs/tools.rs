@@ -5,8 +5,48 @@ use crate::{failure::Result, stage::Stage, talk::Kind};
 
 pub(super) const PROGRAMS: &[Program] = &[
     Program::new("git clone", &["git"], git_clone),
+    Program::new("GNU parallel", &["parallel"], parallel),
+    Program::new("xargs -P", &["xargs", "seq"], xargs),
+    Program::new("sudo", &["sudo", "bash"], sudo),
     Program::new("npm install", &["npm", "node"], npm_install),
 ];
+
+/// Jobs that wait, three at a time.
+fn parallel(stage: &mut Stage) -> Result {
+    jobs(stage, "seq 12 | parallel --will-cite -j3 --keep-order sh job.sh {}")
+}
+
+fn xargs(stage: &mut Stage) -> Result {
+    jobs(stage, "seq 12 | xargs -P3 -n1 sh job.sh")
+}
+
+fn jobs(stage: &mut Stage, script: &str) -> Result {
+    stage
+        .place
+        .write("job.sh", "touch began$1; until [ -e go ]; do sleep 0.05; done; echo \"item $1.\"\n")?;
+    stage.start(Kind::Pipes, &["bash", "-c", script])?;
+    stage.wait_until("three jobs run", |stage| {
+        Ok((1..=3).all(|job| stage.place.path(&format!("began{job}")).exists()))
+    })?;
+    stage.moment(|now| {
+        now.place.write("go", "")?;
+        let output = now.output_to_end()?;
+        let mut lines: Vec<_> = output.lines().map(str::to_owned).collect();
+        let mut wanted: Vec<_> = (1..=12).map(|job| format!("item {job}.")).collect();
+        lines.sort();
+        wanted.sort();
+        now.assert_equal(&[wanted.join(" "), lines.join(" ")])
+    })
+}
+
+/// A shell below a program that runs as root by its mode.
+fn sudo(stage: &mut Stage) -> Result {
+    let script =
+        "value=$RANDOM$RANDOM; echo secret $value; while read -r l; do echo \"$l $value\"; done; exit 7";
+    stage.start(Kind::Pipes, &["sudo", "-n", "bash", "-c", script])?;
+    let secret = stage.expect_line("secret ")?;
+    stage.moment(|now| now.ask("one", &format!("one {secret}\n")))
+}
 
 /// A clone that has half of the pack.
 fn git_clone(stage: &mut Stage) -> Result {

@@ -1,0 +1,58 @@
+//! Opens of `/dev/tty` by sessions whose terminal the tree has both sides of.
+//!
+//! criu has one name for `/dev/tty`, whoever opens it. A tree with one terminal outside and one inside is dumped with all of
+//! these opens as external. Those of the inner terminal are made opens of its slave again, which they are.
+
+use std::collections::BTreeMap;
+
+use prost::Message;
+
+use super::{Edit, ImageDir};
+use crate::{
+    Result,
+    proto::images::{FileEntry, TtyFileEntry, TtyInfoEntry, TtyType},
+};
+
+impl ImageDir {
+    /// Joins each open of `/dev/tty` with the terminal in the tree that controls its session, if there is one.
+    pub(crate) fn join_inner_terminals(&self) -> Result<()> {
+        /// The device number of `/dev/tty`.
+        const CONTROLLING: u32 = 0x500;
+        let (mut opens, mut slaves) = (BTreeMap::new(), BTreeMap::new());
+        self.each("tty-info.img", |tty: TtyInfoEntry| {
+            let is = |kind: TtyType| tty.sid != 0 && tty.r#type == i32::from(kind);
+            let is_slave = tty.id.is_multiple_of(2);
+            if is(TtyType::ExtTty) && tty.rdev == CONTROLLING {
+                opens.insert(tty.id, tty.sid);
+            } else if is(TtyType::Pty) && is_slave {
+                slaves.insert(tty.sid, tty.id);
+            }
+        })?;
+        let mut joined: BTreeMap<u32, u32> =
+            opens.into_iter().filter_map(|(open, session)| Some((open, *slaves.get(&session)?))).collect();
+        let mut names = BTreeMap::new();
+        if joined.is_empty() {
+            return Ok(());
+        }
+        self.each("files.img", |file: FileEntry| {
+            if let Some((info, name)) = file.tty.and_then(|tty| Some((tty.tty_info_id, tty.regf_id?))) {
+                names.insert(info, name);
+            }
+        })?;
+        joined.retain(|_, slave| names.contains_key(slave));
+        let edit = |file: &FileEntry| {
+            let tty = file.tty.as_ref();
+            let Some((tty, slave)) = tty.and_then(|tty| Some((tty, joined.get(&tty.tty_info_id)?))) else {
+                return Edit::Keep;
+            };
+            let name = names.get(slave).copied();
+            let tty = TtyFileEntry { tty_info_id: *slave, regf_id: name, ..*tty };
+            let joined =
+                FileEntry { r#type: file.r#type, id: file.id, tty: Some(tty), ..FileEntry::default() };
+            Edit::Extend(joined.encode_to_vec())
+        };
+        self.rewrite::<FileEntry, FileEntry>("files.img", edit, &[])?;
+        let edit = |tty: &TtyInfoEntry| if joined.contains_key(&tty.id) { Edit::Drop } else { Edit::Keep };
+        self.rewrite::<TtyInfoEntry, TtyInfoEntry>("tty-info.img", edit, &[])
+    }
+}
