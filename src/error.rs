@@ -1,6 +1,7 @@
 //! [`Error`]: why it did not work, sorted by who can act. [`Failure`]: everything known about a request
 //! that criu could not carry out.
 
+mod display;
 mod failure;
 mod process;
 
@@ -25,16 +26,13 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
 #[non_exhaustive]
 pub enum Error {
     /// criu tried and could not.
-    #[error("criu could not {}", .0.request)]
     Criu(#[source] Box<Failure>),
 
     /// criu left before it answered.
-    #[error("lost criu before it could {}", .0.request)]
     Gone(#[source] Box<Failure>),
 
     /// No criu binary where it was looked for: in `PATH` and the usual `sbin` folders, or at the path that
     /// the caller named.
-    #[error("no criu found (looked for {}{})", list(searched), but(unusable.as_deref()))]
     NoCriu {
         /// The paths that were tried.
         searched: Vec<PathBuf>,
@@ -43,7 +41,6 @@ pub enum Error {
     },
 
     /// Nobody that can be reached listens at the socket where a `criu service` should be.
-    #[error("no criu service at {}", socket.display())]
     NoService {
         /// The socket, as the caller named it.
         socket: PathBuf,
@@ -52,36 +49,30 @@ pub enum Error {
     },
 
     /// This operating system has no criu.
-    #[error("cannot {what} on {os}: criu is for Linux", os = std::env::consts::OS)]
     Unsupported {
         /// What was to be done.
         what: &'static str,
     },
 
     /// The deadline passed before criu answered.
-    #[error("criu did not {} in time", .0.request)]
     TimedOut(#[source] Box<Failure>),
 
     /// The caller cancelled the request before criu answered.
-    #[error("cancelled before criu could {}", .0.request)]
     Cancelled(#[source] Box<Failure>),
 
     /// The deadline passed while this crate was at work itself: with a store, a lock, or the images. criu was not waited for.
-    #[error("the deadline passed before it was possible to {doing}")]
     Overdue {
         /// The work that was not finished, as a verb phrase.
         doing: String,
     },
 
     /// The caller cancelled work of this crate itself: with a store, a lock, or the images. criu was not waited for.
-    #[error("cancelled before it was possible to {doing}")]
     Stopped {
         /// The work that was not finished, as a verb phrase.
         doing: String,
     },
 
     /// criu said something that its protocol does not allow here.
-    #[error("unexpected answer while asking criu to {request}: {problem}")]
     Protocol {
         /// What criu had been asked.
         request: Request,
@@ -91,7 +82,6 @@ pub enum Error {
 
     /// A hook refused to go on, and criu has put things right: a tree that was to be dumped goes on as it was, and of one
     /// that was to be restored nothing runs.
-    #[error("the hook refused to go on at {event}")]
     Refused {
         /// criu's name of the event that was refused.
         event: String,
@@ -100,7 +90,6 @@ pub enum Error {
     },
 
     /// The request cannot be made like this. Nothing was asked of criu.
-    #[error("{option}: {problem}")]
     Options {
         /// The option or parameter at fault.
         option: &'static str,
@@ -109,7 +98,6 @@ pub enum Error {
     },
 
     /// A process that cannot be captured. Nothing was frozen.
-    #[error("process {pid} {problem}")]
     Process {
         /// The process, as the caller named it.
         pid: i32,
@@ -118,7 +106,6 @@ pub enum Error {
     },
 
     /// criu dumped the tree, and could never restore it. The tree was to end, and goes on instead; nothing was stored.
-    #[error("the tree can be dumped, but never revived: {}", problems.join("; "))]
     Unrevivable {
         /// What keeps it from being revived.
         problems: Vec<String>,
@@ -126,18 +113,15 @@ pub enum Error {
 
     /// This is the revived copy, in a call that had no other way to tell it so; see
     /// [`ProcsCapture::capture`](crate::ProcsCapture::capture).
-    #[error("this process is the revived copy of the one that captured itself")]
     Revived,
 
     /// The store has no such blob.
-    #[error("the store has no blob {digest}")]
     Missing {
         /// What was asked for.
         digest: Digest256,
     },
 
     /// Bytes that are not what they should be: damaged, cut short or forged. Nothing of them was used.
-    #[error("{what} is damaged: {problem}")]
     Corrupt {
         /// What was read.
         what: String,
@@ -146,7 +130,6 @@ pub enum Error {
     },
 
     /// What a capture is made of cannot be told.
-    #[error("cannot tell what the capture {capture} is made of")]
     Capture {
         /// The capture, by its manifest.
         capture: Digest256,
@@ -155,25 +138,21 @@ pub enum Error {
     },
 
     /// The store is encrypted, and not with this key.
-    #[error("the store was encrypted with another key")]
     WrongKey,
 
     /// A manifest of a kind that this version does not know.
-    #[error("unknown kind of capture: {kind:?}")]
     UnknownKind {
         /// The kind that the manifest names.
         kind: String,
     },
 
     /// This machine lacks what the processes of a capture may have been using. Nothing was revived.
-    #[error("this machine cannot revive the capture: {problem}")]
     Host {
         /// What it lacks.
         problem: String,
     },
 
     /// A store could not do its work.
-    #[error("the store could not {doing}")]
     Store {
         /// What it was to do, as a verb phrase.
         doing: String,
@@ -182,7 +161,6 @@ pub enum Error {
     },
 
     /// The operating system refused something that we needed.
-    #[error("could not {doing}")]
     Io {
         /// What we were doing to what, as a verb phrase.
         doing: String,
@@ -287,14 +265,6 @@ impl Error {
     pub fn report(&self) -> impl fmt::Display + '_ {
         diagnose::ErrorReport(self)
     }
-}
-
-fn list(paths: &[PathBuf]) -> String {
-    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
-}
-
-fn but(unusable: Option<&str>) -> String {
-    unusable.map(|problem| format!("; {problem}")).unwrap_or_default()
 }
 
 /// Why criu could not do it, as far as its answer, its log and what it printed tell.

@@ -84,6 +84,7 @@ mod image;
 pub mod options;
 mod pages;
 mod pid;
+mod plain;
 mod platform;
 #[cfg(target_os = "linux")]
 pub mod preflight;

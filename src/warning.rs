@@ -1,13 +1,13 @@
 //! [`Warning`]: what a caller should tell its user of a capture or a restore that succeeded.
 
 use std::{
-    fmt,
+    fmt::{self, Write},
     path::{Path, PathBuf},
 };
 
 use serde::{Serialize, Serializer};
 
-use crate::{Digest256, Pid};
+use crate::{Digest256, Pid, plain::Plain};
 
 /// Something that is not as one would expect, but no failure.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -145,6 +145,7 @@ fn in_words<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error
 
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let f = &mut Plain(f);
         match self {
             Warning::Unsupported { on, note } => {
                 write!(f, "no process was captured, because that is not supported on {on}: {note}")

@@ -6,7 +6,8 @@
 
 use std::collections::HashMap;
 
-use super::{plain, rules};
+use super::rules;
+use crate::plain::plain;
 
 /// What criu printed, sorted.
 #[derive(Debug, Default, PartialEq, Eq)]

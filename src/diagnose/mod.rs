@@ -7,18 +7,16 @@ mod causes;
 #[cfg(test)]
 mod document;
 mod log;
-mod plain;
 #[cfg(test)]
 mod recorded;
 mod rules;
 
 use std::fmt;
 
-use crate::{Cause, Error, Failure, Pid, Request};
+use crate::{Cause, Error, Failure, Pid, Request, plain::plain};
 
 pub(crate) use self::{
     log::{Known, Output, interrupted, message, starts},
-    plain::plain,
     rules::cause,
 };
 
@@ -105,7 +103,7 @@ fn details(f: &mut fmt::Formatter<'_>, failure: &Failure) -> fmt::Result {
         writeln!(f, "  criu:        {version}")?;
     }
     if let Some(event) = &failure.last_event {
-        writeln!(f, "  last event:  {event}")?;
+        writeln!(f, "  last event:  {}", plain(event))?;
     }
     if let Some(errno) = failure.errno.filter(|_| failure.cause == Cause::Unknown) {
         writeln!(f, "  its errno:   {errno} ({})", std::io::Error::from_raw_os_error(errno))?;
@@ -115,9 +113,10 @@ fn details(f: &mut fmt::Formatter<'_>, failure: &Failure) -> fmt::Result {
     }
     let log = failure.log.iter().map(String::as_str);
     let mut lines = log.chain(failure.stderr.lines()).peekable();
-    while let Some(line) = lines.next() {
+    while let Some(said) = lines.next() {
+        let line = plain(said);
         let mut times = 1;
-        while lines.next_if_eq(&line).is_some() {
+        while lines.next_if_eq(&said).is_some() {
             times += 1;
         }
         match times {
@@ -126,7 +125,7 @@ fn details(f: &mut fmt::Formatter<'_>, failure: &Failure) -> fmt::Result {
         }
     }
     for finding in &failure.findings {
-        writeln!(f, "  found:       {finding}")?;
+        writeln!(f, "  found:       {}", plain(finding))?;
     }
     Ok(())
 }
@@ -157,7 +156,7 @@ impl fmt::Display for ErrorReport<'_> {
         }
         let mut source = std::error::Error::source(error);
         while let Some(because) = source {
-            writeln!(f, "  because:     {because}")?;
+            writeln!(f, "  because:     {}", plain(&because.to_string()))?;
             source = because.source();
         }
         if let Error::Refused { event, .. } = error {

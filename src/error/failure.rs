@@ -1,10 +1,13 @@
 //! [`Failure`]: everything known about a request that criu could not carry out.
 
-use std::{fmt, process::ExitStatus};
+use std::{
+    fmt::{self, Write},
+    process::ExitStatus,
+};
 
 use serde::{Serialize, Serializer, ser::SerializeStruct};
 
-use crate::{Cause, Pid, Request, Target, Version, diagnose};
+use crate::{Cause, Pid, Request, Target, Version, diagnose, plain::Plain};
 
 /// A request that criu could not carry out, with all that was learnt about it.
 ///
@@ -81,6 +84,7 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let f = &mut Plain(f);
         match (self.cause, self.telling_line()) {
             // What criu says then is what it made of our making it stop.
             (cause @ Cause::GivenUp, _) => write!(f, "{cause}"),

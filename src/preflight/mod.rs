@@ -34,8 +34,8 @@ mod unix;
 
 use std::{
     collections::{HashMap, HashSet},
-    fmt,
-    path::{Path, PathBuf},
+    fmt::{self, Write},
+    path::PathBuf,
 };
 
 pub use self::obstacle::Obstacle;
@@ -50,7 +50,7 @@ use self::{
     namespaces::Spaces,
     process::{Own, Process},
 };
-use crate::{DumpOptions, Pid, Result, Version, diagnose::plain, proto::rpc::CriuOpts};
+use crate::{DumpOptions, Pid, Result, Version, plain::Plain, proto::rpc::CriuOpts};
 
 /// What [`Criu::preflight`](crate::Criu::preflight) found.
 ///
@@ -164,13 +164,13 @@ pub enum Place {
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let plain = |path: &Path| plain(&path.to_string_lossy());
+        let f = &mut Plain(f);
         match self {
             Place::Process => Ok(()),
-            Place::Descriptor { fd, target } => write!(f, ", descriptor {fd} ({})", plain(target)),
-            Place::Program { path } => write!(f, ", its program ({})", plain(path)),
+            Place::Descriptor { fd, target } => write!(f, ", descriptor {fd} ({})", target.display()),
+            Place::Program { path } => write!(f, ", its program ({})", path.display()),
             Place::Mapping { start, end, path } => {
-                write!(f, ", mapping {start:x}-{end:x} ({})", plain(path))
+                write!(f, ", mapping {start:x}-{end:x} ({})", path.display())
             }
         }
     }

@@ -1,8 +1,8 @@
 //! [`Obstacle`]: the things that criu stumbles over, and what cures each.
 
-use std::fmt;
+use std::fmt::{self, Write};
 
-use crate::{Pid, options::External};
+use crate::{Pid, options::External, plain::Plain};
 
 /// What is in the way of a dump or a restore.
 ///
@@ -238,6 +238,7 @@ impl Obstacle {
 
 impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let f = &mut Plain(f);
         match self {
             Obstacle::Capability { name } => write!(f, "criu would have to run without {name}"),
             Obstacle::OtherUser { uid } => {

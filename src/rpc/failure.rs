@@ -21,8 +21,8 @@ use super::{
     transport::Remains,
 };
 use crate::{
-    Cause, Failure, Pid, Request, Target, Version, diagnose, image::lines_in_names, preflight, procfs,
-    proto::rpc::CriuResp,
+    Cause, Failure, Pid, Request, Target, Version, diagnose, image::lines_in_names, plain::plain, preflight,
+    procfs, proto::rpc::CriuResp,
 };
 
 /// Where a [`Failure`] is made from.
@@ -47,7 +47,7 @@ impl Gathering<'_, '_> {
         if let Some(log) = log {
             output.errors.extend(diagnose::Output::parse_with(&log, &known).errors);
         }
-        let message = said.map(|said| diagnose::plain(diagnose::message(said)));
+        let message = said.map(|said| plain(diagnose::message(said)));
         let message = message.as_deref();
         let lines = output.telling().chain(message);
         let tracer = self.tracer();
@@ -93,7 +93,7 @@ impl Gathering<'_, '_> {
             cause,
             target,
             tracer,
-            last_event: self.last_event.map(diagnose::plain),
+            last_event: self.last_event.map(plain),
             errno,
             message: message.map(str::to_owned),
             log: output.errors,

@@ -17,6 +17,7 @@ const FLOORS: [(&str, &[&str]); 8] = [
             "foresight",
             "pages",
             "pid",
+            "plain",
             "private",
             "proto",
             "request",

@@ -9,8 +9,9 @@ use std::{
 use super::files::refuse;
 use crate::{
     Cause, Error, Result,
-    diagnose::plain,
+
     image::ImageDir,
+    plain::plain,
     procfs::{self, Stat},
     proto::images::PstreeEntry,
 };

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fmt,
+    fmt::{self, Write},
     fs::{self, File},
     io,
     ops::Range,
@@ -19,7 +19,9 @@ use super::{
     marks::Entries,
 };
 use crate::{
-    Digest256, Error, Result, private,
+    Digest256, Error, Result,
+    plain::Plain,
+    private,
     store::pack::{Found, Frame, PackId, scan},
 };
 
@@ -53,7 +55,7 @@ pub struct Damage {
 
 impl fmt::Display for Damage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.what, self.problem)
+        write!(Plain(f), "{}: {}", self.what, self.problem)
     }
 }
 

@@ -1,17 +1,32 @@
-//! Text from criu or from a captured tree, made fit for a terminal.
+//! Foreign text, made fit for a terminal: words of criu, names and contents of a captured tree, bytes of a store.
+//!
+//! Everything that this crate shows to people passes here: errors, failures, warnings and findings escape what they
+//! show, so code that makes one need not.
+
+use std::fmt::{self, Write};
+
+/// Escapes all that is written to it, as [`plain`] does.
+pub(crate) struct Plain<W>(pub(crate) W);
+
+impl<W: Write> Write for Plain<W> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for character in text.chars() {
+            match character {
+                '\t' => self.0.write_char(' ')?,
+                _ if acts(character) => write!(self.0, "{}", character.escape_default())?,
+                _ => self.0.write_char(character)?,
+            }
+        }
+        Ok(())
+    }
+}
 
 /// The text with every character escaped that does something else than to show itself: control characters and line breaks,
 /// and those of Unicode that turn the direction of writing or are not seen. A tab becomes a space.
 pub(crate) fn plain(text: &str) -> String {
-    let mut plain = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '\t' => plain.push(' '),
-            _ if acts(character) => plain.extend(character.escape_default()),
-            _ => plain.push(character),
-        }
-    }
-    plain
+    let mut plain = Plain(String::with_capacity(text.len()));
+    let _ = plain.write_str(text); // a string takes everything
+    plain.0
 }
 
 fn acts(character: char) -> bool {
