@@ -6,8 +6,8 @@ use std::{fs, io};
 use super::ImageDir;
 use crate::{
     Cause, Error, Failure, Request, Result,
-    pages::PageOwner,
-    proto::images::{InventoryEntry, PagemapEntry, PagemapHead},
+    pages::{PageOwner, PageRun},
+    proto::images::{InventoryEntry, MmEntry, PagemapEntry, PagemapHead, VmaEntry},
 };
 
 /// The smallest page that any processor has which criu runs on, in bytes.
@@ -96,6 +96,43 @@ impl ImageDir {
     }
 }
 
+impl ImageDir {
+    /// Refuses pages of a process at addresses at which it has no memory.
+    pub(crate) fn check_regions(&self, owner: PageOwner, runs: &[PageRun]) -> Result<()> {
+        let PageOwner::Task(pid) = owner else { return Ok(()) };
+        let Some(mm) = self.first::<MmEntry>(&format!("mm-{pid}.img"))? else {
+            let problem = format!("there is no process {pid} among the images");
+            return Err(Error::corrupt(format!("the memory of process {pid}"), problem));
+        };
+        match outside(&mm.vmas, runs) {
+            None => Ok(()),
+            Some(run) => {
+                let problem =
+                    format!("{} pages at {:#x}, where the process has no memory", run.pages, run.address);
+                Err(Error::corrupt(format!("the memory of process {pid}"), problem))
+            }
+        }
+    }
+}
+
+/// The first run that is not all in these areas.
+fn outside<'a>(areas: &[VmaEntry], runs: &'a [PageRun]) -> Option<&'a PageRun> {
+    let mut regions: Vec<(u64, u64)> = Vec::new();
+    let mut sorted: Vec<_> = areas.iter().map(|area| (area.start, area.end)).collect();
+    sorted.sort_unstable();
+    for (start, end) in sorted {
+        match regions.last_mut() {
+            Some(last) if start <= last.1 => last.1 = last.1.max(end),
+            _ => regions.push((start, end)),
+        }
+    }
+    runs.iter().find(|run| {
+        let next = regions.partition_point(|region| region.0 <= run.address);
+        let region = next.checked_sub(1).map(|place| regions[place]);
+        region.is_none_or(|(_, end)| run.address + run.bytes() > end)
+    })
+}
+
 fn must_exist(images: &ImageDir, name: &str) -> Result<()> {
     match images.path().join(name).is_file() {
         true => Ok(()),
@@ -165,6 +202,36 @@ mod tests {
             assert!(failure.to_string().contains(&format!("version {version};")), "{failure}");
             assert!(failure.report().to_string().contains("what to do:"));
         }
+    }
+
+    #[test]
+    fn pages_where_a_process_has_no_memory_are_refused() {
+        let area = |start, end| VmaEntry { start, end, ..VmaEntry::default() };
+        // Two that touch, and one apart.
+        let mm = MmEntry {
+            vmas: vec![area(0x5000, 0x7000), area(0x2000, 0x5000), area(0x9000, 0xa000)],
+            ..MmEntry::default()
+        };
+        let images = folder("regions", &[("mm-7.img", mm.encode_to_vec())]);
+        let check = |pid, address, pages| {
+            let run = PageRun::new(address, pages, PageRun::PRESENT).unwrap();
+            images.check_regions(PageOwner::Task(pid), &[run])
+        };
+        for (address, pages, there) in [
+            (0x2000, 5, true),
+            (0x4000, 2, true),
+            (0x9000, 1, true),
+            (0x1000, 1, false),
+            (0x1000, 2, false),
+            (0x6000, 2, false),
+            (0x8000, 1, false),
+            (0xa000, 1, false),
+        ] {
+            let checked = check(7, address, pages);
+            assert_eq!(checked.is_ok(), there, "{pages} at {address:#x}: {checked:?}");
+        }
+        assert!(check(8, 0x2000, 1).is_err(), "no such process");
+        fs::remove_dir_all(images.path()).unwrap();
     }
 
     #[test]

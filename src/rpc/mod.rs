@@ -49,7 +49,10 @@ pub use self::{
     pre_dump::PreDumps,
     reply::{About, Dumped, Features, SelfDump},
 };
-pub(crate) use self::{pages::page_sockets, tree::Tree};
+pub(crate) use self::{
+    pages::{check_nothing_left, page_sockets},
+    tree::Tree,
+};
 pub use crate::pages::{PAGE_SIZE, PageOwner, PageRun, PageSink};
 use crate::{
     DumpOptions, Error, Pid, Request, RestoreOptions, Result, Version, diagnose,

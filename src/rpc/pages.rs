@@ -6,7 +6,12 @@
 use std::{
     io::{self, ErrorKind, Read, Write},
     net::Shutdown,
-    os::unix::net::UnixStream,
+    os::{fd::AsRawFd, unix::net::UnixStream},
+};
+
+use nix::{
+    errno::Errno,
+    sys::socket::{MsgFlags, recv},
 };
 
 use crate::{
@@ -79,7 +84,7 @@ pub enum PageStream {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn receive_pages(socket: &UnixStream, sink: &mut dyn PageSink) -> Result<PageStream> {
-    let received = Receiver { socket, long: None }.run(sink);
+    let received = Receiver { socket, long: None, owner: None }.run(sink);
     if received.is_err() {
         let _ = socket.shutdown(Shutdown::Both); // so that criu fails now
     }
@@ -90,6 +95,8 @@ struct Receiver<'a> {
     socket: &'a UnixStream,
     /// Whether headers have the length of 4.2 and later; unknown before the first.
     long: Option<bool>,
+    /// The owner that was opened last, as criu numbers it.
+    owner: Option<u64>,
 }
 
 struct Header {
@@ -118,6 +125,7 @@ impl Receiver<'_> {
             let Some(header) = self.header()? else { return Ok(PageStream::CutShort) };
             let whole = match header.command {
                 CLOSE | FORCE_CLOSE => {
+                    check_nothing_left(self.socket)?; // criu says nothing more before it is answered
                     sink.close()?;
                     return Ok(match self.answer(&0_i32.to_ne_bytes())? {
                         true => PageStream::Whole,
@@ -129,6 +137,7 @@ impl Receiver<'_> {
                     OPEN => {
                         let owner = owner(header.owner)?;
                         let parent = sink.has_parent(owner);
+                        self.owner = Some(header.owner);
                         sink.open(owner)?;
                         self.answer(&[parent.into()])?
                     }
@@ -137,6 +146,7 @@ impl Receiver<'_> {
                         self.answer(&i32::from(parent).to_ne_bytes())?
                     }
                     LEGACY_OPEN => {
+                        self.owner = Some(header.owner);
                         sink.open(owner(header.owner)?)?;
                         true
                     }
@@ -154,6 +164,10 @@ impl Receiver<'_> {
 
     /// Hands a run over; `false` if criu went away in it.
     fn take(&self, header: &Header, flags: u32, sink: &mut dyn PageSink) -> Result<bool> {
+        // Pages that no header announced would be read as one.
+        if self.owner != Some(header.owner) {
+            return Err(corrupt(format!("pages of the owner {:#x}, which is not open", header.owner)));
+        }
         let run = PageRun::new(header.address, header.pages, flags)?;
         let mut memory = self.socket.take(if run.is_present() { run.bytes() } else { 0 });
         let taken = sink.run(run, &mut memory);
@@ -224,6 +238,16 @@ impl Receiver<'_> {
             }
             Err(error) => Err(Error::io("hear criu about memory")(error)),
         }
+    }
+}
+
+/// Refuses what still waits in a stream that has ended: pages that no header announced.
+pub(crate) fn check_nothing_left(socket: &UnixStream) -> Result<()> {
+    let mut byte = [0];
+    match recv(socket.as_raw_fd(), &mut byte, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) {
+        Ok(1..) => Err(corrupt("more than its headers announce".to_owned())),
+        Ok(0) | Err(Errno::EAGAIN | Errno::ECONNRESET | Errno::EPIPE) => Ok(()),
+        Err(errno) => Err(Error::io("look for the end of criu's stream of memory")(errno.into())),
     }
 }
 
@@ -352,6 +376,44 @@ mod tests {
             let shown: Vec<_> = sink.runs.iter().map(|run| (run.is_in_parent(), run.pages)).collect();
             assert_eq!((shown, sink.bytes), (vec![(true, 3), (false, 1)], 4096));
         }
+    }
+
+    #[test]
+    fn pages_that_no_header_announced_are_an_error() {
+        let pages = |long: bool, left: &[u8]| {
+            let announced =
+                [header(long, ADD | PageRun::PRESENT << 16, 1, 0x4000, TASK), vec![9; 4096]].concat();
+            let first = [header(long, OPEN, 0, 0, TASK), announced].concat();
+            [first.as_slice(), left, &header(long, FORCE_CLOSE, 0, 0, 0)].concat()
+        };
+        for long in [true, false] {
+            assert_eq!(receive(&mut Sink::default(), &pages(long, &[])).0.unwrap(), PageStream::Whole);
+            let forged = [
+                // What is left over looks like nothing, like pages of another owner, or like the end.
+                vec![7; 4096],
+                vec![0; 4096],
+                [header(long, ADD | PageRun::PRESENT << 16, 1, 0x4000, OTHER), vec![9; 4096]].concat(),
+                [header(long, LEGACY_ADD, 1, 0x4000, SHARED), vec![9; 4096]].concat(),
+                header(long, FORCE_CLOSE, 0, 0, 0),
+            ];
+            for (number, left) in forged.iter().enumerate() {
+                let (received, _) = receive(&mut Sink::default(), &pages(long, left));
+                assert!(matches!(received, Err(Error::Corrupt { .. })), "{number}: {received:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_comes_after_the_end_is_found() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        check_nothing_left(&ours).unwrap();
+        theirs.write_all(b"x").unwrap();
+        assert!(matches!(check_nothing_left(&ours), Err(Error::Corrupt { .. })));
+        drop(theirs);
+        assert!(check_nothing_left(&ours).is_err(), "it is still there");
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        drop(theirs);
+        check_nothing_left(&ours).unwrap();
     }
 
     #[test]

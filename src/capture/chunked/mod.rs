@@ -459,6 +459,7 @@ impl<'env> Streaming<'_, 'env, '_> {
         let (mut memory, mut pages) = (Vec::new(), 0);
         for (owner, map) in owners {
             let map = self.work.map(root, owner, &map)?;
+            folder.check_regions(owner, &map.runs)?;
             pages += map.pages();
             let map = Content::of(&map.encode(), put)?;
             budget.spend_map(map.bytes).map_err(too_large)?;

@@ -8,6 +8,7 @@ use std::{collections::HashSet, fs::File};
 use super::{
     files::{Files, Grown, refuse},
     fit,
+    host::check_page_size,
     pids::Pids,
 };
 use crate::{
@@ -26,6 +27,7 @@ pub(super) fn whole_images(trees: &[ToRevive<'_>]) -> Result<Vec<ImageDir>> {
         let memory = if tree.pages.is_some() { MemoryIn::Blobs } else { MemoryIn::Folder };
         check_version(&images, Request::Restore)?;
         check_complete(&images, memory)?;
+        check_page_size(&images)?;
         Ok(images)
     };
     trees.iter().map(whole).collect()

@@ -5,9 +5,10 @@
 //! by side, and end together or not at all.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs::File,
     mem,
+    os::unix::net::UnixStream,
     path::PathBuf,
     sync::{
         Condvar, Mutex, PoisonError,
@@ -32,7 +33,7 @@ use crate::{
     preflight::beyond_restore,
     procfs::{Stat, is_free},
     proto::images::StreamNote,
-    rpc::{Event, Hooks, Lend, NoHooks, SelfDump},
+    rpc::{Event, Hooks, Lend, NoHooks, SelfDump, check_nothing_left},
 };
 
 /// Dumps, and keeps what was dumped. Memory goes into the folder of images, or to who takes it in.
@@ -254,14 +255,15 @@ impl<'a> Dump<'a> {
     }
 
     fn dump(&self, tree: &Tree, then: impl Hooks) -> Result<()> {
-        let hooks = &mut Noting { dump: self, tree, then };
+        let mut hooks = Noting { dump: self, tree, stream: None, then };
         let folder =
             File::open(&tree.folder).map_err(Error::io(format!("open {}", tree.folder.display())))?;
         let lend = Lend::images(&folder);
         let dumped = match self.memory {
-            None => self.criu.dump(tree.root, &tree.options, lend, hooks),
-            Some(memory) => memory::stream(memory, tree.root, |socket| {
-                self.criu.dump(tree.root, &tree.options, lend.page_server(&socket), hooks)
+            None => self.criu.dump(tree.root, &tree.options, lend, &mut hooks),
+            Some(memory) => memory::stream(memory, tree.root, |socket, ours| {
+                hooks.stream = ours.try_clone().ok();
+                self.criu.dump(tree.root, &tree.options, lend.page_server(&socket), &mut hooks)
             }),
         };
         let dumped = dumped.map_err(LastLook::own_error)?;
@@ -274,12 +276,12 @@ impl<'a> Dump<'a> {
             return Ok(());
         }
         let processes = ImageDir::new(&tree.folder).processes()?;
-        let process = |thread: &Pid| {
-            let id = thread.as_raw().unsigned_abs();
-            let process = processes.iter().find(|process| process.threads.contains(&id));
-            // In a pid namespace of its own the tree has other numbers.
-            process.map_or(tree.root, |process| Pid::from(process.pid))
-        };
+        let of_threads = processes
+            .iter()
+            .flat_map(|process| process.threads.iter().map(|thread| (*thread, Pid::from(process.pid))));
+        let of_threads: HashMap<u32, Pid> = of_threads.collect();
+        // In a pid namespace of its own the tree has other numbers.
+        let process = |thread: &Pid| *of_threads.get(&thread.as_raw().unsigned_abs()).unwrap_or(&tree.root);
         let processes: BTreeSet<Pid> = threads.iter().map(process).collect();
         self.warn(processes.into_iter().map(|pid| Warning::Interrupted { pid }).collect());
         Ok(())
@@ -389,12 +391,15 @@ fn first_cause(ends: Vec<Result<()>>) -> Error {
 struct Noting<'a, H> {
     dump: &'a Dump<'a>,
     tree: &'a Tree,
+    /// Our end of the stream of its memory.
+    stream: Option<UnixStream>,
     then: H,
 }
 
 impl<H: Hooks> Hooks for Noting<'_, H> {
     fn on(&mut self, event: Event<'_>) -> Result<(), BoxError> {
         if matches!(event, Event::PostDump) {
+            self.stream.as_ref().map_or(Ok(()), check_nothing_left)?;
             let Tree { root, folder, options } = self.tree;
             self.dump.warn(frozen::note(*root, &ImageDir::new(folder), options, &self.dump.streams)?);
         }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, env::consts::ARCH, fs};
 
-use crate::Host;
+use crate::{Error, Host, Result, image::ImageDir, sys};
 
 /// This machine. Which criu it has, the caller knows.
 pub(crate) fn host() -> Host {
@@ -14,6 +14,20 @@ pub(crate) fn host() -> Host {
         arch: ARCH.to_owned(),
         cpu: instruction_sets(&cpu).into_iter().collect(),
     }
+}
+
+/// Refuses images of a kernel whose pages have another size: criu counts in pages, and memory would come back in other places.
+pub(super) fn check_page_size(images: &ImageDir) -> Result<()> {
+    let noted = images.notes()?.and_then(|notes| notes.page_size);
+    noted.map_or(Ok(()), |there| same_pages(there, sys::page_size()))
+}
+
+fn same_pages(there: u32, here: usize) -> Result<()> {
+    if usize::try_from(there) == Ok(here) {
+        return Ok(());
+    }
+    let problem = format!("it was made on a kernel with pages of {there} bytes, and those here have {here}");
+    Err(Error::Host { problem })
 }
 
 /// The instruction sets that a program may have found and kept to, of all that `/proc/cpuinfo` lists: much of it says how
@@ -68,6 +82,17 @@ fn is_instruction_set(_flag: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn images_of_a_kernel_with_other_pages_are_refused() {
+        assert!(same_pages(4096, 4096).is_ok());
+        for (there, here) in [(65536, 4096), (4096, 16384), (0, 4096)] {
+            let error = same_pages(there, here).unwrap_err();
+            assert!(matches!(error, Error::Host { .. }), "{error}");
+            let both = [there.to_string(), here.to_string()];
+            assert!(both.iter().all(|size| error.to_string().contains(size)), "{error}");
+        }
+    }
 
     #[test]
     fn this_machine_is_known() {

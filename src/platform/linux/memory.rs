@@ -7,7 +7,7 @@ use crate::{
     pages::PAGE_SIZE,
     platform::Memory,
     procfs::tree,
-    rpc::{PageStream, page_sockets, receive_pages},
+    rpc::{PageStream, check_nothing_left, page_sockets, receive_pages},
     sys,
 };
 
@@ -30,23 +30,23 @@ fn refuse_other_pages(bytes: usize) -> Result<()> {
     }
 }
 
-/// Dumps a tree while its memory is taken in. `dump` gets the socket that is to be lent, and drops it.
+/// Dumps a tree while its memory is taken in. `dump` gets the socket that is to be lent, and drops it, and the other end.
 pub(super) fn stream<T>(
     memory: &dyn Memory,
     root: Pid,
-    dump: impl FnOnce(UnixStream) -> Result<T>,
+    dump: impl FnOnce(UnixStream, &UnixStream) -> Result<T>,
 ) -> Result<T> {
     let (ours, theirs) = page_sockets().map_err(Error::io("make a socket for memory"))?;
     thread::scope(|scope| {
         let receive = || receive_pages(&ours, &mut *memory.sink(root));
         let receiver =
             thread::Builder::new().spawn_scoped(scope, receive).map_err(Error::io("start a thread"))?;
-        let dumped = dump(theirs);
+        let dumped = dump(theirs, &ours);
         let received = receiver.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         match (dumped, received) {
             // Why we hung up says more than what criu makes of that.
             (_, Err(error)) | (Err(error), Ok(_)) => Err(error),
-            (Ok(dumped), Ok(PageStream::Whole)) => Ok(dumped),
+            (Ok(dumped), Ok(PageStream::Whole)) => check_nothing_left(&ours).map(|()| dumped),
             (Ok(_), Ok(_)) => Err(Error::corrupt("criu's stream of memory", "it ended too early")),
         }
     })

@@ -110,7 +110,7 @@ impl Rounds {
         let path = staging.path().join(name(tree.root, round));
         let folder = File::open(&path).map_err(Error::io(format!("open {}", path.display())))?;
         let options = self.follow(tree.options.clone(), tree.root).for_pre_dump();
-        memory::stream(memory, tree.root, |socket| {
+        memory::stream(memory, tree.root, |socket, _| {
             criu.pre_dump(tree.root, &options, Lend::images(&folder).page_server(&socket))
         })
     }

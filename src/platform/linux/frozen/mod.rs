@@ -21,6 +21,7 @@ use crate::{
     image::{ImageDir, Notes},
     procfs,
     proto::images::StreamNote,
+    sys,
 };
 
 /// A tree that stands still. Of a process that captures itself it is the tree just before.
@@ -60,7 +61,8 @@ pub(super) fn note(
 
 /// Adds what was noted of a tree to its images, with what they say of its files.
 pub(super) fn write(notes: &Notes, images: &ImageDir) -> Result<()> {
-    images.write_notes(&Notes { files: Some(owners(images)?), ..notes.clone() })
+    let page_size = u32::try_from(sys::page_size()).ok();
+    images.write_notes(&Notes { files: Some(owners(images)?), page_size, ..notes.clone() })
 }
 
 impl Frozen {
