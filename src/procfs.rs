@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use nix::unistd::{SysconfVar, sysconf};
+use nix::unistd::{self, SysconfVar, sysconf};
 
 /// What we want to know of `/proc/<pid>/stat`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -132,6 +132,13 @@ pub(crate) fn is_in_our_pid_namespace(pid: i32) -> Option<bool> {
 pub(crate) fn processes() -> impl Iterator<Item = i32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// The numbers of the session and of the process group that a process is in. Two calls are quicker than a file of `/proc`,
+/// and there may be many processes.
+pub(crate) fn belongs_to(pid: i32) -> [Option<i32>; 2] {
+    let process = Some(unistd::Pid::from_raw(pid));
+    [unistd::getsid(process), unistd::getpgid(process)].map(|number| number.ok().map(unistd::Pid::as_raw))
 }
 
 /// The children of a process, of all its threads; none if it has ended.

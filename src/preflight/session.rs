@@ -2,12 +2,10 @@
 
 use std::collections::HashSet;
 
-use nix::unistd::{self, getpgid, getsid};
-
 use super::{Obstacle, Place, Severity, View};
 use crate::{
     Pid,
-    procfs::{Stat, processes},
+    procfs::{Stat, belongs_to, processes},
 };
 
 pub(super) fn look(view: &mut View<'_>) {
@@ -19,13 +17,11 @@ pub(super) fn look(view: &mut View<'_>) {
         if view.has(pid) {
             continue;
         }
-        // Two calls are quicker than a file, and there may be many processes.
-        let process = unistd::Pid::from_raw(pid);
-        let numbers = [getsid(Some(process)), getpgid(Some(process))];
-        let held = numbers.into_iter().flatten().map(unistd::Pid::as_raw);
+        let held = belongs_to(pid).into_iter().flatten();
         let Some(leader) = held.into_iter().find(|number| view.has(*number)) else { continue };
-        // A zombie is about to be reaped. One process is told of each session or group.
-        if Stat::of(pid).is_ok_and(|stat| !stat.is_zombie()) && told.insert(leader) {
+        // One process is told of each session or group, and the others are not looked at. A zombie is about to be reaped.
+        if !told.contains(&leader) && Stat::of(pid).is_ok_and(|stat| !stat.is_zombie()) {
+            told.insert(leader);
             view.found(leader, Place::Process, Obstacle::Shared { by: Pid::from(pid) }, Severity::Risk);
         }
     }

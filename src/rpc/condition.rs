@@ -1,6 +1,10 @@
 //! [`Tree`]: the processes of a tree that is to be dumped, and what became of them.
 
-use std::{collections::BTreeMap, fs, thread, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs, thread,
+    time::Duration,
+};
 
 use crate::{
     Pid, Target,
@@ -34,7 +38,8 @@ impl Tree {
         let mut findings = Vec::new();
         let (mut damaged, mut traced, mut stopped) = (false, tracer.is_some(), false);
         let now = procfs::tree(root);
-        let members = now.iter().chain(self.0.keys().filter(|pid| !now.contains(pid)));
+        let known: HashSet<i32> = now.iter().copied().collect();
+        let members = now.iter().chain(self.0.keys().filter(|pid| !known.contains(pid)));
         for pid in members.copied() {
             let before = self.0.get(&pid).copied();
             match look(pid) {

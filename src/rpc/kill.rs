@@ -83,7 +83,7 @@ pub fn kill_tree(pid: impl Into<Pid>) -> Result<()> {
 pub fn kill_session(session: impl Into<Pid>) -> Result<()> {
     let session = session.into();
     preflight::check_number(session)?;
-    let is_in = |pid: i32| Stat::of(pid).is_ok_and(|stat| stat.session == session.as_raw());
+    let is_in = |pid: i32| procfs::belongs_to(pid)[0] == Some(session.as_raw());
     if session.as_raw() == 1 || procfs::lineage(Pid::own().as_raw()).into_iter().any(is_in) {
         return Err(Error::Process { pid: session.as_raw(), problem: ProcessProblem::Ourselves });
     }
@@ -159,7 +159,8 @@ impl Heir {
     /// `None` where orphans of the tree go to others, or the kernel refuses.
     fn of(members: &[Member]) -> Option<Heir> {
         let own = Pid::own().as_raw();
-        members.iter().find(|member| procfs::lineage(member.pid).contains(&own))?;
+        let mut known = HashSet::new();
+        members.iter().find(|member| descends_from(member.pid, own, &mut known))?;
         let (since, children) = (procfs::ticks(), procfs::children(own).into_iter().collect());
         Some(Heir { adoption: Adoption::begin().ok()?, children, since })
     }
@@ -181,6 +182,18 @@ impl Heir {
         let orphans = new.filter_map(|pid| Member::open(pid, || is_orphan(pid)));
         orphans.filter_map(|orphan| orphan.pidfd).for_each(sys::reap_later);
     }
+}
+
+/// Whether the process has this ancestor. Those in `known`, which are found to have not, are not looked at again.
+fn descends_from(pid: i32, ancestor: i32, known: &mut HashSet<i32>) -> bool {
+    let mut next = pid;
+    while next > 0 && known.insert(next) {
+        if next == ancestor {
+            return true;
+        }
+        next = Stat::of(next).map_or(0, |stat| stat.parent);
+    }
+    false
 }
 
 impl Member {

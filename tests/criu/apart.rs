@@ -23,8 +23,13 @@ use crate::{
 };
 
 /// The processes: what each is called, and what it does.
-const BODIES: [&[Test]; 4] =
-    [crate::faults::APART, crate::signals::APART, crate::soak::APART, crate::stress::APART];
+const BODIES: [&[Test]; 5] = [
+    crate::faults::APART,
+    crate::many::APART,
+    crate::signals::APART,
+    crate::soak::APART,
+    crate::stress::APART,
+];
 
 /// Runs the body of this name in a process of its own.
 #[track_caller]

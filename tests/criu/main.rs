@@ -18,7 +18,7 @@ modules! {
 }
 
 // Those of time.
-modules! { overdue soak }
+modules! { many overdue soak }
 
 // Those of signals, of the ends of processes, and of what listens.
 modules! { signals }
@@ -64,6 +64,7 @@ fn main() {
         iterative::TESTS,
         leaks::TESTS,
         locked::TESTS,
+        many::TESTS,
         missing::TESTS,
         links::TESTS,
         order::TESTS,

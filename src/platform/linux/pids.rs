@@ -1,7 +1,7 @@
 //! The pids that a tree is to get back: whether they are free, and which processes hold them.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     fs, thread,
     time::{Duration, Instant},
 };
@@ -9,7 +9,6 @@ use std::{
 use super::files::refuse;
 use crate::{
     Cause, Error, Result,
-
     image::ImageDir,
     plain::plain,
     procfs::{self, Stat},
@@ -104,8 +103,8 @@ impl Pids {
         retry(all_free, restore)
     }
 
-    /// The processes that hold a number of these. The kernel gives none anew that is still the number of a process group
-    /// or of a session, although its leader is gone.
+    /// The processes that hold a number of these; of those in one session or process group the first [`MOST`]. The kernel
+    /// gives none anew that is still the number of a process group or of a session, although its leader is gone.
     fn holders(&self) -> Vec<Holder> {
         if self.0.is_empty() {
             return Vec::new();
@@ -116,13 +115,16 @@ impl Pids {
             Some(Holder { pid: *number, number: *number, uses: Use::Own, stat })
         };
         let mut holders: Vec<_> = self.0.iter().filter_map(own).collect();
+        let mut counts = HashMap::<i32, usize>::new();
         for pid in procfs::processes().filter(|pid| !self.0.contains(pid)) {
-            let Ok(stat) = Stat::of(pid) else { continue };
-            for (number, uses) in [(stat.session, Use::Session), (stat.group, Use::Group)] {
-                if self.0.contains(&number) {
-                    holders.push(Holder { pid, number, uses, stat });
-                    break;
-                }
+            let belongs = procfs::belongs_to(pid).into_iter().zip([Use::Session, Use::Group]);
+            let mut held = belongs.filter_map(|(number, uses)| Some((number?, uses)));
+            let Some((number, uses)) = held.find(|(number, _)| self.0.contains(number)) else { continue };
+            let count = counts.entry(number).or_default();
+            if *count < MOST {
+                let Ok(stat) = Stat::of(pid) else { continue };
+                holders.push(Holder { pid, number, uses, stat });
+                *count += 1;
             }
         }
         holders
@@ -145,6 +147,9 @@ fn is_pid_in_use(error: &Error) -> bool {
 }
 
 const TRIES: u32 = 6;
+
+/// How many holders of one number are told.
+const MOST: usize = 10;
 
 /// The pause after the first attempt. The next are longer.
 const PAUSE: Duration = Duration::from_millis(20);

@@ -1,6 +1,9 @@
 //! Locks that the tree had, and that another process has now. criu would wait for them, for ever.
 
-use std::fs::{self, File};
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+};
 
 use nix::{
     fcntl::{FcntlArg, Flock, FlockArg, fcntl},
@@ -20,10 +23,8 @@ pub(super) fn check(images: &ImageDir, files: &[super::File]) -> Result<()> {
         return Ok(());
     }
     let root = Root::open().map_err(Error::io("open the root folder"))?;
-    let taken = locks.iter().filter_map(|lock| {
-        let file = files.iter().find(|file| file.named.id == lock.file)?;
-        taken(&root, &file.named, lock)
-    });
+    let by_id: HashMap<_, _> = files.iter().map(|file| (file.named.id, &file.named)).collect();
+    let taken = locks.iter().filter_map(|lock| taken(&root, by_id.get(&lock.file)?, lock));
     refuse(Cause::LockTaken, taken)
 }
 
