@@ -87,8 +87,7 @@ impl Rounds {
             }
             let brought = memory.end_round()?;
             for tree in trees.iter().filter(|_| self.count > 0) {
-                let folder = staging.path().join(name(tree.root, self.count));
-                let _ = fs::remove_dir_all(folder); // or it goes with the others
+                staging.remove_folder(&name(tree.root, self.count));
             }
             self.count = round;
             if brought < LITTLE || brought > before / 4 * 3 {

@@ -6,23 +6,25 @@
 use std::{
     collections::HashMap,
     env,
-    ffi::OsStr,
+    ffi::{CString, OsStr},
     fs::{self, File, Metadata},
     hash::{BuildHasher, RandomState},
     os::{
-        fd::AsFd,
+        fd::{AsFd, OwnedFd},
         unix::fs::{MetadataExt, PermissionsExt},
     },
     path::{Path, PathBuf},
     process,
     sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use nix::{
+    NixPath,
+    dir::Dir,
     errno::Errno,
-    fcntl::{Flock, FlockArg, OFlag, openat},
-    sys::stat::{Mode, mkdirat},
+    fcntl::{AtFlags, Flock, FlockArg, OFlag, openat},
+    sys::stat::{Mode, fstatat, mkdirat},
     unistd::{UnlinkatFlags, geteuid, unlinkat},
 };
 
@@ -32,8 +34,14 @@ use crate::{Error, Result, private, sys};
 #[derive(Debug)]
 pub(crate) struct Staging {
     path: PathBuf,
-    lock: Option<Flock<File>>,
+    above: Identity,
+    itself: Identity,
+    /// The folder above and the folder itself, which is locked.
+    held: Option<(File, Flock<File>)>,
 }
+
+/// The device and the inode of a folder.
+type Identity = (u64, u64);
 
 /// What the names of these folders begin with.
 const PREFIX: &str = "criu-rpc-";
@@ -72,8 +80,16 @@ impl Staging {
                     return Err(Error::io(doing())(errno.into()));
                 }
             };
-            if lock.metadata().is_ok_and(|metadata| metadata.nlink() > 0) {
-                return Ok(Staging { path: parent.join(name), lock: Some(lock) });
+            let (itself, outside) = (lock.metadata(), above.metadata());
+            let (itself, outside) =
+                (itself.map_err(Error::io(doing()))?, outside.map_err(Error::io(doing()))?);
+            if itself.nlink() > 0 {
+                return Ok(Staging {
+                    path: parent.join(name),
+                    above: identity(&outside),
+                    itself: identity(&itself),
+                    held: Some((above, lock)),
+                });
             }
         }
     }
@@ -90,12 +106,26 @@ impl Staging {
         Ok(folder)
     }
 
+    /// Removes a folder in it, or leaves it to the end.
+    pub(crate) fn remove_folder(&self, name: &str) {
+        let Some((_, itself)) = &self.held else { return };
+        let _ = open_folder(itself, name.as_ref()).and_then(|folder| remove(&**itself, folder, name));
+    }
+
     /// Holds nothing of the folder open: for a process that dumps itself, which criu would refuse for the lock.
     pub(crate) fn unlock(&mut self) -> Result<()> {
         let path = self.path.join(UNLOCKED);
         private::create_file(&path).map_err(Error::io(format!("make the file {}", path.display())))?;
-        self.lock = None;
+        self.held = None;
         Ok(())
+    }
+
+    /// The folder above and the folder itself, opened again if they were closed; none that took their places.
+    fn reopen(&self) -> Option<(File, File)> {
+        let above = File::open(self.path.parent()?).ok()?;
+        let itself = open_folder(&above, self.path.file_name()?).ok()?;
+        let same = |file: &File, known| file.metadata().is_ok_and(|metadata| identity(&metadata) == known);
+        (same(&above, self.above) && same(&itself, self.itself)).then_some((above, itself))
     }
 
     /// Leaves the folder alone: for the revived copy of a process, whose folder it never was.
@@ -106,11 +136,39 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        if !self.path.as_os_str().is_empty() {
-            let _ = fs::remove_dir_all(&self.path); // nobody is left to tell
+        let Some(name) = self.path.file_name() else { return };
+        let held = self.held.take().and_then(|(above, lock)| Some((above, lock.unlock().ok()?)));
+        if let Some((above, itself)) = held.or_else(|| self.reopen()) {
+            let _ = remove(&above, itself, name); // nobody is left to tell
         }
     }
 }
+
+fn identity(metadata: &Metadata) -> Identity {
+    (metadata.dev(), metadata.ino())
+}
+
+/// Removes a folder with all that is in it. Names are looked up in open folders, so one that was replaced leads nowhere else.
+fn remove(above: impl AsFd, folder: impl Into<OwnedFd>, name: &(impl NixPath + ?Sized)) -> nix::Result<()> {
+    let mut folder = Dir::from_fd(folder.into())?;
+    let names: Vec<CString> = folder.iter().flatten().map(|entry| entry.file_name().to_owned()).collect();
+    let mut removed = Ok(());
+    for inner in names.iter().filter(|name| ![c".", c".."].contains(&name.as_c_str())) {
+        let gone = match unlinkat(&folder, inner.as_c_str(), UnlinkatFlags::NoRemoveDir) {
+            Err(Errno::EISDIR | Errno::EPERM) => {
+                let opened = openat(&folder, inner.as_c_str(), FOLDER, Mode::empty());
+                opened.and_then(|opened| remove(&folder, opened, inner.as_c_str()))
+            }
+            gone => gone,
+        };
+        removed = removed.and(gone);
+    }
+    removed.and(unlinkat(above, name, UnlinkatFlags::RemoveDir))
+}
+
+/// How a folder is opened, and no link to one.
+const FOLDER: OFlag =
+    OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
 /// Refuses a folder in which, or above which, others may put something else in the place of ours.
 fn check_parent(parent: &Path) -> Result<()> {
@@ -136,8 +194,7 @@ fn others_may_rename(mode: u32, ours: bool) -> bool {
 }
 
 fn open_folder(above: &File, name: &OsStr) -> nix::Result<File> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let folder = openat(above, name, flags, Mode::empty())?;
+    let folder = openat(above, name, FOLDER, Mode::empty())?;
     // Not in the place of a standard stream that the program closed.
     let folder = sys::duplicate_above(folder.as_fd(), 3).map_err(|_| Errno::EMFILE)?;
     Ok(File::from(folder))
@@ -161,7 +218,7 @@ fn sweep(above: &File, parent: &Path) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let name = entry.file_name();
         if is_name(&name) {
-            remove_if_left(above, parent, &name);
+            remove_if_left(above, &name);
         }
     }
 }
@@ -176,7 +233,7 @@ fn is_name(name: &OsStr) -> bool {
     })
 }
 
-fn remove_if_left(above: &File, parent: &Path, name: &OsStr) {
+fn remove_if_left(above: &File, name: &OsStr) {
     let is_ours = |metadata: &Metadata| {
         metadata.uid() == geteuid().as_raw() && metadata.permissions().mode() & 0o7777 == 0o700
     };
@@ -185,15 +242,15 @@ fn remove_if_left(above: &File, parent: &Path, name: &OsStr) {
         return;
     }
     let Some(lock) = lock(folder) else { return };
-    let path = parent.join(name);
-    if let Ok(marker) = fs::symlink_metadata(path.join(UNLOCKED)) {
-        let age = marker.modified().ok().and_then(|made| made.elapsed().ok());
-        if age.is_none_or(|age| age < LEFTOVER) {
+    if let Ok(marker) = fstatat(&*lock, UNLOCKED, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        let made = SystemTime::UNIX_EPOCH + Duration::from_secs(marker.st_mtime.unsigned_abs());
+        if made.elapsed().map_or(true, |age| age < LEFTOVER) {
             return;
         }
     }
-    let _ = fs::remove_dir_all(&path); // what cannot be removed now is for the next one
-    drop(lock);
+    if let Ok(folder) = lock.unlock() {
+        let _ = remove(above, folder, name); // what cannot be removed now is for the next one
+    }
 }
 
 #[cfg(test)]
@@ -245,10 +302,37 @@ mod tests {
             assert!(path.exists(), "{}", path.display());
         }
         assert!(target.join("core-1.img").exists());
-        remove_if_left(&File::open(&parent.0).unwrap(), &parent.0, mine.file_name().unwrap());
+        remove_if_left(&File::open(&parent.0).unwrap(), mine.file_name().unwrap());
         assert!(inner.exists(), "its maker lives");
         drop(staging);
         assert!(!mine.exists());
+    }
+
+    #[test]
+    fn what_took_the_place_of_a_folder_is_not_removed() {
+        for unlocked in [false, true] {
+            let parent = Parent::new(if unlocked { "swapped-unlocked" } else { "swapped" });
+            let [place, away] = ["place", "away"].map(|name| parent.0.join(name));
+            fs::create_dir(&place).unwrap();
+            let mut staging = Staging::new(Some(&place)).unwrap();
+            let inner = staging.folder("1").unwrap();
+            fs::write(inner.join("pages-1.img"), "memory").unwrap();
+            symlink(&parent.0, inner.join("link")).unwrap();
+            if unlocked {
+                staging.unlock().unwrap();
+            }
+            // Another folder above, with a folder of the same name that holds something dear.
+            fs::rename(&place, &away).unwrap();
+            let dear = staging.path().join("1/dear");
+            fs::create_dir_all(dear.parent().unwrap()).unwrap();
+            fs::write(&dear, "dear").unwrap();
+            let ours = away.join(staging.path().file_name().unwrap());
+            drop(staging);
+            assert_eq!(fs::read_to_string(&dear).unwrap(), "dear", "{unlocked}");
+            assert!(away.exists() && parent.0.exists());
+            // One that could not be held stays for the next sweep.
+            assert_eq!(ours.exists(), unlocked);
+        }
     }
 
     #[test]
@@ -258,11 +342,11 @@ mod tests {
         let mut staging = Staging::new(Some(&parent.0)).unwrap();
         staging.unlock().unwrap();
         let path = staging.path().to_owned();
-        remove_if_left(&above, &parent.0, path.file_name().unwrap());
+        remove_if_left(&above, path.file_name().unwrap());
         assert!(path.exists());
         let old = std::time::SystemTime::now() - LEFTOVER * 2;
         File::options().write(true).open(path.join(UNLOCKED)).unwrap().set_modified(old).unwrap();
-        remove_if_left(&above, &parent.0, path.file_name().unwrap());
+        remove_if_left(&above, path.file_name().unwrap());
         assert!(!path.exists());
         staging.forget();
     }
