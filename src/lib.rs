@@ -105,6 +105,7 @@ mod took;
 mod until;
 mod version;
 mod warning;
+mod wiped;
 
 pub use blob::{ChunkedBlob, ChunkedTree, Content, Host, ProcsBlob};
 pub use capture::{Chunking, ProcsCapture, SelfCapture, Stored};

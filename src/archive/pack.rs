@@ -11,7 +11,7 @@ use super::{
     header::{BLOCK, Header},
     names::{self, INVENTORY, LONGEST, is_image},
 };
-use crate::{Error, Result};
+use crate::{Error, Result, wiped::Wiped};
 
 /// Writes the archive of these images to `out`, and tells how many bytes it has.
 ///
@@ -43,7 +43,7 @@ pub(crate) fn pack(trees: &Trees, out: &mut dyn Write) -> Result<u64> {
     }
     images.sort_unstable_by(|one, other| one.name.cmp(&other.name));
 
-    let mut blocks = Blocks { out, buffer: vec![0; BUFFER], filled: 0, written: 0 };
+    let mut blocks = Blocks { out, buffer: Wiped::zeroed(BUFFER), filled: 0, written: 0 };
     for image in &images {
         image.append_to(&mut blocks)?;
     }
@@ -130,7 +130,7 @@ fn read(file: &mut File, into: &mut [u8]) -> io::Result<usize> {
 /// Gathers headers and contents into large writes, without copying the contents.
 struct Blocks<'a> {
     out: &'a mut dyn Write,
-    buffer: Vec<u8>,
+    buffer: Wiped,
     filled: usize,
     written: u64,
 }

@@ -3,12 +3,12 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{self, BufRead as _, BufReader, Read, Write as _},
+    io::{self, BufRead, Write as _},
     path::Path,
 };
 
 use super::{
-    BUFFER, Trees, WHAT,
+    Trees, WHAT,
     header::{self, BLOCK, Header, Kind},
     names::{self, INVENTORY, is_byproduct, is_image},
 };
@@ -47,18 +47,18 @@ impl Default for Limits {
 ///
 /// [`Error::Corrupt`] names the entry that is not as it should be. Nothing is ever written outside `into`;
 /// what was written inside before an error is the caller's to remove.
-pub(crate) fn unpack(input: impl Read, into: &Path, limits: &Limits) -> Result<Trees> {
+pub(crate) fn unpack(input: impl BufRead, into: &Path, limits: &Limits) -> Result<Trees> {
     unpack_if(input, into, limits, |_| true)
 }
 
 /// Unpacks all but the memory of the processes. Files of pages get their size and take no room.
-pub(crate) fn unpack_without_memory(input: impl Read, into: &Path, limits: &Limits) -> Result<Trees> {
+pub(crate) fn unpack_without_memory(input: impl BufRead, into: &Path, limits: &Limits) -> Result<Trees> {
     unpack_if(input, into, limits, |name| !name.starts_with("pages-"))
 }
 
 /// Unpacks, and writes the contents of the files whose name is `wanted`.
-fn unpack_if(input: impl Read, into: &Path, limits: &Limits, wanted: impl Fn(&str) -> bool) -> Result<Trees> {
-    let mut input = Input(BufReader::with_capacity(BUFFER, input));
+fn unpack_if(input: impl BufRead, into: &Path, limits: &Limits, wanted: impl Fn(&str) -> bool) -> Result<Trees> {
+    let mut input = Input(input);
     let mut left = limits.clone();
     let mut layout = Layout { into, trees: BTreeMap::new() };
     while let Some(header) = input.header()? {
@@ -200,9 +200,9 @@ impl Layout<'_> {
 }
 
 /// The archive, block by block.
-struct Input<R>(BufReader<R>);
+struct Input<R>(R);
 
-impl<R: Read> Input<R> {
+impl<R: BufRead> Input<R> {
     /// The next header; none at the first block of zeros.
     fn header(&mut self) -> Result<Option<Header>> {
         let mut block = [0; BLOCK];
@@ -281,7 +281,7 @@ impl<R: Read> Input<R> {
                 return Err(error.downcast().unwrap_or_else(Error::io("read the archive")));
             }
         }
-        Ok(self.0.buffer())
+        self.0.fill_buf().map_err(Error::io("read the archive"))
     }
 }
 

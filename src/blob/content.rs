@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Digest256, Error, Result};
+use crate::{Digest256, Error, Result, wiped::Wiped};
 
 /// Bytes of any length, cut into pieces of 64 KiB, each a blob.
 ///
@@ -40,12 +40,12 @@ pub(crate) type Get<'a> = &'a dyn Fn(&[Digest256], &mut dyn FnMut(usize, &[u8]) 
 pub(crate) struct ContentWriter {
     bytes: u64,
     /// What is not a whole piece yet: of the bytes, of their list, of the list of that.
-    levels: Vec<Vec<u8>>,
+    levels: Vec<Wiped>,
 }
 
 impl ContentWriter {
     pub(crate) fn new() -> ContentWriter {
-        ContentWriter { bytes: 0, levels: vec![Vec::new()] }
+        ContentWriter { bytes: 0, levels: vec![Wiped::default()] }
     }
 
     /// Takes in the next bytes.
@@ -67,7 +67,7 @@ impl ContentWriter {
         let digest = put(&self.levels[level])?;
         self.levels[level].clear();
         if self.levels.len() == level + 1 {
-            self.levels.push(Vec::new());
+            self.levels.push(Wiped::default());
         }
         if self.levels[level + 1].len() == PIECE {
             self.pass_on(level + 1, put)?;
@@ -225,12 +225,12 @@ fn name_nodes(
 }
 
 /// The blobs of these nodes in their order, each of the right length.
-fn blobs_of(nodes: &[Node], get: Get<'_>) -> Result<Vec<Vec<u8>>> {
+fn blobs_of(nodes: &[Node], get: Get<'_>) -> Result<Vec<Wiped>> {
     let digests: Vec<_> = nodes.iter().map(|node| node.digest).collect();
-    let mut blobs = vec![Vec::new(); nodes.len()];
+    let mut blobs: Vec<_> = nodes.iter().map(|_| Wiped::default()).collect();
     get(&digests, &mut |place, bytes| {
         nodes[place].check(bytes)?;
-        blobs[place] = bytes.to_vec();
+        blobs[place] = bytes.to_vec().into();
         Ok(())
     })?;
     Ok(blobs)

@@ -6,14 +6,14 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use crate::{BlobWriter, Digest256, Hasher, Result, Until};
+use crate::{BlobWriter, Digest256, Hasher, Result, Until, wiped::Wiped};
 
 /// Writes to a store, and hashes in one thread beside it, which is started when there is enough to hash.
 pub(super) struct Hashing<'a> {
     store: Box<dyn BlobWriter + 'a>,
     until: &'a Until,
     /// Bytes that are not hashed yet.
-    pending: Vec<u8>,
+    pending: Wiped,
     hasher: Side,
 }
 
@@ -32,7 +32,7 @@ const AHEAD: usize = 4;
 impl<'a> Hashing<'a> {
     /// Every write fails once `until` is over.
     pub(super) fn new(store: Box<dyn BlobWriter + 'a>, until: &'a Until) -> Hashing<'a> {
-        Hashing { store, until, pending: Vec::new(), hasher: Side::Here(Hasher::new()) }
+        Hashing { store, until, pending: Wiped::default(), hasher: Side::Here(Hasher::new()) }
     }
 
     /// Makes the blob visible under the digest that was computed.
@@ -88,14 +88,14 @@ impl Write for Hashing<'_> {
 /// A thread that hashes what it is sent, in order.
 struct Beside {
     /// Both are there until the end.
-    send: Option<SyncSender<Vec<u8>>>,
+    send: Option<SyncSender<Wiped>>,
     thread: Option<JoinHandle<Hasher>>,
-    returned: Receiver<Vec<u8>>,
+    returned: Receiver<Wiped>,
 }
 
 impl Beside {
     fn start(mut hasher: Hasher) -> io::Result<Beside> {
-        let (send, receive) = sync_channel::<Vec<u8>>(AHEAD);
+        let (send, receive) = sync_channel::<Wiped>(AHEAD);
         let (give_back, returned) = sync_channel(AHEAD + 1);
         let work = move || {
             for piece in receive {
@@ -109,8 +109,8 @@ impl Beside {
     }
 
     /// Sends the bytes, and leaves an empty vector.
-    fn hash(&mut self, bytes: &mut Vec<u8>) {
-        let mut empty = self.returned.try_recv().unwrap_or_else(|_| Vec::with_capacity(2 * PIECE));
+    fn hash(&mut self, bytes: &mut Wiped) {
+        let mut empty = self.returned.try_recv().unwrap_or_else(|_| Wiped::with_capacity(2 * PIECE));
         empty.clear();
         let piece = std::mem::replace(bytes, empty);
         let sent = self.send.as_ref().map(|send| send.send(piece));

@@ -1,12 +1,12 @@
 //! [`verified`]: a blob through a reader of it, and through SHA-256 at the same time.
 
 use std::{
-    io::{self, Read},
+    io::{self, BufRead, Read},
     sync::mpsc::{Receiver, SyncSender, sync_channel},
     thread,
 };
 
-use crate::{Digest256, Error, Hasher, Result, Until};
+use crate::{Digest256, Error, Hasher, Result, Until, wiped::Wiped};
 
 /// Hands the blob to `consume` while a thread beside it reads and hashes. What `consume` made is given out only if all
 /// bytes were read and the digest is right; a wrong digest is told before whatever `consume` complains of. A blob of more
@@ -25,7 +25,7 @@ pub(super) fn verified<T>(
         let hash = move || hash(blob, ceiling, reading, &send, &returned);
         let hashing =
             thread::Builder::new().spawn_scoped(scope, hash).map_err(Error::io("start a thread"))?;
-        let stream = Stream { receive, give_back, current: Vec::new(), used: 0 };
+        let stream = Stream { receive, give_back, current: Wiped::default(), used: 0 };
         let made = consume(stream);
         let hashed = hashing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         match hashed {
@@ -71,16 +71,16 @@ fn hash(
     mut blob: Box<dyn Read + Send + '_>,
     ceiling: u64,
     may_go_on: impl Fn() -> io::Result<()>,
-    send: &SyncSender<Vec<u8>>,
-    returned: &Receiver<Vec<u8>>,
+    send: &SyncSender<Wiped>,
+    returned: &Receiver<Wiped>,
 ) -> io::Result<Hashed> {
     let mut hasher = Hasher::new();
     let (mut total, mut unheard) = (0_u64, 0);
     loop {
         may_go_on()?;
-        let mut piece = returned.try_recv().unwrap_or_else(|_| Vec::with_capacity(PIECE));
+        let mut piece = returned.try_recv().unwrap_or_else(|_| Wiped::with_capacity(PIECE + 1));
         piece.clear();
-        if blob.by_ref().take(PIECE as u64).read_to_end(&mut piece)? == 0 {
+        if blob.by_ref().take(PIECE as u64).read_to_end(piece.vec())? == 0 {
             return Ok(Hashed::All(hasher.finish()));
         }
         total = total.saturating_add(piece.len() as u64);
@@ -99,27 +99,33 @@ fn hash(
 
 /// The bytes of the blob. They are not verified yet.
 pub(super) struct Stream {
-    receive: Receiver<Vec<u8>>,
-    give_back: SyncSender<Vec<u8>>,
-    current: Vec<u8>,
+    receive: Receiver<Wiped>,
+    give_back: SyncSender<Wiped>,
+    current: Wiped,
     used: usize,
 }
 
 impl Read for Stream {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let count = self.fill_buf()?.read(into)?;
+        self.consume(count);
+        Ok(count)
+    }
+}
+
+impl BufRead for Stream {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.used == self.current.len() {
-            match self.receive.recv() {
-                Ok(next) => {
-                    let _ = self.give_back.try_send(std::mem::replace(&mut self.current, next)); // or it is freed
-                    self.used = 0;
-                }
-                Err(_) => return Ok(0),
+            if let Ok(next) = self.receive.recv() {
+                let _ = self.give_back.try_send(std::mem::replace(&mut self.current, next)); // or it is freed
+                self.used = 0;
             }
         }
-        let mut rest = &self.current[self.used..];
-        let count = rest.read(into)?;
+        Ok(&self.current[self.used..])
+    }
+
+    fn consume(&mut self, count: usize) {
         self.used += count;
-        Ok(count)
     }
 }
 

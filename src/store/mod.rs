@@ -33,7 +33,7 @@ pub use self::{
     mem::MemBlobStore,
     reach::{copy_capture, copy_capture_until, reachable, reachable_until},
 };
-use crate::{Digest256, Error, Result, Until};
+use crate::{Digest256, Error, Result, Until, wiped::Wiped};
 
 /// A place that keeps blobs: bytes of any length, called by their digest.
 ///
@@ -171,7 +171,7 @@ pub trait BlobStore: fmt::Debug + Send + Sync {
     ///
     /// [`Error::Missing`] if the store has no such blob.
     fn reader(&self, digest: &Digest256) -> Result<Box<dyn Read + Send + '_>> {
-        Ok(Box::new(Cursor::new(self.get(digest)?)))
+        Ok(Box::new(Cursor::new(Wiped::from(self.get(digest)?))))
     }
 
     /// Which of these blobs the store does not have, in the order asked. What is asked for twice is told twice.
@@ -245,7 +245,10 @@ pub trait BlobStore: fmt::Debug + Send + Sync {
         digests: &[Digest256],
         each: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
     ) -> Result<()> {
-        digests.iter().enumerate().try_for_each(|(place, digest)| each(place, &self.get(digest)?))
+        digests
+            .iter()
+            .enumerate()
+            .try_for_each(|(place, digest)| each(place, &Wiped::from(self.get(digest)?)))
     }
 
     /// Takes in many blobs that become durable together; see [`BlobBatch`].
@@ -370,7 +373,7 @@ pub(crate) fn fetch(
         Ok(())
     })?;
     for (place, digest) in digests.iter().enumerate().filter(|(place, _)| !came[*place]) {
-        each(place, &get_verified(store, digest)?)?;
+        each(place, &Wiped::from(get_verified(store, digest)?))?;
     }
     Ok(())
 }
@@ -403,7 +406,7 @@ pub(crate) fn fetch_into(
         if found == *digest {
             continue;
         }
-        let again = get_verified(store, digest)?;
+        let again = Wiped::from(get_verified(store, digest)?);
         if again.len() != place.len() {
             let problem = format!("it has {} bytes where {} are wanted", again.len(), place.len());
             return Err(Error::corrupt(format!("the chunk {digest}"), problem));

@@ -13,7 +13,7 @@ macro_rules! modules {
 modules! { apart churn harness places program stores talk tree victim }
 // The tests.
 modules! {
-    capture causes chunked client damage deadline embed ending faults foreseen grown holders iterative leaks locked missing pids pipes preflight provoked replaced requests revived selfdump
+    capture causes chunked client damage deadline embed ending faults foreseen grown holders iterative leaks locked missing pids pipes preflight provoked remnants replaced requests revived selfdump
     served service sockets stress terminal terminals took
 }
 
@@ -35,6 +35,7 @@ fn main() {
         ("--leaks", leaks::main),
         ("--look", preflight::privileges::main),
         ("--odd", provoked::odd::main),
+        ("--remnants", remnants::main),
         ("--refusing", provoked::refusing::main),
         ("--apart", apart::main),
         ("--churn", churn::main),
@@ -86,6 +87,7 @@ fn main() {
         provoked::processes::TESTS,
         provoked::machine::TESTS,
         provoked::restores::TESTS,
+        remnants::TESTS,
         replaced::TESTS,
         requests::TESTS,
         revived::TESTS,

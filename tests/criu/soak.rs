@@ -16,21 +16,25 @@ tests![captures_and_collections_leave_a_program_as_it_was];
 
 const FEWEST: usize = 24;
 
-/// Memory in KiB, descriptors, threads of this process.
+/// Memory of no file in KiB, descriptors, threads, and areas of memory of this process.
 #[derive(Debug, Clone, Copy)]
 struct Possessions {
     memory: u64,
     descriptors: usize,
     threads: usize,
+    areas: usize,
 }
 
 impl Possessions {
     fn now() -> Possessions {
         let status = fs::read_to_string("/proc/self/status").unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        // Pages of the program's file come and go as the machine has room.
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
         let memory = line.trim().trim_end_matches(" kB").parse().unwrap();
         let count = |folder| fs::read_dir(folder).unwrap().count();
-        Possessions { memory, descriptors: count("/proc/self/fd"), threads: count("/proc/self/task") }
+        let areas = fs::read_to_string("/proc/self/maps").unwrap().lines().count();
+        let (descriptors, threads) = (count("/proc/self/fd"), count("/proc/self/task"));
+        Possessions { memory, descriptors, threads, areas }
     }
 }
 
@@ -47,6 +51,7 @@ fn soak(home: &Home, store: &FsBlobStore, capture: &ProcsCapture, rounds: usize)
         memory: part.iter().map(|seen| seen.memory).max().unwrap(),
         descriptors: part.iter().map(|seen| seen.descriptors).max().unwrap(),
         threads: part.iter().map(|seen| seen.threads).max().unwrap(),
+        areas: part.iter().map(|seen| seen.areas).max().unwrap(),
     })
 }
 
@@ -70,6 +75,7 @@ fn soak_all() {
         println!("{name}, {rounds} captures: {middle:?}, then {end:?}");
         assert!(end.memory <= middle.memory + middle.memory / 10 + 2048, "{name}: {middle:?}, then {end:?}");
         assert!(end.descriptors <= middle.descriptors, "{name}: {middle:?}, then {end:?}");
+        assert!(end.areas <= middle.areas + 16, "{name}: {middle:?}, then {end:?}");
         assert!(end.threads <= middle.threads, "{name}: {middle:?}, then {end:?}");
     }
 }

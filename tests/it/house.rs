@@ -25,6 +25,7 @@ const FLOORS: [(&str, &[&str]); 8] = [
             "until",
             "version",
             "warning",
+            "wiped",
         ],
     ),
     ("formats", &["archive", "blob", "diagnose", "image", "options"]),

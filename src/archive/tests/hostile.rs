@@ -166,7 +166,7 @@ fn what_follows_the_end_is_refused() {
         assert!(refusal(unpacked(&[&whole, junk].concat())).contains("follows its end"));
     }
     let scratch = Scratch::new();
-    let endless = whole.chain(io::repeat(0));
+    let endless = io::BufReader::new(whole.chain(io::repeat(0)));
     assert!(refusal(unpack(endless, &scratch.0, &Limits::default())).contains("too many zeros"));
     let block = vec![0; BLOCK];
     refusal(unpacked(&[file("inventory.img", b""), block, file("core-1.img", b""), end()].concat()));

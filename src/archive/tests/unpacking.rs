@@ -76,7 +76,7 @@ fn a_slow_and_interrupted_reader_is_read_to_its_end() {
     let archive = [file("inventory.img", &[7; 1000]), end(), vec![0; 5000]].concat();
     let mut input = Trickle { bytes: &archive, turn: 0 };
     let scratch = Scratch::new();
-    unpack(&mut input, &scratch.0, &Limits::default()).unwrap();
+    unpack(io::BufReader::new(&mut input), &scratch.0, &Limits::default()).unwrap();
     assert!(input.bytes.is_empty());
     assert_eq!(fs::read(scratch.0.join("inventory.img")).unwrap(), [7; 1000]);
 }
@@ -91,7 +91,7 @@ fn an_error_of_ours_comes_back_from_the_reader() {
     }
     let scratch = Scratch::new();
     let start = file("inventory.img", b"i");
-    let error = unpack(start.chain(Broken), &scratch.0, &Limits::default()).unwrap_err();
+    let error = unpack(io::BufReader::new(start.chain(Broken)), &scratch.0, &Limits::default()).unwrap_err();
     assert_eq!(error.to_string(), "blob is damaged: wrong digest");
 }
 

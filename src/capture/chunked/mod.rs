@@ -36,6 +36,7 @@ use crate::{
     image::ImageDir,
     pages::{PAGE_SIZE, PageOwner, PageRun, PageSink},
     platform::{self, Images, Job, Memory, Outcome},
+    wiped::Wiped,
 };
 
 /// How a capture is cut into chunks; see [`ProcsCapture::chunked`](crate::ProcsCapture::chunked).
@@ -519,7 +520,7 @@ fn keep_image(
     let small = file.metadata().map_err(reading())?.len() < SMALL;
     let mut own = ContentWriter::new();
     let mut bytes = 0;
-    let mut buffer = vec![0; if small { PAGE_SIZE } else { 1 << 18 }];
+    let mut buffer = Wiped::zeroed(if small { PAGE_SIZE } else { 1 << 18 });
     loop {
         let count = file.read(&mut buffer).map_err(reading())?;
         if count == 0 {

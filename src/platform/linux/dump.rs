@@ -34,6 +34,7 @@ use crate::{
     procfs::{Stat, is_free},
     proto::images::StreamNote,
     rpc::{Event, Hooks, Lend, NoHooks, SelfDump, check_nothing_left},
+    sys,
 };
 
 /// Dumps, and keeps what was dumped. Memory goes into the folder of images, or to who takes it in.
@@ -224,6 +225,8 @@ impl<'a> Dump<'a> {
         // While our own tree stands still nothing can look at it. What is noted now stays true until then, or is of no use.
         let tree = frozen::Frozen::of(own.root);
         let notes = tree.look(&self.streams);
+        // What libraries had in it may be of trees that were captured before.
+        sys::trim_heap();
         match self.criu.dump_around_self(own.root, &own.options, &own.folder)? {
             SelfDump::Dumped(dumped) => {
                 self.warn_of_interrupted(&dumped.interrupted, own)?;

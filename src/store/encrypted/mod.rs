@@ -28,7 +28,7 @@ use self::{
     record::{Kind, seal, unseal},
 };
 use super::{BlobBatch, BlobStore, BlobWriter, FsBlobStore, Gc, reachable_until};
-use crate::{Digest256, Error, Result, Until};
+use crate::{Digest256, Error, Result, Until, wiped::Wiped};
 
 /// Encrypts what another store keeps: memory of processes holds secrets.
 ///
@@ -362,7 +362,7 @@ impl<S: BlobStore> BlobStore for EncryptedBlobStore<S> {
 
     fn reader(&self, digest: &Digest256) -> Result<Box<dyn Read + Send + '_>> {
         Ok(match self.find(digest)? {
-            Found::Whole(bytes) => Box::new(Cursor::new(bytes)),
+            Found::Whole(bytes) => Box::new(Cursor::new(Wiped::from(bytes))),
             Found::Parts(parts) => Box::new(parts.reader(self, digest)),
         })
     }
@@ -391,7 +391,7 @@ impl<S: BlobStore> BlobStore for EncryptedBlobStore<S> {
             return digests
                 .iter()
                 .enumerate()
-                .try_for_each(|(place, digest)| each(place, &self.get(digest)?));
+                .try_for_each(|(place, digest)| each(place, &Wiped::from(self.get(digest)?)));
         }
         let next = AtomicUsize::new(0);
         thread::scope(|scope| {
@@ -408,7 +408,7 @@ impl<S: BlobStore> BlobStore for EncryptedBlobStore<S> {
                 thread::Builder::new().spawn_scoped(scope, work).map_err(Error::io("start a thread"))?;
             }
             drop(send);
-            receive.into_iter().try_for_each(|(place, bytes)| each(place, &bytes?))
+            receive.into_iter().try_for_each(|(place, bytes)| each(place, &Wiped::from(bytes?)))
         })
     }
 

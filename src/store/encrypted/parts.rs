@@ -10,7 +10,7 @@ use super::{
     EncryptedBlobStore, Padding,
     record::{Kind, random, seal},
 };
-use crate::{BlobBatch, BlobStore, BlobWriter, Digest256, Error, Result};
+use crate::{BlobBatch, BlobStore, BlobWriter, Digest256, Error, Result, wiped::Wiped};
 
 /// How many bytes a part has, save for the last. A blob that has no more is one record.
 pub(super) const PART: usize = 1 << 20;
@@ -59,13 +59,13 @@ impl Parts {
         store: &EncryptedBlobStore<S>,
         digest: &Digest256,
         place: u64,
-    ) -> Result<Vec<u8>> {
+    ) -> Result<Wiped> {
         let last = place + 1 == self.count();
         let kind = if last { Kind::LastPart } else { Kind::Part };
         let expected = if last { self.length - place * self.part } else { self.part };
         let what = || format!("part {place} of blob {digest}");
         let found = store.open_record(kind, &store.keys.part(&self.id, place), what)?;
-        let bytes = found.ok_or_else(|| Error::corrupt(what(), "it is missing"))?;
+        let bytes = Wiped::from(found.ok_or_else(|| Error::corrupt(what(), "it is missing"))?);
         if bytes.len() as u64 != expected {
             return Err(Error::corrupt(what(), format!("it has {} bytes, not {expected}", bytes.len())));
         }
@@ -81,7 +81,7 @@ impl Parts {
         length: usize,
     ) -> Result<Vec<u8>> {
         let end = offset.saturating_add(length as u64).min(self.length);
-        let mut range = Vec::new();
+        let mut range = Wiped::default();
         let mut at = offset;
         while at < end {
             let place = at / self.part;
@@ -93,7 +93,7 @@ impl Parts {
             range.extend_from_slice(&bytes[within(at)..within(end)]);
             at = start + bytes.len() as u64;
         }
-        Ok(range)
+        Ok(std::mem::take(range.vec()))
     }
 
     pub(super) fn reader<'a, S: BlobStore>(
@@ -101,7 +101,7 @@ impl Parts {
         store: &'a EncryptedBlobStore<S>,
         digest: &Digest256,
     ) -> PartsReader<'a, S> {
-        PartsReader { store, digest: *digest, parts: self, next: 0, current: Vec::new(), used: 0 }
+        PartsReader { store, digest: *digest, parts: self, next: 0, current: Wiped::default(), used: 0 }
     }
 }
 
@@ -111,7 +111,7 @@ pub(super) struct PartsReader<'a, S> {
     digest: Digest256,
     parts: Parts,
     next: u64,
-    current: Vec<u8>,
+    current: Wiped,
     used: usize,
 }
 
@@ -177,14 +177,14 @@ impl Sealer {
 pub(super) struct EncryptedWriter<'a, S> {
     store: &'a EncryptedBlobStore<S>,
     /// At most a part. A full one stays until more comes: it may be the last.
-    bytes: Vec<u8>,
+    bytes: Wiped,
     /// There as soon as the blob is more than a part.
     sealing: Option<(Sealer, Box<dyn BlobBatch + 'a>)>,
 }
 
 impl<'a, S: BlobStore> EncryptedWriter<'a, S> {
     pub(super) fn new(store: &'a EncryptedBlobStore<S>) -> EncryptedWriter<'a, S> {
-        EncryptedWriter { store, bytes: Vec::new(), sealing: None }
+        EncryptedWriter { store, bytes: Wiped::default(), sealing: None }
     }
 
     fn seal_part(&mut self) -> Result<()> {

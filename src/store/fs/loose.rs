@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs::{self, File},
-    io::{self, BufReader, BufWriter, ErrorKind, Read as _, Write},
+    io::{self, BufReader, ErrorKind, Read as _, Write},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
@@ -12,7 +12,7 @@ use super::{
     FsBlobStore,
     disk::{Disk, DiskFile, Temporary},
 };
-use crate::{Digest256, Error, Hasher, Result, private, store::BlobWriter};
+use crate::{Digest256, Error, Hasher, Result, private, store::BlobWriter, wiped::Wiped};
 
 /// A folder of files in shards, called by the first two digits of what is in them.
 #[derive(Debug)]
@@ -133,11 +133,7 @@ impl FsBlobStore {
     pub(super) fn start_loose(&self) -> Result<FsWriter<'_>> {
         let doing = || format!("create a temporary file in {}", self.tmp.display());
         let (temporary, file) = self.disk.temporary(&self.tmp).map_err(Error::io(doing()))?;
-        Ok(FsWriter {
-            store: self,
-            file: BufWriter::with_capacity(BUFFER, Growing { file, end: 0 }),
-            temporary,
-        })
+        Ok(FsWriter { store: self, file: Growing { file, end: 0 }, gathered: Wiped::default(), temporary })
     }
 }
 
@@ -161,16 +157,26 @@ pub(super) fn is_whole(path: &Path, digest: &Digest256) -> bool {
 pub(super) struct FsWriter<'a> {
     store: &'a FsBlobStore,
     // Before `temporary`, so that it is closed when that is removed.
-    file: BufWriter<Growing>,
+    file: Growing,
     temporary: Temporary,
+    /// Small pieces that were not written yet.
+    gathered: Wiped,
+}
+
+impl FsWriter<'_> {
+    fn write_gathered(&mut self) -> io::Result<()> {
+        self.file.write(&self.gathered)?;
+        self.gathered.clear();
+        Ok(())
+    }
 }
 
 impl BlobWriter for FsWriter<'_> {
-    fn commit(self: Box<Self>, digest: &Digest256) -> Result<()> {
-        let FsWriter { store, file, temporary } = *self;
-        let (shard, path) = store.blobs.place(digest);
+    fn commit(mut self: Box<Self>, digest: &Digest256) -> Result<()> {
+        let (shard, path) = self.store.blobs.place(digest);
         let doing = || format!("store blob {}", path.display());
-        let file = file.into_inner().map_err(|unwritten| Error::io(doing())(unwritten.into_error()))?;
+        self.write_gathered().map_err(Error::io(doing()))?;
+        let FsWriter { store, file, temporary, .. } = *self;
         file.file.sync().map_err(Error::io(doing()))?;
         let placed = store.blobs.make(&shard).and_then(|()| temporary.rename(file.file, &path));
         if let Err(error) = placed {
@@ -187,11 +193,18 @@ impl BlobWriter for FsWriter<'_> {
 
 impl Write for FsWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file.write(bytes)
+        if self.gathered.len() + bytes.len() > BUFFER {
+            self.write_gathered()?;
+        }
+        match bytes.len() < BUFFER {
+            true => self.gathered.extend_from_slice(bytes),
+            false => self.file.write(bytes)?,
+        }
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
+        self.write_gathered()
     }
 }
 
@@ -201,14 +214,12 @@ struct Growing {
     end: u64,
 }
 
-impl Write for Growing {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file.write_at(bytes, self.end)?;
-        self.end += bytes.len() as u64;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
+impl Growing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if !bytes.is_empty() {
+            self.file.write_at(bytes, self.end)?;
+            self.end += bytes.len() as u64;
+        }
         Ok(())
     }
 }

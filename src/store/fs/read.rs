@@ -13,7 +13,8 @@ use super::{
 };
 use crate::{
     Digest256, Error, Result, private,
-    store::pack::{self, Frame, ReadAt as _},
+    store::pack::{self, Frame, ReadAt as _, Scratch},
+    wiped::Wiped,
 };
 
 impl FsBlobStore {
@@ -54,12 +55,12 @@ impl FsBlobStore {
     }
 
     /// All raw bytes of a frame, unverified.
-    pub(super) fn open_frame(&self, file: &File, frame: &Frame) -> io::Result<Result<Vec<u8>>> {
-        let mut stored = vec![0; frame.stored];
+    pub(super) fn open_frame(&self, file: &File, frame: &Frame) -> io::Result<Result<Wiped>> {
+        let mut stored = Wiped::zeroed(frame.stored);
         let read = file.read_full(&mut stored, frame.at + frame.head as u64)?;
         stored.truncate(read);
-        let mut scratch = Vec::new();
-        Ok(frame.open(&stored, &mut scratch).map(<[u8]>::to_vec))
+        let mut scratch = Scratch::default();
+        Ok(frame.open(&stored, &mut scratch).map(|raw| raw.to_vec().into()))
     }
 
     /// A part of a copy, unverified; nothing if the pack has gone, or would have to be decompressed.
@@ -145,7 +146,7 @@ impl FsBlobStore {
         let (start, end) = (run[0].place.at, run[run.len() - 1].place.end());
         let length = usize::try_from(end - start).unwrap_or(usize::MAX);
         if buffers.read.len() < length {
-            buffers.read.resize(length, 0);
+            buffers.read.resize(length);
         }
         // What cannot be read here is read by itself, and the error told there.
         let read = file.read_full(&mut buffers.read[..length], start).unwrap_or(0);
@@ -184,7 +185,9 @@ impl FsBlobStore {
         self.buffers.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
     }
 
-    fn give_buffers(&self, buffers: Buffers) {
+    fn give_buffers(&self, mut buffers: Buffers) {
+        buffers.read.fill(0);
+        buffers.raw.wipe();
         let mut kept = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() < KEPT && buffers.read.len() <= 2 * RUN {
             kept.push(buffers);
@@ -195,8 +198,8 @@ impl FsBlobStore {
 /// What is read, and what it is decompressed to.
 #[derive(Debug, Default)]
 pub(super) struct Buffers {
-    read: Vec<u8>,
-    raw: Vec<u8>,
+    read: Wiped,
+    raw: Scratch,
 }
 
 /// A blob that was asked for.

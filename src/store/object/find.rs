@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     Digest256, Error, Result,
-    store::pack::{self, Found, Frame, PackId},
+    store::pack::{self, Found, Frame, PackId, Scratch},
 };
 
 impl ObjectBlobStore {
@@ -395,7 +395,7 @@ fn open(spot: Spot, bytes: &[u8], name: &str) -> Result<OpenFrame> {
         let what = format!("the frame at {} of pack {} in {name}", spot.at, spot.pack.hex());
         Error::corrupt(what, "its header is not that of a frame")
     })?;
-    let mut scratch = Vec::new();
+    let mut scratch = Scratch::default();
     let raw = head.open(&bytes[head.head..], &mut scratch)?;
     let raw = raw.to_vec();
     Ok(OpenFrame { head, raw })

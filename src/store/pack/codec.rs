@@ -1,41 +1,70 @@
-//! Compression of frames, with zstd.
+//! Compression of frames, with zstd. What a context read or wrote last stays in its memory until it is dropped, so none
+//! outlives the batch or the read that it is for.
 
-use std::{cell::RefCell, io};
+use std::{fmt, io};
 
 use zstd::bulk::{Compressor, Decompressor};
 
-/// Compresses to what begins `at` bytes into `packed`, and tells how long it is, if that is `limit` bytes at most.
-pub(super) fn compress(raw: &[u8], limit: usize, at: usize, packed: &mut Vec<u8>) -> Option<usize> {
-    thread_local! {
-        static COMPRESSOR: RefCell<Option<Compressor<'static>>> = RefCell::new(Compressor::new(LEVEL).ok());
+use crate::wiped::Wiped;
+
+/// Compresses frames, one after the other.
+#[derive(Default)]
+pub(super) struct Packer(Option<Compressor<'static>>);
+
+impl Packer {
+    /// Compresses to what begins `at` bytes into `packed`, and tells how long it is, if that is `limit` bytes at most.
+    pub(super) fn compress(
+        &mut self,
+        raw: &[u8],
+        limit: usize,
+        at: usize,
+        packed: &mut Wiped,
+    ) -> Option<usize> {
+        if packed.len() < at + limit {
+            packed.resize(at + limit);
+        }
+        if self.0.is_none() {
+            self.0 = Compressor::new(LEVEL).ok();
+        }
+        // What does not fit is an error of the compressor's.
+        let length = self.0.as_mut()?.compress_to_buffer(raw, &mut packed[at..at + limit]).ok()?;
+        (length < raw.len()).then_some(length)
     }
-    if packed.len() < at + limit {
-        packed.resize(at + limit, 0);
-    }
-    // What does not fit is an error of the compressor's.
-    let length = COMPRESSOR.with_borrow_mut(|compressor| {
-        compressor.as_mut()?.compress_to_buffer(raw, &mut packed[at..at + limit]).ok()
-    })?;
-    (length < raw.len()).then_some(length)
 }
 
-/// Decompresses into `raw`, which gets exactly `length` bytes.
-pub(super) fn decompress(packed: &[u8], length: usize, raw: &mut Vec<u8>) -> io::Result<()> {
-    thread_local! {
-        static DECOMPRESSOR: RefCell<Option<Decompressor<'static>>> = RefCell::new(Decompressor::new().ok());
+/// Decompresses frames, one after the other.
+#[derive(Default)]
+pub(super) struct Unpacker(Option<Decompressor<'static>>);
+
+impl Unpacker {
+    /// Decompresses into `raw`, which gets exactly `length` bytes.
+    pub(super) fn decompress(&mut self, packed: &[u8], length: usize, raw: &mut Wiped) -> io::Result<()> {
+        raw.clear();
+        raw.reserve(length);
+        if self.0.is_none() {
+            self.0 = Some(Decompressor::new()?);
+        }
+        let decompressor = self.0.as_mut().expect("because it was made just now");
+        let written = decompressor
+            .decompress_to_buffer(packed, raw.vec())
+            .map_err(|error| io::Error::other(format!("it cannot be decompressed: {error}")))?;
+        if written != length {
+            return Err(io::Error::other(format!("it has {written} bytes decompressed, not {length}")));
+        }
+        Ok(())
     }
-    raw.clear();
-    raw.reserve(length);
-    let written = DECOMPRESSOR.with_borrow_mut(|decompressor| match decompressor {
-        Some(decompressor) => decompressor
-            .decompress_to_buffer(packed, raw)
-            .map_err(|error| io::Error::other(format!("it cannot be decompressed: {error}"))),
-        None => Err(io::Error::other("there is no memory to decompress it")),
-    })?;
-    if written != length {
-        return Err(io::Error::other(format!("it has {written} bytes decompressed, not {length}")));
+}
+
+impl fmt::Debug for Packer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Packer").finish_non_exhaustive()
     }
-    Ok(())
+}
+
+impl fmt::Debug for Unpacker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Unpacker").finish_non_exhaustive()
+    }
 }
 
 const LEVEL: i32 = 3;

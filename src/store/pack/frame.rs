@@ -1,7 +1,7 @@
 //! [`Builder`] and [`Frame`]: some hundred kilobytes of blobs, with a header that says which.
 
 use super::{PackId, bytes_at, codec, number, short};
-use crate::{Digest256, Error, Hasher, Result};
+use crate::{Digest256, Error, Hasher, Result, wiped::Wiped};
 
 /// Collects blobs until there is enough for a frame.
 #[derive(Debug)]
@@ -9,15 +9,22 @@ pub(crate) struct Builder {
     entries: Vec<u8>,
     count: u16,
     /// Room for the header, so that a frame is written in one piece, and the blobs.
-    raw: Vec<u8>,
+    raw: Wiped,
     /// The same, compressed.
-    packed: Vec<u8>,
+    packed: Wiped,
+    packer: codec::Packer,
 }
 
 impl Builder {
     /// A frame with nothing in it.
     pub(crate) fn new() -> Builder {
-        Builder { entries: Vec::new(), count: 0, raw: vec![0; MAX_HEAD], packed: Vec::new() }
+        Builder {
+            entries: Vec::new(),
+            count: 0,
+            raw: Wiped::zeroed(MAX_HEAD),
+            packed: Wiped::default(),
+            packer: codec::Packer::default(),
+        }
     }
 
     /// Whether there is nothing in it.
@@ -64,7 +71,8 @@ impl Builder {
     /// Makes bytes of it, compressed where that helps. What is still to be said is where they will be.
     pub(crate) fn seal(&mut self) -> Sealed<'_> {
         let length = self.length();
-        let packed = codec::compress(&self.raw[MAX_HEAD..], length - length / 16, MAX_HEAD, &mut self.packed);
+        let packed =
+            self.packer.compress(&self.raw[MAX_HEAD..], length - length / 16, MAX_HEAD, &mut self.packed);
         let (all, stored) = match packed {
             Some(packed) => (&mut self.packed, packed),
             None => (&mut self.raw, length),
@@ -116,6 +124,21 @@ impl<'a> Sealed<'a> {
         let check = checksum(&self.bytes[..self.head]);
         self.bytes[48..FIXED].copy_from_slice(&check);
         self.bytes
+    }
+}
+
+/// What frames are decompressed with, and to.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    raw: Wiped,
+    unpacker: codec::Unpacker,
+}
+
+impl Scratch {
+    /// Keeps the memory, and nothing of what is in it.
+    pub(crate) fn wipe(&mut self) {
+        self.raw.fill(0);
+        self.unpacker = codec::Unpacker::default();
     }
 }
 
@@ -252,17 +275,20 @@ impl Frame {
     /// The raw bytes of the entries, of which nobody has verified anything yet, from the `stored` ones.
     ///
     /// A frame that was cut short gives what is left of it, as far as it is not compressed.
-    pub(crate) fn open<'a>(&self, stored: &'a [u8], scratch: &'a mut Vec<u8>) -> Result<&'a [u8]> {
+    pub(crate) fn open<'a>(&self, stored: &'a [u8], scratch: &'a mut Scratch) -> Result<&'a [u8]> {
         if !self.compressed {
             return Ok(&stored[..stored.len().min(self.raw)]);
         }
-        codec::decompress(stored, self.raw, scratch).map_err(|error| match error.kind() {
-            std::io::ErrorKind::Unsupported => Error::store("read a compressed frame of a pack", error),
-            _ => {
-                Error::corrupt(format!("the frame at {} of pack {:?}", self.at, self.pack), error.to_string())
+        scratch.unpacker.decompress(stored, self.raw, &mut scratch.raw).map_err(|error| {
+            match error.kind() {
+                std::io::ErrorKind::Unsupported => Error::store("read a compressed frame of a pack", error),
+                _ => Error::corrupt(
+                    format!("the frame at {} of pack {:?}", self.at, self.pack),
+                    error.to_string(),
+                ),
             }
         })?;
-        Ok(scratch)
+        Ok(&scratch.raw)
     }
 
     /// The verified bytes of an entry among the raw ones.

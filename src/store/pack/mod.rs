@@ -22,7 +22,7 @@ use std::{
 };
 
 pub(crate) use self::{
-    frame::{Builder, Entry, Frame, Kind, MAX_BLOB},
+    frame::{Builder, Entry, Frame, Kind, MAX_BLOB, Scratch},
     run::run_of,
     scan::{Found, scan},
     stamp::{LAST as LAST_STAMP, next_stamp},

@@ -2,14 +2,32 @@
 
 use std::io;
 
+use crate::wiped::Wiped;
+
 /// Compresses nothing.
-pub(super) fn compress(_raw: &[u8], _limit: usize, _at: usize, _packed: &mut Vec<u8>) -> Option<usize> {
-    None
+#[derive(Debug, Default)]
+pub(super) struct Packer;
+
+impl Packer {
+    pub(super) fn compress(
+        &mut self,
+        _raw: &[u8],
+        _limit: usize,
+        _at: usize,
+        _packed: &mut Wiped,
+    ) -> Option<usize> {
+        None
+    }
 }
 
 /// Says what is missing.
-pub(super) fn decompress(_packed: &[u8], _length: usize, _raw: &mut Vec<u8>) -> io::Result<()> {
-    let problem =
-        "it is compressed, and this program was built without the feature `compression` of criu-rpc";
-    Err(io::Error::new(io::ErrorKind::Unsupported, problem))
+#[derive(Debug, Default)]
+pub(super) struct Unpacker;
+
+impl Unpacker {
+    pub(super) fn decompress(&mut self, _packed: &[u8], _length: usize, _raw: &mut Wiped) -> io::Result<()> {
+        let problem =
+            "it is compressed, and this program was built without the feature `compression` of criu-rpc";
+        Err(io::Error::new(io::ErrorKind::Unsupported, problem))
+    }
 }

@@ -31,7 +31,7 @@ fn whole(bytes: &[u8]) -> Vec<Digest256> {
     for frame in found(bytes).0 {
         let start = usize::try_from(frame.at).unwrap() + frame.head;
         let stored = &bytes[start.min(bytes.len())..bytes.len().min(start + frame.stored)];
-        let mut scratch = Vec::new();
+        let mut scratch = Scratch::default();
         let Ok(raw) = frame.open(stored, &mut scratch) else { continue };
         let verified = frame.entries.iter().filter(|entry| frame.verified(entry, raw).is_ok());
         whole.extend(verified.map(|entry| entry.digest));

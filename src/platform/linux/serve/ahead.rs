@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::{Error, platform::PageFiles};
+use crate::{Error, platform::PageFiles, wiped::Wiped};
 
 /// How many pieces may be there before anybody asks for them: 64 MiB for all, of one file the half of it. As much is read while
 /// criu starts.
@@ -27,7 +27,7 @@ struct State {
     next: BTreeMap<usize, usize>,
     wanted: Vec<Piece>,
     /// Memory to read into, of which fresh pages would cost more than the reading.
-    idle: Vec<Vec<u8>>,
+    idle: Vec<Wiped>,
     failure: Option<Failure>,
     failed: bool,
     closed: bool,
@@ -39,7 +39,7 @@ type Piece = (usize, usize);
 enum Slot {
     Loading,
     Ready {
-        bytes: Arc<Vec<u8>>,
+        bytes: Arc<Wiped>,
         /// How many of the bytes have not been given out yet.
         left: usize,
     },
@@ -54,7 +54,7 @@ pub(super) enum Failure {
 
 /// Bytes of one piece.
 pub(super) struct Part {
-    piece: Arc<Vec<u8>>,
+    piece: Arc<Wiped>,
     from: usize,
     to: usize,
 }
@@ -95,7 +95,7 @@ impl<'a> Ahead<'a> {
             state.pieces.insert(piece, Slot::Loading);
             let mut bytes = state.idle.pop().unwrap_or_default();
             drop(state);
-            bytes.resize(self.pages.files()[piece.0].length(piece.1), 0);
+            bytes.resize(self.pages.files()[piece.0].length(piece.1));
             // Whatever happens, whoever waits for the piece must have an answer: criu would wait for ever.
             let read = catch_unwind(AssertUnwindSafe(|| self.pages.read(piece.0, piece.1, &mut bytes)));
             let read = match read {
