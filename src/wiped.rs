@@ -8,6 +8,14 @@ use std::{
     ops::{Deref, DerefMut},
 };
 
+/// Overwrites what functions that have returned left below the caller's frame on the stack. Stacks of threads are used again.
+#[cfg_attr(not(feature = "encryption"), allow(dead_code))] // ciphers copy blocks there
+#[inline(never)]
+pub(crate) fn wipe_stack() {
+    const DEEP: usize = 16 << 10;
+    black_box(&mut [0_u8; DEEP]);
+}
+
 /// A vector of bytes that is overwritten when it moves, and when it is dropped.
 #[derive(Debug, Default)]
 pub(crate) struct Wiped(Vec<u8>);

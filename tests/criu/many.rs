@@ -21,6 +21,9 @@ tests![very_many_processes_in_a_session_and_in_a_tree_are_no_trouble];
 
 const FEWEST: usize = 300;
 
+/// How many a victim makes when it is told to.
+const AT_ONCE: usize = 100;
+
 /// The most holders of one number that an error names.
 const TOLD: usize = 10;
 
@@ -35,13 +38,13 @@ pub(crate) const APART: &[crate::harness::Test] = &[("many", || {
 })];
 
 fn how_many() -> usize {
-    env::var("CRIU_MANY").ok().and_then(|many| many.parse().ok()).unwrap_or(FEWEST).max(FEWEST)
+    env::var("CRIU_MANY").ok().and_then(|many| many.parse().ok()).unwrap_or(FEWEST).max(FEWEST) / AT_ONCE * AT_ONCE
 }
 
-/// A victim in perl that leads a session, and makes processes that wait when it hears `go`.
-fn breeder(many: usize, keeps_them: bool) -> Victim {
+/// A victim in perl that leads a session, and makes [`AT_ONCE`] processes that wait when it hears `go`.
+fn breeder(keeps_them: bool) -> Victim {
     let waiting = "close $_ for *STDIN, *STDOUT; sleep while 1";
-    let breed = format!("for (1 .. {many}) {{ my $p = fork // die; if (!$p) {{ {waiting} }} }}");
+    let breed = format!("for (1 .. {AT_ONCE}) {{ my $p = fork // die; if (!$p) {{ {waiting} }} }}");
     // Without a parent between them and this process they are orphans.
     let breed = if keeps_them { breed } else { format!("fork or do {{ {breed} POSIX::_exit(0) }}; wait;") };
     let mut command = Command::new("perl");
@@ -51,6 +54,13 @@ fn breeder(many: usize, keeps_them: bool) -> Victim {
     );
     command.args(["-e", &program]);
     Victim::start_by(command)
+}
+
+/// Makes so many processes.
+fn breed(victim: &mut Victim, many: usize) {
+    for _ in 0..many / AT_ONCE {
+        assert_eq!(victim.ask("go"), "done");
+    }
 }
 
 /// Does it, and prints how long that took.
@@ -64,12 +74,12 @@ fn timed<T>(what: &str, work: impl FnOnce() -> T) -> T {
 fn in_a_session(many: usize) {
     let home = Home::new();
     let store = home.store();
-    let mut victim = breeder(many, false);
+    let mut victim = breeder(false);
     let pid = victim.pid();
     let digest = home.capture([pid]).capture(&store).or_explain();
-    assert_eq!(victim.ask("go"), "done");
+    breed(&mut victim, many);
     let own = i32::try_from(std::process::id()).unwrap();
-    wait_until("all are orphans", || children(own).len() > many);
+    wait_until("all are orphans", || children(own).len() == many + 1);
 
     let seen = timed("preflight of a tree in a session of many", || {
         Criu::new().preflight(pid, &DumpOptions::default()).or_explain()
@@ -93,9 +103,9 @@ fn in_a_session(many: usize) {
 }
 
 fn in_a_tree(many: usize) {
-    let mut victim = breeder(many, true);
+    let mut victim = breeder(true);
     let pid = victim.pid();
-    assert_eq!(victim.ask("go"), "done");
+    breed(&mut victim, many);
     let seen = timed("preflight of a tree of many", || {
         Criu::new().preflight(pid, &DumpOptions::default()).or_explain()
     });

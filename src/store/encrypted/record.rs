@@ -9,7 +9,7 @@
 use aes_gcm_siv::{AeadInOut, Nonce, Tag};
 
 use super::key::Keys;
-use crate::{Digest256, Error, Result};
+use crate::{Digest256, Error, Result, wiped::wipe_stack};
 
 /// What a record is. A record of one kind is never taken for one of another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +60,7 @@ pub(super) fn seal(
         .cipher
         .encrypt_inout_detached(&Nonce::from(nonce), &associated(kind, name), record.as_mut_slice().into())
         .map_err(|_| Error::store("encrypt a record", "it has more than 64 GiB"))?;
+    wipe_stack();
     record.extend_from_slice(&tag);
     record.extend_from_slice(&nonce);
     record.push(kind.code());
@@ -93,14 +94,14 @@ pub(super) fn unseal(
     let tag: [u8; TAG] = trailer[..TAG].try_into().expect("because the slice is as long as the array");
     let nonce: [u8; NONCE] =
         trailer[TAG..TAG + NONCE].try_into().expect("because the slice is as long as the array");
-    keys.cipher
-        .decrypt_inout_detached(
-            &Nonce::from(nonce),
-            &associated(kind, name),
-            ciphertext.into(),
-            &Tag::from(tag),
-        )
-        .map_err(|_| damaged("its record is not what was encrypted"))?;
+    let decrypted = keys.cipher.decrypt_inout_detached(
+        &Nonce::from(nonce),
+        &associated(kind, name),
+        ciphertext.into(),
+        &Tag::from(tag),
+    );
+    wipe_stack();
+    decrypted.map_err(|_| damaged("its record is not what was encrypted"))?;
     let Some((padded, length)) = ciphertext.split_last_chunk::<LENGTH>() else {
         return Err(damaged("its record has no length"));
     };
