@@ -1,7 +1,8 @@
-//! Foreign text, made fit for a terminal: words of criu, names and contents of a captured tree, bytes of a store.
+//! Foreign text, made fit for a terminal: words of criu, names and contents of a captured tree,
+//! bytes of a store.
 //!
-//! Everything that this crate shows to people passes here: errors, failures, warnings and findings escape what they
-//! show, so code that makes one need not.
+//! Everything that this crate shows to people passes here: errors, failures, warnings and findings
+//! escape what they show, so code that makes one need not.
 
 use std::fmt::{self, Write};
 

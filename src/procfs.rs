@@ -134,8 +134,8 @@ pub(crate) fn processes() -> impl Iterator<Item = i32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-/// The numbers of the session and of the process group that a process is in. Two calls are quicker than a file of `/proc`,
-/// and there may be many processes.
+/// The numbers of the session and of the process group that a process is in. Two calls are quicker
+/// than a file of `/proc`, and there may be many processes.
 pub(crate) fn belongs_to(pid: i32) -> [Option<i32>; 2] {
     let process = Some(unistd::Pid::from_raw(pid));
     [unistd::getsid(process), unistd::getpgid(process)].map(|number| number.ok().map(unistd::Pid::as_raw))

@@ -1,14 +1,15 @@
 //! [`Wiped`]: bytes of a captured tree, overwritten before their memory is free for something else.
 //!
-//! A program can capture itself after it has captured others. Its own capture holds its whole memory, free memory
-//! included, and must not hold secrets of others.
+//! A program can capture itself after it has captured others. Its own capture holds its whole
+//! memory, free memory included, and must not hold secrets of others.
 
 use std::{
     hint::black_box,
     ops::{Deref, DerefMut},
 };
 
-/// Overwrites what functions that have returned left below the caller's frame on the stack. Stacks of threads are used again.
+/// Overwrites what functions that have returned left below the caller's frame on the stack. Stacks
+/// of threads are used again.
 #[cfg_attr(not(feature = "encryption"), allow(dead_code))] // ciphers copy blocks there
 #[inline(never)]
 pub(crate) fn wipe_stack() {
@@ -95,7 +96,7 @@ impl Drop for Wiped {
         let length = self.0.capacity();
         self.0.clear();
         self.0.resize(length, 0);
-        black_box(&mut self.0); // or the compiler leaves out what nobody reads
+        black_box(&mut self.0); // else the compiler may leave that out
     }
 }
 

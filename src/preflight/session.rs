@@ -19,7 +19,8 @@ pub(super) fn look(view: &mut View<'_>) {
         }
         let held = belongs_to(pid).into_iter().flatten();
         let Some(leader) = held.into_iter().find(|number| view.has(*number)) else { continue };
-        // One process is told of each session or group, and the others are not looked at. A zombie is about to be reaped.
+        // One process is told of each session or group, and the others are not looked at. A zombie
+        // is about to be reaped.
         if !told.contains(&leader) && Stat::of(pid).is_ok_and(|stat| !stat.is_zombie()) {
             told.insert(leader);
             view.found(leader, Place::Process, Obstacle::Shared { by: Pid::from(pid) }, Severity::Risk);

@@ -184,7 +184,8 @@ impl Heir {
     }
 }
 
-/// Whether the process has this ancestor. Those in `known`, which are found to have not, are not looked at again.
+/// Returns true if the process has this ancestor. Those in `known`, which are found to have not, are not
+/// looked at again.
 fn descends_from(pid: i32, ancestor: i32, known: &mut HashSet<i32>) -> bool {
     let mut next = pid;
     while next > 0 && known.insert(next) {

@@ -125,7 +125,8 @@ impl Receiver<'_> {
             let Some(header) = self.header()? else { return Ok(PageStream::CutShort) };
             let whole = match header.command {
                 CLOSE | FORCE_CLOSE => {
-                    check_nothing_left(self.socket)?; // criu says nothing more before it is answered
+                    // criu says nothing more before it is answered.
+                    check_nothing_left(self.socket)?;
                     sink.close()?;
                     return Ok(match self.answer(&0_i32.to_ne_bytes())? {
                         true => PageStream::Whole,
@@ -389,7 +390,8 @@ mod tests {
         for long in [true, false] {
             assert_eq!(receive(&mut Sink::default(), &pages(long, &[])).0.unwrap(), PageStream::Whole);
             let forged = [
-                // What is left over looks like nothing, like pages of another owner, or like the end.
+                // What is left over looks like nothing, like pages of another owner, or like the
+                // end.
                 vec![7; 4096],
                 vec![0; 4096],
                 [header(long, ADD | PageRun::PRESENT << 16, 1, 0x4000, OTHER), vec![9; 4096]].concat(),

@@ -182,7 +182,8 @@ pub(crate) fn forbid_file_writes(pid: i32) -> io::Result<()> {
     }
 }
 
-/// Gives free memory of the heap back to the kernel, so that nothing stays of what was in it; where the allocator can.
+/// Gives free memory of the heap back to the kernel, so that nothing stays of what was in it; where
+/// the allocator can.
 pub(crate) fn trim_heap() {
     // SAFETY: it takes a number, and touches nothing that is in use.
     #[cfg(target_env = "gnu")]

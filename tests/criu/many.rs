@@ -1,6 +1,7 @@
 //! Very many processes: in the session of a tree, and in a tree.
 //!
-//! `CRIU_MANY` says how many there are. With so many the times are printed; a small number finds what is wrong sooner.
+//! `CRIU_MANY` says how many there are. With so many the times are printed; a small number finds
+//! what is wrong sooner.
 
 use std::{
     env,
@@ -21,7 +22,7 @@ tests![very_many_processes_in_a_session_and_in_a_tree_are_no_trouble];
 
 const FEWEST: usize = 300;
 
-/// How many a victim makes when it is told to.
+/// The number of processes that a victim makes at a time.
 const AT_ONCE: usize = 100;
 
 /// The most holders of one number that an error names.
@@ -41,7 +42,8 @@ fn how_many() -> usize {
     env::var("CRIU_MANY").ok().and_then(|many| many.parse().ok()).unwrap_or(FEWEST).max(FEWEST) / AT_ONCE * AT_ONCE
 }
 
-/// A victim in perl that leads a session, and makes [`AT_ONCE`] processes that wait when it hears `go`.
+/// A victim in perl that leads a session, and makes [`AT_ONCE`] processes that wait when it hears
+/// `go`.
 fn breeder(keeps_them: bool) -> Victim {
     let waiting = "close $_ for *STDIN, *STDOUT; sleep while 1";
     let breed = format!("for (1 .. {AT_ONCE}) {{ my $p = fork // die; if (!$p) {{ {waiting} }} }}");

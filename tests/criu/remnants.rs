@@ -58,7 +58,8 @@ fn first(found: &[usize]) -> &[usize] {
 
 const SECRETS: usize = 50_000;
 
-/// A program whose memory is full of a secret, with enough between its copies to be of no two equal pages.
+/// A program whose memory is full of a secret, with enough between its copies to be of no two equal
+/// pages.
 fn keeper(secret: &str) -> Script {
     assert_eq!(secret.len(), 36);
     // The program reads its secret: no other process has it among its arguments.
@@ -70,7 +71,7 @@ fn keeper(secret: &str) -> Script {
     keeper
 }
 
-/// Where in the archive of a capture this text begins.
+/// Returns the places at which this text is in the archive of a capture.
 fn found(store: &FsBlobStore, digest: &Digest256, text: &str) -> Vec<usize> {
     let ProcsBlob::Criu { criu_dump, .. } = ProcsBlob::from_json(&store.get(digest).unwrap()).unwrap() else {
         panic!("it is no archive")

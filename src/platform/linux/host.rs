@@ -16,7 +16,8 @@ pub(crate) fn host() -> Host {
     }
 }
 
-/// Refuses images of a kernel whose pages have another size: criu counts in pages, and memory would come back in other places.
+/// Refuses images of a kernel whose pages have another size: criu counts in pages, and memory would
+/// come back in other places.
 pub(super) fn check_page_size(images: &ImageDir) -> Result<()> {
     let noted = images.notes()?.and_then(|notes| notes.page_size);
     noted.map_or(Ok(()), |there| same_pages(there, sys::page_size()))

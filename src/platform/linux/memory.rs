@@ -30,7 +30,8 @@ fn refuse_other_pages(bytes: usize) -> Result<()> {
     }
 }
 
-/// Dumps a tree while its memory is taken in. `dump` gets the socket that is to be lent, and drops it, and the other end.
+/// Dumps a tree while its memory is taken in. `dump` gets the socket that is to be lent, and drops
+/// it, and the other end.
 pub(super) fn stream<T>(
     memory: &dyn Memory,
     root: Pid,

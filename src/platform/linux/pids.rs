@@ -103,8 +103,9 @@ impl Pids {
         retry(all_free, restore)
     }
 
-    /// The processes that hold a number of these; of those in one session or process group the first [`MOST`]. The kernel
-    /// gives none anew that is still the number of a process group or of a session, although its leader is gone.
+    /// The processes that hold a number of these; of those in one session or process group the
+    /// first [`MOST`]. The kernel gives none anew that is still the number of a process group or of
+    /// a session, although its leader is gone.
     fn holders(&self) -> Vec<Holder> {
         if self.0.is_empty() {
             return Vec::new();
@@ -148,7 +149,7 @@ fn is_pid_in_use(error: &Error) -> bool {
 
 const TRIES: u32 = 6;
 
-/// How many holders of one number are told.
+/// The most holders of one number that are named.
 const MOST: usize = 10;
 
 /// The pause after the first attempt. The next are longer.

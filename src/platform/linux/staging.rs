@@ -120,7 +120,8 @@ impl Staging {
         Ok(())
     }
 
-    /// The folder above and the folder itself, opened again if they were closed; none that took their places.
+    /// The folder above and the folder itself, opened again if they were closed; none that took
+    /// their places.
     fn reopen(&self) -> Option<(File, File)> {
         let above = File::open(self.path.parent()?).ok()?;
         let itself = open_folder(&above, self.path.file_name()?).ok()?;
@@ -139,7 +140,7 @@ impl Drop for Staging {
         let Some(name) = self.path.file_name() else { return };
         let held = self.held.take().and_then(|(above, lock)| Some((above, lock.unlock().ok()?)));
         if let Some((above, itself)) = held.or_else(|| self.reopen()) {
-            let _ = remove(&above, itself, name); // nobody is left to tell
+            let _ = remove(&above, itself, name); // there is no caller to tell
         }
     }
 }
@@ -148,7 +149,8 @@ fn identity(metadata: &Metadata) -> Identity {
     (metadata.dev(), metadata.ino())
 }
 
-/// Removes a folder with all that is in it. Names are looked up in open folders, so one that was replaced leads nowhere else.
+/// Removes a folder with all that is in it. Names are looked up in open folders, so one that was
+/// replaced leads nowhere else.
 fn remove(above: impl AsFd, folder: impl Into<OwnedFd>, name: &(impl NixPath + ?Sized)) -> nix::Result<()> {
     let mut folder = Dir::from_fd(folder.into())?;
     let names: Vec<CString> = folder.iter().flatten().map(|entry| entry.file_name().to_owned()).collect();
@@ -166,7 +168,7 @@ fn remove(above: impl AsFd, folder: impl Into<OwnedFd>, name: &(impl NixPath + ?
     removed.and(unlinkat(above, name, UnlinkatFlags::RemoveDir))
 }
 
-/// How a folder is opened, and no link to one.
+/// Flags that open a folder, and no link to one.
 const FOLDER: OFlag =
     OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 

@@ -1,5 +1,5 @@
-//! Compression of frames, with zstd. What a context read or wrote last stays in its memory until it is dropped, so none
-//! outlives the batch or the read that it is for.
+//! Compression of frames, with zstd. What a context read or wrote last stays in its memory until it
+//! is dropped, so none outlives the batch or the read that it is for.
 
 use std::{fmt, io};
 
@@ -12,7 +12,8 @@ use crate::wiped::Wiped;
 pub(super) struct Packer(Option<Compressor<'static>>);
 
 impl Packer {
-    /// Compresses to what begins `at` bytes into `packed`, and tells how long it is, if that is `limit` bytes at most.
+    /// Compresses to what begins `at` bytes into `packed`, and tells how long it is, if that is
+    /// `limit` bytes at most.
     pub(super) fn compress(
         &mut self,
         raw: &[u8],

@@ -127,7 +127,7 @@ impl<'a> Sealed<'a> {
     }
 }
 
-/// What frames are decompressed with, and to.
+/// A decompressor of frames, and memory for what it gives.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
     raw: Wiped,
