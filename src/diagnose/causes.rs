@@ -261,9 +261,9 @@ causes! {
             "dump a larger tree, with the process that took the lock, or let that process give it up",
             [];
         LockTaken:
-            "another process has a lock on a file that the tree had locked",
-            "wait until that process lets the lock go, or end it: criu would wait for it, for ever. With `file_locks(false)` the \
-             tree is revived without its locks",
+            "another process has a lock or a lease on a file of the tree",
+            "wait until that process lets the lock or the lease go, or end it: criu would wait for it. With \
+             `file_locks(false)` the tree is revived without its locks; with a lease it cannot be",
             ["file_locks"];
         GhostFileTooBig:
             "the tree has a large file open that was deleted",

@@ -14,12 +14,13 @@ use crate::{
     harness::tests,
     places::Home,
     program::{Program, Way, in_each_way, on_pipes},
-    tree::{OrExplain, explain},
+    tree::{OrExplain, Victim, explain},
 };
 
 tests![
     a_lock_that_another_process_has_is_told_at_once,
     a_lock_on_a_range_that_another_process_has_is_told_at_once,
+    a_lease_that_another_process_has_is_told_at_once,
     locks_that_do_not_exclude_each_other_are_fine,
     a_tree_whose_processes_share_a_lock_gets_it_back,
     a_lock_on_a_mapped_file_comes_back,
@@ -72,6 +73,27 @@ fn a_lock_that_another_process_has_is_told_at_once() {
         assert!(exclusive(&path).is_err(), "the tree has its lock");
         drop(revived);
         exclusive(&path).expect("nothing stays locked");
+    });
+}
+
+fn a_lease_that_another_process_has_is_told_at_once() {
+    in_each_way(|way, home| {
+        let path = home.path("leased");
+        let program = Program::bash(&format!("exec 5>>{}; echo locked; {ANSWERS}", path.display()));
+        let (store, digest) = captured(way, home, program);
+        let holder = "import fcntl, os, signal, sys\nsignal.signal(signal.SIGIO, signal.SIG_IGN)\n\
+                      file = os.open(sys.argv[1], os.O_RDWR)\n\
+                      fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)\nprint(f'ready {os.getpid()}', flush=True)\n\
+                      sys.stdin.read()";
+        let mut command = Command::new("python3");
+        command.args(["-c", holder]).arg(&path);
+        let holder = Victim::start_by(command);
+        let error = home.restore().deadline(Duration::from_secs(40)).restore(&store, &digest).unwrap_err();
+        let told = format!("{}: process {} has a lease on it", path.display(), holder.pid());
+        assert!(error.report().to_string().contains(&told), "{}", explain(&error));
+        assert_eq!(error.failure().unwrap().cause, Cause::LockTaken);
+        holder.end();
+        assert_eq!(on_pipes(home.restore(), &store, &digest).ask("hello"), "hello");
     });
 }
 

@@ -65,6 +65,7 @@ impl Check<'_> {
             check(files.check_replaced())?;
         }
         check(files.check_missing())?;
+        check(files.check_leases())?;
         if options.carries_file_locks() {
             check(files.check_locks(images))?;
         }

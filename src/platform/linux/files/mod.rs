@@ -5,6 +5,7 @@
 
 mod after;
 mod grown;
+mod leases;
 mod locks;
 mod owners;
 mod walk;
@@ -88,6 +89,12 @@ impl Files {
     /// Refuses to begin while another process has a lock that the tree is to get back.
     pub(super) fn check_locks(&self, images: &ImageDir) -> Result<()> {
         locks::check(images, &self.0)
+    }
+
+    /// Refuses to begin while another process has a lease on a file that is to be opened: criu would
+    /// wait until the kernel breaks it.
+    pub(super) fn check_leases(&self) -> Result<()> {
+        refuse(Cause::LockTaken, leases::taken(&self.0).into_iter())
     }
 
     /// Decides what becomes of files that have another size than at the capture.
