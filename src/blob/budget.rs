@@ -3,11 +3,11 @@
 //! A few blobs can name each other again and again, so what a reader does is bounded by what the manifest announces, and by
 //! these ceilings. A capture keeps to them as well, so that whatever is stored can be restored.
 
-use super::{ChunkedTree, LISTING_CEILING, Listing, MemoryFile, MemoryMap, content::Get};
+use super::{ChunkedTree, LISTING_CEILING, Listing, MemoryFile, MemoryMap, chunked::ENTRIES, content::Get};
 use crate::{Error, Result, pages::PAGE_SIZE};
 
 /// The most images of a capture, maps of memory included: as many as an archive may have entries.
-const IMAGES: u64 = 1_000_000;
+const IMAGES: u64 = ENTRIES as u64;
 
 /// The most bytes of all maps of a capture: of 32 million windows, which are 8 TiB where memory is dense.
 const MAPS: u64 = 1 << 30;

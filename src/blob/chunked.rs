@@ -1,6 +1,11 @@
 //! [`ChunkedBlob`]: the manifest of version 2, whose memory is cut into chunks.
 
-use serde::{Deserialize, Serialize};
+use std::{fmt, marker::PhantomData};
+
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{Error as _, SeqAccess, Visitor},
+};
 
 use super::Content;
 use crate::{Digest256, Error, Result, pages::PageOwner};
@@ -58,9 +63,40 @@ pub(crate) struct Listing {
     /// Those images that have no content of their own, one after the other.
     pub(crate) packed: Content,
     /// The images that are not memory, by name.
+    #[serde(deserialize_with = "bounded")]
     pub(crate) files: Vec<ImageFile>,
     /// The maps of memory, by name; the pages are not listed.
+    #[serde(deserialize_with = "bounded")]
     pub(crate) memory: Vec<MemoryFile>,
+}
+
+/// The most entries of a list: as many images as a capture may have.
+pub(super) const ENTRIES: usize = 1_000_000;
+
+/// Reads a list, and ends where it is longer than any may be: an entry takes several times as much memory as its text.
+fn bounded<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Vec<T>, D::Error> {
+    struct Entries<T>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Entries<T> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "a list of at most {ENTRIES} entries")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<T>, A::Error> {
+            let mut entries = Vec::new();
+            while let Some(entry) = list.next_element()? {
+                if entries.len() == ENTRIES {
+                    return Err(A::Error::invalid_length(ENTRIES + 1, &self));
+                }
+                entries.push(entry);
+            }
+            Ok(entries)
+        }
+    }
+
+    from.deserialize_seq(Entries(PhantomData))
 }
 
 /// An image as it is.
@@ -113,5 +149,20 @@ impl Listing {
             return Err(corrupt("its sizes do not fit each other".to_owned()));
         }
         Ok(listing)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listing_of_too_many_images_is_refused_before_they_take_memory() {
+        let content = format!(r#"{{"bytes":0,"depth":0,"digest":"{}"}}"#, Digest256::of(b""));
+        // What comes after the last that may be is not read, or it would be told.
+        let entries = vec![r#"{"name":"","bytes":0}"#; ENTRIES + 1].join(",");
+        let json = format!(r#"{{"packed":{content},"files":[{entries},"no entry"],"memory":[]}}"#);
+        let error = Listing::from_json(json.as_bytes(), |_| true).unwrap_err().to_string();
+        assert!(error.contains(&format!("a list of at most {ENTRIES} entries")), "{error}");
     }
 }
