@@ -74,6 +74,11 @@ pub(crate) fn telling_line(failure: &Failure) -> Option<&str> {
         .or_else(|| errors().next())
 }
 
+/// Returns true if the line tells nothing but what followed from something else.
+pub(crate) fn only_follows(line: &str) -> bool {
+    log::is_noise(line) || rules::is_consequence(line)
+}
+
 /// How criu left, when it did not say why.
 pub(crate) fn leaving(failure: &Failure) -> String {
     match failure.exit {
@@ -196,4 +201,17 @@ fn state(failure: &Failure) -> String {
         (Target::Gone, _) => "does not exist",
     };
     words.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_that_says_all_is_not_asked_to_say_more() {
+        assert_eq!(advice_for_unknown(1, None), None, "the advice of the cause is to log more");
+        assert!(advice(Cause::Unknown).contains("log_level(LogLevel::Debug)"));
+        let told = advice_for_unknown(4, Some("dump\n.log")).unwrap();
+        assert!(told.contains(r"dump\n.log") && !told.contains("log_level"), "{told}");
+    }
 }

@@ -149,6 +149,8 @@ const LINES: &[(&str, Cause)] = &[
     ("Failed to resolve hostname: nowhere.example: Name or service not known", Cause::PageServer),
     ("page-xfer: The page server doesn't answer: Success", Cause::PageServer),
     ("page-xfer: Can't write pages to socket: Broken pipe", Cause::PageServer),
+    ("page-xfer: Can't send PSI 4 to server: Broken pipe", Cause::PageServer),
+    ("page-xfer: Can't write to page server: Connection reset by peer", Cause::PageServer),
     ("page-xfer: The data were not flushed", Cause::PageServer),
     // Mounts and control groups
     ("mnt: FS mnt ./data dev 0x31 root / unsupported id 77", Cause::UnsupportedFileSystem),

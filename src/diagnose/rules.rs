@@ -316,6 +316,8 @@ pub(super) const CAUSES: &[Rule] = &[
     ("Failed to resolve hostname", Cause::PageServer),
     ("The page server doesn't answer", Cause::PageServer),
     ("Can't write pages to socket", Cause::PageServer),
+    ("Can't send PSI # to server", Cause::PageServer),
+    ("Can't write to page server", Cause::PageServer),
     ("The data were not flushed", Cause::PageServer),
     ("connect to …lazy-pages.socket failed", Cause::LazyPages),
     ("Unable to open an userfaultfd descriptor", Cause::LazyPages),

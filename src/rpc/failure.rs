@@ -84,6 +84,13 @@ impl Gathering<'_, '_> {
             }
             // Of the first image that it cannot make criu says that there is none.
             Cause::Unknown if self.pid().is_some() && self.folder_was_deleted() => Cause::FolderNotReachable,
+            // By itself criu does not log that it cannot connect to a page server.
+            Cause::Unknown
+                if self.sends_memory_away()
+                    && output.telling().chain(message).all(diagnose::only_follows) =>
+            {
+                Cause::PageServer
+            }
             // Of an image that is missing criu says that it ends too early.
             Cause::DamagedImages | Cause::Unknown if self.image_is_missing() => Cause::NoImages,
             cause => cause,
@@ -147,6 +154,13 @@ impl Gathering<'_, '_> {
     fn said_nothing(&self) -> bool {
         let ended = self.remains.exit.is_some_and(|status| status.code().is_some());
         ended && self.version.is_none() && self.answer.is_none() && self.last_event.is_none()
+    }
+
+    /// Whether memory was to be sent to the address of a page server.
+    fn sends_memory_away(&self) -> bool {
+        let server = self.ask.opts.as_ref().and_then(|opts| opts.ps.as_ref());
+        let sends = matches!(self.ask.request, Request::Dump | Request::PreDump);
+        sends && server.is_some_and(|server| server.fd.is_none())
     }
 
     /// The signal that killed criu before it answered, if it was not ours.

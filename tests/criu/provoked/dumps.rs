@@ -12,8 +12,8 @@ use std::{
 
 use criu_rpc::{
     Cause, RestoreOptions, Target, Version,
-    options::{LogLevel, NetworkLock, PageServerAddress},
-    rpc::{Lend, NoHooks},
+    options::{LogLevel, NetworkLock, PageServerAddress, PageServerOptions},
+    rpc::{Event, Lend, NoHooks, PageServer},
 };
 use nix::{
     fcntl::OFlag,
@@ -22,7 +22,7 @@ use nix::{
 
 use super::{Dumps, assert_cause, child, odd, odd_below, plain};
 use crate::{
-    harness::{dumps_tcp, tests, version},
+    harness::{criu, dumps_tcp, tests, version},
     places::wait_until,
     tree::{Victim, explain},
 };
@@ -52,6 +52,7 @@ tests![
     changes_of_memory_that_the_kernel_does_not_track,
     parent_images_that_do_not_exist,
     a_page_server_that_does_not_listen,
+    a_page_server_that_ends_before_the_dump,
     a_file_of_options_that_criu_does_not_know,
     a_criu_without_privileges,
     a_folder_that_criu_cannot_see,
@@ -305,12 +306,30 @@ fn a_page_server_that_does_not_listen() {
     let error = dumps.dump(victim.pid(), &plain().ps(nowhere)).unwrap_err();
     assert_eq!(error.failure().unwrap().cause, Cause::PageServer, "{}", explain(&error));
 
-    // By itself criu does not log that it cannot connect. The advice then is to let it log more.
-    let error = dumps.dump(victim.pid(), &plain().ps(nobody())).unwrap_err();
-    let failure = error.failure().unwrap();
-    assert_eq!(failure.cause, Cause::Unknown, "{}", explain(&error));
-    assert_eq!(failure.cause.options(), ["log_level"]);
+    // By itself criu does not log that it cannot connect.
+    dumps.refused(&mut victim, &plain().ps(nobody()), Cause::PageServer);
+}
+
+fn a_page_server_that_ends_before_the_dump() {
+    let mut dumps = Dumps::new();
+    let mut victim = odd(&[]);
+    let folder = File::open(dumps.home.folder("served")).unwrap();
+    let options = PageServerOptions::default().ps(PageServerAddress::tcp("127.0.0.1", 0));
+    let server = criu().page_server(&options, Lend::images(&folder)).unwrap();
+    let address = PageServerAddress::tcp("127.0.0.1", server.port().unwrap());
+    let mut server = Some(server);
+    let options = plain().ps(address);
+    let error = criu()
+        .dump(victim.pid(), &options, Lend::images(&folder), &mut |event: Event<'_>| {
+            if matches!(event, Event::PreDump) {
+                server.take().map(PageServer::stop).transpose()?;
+            }
+            Ok::<(), criu_rpc::BoxError>(())
+        })
+        .unwrap_err();
+    assert_eq!(error.failure().unwrap().cause, Cause::PageServer, "{}", explain(&error));
     victim.ask("tick");
+    dumps.cured(&mut victim, plain());
 }
 
 fn a_file_of_options_that_criu_does_not_know() {

@@ -4,7 +4,6 @@ use std::{fs, fs::File, process::Command};
 
 use criu_rpc::{
     Cause, RestoreOptions, Target,
-    options::LogLevel,
     preflight::{Obstacle, Severity},
     rpc::{Lend, NoHooks},
 };
@@ -30,7 +29,6 @@ tests![
     a_named_pipe_that_is_gone,
     a_folder_of_a_socket_that_is_gone,
     a_tracer_inside_the_tree,
-    advice_when_criu_does_not_say_why,
 ];
 
 /// The dump fails for this cause, and the victim goes on.
@@ -200,18 +198,4 @@ fn a_tracer_inside_the_tree() {
     let advice = failure.advice().unwrap();
     assert!(advice.contains(&format!("process {}, which is a part of the tree", victim.pid())), "{advice}");
     assert_eq!(victim.ask("?"), "here");
-}
-
-fn advice_when_criu_does_not_say_why() {
-    let nobody = criu_rpc::options::PageServerAddress::tcp("127.0.0.1", super::dumps::free_port());
-    let victim = perl("1");
-    let advice = |level| {
-        let error = Dumps::new().dump(victim.pid(), &plain().ps(nobody.clone()).log_level(level)).unwrap_err();
-        assert!(matches!(error.failure().unwrap().cause, Cause::Unknown | Cause::PageServer), "{}", error.report());
-        (error.failure().unwrap().cause, error.advice().unwrap().to_owned())
-    };
-    let (cause, advice_of_few) = advice(LogLevel::Error);
-    assert_eq!(cause, Cause::Unknown);
-    assert!(advice_of_few.contains("log_level(LogLevel::Debug)"), "{advice_of_few}");
-    assert!(!advice(LogLevel::Debug).1.contains("log_level(LogLevel::Debug)"));
 }
