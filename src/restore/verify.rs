@@ -115,11 +115,12 @@ impl Read for Stream {
 
 impl BufRead for Stream {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        if self.used == self.current.len() {
-            if let Ok(next) = self.receive.recv() {
-                let _ = self.give_back.try_send(std::mem::replace(&mut self.current, next)); // or it is freed
-                self.used = 0;
-            }
+        if self.used == self.current.len()
+            && let Ok(next) = self.receive.recv()
+        {
+            // It is freed if there is no room for it.
+            let _ = self.give_back.try_send(std::mem::replace(&mut self.current, next));
+            self.used = 0;
         }
         Ok(&self.current[self.used..])
     }

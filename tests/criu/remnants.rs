@@ -1,22 +1,67 @@
 //! A process that captures itself stores nothing of the trees that it captured or revived before.
 
 use std::{
+    env,
     fs::File,
     io::{Read, stdin},
     process::{Command, exit},
+    thread,
+    time::Instant,
 };
 
-use criu_rpc::{BlobStore, Capture, Chunking, Digest256, FsBlobStore, ProcsBlob, Stored};
+use criu_rpc::{BlobStore, Chunking, Digest256, FsBlobStore, ProcsBlob, Result, SelfCapture, Stored};
+
+use nix::sys::signal::Signal;
 
 use crate::{
+    apart::random,
     harness::tests,
-    places::Home,
+    places::{Home, names, wait_until},
     talk::pipe,
-    tree::{OrExplain, Victim},
+    tree::{OrExplain, Victim, explain, signal},
     ways::Script,
 };
 
-tests![a_capture_of_oneself_has_nothing_of_other_trees];
+tests![
+    a_capture_of_oneself_has_nothing_of_other_trees,
+    what_a_killed_capture_leaves_is_gone_after_the_next,
+];
+
+/// How many captures are killed. `CRIU_SOAK` says another number.
+const KILLS: usize = 12;
+
+fn what_a_killed_capture_leaves_is_gone_after_the_next() {
+    let kills = env::var("CRIU_SOAK").ok().and_then(|kills| kills.parse().ok()).unwrap_or(KILLS);
+    let mut left = 0;
+    for kind in &KINDS[..2] {
+        let home = Home::new();
+        let mut victim = Victim::start(&["children=1", "threads=2", "memory=8"]);
+        // As long as a capture takes.
+        let begin = Instant::now();
+        home.capture([victim.pid()]).capture(&home.store()).or_explain();
+        let usual = begin.elapsed();
+        for count in 0..kills {
+            let mut command = Command::new("/proc/self/exe");
+            command.args(["--remnants", kind, &home.word(), &victim.pid().to_string()]);
+            let mut program = Victim::start_by(command);
+            program.talk.tell("capture");
+            thread::sleep(usual.mul_f64(random(1200) as f64 / 1000.0));
+            signal(program.pid(), Signal::SIGKILL);
+            program.reap_in_place(&[]);
+            // The tree goes on, as soon as criu has let it go.
+            victim.assert_counts_on(count as u64);
+            left += names(&home.staging()).len();
+            // Another program sweeps: this one has looked not long ago.
+            let mut command = Command::new("/proc/self/exe");
+            command.args(["--remnants", kind, &home.word(), &victim.pid().to_string()]);
+            let mut next = Victim::start_by(command);
+            wait_until("the next capture succeeds", || next.ask("capture").starts_with("sha256:"));
+            home.assert_staging_empty();
+            next.end();
+        }
+    }
+    println!("{left} captures left something");
+}
 
 /// The ways to capture another tree.
 const KINDS: &[&str] = if cfg!(feature = "encryption") {
@@ -90,12 +135,16 @@ pub(crate) fn main(words: &[String]) {
     for line in stdin().lines() {
         let line = line.unwrap();
         match line.split_once(' ').unwrap_or((&line, "")) {
-            ("capture", _) => println!("{}", capture(kind, &home, pid).digest),
+            ("capture", _) => match capture(kind, &home, pid) {
+                Ok(stored) => println!("{}", stored.digest),
+                // The criu of a program that was killed may be at work still.
+                Err(error) => println!("{}", explain(&error).replace('\n', "; ")),
+            },
             ("revive", digest) => revive(kind, &home, &digest.parse().unwrap()),
             ("itself", _) => {
                 let own = FsBlobStore::open(home.path("own")).unwrap();
-                match home.capture([i32::try_from(std::process::id()).unwrap()]).run(&own).or_explain() {
-                    Capture::Stored(stored) => println!("{}", stored.digest),
+                match home.capture([i32::try_from(std::process::id()).unwrap()]).run_self(&own).or_explain() {
+                    SelfCapture::Stored(stored) => println!("{}", stored.digest),
                     _ => exit(0),
                 }
             }
@@ -114,16 +163,13 @@ fn store(kind: &str, home: &Home) -> Box<dyn BlobStore> {
     Box::new(home.store())
 }
 
-fn capture(kind: &str, home: &Home, pid: i32) -> Stored {
+fn capture(kind: &str, home: &Home, pid: i32) -> Result<Stored> {
     let capture = home.capture([pid]);
     let capture = match kind.ends_with("chunked") {
         true => capture.chunked(Chunking::default()),
         false => capture,
     };
-    match capture.run(&*store(kind, home)).or_explain() {
-        Capture::Stored(stored) => stored,
-        _ => exit(3),
-    }
+    capture.run(&*store(kind, home))
 }
 
 fn revive(kind: &str, home: &Home, digest: &Digest256) {
