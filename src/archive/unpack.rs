@@ -57,7 +57,12 @@ pub(crate) fn unpack_without_memory(input: impl BufRead, into: &Path, limits: &L
 }
 
 /// Unpacks, and writes the contents of the files whose name is `wanted`.
-fn unpack_if(input: impl BufRead, into: &Path, limits: &Limits, wanted: impl Fn(&str) -> bool) -> Result<Trees> {
+fn unpack_if(
+    input: impl BufRead,
+    into: &Path,
+    limits: &Limits,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<Trees> {
     let mut input = Input(input);
     let mut left = limits.clone();
     let mut layout = Layout { into, trees: BTreeMap::new() };
