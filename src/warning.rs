@@ -58,8 +58,9 @@ pub enum Warning {
         /// What keeps it from that.
         problem: String,
     },
-    /// A system call in which a thread of this process waited has ended with EINTR, as it does not for SIGSTOP and SIGCONT:
-    /// `poll`, `nanosleep` and others with a time limit. Both in a tree that goes on, and in what is revived.
+    /// A system call in which a thread of this process waited has ended with EINTR, as it does not for
+    /// SIGSTOP and SIGCONT: `nanosleep`, and others with a time limit, both in a tree that goes on and
+    /// in what is revived; `poll` in a tree that goes on. A revived thread calls `poll` again, on x86-64.
     Interrupted {
         /// The process.
         pid: Pid,

@@ -13,6 +13,7 @@ mod memory;
 mod notes;
 mod order;
 mod paths;
+mod polls;
 mod renumber;
 mod shared;
 mod streams;

@@ -197,6 +197,10 @@ impl<For> Options<For> {
         self.wire.leave_stopped == Some(true)
     }
 
+    pub(crate) fn leaves_running(&self) -> bool {
+        self.wire.leave_running == Some(true)
+    }
+
     /// The largest deleted file to carry along, in bytes.
     pub(crate) fn ghost_limit_or(&self, other: u32) -> u32 {
         self.wire.ghost_limit.unwrap_or(other)

@@ -15,6 +15,7 @@ tests![
     what_is_lost_is_told,
     a_tree_comes_back_into_its_control_group,
     a_system_call_that_ends_early_is_told,
+    a_revived_thread_polls_again,
 ];
 
 /// What a process tells of its settings, as text.
@@ -137,18 +138,30 @@ fn a_tree_comes_back_into_its_control_group() {
     }
 }
 
+/// Waits in a system call, and answers with its result and error number.
+fn waits_in_a_call(call: &str) -> Script {
+    Script::perl(&format!(
+        "my ($n, $poll, $time) = (0, pack('l s s', 0, 1, 0), pack('q q', 600, 0)); $| = 1; print \"ready $$\\n\"; \
+         $n = {call}; my $e = $n < 0 ? $! + 0 : 0; <STDIN>; \
+         sub answer {{ return \"$n $e\"; }} print \"$n $e\\n\";"
+    ))
+}
+
+#[track_caller]
+fn wait_until_in_call(pid: i32, number: u32) {
+    let path = format!("/proc/{pid}/syscall");
+    wait_until("it waits in the call", || {
+        std::fs::read_to_string(&path).unwrap().starts_with(&format!("{number} "))
+    });
+}
+
 /// criu cannot have the kernel go on with a call that waits for a limited time.
 fn a_system_call_that_ends_early_is_told() {
     for way in WAYS {
         let home = Home::new();
-        let mut victim = Script::perl(
-            "my ($n, $poll) = (0, pack('l s s', 0, 1, 0)); $| = 1; print \"ready $$\\n\"; \
-             $n = syscall(7, $poll, 1, 600000); my $e = $! + 0; <STDIN>; \
-             $| = 1; sub answer { return \"$n $e\"; } print \"$n $e\\n\";",
-        );
+        let mut victim = waits_in_a_call("syscall(35, $time, 0)");
         let (pid, members) = (victim.pid(), victim.members());
-        let wchan = format!("/proc/{pid}/syscall");
-        wait_until("it polls", || std::fs::read_to_string(&wchan).unwrap().starts_with("7 "));
+        wait_until_in_call(pid, 35);
         let stored = stored(way.capture(&home, pid).run(&home.store()));
         assert_eq!(stored.warnings, [Warning::Interrupted { pid: pid.into() }]);
         if !way.ends {
@@ -157,5 +170,29 @@ fn a_system_call_that_ends_early_is_told() {
         victim.end(&members, way);
         let mut revived = Revived::from(home.restore(), &home.store(), &stored.digest);
         assert_eq!(revived.ask("go on"), "-1 4");
+    }
+}
+
+/// Only the tree that goes on has its `poll` interrupted.
+fn a_revived_thread_polls_again() {
+    for limit in ["-1", "600000"] {
+        for way in WAYS {
+            let home = Home::new();
+            let mut victim = waits_in_a_call(&format!("syscall(7, $poll, 1, {limit})"));
+            let (pid, members) = (victim.pid(), victim.members());
+            wait_until_in_call(pid, 7);
+            let stored = stored(way.capture(&home, pid).run(&home.store()));
+            let told = if way.ends { vec![] } else { vec![Warning::Interrupted { pid: pid.into() }] };
+            assert_eq!(stored.warnings, told, "{way:?}");
+            if !way.ends {
+                assert_eq!(victim.ask("go on"), "-1 4");
+            }
+            victim.end(&members, way);
+            for _ in 0..2 {
+                let mut revived = Revived::from(home.restore(), &home.store(), &stored.digest);
+                wait_until_in_call(pid, 7);
+                assert_eq!(revived.ask("go on"), "1 0", "{way:?}");
+            }
+        }
     }
 }

@@ -278,14 +278,18 @@ impl<'a> Dump<'a> {
         if threads.is_empty() {
             return Ok(());
         }
-        let processes = ImageDir::new(&tree.folder).processes()?;
+        let images = ImageDir::new(&tree.folder);
+        let processes = images.processes()?;
+        let polling = if tree.options.leaves_running() { Vec::new() } else { images.polling_threads()? };
         let of_threads = processes
             .iter()
             .flat_map(|process| process.threads.iter().map(|thread| (*thread, Pid::from(process.pid))));
         let of_threads: HashMap<u32, Pid> = of_threads.collect();
         // In a pid namespace of its own the tree has other numbers.
         let process = |thread: &Pid| *of_threads.get(&thread.as_raw().unsigned_abs()).unwrap_or(&tree.root);
-        let processes: BTreeSet<Pid> = threads.iter().map(process).collect();
+        // What is revived polls again, so only a tree that goes on hears of it.
+        let told = threads.iter().filter(|thread| !polling.contains(&thread.as_raw().unsigned_abs()));
+        let processes: BTreeSet<Pid> = told.map(process).collect();
         self.warn(processes.into_iter().map(|pid| Warning::Interrupted { pid }).collect());
         Ok(())
     }

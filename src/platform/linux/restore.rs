@@ -87,6 +87,7 @@ impl<'a> Reviver<'a> {
             let mut lent = given.lend(images)?;
             images.keep_unsent()?;
             images.order_sockets()?;
+            images.repeat_polls()?;
             let (tree, more) = self.revive_one(*tree, images, &lent.files)?;
             unread.extend(lent.unread.drain(..).map(|(descriptor, bytes)| Unread {
                 tree: tree.pid(),

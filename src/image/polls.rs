@@ -1,0 +1,132 @@
+//! Calls of `poll` that a dump has interrupted: a revived thread makes such a call again.
+//!
+//! The kernel loses its note of how the call goes on when criu runs code of its own in the thread, so criu lets the call fail
+//! with EINTR. Programs such as `tail -f` and `script` take that for an error and end. To make the call again is exact where
+//! it has no time limit. Where it has one, the limit begins anew.
+
+use prost::Message;
+
+use super::{Edit, ImageDir};
+use crate::{
+    Result,
+    proto::images::{CoreEntry, SignalQueueEntry, ThreadInfoX86, UserX86RegsEntry, core_entry::March},
+};
+
+/// The number of `poll` on x86-64. Other processors have only `ppoll`, which the kernel restarts by itself.
+const POLL: u64 = 7;
+/// The length of the instruction that makes a system call, in bytes.
+const SYSCALL: u64 = 2;
+/// The result of a call that failed with EINTR.
+const INTERRUPTED: u64 = -4_i64 as u64;
+/// The mode of registers of a program of 32 bits, whose calls have other numbers.
+const COMPAT: u32 = 2;
+
+impl ImageDir {
+    /// Edits the registers of each thread whose `poll` the dump has interrupted, so that it makes the call again.
+    pub(crate) fn repeat_polls(&self) -> Result<()> {
+        for thread in self.polling_threads()? {
+            let edit = |core: &CoreEntry| repeating(core).map_or(Edit::Keep, Edit::Extend);
+            self.rewrite::<CoreEntry, CoreEntry>(&core_image(thread), edit, &[])?;
+        }
+        Ok(())
+    }
+
+    /// The threads that make their `poll` again when they are revived, by their numbers in the tree.
+    pub(crate) fn polling_threads(&self) -> Result<Vec<u32>> {
+        let mut polling = Vec::new();
+        for process in self.processes()? {
+            let leader: Option<CoreEntry> = self.first(&core_image(process.pid))?;
+            // The call of a thread to which a signal comes really ends with EINTR.
+            if leader.is_none_or(|leader| leader.tc.is_some_and(|task| has_signals(task.signals_s.as_ref())))
+            {
+                continue;
+            }
+            for thread in process.threads {
+                let core: Option<CoreEntry> = self.first(&core_image(thread))?;
+                if core.is_some_and(|core| repeating(&core).is_some()) {
+                    polling.push(thread);
+                }
+            }
+        }
+        Ok(polling)
+    }
+}
+
+fn core_image(thread: u32) -> String {
+    format!("core-{thread}.img")
+}
+
+fn has_signals(queue: Option<&SignalQueueEntry>) -> bool {
+    queue.is_some_and(|queue| !queue.signals.is_empty())
+}
+
+/// The fields that make a thread call `poll` again, if a dump has interrupted that.
+fn repeating(core: &CoreEntry) -> Option<Vec<u8>> {
+    let info = core.thread_info.as_ref().filter(|_| core.mtype == i32::from(March::X8664))?;
+    let registers = &info.gpregs;
+    let interrupted =
+        registers.orig_ax == POLL && registers.ax == INTERRUPTED && registers.mode != Some(COMPAT);
+    let signals = core.thread_core.as_ref().is_some_and(|thread| has_signals(thread.signals_p.as_ref()));
+    if !interrupted || signals {
+        return None;
+    }
+    let gpregs = UserX86RegsEntry { ax: POLL, ip: registers.ip.checked_sub(SYSCALL)?, ..*registers };
+    let thread_info = Some(ThreadInfoX86 { gpregs, ..info.clone() });
+    Some(CoreEntry { mtype: core.mtype, thread_info, ..CoreEntry::default() }.encode_to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::images::ThreadCoreEntry;
+
+    fn interrupted() -> CoreEntry {
+        let gpregs = UserX86RegsEntry {
+            orig_ax: POLL,
+            ax: INTERRUPTED,
+            ip: 1002,
+            di: 5,
+            dx: 7,
+            ..UserX86RegsEntry::default()
+        };
+        let thread_info = Some(ThreadInfoX86 { clear_tid_addr: 3, gpregs, fpregs: b"fpu".to_vec() });
+        CoreEntry { mtype: March::X8664.into(), thread_info, ..CoreEntry::default() }
+    }
+
+    fn with(change: impl Fn(&mut UserX86RegsEntry)) -> CoreEntry {
+        let mut core = interrupted();
+        change(&mut core.thread_info.as_mut().unwrap().gpregs);
+        core
+    }
+
+    #[test]
+    fn a_poll_that_was_interrupted_is_made_again() {
+        let core = interrupted();
+        let edited = [core.encode_to_vec(), repeating(&core).unwrap()].concat();
+        let edited = CoreEntry::decode(edited.as_slice()).unwrap();
+        assert_eq!(edited, with(|registers| (registers.ax, registers.ip) = (POLL, 1000)));
+        assert_eq!(repeating(&edited), None, "once");
+    }
+
+    #[test]
+    fn other_threads_are_left_as_they_are() {
+        for other in [
+            with(|registers| registers.orig_ax = u64::MAX),
+            with(|registers| registers.orig_ax = 35),
+            with(|registers| registers.ax = 1),
+            with(|registers| registers.mode = Some(COMPAT)),
+            with(|registers| registers.ip = 1),
+            CoreEntry { mtype: March::Aarch64.into(), ..interrupted() },
+            CoreEntry { thread_info: None, ..interrupted() },
+            CoreEntry {
+                thread_core: Some(ThreadCoreEntry {
+                    signals_p: Some(SignalQueueEntry { signals: vec![b"siginfo".to_vec()] }),
+                    ..ThreadCoreEntry::default()
+                }),
+                ..interrupted()
+            },
+        ] {
+            assert_eq!(repeating(&other), None, "{other:?}");
+        }
+    }
+}
