@@ -10,8 +10,7 @@ use std::{
 };
 
 use criu_rpc::{
-    Chunking, DumpOptions, FsBlobStore, ProcsCapture, ProcsRestore, RestoreOptions, Stored, Tree,
-    kill_tree,
+    Chunking, DumpOptions, FsBlobStore, ProcsCapture, ProcsRestore, RestoreOptions, Stored, Tree, kill_tree,
 };
 
 use crate::{
