@@ -22,9 +22,9 @@ pub(crate) struct Stat {
     terminal: u32,
     /// The flags that the kernel keeps of a task.
     flags: u32,
-    /// When it began, in ticks since the machine started.
+    /// The start time, in ticks since the machine started.
     pub(crate) start: u64,
-    /// How a process ended that waits to be reaped, as `wait` gives it; 0 if it may not be told.
+    /// The exit status of a zombie, as `wait` gives it; 0 if we may not see it.
     pub(crate) exit_code: i32,
 }
 
@@ -57,7 +57,7 @@ impl Stat {
         Stat::parse(&text).ok_or_else(|| io::Error::other(format!("{path} makes no sense")))
     }
 
-    /// Whether a terminal controls it.
+    /// Returns true if a terminal controls it.
     pub(crate) fn has_terminal(&self) -> bool {
         self.terminal != 0
     }
@@ -311,12 +311,12 @@ impl TcpLine {
         Some(TcpLine { state, unsent, waiting, inode: words.nth(4)?.parse().ok()?, local, remote })
     }
 
-    /// Whether it is a connection, in whatever state, and not a listener or a socket that was never connected.
+    /// Returns true if it is a connection, in whatever state, and not a listener or a socket that was never connected.
     pub(crate) fn is_connection(&self) -> bool {
         !matches!(self.state, TcpLine::CLOSED | TcpLine::LISTENING)
     }
 
-    /// Whether the other end is on this machine.
+    /// Returns true if the other end is on this machine.
     pub(crate) fn is_local(&self) -> bool {
         self.local.0 == self.remote.0
     }

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{Error, Result};
 
-/// How long work may go on: as long as it takes, up to an instant, or until it is cancelled.
+/// A limit on work: none, an instant, or a cancellation.
 ///
 /// Captures and restores make one of their deadline and token, and hand it to the store where it may have to wait
 /// ([`BlobStore::batch_until`](crate::BlobStore::batch_until)). Clones are equal.

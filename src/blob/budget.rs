@@ -18,7 +18,7 @@ const RUNS: u64 = 16 << 20;
 /// The most bytes of a map for each page: a run and a leaf of its own.
 const EACH_PAGE: u64 = 48;
 
-/// What the lists of one capture may still cost.
+/// The bytes and images that the lists of one capture may still have.
 #[derive(Debug)]
 pub(crate) struct Budget {
     listings: u64,

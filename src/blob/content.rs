@@ -179,7 +179,7 @@ impl Node {
         Ok(())
     }
 
-    /// What the blob, which is a list of the right length, names.
+    /// The nodes that a list names. The list has the right length.
     fn below<'a>(&self, list: &'a [u8]) -> impl Iterator<Item = Node> + 'a {
         let (depth, mut left) = (self.depth.saturating_sub(1), self.bytes);
         list.chunks_exact(DIGEST).flat_map(<[u8; DIGEST]>::try_from).map(move |digest| {
@@ -190,7 +190,7 @@ impl Node {
     }
 }
 
-/// How many blobs are asked for at once: few, so that little has to wait for its turn.
+/// The most blobs of one request: few, so that little data waits for its turn.
 const AT_ONCE: usize = 16;
 
 /// Gives out the bytes below these blobs, which are all of one level.

@@ -11,7 +11,7 @@ use crate::{Digest256, Result};
 /// How many leaves are looked into at once.
 const AT_ONCE: usize = 256;
 
-/// What was read already, and is not read again.
+/// Blobs that were read already, and are not read again.
 #[derive(Debug, Default)]
 pub(crate) struct Walked {
     /// Leaves, each with its number of chunks: the same bytes may be something else as well, of which nothing was read.

@@ -399,7 +399,7 @@ impl ProcsCapture {
         }
     }
 
-    /// Whether the placeholder is stored for this error, which says that nothing can be captured here.
+    /// Returns true if the placeholder is stored for this error, which says that nothing can be captured here.
     fn takes_placeholder(&self, error: &Error, without_criu: bool) -> bool {
         match error {
             Error::Unsupported { .. } => without_criu || self.placeholder_if_unusable,

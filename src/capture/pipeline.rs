@@ -17,16 +17,16 @@ pub(super) struct Hashing<'a> {
     hasher: Side,
 }
 
-/// Where the hashing is done.
+/// The place of the hashing.
 enum Side {
     Here(Hasher),
     Beside(Beside),
 }
 
-/// How many bytes go to the thread at once. Fewer in all are not worth one.
+/// The bytes that go to the thread at once. An archive with fewer bytes gets no thread.
 const PIECE: usize = 1 << 20;
 
-/// How many pieces may wait to be hashed.
+/// The most pieces that wait to be hashed.
 const AHEAD: usize = 4;
 
 impl<'a> Hashing<'a> {

@@ -17,17 +17,17 @@ pub(crate) struct Output {
     pub(crate) errors: Vec<String>,
     /// Lines that are no log: messages for people, and what the programs printed that criu runs.
     pub(crate) other: String,
-    /// How many lines of `other` came before the log had any line that can have a name in it.
+    /// The number of lines of `other` before the first line of the log that can have a name in it.
     early: usize,
 }
 
-/// What is known of an output beside its text.
+/// Facts about an output that its text does not tell.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
-    /// Whether criu was told to write the time before each line; `None` if the log itself has to tell.
+    /// True if criu was told to write the time before each line; `None` if the log itself has to tell.
     stamped: Option<bool>,
-    /// What stands behind a line break in a name of the tree, or in the message of criu's answer, and looks like a line
-    /// of the log.
+    /// Texts that look like lines of the log, and are not: they stand behind a line break in a
+    /// name of the tree, or in the message of criu's answer.
     pieces: Vec<String>,
 }
 
@@ -51,7 +51,7 @@ impl Known {
     }
 }
 
-/// How each line of the log starts, with the first word of what it says.
+/// The start of each line of the log, up to the first word of its message.
 pub(crate) fn starts(text: &str) -> Vec<&str> {
     let start = |line| {
         let begun: Begun<'_> = begins(line)?;
@@ -133,8 +133,8 @@ impl Output {
     }
 }
 
-/// Whether a line that is no error may tell why there was a failure. Of one that does so if it is repeated, that is the
-/// second time.
+/// Returns true if a line that is not an error may tell the reason of a failure. Some lines do so
+/// only if criu repeats them: then the second time counts.
 fn is_hint<'a>(text: &'a str, said: &mut HashMap<&'a str, usize>) -> bool {
     if !rules::hints_if_repeated(text) {
         return rules::hints(text);
@@ -147,11 +147,11 @@ fn is_hint<'a>(text: &'a str, said: &mut HashMap<&'a str, usize>) -> bool {
 /// The error that was begun last.
 struct Open {
     index: usize,
-    /// How much was there then that is no log.
+    /// The length of `other` when the error began.
     other: usize,
 }
 
-/// How many bytes a line break in a name may be followed by: twice the longest path.
+/// The most bytes that follow a line break in a name: twice the longest path.
 const LONGEST: usize = 8 << 10;
 
 /// The times of a log.
@@ -172,7 +172,7 @@ impl Clock {
         Clock { stamped, latest: 0.0 }
     }
 
-    /// Whether the log can have a line with this time, or without one, here.
+    /// Returns true if a line with this time, or without a time, can come next in the log.
     fn fits(&mut self, time: Option<f64>, of_task: bool, text: &str) -> bool {
         let Some(time) = time else {
             // What criu says before the log is open has no time, and what it says when it cannot run a program.
@@ -188,7 +188,7 @@ impl Clock {
     }
 }
 
-/// How many seconds a process may take between its look at the clock and its writing.
+/// The most seconds between a process's look at the clock and its writing.
 const LATE: f64 = 1.0;
 
 /// A day: no line of a log comes so long after the one before.
@@ -253,7 +253,7 @@ impl Line<'_> {
 /// A line that begins as criu begins one.
 struct Begun<'a> {
     time: Option<f64>,
-    /// Whether a process that is restored says it, and not criu.
+    /// True if the line is of a process that is being restored, not of criu itself.
     of_task: bool,
     is_error: bool,
     text: &'a str,

@@ -35,19 +35,19 @@ pub(crate) fn summary(cause: Cause) -> &'static str {
     causes::row(cause).summary
 }
 
-/// What a person can do.
+/// The advice for a cause.
 pub(crate) fn advice(cause: Cause) -> &'static str {
     causes::row(cause).advice
 }
 
-/// What a person can do if criu does not say why, by the level of its log and where that is.
+/// The advice if criu gave no reason, by the level and the name of its log.
 pub(crate) fn advice_for_unknown(level: i32, log: Option<&str>) -> Option<String> {
     const DEBUG: i32 = 4;
     let log = log.map(|name| format!(", in {}", plain(name))).unwrap_or_default();
     (level >= DEBUG).then(|| format!("read criu's log{log} from its end"))
 }
 
-/// What a person can do if a process of the tree traces another one.
+/// The advice if a process of the tree traces another one.
 pub(crate) fn advice_for_inner_tracer(tracer: Pid) -> String {
     format!(
         "process {tracer}, which is a part of the tree, traces another one: let it detach before the dump (a debugger, strace, \
@@ -55,7 +55,7 @@ pub(crate) fn advice_for_inner_tracer(tracer: Pid) -> String {
     )
 }
 
-/// The options that cure it.
+/// The options that cure a cause.
 pub(crate) fn options(cause: Cause) -> &'static [&'static str] {
     causes::row(cause).cure
 }

@@ -42,12 +42,12 @@ pub(super) fn hints(line: &str) -> bool {
     HINTS.iter().any(|(stem, _)| *stem != REFUSED && says(line, stem))
 }
 
-/// Whether a line that is no error tells why there was a failure, if criu says it more than once.
+/// Returns true if a line that is not an error tells the reason of a failure once criu repeats it.
 pub(super) fn hints_if_repeated(line: &str) -> bool {
     says(line, REFUSED)
 }
 
-/// Whether the line is known by how it begins.
+/// Returns true if a rule knows the beginning of the line.
 pub(super) fn begins(line: &str) -> bool {
     CAUSES.iter().any(|(stem, _)| !stem.starts_with('…') && says(line, stem))
 }
@@ -63,14 +63,14 @@ fn first<'a>(rules: &[Rule], lines: &[&'a str]) -> Option<(&'a str, Cause)> {
         .find_map(|line| rules.iter().find(|(stem, _)| says(line, stem)).map(|(_, cause)| (*line, *cause)))
 }
 
-/// Whether a line tells of this cause.
+/// Returns true if a line belongs to this cause.
 pub(super) fn tells(line: &str, cause: Cause) -> bool {
     [CAUSES, HINTS, CONSEQUENCES]
         .iter()
         .any(|rules| first(rules, &[line]).is_some_and(|(_, told)| told == cause))
 }
 
-/// Whether the line begins as the stem says, behind the names of criu's modules such as `mnt: `, and has its other parts in
+/// Returns true if the line begins as the stem says, behind the names of criu's modules such as `mnt: `, and has its other parts in
 /// order. Names of the tree stand in lines as well, so only a stem that begins with `…` may be anywhere.
 pub(super) fn says(line: &str, stem: &str) -> bool {
     let mut text = line;
@@ -352,7 +352,7 @@ pub(super) const CAUSES: &[Rule] = &[
     ("One of more action scripts failed", Cause::RefusedByClient),
     // After what is known to be its reason
     ("BUG at criu/", Cause::CriuFault),
-    // Of what we always say, and others that whoever starts programs says.
+    // Messages for options that we always set, and others by the program that starts criu.
     ("…: unrecognized option '--no-default-config'", Cause::NotCriu),
     ("…: unrecognized option '", Cause::OptionsRefused),
     ("…: error while loading shared libraries: ", Cause::NotCriu),

@@ -9,7 +9,7 @@ use crate::{
 };
 
 impl ImageDir {
-    /// What keeps these images from being restored, whatever is done; nothing, if they can be.
+    /// The reasons why no restore of these images can succeed; empty if one can.
     pub(crate) fn beyond_restore(&self) -> Result<Vec<String>> {
         let mut problems: Vec<_> = self.never_restored()?.into_iter().map(|(_, problem)| problem).collect();
         for remap in self.link_remaps()? {

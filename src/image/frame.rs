@@ -90,7 +90,7 @@ impl<R: Read> Frames<R> {
     }
 }
 
-/// What becomes of an entry.
+/// The change to an entry.
 pub(super) enum Edit {
     Keep,
     Drop,

@@ -1,7 +1,8 @@
 //! Opens of `/dev/tty` by sessions whose terminal the tree has both sides of.
 //!
-//! criu has one name for `/dev/tty`, whoever opens it. A tree with one terminal outside and one inside is dumped with all of
-//! these opens as external. Those of the inner terminal are made opens of its slave again, which they are.
+//! criu has one name for `/dev/tty`, for all processes. If a tree has one terminal outside and one
+//! inside, criu dumps all these opens as external. Here the opens of the inner terminal become opens
+//! of its slave again.
 
 use std::collections::BTreeMap;
 

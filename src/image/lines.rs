@@ -32,7 +32,7 @@ pub(crate) fn lines_in_names<'a>(folder: &Path, lines: &[&'a str]) -> Vec<&'a st
     found
 }
 
-/// How many bytes are looked at.
+/// The most bytes that are searched.
 const CEILING: u64 = 64 << 20;
 
 #[cfg(test)]

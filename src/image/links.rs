@@ -29,7 +29,7 @@ const GHOST_FILE: u32 = 0x5258_3605;
 /// Kinds of remaps.
 const LINKED: u32 = 0;
 const GHOST: u32 = 1;
-/// Of a remap whose kind is not told, this bit of its number says that it is a ghost.
+/// The bit in the number of a remap without a kind that marks a ghost.
 const IS_GHOST: u32 = 1 << 31;
 
 fn is_linked(remap: &RemapFilePathEntry) -> bool {
@@ -49,7 +49,7 @@ pub(crate) struct LinkRemap {
     pub(crate) link_name: Vec<u8>,
 }
 
-/// What takes the place of a link.
+/// The replacement of a link.
 #[derive(Debug, Clone)]
 pub(crate) enum LinkCure {
     /// The file still has this name.
@@ -156,7 +156,8 @@ impl ImageDir {
     }
 }
 
-/// What makes of a file's entry one of another name. A message that is there twice is one, with the fields of both.
+/// The bytes to append to a file's entry to change its name. protobuf merges a message that is
+/// there twice, and the later fields win.
 fn renamed(file: &FileEntry, name: &[u8]) -> Vec<u8> {
     let reg = file.reg.clone().map(|reg| RegFileEntry { name: name.to_owned(), ..reg });
     FileEntry { r#type: file.r#type, id: file.id, reg, ..FileEntry::default() }.encode_to_vec()

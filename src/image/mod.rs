@@ -95,12 +95,12 @@ impl ImageDir {
         Ok(ids.map(|ids| ids.files_id))
     }
 
-    /// Whether the tree has a pid namespace of its own, which a restore makes anew.
+    /// Returns true if the tree has a pid namespace of its own, which a restore makes anew.
     pub(crate) fn has_own_pids(&self) -> Result<bool> {
         self.has_own(|ids| ids.pid_ns_id)
     }
 
-    /// Whether the root of the tree was in another namespace of this kind than criu was.
+    /// Returns true if the root of the tree was in another namespace of this kind than criu was.
     fn has_own(&self, kind: impl Fn(&TaskKobjIdsEntry) -> Option<u32>) -> Result<bool> {
         let Some(root) = self.processes()?.first().map(|root| root.pid) else { return Ok(false) };
         let own = self.first::<TaskKobjIdsEntry>(&format!("ids-{root}.img"))?.and_then(|ids| kind(&ids));

@@ -35,7 +35,7 @@ impl ImageDir {
         std::fs::write(&path, frame::moved(&old, FILES, &moves)?).map_err(doing())
     }
 
-    /// What no order of the unix sockets makes restorable.
+    /// The problems that no order of the unix sockets cures.
     pub(super) fn sockets_beyond_restore(&self) -> Result<Vec<String>> {
         Ok(self.unix_sockets()?.0.ordered().1)
     }
@@ -98,11 +98,11 @@ struct Sockets {
 #[derive(Debug)]
 struct Socket {
     inode: u32,
-    /// The inode of the peer; 0 if there is none.
+    /// The inode of the peer; 0 without a peer.
     peer: u32,
     /// The processes that criu gives it to.
     holders: BTreeSet<u32>,
-    /// Whether descriptors are on their way to it.
+    /// True if descriptors are in flight to it.
     receives: bool,
 }
 

@@ -30,7 +30,7 @@ pub(crate) struct NamedFile {
     pub(crate) uses: Uses,
 }
 
-/// How a restore treats a path.
+/// The treatment of a path by a restore.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
     /// It opens what is there.
@@ -41,7 +41,7 @@ pub(crate) enum Place {
     MadeWithFolders,
 }
 
-/// What the tree does with a file.
+/// The tree's uses of a file.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Uses {
     /// Some process has it as a descriptor.
@@ -61,7 +61,7 @@ pub(crate) struct Opened {
     pub(crate) as_what: OpenedAs,
 }
 
-/// How a process has a file.
+/// The way in which a process has a file.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum OpenedAs {
     /// As the descriptor of this number.
@@ -94,12 +94,13 @@ impl Uses {
 }
 
 impl ImageDir {
-    /// Whether the tree has a mount namespace of its own, which a restore makes anew: its paths mean nothing outside.
+    /// Returns true if the tree has a mount namespace of its own. A restore makes it anew, so its
+    /// paths mean nothing outside.
     pub(crate) fn has_own_mounts(&self) -> Result<bool> {
         self.has_own(|ids| ids.mnt_ns_id)
     }
 
-    /// Whether files may be used that no descriptor names: those that wait in sockets.
+    /// Returns true if files without a descriptor may be in use: those in flight in sockets.
     pub(crate) fn has_files_in_flight(&self) -> Result<bool> {
         Ok(self.frames("sk-queues.img")?.is_some_and(|mut frames| matches!(frames.next_bytes(), Ok(Some(_)))))
     }
@@ -176,7 +177,7 @@ impl ImageDir {
         Ok(uses)
     }
 
-    /// What each process has open, mapped, as its program and as its folders.
+    /// The files that each process has open or mapped, its program, and its folders.
     pub(crate) fn opened(&self) -> Result<Vec<Opened>> {
         let mut all = Vec::new();
         for process in self.processes()? {

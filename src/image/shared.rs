@@ -19,11 +19,11 @@ pub(crate) struct Channels {
 pub(crate) struct UnixSocket {
     /// The number of its file.
     pub(crate) file: u32,
-    /// The inode of its other end; 0 if there is none.
+    /// The inode of its other end; 0 without one.
     pub(crate) peer: u32,
     /// 1 for streams, 2 for datagrams, 5 for packets.
     pub(crate) kind: u32,
-    /// What it will never do again, as bits: 1 read, 2 write.
+    /// Its closed directions, as bits: 1 read, 2 write.
     pub(crate) shut: u32,
 }
 

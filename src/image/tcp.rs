@@ -115,7 +115,7 @@ const MOST_UNSENT: u32 = 4 << 20;
 struct Unsent {
     image: String,
     stream: TcpStreamEntry,
-    /// Whether it is seen to that the data arrives.
+    /// True if the restore can send the data again.
     curable: bool,
 }
 

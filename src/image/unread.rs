@@ -1,4 +1,4 @@
-//! The bytes that were in pipes and sockets and that nobody had read.
+//! Unread bytes in pipes and sockets.
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,7 +12,7 @@ use crate::{
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct InPipe {
     pub(crate) bytes: Vec<u8>,
-    /// How many it has room for; 0 if the images do not tell.
+    /// The capacity of the pipe in bytes; 0 if the images do not tell.
     pub(crate) room: u32,
 }
 

@@ -1,4 +1,4 @@
-//! The options that choose among a few ways.
+//! Options with a few choices.
 
 use std::ops::BitOr;
 
@@ -7,7 +7,7 @@ use crate::proto::rpc::{
     JoinNamespace as WireJoinNamespace,
 };
 
-/// How much criu tells in its log.
+/// The level of criu's log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LogLevel {
@@ -15,7 +15,7 @@ pub enum LogLevel {
     Error,
     /// Errors and warnings. `-v2`, and the default: more makes criu slow on large trees.
     Warn,
-    /// What it does as well, with times. `-v3`.
+    /// Its steps as well, with times. `-v3`.
     Info,
     /// All of it. `-v4`. A dump of a large tree takes several times as long.
     Debug,
@@ -32,7 +32,7 @@ impl LogLevel {
     }
 }
 
-/// What criu does with control groups. `--manage-cgroups`.
+/// criu's treatment of control groups. `--manage-cgroups`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CgroupMode {
@@ -64,7 +64,7 @@ impl CgroupMode {
     }
 }
 
-/// How criu holds back the packets of TCP connections while they are dumped. `--network-lock`.
+/// The way to hold back packets of TCP connections while criu dumps them. `--network-lock`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum NetworkLock {
@@ -87,7 +87,7 @@ impl NetworkLock {
     }
 }
 
-/// How a pre-dump reads memory. `--pre-dump-mode`.
+/// The way in which a pre-dump reads memory. `--pre-dump-mode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PreDumpMode {
@@ -107,7 +107,7 @@ impl PreDumpMode {
     }
 }
 
-/// Which of the processor's features must be the same at restore. `--cpu-cap`.
+/// Features of the processor that must be the same at the restore. `--cpu-cap`.
 ///
 /// ```
 /// use criu_rpc::{DumpOptions, options::CpuCap};

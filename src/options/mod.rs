@@ -24,7 +24,7 @@ pub use self::{
 };
 use crate::proto::rpc::CriuOpts;
 
-/// What a request can be told: plain data, which can be defaulted, copied and compared.
+/// Options of a request: plain data, which can be defaulted, copied and compared.
 ///
 /// The names are criu's own, so its manual applies: `tcp_established` is `criu dump --tcp-established`.
 /// [`DumpOptions`] and [`RestoreOptions`] have the methods.
@@ -42,19 +42,19 @@ pub struct Options<For> {
     request: PhantomData<For>,
 }
 
-/// What a dump can be told. See [`Options`].
+/// Options of a dump. See [`Options`].
 pub type DumpOptions = Options<Dump>;
 
-/// What a restore can be told. See [`Options`].
+/// Options of a restore. See [`Options`].
 pub type RestoreOptions = Options<Restore>;
 
-/// What a pre-dump can be told. See [`Options`].
+/// Options of a pre-dump. See [`Options`].
 pub type PreDumpOptions = Options<PreDump>;
 
-/// What a page server can be told. See [`Options`].
+/// Options of a page server. See [`Options`].
 pub type PageServerOptions = Options<Serve>;
 
-/// What can be told about the processor's features. See [`Options`].
+/// Options of a request about the processor's features. See [`Options`].
 pub type CpuInfoOptions = Options<Cpu>;
 
 /// Marks the options of a dump.
@@ -122,21 +122,21 @@ impl<For> Options<For> {
         self.wire.clone()
     }
 
-    /// What [`raw_field`](Options::raw_field) added to the message.
+    /// The fields that [`raw_field`](Options::raw_field) added to the message.
     pub(crate) fn raw(&self) -> &[u8] {
         &self.raw
     }
 }
 
 impl DumpOptions {
-    /// The same for a pre-dump. criu leaves alone what is of no use there.
+    /// The same for a pre-dump. criu ignores fields that have no use there.
     pub(crate) fn for_pre_dump(&self) -> PreDumpOptions {
         Options { wire: self.wire.clone(), raw: self.raw.clone(), request: PhantomData }
     }
 }
 
 impl<For> Default for Options<For> {
-    /// Everything as criu does it by itself; criu logs errors and warnings.
+    /// criu's own defaults; criu logs errors and warnings.
     fn default() -> Options<For> {
         Options { wire: unset(), raw: Vec::new(), request: PhantomData }
     }
@@ -165,34 +165,35 @@ impl<For> fmt::Debug for Options<For> {
 }
 
 impl<For> Options<For> {
-    /// Whether the caller has said anything about it.
+    /// Returns true if the caller has set the field.
     pub(crate) fn names_shell_job(&self) -> bool {
         self.wire.shell_job.is_some()
     }
 
-    /// Whether a restore needs its images in a real folder: because it changes them, or because another process reads them.
+    /// Returns true if a restore needs its images in a real folder: because it changes them, or because
+    /// another process reads them.
     pub(crate) fn needs_files(&self) -> bool {
         self.wire.auto_dedup == Some(true) || self.wire.lazy_pages == Some(true)
     }
 
-    /// Whether criu can make a mount namespace: it needs a root folder, or a namespace to join. In its older mode it tries
-    /// without one.
+    /// Returns true if criu can make a mount namespace: it needs a root folder, or a namespace to
+    /// join. In its older mode it tries without.
     pub(crate) fn can_make_mounts(&self) -> bool {
         let joins = self.wire.join_ns.iter().any(|join| join.ns == "mnt");
         joins || self.wire.root.is_some() || self.wire.mntns_compat_mode == Some(true)
     }
 
-    /// Whether the caller has said anything about TCP connections.
+    /// Returns true if the caller has said anything about TCP connections.
     pub(crate) fn names_tcp(&self) -> bool {
         self.wire.tcp_close.is_some() || self.wire.tcp_established.is_some()
     }
 
-    /// Whether file locks are to be carried along.
+    /// Returns true if file locks are to be carried along.
     pub(crate) fn carries_file_locks(&self) -> bool {
         self.wire.file_locks == Some(true)
     }
 
-    /// Whether the tree is to be left stopped.
+    /// Returns true if the tree is to be left stopped.
     pub(crate) fn leaves_stopped(&self) -> bool {
         self.wire.leave_stopped == Some(true)
     }
@@ -206,22 +207,22 @@ impl<For> Options<For> {
         self.wire.ghost_limit.unwrap_or(other)
     }
 
-    /// Whether the caller has said anything about files whose names are deleted.
+    /// Returns true if the caller has said anything about files whose names are deleted.
     pub(crate) fn names_link_remap(&self) -> bool {
         self.wire.link_remap.is_some()
     }
 
-    /// Whether the caller has said how to block network traffic.
+    /// Returns true if the caller has said how to block network traffic.
     pub(crate) fn names_network_lock(&self) -> bool {
         self.wire.network_lock.is_some()
     }
 
-    /// Whether the caller has said anything about file locks.
+    /// Returns true if the caller has said anything about file locks.
     pub(crate) fn names_file_locks(&self) -> bool {
         self.wire.file_locks.is_some()
     }
 
-    /// Whether the caller has said anything about the size of deleted files.
+    /// Returns true if the caller has said anything about the size of deleted files.
     pub(crate) fn names_ghost_limit(&self) -> bool {
         self.wire.ghost_limit.is_some()
     }

@@ -79,7 +79,7 @@ pub enum External {
         /// The device outside, maybe with `@bridge`.
         outer: String,
     },
-    /// A network device of the tree's namespace that somebody else makes at the restore. criu 3.16.
+    /// A network device of the tree's namespace that another program makes at the restore. criu 3.16.
     NetDevice {
         /// The device in the tree's namespace.
         name: String,

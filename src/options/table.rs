@@ -155,15 +155,15 @@ macro_rules! rows {
 
 /// A field of the message.
 trait Field {
-    /// Whether it says anything.
+    /// Returns true if the field is set.
     fn is_set(&self) -> bool;
 
-    /// Whether a text in it has a zero byte, at which criu would cut it off.
+    /// Returns true if a text in it has a zero byte: criu would cut it off there.
     fn has_zero_byte(&self) -> bool {
         false
     }
 
-    /// A value that says something.
+    /// A value for which the field counts as set.
     #[cfg(test)]
     fn example() -> Self;
 }
@@ -260,7 +260,7 @@ rows! {
     flag shell_job, Dump Restore;
     /// Carry file locks along. A restore that is not told the same drops them without a word.
     flag file_locks, Dump Restore;
-    /// How much criu logs. What it logs comes back in a [`Failure`](crate::Failure).
+    /// The level of criu's log. The log comes back in a [`Failure`](crate::Failure).
     choice log_level: LogLevel, Dump PreDump Restore Serve Cpu;
     /// Write the log into this file of the work folder instead of handing it to the caller. A name, not a path.
     value log_file: String, Dump PreDump Restore Serve Cpu;
@@ -280,7 +280,7 @@ rows! {
     /// Hard-link deleted files that still have a name elsewhere, so that they can be dumped. Such images are good
     /// for one restore.
     flag link_remap, Dump;
-    /// Which of the processor's features must be the same at restore.
+    /// Features of the processor that must be the same at the restore.
     choice cpu_cap: CpuCap, Dump Restore Cpu;
     /// Find the paths of watched files by searching.
     flag force_irmap, Dump PreDump;
@@ -288,7 +288,7 @@ rows! {
     list exec_cmd: String, Restore;
     /// Make the root task a child of the caller, not of criu, so that the caller can wait for it.
     flag rst_sibling, Restore;
-    /// Detect bind mounts from outside by themselves.
+    /// Detect bind mounts from outside, without a name for each.
     flag auto_ext_mnt, Dump Restore;
     /// Allow shared mounts from outside; with [`auto_ext_mnt`](Self::auto_ext_mnt).
     flag ext_sharing, Dump Restore;
@@ -298,7 +298,7 @@ rows! {
     list skip_mnt: String, Dump;
     /// A file system to allow although criu does not know it, or `all`.
     list enable_fs: String, Dump Restore;
-    /// What to do with control groups.
+    /// The treatment of control groups.
     choice manage_cgroups_mode: CgroupMode, Dump Restore;
     /// Another place for the control groups of a controller, or of all.
     each cg_root: CgroupRoot, Dump Restore;
@@ -306,7 +306,7 @@ rows! {
     value ghost_limit: u32, Dump;
     /// One more folder to search with [`force_irmap`](Self::force_irmap).
     list irmap_scan_paths: String, Dump PreDump;
-    /// A resource that criu is to treat as somebody else's: `mnt[/path]:label`, `dev[major/minor]:label`,
+    /// A resource that criu is to treat as external: `mnt[/path]:label`, `dev[major/minor]:label`,
     /// `file[mount:inode]`, `tty[rdev:dev]` (hexadecimal), `unix[inode]`, `net[inode]:label`,
     /// `pid[inode]:label`, `veth[inner]:outer`.
     list external: String, Dump Restore;
@@ -322,10 +322,11 @@ rows! {
     list cgroup_dump_controller: String, Dump;
     /// Freeze the tree through this control group, instead of one task after the other.
     value freeze_cgroup: String, Dump PreDump;
-    /// How long criu may take to freeze the tree, in whole seconds, rounded up; 10 by itself. It does not cover what
-    /// comes after the freezing; for that there is [`Criu::deadline`](crate::rpc::Criu::deadline).
+    /// The time that criu may take to freeze the tree, in whole seconds, rounded up. criu's own
+    /// default is 10. It covers only the freezing; use
+    /// [`Criu::deadline`](crate::rpc::Criu::deadline) for all of it.
     seconds timeout, Dump PreDump;
-    /// Leave out TCP connections that nobody has accepted yet.
+    /// Leave out TCP connections that were not accepted yet.
     flag tcp_skip_in_flight, Dump;
     /// Skip kernel settings that do not exist here.
     flag weak_sysctls, Restore;
@@ -350,17 +351,17 @@ rows! {
     value tls_cert: String, Dump PreDump Serve, 3 13;
     /// The key to our certificate for the page server.
     value tls_key: String, Dump PreDump Serve, 3 13;
-    /// Encrypt what goes to the page server.
+    /// Encrypt the connection to the page server.
     flag tls, Dump PreDump Serve, 3 13;
     /// Do not check the name in the page server's certificate.
     flag tls_no_cn_verify, Dump PreDump Serve, 3 13;
     /// A folder with mounted control groups, so that criu need not mount them.
     value cgroup_yard: String, Dump Restore, 3 14;
-    /// How to read memory before the dump.
+    /// The way to read memory before the dump.
     choice pre_dump_mode: PreDumpMode, PreDump, 3 14;
-    /// What to use as `context=` of restored mounts.
+    /// The value for `context=` of restored mounts.
     value lsm_mount_context: String, Restore, 3 16;
-    /// How to hold back packets while TCP connections are dumped.
+    /// The way to hold back packets while criu dumps TCP connections.
     choice network_lock: NetworkLock, Dump, 3 16;
     /// Restore mounts in the way that criu had before 3.17.
     flag mntns_compat_mode, Restore, 3 17;

@@ -23,14 +23,14 @@ pub(crate) fn checkpoint<T>(
     Err(Error::Unsupported { what: "capture processes" })
 }
 
-/// What a capture would meet: it would store a placeholder.
+/// The findings of a capture's preflight: a capture would store a placeholder.
 pub(crate) fn foresee(_job: &Job) -> Result<Foresight> {
     let mut foresight = Foresight::default();
     foresight.blocks.push(Foreseen::new("criu, which captures processes, is for Linux"));
     Ok(foresight)
 }
 
-/// Whether nothing can be dumped, whatever the tree: here that is told before.
+/// Returns true if criu can dump nothing here. Always false: other systems report that earlier.
 pub(crate) fn cannot_work(_job: &Job) -> bool {
     false
 }

@@ -53,25 +53,25 @@ pub(crate) struct Revival {
     pub(crate) staging: Option<PathBuf>,
     pub(crate) deadline: Option<Duration>,
     pub(crate) cancel: Option<Cancel>,
-    /// How long to wait for zombies that hold pids of the tree; `None` for a while.
+    /// The time to wait for zombies that hold pids of the tree; `None` for the default.
     pub(crate) patience: Option<Duration>,
     /// The files that the caller chose for the standard streams.
     pub(crate) streams: [Option<File>; 3],
-    /// Whether it wants its own for the others, whatever the tree's were.
+    /// True if the tree gets the caller's own streams for those that were not chosen.
     pub(crate) own_streams: bool,
-    /// What becomes of files that have another size than at the capture.
+    /// The choice for files that have another size than at the capture.
     pub(crate) grown_files: GrownFiles,
-    /// Whether to accept files that were replaced since the capture.
+    /// True if files that were replaced since the capture are accepted.
     pub(crate) replaced_files: bool,
     /// The files that it lends in the place of others, by criu's names.
     pub(crate) inherit: Vec<(String, File)>,
 }
 
-/// What a restore does with files of another size than they had at the capture, such as a log that grew.
+/// Choices of a restore for files whose size differs from that at the capture, such as a log that grew.
 ///
-/// In all but one of the choices a file that shrank is refused. A file that the tree executes or has mapped is refused in
-/// all of them, and so are files with another mode. Files that the caller gives in the place of others are not looked at,
-/// nor are files in a mount namespace of the tree's own.
+/// Only [`Keep`](GrownFiles::Keep) accepts a file that shrank. No choice accepts another size of a file
+/// that the tree executes or has mapped, nor another mode. Files that the caller gives in the place of
+/// others are not checked, nor are files in a mount namespace of the tree's own.
 ///
 /// | The tree had the file open for | [`Continue`](GrownFiles::Continue) | [`CutBack`](GrownFiles::CutBack) | [`Keep`](GrownFiles::Keep) |
 /// |---|---|---|---|
@@ -82,22 +82,23 @@ pub(crate) struct Revival {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum GrownFiles {
-    /// Goes on where nothing that came since can be lost by it, and refuses the rest.
+    /// Continues where no data written since the capture can be lost, and refuses the rest.
     ///
-    /// What the tree writes at the end of a file comes after what was written since the capture. A
-    /// [`Warning`](crate::Warning) names each file whose place was moved.
+    /// A tree that writes at the end of a file continues at its new end. A [`Warning`](crate::Warning)
+    /// names each such file.
     #[default]
     Continue,
-    /// Refuses all, save for files that are open for appending and writing only, whose size criu does not compare.
+    /// Refuses all of them, except files that are open for appending and writing only (`>>`): criu does
+    /// not compare their size.
     Refuse,
-    /// Cuts files that the tree can write to back to the size that they had: **what came since is lost**. That happens
-    /// once the tree is built and before it runs, so a restore that fails has cut nothing.
+    /// Cuts files that the tree can write to back to their old size: **data written since is lost**. It
+    /// happens when the tree is built and before it runs, so a restore that fails has cut nothing.
     CutBack,
-    /// Takes all files as they are. What the tree writes can be in the place of what came since.
+    /// Takes all files as they are. The tree may overwrite data that was written since the capture.
     Keep,
 }
 
-/// What became of a dump. `T` is what the caller made of the images.
+/// The outcome of a dump. `T` is the caller's result of keeping the images.
 #[derive(Debug)]
 pub(crate) enum Outcome<T> {
     /// The images were made, and kept.
@@ -106,16 +107,16 @@ pub(crate) enum Outcome<T> {
     Revived,
 }
 
-/// What is known of a dump.
+/// Facts about a dump.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Facts {
     /// The roots of the trees.
     pub(crate) roots: Vec<Pid>,
-    /// How long the tree stood still; of several trees, the one that did longest.
+    /// The time that the tree was frozen; with several trees, the longest.
     pub(crate) frozen: Option<Duration>,
-    /// How many rounds of pre-dumps came before.
+    /// The number of pre-dumps before the dump.
     pub(crate) pre_dumps: u32,
-    /// What the caller should tell its user.
+    /// Warnings for the caller's user.
     pub(crate) warnings: Vec<Warning>,
 }
 

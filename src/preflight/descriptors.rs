@@ -198,7 +198,7 @@ fn pidfd(view: &View<'_>, descriptor: &Descriptor) -> Option<(Obstacle, Severity
     Some((Obstacle::PidfdOutside { of: of.into() }, Severity::Blocks))
 }
 
-/// Whether a process of the tree has a POSIX message queue open.
+/// Returns true if a process of the tree has a POSIX message queue open.
 pub(crate) fn has_message_queue(root: i32) -> bool {
     let mut descriptors = procfs::tree(root).into_iter().flat_map(Descriptor::all);
     descriptors.any(|descriptor| is_message_queue(&descriptor))

@@ -4,7 +4,7 @@ use std::fs;
 
 use crate::procfs::{Mapping, each_line};
 
-/// Whether the threads of the process have guard pages beneath their stacks that criu takes for memory.
+/// Returns true if the threads of the process have guard pages beneath their stacks that criu takes for memory.
 pub(super) fn is_unseen(pid: i32) -> bool {
     let Some(kernel) = kernel() else { return false };
     // Reading the library is for the few kernels alone.

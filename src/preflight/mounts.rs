@@ -15,12 +15,12 @@ use crate::{
 
 /// The mounts that a process sees.
 pub(super) struct Mounts {
-    /// By the device's number.
+    /// The kinds of file systems, by device number.
     kinds: Vec<((u32, u32), String)>,
     ids: HashSet<i32>,
-    /// What each covers, in the order in which they were mounted.
+    /// The mounts' ids and mount points, in the order of mounting.
     points: Vec<(i32, PathBuf)>,
-    /// Whether it can have files from elsewhere.
+    /// True in a mount namespace of the process's own: it can have files of other namespaces.
     own_namespace: bool,
 }
 
@@ -45,7 +45,7 @@ impl Mounts {
         namespaces.values_mut().for_each(|mounts| mounts.ids.clone_from(&ids));
     }
 
-    /// Whether the path of an open file leads to another file, because of a mount. File systems are asked only where
+    /// Returns true if the path of an open file leads to another file, because of a mount. File systems are asked only where
     /// the table of mounts says so.
     pub(super) fn cover(&self, descriptor: &Descriptor, mount: i32, file: &Known) -> bool {
         if !self.points.iter().any(|(id, _)| *id == mount) {

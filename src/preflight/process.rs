@@ -53,7 +53,7 @@ impl Own {
         }
     }
 
-    /// Whether the process is in a user namespace that the caller made, or beneath one. There its user has all
+    /// Returns true if the process is in a user namespace that the caller made, or beneath one. There its user has all
     /// capabilities.
     fn rules_over(&self, pid: i32) -> bool {
         const NESTED: usize = 32; // the kernel's limit

@@ -32,7 +32,7 @@ struct Socket {
     peer: Option<u32>,
     /// Closed in both directions.
     shut: bool,
-    /// Of a listener: the connections that wait for it, 0 for one that was closed.
+    /// The connections that wait at a listener; 0 for one that was closed.
     waiting: Vec<u32>,
     /// Bytes that were sent and not read yet.
     unread: u32,
@@ -84,7 +84,7 @@ impl Peers {
         }
     }
 
-    /// Whether the other end is a datagram socket with a name, which can be connected to again.
+    /// Returns true if the other end is a datagram socket with a name, which can be connected to again.
     pub(super) fn can_reconnect(&self, inode: u64) -> bool {
         self.get(inode)
             .is_some_and(|socket| socket.peer.is_some_and(|peer| peer != 0 && self.named.contains(&peer)))

@@ -19,7 +19,7 @@ pub(super) struct Tree(BTreeMap<i32, char>);
 #[derive(Debug)]
 pub(super) struct Condition {
     pub(super) target: Target,
-    /// What was found of single processes, in words.
+    /// Findings about single processes, in words.
     pub(super) findings: Vec<String>,
 }
 
@@ -72,7 +72,7 @@ impl Tree {
     }
 }
 
-/// How long a thread takes to die of what a criu that died has left in it.
+/// The time that a thread takes to die of code that a killed criu has left in it.
 const SETTLING: Duration = Duration::from_millis(50);
 
 /// A process, by its threads.
@@ -103,7 +103,7 @@ fn look(pid: i32) -> Seen {
     }
 }
 
-/// Whether the process looks like a zombie, but other threads of it live on.
+/// Returns true if the process looks like a zombie, but other threads of it live on.
 pub(super) fn ended_first_thread_alone(pid: i32) -> bool {
     Stat::of(pid).is_ok_and(|stat| stat.is_zombie())
         && procfs::status_number(pid, "Threads").is_some_and(|count| count > 1)

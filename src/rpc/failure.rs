@@ -112,7 +112,7 @@ impl Gathering<'_, '_> {
         }
     }
 
-    /// What is known of the cure beyond the cause.
+    /// The advice, if there is better advice than that of the cause.
     fn advice(&self, cause: Cause, tracer: Option<Pid>) -> Option<String> {
         match (cause, tracer, self.pid()) {
             (Cause::Untraceable, Some(tracer), Some(root)) => {
@@ -129,7 +129,7 @@ impl Gathering<'_, '_> {
         }
     }
 
-    /// What is known of criu's output: whether it has times, and the names in it that have line breaks.
+    /// Facts about criu's output: whether it has times, and names with line breaks in it.
     fn known(&self, message: Option<&str>, texts: [Option<&str>; 2]) -> diagnose::Known {
         const WITH_TIMES: i32 = 3;
         let level = self.ask.opts.as_ref().and_then(|opts| opts.log_level);
@@ -156,7 +156,7 @@ impl Gathering<'_, '_> {
         ended && self.version.is_none() && self.answer.is_none() && self.last_event.is_none()
     }
 
-    /// Whether memory was to be sent to the address of a page server.
+    /// Returns true if memory was to be sent to the address of a page server.
     fn sends_memory_away(&self) -> bool {
         let server = self.ask.opts.as_ref().and_then(|opts| opts.ps.as_ref());
         let sends = matches!(self.ask.request, Request::Dump | Request::PreDump);
@@ -238,7 +238,7 @@ impl Gathering<'_, '_> {
     }
 }
 
-/// Whether a program that such a signal ended has a mistake in it.
+/// Returns true if a program that such a signal ended has a mistake in it.
 fn is_a_fault(signal: i32) -> bool {
     matches!(
         signal,

@@ -151,7 +151,7 @@ struct Heir {
     adoption: Adoption,
     /// Its children before. They are the caller's to reap.
     children: HashSet<i32>,
-    /// When it became one, in the ticks of [`Stat::start`].
+    /// The time at which it became the heir, in the ticks of [`Stat::start`].
     since: u64,
 }
 

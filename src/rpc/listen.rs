@@ -1,7 +1,8 @@
-//! Where criu listens when it serves memory: never wider than the caller said.
+//! The address at which criu serves memory: never wider than the caller said.
 //!
-//! criu's RPC hands an address to whoever sends memory, and to a page server that receives it. Where criu is to serve
-//! memory (`lazy_pages`), it takes the port alone from the request, and would listen on all addresses.
+//! A request can give the address to a criu that sends memory, and to a page server that receives
+//! it. A criu that serves memory (`lazy_pages`) takes only the port from the request, and would listen
+//! on all addresses.
 
 use super::talk::{Ask, Files};
 use crate::{Error, Request, Result};

@@ -8,13 +8,13 @@ use crate::{Pid, Version};
 pub struct Dumped {
     /// The release of criu that made the images, if it could be asked. An older one cannot read them.
     pub version: Option<Version>,
-    /// The threads whose system call ended with EINTR, though nobody sent a signal: those that waited in `poll`, `nanosleep`
-    /// and others with a time limit. That is so for the thread that goes on, and for what is restored of it. Found in
-    /// criu's log, so not where that goes elsewhere, and not on arm64.
+    /// The threads whose system call the dump ended with EINTR, without a signal: `poll`, `nanosleep` and
+    /// other calls with a time limit. It happens in the tree that goes on and in the restored one. The
+    /// source is criu's log, so the list is empty if the log goes elsewhere, and on arm64.
     pub interrupted: Vec<Pid>,
 }
 
-/// Where [`Criu::dump_self`](super::Criu::dump_self) returned.
+/// The two returns of [`Criu::dump_self`](super::Criu::dump_self).
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum SelfDump {

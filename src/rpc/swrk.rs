@@ -31,13 +31,13 @@ pub(super) struct Command<'a> {
     pub(super) variables: &'a [(OsString, OsString)],
 }
 
-/// How criu is kept from the signals that are meant for the caller: one that they end in the middle of a dump takes threads
-/// of the tree with it.
+/// The separation of criu from signals that are meant for the caller. A criu that such a signal ends in
+/// the middle of a dump takes threads of the tree with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Apart {
     place: Place,
     ignores: &'static [i32],
-    /// Whether it is the child of a thread that lasts, as a revived tree is to be.
+    /// True if criu is started by a thread that lasts, because a revived tree is to be its child.
     lasting: bool,
 }
 

@@ -165,7 +165,7 @@ impl Criu {
     }
 }
 
-/// How far from the caller the criu of a request is to be.
+/// The separation from the caller that the criu of a request needs.
 fn apart(request: Request, opts: &CriuOpts, lend: &Lend<'_>) -> Apart {
     match request {
         Request::PageServer | Request::PageServerChild => Apart::SERVER,

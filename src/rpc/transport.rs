@@ -85,7 +85,7 @@ enum Wake {
 #[derive(Debug, Default)]
 pub(super) struct Remains {
     pub(super) exit: Option<ExitStatus>,
-    /// Whether we killed it.
+    /// True if we killed it.
     pub(super) by_us: bool,
     /// Its pid, or that of whoever made the socket that it answers at.
     pub(super) criu: Option<i32>,
@@ -298,7 +298,7 @@ impl Connection {
         }
     }
 
-    /// Whether criu has ended, or does so in a moment: its end of the socket closes a little before.
+    /// Returns true if criu has ended, or does so in a moment: its end of the socket closes a little before.
     pub(super) fn has_ended(&self) -> bool {
         let soon = Instant::now() + Duration::from_millis(100);
         self.criu.as_ref().is_some_and(|criu| sys::wait_readable(criu.pidfd(), Some(soon)).unwrap_or(true))

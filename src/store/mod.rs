@@ -112,7 +112,7 @@ pub trait BlobStore: fmt::Debug + Send + Sync {
     /// [`Error::Store`] or [`Error::Io`] if the store cannot tell.
     fn contains(&self, digest: &Digest256) -> Result<bool>;
 
-    /// Whether a blob is still given out and marked for deletion: [`contains`](BlobStore::contains) counts it as missing.
+    /// Returns true if a blob is still given out and marked for deletion: [`contains`](BlobStore::contains) counts it as missing.
     ///
     /// By default nothing is: a store that deletes in two steps says so here, and a restore warns of it.
     ///

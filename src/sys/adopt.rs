@@ -12,17 +12,17 @@ use nix::sys::prctl;
 /// While it exists, descendants of this process whose parents end become its children.
 #[derive(Debug)]
 pub(crate) struct Adoption {
-    /// Whether that is so without it, too.
+    /// True if the program was a subreaper before.
     always: bool,
 }
 
 #[derive(Debug)]
 struct Turns {
-    /// How many [`Adoption`]s there are.
+    /// The number of [`Adoption`]s.
     adoptions: u32,
-    /// What the program had set before the first.
+    /// The program's own setting before the first.
     before: bool,
-    /// How many [`NoAdoption`]s there are.
+    /// The number of [`NoAdoption`]s.
     barred: u32,
 }
 
@@ -52,7 +52,7 @@ impl Adoption {
         Ok(Adoption { always: turns.before })
     }
 
-    /// Whether the program adopts orphans by itself.
+    /// Returns true if the program adopts orphans by itself.
     pub(crate) fn is_usual(&self) -> bool {
         self.always
     }

@@ -69,7 +69,7 @@ impl Known {
         SLAVES.contains(&major).then(|| (u64::from(major - SLAVES.start()) << 20) + u64::from(minor))
     }
 
-    /// Whether it is `/dev/tty`: the controlling terminal of the process that opened it.
+    /// Returns true if it is `/dev/tty`: the controlling terminal of the process that opened it.
     pub(crate) fn is_controlling_terminal(&self) -> bool {
         self.is_char_device() && self.device() == (5, 0)
     }

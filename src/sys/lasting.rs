@@ -80,7 +80,7 @@ fn start() -> io::Result<Starter> {
 
 const STACK: usize = 256 << 10;
 
-/// What a child inherits from a thread and not from its process, as far as `/proc` tells.
+/// The attributes that a child inherits from a thread, not from its process, as far as `/proc` shows.
 fn inherited_from(thread: PathBuf) -> Vec<String> {
     const FIELDS: [&str; 7] =
         ["Uid", "Gid", "Groups", "NoNewPrivs", "Seccomp", "Cpus_allowed", "Mems_allowed"];

@@ -96,7 +96,7 @@ fn start_detached(parts: &Parts) -> io::Result<()> {
     })?
 }
 
-/// What is to be started, with files of its own.
+/// The program to start, with files of its own.
 struct Parts {
     program: CString,
     arguments: Vec<CString>,

@@ -2,7 +2,7 @@
 
 use std::io;
 
-/// Whether two descriptors, each of a process and with its number there, are one open file.
+/// Returns true if two descriptors, each of a process and with its number there, are one open file.
 pub(crate) fn is_same_file(one: (i32, i32), other: (i32, i32)) -> io::Result<bool> {
     const KCMP_FILE: libc::c_int = 0;
     // SAFETY: the call takes five numbers and touches no memory of ours.

@@ -10,7 +10,7 @@ pub(crate) struct Traced {
     _not_send: PhantomData<*const ()>,
 }
 
-/// Where a traced thread stands.
+/// The position of a traced thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stand {
     /// It runs, or is about to stop.
@@ -40,7 +40,7 @@ impl Traced {
         Ok(thread)
     }
 
-    /// Where it stands. Nothing else can be asked while it runs.
+    /// The position of the thread. While it runs, all other requests fail.
     pub(crate) fn stand(&self) -> io::Result<Stand> {
         const ENTRY: u8 = 1;
         const EXIT: u8 = 2;
@@ -141,7 +141,7 @@ const COUNT: usize = 27;
 
 #[cfg(target_arch = "x86_64")]
 impl Registers {
-    /// What makes a system call.
+    /// The system call instruction.
     pub(crate) const INSTRUCTION: &'static [u8] = &[0x0f, 0x05];
 
     fn are_known(&self) -> bool {
@@ -168,7 +168,7 @@ const COUNT: usize = 34;
 
 #[cfg(target_arch = "aarch64")]
 impl Registers {
-    /// What makes a system call.
+    /// The system call instruction.
     pub(crate) const INSTRUCTION: &'static [u8] = &[0x01, 0x00, 0x00, 0xd4];
 
     fn are_known(&self) -> bool {

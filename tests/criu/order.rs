@@ -184,7 +184,7 @@ fn ways_to_send() -> Vec<[&'static str; 4]> {
     ways
 }
 
-/// Whether criu cannot restore it: the process with the lower pid has the receiver alone, and the other has both.
+/// Returns true if criu cannot restore it: the process with the lower pid has the receiver alone, and the other has both.
 fn is_beyond([parent, child, sender, end]: [&str; 4]) -> bool {
     let [lower, higher] = [child, parent];
     sender == "parent" && higher == "ab" && lower.len() == 1 && lower != end

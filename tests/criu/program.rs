@@ -197,7 +197,7 @@ impl Terminal {
     }
 }
 
-/// Whether a session has members, be they zombies.
+/// Returns true if a session has members, be they zombies.
 fn members(session: i32) -> bool {
     let processes = fs::read_dir("/proc").unwrap().flatten();
     let stats = processes.filter_map(|process| fs::read_to_string(process.path().join("stat")).ok());

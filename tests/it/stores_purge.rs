@@ -19,7 +19,7 @@ fn mostly_needed(store: &FsBlobStore) -> (Blobs, Blobs) {
     (kept, secret)
 }
 
-/// Whether the files of a store have these bytes anywhere, as far as nothing is compressed.
+/// Returns true if the files of a store have these bytes anywhere, as far as nothing is compressed.
 fn is_on_the_disk(folder: &Folder, bytes: &[u8]) -> bool {
     let has = |file: &Vec<u8>| file.windows(bytes.len()).any(|window| window == bytes);
     files_below(folder).iter().any(|path| has(&fs::read(path).unwrap()))

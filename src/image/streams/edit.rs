@@ -11,7 +11,7 @@ use crate::{
     proto::images::{FdTypes, FdinfoEntry, FileEntry, RegFileEntry, TtyInfoEdit, TtyInfoEntry, WinsizeEntry},
 };
 
-/// A regular file that nobody else has, and that is never opened: it stands for what is lent.
+/// A regular file that only the images name. criu opens the lent file in its place.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Substitute(pub(super) Lent);
 
@@ -54,7 +54,7 @@ impl Edits {
         self.kept.insert(file, (stream, flags));
     }
 
-    /// Whether a descriptor of this file is replaced.
+    /// Returns true if a descriptor of this file is replaced.
     pub(super) fn replaces(&self, file: u32) -> bool {
         self.replaced.contains(&file)
     }
@@ -86,7 +86,7 @@ impl Edits {
         Ok(lent)
     }
 
-    /// Whether no descriptor is left of a file.
+    /// Returns true if a file has no descriptor left.
     fn is_gone(&self, file: &FileEntry) -> bool {
         // Regular files stay: they may be mapped, too.
         self.replaced.contains(&file.id) && !self.kept.contains_key(&file.id) && file.reg.is_none()

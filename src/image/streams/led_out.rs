@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{Result, image::ImageDir, proto::images::TtyInfoEntry};
 
-/// A file that leads out of the tree and is none of its standard streams.
+/// A file that leads out of the tree and is not a standard stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LedOut {
     /// The first process that has it.

@@ -31,7 +31,7 @@ use crate::{Result, proto::images::FdinfoEntry};
 const ACCESS_MODE: u32 = 3;
 const WRITE_ONLY: u32 = 1;
 
-/// What the caller offers to the tree.
+/// The caller's offer to the tree.
 #[derive(Debug, Default)]
 pub(crate) struct Offer<'a> {
     /// The standard streams that are to be replaced wherever they lead, unless to another task of the tree.
@@ -62,23 +62,23 @@ pub(crate) struct Lending {
 /// The file to lend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Lent {
-    /// What the caller gives as this standard stream.
+    /// The caller's file for this standard stream.
     Stream { stream: usize, was: Was },
     /// The terminal that is this standard stream, opened anew with these flags.
     Terminal { stream: usize, flags: u32 },
     /// A terminal whose other side is gone.
     HungUp,
-    /// A pipe that nobody writes to, with the rest that the tree has not read.
+    /// A pipe without a writer, with the rest that the tree has not read.
     Ended,
 }
 
-/// What a tree is to be lent, and what was in the files that are replaced.
+/// The files to lend to a tree, and the contents of those that they replace.
 #[derive(Debug)]
 pub(crate) struct Detached {
     pub(crate) lendings: Vec<Lending>,
-    /// The bytes that nobody had read, by the number of a descriptor.
+    /// Unread bytes, by the number of a descriptor.
     pub(crate) unread: Vec<(u32, Vec<u8>)>,
-    /// What is left in an input that has ended.
+    /// The rest of an input that has ended.
     pub(crate) rest: Vec<u8>,
     /// The root's standard input has ended, and so it stays.
     pub(crate) input_ended: bool,
@@ -118,7 +118,7 @@ pub(crate) fn detach_streams(images: &ImageDir, offer: &Offer<'_>) -> Result<Det
     Ok(Detached { lendings, unread, rest, input_ended })
 }
 
-/// What becomes of a descriptor.
+/// The fate of a descriptor.
 enum Fate {
     Stays,
     Replaced(Lent),
@@ -139,7 +139,7 @@ struct Plan<'a> {
     of_any: HashMap<Resource, Vec<usize>>,
     /// The root's streams that are files which are to be replaced.
     files: BTreeMap<u32, Vec<usize>>,
-    /// Pipes that are nobody's stream, and the streams that they were.
+    /// Pipes that are no process's stream, and the streams that they were.
     saved: HashMap<Resource, usize>,
 }
 
@@ -177,8 +177,9 @@ impl<'a> Plan<'a> {
         outside.filter_map(|outside| tables.told.get(&outside.resource)).flatten().copied()
     }
 
-    /// Gives the pipes that are nobody's stream the root's streams that lead nowhere else: it has saved them to make room for
-    /// files, as `exec 3>&1 >log` does. The order is that of the descriptors, as programs save one after the other.
+    /// Assigns the root's streams that are files to pipes that are no process's stream. The root has
+    /// saved those pipes to make room for files, as `exec 3>&1 >log` does. Pipes come in the order
+    /// of their descriptors, because programs save one stream after the other.
     fn save(&mut self, leads_out: [bool; 3]) {
         let free = |streams: &[usize]| streams.iter().copied().filter(|stream| !leads_out[*stream]).collect();
         let (mut inputs, mut outputs): (Vec<usize>, Vec<usize>) = (free(&[0]), free(&[2, 1]));

@@ -24,7 +24,7 @@ pub(super) enum Kind {
     Regular,
     /// The other side of the file was not a part of the tree, and so is gone.
     Outside(Outside),
-    /// Nobody had the other side.
+    /// No process had the other side.
     Ended(Outside),
     Inner,
 }
@@ -40,7 +40,7 @@ pub(super) struct Outside {
 }
 
 impl Outside {
-    /// Whether it is for writing only.
+    /// Returns true if it was opened for writing only.
     pub(super) fn writes(self) -> bool {
         self.flags & super::ACCESS_MODE == super::WRITE_ONLY
     }
@@ -153,13 +153,13 @@ pub(super) struct Terminal {
     pub(super) session: u32,
     /// The process group in the foreground.
     pub(super) foreground: u32,
-    /// Nobody had the other side.
+    /// No process had the other side.
     pub(super) hung: bool,
 }
 
 impl Terminals {
     fn read(images: &ImageDir, inherited: &Inherited<'_>) -> Result<Terminals> {
-        /// `/dev/tty`: the controlling terminal of whoever opens it.
+        /// `/dev/tty`: the controlling terminal of the process that opens it.
         const CONTROLLING: u32 = 0x500;
         let mut entries = Vec::new();
         images.each("tty-info.img", |tty: TtyInfoEntry| {
@@ -203,7 +203,7 @@ impl Terminals {
         self.get(tty_info).map(|terminal| Resource::Terminal(terminal.resource))
     }
 
-    /// Whether the terminal had hung up when the tree was captured.
+    /// Returns true if the terminal had hung up when the tree was captured.
     pub(super) fn is_hung(&self, resource: u32) -> bool {
         self.get(resource).is_none_or(|terminal| terminal.hung)
     }
@@ -252,7 +252,7 @@ impl Pipes {
         self.files.iter().map(|(file, pipe, flags)| (*file, kind(*pipe, *flags))).collect()
     }
 
-    /// Whether the tree has both ends of it, so that it is its own business.
+    /// Returns true if the tree has both ends of the pipe.
     fn is_inner(&self, pipe: u32) -> bool {
         const READ_WRITE: u8 = 1 << 2;
         self.ends.get(&pipe).is_some_and(|ends| ends.count_ones() > 1 || ends & READ_WRITE != 0)
@@ -270,10 +270,10 @@ struct Sockets {
 struct Socket {
     file: u32,
     inode: u32,
-    /// The inode of the other end; 0 if there is none.
+    /// The inode of the other end; 0 without one.
     peer: u32,
     flags: u32,
-    /// What it will never do again, as bits: 1 read, 2 write.
+    /// Its closed directions, as bits: 1 read, 2 write.
     shut: u32,
 }
 

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{Result, image::ImageDir};
 
-/// The bytes that nobody had read of what is replaced, by the number of the first descriptor that it has.
+/// The unread bytes of replaced files, by the number of the first descriptor of each.
 pub(super) fn of(images: &ImageDir, tables: &Tables, edits: &Edits) -> Result<Vec<(u32, Vec<u8>)>> {
     let (mut pipes, mut sockets) = (BTreeMap::new(), BTreeMap::new());
     for descriptor in tables.all_descriptors().filter(|descriptor| edits.replaces(descriptor.id)) {

@@ -34,7 +34,7 @@ pub(super) struct Attempt<'a> {
     pub(super) last_look: LastLook,
     pub(super) notes: Option<Notes>,
     pub(super) relock: Option<Relock>,
-    /// Whether the caller wants the tree stopped.
+    /// True if the caller wants the tree stopped.
     pub(super) stays_stopped: bool,
     pub(super) warnings: RefCell<Vec<Warning>>,
 }

@@ -90,7 +90,7 @@ pub(super) fn cannot_end_itself() -> Error {
     }
 }
 
-/// Whether criu says that it can dump nothing here, asked without a tree.
+/// Returns true if criu can dump nothing here, by its own check without a tree.
 pub(crate) fn cannot_work(job: &Job) -> bool {
     let checked = criu(job).and_then(|criu| criu.check());
     // It says less of the reason than a dump does.
@@ -115,7 +115,7 @@ pub(super) fn criu(job: &Job) -> Result<Criu> {
 /// The trees, and where their images go.
 struct Dump<'a> {
     criu: Criu,
-    /// Who takes memory in.
+    /// The receiver of memory.
     memory: Option<&'a dyn Memory>,
     /// Those that this process is no part of.
     others: Vec<Tree>,
@@ -127,7 +127,7 @@ struct Dump<'a> {
     rounds: Option<rounds::Rounds>,
     /// The standard streams that the caller told.
     streams: Vec<StreamNote>,
-    /// What the caller should tell its user.
+    /// Warnings for the caller's user.
     warnings: Mutex<Vec<Warning>>,
 }
 
@@ -418,7 +418,7 @@ impl<H: Hooks> Hooks for Noting<'_, H> {
 /// them are dumped as they were at one moment. criu tells of the first since 3.19.
 struct Together<'a, H> {
     party: Party<'a>,
-    /// Whether its tree goes on after the last event.
+    /// True if the tree goes on after the last event.
     lets_go: bool,
     then: H,
 }
@@ -457,7 +457,7 @@ impl Hooks for Waiter<'_> {
     }
 }
 
-/// Whether the trees may end: decided once, for all of them.
+/// The decision whether the trees may end: made once, for all of them.
 struct Verdict<'a> {
     until: &'a Until,
     decided: Mutex<Option<bool>>,
@@ -499,7 +499,7 @@ impl Drop for Refusal<'_> {
     }
 }
 
-/// How often a frozen tree looks whether it is kept frozen for too long.
+/// The interval at which a frozen tree checks the deadline.
 const LOOK: Duration = Duration::from_millis(20);
 
 fn keeping() -> String {

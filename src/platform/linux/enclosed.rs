@@ -1,5 +1,5 @@
-//! TCP connections and file locks that are a tree's own business: nobody outside has a part in them, so criu can carry
-//! them along without being told.
+//! TCP connections and file locks that no process outside a tree shares, so criu can carry them along
+//! without an option of the caller's.
 //!
 //! criu refuses both by default, because it cannot know who else relies on them. Here that is looked up, before anything is
 //! frozen. In doubt the answer is no, and criu's error says what to do.
@@ -37,7 +37,7 @@ impl Enclosed {
         Enclosed { processes, files }
     }
 
-    /// Whether there are TCP connections, and the tree has both ends of each.
+    /// Returns true if there are TCP connections, and the tree has both ends of each.
     pub(super) fn has_own_connections(&self) -> bool {
         let sockets: HashMap<u64, i32> =
             self.files.iter().filter_map(|file| Some((file.socket()?, file.pid))).collect();
@@ -59,8 +59,9 @@ impl Enclosed {
         found
     }
 
-    /// Whether there are file locks, and each belongs to the tree alone. A lock of `flock` or of an open file description is
-    /// also that of a process outside which has the same description, by `fork` for instance.
+    /// Returns true if there are file locks, and each belongs to the tree alone. A lock of `flock` or of
+    /// an open file description is shared with a process outside that has the same description, by
+    /// `fork` for instance.
     pub(super) fn has_own_locks(&self) -> bool {
         let mut found = false;
         let mut shared = Vec::new();
@@ -75,7 +76,7 @@ impl Enclosed {
         found && (shared.is_empty() || !self.is_held_outside(&shared))
     }
 
-    /// Whether a process outside has one of these descriptions open, too.
+    /// Returns true if a process outside has one of these descriptions open, too.
     fn is_held_outside(&self, files: &[&OpenFile]) -> bool {
         let inside: HashSet<i32> = self.processes.iter().copied().collect();
         let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -100,7 +101,7 @@ fn open_files(pid: i32) -> impl Iterator<Item = OpenFile> {
     })
 }
 
-/// Whom a lock belongs to.
+/// The owner of a lock.
 enum Lock {
     /// A process (`fcntl`).
     OfProcess,
@@ -124,7 +125,8 @@ impl OpenFile {
     }
 }
 
-/// How many connections these sockets have in the network namespace of the process; `None` if one of them leads out.
+/// The number of connections of these sockets in the network namespace of the process; `None` if one
+/// of them leads out.
 fn own_connections(pid: i32, sockets: &HashMap<u64, i32>) -> Option<usize> {
     let mut ends = HashMap::<(Endpoint, Endpoint), TcpLine>::new();
     for table in ["tcp", "tcp6"] {
@@ -138,7 +140,7 @@ fn own_connections(pid: i32, sockets: &HashMap<u64, i32>) -> Option<usize> {
         let other = ends.get(&(end.remote, end.local));
         let inside = match other {
             Some(other) if other.inode != 0 => sockets.contains_key(&other.inode),
-            // Closed by the process that had it. Nobody has it any more, here or elsewhere.
+            // Closed by its last process: no process has the other end.
             _ => end.state == TcpLine::CLOSE_WAIT && end.is_local(),
         };
         if !inside {

@@ -19,8 +19,8 @@ use crate::{
     image::{Channels, ImageDir, InPipe, shared_pipes, shared_sockets},
 };
 
-/// What each tree is to be lent, by criu's names. The files are kept open until all trees are there: the first may
-/// write before the second can read.
+/// The files to lend to each tree, by criu's names. They stay open until all trees are restored,
+/// because the first may write before the second can read.
 pub(super) struct Links {
     of_trees: Vec<Vec<(String, File)>>,
     _others: Vec<OwnedFd>,
@@ -97,7 +97,7 @@ impl Links {
 
 /// A new pipe with these contents.
 pub(super) fn full_pipe(inside: Option<&InPipe>) -> io::Result<(OwnedFd, OwnedFd)> {
-    // Should it not take all at once, nobody reads yet.
+    // Nonblocking: no process reads yet, so a write that does not fit would block for ever.
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
     if let Some(inside) = inside {
         if let Ok(room) = i32::try_from(inside.room) {

@@ -1,4 +1,5 @@
-//! [`Meeting`]: several dumps that wait for each other, so that what is between their trees is of one moment.
+//! [`Meeting`]: a barrier for several dumps, so that pipes and sockets between their trees are dumped
+//! as they were at one moment.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -13,9 +14,9 @@ pub(super) struct Meeting {
 struct State {
     /// The dumps that have not ended.
     parties: usize,
-    /// How many wait.
+    /// The number of dumps that wait.
     waiting: usize,
-    /// How often all have met.
+    /// The number of completed meetings.
     met: usize,
     /// One ended before all had met for the last time.
     broken: bool,
@@ -24,7 +25,7 @@ struct State {
 /// A dump's place in the meeting, which it leaves when this is dropped.
 pub(super) struct Party<'a> {
     meeting: &'a Meeting,
-    /// How often it has still to meet the others.
+    /// The number of meetings that it still has to attend.
     left: usize,
 }
 

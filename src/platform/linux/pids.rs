@@ -155,7 +155,7 @@ const MOST: usize = 10;
 /// The pause after the first attempt. The next are longer.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// What a number is to the process that holds it.
+/// The role of a number for the process that holds it.
 #[derive(Clone, Copy, PartialEq)]
 enum Use {
     Own,

@@ -83,7 +83,7 @@ impl Relock {
         for pid in processes.iter().copied().rev().filter(|pid| !stay(*pid)) {
             let sent = sys::pidfd_open(pid).and_then(|process| sys::pidfd_signal(process, Signal::SIGCONT));
             match sent {
-                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {} // somebody ended it
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {} // it has ended
                 sent => sent.map_err(Error::io(format!("let process {pid} go on")))?,
             }
         }
@@ -96,7 +96,7 @@ fn path(bytes: &[u8]) -> &Path {
     Path::new(std::ffi::OsStr::from_bytes(bytes))
 }
 
-/// Which file is at a path of the images.
+/// The device and inode of the file at a path of the images.
 fn identity(name: &[u8]) -> Option<(u64, u64)> {
     let file = Known::of(Path::new("/").join(path(name))).ok()?;
     Some((file.dev(), file.ino()))
@@ -160,7 +160,7 @@ struct Borrowed {
     memory: File,
     registers: Registers,
     blocked: u64,
-    /// Where an instruction is that makes a system call.
+    /// The address of a system call instruction.
     instruction: u64,
     /// Memory to put a lock into, and what was there.
     room: (u64, [u8; SIZE]),

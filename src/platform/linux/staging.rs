@@ -43,14 +43,14 @@ pub(crate) struct Staging {
 /// The device and the inode of a folder.
 type Identity = (u64, u64);
 
-/// What the names of these folders begin with.
+/// The prefix of the names of these folders.
 const PREFIX: &str = "criu-rpc-";
 
 /// A file in a folder whose maker can hold no lock. Such a folder is left over when it is a day old.
 const UNLOCKED: &str = "unlocked";
 const LEFTOVER: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// How long a folder above is not looked at again: it may have many files.
+/// The pause between two sweeps of a parent folder, which may have many files.
 const PAUSE: Duration = Duration::from_secs(60);
 
 impl Staging {
@@ -69,7 +69,7 @@ impl Staging {
                 Err(Errno::EEXIST) => continue,
                 made => made.map_err(|errno| Error::io(doing())(errno.into()))?,
             }
-            // Whoever sweeps may have taken it for a leftover in between.
+            // Another process that sweeps may have taken it for a leftover before we lock it.
             let folder =
                 open_folder(&above, name.as_ref()).and_then(|folder| lock(folder).ok_or(Errno::EAGAIN));
             let lock = match folder {
@@ -225,7 +225,7 @@ fn sweep(above: &File, parent: &Path) {
     }
 }
 
-/// Whether a folder of ours may be called so.
+/// Returns true if this can be the name of a staging folder.
 fn is_name(name: &OsStr) -> bool {
     let rest = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
     let parts = rest.and_then(|rest| rest.split_once('-'));

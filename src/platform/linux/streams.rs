@@ -27,7 +27,7 @@ use crate::{
 /// The standard streams to give to a tree.
 pub(super) struct Given<'a> {
     revival: &'a Revival,
-    /// What comes from other trees, by criu's names.
+    /// The files shared with other trees, by criu's names.
     links: &'a [(String, File)],
     /// Those that the caller chose, else its own, else nothing.
     streams: [File; 3],
@@ -146,7 +146,7 @@ fn free_terminal() -> Option<(nix::pty::PtyMaster, u32)> {
     Some((master, number))
 }
 
-/// A pipe that nobody writes to, with these bytes in it.
+/// A pipe without a writer, with these bytes in it.
 fn ended(rest: &[u8]) -> io::Result<File> {
     let room = u32::try_from(rest.len()).unwrap_or(u32::MAX);
     let (reader, _) = full_pipe(Some(&InPipe { bytes: rest.to_vec(), room }))?;
@@ -169,7 +169,7 @@ fn terminal(file: &File) -> Option<OfferedTerminal> {
     Some(OfferedTerminal { device: known.rdev() ^ known.dev().rotate_left(32), taken })
 }
 
-/// Whether a session has the terminal as its controlling one already. criu would take it away.
+/// Returns true if the terminal controls a session already. criu would take it away from that session.
 fn is_taken(terminal: &Known) -> bool {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = processes.filter_map(|process| process.file_name().to_str()?.parse::<i32>().ok());

@@ -25,7 +25,8 @@ pub(super) fn retry_while_taken<T>(patience: Duration, mut restore: impl FnMut()
     }
 }
 
-/// Whether criu could bind the address of a connection and not connect it, or not open the terminal with a number.
+/// Returns true if criu could bind but not connect a socket, or if it could not open the terminal of a
+/// given number.
 fn is_taken(error: &Error) -> bool {
     const CONNECTION: &str = "Can't connect inet socket back: Cannot assign requested address";
     const TERMINAL: &str = "Unable to open dev/ptmx with specified index";

@@ -302,7 +302,7 @@ impl Catalog {
         Some((place, pack.state, pack.path.clone()))
     }
 
-    /// How many packs and frames there is room for.
+    /// The sizes of the tables of packs and frames.
     #[cfg(test)]
     pub(super) fn room(&self) -> (usize, usize) {
         (self.read().list.len(), self.read().frames.len())
@@ -421,10 +421,10 @@ pub(super) fn id_of(path: &Path) -> Option<PackId> {
 /// In the place of a pack's number: nothing is there.
 const NO_PACK: u32 = u32::MAX;
 
-/// How many copies are looked at where not all of them matter.
+/// The most copies of a blob that are tried where one is enough.
 const SOME: usize = 16;
 
-/// How many headers are kept.
+/// The number of headers in the cache.
 const HEADERS: usize = 64;
 
 /// File systems tell the time of a change no finer than this: two seconds on FAT.

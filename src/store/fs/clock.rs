@@ -15,7 +15,7 @@ use std::{
 use super::{FsBlobStore, loose::entries};
 use crate::Digest256;
 
-/// When a machine has last looked at the time of the store. All times are milliseconds.
+/// A machine's last look at the time of the store. All times are milliseconds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Look {
     machine: String,
@@ -64,7 +64,7 @@ fn look(mut looks: Vec<Look>, mut here: Look, least: u64) -> Vec<Look> {
     looks
 }
 
-/// What has passed on one machine since its last look, for sure.
+/// The time that has certainly passed on one machine since its last look.
 fn since(last: &Look, now: &Look) -> u64 {
     let wall = now.wall.saturating_sub(last.wall);
     if now.boot == WALL_ALONE {
@@ -74,7 +74,7 @@ fn since(last: &Look, now: &Look) -> u64 {
     now.uptime.saturating_sub(booted).min(wall)
 }
 
-/// What the clocks of this machine say.
+/// The clocks of this machine.
 fn here() -> Look {
     let read = |path| {
         let text = fs::read_to_string(path).ok()?;

@@ -27,19 +27,19 @@ use super::{
 };
 use crate::{Digest256, Error, Result, Until, private, store::pack::PackId};
 
-/// A time that something was condemned at, and the folder of it.
+/// One collection: its folder, and whether its grace period is over.
 #[derive(Debug)]
 pub(super) struct Round {
     pub(super) path: PathBuf,
     pub(super) due: bool,
 }
 
-/// What is to be condemned of a pack.
+/// The entries of a pack to condemn.
 struct Unneeded {
     id: PackId,
     list: Entries,
     tally: Tally,
-    /// Whether that is everything.
+    /// True if these are all its entries.
     all: bool,
 }
 
@@ -201,7 +201,7 @@ impl FsBlobStore {
         let _ = fs::remove_dir(round);
     }
 
-    /// What is not needed and not condemned yet.
+    /// Entries and files that are not needed and not condemned yet.
     fn unneeded(&self, keep: &Keep<'_>) -> io::Result<(Vec<Unneeded>, Vec<Stray>)> {
         let mut packs = Vec::new();
         for (id, path) in self.catalog.live() {
@@ -354,5 +354,5 @@ impl FsBlobStore {
     }
 }
 
-/// How long a call waits for open batches.
+/// The time that a call waits for open batches.
 const PATIENCE: Duration = Duration::from_secs(10);

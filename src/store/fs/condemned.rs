@@ -83,12 +83,12 @@ pub(super) fn id_of_list(path: &Path) -> Option<PackId> {
     PackId::parse(name.strip_suffix(ALL).unwrap_or(name))
 }
 
-/// Where a pack is noted in a round as condemned with all that is in it.
+/// The file in a round that condemns a pack as a whole.
 pub(super) fn all_of(round: &Path, id: &PackId) -> PathBuf {
     round.join("packs").join(format!("{}{ALL}", id.hex()))
 }
 
-/// What a round has of a pack.
+/// The entries of a pack that a round condemns.
 pub(super) fn entries_of(round: &Path, id: &PackId) -> io::Result<Entries> {
     let mut entries = Entries::default();
     read_list(&all_of(round, id), &mut entries)?;
@@ -167,7 +167,7 @@ pub(super) fn read_list(path: &Path, into: &mut Entries) -> io::Result<()> {
 const HEAD: usize = 40;
 const MAGIC: [u8; 8] = *b"\x89CRL\r\n\x1a\n";
 
-/// How the name of a file ends that stands for everything in a pack.
+/// The ending of a file that stands for a whole pack.
 const ALL: &str = ".all";
 
 /// A place and an index.

@@ -18,27 +18,27 @@ use crate::{
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Gc {
-    /// What was found unneeded now.
+    /// Blobs that this call found unneeded and marked.
     pub condemned: Tally,
-    /// What had been condemned before, and is needed after all.
+    /// Blobs that an earlier call marked, and that are needed after all.
     pub returned: Tally,
-    /// What is gone for ever.
+    /// Blobs that were removed for ever.
     pub swept: Tally,
-    /// Packs that were deleted, some of them after what is needed in them was written to others.
+    /// Packs that were deleted; blobs still needed were moved to other packs first.
     pub packs: u64,
     /// A batch was open all the time, so nothing could be condemned.
     pub busy: bool,
-    /// What is to go and stays for now: the disk has no room to note it, or to write anew what is needed of its pack. For
-    /// [`purge`](FsBlobStore::purge), also what lies in a pack with damage that was not [quarantined](FsBlobStore::quarantine). A later
-    /// call takes it up again.
+    /// Unneeded blobs that stay for now: the disk has no room to mark them, or to rewrite their pack. With
+    /// [`purge`](FsBlobStore::purge), also those in a damaged pack that was not
+    /// [quarantined](FsBlobStore::quarantine). A later call tries again.
     pub postponed: Tally,
 }
 
-/// How many blobs and names, and how many bytes they have.
+/// A number of blobs and names, and their bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Tally {
-    /// How many. Copies count each.
+    /// The number of blobs and names. Each copy counts.
     pub blobs: u64,
     /// The bytes as they were put.
     pub bytes: u64,
@@ -55,10 +55,10 @@ impl Tally {
     }
 }
 
-/// When things go.
+/// The time at which unneeded blobs are removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum When {
-    /// So long after they were condemned, if that is worth the work.
+    /// This long after they were condemned, if that is worth the work.
     After(Duration),
     /// In this call, all of them.
     Now,

@@ -1,6 +1,6 @@
 //! [`Lock`]: advisory file locks between processes.
 //!
-//! Locks belong to an open file and end with it: nobody has to clean up after a process that died.
+//! A lock belongs to an open file and ends with it, so a process that died leaves none behind.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -73,7 +73,7 @@ fn lock(
     locked.map(|()| Lock(file))
 }
 
-/// What was to be done, and who keeps it from being done.
+/// The error text: the work that waits, and the processes that hold the lock.
 fn waiting(path: &Path, file: &File, doing: impl Fn() -> String) -> String {
     let holders = holders(file);
     let by = if holders.is_empty() { "another process".to_owned() } else { holders.join(" and ") };

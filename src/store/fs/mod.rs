@@ -331,10 +331,10 @@ fn remove_leftovers(tmp: &Path) {
     }
 }
 
-/// How often a blob is looked for while packs come and go.
+/// The number of attempts to find a blob while packs come and go.
 const ATTEMPTS: usize = 8;
 
-/// How many loose blobs the catalog knows: of a listing, and since.
+/// The number of loose blobs in the catalog: from a listing, and added since.
 #[derive(Debug)]
 struct Loose {
     listed: usize,

@@ -45,7 +45,7 @@ struct Candidate {
 type Each<'a> = dyn FnMut(&Frame, usize, &Entry, Option<&[u8]>) -> io::Result<()> + 'a;
 
 impl Candidate {
-    /// Whether it is to be written anew for what that frees.
+    /// Returns true if it is to be written anew for what that frees.
     fn is_worth_it(&self, when: When) -> bool {
         let (all, freed) = (self.live.bytes + self.swept.bytes, self.swept.bytes + self.spare.bytes);
         let much = freed * 4 >= all && self.swept.blobs + self.spare.blobs > 0;

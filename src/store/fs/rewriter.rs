@@ -20,7 +20,7 @@ pub(super) struct Rewriter<'a> {
     end: u64,
     builder: Builder,
     count: usize,
-    /// What is condemned in the frame that is being filled, and in the pack.
+    /// Condemned entries of the frame that is being filled; `lists` has those of finished frames.
     pending: Vec<(PathBuf, usize)>,
     lists: BTreeMap<PathBuf, Entries>,
 }

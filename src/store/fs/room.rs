@@ -50,7 +50,7 @@ impl FsBlobStore {
     }
 }
 
-/// Whether the disk, or what this user may have of it, is full.
+/// Returns true if the disk, or what this user may have of it, is full.
 pub(super) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

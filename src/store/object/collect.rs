@@ -1,9 +1,12 @@
-//! [`ObjectBlobStore::collect`]: removing what is not needed, for an owner who promises that no program writes meanwhile.
+//! [`ObjectBlobStore::collect`]: removes unneeded blobs, for an owner who promises that no program
+//! writes meanwhile.
 //!
-//! An object store has no lock that ends with its holder. So a collection is announced by an object that is created on the condition that
-//! there is none: `collections/<number>.begun`, and by `<number>.done` when it has ended. Writers look at these objects before they
-//! say that something is stored. They refuse while a collection is under way, and when one has begun since they looked at what is there. So a
-//! promise that is not kept shows as an error of the writer. A collection that died stays under way until another takes it over.
+//! An object store has no lock that ends with its holder. So a collection creates an object,
+//! `collections/<number>.begun`, on the condition that it does not exist yet, and `<number>.done` when
+//! it has ended. Writers check these objects before they report that something is stored. They fail
+//! while a collection is under way, and if one has begun since they looked for existing blobs. So a
+//! broken promise shows as an error of the writer. A collection that died stays under way until another
+//! one takes it over.
 
 use std::{
     collections::HashSet,
@@ -45,12 +48,12 @@ pub struct NobodyWrites {
 }
 
 impl NobodyWrites {
-    /// No program stores anything at this place, or captures into it, until the collection has ended.
+    /// Promises that no program stores or captures anything below the prefix until the collection ends.
     pub fn until_it_ends() -> NobodyWrites {
         NobodyWrites { take_over: false }
     }
 
-    /// A collection that has begun and not ended does not go on any more: its program died. This one takes its place.
+    /// Promises that the program of an unfinished collection died. This collection takes its place.
     pub fn and_the_last_one_died(self) -> NobodyWrites {
         NobodyWrites { take_over: true }
     }
@@ -63,25 +66,27 @@ pub(super) struct Turn {
     ended: bool,
 }
 
-/// What is in a pack.
+/// The contents of a pack.
 struct Contents {
     id: PackId,
     frames: Vec<Frame>,
 }
 
 impl ObjectBlobStore {
-    /// Keeps these captures, named by their manifests, and removes everything else below the prefix before it returns.
+    /// Keeps these captures, named by their manifests, and removes everything else below the prefix
+    /// before it returns.
     ///
-    /// There is no grace: a capture in progress, or one whose digest is not among `live`, is lost. No program may write to the place
-    /// meanwhile, and the caller promises so. The promise is checked as far as that goes: programs of this version that store
-    /// something while a collection is under way, or for which one has begun since they looked at what is there, get an error: what
-    /// they stored may be gone. Readers go on.
+    /// There is no grace period: a capture in progress, or one whose digest is not in `live`, is lost.
+    /// The caller promises that no program writes below the prefix meanwhile. Programs that use this
+    /// version and write all the same get an error, because their blobs may be gone. Readers are not
+    /// disturbed.
     ///
-    /// A collection that dies, or cannot reach the store any more, has removed nothing that is needed. It stays under way, so writers are
-    /// refused, until a later call [takes it over](NobodyWrites::and_the_last_one_died).
+    /// A collection that dies, or loses the connection to the store, has removed nothing that is needed.
+    /// It stays under way, and writers are refused, until a later call
+    /// [takes it over](NobodyWrites::and_the_last_one_died).
     ///
-    /// The store must be able to create an object on the condition that there is none: S3, Google Cloud Storage, Azure, folders and memory can,
-    /// WebDAV servers cannot. It is tried first.
+    /// The store must support conditional creation of objects: S3, Google Cloud Storage, Azure, folders
+    /// and memory do, WebDAV servers don't. The call tests that first.
     ///
     /// ```
     /// use criu_rpc::{BlobStore, NobodyWrites, ObjectBlobStore};
@@ -96,8 +101,9 @@ impl ObjectBlobStore {
     ///
     /// # Errors
     ///
-    /// [`Error::Capture`] if a capture of `live` cannot be read; [`Error::Store`] if another collection is under way, if the store knows no
-    /// conditions, or whatever it says. Nothing that is needed is lost then.
+    /// [`Error::Capture`] if a capture of `live` cannot be read; [`Error::Store`] if another collection is
+    /// under way, if the store has no conditional creation, or if it fails. Nothing that is needed is lost
+    /// then.
     pub fn collect(&self, live: &[Digest256], promise: NobodyWrites) -> Result<Gc> {
         self.collect_all_but(&reachable(self, live)?, promise)
     }
@@ -227,7 +233,7 @@ impl ObjectBlobStore {
         }
     }
 
-    /// Tries whether the store creates an object only if there is none.
+    /// Tests whether the store supports conditional creation of objects.
     fn require_conditions(&self, doing: &str) -> Result<()> {
         let probe = self.remote.path(&format!("tmp/{}", PackId::new().hex()));
         let fresh = self.create(probe.clone(), b"a probe".to_vec());
@@ -295,7 +301,7 @@ impl ObjectBlobStore {
         self.sweep_stray(&packs)
     }
 
-    /// What is in each pack that is there.
+    /// The contents of each pack of the store.
     fn contents(&self) -> Result<Vec<Contents>> {
         let remote = Arc::clone(&self.remote);
         let listed = self.remote.wait(async move { remote.list(&remote.path("packs")).await })?;
@@ -326,7 +332,7 @@ impl ObjectBlobStore {
         for pack in packs {
             match self.copy_living(pack, keep, &batch, &mut written) {
                 Ok(()) => moved.push(*pack),
-                // What is damaged in it may be of use to somebody.
+                // A damaged pack is kept: its owner may still repair it.
                 Err(Error::Corrupt { .. } | Error::Missing { .. }) => {
                     for entry in entries(pack).filter(|entry| !keep.contains(&entry.digest)) {
                         gc.postponed.add(entry.length as u64);

@@ -414,7 +414,7 @@ fn runs(spots: &[Spot]) -> Vec<Vec<Spot>> {
     runs
 }
 
-/// When all packs were last listed.
+/// The time of the last listing of all packs.
 #[derive(Debug, Default)]
 pub(super) struct Listed {
     all: Option<Instant>,

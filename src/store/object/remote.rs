@@ -221,7 +221,7 @@ impl Remote {
         self.ask(|| format!("write {path}"), self.store.put(path, payload)).await.map(drop)
     }
 
-    /// Makes an object if there is none of that path, and tells whether there was none.
+    /// Creates an object if the path is free; returns false if it exists already.
     pub(super) async fn create(&self, path: &Path, payload: PutPayload) -> Result<bool> {
         match self.try_ask(self.store.put_opts(path, payload, PutMode::Create.into())).await {
             Ok(_) => Ok(true),

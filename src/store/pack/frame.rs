@@ -257,7 +257,7 @@ impl Frame {
         (!self.compressed).then(|| self.at + (self.head + entry.start) as u64)
     }
 
-    /// Where the pack must not end before, for this entry to be whole: a frame that is compressed is needed as a whole.
+    /// The end of the bytes that this entry needs: of the whole frame if it is compressed.
     pub(crate) fn end_of(&self, entry: &Entry) -> u64 {
         self.place(entry).map_or(self.end(), |place| place + entry.length as u64)
     }

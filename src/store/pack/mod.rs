@@ -51,7 +51,7 @@ impl PackId {
         PackId(id)
     }
 
-    /// How the names of packs begin that were made at this time.
+    /// The first characters of the names of packs that were made at this time.
     #[cfg(feature = "object-store")]
     pub(crate) fn beginning(time: SystemTime) -> String {
         millis(time).iter().map(|byte| format!("{byte:02x}")).collect()

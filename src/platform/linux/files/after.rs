@@ -34,7 +34,7 @@ struct Opened {
 }
 
 impl Files {
-    /// What is to be looked at again.
+    /// The files to check again before the tree runs.
     pub(in super::super) fn last_look(&self, images: &ImageDir, cuts: Vec<Cut>) -> Result<LastLook> {
         if images.has_own_pids()? || self.0.is_empty() {
             return Ok(LastLook { opened: Vec::new(), cuts });
@@ -101,7 +101,7 @@ impl LastLook {
 }
 
 impl Opened {
-    /// How it was replaced, for people. A process that has ended has nothing to compare.
+    /// A description of the replaced file, for people. A process that has ended has nothing to compare.
     fn replaced(&self, root: &Root) -> Option<String> {
         let found = fs::metadata(&self.link).ok()?;
         let found = (found.dev(), found.ino());

@@ -35,7 +35,7 @@ pub(super) fn taken(files: &[File]) -> Vec<String> {
 struct Lease<'a> {
     file: &'a str,
     holder: i32,
-    /// Whether it allows others to read.
+    /// True for a read lease, which other readers don't break.
     shared: bool,
 }
 

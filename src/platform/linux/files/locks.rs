@@ -28,12 +28,12 @@ pub(super) fn check(images: &ImageDir, files: &[super::File]) -> Result<()> {
     refuse(Cause::LockTaken, taken)
 }
 
-/// How a lock is taken.
+/// The way in which a lock is taken.
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
-    /// Of a whole file, by `flock`.
+    /// A whole file, by `flock`.
     Whole,
-    /// Of a range of a process, or of an open file.
+    /// A range, for a process or an open file.
     Range,
 }
 

@@ -35,11 +35,11 @@ pub(super) struct Files(Vec<File>);
 struct File {
     named: NamedFile,
     now: Now,
-    /// What was noted of it at the capture.
+    /// The note that the capture made of it.
     note: Option<FileNote>,
 }
 
-/// What is at a path.
+/// The finding at a path.
 #[derive(Debug, Clone)]
 enum Now {
     There(FileStat),
@@ -136,7 +136,7 @@ fn look(root: &Root, named: &NamedFile, wanted: bool) -> Now {
 }
 
 impl File {
-    /// How the file was replaced, for people.
+    /// A description of the replaced file, for people.
     fn replaced(&self) -> Option<String> {
         let path = shown(&self.named.path);
         match (&self.now, &self.note) {
@@ -160,7 +160,7 @@ impl File {
         }
     }
 
-    /// What is missing, for people.
+    /// A description of the missing file or folder, for people.
     fn missing(&self) -> Option<String> {
         let NamedFile { path, uses, place, .. } = &self.named;
         // Of terminals and of /proc criu makes the files itself.

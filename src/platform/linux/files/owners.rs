@@ -14,7 +14,7 @@ use crate::{
 
 /// The most bytes of notes. Restores compare less of the files beyond.
 const MOST: usize = 4 << 20;
-/// What a note has beside the path, in bytes.
+/// The bytes of a note without its path.
 const BESIDE: usize = 50;
 
 /// Looks at the files that these images name by path. criu has just seen that the paths lead to them, and the tree stands

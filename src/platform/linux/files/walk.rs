@@ -23,12 +23,12 @@ use nix::{
 #[derive(Debug)]
 pub(super) struct Root(OwnedFd);
 
-/// What a walk came to.
+/// The result of a walk.
 #[derive(Debug)]
 pub(super) enum Walked {
     /// The file, whatever it is, opened for looking at it.
     File(Found),
-    /// There is none of this name, or no folder on the way.
+    /// The file or a folder on the way does not exist.
     Missing,
     /// A link is in the way.
     Link(Link),
@@ -128,7 +128,7 @@ pub(super) fn kind(mode: u32) -> SFlag {
     SFlag::from_bits_truncate(mode) & SFlag::S_IFMT
 }
 
-/// Where an open link leads.
+/// The target of an open link.
 fn target(link: &OwnedFd) -> PathBuf {
     readlinkat(link.as_fd(), "").map(PathBuf::from).unwrap_or_default()
 }

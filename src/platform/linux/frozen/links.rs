@@ -22,9 +22,9 @@ use crate::{
     sys::Known,
 };
 
-/// How long the tree may wait for a search.
+/// The most time that a frozen tree waits for a search.
 const PATIENCE: Duration = Duration::from_millis(200);
-/// How many names are looked at for one file.
+/// The most names that are checked for one file.
 const MOST_NAMES: u32 = 50_000;
 
 /// Edits the images of the tree so that no link of criu's is needed, where that can be. Files up to `limit` bytes whose
@@ -68,7 +68,7 @@ fn remove_link(base: &Path, remap: &LinkRemap) {
     }
 }
 
-/// Where the root of the tree's mount namespace is seen.
+/// The path at which this process sees the root of the tree's mount namespace.
 fn mount_root(root: Pid) -> PathBuf {
     let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
     match namespace(&root.to_string()) == namespace("self") {
@@ -89,7 +89,7 @@ fn relative(name: &[u8]) -> &Path {
 }
 
 impl Frozen {
-    /// Where the file can be had: by criu's link, or as a process of the tree has it.
+    /// A path to the file: criu's link, or the descriptor of a process of the tree.
     fn held(&self, base: &Path, remap: &LinkRemap) -> Option<(PathBuf, Known)> {
         let link = base.join(relative(&remap.link_name));
         if let Ok(file) = Known::of(&link) {
@@ -183,7 +183,7 @@ impl Search<'_> {
     }
 }
 
-/// Whether this is a name of the file that stays.
+/// Returns true if this is a lasting name of the file.
 fn is_name(path: &Path, file: &Known) -> bool {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     // criu's own, and that of a file on NFS that is deleted while it is open.

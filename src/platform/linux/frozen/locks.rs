@@ -13,7 +13,7 @@ use crate::{
     procfs::{Mapping, each_line, read_start},
 };
 
-/// Whether a restore takes such locks again. It can where it knows how a program makes a system call.
+/// True if a restore takes such locks again: it must know the system call instruction.
 const TAKEN_AGAIN: bool = cfg!(any(target_arch = "x86_64", target_arch = "aarch64"));
 
 /// The locks that will be lost, one for each process and file.

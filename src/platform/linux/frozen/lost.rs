@@ -1,4 +1,4 @@
-//! What a revived tree will lack, as far as it can be seen from outside.
+//! Finds state that a revived tree will lack, as far as it is visible from outside.
 
 use std::{collections::BTreeSet, fs::File, io::Read};
 
@@ -8,7 +8,7 @@ use crate::{
     procfs::{Stat, fdinfo_number, read_start},
 };
 
-/// Looks at each process for what criu does not carry along and cannot be set from outside.
+/// Finds state of each process that criu does not carry along and that cannot be set from outside.
 pub(super) fn look(tree: &Frozen) -> Vec<Warning> {
     let mut lost = Vec::new();
     for process in &tree.pids {
@@ -35,8 +35,8 @@ pub(super) fn look(tree: &Frozen) -> Vec<Warning> {
     lost
 }
 
-/// Whether the process has a controlling terminal that only a fork could give it. criu forks all processes before it
-/// gives the leader of a session its terminal.
+/// Returns true if the process inherited its controlling terminal. It gets none at the restore: criu
+/// forks all processes before it gives the leader of a session its terminal.
 fn inherited_terminal(process: i32, stat: &Stat, tree: &[i32]) -> bool {
     !stat.is_zombie() && stat.has_terminal() && stat.session != process && tree.contains(&stat.session)
 }
@@ -81,12 +81,13 @@ fn first_mapping(process: i32) -> Option<String> {
     Some(String::from_utf8_lossy(&start[..count]).into_owned())
 }
 
-/// Whether the process has a policy of its own: it shows at each mapping that has none.
+/// Returns true if the process has a memory policy of its own. The kernel shows it for each mapping
+/// without one.
 fn has_memory_policy(text: &str) -> bool {
     text.split_ascii_whitespace().nth(1).is_some_and(|policy| policy != "default")
 }
 
-/// Whether the program asked for a protection that the kernel does not give by itself.
+/// Returns true if the program asked for a protection that is not the kernel's default.
 fn has_speculation_control(text: &str) -> bool {
     let value =
         |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':').map(str::trim));

@@ -51,8 +51,8 @@ impl Ends<'_> {
     }
 }
 
-/// Whether the kernel reports this of an end. It is opened once more, as the same side: that never makes the side which is
-/// missing. An end that cannot be opened or asked counts as one whose other side is there.
+/// Returns true if `poll` reports this sign for an end of a pipe. The end is opened once more, as the
+/// same side, which never creates the missing side. If that fails, the other side counts as there.
 fn reports(end: &OpenFile, mode: &mut OpenOptions, sign: PollFlags) -> bool {
     let mut ask = || -> io::Result<bool> {
         let file = mode.custom_flags(libc::O_NONBLOCK).open(end.path())?;

@@ -94,7 +94,7 @@ pub(in crate::platform) fn coredump_filter(process: i32) -> Option<u32> {
     u32::from_str_radix(read_start(format!("/proc/{process}/coredump_filter"))?.trim(), 16).ok()
 }
 
-/// Whether a mask of processors has all of these.
+/// Returns true if a mask of processors has all of these.
 pub(in crate::platform) fn covers(mask: &[u64], processors: &[u64]) -> bool {
     processors.iter().enumerate().all(|(index, word)| mask.get(index).copied().unwrap_or(0) & word == *word)
 }
