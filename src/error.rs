@@ -1,5 +1,5 @@
-//! [`Error`]: why it did not work, sorted by who can act. [`Failure`]: everything known about a request
-//! that criu could not carry out.
+//! [`Error`]: the errors of this crate, sorted by who can act. [`Failure`]: details of a failed
+//! request to criu.
 
 mod display;
 mod failure;
@@ -12,35 +12,35 @@ use serde::Serialize;
 pub use self::{failure::Failure, process::ProcessProblem};
 use crate::{Digest256, Request, diagnose};
 
-/// What every fallible call of this crate returns.
+/// The result of every fallible call of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// An error from somebody else's code: a store, a hook.
+/// An error from the caller's code: a store, a hook.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
 
-/// Why it did not work.
+/// The error of every fallible call of this crate.
 ///
-/// Each layer says its own part; the rest is in [`source`](std::error::Error::source). An
+/// Each layer reports its own part; the rest is in [`source`](std::error::Error::source). An
 /// [`Error::Criu`] carries a [`Failure`], which has a [`Cause`] to match on and advice to follow.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// criu tried and could not.
+    /// criu tried the request and failed.
     Criu(#[source] Box<Failure>),
 
-    /// criu left before it answered.
+    /// criu ended before it answered.
     Gone(#[source] Box<Failure>),
 
-    /// No criu binary where it was looked for: in `PATH` and the usual `sbin` folders, or at the path that
+    /// No usable criu binary was found in `PATH` and the usual `sbin` folders, or at the path that
     /// the caller named.
     NoCriu {
         /// The paths that were tried.
         searched: Vec<PathBuf>,
-        /// Of the first of them where there is something: why that is no program.
+        /// The problem with the first path that exists but is not a program.
         unusable: Option<String>,
     },
 
-    /// Nobody that can be reached listens at the socket where a `criu service` should be.
+    /// No `criu service` could be reached at the socket.
     NoService {
         /// The socket, as the caller named it.
         socket: PathBuf,
@@ -50,7 +50,7 @@ pub enum Error {
 
     /// This operating system has no criu.
     Unsupported {
-        /// What was to be done.
+        /// The task that failed.
         what: &'static str,
     },
 
@@ -60,40 +60,42 @@ pub enum Error {
     /// The caller cancelled the request before criu answered.
     Cancelled(#[source] Box<Failure>),
 
-    /// The deadline passed while this crate was at work itself: with a store, a lock, or the images. criu was not waited for.
+    /// The deadline passed in this crate's own work: with a store, a lock, or images. criu was not
+    /// at work.
     Overdue {
         /// The work that was not finished, as a verb phrase.
         doing: String,
     },
 
-    /// The caller cancelled work of this crate itself: with a store, a lock, or the images. criu was not waited for.
+    /// The caller cancelled this crate's own work: with a store, a lock, or images. criu was not at
+    /// work.
     Stopped {
         /// The work that was not finished, as a verb phrase.
         doing: String,
     },
 
-    /// criu said something that its protocol does not allow here.
+    /// criu sent a message that its protocol does not allow here.
     Protocol {
-        /// What criu had been asked.
+        /// The request to criu.
         request: Request,
-        /// What was wrong with the answer.
+        /// The problem with the answer.
         problem: String,
     },
 
-    /// A hook refused to go on, and criu has put things right: a tree that was to be dumped goes on as it was, and of one
-    /// that was to be restored nothing runs.
+    /// A hook refused to go on, and criu has undone its work: a tree that was to be dumped goes on
+    /// as before, and of a tree that was to be restored nothing runs.
     Refused {
         /// criu's name of the event that was refused.
         event: String,
-        /// What the hook said.
+        /// The hook's error.
         source: BoxError,
     },
 
-    /// The request cannot be made like this. Nothing was asked of criu.
+    /// The request is invalid. criu was not asked.
     Options {
-        /// The option or parameter at fault.
+        /// The invalid option or parameter.
         option: &'static str,
-        /// What is wrong with it.
+        /// The problem with it.
         problem: String,
     },
 
@@ -101,43 +103,44 @@ pub enum Error {
     Process {
         /// The process, as the caller named it.
         pid: i32,
-        /// What is wrong with it.
+        /// The problem with it.
         problem: ProcessProblem,
     },
 
-    /// criu dumped the tree, and could never restore it. The tree was to end, and goes on instead; nothing was stored.
+    /// criu could dump the tree, but never restore it. The tree was to end, and goes on instead. No
+    /// capture was stored.
     Unrevivable {
-        /// What keeps it from being revived.
+        /// The problems that prevent a restore.
         problems: Vec<String>,
     },
 
-    /// This is the revived copy, in a call that had no other way to tell it so; see
+    /// This process is the revived copy, in a call that cannot return that as a value; see
     /// [`ProcsCapture::capture`](crate::ProcsCapture::capture).
     Revived,
 
     /// The store has no such blob.
     Missing {
-        /// What was asked for.
+        /// The digest of the blob.
         digest: Digest256,
     },
 
-    /// Bytes that are not what they should be: damaged, cut short or forged. Nothing of them was used.
+    /// Bytes are damaged, cut short or forged. None of them were used.
     Corrupt {
-        /// What was read.
+        /// The object that was read.
         what: String,
-        /// What was found.
+        /// The damage.
         problem: String,
     },
 
-    /// What a capture is made of cannot be told.
+    /// The manifest or a list of a capture cannot be read.
     Capture {
         /// The capture, by its manifest.
         capture: Digest256,
-        /// What is wrong with its manifest or with a list of its.
+        /// The problem with its manifest or list.
         source: Box<Error>,
     },
 
-    /// The store is encrypted, and not with this key.
+    /// The store is encrypted with another key.
     WrongKey,
 
     /// A manifest of a kind that this version does not know.
@@ -146,36 +149,36 @@ pub enum Error {
         kind: String,
     },
 
-    /// This machine lacks what the processes of a capture may have been using. Nothing was revived.
+    /// This machine lacks features that the captured processes may use. Nothing was revived.
     Host {
-        /// What it lacks.
+        /// The missing feature.
         problem: String,
     },
 
-    /// A store could not do its work.
+    /// A store failed.
     Store {
-        /// What it was to do, as a verb phrase.
+        /// The operation that failed, as a verb phrase.
         doing: String,
-        /// What the store said.
+        /// The store's error.
         source: BoxError,
     },
 
-    /// The operating system refused something that we needed.
+    /// The operating system refused an operation.
     Io {
-        /// What we were doing to what, as a verb phrase.
+        /// The operation and its object, as a verb phrase.
         doing: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
 
 impl Error {
-    /// An [`Error::Store`], for authors of stores.
+    /// Makes an [`Error::Store`], for authors of stores.
     pub fn store(doing: impl Into<String>, source: impl Into<BoxError>) -> Error {
         Error::Store { doing: doing.into(), source: source.into() }
     }
 
-    /// An [`Error::Corrupt`], for authors of stores.
+    /// Makes an [`Error::Corrupt`], for authors of stores.
     pub fn corrupt(what: impl Into<String>, problem: impl Into<String>) -> Error {
         Error::Corrupt { what: what.into(), problem: problem.into() }
     }
@@ -184,7 +187,7 @@ impl Error {
         move |source| Error::Io { doing: doing.into(), source }
     }
 
-    /// Everything known about the request, if criu was asked.
+    /// Returns all facts about the failed request, if criu was asked.
     pub fn failure(&self) -> Option<&Failure> {
         match self {
             Error::Criu(failure)
@@ -195,17 +198,17 @@ impl Error {
         }
     }
 
-    /// Returns true if a deadline passed, be it in criu's work or in that of this crate.
+    /// Returns true if a deadline passed, in criu's work or in that of this crate.
     pub fn is_timeout(&self) -> bool {
         matches!(self, Error::TimedOut(_) | Error::Overdue { .. })
     }
 
-    /// Returns true if the caller cancelled the work, be it criu's or that of this crate.
+    /// Returns true if the caller cancelled criu's work or that of this crate.
     pub fn is_cancelled(&self) -> bool {
         matches!(self, Error::Cancelled(_) | Error::Stopped { .. })
     }
 
-    /// What a person can do about it, if we know.
+    /// Returns advice for people, if there is any.
     pub fn advice(&self) -> Option<&str> {
         match self {
             Error::NoCriu { .. } => Some(diagnose::advice(Cause::NoCriu)),
@@ -215,28 +218,28 @@ impl Error {
             ),
             Error::Process { problem, .. } => Some(problem.advice()),
             Error::Unrevivable { .. } => Some(
-                "end what the message names before the capture, or start the tree so that it has none of it: a namespace \
-                 around the whole tree instead of around a child, for instance",
+                "remove what the message names before the capture, or start the tree without it: for instance, with a \
+                 namespace around the whole tree instead of around a child",
             ),
-            Error::Unsupported { .. } => Some("do it on Linux, with criu"),
+            Error::Unsupported { .. } => Some("use Linux, with criu"),
             Error::Missing { .. } => Some(
-                "check that this is the store that was captured into, with its key if it is encrypted, and whether it was \
-                 collected there (`gc`, `retain`) or taken out as damaged (`quarantine`)",
+                "check that this is the store of the capture, with its key if it is encrypted, and whether the blob was \
+                 collected (`gc`, `retain`) or set aside as damaged (`quarantine`)",
             ),
             Error::Corrupt { .. } => Some(
-                "take out what is damaged (of an `FsBlobStore`: `quarantine` what `verify` finds), and then copy it anew from \
-                     where it is whole (`copy_capture`); or go back to another capture",
+                "remove the damaged blobs (with an `FsBlobStore`: `quarantine` the findings of `verify`), then copy the \
+                 capture again from an undamaged store (`copy_capture`); or go back to another capture",
             ),
             Error::Host { .. } => Some(
-                "revive it on a machine that has what the one had where it was captured; or set `any_host(true)`, if you \
-                 know that the programs do without",
+                "revive it on a machine that has these features; or set `any_host(true)`, if you know that the programs \
+                 do not use them",
             ),
-            Error::WrongKey => Some("open it with the key that it was made with"),
+            Error::WrongKey => Some("open the store with the key that it was created with"),
             Error::Capture { .. } => Some(
-                "leave that capture out of the list; or mend it: take out what is damaged (of an `FsBlobStore`: `quarantine` \
-                 what `verify` finds), and copy it anew from where it is whole (`copy_capture`)",
+                "leave that capture out of the list; or repair it: remove the damaged blobs (with an `FsBlobStore`: \
+                 `quarantine` the findings of `verify`), and copy it again from an undamaged store (`copy_capture`)",
             ),
-            Error::UnknownKind { .. } => Some("it was made by a newer version of this crate: use that"),
+            Error::UnknownKind { .. } => Some("use a newer version of this crate, which made the capture"),
             Error::Options { .. }
             | Error::Protocol { .. }
             | Error::Refused { .. }
@@ -244,11 +247,11 @@ impl Error {
             | Error::Store { .. }
             | Error::Io { .. } => None,
             Error::TimedOut(failure) if failure.request == Request::Restore => Some(
-                "allow more time (`deadline`), if it was too little; and see whether the images are whole: with some that are cut \
-                 short criu waits for ever",
+                "allow more time (`deadline`), if it was too little; and check whether the images are complete: criu can \
+                 wait for ever for images that are cut short",
             ),
             Error::Overdue { .. } => Some(
-                "allow more time (`deadline`), if it was too little; or see to what was waited for: the error names it",
+                "allow more time (`deadline`), if it was too little; or remove the cause of the delay, which the error names",
             ),
             Error::TimedOut(_) => Some("allow more time (`deadline`), if it was too little"),
             Error::Cancelled(_) | Error::Stopped { .. } => None,
@@ -256,7 +259,8 @@ impl Error {
         }
     }
 
-    /// Several lines for people: what happened, why, what criu said, and what to do.
+    /// Returns a report of several lines for people: the error, its causes, criu's messages, and
+    /// advice.
     ///
     /// ```
     /// let error = criu_rpc::Error::corrupt("the blob", "it is cut short");
@@ -267,18 +271,18 @@ impl Error {
     }
 }
 
-/// Why criu could not do it, as far as its answer, its log and what it printed tell.
+/// The cause of a failure, found in criu's answer, its log and its output.
 ///
-/// A cause stands for one thing that a person would do; [`advice`](Cause::advice) says what. All of them, and how criu
-/// words them, are in `docs/failures.md`.
+/// Each cause has one cure, which [`advice`](Cause::advice) describes. `docs/failures.md` lists
+/// them all, with criu's messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[non_exhaustive]
 pub enum Cause {
-    /// Nothing that we recognize.
+    /// The cause is unknown.
     Unknown,
     /// There is no criu here.
     NoCriu,
-    /// What was started in the place of criu does not talk as criu does.
+    /// The program that was started as criu is not criu.
     NotCriu,
     /// criu is too old for this kernel.
     TooOldForKernel,
@@ -286,27 +290,27 @@ pub enum Cause {
     NotPrivileged,
     /// A process belongs to another user than criu runs as, and criu lacks `CAP_SYS_RESOURCE`.
     OtherUser,
-    /// criu does not take an option, an argument or a file of options.
+    /// criu refuses an option, an argument or a configuration file.
     OptionsRefused,
     /// The kernel does not track changes of memory.
     MemoryTracking,
     /// criu cannot open the folder of the images or of its work.
     FolderNotReachable,
-    /// A file system is full, mostly that of the images.
+    /// A file system is full, usually that of the images.
     NoSpace,
     /// criu was started with SIGCHLD ignored.
     ChildrenIgnored,
     /// criu may not enlarge its pipes.
     PipesTooSmall,
-    /// criu and its caller lost each other.
+    /// The connection between criu and its caller broke.
     ConversationBroken,
-    /// criu found that it had made a mistake.
+    /// criu reports an internal error.
     CriuFault,
     /// A signal killed criu before it was done.
     CriuKilled,
-    /// The process does not exist, is traced, or is being dumped by somebody else.
+    /// The process does not exist, is traced, or is being dumped by another criu.
     NoSuchProcess,
-    /// A task cannot be seized: somebody else traces it, or criu may not.
+    /// criu cannot seize a task: another process traces it, or criu lacks a privilege.
     Untraceable,
     /// criu itself is a part of the tree.
     CriuInsideTree,
@@ -326,7 +330,8 @@ pub enum Cause {
     NoFreezer,
     /// Tasks of the tree live in different namespaces of a kind of which criu allows only one.
     NestedNamespaces,
-    /// A task below the root of the tree has a network or mount namespace of its own, which no restore can make again.
+    /// A task below the root has a network or mount namespace of its own, which no restore can
+    /// create.
     NamespaceOfChild,
     /// The tree lives in a pid namespace whose pid 1 is not part of it.
     PidNamespaceWithoutInit,
@@ -334,7 +339,7 @@ pub enum Cause {
     UserNamespace,
     /// The tree has an established TCP connection.
     EstablishedTcp,
-    /// A TCP connection to the tree is being made.
+    /// A TCP connection to the tree is being established.
     InFlightTcp,
     /// criu could not hold packets back while it dumps connections.
     NetworkNotLocked,
@@ -352,7 +357,7 @@ pub enum Cause {
     UnsupportedSocket,
     /// The kernel lacks the modules that list sockets.
     SocketModules,
-    /// The tree's network namespace could not be filled again.
+    /// The contents of the tree's network namespace could not be restored.
     NetworkNamespace,
     /// The tree has a macvlan device, whose parent was not named for the restore.
     MacvlanParent,
@@ -362,7 +367,7 @@ pub enum Cause {
     FileLocks,
     /// A file of the tree is locked through a process outside.
     ForeignFileLock,
-    /// Another process has a lock that the tree is to get back.
+    /// Another process holds a lock that the tree had.
     LockTaken,
     /// A deleted file that the tree has open is larger than the limit.
     GhostFileTooBig,
@@ -370,7 +375,7 @@ pub enum Cause {
     LinkRemap,
     /// criu could not make a temporary name for a deleted file.
     LinkRemapFailed,
-    /// The temporary name that stood for a deleted one since the dump is gone.
+    /// The temporary name of a deleted file is gone.
     LinkRemapGone,
     /// The tree has a file open on a mount that is not in its mount namespace.
     FileOutsideMounts,
@@ -384,15 +389,17 @@ pub enum Cause {
     IoUring,
     /// criu cannot find the path of a file that is watched by inotify or fanotify.
     WatchedFile,
-    /// An epoll waits for a file that the process which is dumped has not open.
+    /// An epoll waits for a file that its process has closed.
     EpollElsewhere,
-    /// An epoll is to wait for a file of a kind that nothing can wait for.
+    /// An epoll is to wait for a file of a kind that epoll does not support.
     EpollOnFile,
-    /// A file is missing, or has not the size that it had when the tree was dumped.
+    /// A file is missing, or its size differs from that at the dump.
     FileChanged,
-    /// A path leads through a link that was not there at the capture, or to a file of another owner.
+    /// A path leads through a link that was not there at the capture, or to a file of another
+    /// owner.
     FileReplaced,
-    /// The tree had a file of `/proc` open, of a thread or of a process that is not there at the restore.
+    /// The tree had a file of `/proc` open, of a thread or of a process that is not there at the
+    /// restore.
     ProcFile,
     /// A program or library is of another build than at the dump.
     ProgramChanged,
@@ -410,7 +417,7 @@ pub enum Cause {
     UnsupportedProgram,
     /// criu may not read or set seccomp filters.
     Seccomp,
-    /// The tree uses restartable sequences, of which the kernel does not tell.
+    /// The tree uses restartable sequences, which this kernel cannot report.
     RestartableSequences,
     /// A profile of AppArmor or SELinux cannot be read or set.
     SecurityProfile,
@@ -420,7 +427,7 @@ pub enum Cause {
     TimeNamespace,
     /// There is not enough memory.
     NotEnoughMemory,
-    /// The processor has not the features that it had at the dump.
+    /// The processor lacks features of the one at the dump.
     CpuMismatch,
     /// A plugin of criu's is missing.
     Plugin,
@@ -454,15 +461,15 @@ pub enum Cause {
     NotReopened,
     /// The images are damaged, incomplete or of several dumps.
     DamagedImages,
-    /// The folder has no images, or not the one that tells of all others.
+    /// The folder has no images, or lacks `inventory.img`.
     NoImages,
-    /// The images are of a criu that this one does not know.
+    /// The images are of a newer criu.
     ImagesVersion,
-    /// The images need something of criu that it does only if it is told to.
+    /// The images need a deprecated feature of criu, which an option enables.
     Deprecated,
     /// The caller's hook refused, or a script of criu's failed.
     RefusedByClient,
-    /// We made criu give up: the deadline passed, or the caller cancelled.
+    /// The request was aborted: the deadline passed, or the caller cancelled.
     GivenUp,
 }
 
@@ -472,7 +479,8 @@ impl Cause {
         diagnose::causes()
     }
 
-    /// The stable name, for metrics and logs: that of the variant, such as `PidInUse`. In JSON a cause is this name.
+    /// The stable name, for metrics and logs: that of the variant, such as `PidInUse`. In JSON a
+    /// cause is this name.
     ///
     /// ```
     /// use criu_rpc::Cause;
@@ -495,7 +503,8 @@ impl Cause {
     }
 
     /// The options that cure it, if any do: methods of [`DumpOptions`](crate::DumpOptions) and
-    /// [`RestoreOptions`](crate::RestoreOptions), `Lend::…`, or arguments of criu, which begin with `--`.
+    /// [`RestoreOptions`](crate::RestoreOptions), `Lend::…`, or arguments of criu, which begin with
+    /// `--`.
     pub fn options(self) -> &'static [&'static str] {
         diagnose::options(self)
     }
@@ -518,10 +527,11 @@ pub enum Target {
     Running,
     /// It is stopped: by a signal, or because it was so before.
     Stopped,
-    /// It, or a process of it, is traced; [`Failure::tracer`] says by whom, unless it is by the criu that was asked.
+    /// It, or a process of it, is traced; [`Failure::tracer`] says by whom, unless it is by the
+    /// criu that was asked.
     Traced,
-    /// Processes of it have ended while criu worked on it; [`Failure::findings`] names them. A criu that is killed takes
-    /// threads with it.
+    /// Processes of it have ended while criu worked on it; [`Failure::findings`] names them. A criu
+    /// that is killed takes threads with it.
     Damaged,
     /// It does not exist.
     Gone,

@@ -24,22 +24,22 @@ use crate::{Cause, Error, Result};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Foresight {
-    /// Findings that would make it fail. Of a capture, also those that would make each restore
-    /// fail.
+    /// Findings that would make the call fail. For a capture, also those that would make every
+    /// restore of it fail.
     pub blocks: Vec<Foreseen>,
-    /// Findings that may make it fail, or that the caller should know of.
+    /// Findings that may make the call fail, and notes for the caller.
     pub risks: Vec<Foreseen>,
-    /// The number of processes that would be captured or revived; 0 where there would be none.
+    /// The number of processes that would be captured or revived.
     pub processes: usize,
 }
 
 impl Foresight {
-    /// Returns true if nothing is known that would make it fail.
+    /// Returns true if no finding would make the call fail.
     pub fn is_clear(&self) -> bool {
         self.blocks.is_empty()
     }
 
-    /// Adds the findings of an error. Errors that only kept the look from its end come back.
+    /// Adds the findings of an error. Returns errors of the search itself.
     pub(crate) fn block(&mut self, error: Error) -> Result<()> {
         self.blocks.extend(Foreseen::of(error)?);
         Ok(())
@@ -56,21 +56,21 @@ impl Foresight {
 pub struct Foreseen {
     /// The problem, and where it is.
     pub problem: String,
-    /// The cause of the failure that it leads to ([`Failure::cause`](crate::Failure::cause)).
-    /// Findings of a capture's preflight have none. Nor have those that lead to an error of another
-    /// kind, such as [`Error::Host`](crate::Error::Host).
+    /// The cause of the failure that it would lead to ([`Failure::cause`](crate::Failure::cause)).
+    /// `None` in a capture's preflight, and if another kind of error would follow, such as
+    /// [`Error::Host`](crate::Error::Host).
     pub cause: Option<Cause>,
-    /// The cure, by the name of the option if there is one.
+    /// The cure, with the name of the option if there is one.
     pub cure: Option<String>,
 }
 
 impl Foreseen {
-    /// A finding without a cause or a cure.
+    /// Makes a finding without a cause or a cure.
     pub(crate) fn new(problem: impl fmt::Display) -> Foreseen {
         Foreseen { problem: problem.to_string(), cause: None, cure: None }
     }
 
-    /// The findings that an error carries. Errors that only kept the look from its end come back.
+    /// Returns the findings that an error carries. Fails with errors of the search itself.
     fn of(error: Error) -> Result<Vec<Foreseen>> {
         let cure = error.advice().map(str::to_owned);
         match error {

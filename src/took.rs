@@ -7,8 +7,8 @@ use std::{
 
 use serde::Serialize;
 
-/// Where a restore's time went, by phase: [`Restored::took`](crate::Restored::took). Of several trees
-/// that were captured together, each phase is the sum over all of them.
+/// The time of a restore by phase: [`Restored::took`](crate::Restored::took). With several trees,
+/// each phase is the sum over all of them.
 ///
 /// ```no_run
 /// use criu_rpc::{FsBlobStore, ProcsRestore};
@@ -17,28 +17,31 @@ use serde::Serialize;
 /// # let digest: criu_rpc::Digest256 = "".parse()?;
 /// let store = FsBlobStore::open("captures")?;
 /// let took = ProcsRestore::new().restore(&store, &digest)?.took;
-/// println!("{:?}, of which {:?} waiting for pids, and {:?} by criu", took.total(), took.wait, took.criu);
+/// println!("{:?}, of which {:?} waiting for pids, and {:?} by criu", took.total(), took.wait,
+/// took.criu);
 /// # Ok(())
 /// # }
 /// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct RestoreTimes {
-    /// Reads the capture from the store, verifies it, and writes it into the staging folder. The memory
-    /// of a [chunked](crate::ProcsCapture::chunked) capture is read while criu works, and counts as
-    /// [`criu`](RestoreTimes::criu), unless it has to be [staged](crate::ProcsRestore::staging).
+    /// Reads the capture from the store, verifies it, and writes it into the staging folder. The
+    /// memory of a [chunked](crate::ProcsCapture::chunked) capture is read while criu works, and
+    /// counts as [`criu`](RestoreTimes::criu), unless it has to be
+    /// [staged](crate::ProcsRestore::staging).
     pub read: Duration,
     /// Checks images and files, and edits images for the new standard streams.
     pub prepare: Duration,
-    /// Waits for pids that zombies hold, and for TCP connections and terminals that are not free yet.
+    /// Waits for pids that zombies hold, and for TCP connections and terminals that are not free
+    /// yet.
     pub wait: Duration,
     /// Runs criu: from its start until the tree is there, over all attempts.
     pub criu: Duration,
-    /// The part of [`criu`](RestoreTimes::criu) in which the root's descendants were forked, as far as
-    /// criu tells.
+    /// The part of [`criu`](RestoreTimes::criu) in which the root's descendants were forked, if
+    /// criu reports it.
     pub criu_forking: Option<Duration>,
     /// The part of [`criu`](RestoreTimes::criu) from the fork of the root until all processes were
-    /// restored, as far as criu tells. It includes [`criu_forking`](RestoreTimes::criu_forking).
+    /// restored, if criu reports it. It includes [`criu_forking`](RestoreTimes::criu_forking).
     pub criu_restoring: Option<Duration>,
     /// Takes locks again that criu cannot restore, and removes the staging folder.
     pub finish: Duration,
@@ -62,8 +65,8 @@ pub(crate) enum Phase {
     Finish,
 }
 
-/// Measures the phases of a restore. Each lap begins where the last one ended, so that no time is lost
-/// between phases.
+/// Measures the phases of a restore. Each lap begins where the last one ended, so that no time is
+/// lost between phases.
 #[derive(Debug)]
 pub(crate) struct Clock {
     lap: Cell<Instant>,
@@ -90,7 +93,7 @@ impl Clock {
         self.times.set(times);
     }
 
-    /// Notes what criu tells of its own work on a tree.
+    /// Adds the times that criu reports of its own work on a tree.
     #[cfg_attr(not(target_os = "linux"), allow(dead_code))]
     pub(crate) fn criu_told(&self, forking: Duration, restoring: Duration) {
         let mut times = self.times.get();

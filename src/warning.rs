@@ -1,4 +1,4 @@
-//! [`Warning`]: what a caller should tell its user of a capture or a restore that succeeded.
+//! [`Warning`]: notes for the caller's user about a capture or a restore that succeeded.
 
 use std::{
     fmt::{self, Write},
@@ -9,34 +9,37 @@ use serde::{Serialize, Serializer};
 
 use crate::{Digest256, Pid, plain::Plain};
 
-/// Something that is not as one would expect, but no failure.
+/// A note about a capture or a restore that succeeded, for the caller's user.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Warning {
-    /// The capture is a placeholder: no process was captured, because that was not supported where it was made.
+    /// The capture is a placeholder: no process was captured, because that system does not support
+    /// it.
     Unsupported {
         /// The operating system, or `linux-no-criu`.
         on: String,
-        /// What was noted for people.
+        /// A note for people.
         note: String,
     },
-    /// The capture is marked for deletion: a collection was not told to keep it, and may remove it at any time.
+    /// The capture is marked for deletion: a collection was not told to keep it, and may remove it
+    /// at any time.
     Marked {
-        /// Its digest.
+        /// The digest of the capture.
         capture: Digest256,
     },
-    /// What revives the capture is older than what it was made with, and may not understand all of it.
+    /// The kernel or criu is older than that of the capture, and may not support all of its
+    /// features.
     Older {
         /// `kernel` or `criu`.
         what: &'static str,
-        /// Its release where the capture was made.
+        /// The release at the capture.
         there: String,
-        /// Its release here.
+        /// The release here.
         here: String,
     },
-    /// A file that the tree was writing at its end has grown since the capture. The tree goes on at the new end, so nothing
-    /// that came since is lost; see [`GrownFiles`](crate::GrownFiles).
+    /// A file that the tree was writing at its end has grown since the capture. The tree continues
+    /// at the new end, so no data is lost; see [`GrownFiles`](crate::GrownFiles).
     FileContinued {
         /// The file.
         path: String,
@@ -45,35 +48,35 @@ pub enum Warning {
         /// Its size now.
         now: u64,
     },
-    /// A file that the tree has mapped shared and writable is not as it was at the capture: the
-    /// revived tree finds what is in it now. Such a file is a database or a named semaphore, for
-    /// instance.
+    /// A file that the tree has mapped shared and writable was changed since the capture, such as a
+    /// database or a named semaphore. The revived tree finds the new contents.
     MappedFileChanged {
         /// The file.
         path: PathBuf,
     },
-    /// This capture of a tree that goes on can never be revived. If the tree were to end, it is an
-    /// [`Error::Unrevivable`](crate::Error::Unrevivable) instead.
+    /// The capture can never be revived. Its tree goes on; for a tree that is to end, the capture
+    /// fails with [`Error::Unrevivable`](crate::Error::Unrevivable) instead.
     Unrevivable {
-        /// What keeps it from that.
+        /// The problem that prevents a restore.
         problem: String,
     },
-    /// A system call in which a thread of this process waited has ended with EINTR, as it does not for
-    /// SIGSTOP and SIGCONT: `nanosleep`, and others with a time limit, both in a tree that goes on and
-    /// in what is revived; `poll` in a tree that goes on. A revived thread calls `poll` again, on x86-64.
+    /// The capture ended a waiting system call of this process with EINTR: `nanosleep` or another call
+    /// with a time limit, in the tree that goes on and in the revived one; `poll` in the tree that goes
+    /// on. A revived thread calls `poll` again, on x86-64.
     Interrupted {
         /// The process.
         pid: Pid,
     },
-    /// A process has something that cannot be carried along, so that what is revived of it lacks it.
+    /// A process has state that a capture cannot contain, so the revived process lacks it.
     Lost {
         /// The process.
         pid: Pid,
-        /// What it is, such as `personality`.
+        /// The state, such as `personality`.
         what: &'static str,
     },
-    /// A process has a lock on a file that it also has mapped. criu does not bring such a lock back, so others can take it. A
-    /// restore takes it again, but not for programs of 32 bits, nor on other processors than x86-64 and arm64.
+    /// A process has a lock on a file that it also has mapped, and the restore will not bring it
+    /// back, so other processes can take it. criu loses such locks. A restore takes them again,
+    /// except for 32-bit programs, and except on processors other than x86-64 and arm64.
     LockLost {
         /// The process.
         pid: Pid,
@@ -81,25 +84,25 @@ pub enum Warning {
         #[serde(serialize_with = "in_words")]
         path: PathBuf,
     },
-    /// A revived thread has not got a setting that it had; others may lack it as well.
+    /// A revived thread lacks a setting that it had; other threads may lack it as well.
     NotSet {
         /// The thread.
         pid: Pid,
         /// The setting, such as `CPU affinity`.
         what: &'static str,
-        /// What the system said.
+        /// The system's error.
         problem: String,
     },
-    /// The standard input of a tree had ended when it was captured. It has ended again, so the tree
-    /// does not get the one that the restore was given. Only
+    /// The standard input of the tree had ended before the capture, and has ended again. The input
+    /// that the restore was given is not used. Only
     /// [`ProcsRestore::inherit`](crate::ProcsRestore::inherit) replaces such an input.
     InputEnded {
         /// The root of the tree.
         pid: Pid,
     },
-    /// A pipe, socket or terminal leads to a process outside the tree, and is not a
-    /// standard stream of the tree. What is revived finds its other side closed, unless the restore is given
-    /// another file for it ([`ProcsRestore::inherit`](crate::ProcsRestore::inherit)).
+    /// A pipe, socket or terminal leads to a process outside the tree, and is not a standard
+    /// stream. The revived tree finds its other side closed, unless the restore gets another file
+    /// for it ([`ProcsRestore::inherit`](crate::ProcsRestore::inherit)).
     LeadsOut {
         /// A process that has it.
         pid: Pid,
@@ -108,9 +111,9 @@ pub enum Warning {
         /// The name of the file, as `inherit` takes it.
         key: String,
     },
-    /// A pipe leads to a process outside the tree, and a restore will assume that it is a standard
-    /// stream of the program, which it has saved to make room for a file. To be sure, tell the
-    /// capture what the streams are ([`ProcsCapture::stdout`](crate::ProcsCapture::stdout)).
+    /// A pipe leads to a process outside the tree. A restore will assume that it is a standard
+    /// stream, which the program saved to make room for a file. To be sure, name the streams at the
+    /// capture ([`ProcsCapture::stdout`](crate::ProcsCapture::stdout)).
     StreamAssumed {
         /// A process that has it.
         pid: Pid,
@@ -121,14 +124,14 @@ pub enum Warning {
         /// The stream: 0, 1 or 2.
         stream: u32,
     },
-    /// A file of `/proc` is open that belongs to a process outside the tree. The capture can be
+    /// The tree has a file of `/proc` open that belongs to a process outside. The capture can be
     /// revived only while that process lives.
     ProcOfOther {
         /// The file.
         #[serde(serialize_with = "in_words")]
         path: PathBuf,
     },
-    /// A file is open under a name that was deleted, and the name that it still has was not found. What is revived has
+    /// A file is open under a deleted name, and its other name was not found. The revived tree gets
     /// a copy of its own.
     Copied {
         /// The root of the tree.
@@ -168,7 +171,7 @@ impl fmt::Display for Warning {
             }
             Warning::MappedFileChanged { path } => write!(
                 f,
-                "{} was changed since the capture, and the tree has it mapped: it finds what is there now",
+                "{} was changed since the capture, and the tree has it mapped: it finds the new contents",
                 path.display()
             ),
             Warning::Unrevivable { problem } => write!(f, "the capture can never be revived: {problem}"),
@@ -176,14 +179,14 @@ impl fmt::Display for Warning {
                 f,
                 "a system call in which process {pid} waited ended with EINTR, or will when it is revived"
             ),
-            Warning::Lost { pid, what } => write!(f, "what is revived of process {pid} will lack its {what}"),
+            Warning::Lost { pid, what } => write!(f, "the revived process {pid} will lack its {what}"),
             Warning::LockLost { pid, path } => write!(
                 f,
-                "what is revived of process {pid} will lack its lock on {}, which it has mapped",
+                "the revived process {pid} will lack its lock on {}, which it has mapped",
                 path.display()
             ),
             Warning::NotSet { pid, what, problem } => {
-                write!(f, "thread {pid} has not got the {what} that it had: {problem}")
+                write!(f, "thread {pid} lacks the {what} that it had: {problem}")
             }
             Warning::InputEnded { pid } => write!(
                 f,
@@ -191,13 +194,13 @@ impl fmt::Display for Warning {
             ),
             Warning::LeadsOut { pid, descriptor, key } => write!(
                 f,
-                "descriptor {descriptor} of process {pid} leads out of the tree: what is revived finds its other side \
-                 closed, unless the restore is given another file for {key} by `inherit`"
+                "descriptor {descriptor} of process {pid} leads out of the tree: the revived tree finds its other side \
+                 closed, unless the restore gets another file for {key} by `inherit`"
             ),
             Warning::StreamAssumed { pid, descriptor, key, stream } => write!(
                 f,
                 "descriptor {descriptor} of process {pid} leads out of the tree ({key}): a restore will assume that it is \
-                 the standard stream {stream}, for nothing was told of the streams"
+                 the standard stream {stream}, because the capture was not told the streams"
             ),
             Warning::ProcOfOther { path } => write!(
                 f,
@@ -206,7 +209,7 @@ impl fmt::Display for Warning {
             ),
             Warning::Copied { pid, path } => write!(
                 f,
-                "what is revived of {pid} has a copy of {}: that name was deleted, and no other was found",
+                "the revived process {pid} will have a copy of {}: that name was deleted, and no other was found",
                 path.display()
             ),
         }

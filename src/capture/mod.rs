@@ -1,4 +1,5 @@
-//! [`ProcsCapture`]: a live process tree into a blob store. Dump, archive, hash, store, manifest, in that order.
+//! [`ProcsCapture`]: stores a live process tree. Dump, archive, hash, store, manifest, in that
+//! order.
 
 mod chunked;
 mod pipeline;
@@ -16,21 +17,23 @@ use crate::{
 
 /// Captures live process trees into a store.
 ///
-/// The tree is left running unless [`leave_running(false)`](ProcsCapture::leave_running) says otherwise, and a capture
-/// that fails leaves it running always.
+/// The tree keeps running, unless [`leave_running(false)`](ProcsCapture::leave_running) is set. A
+/// capture that fails always leaves it running.
 ///
-/// Of several pids, those that are in one tree are captured as that tree, from the highest of them; so a process and
-/// its descendants need one pid only. Pids of different trees are captured side by side.
+/// One pid is enough for a process and all its descendants: pids below another one of the list
+/// belong to its tree. Pids of different trees are captured side by side.
 ///
-/// Off Linux, and on Linux without criu, [`capture`](ProcsCapture::capture) succeeds as well. It stores a placeholder, which a
-/// restore returns as a warning. [`run`](ProcsCapture::run) fails there, unless
+/// Where nothing can be captured, off Linux and on Linux without criu,
+/// [`capture`](ProcsCapture::capture) stores a placeholder and succeeds. Its restore gives a
+/// warning. [`run`](ProcsCapture::run) fails there, unless
 /// [`placeholder(true)`](ProcsCapture::placeholder) is set.
 ///
-/// Files on disk are no part of a capture: whoever goes back with a tree that writes files sees to those.
+/// Files on disk are not part of a capture. A caller that goes back restores them as well.
 ///
-/// A terminal's signals to this program (`^C`, `^\`, a lost connection) do not reach criu, and so harm no tree. While this
-/// program itself is stopped (`^Z`, SIGSTOP), a tree that is frozen then stays frozen: criu waits for this program. A program
-/// that a person can stop handles SIGTSTP, and stops itself once the capture is done.
+/// A terminal's signals to this program (`^C`, `^\`, a lost connection) do not reach criu, so they
+/// harm no tree. If this program is stopped during a capture (`^Z`, SIGSTOP), a frozen tree stays
+/// frozen until it continues. An interactive program should handle SIGTSTP and stop after the
+/// capture.
 ///
 /// ```no_run
 /// use criu_rpc::{FsBlobStore, ProcsCapture, ProcsRestore};
@@ -56,37 +59,39 @@ pub struct ProcsCapture {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum SelfCapture {
-    /// The capture is in the store. This is the process that made it.
+    /// The capture is stored. This is the process that made it.
     Stored(Stored),
     /// This is a revived copy of the process that captured itself.
     Revived,
 }
 
-/// A capture that is in the store.
+/// A stored capture.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct Stored {
-    /// The digest of the manifest: what [`ProcsRestore`](crate::ProcsRestore) wants.
+    /// The digest of the manifest, for [`ProcsRestore`](crate::ProcsRestore).
     pub digest: Digest256,
     /// The manifest itself.
     pub manifest: ProcsBlob,
-    /// How many bytes went to the store: the archive and the manifest; of a [chunked](ProcsCapture::chunked) capture those of
-    /// the blobs that the store did not have yet, before it compresses or encrypts them. What a step cost.
+    /// The bytes that were stored: the archive and the manifest. For a
+    /// [chunked](ProcsCapture::chunked) capture, those of blobs that the store did not have yet,
+    /// before compression and encryption.
     pub bytes: u64,
-    /// The roots of the trees that were captured. None in a placeholder.
+    /// The roots of the captured trees; empty for a placeholder.
     pub roots: Vec<Pid>,
-    /// How long the tree stood still for the dump, by criu's clock; of several trees, the one that did longest.
+    /// The time that the tree was frozen for the dump, as criu measures it; with several trees, the
+    /// longest.
     pub frozen: Option<Duration>,
-    /// How many [pre-dumps](Chunking::pre_dumps) came before the dump: none where the kernel does not track changes of
-    /// memory.
+    /// The number of [pre-dumps](Chunking::pre_dumps) before the dump; 0 where the kernel does not
+    /// track changes of memory.
     pub pre_dumps: u32,
-    /// What the caller should tell its user: what a restore of this capture will lack, and what the capture did to a tree
-    /// that goes on.
+    /// Warnings for the caller's user: state that a restore will lack, and effects on a tree that
+    /// goes on.
     pub warnings: Vec<Warning>,
 }
 
 impl Stored {
-    /// A capture of which nothing but the store's part is known yet.
+    /// A capture without the facts that only the platform knows.
     fn of(digest: Digest256, manifest: ProcsBlob, bytes: u64) -> Stored {
         Stored {
             digest,
@@ -99,8 +104,8 @@ impl Stored {
         }
     }
 
-    /// The note of a placeholder; `None` for a real capture. With a placeholder nothing was captured, so the processes must not
-    /// be killed for it.
+    /// Returns the note of a placeholder; `None` for a real capture. A placeholder holds no
+    /// process, so the caller must not kill the tree for it.
     pub fn placeholder(&self) -> Option<&str> {
         match &self.manifest {
             ProcsBlob::Unsupported { note, .. } => Some(note),
@@ -110,8 +115,8 @@ impl Stored {
 }
 
 impl ProcsCapture {
-    /// A capture of these processes and their descendants. Takes `i32`, and `u32` as
-    /// [`std::process::Child::id`] gives.
+    /// Prepares a capture of these processes and their descendants. Takes `i32`, and `u32` as
+    /// [`std::process::Child::id`] returns.
     pub fn new(pids: impl IntoIterator<Item = impl Into<Pid>>) -> ProcsCapture {
         let job = Job {
             pids: pids.into_iter().map(Into::into).collect(),
@@ -127,55 +132,55 @@ impl ProcsCapture {
         ProcsCapture { job, chunking: None, placeholder: false, placeholder_if_unusable: false }
     }
 
-    /// Whether the trees go on after the capture. They do unless told otherwise.
+    /// Sets whether the trees go on after the capture. The default is true.
     ///
-    /// A tree that is to end is stored while it is frozen, and killed only when everything is in the store. Whoever
-    /// started it has to reap it, and its descendants are reaped by their parents, or by init; until then its pids are
-    /// taken, and it cannot be revived.
+    /// With false, a tree is stored while it is frozen, and killed only when everything is stored.
+    /// The parent of the root must reap it; init reaps the other processes. Until then their pids
+    /// are taken, and the tree cannot be revived.
     #[must_use]
     pub fn leave_running(mut self, on: bool) -> ProcsCapture {
         self.job.leave_running = on;
         self
     }
 
-    /// Options for criu, beside those that follow from the tree. These are set unless the caller has set them here:
+    /// Sets options for criu. The crate adds these where the tree needs them, unless the caller has
+    /// set them:
     ///
     /// - `shell_job` for a root that leads no session;
-    /// - `tcp_established`, and [`NetworkLock::Skip`](crate::options::NetworkLock), if there are TCP connections, and the
-    ///   tree has both ends of each;
+    /// - `tcp_established`, and [`NetworkLock::Skip`](crate::options::NetworkLock), if there are
+    ///   TCP connections, and the tree has both ends of each;
     /// - `file_locks` if there are file locks, and no process outside shares them;
     /// - `ghost_limit` of 256 MiB for each file that is open and deleted;
-    /// - `link_remap`, of which nothing is left behind: a file that is open under a deleted name gets the name that it still
-    ///   has, or its contents are stored.
+    /// - `link_remap`, and no link is left behind: a file that is open under a deleted name gets
+    ///   its other name, or its contents are stored.
     ///
-    /// `external` for terminals outside, and for standard streams that are unix sockets to the outside, comes in addition
-    /// to what is set here.
-    /// [`DumpOptions::leave_running`] is overruled by [`leave_running`](ProcsCapture::leave_running).
+    /// It always adds `external` for terminals outside, and for standard streams that are unix
+    /// sockets to the outside. [`leave_running`](ProcsCapture::leave_running) overrules
+    /// [`DumpOptions::leave_running`].
     #[must_use]
     pub fn options(mut self, options: DumpOptions) -> ProcsCapture {
         self.job.options = options;
         self
     }
 
-    /// Tells what the program was started with as its standard input, by criu's name for it. A
-    /// restore gives it anew then, wherever the program has put it since; see
+    /// Names the file that the program was started with as its standard input. A restore replaces
+    /// it, even if the program has moved it to another descriptor; see
     /// [`stdout`](ProcsCapture::stdout).
     #[must_use]
     pub fn stdin(self, key: impl Into<String>) -> ProcsCapture {
         self.stream(0, key.into())
     }
 
-    /// Tells what the program was started with as its standard output, by criu's name for it
-    /// ([`Key`](crate::rpc::Key)): a pipe, or of a pair of sockets the program's end. A restore
-    /// then gives that file, under whatever number and in whatever process it is, what
-    /// [`ProcsRestore::stdout`](crate::ProcsRestore::stdout) names.
+    /// Names the file that the program was started with as its standard output: a pipe, or the
+    /// program's end of a pair of sockets, by criu's name ([`Key`](crate::rpc::Key)). A restore
+    /// replaces it by [`ProcsRestore::stdout`](crate::ProcsRestore::stdout), in each process and
+    /// under each number that it has.
     ///
-    /// Without a word, the descriptors 0, 1 and 2 of the root say what is a stream. If they are
-    /// files, the root's other pipes to the outside count as the streams that it has saved
-    /// elsewhere, in the order of their numbers: input for those that it reads, output and then
-    /// error for those that it writes. A program that saved its streams in another order, or that
-    /// has other pipes to the outside, comes back right only if the streams are told. Terminals
-    /// need not be told.
+    /// By default, the descriptors 0, 1 and 2 of the root are the streams. If they are files, the
+    /// root's other pipes to the outside count as saved streams, in the order of their numbers:
+    /// pipes that it reads as input, pipes that it writes as output and then error. A program that
+    /// saved its streams in another order, or that has other pipes to the outside, is restored
+    /// correctly only if the streams are named. Terminals need no name.
     ///
     /// ```no_run
     /// # #[cfg(target_os = "linux")]
@@ -197,7 +202,7 @@ impl ProcsCapture {
         self.stream(1, key.into())
     }
 
-    /// Tells what the program was started with as its standard error, by criu's name for it; see
+    /// Names the file that the program was started with as its standard error; see
     /// [`stdout`](ProcsCapture::stdout).
     #[must_use]
     pub fn stderr(self, key: impl Into<String>) -> ProcsCapture {
@@ -209,48 +214,50 @@ impl ProcsCapture {
         self
     }
 
-    /// The criu to use: a path, or a name to look for. Without it, `criu`.
+    /// Sets the criu to use: a path, or a name to search for. The default is `criu`.
     #[must_use]
     pub fn criu(mut self, program: impl Into<PathBuf>) -> ProcsCapture {
         self.job.criu = Some(program.into());
         self
     }
 
-    /// The folder in which images are kept for a while, in a private folder of their own. It needs room for the memory
-    /// of the trees. Without it, [`std::env::temp_dir`].
+    /// Sets the folder for temporary images, which are in a private folder within it. It needs room
+    /// for the memory of the trees. The default is [`std::env::temp_dir`].
     #[must_use]
     pub fn staging(mut self, folder: impl Into<PathBuf>) -> ProcsCapture {
         self.job.staging = Some(folder.into());
         self
     }
 
-    /// How long the capture may take, from the call on: criu's work (see [`Criu::deadline`](crate::Criu::deadline)), waiting
-    /// for the locks of a store, and storing. Past it the trees go on, also those that were to end, and nothing is stored.
+    /// Limits the time of the whole call: criu's work (see
+    /// [`Criu::deadline`](crate::Criu::deadline)), waiting for the locks of a store, and storing.
+    /// Past the deadline all trees go on, also those that were to end, and no capture is stored.
     ///
-    /// A store that does not answer is not interrupted, so the call returns late then. No tree stands still for it past the
-    /// deadline. What such a store has taken in when it answers may stay in it, and counts as not stored.
+    /// A store that hangs is not interrupted, so the call can return late. No tree stays frozen for
+    /// the store past the deadline. Blobs that the store accepts later may stay in it, without a
+    /// manifest.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> ProcsCapture {
         self.job.deadline = Some(deadline);
         self
     }
 
-    /// Stores memory in chunks instead of as one archive, so that a capture costs what has changed since the others that the
-    /// store has. Equal memory is kept once, whatever process and capture it is of.
+    /// Stores memory in chunks instead of one archive, so a capture costs only what changed since
+    /// earlier ones in the store. Equal memory is stored once, across processes and captures.
     ///
-    /// Memory comes through a socket and is hashed on all processors, while the tree runs again. The manifest is
-    /// a [`ProcsBlob::Chunked`], and a restore tells by itself. criu 3.15.
+    /// Memory comes through a socket, and is hashed on all processors while the tree runs again.
+    /// The manifest is a [`ProcsBlob::Chunked`]; a restore needs no option for it. criu 3.15.
     ///
-    /// A process that captures itself has nobody to take its memory in; its memory goes by the
-    /// [staging](ProcsCapture::staging) folder, as that of other captures does.
+    /// The memory of a process that captures itself goes through the
+    /// [staging](ProcsCapture::staging) folder, because the receiver would be frozen, too.
     #[must_use]
     pub fn chunked(mut self, chunking: Chunking) -> ProcsCapture {
         self.chunking = Some(chunking);
         self
     }
 
-    /// Lets this token stop the capture, as safely as the [`deadline`](ProcsCapture::deadline) does: the trees go on, and
-    /// nothing is stored.
+    /// Lets this token stop the capture, as safely as the [`deadline`](ProcsCapture::deadline)
+    /// does: the trees go on, and no capture is stored.
     ///
     /// ```no_run
     /// use criu_rpc::{Cancel, FsBlobStore, ProcsCapture};
@@ -267,65 +274,73 @@ impl ProcsCapture {
         self
     }
 
-    /// Lets [`run`](ProcsCapture::run) store a placeholder where nothing can be captured: off Linux, and on Linux without criu.
-    /// Without it `run` fails there. [`capture`](ProcsCapture::capture) always stores one.
+    /// Lets [`run`](ProcsCapture::run) store a placeholder where nothing can be captured: off
+    /// Linux, and on Linux without criu. By default `run` fails there.
+    /// [`capture`](ProcsCapture::capture) always stores one.
     #[must_use]
     pub fn placeholder(mut self, on: bool) -> ProcsCapture {
         self.placeholder = on;
         self
     }
 
-    /// Stores a placeholder also where criu is installed and cannot work: it lacks a privilege, or the kernel is too new for it,
-    /// or the [`criu`](ProcsCapture::criu) that was named does not exist. It holds for [`run`](ProcsCapture::run) and
-    /// [`capture`](ProcsCapture::capture). The note of the placeholder says what to do.
+    /// Stores a placeholder also where criu is installed but cannot work: it lacks a privilege, the
+    /// kernel is too new for it, or the named [`criu`](ProcsCapture::criu) does not exist. Applies
+    /// to [`run`](ProcsCapture::run) and [`capture`](ProcsCapture::capture). The note of the
+    /// placeholder has advice.
     ///
-    /// criu must fail without a tree as well ([`Criu::check`](crate::Criu::check)), because a captured program can influence
-    /// what criu says of it.
+    /// [`Criu::check`](crate::Criu::check), which involves no tree, must fail as well: a captured
+    /// program can influence criu's messages about itself.
     #[must_use]
     pub fn placeholder_if_unusable(mut self, on: bool) -> ProcsCapture {
         self.placeholder_if_unusable = on;
         self
     }
 
-    /// Looks for what this capture would meet, without touching a process: with the options that it adds by itself, such as for
-    /// a terminal or a session from outside, and without what its restore does by itself, such as new standard streams. Useful
-    /// before a capture with [`leave_running(false)`](ProcsCapture::leave_running), which ends what it captures. It takes
-    /// milliseconds for a small tree. What changes between the look and the capture is not seen.
+    /// Finds problems that this capture would meet, without touching a process. Problems that the
+    /// capture or its restore solves by itself are left out, such as a terminal from outside or new
+    /// standard streams. Useful before a capture with
+    /// [`leave_running(false)`](ProcsCapture::leave_running), which ends the tree. It takes
+    /// milliseconds for a small tree. Later changes are not seen.
     ///
-    /// Where nothing can be captured, because there is no criu or this is not Linux, that is what blocks.
+    /// Off Linux, and without criu, that is the finding.
     ///
     /// # Errors
     ///
-    /// [`Error::Process`] for a pid that cannot be captured. [`Error::Criu`] if criu had to be asked what the kernel can do and
-    /// could not tell.
+    /// [`Error::Process`] for a pid that cannot be captured. [`Error::Criu`] if criu was asked for
+    /// the kernel's features and failed.
     pub fn preflight(&self) -> Result<Foresight> {
         platform::foresee(&self.job)
     }
 
-    /// Captures, and returns the digest of the manifest. It can be that of a placeholder: a caller that kills the tree next
-    /// uses [`run`](ProcsCapture::run).
+    /// Captures, and returns the digest of the manifest. It can be that of a placeholder: a caller
+    /// that kills the tree afterwards should use [`run`](ProcsCapture::run).
     ///
-    /// Captures of one tree come one after the other: while one goes on, another fails.
+    /// Only one capture of a tree can run at a time: a second one fails.
     ///
     /// # Errors
     ///
-    /// [`Error::Process`] for a pid that cannot be captured, before anything is frozen; [`Error::Criu`] with
-    /// [advice](Error::advice) if criu could not; [`Error::Unrevivable`] if the trees are to end and could never be revived;
-    /// [`Error::TimedOut`] or [`Error::Overdue`] past the deadline, by what was at work then ([`Error::is_timeout`] is both);
-    /// whatever the store says. The trees run on, and there is no manifest in the store.
+    /// - [`Error::Process`] for a pid that cannot be captured, before anything is frozen
+    /// - [`Error::Criu`], with [advice](Error::advice), if criu failed
+    /// - [`Error::Unrevivable`] if the trees are to end and could never be revived
+    /// - [`Error::TimedOut`] past the deadline in criu's work, [`Error::Overdue`] in the crate's
+    ///   own work; [`Error::is_timeout`] covers both
+    /// - errors of the store
     ///
-    /// In the revived copy of a process that captured itself, [`Error::Revived`]. [`run_self`](ProcsCapture::run_self) gives both
-    /// ends as values.
+    /// After an error the trees run on, and there is no manifest in the store.
+    ///
+    /// The revived copy of a process that captured itself gets [`Error::Revived`].
+    /// [`run_self`](ProcsCapture::run_self) returns both cases as values.
     pub fn capture(&self, store: &(impl BlobStore + ?Sized)) -> Result<Digest256> {
         self.checkpoint(store, true)?.stored().map(|stored| stored.digest)
     }
 
-    /// Captures, and returns the details of the capture.
+    /// Captures, and returns details of the result.
     ///
     /// # Errors
     ///
-    /// Those of [`capture`](ProcsCapture::capture). Where nothing can be captured, [`Error::Unsupported`] off Linux and
-    /// [`Error::NoCriu`] on Linux, unless [`placeholder(true)`](ProcsCapture::placeholder) is set.
+    /// Those of [`capture`](ProcsCapture::capture). Where nothing can be captured,
+    /// [`Error::Unsupported`] off Linux and [`Error::NoCriu`] on Linux, unless
+    /// [`placeholder(true)`](ProcsCapture::placeholder) is set.
     ///
     /// # Examples
     ///
@@ -340,9 +355,9 @@ impl ProcsCapture {
         self.run_self(store)?.stored()
     }
 
-    /// Captures a tree that this process is in, and returns twice, like `fork`: [`SelfCapture::Stored`] in the process that goes
-    /// on, [`SelfCapture::Revived`] in every copy that is revived from the capture. A process names itself by
-    /// [`std::process::id`], or is a descendant of a pid that was named.
+    /// Captures a tree that includes this process, and returns twice, like `fork`:
+    /// [`SelfCapture::Stored`] in the original, [`SelfCapture::Revived`] in every revived copy. The
+    /// pids are [`std::process::id`], or that of an ancestor.
     ///
     /// # Errors
     ///
@@ -371,7 +386,10 @@ impl ProcsCapture {
             return Err(Error::Options { option: "pids", problem: "no process was named".to_owned() });
         }
         if self.manifest(Digest256::of(b"")).to_json().len() > ProcsBlob::CEILING {
-            return Err(Error::Options { option: "pids", problem: "there are too many to note".to_owned() });
+            return Err(Error::Options {
+                option: "pids",
+                problem: "too many processes for a manifest".to_owned(),
+            });
         }
         let store: &dyn BlobStore = &store;
         let job = Job { until: until(self.job.deadline, self.job.cancel.as_ref()), ..self.job.clone() };
@@ -399,20 +417,21 @@ impl ProcsCapture {
         }
     }
 
-    /// Returns true if the placeholder is stored for this error, which says that nothing can be captured here.
+    /// Returns true if the caller wants a placeholder for this error.
     fn takes_placeholder(&self, error: &Error, without_criu: bool) -> bool {
         match error {
             Error::Unsupported { .. } => without_criu || self.placeholder_if_unusable,
             Error::NoCriu { .. } => self.placeholder_if_unusable || (without_criu && self.job.criu.is_none()),
-            // A captured program can influence what criu says of it, and not what criu says of this machine.
+            // A captured program can influence criu's messages about itself, but not criu's check.
             _ => self.placeholder_if_unusable && platform::cannot_work(&self.job),
         }
     }
 
-    /// Images to archive and manifest, both in the store.
+    /// Stores the images as an archive, and the manifest.
     fn keep(&self, images: &Trees, store: &dyn BlobStore, until: &Until) -> Result<Stored> {
         until.check(|| "keep the images".to_owned())?;
-        // An open batch keeps collections from the archive until there is a manifest, or tells at its commit that one came between.
+        // The open batch protects the archive from collections until the manifest is stored. If one
+        // ran all the same, the commit fails.
         let batch = store.batch_until(until)?;
         let mut archive = pipeline::Hashing::new(store.writer()?, until);
         let bytes = pack(images, &mut archive)?;
@@ -449,12 +468,15 @@ fn put(manifest: ProcsBlob, store: &dyn BlobStore) -> Result<Stored> {
     let digest = Digest256::of(&json);
     let told = store.put(&json)?;
     if told != digest {
-        return Err(Error::corrupt("the store's answer", format!("it calls {digest} {told}")));
+        return Err(Error::corrupt(
+            "the store's answer",
+            format!("stored a blob with digest {digest} as {told}"),
+        ));
     }
     Ok(Stored::of(digest, manifest, json.len() as u64))
 }
 
-/// The reason why nothing can be captured here.
+/// The reason for a placeholder.
 struct Unusable {
     /// The name in the manifest: an operating system, or `linux-no-criu`.
     on: &'static str,

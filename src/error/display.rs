@@ -1,4 +1,4 @@
-//! What an [`Error`] says. Names and words of others are escaped, whatever the error is about.
+//! The message of an [`Error`]. It escapes text of other parties: names, and messages of criu.
 
 use std::{
     fmt::{self, Display, Write},
@@ -39,7 +39,7 @@ impl Display for Error {
             Error::Revived => f.write_str("this process is the revived copy of the one that captured itself"),
             Error::Missing { digest } => write!(f, "the store has no blob {digest}"),
             Error::Corrupt { what, problem } => write!(f, "{what} is damaged: {problem}"),
-            Error::Capture { capture, .. } => write!(f, "cannot tell what the capture {capture} is made of"),
+            Error::Capture { capture, .. } => write!(f, "cannot read the capture {capture}"),
             Error::WrongKey => f.write_str("the store was encrypted with another key"),
             Error::UnknownKind { kind } => write!(f, "unknown kind of capture: {kind:?}"),
             Error::Host { problem } => write!(f, "this machine cannot revive the capture: {problem}"),

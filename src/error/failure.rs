@@ -1,4 +1,4 @@
-//! [`Failure`]: everything known about a request that criu could not carry out.
+//! [`Failure`]: all facts about a request that criu could not carry out.
 
 use std::{
     fmt::{self, Write},
@@ -9,39 +9,39 @@ use serde::{Serialize, Serializer, ser::SerializeStruct};
 
 use crate::{Cause, Pid, Request, Target, Version, diagnose, plain::Plain};
 
-/// A request that criu could not carry out, with all that was learnt about it.
+/// A request that criu could not carry out, with all facts about it.
 ///
-/// `Display` is one line; [`report`](Failure::report) is for people.
-///
-/// `Debug` is the report, too, so that a program that ends with one tells its user what to do.
+/// `Display` is one line; [`report`](Failure::report) is for people. `Debug` is the report as well,
+/// so a program that exits with this error shows the advice.
 #[non_exhaustive]
 pub struct Failure {
-    /// What criu had been asked.
+    /// The request to criu.
     pub request: Request,
-    /// Why, as far as it could be told.
+    /// The cause, if it was found.
     pub cause: Cause,
-    /// The state of the process tree that was to be dumped, now.
+    /// The state of the tree after a failed dump.
     pub target: Target,
-    /// Who traces a process of that tree, now: a debugger, `strace`, another dump. The criu that was asked is not meant.
+    /// A process that traces the tree: a debugger, `strace`, another criu. Never the criu of this
+    /// request.
     pub tracer: Option<Pid>,
-    /// The last event that criu told of, by criu's name for it.
+    /// criu's name of its last event.
     pub last_event: Option<String>,
-    /// criu's error number. It says little: criu sets it for three kinds of failure only.
+    /// criu's error number. criu sets it for three kinds of failure only.
     pub errno: Option<i32>,
-    /// criu's message: its first error line, which is not always the one that mattered. Before criu is asked, the first
-    /// of the findings.
+    /// criu's message: its first error line, which is not always the decisive one. If criu was not
+    /// asked, the first finding.
     pub message: Option<String>,
     /// The error lines of criu's log, oldest first.
     pub log: Vec<String>,
-    /// What criu printed on its standard output and standard error.
+    /// The output of criu on its standard output and standard error.
     pub stderr: String,
-    /// What was found besides, in words: who has the pids that were to be given back, which processes of the tree died.
+    /// Other findings, in words: the processes that hold pids of the tree, the processes that died.
     pub findings: Vec<String>,
-    /// How the criu process ended, if it could be learnt.
+    /// The exit status of criu, if known.
     pub exit: Option<ExitStatus>,
-    /// The release of criu, if it told.
+    /// The release of criu, if known.
     pub version: Option<Version>,
-    /// What a person can do, where more is known than the cause.
+    /// Better advice than that of the cause, if there is any.
     pub(crate) advice: Option<String>,
 }
 
@@ -66,17 +66,17 @@ impl Failure {
         }
     }
 
-    /// What a person can do about it, if we know.
+    /// Returns advice for people.
     pub fn advice(&self) -> Option<&str> {
         Some(self.advice.as_deref().unwrap_or(diagnose::advice(self.cause)))
     }
 
-    /// The line of criu's that tells best what went wrong.
+    /// Returns the line of criu's output that explains the failure best.
     pub fn telling_line(&self) -> Option<&str> {
         diagnose::telling_line(self)
     }
 
-    /// Several lines for people: what happened, what criu said, what to do.
+    /// Returns a report of several lines for people: the failure, criu's messages, and advice.
     pub fn report(&self) -> impl fmt::Display + '_ {
         diagnose::Report(self)
     }

@@ -2,13 +2,13 @@
 
 use std::fmt;
 
-/// Why a process cannot be captured.
+/// The reason why a process cannot be captured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ProcessProblem {
-    /// It is no number that a process can have: 0, or one below.
+    /// No process can have this number: it is 0 or negative.
     Impossible,
-    /// There is no process of this number.
+    /// No process has this number.
     Missing,
     /// It has ended and waits to be reaped by its parent.
     Zombie,
@@ -16,7 +16,7 @@ pub enum ProcessProblem {
     Thread,
     /// It is a thread of the kernel.
     Kernel,
-    /// It belongs to another user, and we are not privileged to touch it.
+    /// It belongs to another user, and the caller is not root.
     NotOurs,
     /// It is this process, or an ancestor of it.
     Ourselves,
@@ -26,10 +26,10 @@ impl ProcessProblem {
     pub(super) fn advice(self) -> &'static str {
         match self {
             ProcessProblem::Impossible => {
-                "name a process by its own number: 0 and -1, which mean others in some calls of the system, mean none here"
+                "name the process by its pid; 0 and -1 have no special meaning here"
             }
             ProcessProblem::Missing => {
-                "check that it still runs, and that its number is the one that is seen here"
+                "check that it still runs, and that the pid is the one in this pid namespace"
             }
             ProcessProblem::Zombie => "reap it, and leave it out",
             ProcessProblem::Thread => {

@@ -42,7 +42,8 @@ pub enum CgroupMode {
     None,
     /// Restores membership, and the properties of groups that exist.
     Props,
-    /// Makes groups that are missing, with their properties; those that exist are left alone. criu's default.
+    /// Makes groups that are missing, with their properties; those that exist are left alone.
+    /// criu's default.
     Soft,
     /// Makes groups that are missing, and restores the properties of all.
     Full,
@@ -148,12 +149,14 @@ pub struct PageServerAddress {
 }
 
 impl PageServerAddress {
-    /// A host and a port. To connect, the host may be a name; to listen, it is a number, and port 0 means any.
+    /// A host and a port. To connect, the host may be a name; to listen, it is a number, and port 0
+    /// means any.
     pub fn tcp(host: impl Into<String>, port: u16) -> PageServerAddress {
         PageServerAddress { host: Some(host.into()), port }
     }
 
-    /// To listen on all addresses of IPv4, on this port. Whoever can reach it can write into the images.
+    /// To listen on all addresses of IPv4, on this port. Whoever can reach it can write into the
+    /// images.
     pub fn any(port: u16) -> PageServerAddress {
         PageServerAddress { host: None, port }
     }

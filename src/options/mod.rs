@@ -3,8 +3,8 @@
 //!
 //! Files that are lent for one request are in [`Lend`](crate::rpc::Lend).
 
-// `table` has a row for every field of criu's: start reading there. The wire message is the storage, and a marker type says
-// which request may use a row.
+// `table` has a row for every field of criu's: start reading there. The wire message is the
+// storage, and a marker type says which request may use a row.
 
 mod choices;
 mod raw;
@@ -26,8 +26,8 @@ use crate::proto::rpc::CriuOpts;
 
 /// Options of a request: plain data, which can be defaulted, copied and compared.
 ///
-/// The names are criu's own, so its manual applies: `tcp_established` is `criu dump --tcp-established`.
-/// [`DumpOptions`] and [`RestoreOptions`] have the methods.
+/// The names are criu's own, so its manual applies: `tcp_established` is
+/// `criu dump --tcp-established`. [`DumpOptions`] and [`RestoreOptions`] have the methods.
 ///
 /// ```
 /// use criu_rpc::{DumpOptions, options::NetworkLock};
@@ -96,12 +96,12 @@ fn unset() -> CriuOpts {
 }
 
 impl<For> Options<For> {
-    /// Options for another request, with the fields that both requests may use. All other fields are dropped, and so are
-    /// those that [`raw_field`](Options::raw_field) set.
+    /// Options for another request, with the fields that both requests may use. All other fields
+    /// are dropped, and so are those that [`raw_field`](Options::raw_field) set.
     ///
-    /// Some fields mean something else there. `auto_dedup` has a restore remove pages from the images that it reads.
-    /// `lazy_pages` has a dump serve memory, and a restore fetch it. `ps` is where a dump sends memory, and where a page
-    /// server listens.
+    /// Some fields mean something else there. `auto_dedup` has a restore remove pages from the
+    /// images that it reads. `lazy_pages` has a dump serve memory, and a restore fetch it. `ps` is
+    /// where a dump sends memory, and where a page server listens.
     ///
     /// ```
     /// use criu_rpc::{DumpOptions, RestoreOptions, options::PreDumpOptions};
@@ -170,8 +170,8 @@ impl<For> Options<For> {
         self.wire.shell_job.is_some()
     }
 
-    /// Returns true if a restore needs its images in a real folder: because it changes them, or because
-    /// another process reads them.
+    /// Returns true if a restore needs its images in a real folder: because it changes them, or
+    /// because another process reads them.
     pub(crate) fn needs_files(&self) -> bool {
         self.wire.auto_dedup == Some(true) || self.wire.lazy_pages == Some(true)
     }

@@ -10,7 +10,8 @@ use super::Options;
 pub enum RawValue {
     /// A `bool`.
     Flag(bool),
-    /// An `int32`, `uint32`, `int64`, `uint64` or enum; negative numbers as their two's complement in 64 bits.
+    /// An `int32`, `uint32`, `int64`, `uint64` or enum; negative numbers as their two's complement
+    /// in 64 bits.
     Number(u64),
     /// A `string`.
     Text(String),
@@ -19,12 +20,13 @@ pub enum RawValue {
 }
 
 impl<For> Options<For> {
-    /// Sets a field of `criu_opts` by its number, for a criu that has fields which this version of the crate does not
-    /// know. Nothing is checked: criu ignores what it does not know, and takes what it does.
+    /// Sets a field of `criu_opts` by its number, for a criu that has fields which this version of
+    /// the crate does not know. Nothing is checked: criu ignores what it does not know, and takes
+    /// what it does.
     ///
-    /// Numbers from 72 on mean different things in criu's development branch and in forks of it: 72 is `image_io_mode`,
-    /// `allow_uprobes`, `stream`, `stream_restore` or `compress`. So set one only for a criu whose source is known, never by
-    /// its version.
+    /// Numbers from 72 on mean different things in criu's development branch and in forks of it: 72
+    /// is `image_io_mode`, `allow_uprobes`, `stream`, `stream_restore` or `compress`. So set one
+    /// only for a criu whose source is known, never by its version.
     ///
     /// ```
     /// use criu_rpc::{DumpOptions, options::RawValue};

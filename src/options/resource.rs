@@ -15,15 +15,16 @@ use std::fmt;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum External {
-    /// In a dump, a bind mount at `path` in the tree, and a label for it. In a restore `path` is that label, and
-    /// `label` the path of what to mount there.
+    /// In a dump, a bind mount at `path` in the tree, and a label for it. In a restore `path` is
+    /// that label, and `label` the path of what to mount there.
     Mount {
         /// The mount point, or the label that it got.
         path: String,
         /// The label, or the path to bind there.
         label: String,
     },
-    /// A device that a file system is on, for a dump. A restore names the label: [`External::DevicePath`].
+    /// A device that a file system is on, for a dump. A restore names the label:
+    /// [`External::DevicePath`].
     Device {
         /// The device's first number.
         major: u32,
@@ -79,7 +80,8 @@ pub enum External {
         /// The device outside, maybe with `@bridge`.
         outer: String,
     },
-    /// A network device of the tree's namespace that another program makes at the restore. criu 3.16.
+    /// A network device of the tree's namespace that another program makes at the restore. criu
+    /// 3.16.
     NetDevice {
         /// The device in the tree's namespace.
         name: String,

@@ -1,8 +1,9 @@
 //! The table: one row a field of `criu_opts`, in the order of criu's own numbers.
 //!
-//! A row names its kind, its field as criu does, the requests that can use it, and the release of criu that has it if
-//! that is younger than 3.0. A field that is not a row is in [`WITHHELD`], with the reason; the test at the foot sees to
-//! that. Kinds: `flag`; `value` (whatever converts into its type), `choice` (a type of ours, by its `wire`), `seconds` (a
+//! A row names its kind, its field as criu does, the requests that can use it, and the release of
+//! criu that has it if that is younger than 3.0. A field that is not a row is in [`WITHHELD`], with
+//! the reason; the test at the foot sees to that. Kinds: `flag`; `value` (whatever converts into
+//! its type), `choice` (a type of ours, by its `wire`), `seconds` (a
 //! [`Duration`](std::time::Duration)), and of lists `list` and `each`, as `value` and `choice`.
 
 use std::time::Duration;
@@ -254,31 +255,33 @@ rows! {
     flag tcp_established, Dump Restore;
     /// Accept any path to a device as long as its number is right.
     flag evasive_devices, Dump;
-    /// Allow a root task that leads no session, and a terminal from outside. A restore must be told the same;
-    /// it puts the root into criu's session and process group, and takes the terminal from criu's standard
-    /// input.
+    /// Allow a root task that leads no session, and a terminal from outside. A restore must be told
+    /// the same; it puts the root into criu's session and process group, and takes the terminal
+    /// from criu's standard input.
     flag shell_job, Dump Restore;
     /// Carry file locks along. A restore that is not told the same drops them without a word.
     flag file_locks, Dump Restore;
     /// The level of criu's log. The log comes back in a [`Failure`](crate::Failure).
     choice log_level: LogLevel, Dump PreDump Restore Serve Cpu;
-    /// Write the log into this file of the work folder instead of handing it to the caller. A name, not a path.
+    /// Write the log into this file of the work folder instead of handing it to the caller. A name,
+    /// not a path.
     value log_file: String, Dump PreDump Restore Serve Cpu;
-    /// Send the memory to the page server at this address instead of writing it into the folder of images; for a page
-    /// server itself, where to listen. Over a socket of the caller's: [`Lend::page_server`](crate::rpc::Lend).
+    /// Send the memory to the page server at this address instead of writing it into the folder of
+    /// images; for a page server itself, where to listen. Over a socket of the caller's:
+    /// [`Lend::page_server`](crate::rpc::Lend).
     choice ps: PageServerAddress, Dump PreDump Serve;
     /// The folder that becomes the root of a restored mount namespace; a mount point.
     value root: String, Dump Restore;
-    /// The folder of the images before these, relative to the folder of the images: pages that are there
-    /// already are left out. Needs a kernel that tracks changes of memory.
+    /// The folder of the images before these, relative to the folder of the images: pages that are
+    /// there already are left out. Needs a kernel that tracks changes of memory.
     value parent_img: String, Dump PreDump Serve;
     /// Start to track changes of memory, for the next dump. Needs `CONFIG_MEM_SOFT_DIRTY`.
     flag track_mem, Dump;
-    /// Dump: remove pages from the parent images that these replace. Restore: remove pages from the images as they
-    /// are loaded. Destroys images: never for files that anything else uses.
+    /// Dump: remove pages from the parent images that these replace. Restore: remove pages from the
+    /// images as they are loaded. Destroys images: never for files that anything else uses.
     flag auto_dedup, Dump PreDump Restore Serve;
-    /// Hard-link deleted files that still have a name elsewhere, so that they can be dumped. Such images are good
-    /// for one restore.
+    /// Hard-link deleted files that still have a name elsewhere, so that they can be dumped. Such
+    /// images are good for one restore.
     flag link_remap, Dump;
     /// Features of the processor that must be the same at the restore.
     choice cpu_cap: CpuCap, Dump Restore Cpu;
@@ -302,7 +305,8 @@ rows! {
     choice manage_cgroups_mode: CgroupMode, Dump Restore;
     /// Another place for the control groups of a controller, or of all.
     each cg_root: CgroupRoot, Dump Restore;
-    /// The largest deleted file to store in the images, in bytes of allocated blocks. criu's own limit is 1 MiB.
+    /// The largest deleted file to store in the images, in bytes of allocated blocks. criu's own
+    /// limit is 1 MiB.
     value ghost_limit: u32, Dump;
     /// One more folder to search with [`force_irmap`](Self::force_irmap).
     list irmap_scan_paths: String, Dump PreDump;
@@ -330,9 +334,10 @@ rows! {
     flag tcp_skip_in_flight, Dump;
     /// Skip kernel settings that do not exist here.
     flag weak_sysctls, Restore;
-    /// Dump: keep memory out of the images, and serve it afterwards, at the address of [`ps`](Options::<Dump>::ps), without
-    /// which the dump is refused. Page server: serve the memory of the images in its folder at that address. Restore: fetch
-    /// memory when it is touched, from a server on `lazy-pages.socket` in the work folder.
+    /// Dump: keep memory out of the images, and serve it afterwards, at the address of
+    /// [`ps`](Options::<Dump>::ps), without which the dump is refused. Page server: serve the
+    /// memory of the images in its folder at that address. Restore: fetch memory when it is
+    /// touched, from a server on `lazy-pages.socket` in the work folder.
     flag lazy_pages, Dump Restore Serve, 3 5;
     /// Hand the masters of orphaned terminals over, at
     /// [`Event::OrphanPtsMaster`](crate::rpc::Event::OrphanPtsMaster).
@@ -392,8 +397,9 @@ const WITHHELD: &[(&str, &str)] = &[
     ("log_to_stderr", "ours: set when the caller names no log file"),
 ];
 
-/// Fields above the last of criu 4.2, which no release has. criu-dev and its forks give one number several meanings, so
-/// the version tells nothing. Each needs a feature check before it becomes a row.
+/// Fields above the last of criu 4.2, which no release has. criu-dev and its forks give one number
+/// several meanings, so the version tells nothing. Each needs a feature check before it becomes a
+/// row.
 #[cfg(test)]
 const UNSETTLED: &[(u32, &str, &str)] = &[
     (72, "image_io_mode", "criu-dev; elsewhere allow_uprobes, stream, stream_restore or compress"),

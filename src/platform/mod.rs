@@ -1,5 +1,5 @@
-//! The one place that knows the platform: how a process tree becomes a folder of images and back. On Linux by
-//! criu; elsewhere not at all.
+//! The one place that knows the platform: how a process tree becomes a folder of images and back.
+//! On Linux by criu; elsewhere not at all.
 
 use std::{
     fs::File,
@@ -67,11 +67,12 @@ pub(crate) struct Revival {
     pub(crate) inherit: Vec<(String, File)>,
 }
 
-/// Choices of a restore for files whose size differs from that at the capture, such as a log that grew.
+/// Choices of a restore for files whose size differs from that at the capture, such as a log that
+/// grew.
 ///
-/// Only [`Keep`](GrownFiles::Keep) accepts a file that shrank. No choice accepts another size of a file
-/// that the tree executes or has mapped, nor another mode. Files that the caller gives in the place of
-/// others are not checked, nor are files in a mount namespace of the tree's own.
+/// Only [`Keep`](GrownFiles::Keep) accepts a file that shrank. No choice accepts another size of a
+/// file that the tree executes or has mapped, nor another mode. Files that the caller gives in the
+/// place of others are not checked, nor are files in a mount namespace of the tree's own.
 ///
 /// | The tree had the file open for | [`Continue`](GrownFiles::Continue) | [`CutBack`](GrownFiles::CutBack) | [`Keep`](GrownFiles::Keep) |
 /// |---|---|---|---|
@@ -84,15 +85,16 @@ pub(crate) struct Revival {
 pub enum GrownFiles {
     /// Continues where no data written since the capture can be lost, and refuses the rest.
     ///
-    /// A tree that writes at the end of a file continues at its new end. A [`Warning`](crate::Warning)
-    /// names each such file.
+    /// A tree that writes at the end of a file continues at its new end. A
+    /// [`Warning`](crate::Warning) names each such file.
     #[default]
     Continue,
-    /// Refuses all of them, except files that are open for appending and writing only (`>>`): criu does
-    /// not compare their size.
+    /// Refuses all of them, except files that are open for appending and writing only (`>>`): criu
+    /// does not compare their size.
     Refuse,
-    /// Cuts files that the tree can write to back to their old size: **data written since is lost**. It
-    /// happens when the tree is built and before it runs, so a restore that fails has cut nothing.
+    /// Cuts files that the tree can write to back to their old size: **data written since is
+    /// lost**. It happens when the tree is built and before it runs, so a restore that fails has
+    /// cut nothing.
     CutBack,
     /// Takes all files as they are. The tree may overwrite data that was written since the capture.
     Keep,
@@ -128,8 +130,9 @@ pub(crate) struct Revived {
     pub(crate) unread: Vec<Unread>,
 }
 
-/// Input that a tree had not read when it was captured. It was in a pipe or socket that the restore replaced, so the tree does not
-/// have it any more; [`Restored::unread`](crate::Restored::unread) hands it back.
+/// Input that a tree had not read when it was captured. It was in a pipe or socket that the restore
+/// replaced, so the tree does not have it any more; [`Restored::unread`](crate::Restored::unread)
+/// hands it back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Unread {
@@ -154,17 +157,18 @@ pub(crate) struct Images<'a> {
 /// Makes the images into something that lasts.
 pub(crate) type Keep<'a, T> = &'a mut dyn FnMut(&Images<'_>) -> Result<T>;
 
-/// Takes memory in while trees are dumped, so that it need not go through the folder. A tree that this process is a part
-/// of cannot be dumped so, and then no other is.
+/// Takes memory in while trees are dumped, so that it need not go through the folder. A tree that
+/// this process is a part of cannot be dumped so, and then no other is.
 pub(crate) trait Memory: Sync {
     /// How many rounds of pre-dumps may come before the dump.
     fn pre_dumps(&self) -> u32;
 
-    /// Memory will come, about so many bytes; the trees run still. It comes in rounds if it is `tracked`.
+    /// Memory will come, about so many bytes; the trees run still. It comes in rounds if it is
+    /// `tracked`.
     fn prepare(&self, bytes: u64, tracked: bool) -> Result<()>;
 
-    /// A round of pre-dumps has ended, and another or the dump follows, of which everything is new that has not ended before.
-    /// Gives how many bytes of the processes' own memory came.
+    /// A round of pre-dumps has ended, and another or the dump follows, of which everything is new
+    /// that has not ended before. Gives how many bytes of the processes' own memory came.
     fn end_round(&self) -> Result<u64>;
 
     /// Who takes in the memory of the tree with this root.

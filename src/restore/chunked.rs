@@ -1,5 +1,5 @@
-//! A chunked capture to folders of images: what criu wrote as it was, and memory put together from its chunks, when it is
-//! wanted.
+//! A chunked capture to folders of images: what criu wrote as it was, and memory put together from
+//! its chunks, when it is wanted.
 
 use std::{
     fs::File,
@@ -31,7 +31,8 @@ impl LaidOut<'_> {
     }
 }
 
-/// Fetches, verifies and writes all images but memory beneath `folder`. All trees may have `limit` bytes at most.
+/// Fetches, verifies and writes all images but memory beneath `folder`. All trees may have `limit`
+/// bytes at most.
 pub(super) fn lay_out<'a>(
     store: &'a dyn BlobStore,
     blob: &ChunkedBlob,

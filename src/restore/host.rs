@@ -9,7 +9,8 @@ pub(super) fn check(there: &Host, here: &Host) -> Result<()> {
         return Err(Error::Host { problem });
     }
     if here.cpu.is_empty() && !there.cpu.is_empty() {
-        // The list can be read by everybody, so it is not that there is none: there was no descriptor left, say.
+        // The list can be read by everybody, so it is not that there is none: there was no
+        // descriptor left, say.
         return Err(Error::Host { problem: "what its processor can do could not be found out".to_owned() });
     }
     let missing: Vec<_> =

@@ -1,5 +1,4 @@
-//! [`ProcsRestore`]: a capture in a blob store back into a live process tree. Manifest, verify, unpack, revive, in
-//! that order.
+//! [`ProcsRestore`]: revives a stored capture. Manifest, verify, unpack, revive, in that order.
 
 mod chunked;
 mod host;
@@ -18,27 +17,40 @@ use crate::{
 
 /// Revives what [`ProcsCapture`](crate::ProcsCapture) captured.
 ///
-/// Every byte is verified before criu sees it; criu itself does not check. The memory of a
-/// [chunked](crate::ProcsCapture::chunked) capture is fetched and verified while criu restores: where it is damaged, criu has
-/// begun, and what it had made of the tree is ended.
+/// Every byte is verified before criu reads it; criu itself does not check. The memory of a
+/// [chunked](crate::ProcsCapture::chunked) capture is verified while criu restores. If that fails,
+/// the half-restored tree is killed.
 ///
-/// A revived tree has the pids that it had, so none of them may be in use: the old tree must have ended, all of it, and
-/// been reaped. [`kill_tree`](crate::kill_tree) ends a tree. Its files must be there as they were.
+/// A revived tree gets the pids that it had, so they must be free: the whole old tree must have
+/// ended and been reaped. [`kill_tree`](crate::kill_tree) ends a tree. Its files must be there as
+/// they were.
 ///
-/// Its standard streams go where [`stdin`](ProcsRestore::stdin), [`stdout`](ProcsRestore::stdout) and
-/// [`stderr`](ProcsRestore::stderr) say, whatever they were, save for pipes inside the tree. By default those that led
-/// to a terminal, a pipe or a socket outside the tree, which are gone, lead to the caller's own; files are the same
-/// files again. The streams of the root are meant: a descendant that shares one of them gets the same, under whatever number.
+/// # Standard streams
 ///
-/// A standard input that had ended ends again, once what was left in it is read, whatever is given: only
-/// [`inherit`](ProcsRestore::inherit) replaces it. What the tree had not read of an input that is replaced is in
-/// [`Restored::unread`]. Output that the root saved elsewhere to make room for a file (`exec 3>&1 >log`) is its standard output still.
+/// [`stdin`](ProcsRestore::stdin), [`stdout`](ProcsRestore::stdout) and
+/// [`stderr`](ProcsRestore::stderr) replace the standard streams of the root, unless they are pipes
+/// inside the tree. A descendant that shares one of them gets the same file, under whatever number.
+/// By default, streams that led to a terminal, a pipe or a socket outside the tree become the
+/// caller's own, and files are opened again.
 ///
-/// A tree from a terminal that is given a terminal gets all of it back: the session that the terminal controls, so that ^C and ^Z
-/// arrive; its modes, such as raw or without echo; its size at the capture (set another afterwards, and the tree is told by
-/// SIGWINCH); every open of it, by `/dev/tty` and by name too. A terminal that controls a session already, as the caller's own does,
-/// stays that session's and keeps its size. Given a pipe or a file instead, the tree has no terminal any more, and what needs one fails. A terminal
-/// that is none of the streams is one of them after the restore, if one is a terminal, else one that has hung up.
+/// A standard input that had ended ends again once its rest is read; only
+/// [`inherit`](ProcsRestore::inherit) replaces it. [`Restored::unread`] has the unread bytes of a
+/// replaced input. Output that the root saved to make room for a file (`exec 3>&1 >log`) is still
+/// its standard output.
+///
+/// # Terminals
+///
+/// A tree from a terminal that is given another terminal gets back:
+///
+/// - the session that the terminal controls, so ^C and ^Z arrive
+/// - its modes, such as raw or without echo
+/// - its size at the capture; if the caller sets another one, the tree gets SIGWINCH
+/// - every open of it, also by name and by `/dev/tty`
+///
+/// A terminal that controls another session already, such as the caller's own, stays with that
+/// session and keeps its size. With a pipe or a file instead, the tree has no terminal, and
+/// operations that need one fail. A terminal that was not a standard stream becomes one of the
+/// streams' terminals, or, if no stream is a terminal, one that has hung up.
 ///
 /// ```no_run
 /// use std::fs::File;
@@ -47,7 +59,8 @@ use crate::{
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let digest: Digest256 = "".parse()?;
 /// let store = FsBlobStore::open("captures")?;
-/// let mut restored = ProcsRestore::new().stdout(File::create("output")?).restore(&store, &digest)?;
+/// let mut restored = ProcsRestore::new().stdout(File::create("output")?).restore(&store,
+/// &digest)?;
 /// for warning in &restored.warnings {
 ///     eprintln!("warning: {warning}");
 /// }
@@ -65,25 +78,25 @@ pub struct ProcsRestore {
     check_memory: bool,
 }
 
-/// What was restored.
+/// The result of a restore.
 #[derive(Debug)]
 #[must_use]
 #[non_exhaustive]
 pub struct Restored {
-    /// The revived trees: one, unless several were captured together. None of a placeholder.
+    /// The revived trees: one, unless several were captured together; empty for a placeholder.
     pub trees: Vec<Tree>,
-    /// What the caller should tell its user.
+    /// Warnings for the caller's user.
     pub warnings: Vec<Warning>,
-    /// What the trees had not read of the input that was replaced. A caller who wants it read writes it to the new standard
-    /// input before anything else.
+    /// Input that was replaced before the trees had read it. The caller can write it to the new
+    /// standard input, before anything else.
     pub unread: Vec<Unread>,
-    /// Where the time of the restore went.
+    /// The time of the restore, by phase.
     pub took: RestoreTimes,
 }
 
 impl Restored {
-    /// The one tree of the capture, or the first of several; `None` for a placeholder. The others of several go on, as
-    /// trees that are dropped do.
+    /// Returns the tree, or the first of several; `None` for a placeholder. The others are dropped,
+    /// and keep running.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -105,132 +118,137 @@ impl Restored {
 }
 
 impl ProcsRestore {
-    /// A restore by the criu in `PATH`.
+    /// Prepares a restore by the criu in `PATH`.
     pub fn new() -> ProcsRestore {
         ProcsRestore::default()
     }
 
-    /// Options for criu. Those that must be as they were at the dump follow from the images, unless they are set here:
-    /// `shell_job`, `tcp_established`, `tcp_close` and `file_locks`. `rst_sibling` is always set.
+    /// Sets options for criu. `shell_job`, `tcp_established`, `tcp_close` and `file_locks` must be
+    /// as at the dump, and follow from the images unless they are set here. `rst_sibling` is always
+    /// set.
     #[must_use]
     pub fn options(mut self, options: RestoreOptions) -> ProcsRestore {
         self.revival.options = options;
         self
     }
 
-    /// The criu to use: a path, or a name to look for. Without it, `criu`.
+    /// Sets the criu to use: a path, or a name to search for. The default is `criu`.
     #[must_use]
     pub fn criu(mut self, program: impl Into<PathBuf>) -> ProcsRestore {
         self.revival.criu = Some(program.into());
         self
     }
 
-    /// The folder in which images are kept for a while, in a private folder of their own. Without it,
-    /// [`std::env::temp_dir`].
+    /// Sets the folder for temporary images, which are in a private folder within it. The default
+    /// is [`std::env::temp_dir`].
     ///
-    /// The memory of a [chunked](crate::ProcsCapture::chunked) capture takes no room there: criu reads it from this process,
-    /// which fetches it meanwhile. Only where there is no `/dev/fuse`, no privilege to mount (CAP_SYS_ADMIN), or no Linux 5.2,
-    /// and for the options `auto_dedup` and `lazy_pages`, it is written there first.
+    /// The memory of a [chunked](crate::ProcsCapture::chunked) capture takes no room there: criu
+    /// reads it from this process, which fetches it meanwhile. That needs `/dev/fuse`,
+    /// CAP_SYS_ADMIN and Linux 5.2. Without them, and with the options `auto_dedup` and
+    /// `lazy_pages`, memory is written to the folder.
     #[must_use]
     pub fn staging(mut self, folder: impl Into<PathBuf>) -> ProcsRestore {
         self.revival.staging = Some(folder.into());
         self
     }
 
-    /// What the tree gets as standard input. On Unix a `File` can be made of any `OwnedFd`: of the end of a pipe
-    /// ([`std::io::pipe`]), for instance, by way of `OwnedFd::from(end)`.
+    /// Sets the standard input of the tree. On Unix any `OwnedFd` can become a `File`, such as the
+    /// end of a pipe ([`std::io::pipe`]): `OwnedFd::from(end)`.
     #[must_use]
     pub fn stdin(mut self, file: impl Into<File>) -> ProcsRestore {
         self.revival.streams[0] = Some(file.into());
         self
     }
 
-    /// What the tree gets as standard output.
+    /// Sets the standard output of the tree.
     ///
-    /// This value keeps the file open, so a pipe does not end while it lives: drop it before reading to the end. What the
-    /// tree had written before the capture is in its old pipe, not here.
+    /// This value keeps the file open, so a pipe does not end while it lives: drop it before
+    /// reading to the end. Output from before the capture is in the old pipe, not here.
     #[must_use]
     pub fn stdout(mut self, file: impl Into<File>) -> ProcsRestore {
         self.revival.streams[1] = Some(file.into());
         self
     }
 
-    /// What the tree gets as standard error.
+    /// Sets the standard error of the tree.
     #[must_use]
     pub fn stderr(mut self, file: impl Into<File>) -> ProcsRestore {
         self.revival.streams[2] = Some(file.into());
         self
     }
 
-    /// Gives the tree the caller's own standard streams, whatever its were, except for those that
-    /// [`stdin`](ProcsRestore::stdin), [`stdout`](ProcsRestore::stdout) and [`stderr`](ProcsRestore::stderr) name.
+    /// Replaces all standard streams by the caller's own, except for those that
+    /// [`stdin`](ProcsRestore::stdin), [`stdout`](ProcsRestore::stdout) and
+    /// [`stderr`](ProcsRestore::stderr) set.
     #[must_use]
     pub fn inherit_streams(mut self) -> ProcsRestore {
         self.revival.own_streams = true;
         self
     }
 
-    /// Puts this file in the place of a resource of the tree's, by criu's name for it; see
-    /// [`Lend::inherit`](crate::rpc::Lend::inherit). A path goes without its leading slash, which
-    /// [`Key::Path`](crate::rpc::Key::Path) takes off.
+    /// Replaces a resource of the tree by this file. The key is criu's name of the resource; see
+    /// [`Lend::inherit`](crate::rpc::Lend::inherit). A path has no leading slash
+    /// ([`Key::Path`](crate::rpc::Key::Path) removes it).
     #[must_use]
     pub fn inherit(mut self, key: impl Into<String>, file: impl Into<File>) -> ProcsRestore {
         self.revival.inherit.push((key.into(), file.into()));
         self
     }
 
-    /// How long to wait for the pids that the tree had, while they are held by zombies that somebody else is to reap:
-    /// init takes its time in some containers. Without it, five seconds. Processes that live are not waited for. TCP
-    /// connections of the tree that the kernel has not forgotten are waited for as long.
+    /// Limits the wait for pids of the tree that zombies still hold: init reaps slowly in some
+    /// containers. The default is five seconds. The restore does not wait for processes that live.
+    /// The same limit applies to the tree's old TCP connections, until the kernel has forgotten
+    /// them.
     #[must_use]
     pub fn wait_for_pids(mut self, patience: Duration) -> ProcsRestore {
         self.revival.patience = Some(patience);
         self
     }
 
-    /// How long the restore may take, from the call on: reading and verifying the capture, and criu's work for all trees (see
-    /// [`Criu::deadline`](crate::Criu::deadline)). Past it nothing of the capture is left running. A store that does not answer
-    /// is not interrupted; then this returns when it has.
+    /// Limits the time of the whole call: reading and verifying the capture, and criu's work (see
+    /// [`Criu::deadline`](crate::Criu::deadline)). Past the deadline nothing of the capture is left
+    /// running. A store that hangs is not interrupted, so the call can return late.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> ProcsRestore {
         self.revival.deadline = Some(deadline);
         self
     }
 
-    /// Lets this token stop the restore, as the [`deadline`](ProcsRestore::deadline) does: nothing of the capture is left
-    /// running.
+    /// Lets this token stop the restore, as the [`deadline`](ProcsRestore::deadline) does: nothing
+    /// of the capture is left running.
     #[must_use]
     pub fn cancelled_by(mut self, cancel: &Cancel) -> ProcsRestore {
         self.revival.cancel = Some(cancel.clone());
         self
     }
 
-    /// The most bytes that images may have. Without it, 1 TiB.
+    /// Limits the bytes of images. The default is 1 TiB.
     #[must_use]
     pub fn limit(mut self, bytes: u64) -> ProcsRestore {
         self.limit = Some(bytes);
         self
     }
 
-    /// Whether to try even if this machine lacks instruction sets that the one had where the capture was made: programs
-    /// that found and use them die. Only [chunked](crate::ProcsCapture::chunked) captures tell; without this they are refused
-    /// before anything is revived.
+    /// Allows a restore on a machine that lacks instruction sets of the capturing machine. Programs
+    /// that use them die. By default such a restore fails before anything is revived. Only
+    /// [chunked](crate::ProcsCapture::chunked) captures record the instruction sets.
     #[must_use]
     pub fn any_host(mut self, on: bool) -> ProcsRestore {
         self.any_host = on;
         self
     }
 
-    /// What becomes of files that have another size than at the capture, such as a log that grew. Without it,
-    /// [`GrownFiles::Continue`].
+    /// Sets the choice for files whose size differs from that at the capture, such as a log that
+    /// grew. The default is [`GrownFiles::Continue`].
     ///
     /// ```no_run
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let (store, digest) = (criu_rpc::MemBlobStore::default(), "".parse()?);
     /// use criu_rpc::{GrownFiles, ProcsRestore};
     ///
-    /// // The files are to be as they were, too.
-    /// let restored = ProcsRestore::new().grown_files(GrownFiles::CutBack).restore(&store, &digest)?;
+    /// // Cut the files back to their old size, too.
+    /// let restored = ProcsRestore::new().grown_files(GrownFiles::CutBack).restore(&store,
+    /// &digest)?;
     /// # Ok(())
     /// # }
     /// ```
@@ -240,29 +258,31 @@ impl ProcsRestore {
         self
     }
 
-    /// Accepts files that were replaced since the capture. Without it, a restore is refused with
-    /// [`Cause::FileReplaced`](crate::Cause::FileReplaced) if a path of the tree leads through a link now, or if a file
-    /// belongs to another user or group than at the capture: a restore opens files as root, so a tree that may not read a
-    /// file could get it that way.
+    /// Accepts files that were replaced since the capture. By default, a restore fails with
+    /// [`Cause::FileReplaced`](crate::Cause::FileReplaced) if a path of the tree leads through a
+    /// new link, or if a file belongs to another user or group now: criu opens files as root, so
+    /// the tree could get a file that it may not read.
     ///
-    /// Paths inside a mount namespace of the tree's own are not compared. Owners are known of captures by this version or
-    /// a later one.
+    /// Paths inside a mount namespace of the tree's own are not compared.
     #[must_use]
     pub fn replaced_files(mut self, on: bool) -> ProcsRestore {
         self.revival.replaced_files = on;
         self
     }
 
-    /// Revives the capture of this digest.
+    /// Revives the capture with this digest.
     ///
-    /// A placeholder is no failure: it comes back as a [`Warning`], with no tree.
+    /// A placeholder is not a failure: the result is a [`Warning`] and no tree.
     ///
     /// # Errors
     ///
-    /// [`Error::Missing`] or [`Error::Corrupt`] if the store does not have what was stored; [`Error::UnknownKind`] for
-    /// a capture that a later version made; [`Error::NoCriu`], [`Error::Unsupported`] where nothing can be revived; [`Error::Host`] where this capture
-    /// cannot;
-    /// [`Error::Criu`] with [advice](Error::advice) if criu could not. Nothing is left running then.
+    /// - [`Error::Missing`] or [`Error::Corrupt`] if the store lost or changed a blob
+    /// - [`Error::UnknownKind`] for a capture by a later version
+    /// - [`Error::NoCriu`] or [`Error::Unsupported`] where nothing can be revived
+    /// - [`Error::Host`] if this machine cannot revive this capture
+    /// - [`Error::Criu`], with [advice](Error::advice), if criu failed
+    ///
+    /// After an error nothing is left running.
     pub fn restore(&self, store: &(impl BlobStore + ?Sized), digest: &Digest256) -> Result<Restored> {
         let clock = Clock::start();
         let until = until(self.revival.deadline, self.revival.cancel.as_ref());
@@ -322,7 +342,7 @@ impl ProcsRestore {
         Limits { bytes: self.limit.unwrap_or(limits.bytes), ..limits }
     }
 
-    /// Reads an archive through, unpacks it, and gives the folder of each tree.
+    /// Reads and unpacks an archive, and returns the folder of each tree.
     fn unpack(
         &self,
         store: &dyn BlobStore,
@@ -338,7 +358,7 @@ impl ProcsRestore {
     }
 }
 
-/// The bytes of a manifest, verified, and not more than a manifest can have.
+/// Reads and verifies a manifest, within its size limit.
 fn manifest(store: &dyn BlobStore, digest: &Digest256, until: &Until) -> Result<Vec<u8>> {
     let ceiling = ProcsBlob::CEILING as u64;
     verify::verified(store.reader(digest)?, digest, ceiling, until, |mut stream| {

@@ -1,4 +1,4 @@
-//! [`ProcsRestore::preflight`]: looks for what a restore would meet.
+//! [`ProcsRestore::preflight`]: finds problems that a restore would meet.
 
 use super::{ProcsRestore, chunked, host, manifest};
 use crate::{
@@ -11,21 +11,21 @@ use crate::{
 
 impl ProcsRestore {
     /// Has the [preflight](ProcsRestore::preflight) of a [chunked](crate::ProcsCapture::chunked)
-    /// capture ask the store whether it has all chunks of memory. For an
+    /// capture check that the store has all chunks of memory. For an
     /// [`FsBlobStore`](crate::FsBlobStore) that takes about as long as a restore. Restores are not
-    /// affected: they find out when they read the memory.
+    /// affected: they notice a missing chunk when they read it.
     #[must_use]
     pub fn check_memory(mut self, on: bool) -> ProcsRestore {
         self.check_memory = on;
         self
     }
 
-    /// Looks for what this restore would meet, with its options. Nothing is revived, and no file of
-    /// the tree is changed. What the restore mends by itself is left out, and so is what changes
-    /// between the look and the restore.
+    /// Finds problems that this restore would meet, with its options. Nothing is revived, and no
+    /// file of the tree is changed. Problems that the restore solves by itself are left out. Later
+    /// changes are not seen.
     ///
-    /// A finding that [blocks](Foresight::blocks) has the [cause](Foreseen::cause) that the restore
-    /// would fail with:
+    /// [Blocks](Foresight::blocks) have the [cause](Foreseen::cause) that the restore would fail
+    /// with:
     ///
     /// - a damaged capture, images that the store lacks, a placeholder;
     /// - a criu that is missing, a machine that lacks instruction sets;
@@ -33,37 +33,40 @@ impl ProcsRestore {
     /// - files that are missing, [replaced](ProcsRestore::replaced_files), or locked by another
     ///   process, and those that [grew](ProcsRestore::grown_files) and are refused for that;
     /// - a mount namespace without a root folder, external files for which none is
-    ///   [lent](ProcsRestore::inherit), and what no restore brings back.
+    ///   [lent](ProcsRestore::inherit), and state that no restore brings back.
     ///
-    /// [Risks](Foresight::risks) are zombies that hold pids, which a restore waits for; files that the
-    /// restore would cut back or write over; an older kernel or criu; and a capture that is marked
-    /// for deletion.
+    /// [Risks](Foresight::risks) are zombies that hold pids, which a restore waits for; files that
+    /// the restore would cut back or write over; an older kernel or criu; and a capture that is
+    /// marked for deletion.
     ///
-    /// Not seen are privileges that criu lacks, network addresses that are taken, control groups,
-    /// external mounts, and damaged memory of a [chunked](crate::ProcsCapture::chunked) capture.
+    /// Not checked: criu's privileges, network addresses in use, control groups, external mounts,
+    /// and the memory of a [chunked](crate::ProcsCapture::chunked) capture.
     ///
-    /// No memory of a chunked capture is read, nor looked for unless
-    /// [`check_memory`](ProcsRestore::check_memory) says so. An archive is
-    /// read through, and its memory is not written anywhere. The images are in the
-    /// [staging](ProcsRestore::staging) folder for a moment. A file that the tree had locked as a
-    /// whole is locked for a moment, to see whether another process has the lock.
+    /// The memory of a chunked capture is not read; [`check_memory`](ProcsRestore::check_memory)
+    /// checks that it is there. An archive is read completely, and its memory is written nowhere.
+    /// The images are in the [staging](ProcsRestore::staging) folder meanwhile. A file that the
+    /// tree had locked as a whole (`flock`) is locked for a moment, to see whether another process
+    /// has the lock.
     ///
     /// # Errors
     ///
-    /// Those that end the look early: the [deadline](ProcsRestore::deadline), a token that is
-    /// [cancelled](ProcsRestore::cancelled_by), the store's own errors, a missing staging folder.
+    /// Errors that stop the search: the [deadline](ProcsRestore::deadline), a
+    /// [cancelled](ProcsRestore::cancelled_by) token, errors of the store, a missing staging
+    /// folder.
     ///
     /// # Examples
     ///
     /// ```no_run
-    /// use criu_rpc::{Cause, Digest256, FsBlobStore, ProcsRestore};
+    /// use criu_rpc::{Cause, Digest256, Foreseen, FsBlobStore, ProcsRestore};
     ///
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let digest: Digest256 = "".parse()?;
-    /// let store = FsBlobStore::open("captures")?; let restore = ProcsRestore::new(); let foresight
-    /// = restore.preflight(&store, &digest)?; // The tree that is to be ended first still runs:
-    /// that is no surprise. let surprises = foresight.blocks.iter().filter(|finding| finding.cause
-    /// != Some(Cause::PidInUse)); for finding in surprises {
+    /// let store = FsBlobStore::open("captures")?;
+    /// let restore = ProcsRestore::new();
+    /// let foresight = restore.preflight(&store, &digest)?;
+    /// // The original tree still runs, so its pids are taken: that is expected.
+    /// let unexpected = |finding: &&Foreseen| finding.cause != Some(Cause::PidInUse);
+    /// for finding in foresight.blocks.iter().filter(unexpected) {
     ///     eprintln!("{finding}");
     /// }
     /// # Ok(())

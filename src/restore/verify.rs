@@ -8,9 +8,10 @@ use std::{
 
 use crate::{Digest256, Error, Hasher, Result, Until, wiped::Wiped};
 
-/// Hands the blob to `consume` while a thread beside it reads and hashes. What `consume` made is given out only if all
-/// bytes were read and the digest is right; a wrong digest is told before whatever `consume` complains of. A blob of more
-/// than `ceiling` bytes is refused, and reading ends where `until` says so.
+/// Hands the blob to `consume` while a thread beside it reads and hashes. What `consume` made is
+/// given out only if all bytes were read and the digest is right; a wrong digest is told before
+/// whatever `consume` complains of. A blob of more than `ceiling` bytes is refused, and reading
+/// ends where `until` says so.
 pub(super) fn verified<T>(
     blob: Box<dyn Read + Send + '_>,
     digest: &Digest256,
@@ -54,7 +55,8 @@ const AHEAD: usize = 4;
 /// The size of a piece, in bytes.
 const PIECE: usize = 1 << 20;
 
-/// How many pieces are read after the consumer has complained, to find out whether the digest is why.
+/// How many pieces are read after the consumer has complained, to find out whether the digest is
+/// why.
 const AFTERWARDS: u32 = 256;
 
 /// What became of the blob.
@@ -66,7 +68,8 @@ enum Hashed {
     GivenUp,
 }
 
-/// Reads the blob to its end, and for a while even if nobody listens: the digest is wanted in any case.
+/// Reads the blob to its end, and for a while even if nobody listens: the digest is wanted in any
+/// case.
 fn hash(
     mut blob: Box<dyn Read + Send + '_>,
     ceiling: u64,
