@@ -1,7 +1,8 @@
-//! The table of causes: what each one means to somebody who has never used criu, what to do, and which options cure it.
+//! The table of causes: for each a summary for people who don't know criu, advice, and the options that
+//! cure it.
 //!
-//! A new cause is a variant of [`Cause`], a row here and, in [`rules`](super::rules), what criu says. `docs/failures.md`
-//! is made from both.
+//! A new cause needs a variant of [`Cause`], a row here, and criu's messages in [`rules`](super::rules).
+//! `docs/failures.md` is made from both.
 
 use crate::Cause;
 
@@ -10,11 +11,11 @@ use crate::Cause;
 pub(super) struct Row {
     /// The name of the variant.
     pub(super) name: &'static str,
-    /// One line on what happened, lower case, no full stop.
+    /// The problem in one line, lower case, no full stop.
     pub(super) summary: &'static str,
-    /// What a person can do.
+    /// The advice for people.
     pub(super) advice: &'static str,
-    /// The options that cure it: methods of the options, `Lend::…`, `Criu::…`, or arguments of criu (`--…`).
+    /// Options that cure it: methods of the options, `Lend::…`, `Criu::…`, or arguments of criu (`--…`).
     pub(super) cure: &'static [&'static str],
 }
 
@@ -47,88 +48,89 @@ causes! {
             [];
         NotCriu:
             "the program that was started is not criu, or cannot run",
-            "see what it says to `--version`: it may be another program, miss libraries, or be older than criu 3.11; \
-             name another with `criu(path)` or `Criu::at`",
+            "run it with `--version`: it may be another program, lack libraries, or be older than criu 3.11; name \
+             another with `criu(path)` or `Criu::at`",
             [];
         TooOldForKernel:
             "this criu is too old for this kernel",
-            "install a newer criu: each release works up to the kernels of its time. If criu is the newest, see \
-             whether a sandbox (seccomp, AppArmor, SELinux) keeps it from asking the kernel",
+            "install a newer criu: each release supports the kernels up to its time. If criu is the newest, check \
+             whether a sandbox (seccomp, AppArmor, SELinux) blocks its system calls",
             [];
         NotPrivileged:
             "criu lacks a privilege",
-            "run as root, in a container with `--privileged` or CAP_CHECKPOINT_RESTORE, CAP_SYS_PTRACE, CAP_SYS_ADMIN and \
-             CAP_NET_ADMIN. Another user captures own processes with `unprivileged(true)` and a criu binary that \
-             `setcap cap_checkpoint_restore+eip` was used on; on a script that starts criu, as `scripts/install-criu` \
-             writes, `setcap` has no effect",
+            "run as root, in a container with `--privileged` or CAP_CHECKPOINT_RESTORE, CAP_SYS_PTRACE, CAP_SYS_ADMIN \
+             and CAP_NET_ADMIN. Other users can capture their own processes with `unprivileged(true)`, after \
+             `setcap cap_checkpoint_restore+eip` on the criu binary; `setcap` has no effect on a script that \
+             starts criu, such as that of `scripts/install-criu`",
             ["unprivileged"];
         OtherUser:
             "a process belongs to another user, and criu lacks CAP_SYS_RESOURCE",
-            "run criu with CAP_SYS_RESOURCE (in a container: `--cap-add SYS_RESOURCE`), or capture as the user that all \
-             processes of the tree belong to",
+            "run criu with CAP_SYS_RESOURCE (in a container: `--cap-add SYS_RESOURCE`), or capture as the user who \
+             owns all processes of the tree",
             [];
         OptionsRefused:
             "criu refuses an option",
-            "read criu's line: it names the option or the argument. A file of options (`config_file`, or \
-             /etc/criu/default.conf) counts too",
+            "read criu's line: it names the option or the argument. It can also be in a configuration file \
+             (`config_file`, or /etc/criu/default.conf)",
             [];
         MemoryTracking:
             "this kernel cannot track changes of memory",
-            "dump without pre-dumps, `track_mem` and `parent_img`, so in full each time; or boot a kernel that was built with \
-             CONFIG_MEM_SOFT_DIRTY",
+            "dump without pre-dumps, `track_mem` and `parent_img`, which stores all memory each time; or boot a \
+             kernel that was built with CONFIG_MEM_SOFT_DIRTY",
             [];
         FolderNotReachable:
-            "criu cannot open the folder that it is to work in",
+            "criu cannot open its work folder or images folder",
             "lend folders that exist and that criu can see: a criu in another pid or mount namespace sees other \
              folders than the caller does",
             [];
         NoSpace:
             "there is no space left",
-            "make room where the images go, and the log if it goes to a file; or choose another folder for them, with \
-             `Lend::images` or `ProcsCapture::staging`. With the same words the kernel refuses more watches or \
+            "free space for the images, and for the log if it goes to a file; or choose another folder, with \
+             `Lend::images` or `ProcsCapture::staging`. The kernel gives the same error for more watches or \
              namespaces than /proc/sys/user allows",
             ["Lend::images"];
         ChildrenIgnored:
             "criu cannot wait for its children",
-            "do not let criu inherit an ignored SIGCHLD: whoever starts it sets that signal to its default",
+            "do not let criu inherit an ignored SIGCHLD: the program that starts criu must set that signal to its \
+             default",
             [];
         PipesTooSmall:
             "criu may not make its pipes as large as it needs",
             "run criu with CAP_SYS_RESOURCE, or raise /proc/sys/fs/pipe-max-size; or dump without `lazy_pages`",
             [];
         ConversationBroken:
-            "criu and its caller lost each other",
-            "see whether the caller was killed or closed the connection, and whether both speak the same protocol",
+            "the connection between criu and its caller broke",
+            "check whether the caller was killed or closed the connection, and whether both use the same protocol",
             [];
         CriuFault:
-            "criu ran into a fault of its own",
-            "try the newest release of criu. If the tree has a mount namespace of its own, set `root` at the restore; \
-             images that are damaged can be the reason, too",
+            "criu reports an internal error",
+            "try the newest release of criu. If the tree has a mount namespace of its own, set `root` at the \
+             restore; damaged images can be the reason, too",
             ["root"];
         CriuKilled:
             "a signal killed criu before it was done",
-            "find out who sent the signal: a person, a supervisor, or the kernel for want of memory (its log tells). \
-             A dump that criu was killed in can have damaged the tree: if it did, end the tree (`kill_tree`) and go \
-             back to an earlier capture",
+            "find the sender of the signal: a person, a supervisor, or the kernel when it ran out of memory (see its \
+             log). A criu that is killed during a dump can damage the tree: then end the tree (`kill_tree`) and \
+             go back to an earlier capture",
             [];
     }
 
     "The tree as a whole" {
         NoSuchProcess:
-            "the process does not exist, or is traced or dumped by somebody else",
-            "check the pid as criu sees it (in its pid namespace) and that the process has not ended (a zombie is one \
-             that has); detach debuggers from it, and wait until other dumps of it have ended",
+            "the process does not exist, or another process traces or dumps it",
+            "check the pid as criu sees it (in its pid namespace) and that the process has not ended (a zombie has \
+             ended); detach debuggers from it, and wait until other dumps of it have ended",
             [];
         Untraceable:
             "criu cannot take control of a process of the tree",
-            "if a criu traces it, another dump of it is going on: wait until that has ended, and never kill that criu. End \
-             any other tracer (a debugger, strace) and try again. If nothing traces it, criu lacks CAP_SYS_PTRACE, or a \
-             security module forbids it",
+            "if a criu traces it, another dump of it is under way: wait until it has ended, and never kill that \
+             criu. End any other tracer (a debugger, strace) and try again. Without a tracer, criu lacks \
+             CAP_SYS_PTRACE, or a security module forbids it",
             [];
         CriuInsideTree:
-            "criu itself is a part of the tree",
-            "capture the tree from a process outside it; a process that captures itself must not be the parent of \
-             all (pid 1, or a subreaper above)",
+            "criu itself is part of the tree",
+            "capture the tree from a process outside it; a process that captures itself must not be pid 1, nor a \
+             subreaper above criu",
             [];
         ShellJob:
             "the tree depends on a session or terminal outside it",
@@ -142,19 +144,19 @@ causes! {
             [];
         DeadRoot:
             "the root of the tree has ended",
-            "dump it while it runs; a process that ended only waits for its parent to take notice",
+            "dump it while it runs; a process that has ended only waits for its parent to reap it",
             [];
         UnsupportedThreads:
             "a process has threads that ended or were stopped one by one",
             "dump it when its first thread runs, and when no debugger has stopped some of its threads",
             [];
         PendingTrap:
-            "a thread has a SIGTRAP that it has not taken yet",
-            "let the program run until it has taken the signal (a breakpoint of its own, mostly), and dump it then",
+            "a thread has a pending SIGTRAP",
+            "let the program run until it has handled the signal (usually of its own breakpoint), and dump it then",
             [];
         FreezeTimeout:
             "criu could not stop the whole tree in time",
-            "allow more time with `timeout`, and see whether a process hangs in the kernel (state D: a vfork whose \
+            "allow more time with `timeout`, and check whether a process hangs in the kernel (state D: a vfork whose \
              child has not executed yet, a dead network disk, a broken device) or whether the tree starts \
              processes faster than criu stops them",
             ["timeout"];
@@ -192,7 +194,7 @@ causes! {
              `tcp_established(true)` carries the connection along, and the other side must wait until the restore",
             ["tcp_established", "tcp_close"];
         InFlightTcp:
-            "somebody is connecting to the tree by TCP just now",
+            "a TCP connection to the tree is being established",
             "set `tcp_skip_in_flight(true)` to leave out connections that the program has not accepted yet; the other \
              side connects anew",
             ["tcp_skip_in_flight"];
@@ -202,11 +204,10 @@ causes! {
              `NetworkLock::Skip` if the other side may see its connection reset",
             ["network_lock"];
         TcpNotRestored:
-            "a network address or port of the tree cannot be had here",
-            "give this machine the addresses that the tree used and end whatever uses its ports, or wait a \
-             minute, until old connections have left TIME_WAIT; or restore into another network namespace with \
-             `join_ns`; `tcp_close(true)` at the dump and at the restore drops \
-             connections",
+            "a network address or port of the tree is not available here",
+            "give this machine the addresses of the tree and end programs that use its ports, or wait a minute, until \
+             old connections have left TIME_WAIT; or restore into another network namespace with `join_ns`. \
+             `tcp_close(true)` at the dump and at the restore drops connections",
             ["tcp_close", "join_ns"];
         ExternalUnixSocket:
             "the tree has a unix socket whose other end is outside",
@@ -236,13 +237,13 @@ causes! {
              af_packet_diag",
             [];
         NetworkNamespace:
-            "the network of the tree's namespace could not be made again",
+            "the network of the tree's namespace could not be restored",
             "install iproute2 and iptables here; lend an external network namespace under its label with \
              `Lend::inherit`, or start with an empty one by `empty_ns`",
             ["Lend::inherit", "empty_ns"];
         MacvlanParent:
-            "the tree has a macvlan device, and the restore does not know its parent",
-            "name the network device that is to be its parent with `external(\"macvlan[inner]:outer\")` at the restore, or \
+            "the tree has a macvlan device, and its parent was not named",
+            "name the parent network device with `external(\"macvlan[inner]:outer\")` at the restore, or \
              start with an empty network namespace by `empty_ns`",
             ["external", "empty_ns"];
         TunDevice:
@@ -258,12 +259,12 @@ causes! {
             ["file_locks"];
         ForeignFileLock:
             "a file of the tree is locked through a process outside it",
-            "dump a larger tree, with the process that took the lock, or let that process give it up",
+            "dump a larger tree that includes the process with the lock, or let that process release it",
             [];
         LockTaken:
-            "another process has a lock or a lease on a file of the tree",
-            "wait until that process lets the lock or the lease go, or end it: criu would wait for it. With \
-             `file_locks(false)` the tree is revived without its locks; with a lease it cannot be",
+            "another process holds a lock or a lease on a file of the tree",
+            "wait until that process releases it, or end the process: criu would wait for it. With \
+             `file_locks(false)` the tree is revived without its locks; that does not help with a lease",
             ["file_locks"];
         GhostFileTooBig:
             "the tree has a large file open that was deleted",
@@ -272,26 +273,26 @@ causes! {
             ["ghost_limit"];
         LinkRemap:
             "the tree has a file open whose name was deleted while others remain",
-            "leave it to `ProcsCapture`, which finds the other name; or set `link_remap(true)`: criu then makes a link, \
-             which is there for one restore only, and for none if the tree goes on after the dump. If nobody \
-             deleted it, a mount covers it: unmount that",
+            "use `ProcsCapture`, which finds the other name; or set `link_remap(true)`: criu then makes a link, which \
+             lasts for one restore, and for none if the tree goes on after the dump. If the file was not \
+             deleted, a mount covers it: unmount that",
             ["link_remap"];
         LinkRemapFailed:
             "criu could not give a deleted file a temporary name",
-            "make the folder of the deleted file writable for criu, on the same file system; remove what a restore \
-             that was killed left there (names that end in .ghost), and restore copies one after the other; or let \
+            "make the folder of the deleted file writable for criu, on the same file system; remove leftovers of a \
+             killed restore there (names that end in .ghost), and restore copies one after the other; or let \
              the program close the file before the dump",
             [];
         LinkRemapGone:
             "the temporary name of a deleted file is gone",
-            "capture again: with `link_remap(true)` criu keeps the file beside its old place as link_remap.N, and takes that \
-             away when the tree runs on or was restored once. Let the tree end with the dump and keep that file until the \
-             restore, or let the program close the file before",
+            "capture again: with `link_remap(true)` criu keeps the file beside its old place as link_remap.N, and \
+             removes it when the tree goes on or was restored once. Let the tree end with the dump and keep \
+             that file until the restore, or let the program close the file before the dump",
             ["link_remap"];
         FileOutsideMounts:
             "the tree has a file open on a mount that it cannot see",
-            "start the program so that it opens its files in the mount namespace that it lives in: after \
-             `unshare --mount`, not before",
+            "start the program so that it opens its files in its own mount namespace: after `unshare --mount`, not \
+             before",
             [];
         Overmounted:
             "the tree has a file open that a later mount covers",
@@ -299,14 +300,14 @@ causes! {
             [];
         UnsupportedPath:
             "the path of an open file leads somewhere else now",
-            "put it back as it was when the program opened it; for devices set `evasive_devices(true)`, or name the \
+            "restore the path as it was when the program opened it; for devices set `evasive_devices(true)`, or name the \
              file with `external(\"file[mount:inode]\")`",
             ["evasive_devices", "external"];
         UnsupportedFile:
             "the tree has a file of a kind open that criu does not know",
-            "let the program close it before the dump; criu's line says in brackets what it is (userfaultfd, \
-             perf_event and bpf objects are the usual ones; a path such as /name without a folder is a POSIX message \
-             queue). Some devices have a plugin for criu",
+            "let the program close it before the dump; criu's line has its kind in brackets (usually userfaultfd, \
+             perf_event or a bpf object; a path such as /name without a folder is a POSIX message queue). Some \
+             devices have a plugin for criu",
             [];
         IoUring:
             "the tree uses io_uring, which criu does not know",
@@ -318,45 +319,45 @@ causes! {
             "set `force_irmap(true)`, and name the folders to search with `irmap_scan_paths`",
             ["force_irmap", "irmap_scan_paths"];
         EpollElsewhere:
-            "an epoll waits for a file that the process has not open",
-            "close the epoll in the process that closed the file, or remove the file from it (EPOLL_CTL_DEL) before it is \
-             closed; servers that fork workers mostly have a setting to make the event loop after the fork",
+            "an epoll waits for a file that its process has closed",
+            "close the epoll in the process that closed the file, or remove the file from it (EPOLL_CTL_DEL) before \
+             closing it; most servers that fork workers have a setting to create the event loop after the fork",
             [];
         EpollOnFile:
-            "an epoll waits for a file that cannot be waited for",
-            "give the tree a pipe, a socket or a terminal where it had one: an event loop cannot wait for a regular file or \
-             /dev/null. Of a capture, with `ProcsRestore::stdin`, `ProcsRestore::stdout` or `ProcsRestore::stderr`; by the \
-             client, with `Lend::inherit`",
+            "an epoll waits for a file of a kind that epoll does not support",
+            "give the tree a pipe, a socket or a terminal where it had one: an event loop cannot wait for a regular \
+             file or /dev/null. For a capture use `ProcsRestore::stdin`, `ProcsRestore::stdout` or \
+             `ProcsRestore::stderr`; with the client, `Lend::inherit`",
             ["Lend::inherit"];
         FileChanged:
-            "a file is not what it was when the tree was dumped",
-            "put the file back as it was at the dump (name, size and, for programs, contents). If it went on since, as a log does, \
-             say what is to become of it with `ProcsRestore::grown_files`. Of a capture, give another \
-             with `ProcsRestore::stdin`, `ProcsRestore::stdout` or `ProcsRestore::stderr` if it is a standard stream, else with `ProcsRestore::inherit` by \
-             the path without its leading slash; by the client, with `Lend::inherit`",
+            "a file differs from what it was at the dump",
+            "put the file back as it was at the dump (name, size and, for programs, contents). If it grew since, as \
+             logs do, choose with `ProcsRestore::grown_files`. To give the tree another file, use \
+             `ProcsRestore::stdin`, `ProcsRestore::stdout` or `ProcsRestore::stderr` for a standard stream, else \
+             `ProcsRestore::inherit` with the path without its leading slash; with the client, `Lend::inherit`",
             ["ProcsRestore::grown_files", "Lend::inherit"];
         FileReplaced:
             "a file was replaced since the capture by a link or by a file of another owner",
-            "see who replaced it: a tree that is revived so gets a file that it may have no right to. Put the file back, or set \
-             `ProcsRestore::replaced_files(true)` if the tree may have what is there now",
+            "find out who replaced it: the tree would get a file that it may have no right to. Put the file back, or \
+             set `ProcsRestore::replaced_files(true)` if the tree may have the new file",
             ["ProcsRestore::replaced_files"];
         ProcFile:
-            "the tree had a file of /proc open whose process or thread is not there",
+            "the tree had a file of /proc open whose process or thread is gone",
             "capture again when the program has closed it: files of /proc belong to one process or thread, and those of \
              threads and of processes outside the tree cannot be opened again. Profilers and monitors keep them open",
             [];
         ProgramChanged:
-            "a program or library is another build than at the dump",
-            "put the same build back; a tree cannot go on in another one. If only the check is wrong, give criu \
+            "a program or library is of another build than at the dump",
+            "put the same build back; a tree cannot continue in another one. If only the check is wrong, give criu \
              `--file-validation filesize` through `Criu::argument`",
             ["--file-validation"];
         ModeChanged:
-            "the permissions of a file are not what they were when the tree was dumped",
+            "the permissions of a file differ from those at the dump",
             "put them back with chmod, or set `skip_file_rwx_check(true)`",
             ["skip_file_rwx_check"];
         InheritedFile:
-            "a file that the restore needs to be lent is not there",
-            "lend a file that is open, with `Lend::inherit`; a criu that somebody else started cannot inherit any",
+            "a file that must be lent for the restore is missing",
+            "lend an open file with `Lend::inherit`; a criu that another program started cannot inherit files",
             ["Lend::inherit"];
     }
 
@@ -364,11 +365,11 @@ causes! {
         UnsupportedMapping:
             "the tree has memory of a kind that criu does not know",
             "let the program unmap it before the dump; memory of devices (graphics cards, network adapters) needs a \
-             plugin for criu, and what a prober of functions (perf, bpftrace, bcc) left there needs criu 4.2",
+             plugin for criu, and the mapping that uprobes (perf, bpftrace, bcc) leave behind needs criu 4.2",
             [];
         Uprobes:
-            "somebody probes the tree's functions with uprobes",
-            "end the tool that does (perf, bpftrace, bcc); or give criu `--allow-uprobes` through `Criu::argument` \
+            "the tree's functions are probed with uprobes",
+            "end the tool that does so (perf, bpftrace, bcc); or give criu `--allow-uprobes` through `Criu::argument` \
              at the dump and at the restore, with criu 4.2",
             ["--allow-uprobes"];
         SysvShm:
@@ -377,8 +378,8 @@ causes! {
             [];
         UnsupportedProgram:
             "a process runs in a mode of the processor that criu cannot dump",
-            "run a 64-bit build of the program; 32-bit mode and descriptor tables of its own (old games and \
-             emulators) cannot be dumped",
+            "run a 64-bit build of the program; 32-bit mode and local descriptor tables (old games and emulators) \
+             cannot be dumped",
             [];
         Seccomp:
             "criu may not read or set the tree's seccomp filters",
@@ -386,15 +387,15 @@ causes! {
              CONFIG_SECCOMP_FILTER; or start the program without a seccomp filter",
             [];
         RestartableSequences:
-            "the tree uses restartable sequences, and this kernel cannot tell criu of them",
+            "the tree uses restartable sequences, and this kernel cannot report them to criu",
             "use Linux 5.13 or newer, or start the program with GLIBC_TUNABLES=glibc.pthread.rseq=0",
             [];
         SecurityProfile:
-            "the security profile (AppArmor, SELinux) of a process stands in the way",
-            "restore where the same security module is on and has the profile, or name another with `lsm_profile`",
+            "the security profile (AppArmor, SELinux) of a process cannot be read or set",
+            "restore on a machine with the same security module and profile, or name another with `lsm_profile`",
             ["lsm_profile"];
         Credentials:
-            "criu may not give a process its users, groups or capabilities back",
+            "criu may not set the users, groups or capabilities of a process",
             "run criu with at least the privileges of the tree, in a user namespace that has all of its users and \
              groups",
             [];
@@ -404,22 +405,23 @@ causes! {
             [];
         NotEnoughMemory:
             "there is not enough memory for the tree",
-            "free memory, raise the limits (of the control group, `ulimit -v`, vm.overcommit_memory), and see \
-             whether images are complete",
+            "free memory, raise the limits (of the control group, `ulimit -v`, vm.overcommit_memory), and check \
+             whether the images are complete",
             [];
         CpuMismatch:
-            "this processor lacks what the tree's had, or has other features",
+            "this processor lacks features of the tree's, or has others",
             "restore on the same or a newer processor, or ask for fewer checks with `cpu_cap` at the dump and at \
              the restore",
             ["cpu_cap"];
         Plugin:
-            "the images need a plugin of criu's that is not here",
+            "the images need a plugin of criu that is not installed",
             "install the plugin that criu's line names (Debian, Fedora: packages such as criu-amdgpu-plugin)",
             [];
         TaskDied:
             "a process died while criu worked on it",
-            "read the lines before; if there are none, see whether an image is missing, whether the kernel killed it \
-             for want of memory (dmesg), or whether a restored program with threads has a reason to end at once",
+            "read the lines before this one. Without any, check whether an image is missing, whether the kernel \
+             killed it because memory ran out (dmesg), or whether a restored program with threads has a reason \
+             to end at once",
             [];
     }
 
@@ -437,17 +439,17 @@ causes! {
             ["external", "auto_ext_mnt", "ext_sharing", "ext_masters"];
         ChangedRoot:
             "the root of the tree has another root folder than its mount namespace",
-            "dump a tree whose root did not call chroot, or whose own mount namespace has that folder as its root \
+            "dump a tree whose root did not call chroot, or whose mount namespace has that folder as its root \
              (pivot_root)",
             [];
         RootFolderNeeded:
-            "the tree has a mount namespace, and criu needs to know its root folder",
+            "the tree has a mount namespace, and its root folder was not set",
             "set `root` to a folder that is a mount point and has the tree's files",
             ["root"];
         Cgroups:
-            "the tree's control groups cannot be made again",
-            "leave them alone with `manage_cgroups_mode(CgroupMode::Ignore)`, or make only those that are missing \
-             with `CgroupMode::Soft`; or put them elsewhere with `cg_root`",
+            "the tree's control groups cannot be restored",
+            "leave them alone with `manage_cgroups_mode(CgroupMode::Ignore)`, or create only missing ones with \
+             `CgroupMode::Soft`; or put them elsewhere with `cg_root`",
             ["manage_cgroups_mode", "cg_root"];
     }
 
@@ -455,12 +457,12 @@ causes! {
         ParentImages:
             "the images that this dump builds on are missing or do not fit",
             "name the earlier images with `parent_img`, relative to the folder of the new ones, and keep all their \
-             files; or dump in full, without it",
+             files; or dump without it, with all memory",
             ["parent_img"];
         PageServer:
             "criu cannot send memory to the page server",
-            "see whether the server runs and listens at the address of `ps`, and stays until the dump is done; or \
-             dump into the folder, without it",
+            "check that the server runs, listens at the address of `ps`, and stays until the dump is done; or dump \
+             into the folder, without a server",
             ["ps"];
         LazyPages:
             "criu cannot reach the server that has the tree's memory",
@@ -477,23 +479,23 @@ causes! {
              in `unshare --pid --fork --mount-proc`",
             [];
         NewPidNamespace:
-            "the tree fits only into a new pid namespace, or not into this one",
+            "the tree needs a new pid namespace, or another one than this",
             "restore a tree that had pid 1 from images of its whole pid namespace; a pid namespace to restore into \
              must have its first process running",
             [];
         TerminalTaken:
-            "the number of a terminal of the tree is taken, or was never handed over",
+            "the number of a terminal of the tree is taken, or no hook takes the terminal",
             "restore where that /dev/pts number is free, with `orphan_pts_master(true)` and a hook that takes the \
              terminal",
             ["orphan_pts_master"];
         SessionNumbers:
-            "a session or process group of the tree does not fit in here",
+            "a session or process group of the tree cannot be restored here",
             "dump a tree whose root leads its session (start it with `setsid`), or restore it in a new pid \
              namespace",
             [];
         NotReopened:
-            "something that the tree had open cannot be opened again",
-            "read the lines before: they say which file or mapping, and why",
+            "a file or mapping of the tree cannot be opened again",
+            "read the lines before this one: they name the file or mapping, and the reason",
             [];
         DamagedImages:
             "the images are damaged, incomplete or mixed",
@@ -501,28 +503,28 @@ causes! {
             [];
         NoImages:
             "the folder has no images",
-            "lend the folder (`Lend::images`) that has the images of a dump, with its inventory.img, and that nobody \
-             has removed meanwhile; for a check of the processor, the folder that `Criu::cpuinfo_dump` wrote \
-             cpuinfo.img into",
+            "lend the folder (`Lend::images`) with the images of a dump, among them inventory.img, and check that no \
+             program has removed it; for a check of the processor, lend the folder into which \
+             `Criu::cpuinfo_dump` wrote cpuinfo.img",
             ["Lend::images"];
         ImagesVersion:
-            "the images are of a release of criu that this one does not know",
-            "restore with the criu that made them, or a newer one",
+            "the images are of a newer release of criu",
+            "restore with the criu that wrote them, or a newer one",
             [];
         Deprecated:
-            "the images need something that criu gives up",
-            "restore with `Criu::argument` and `--deprecated`. If criu's line names a terminal (TTY), give a terminal in \
-             the place of the tree's, for all that it had open of it",
+            "the images need a deprecated feature of criu",
+            "restore with `Criu::argument` and `--deprecated`. If criu's line names a terminal (TTY), give the tree a \
+             terminal for all descriptors that led to its own",
             ["--deprecated"];
     }
 
     "Refusals" {
         RefusedByClient:
             "the caller's hook refused to go on, or a script of criu's failed",
-            "see why the hook refused; criu has put things right",
+            "check why the hook refused; criu has undone its work",
             [];
         GivenUp:
-            "it was made to give up, because the deadline passed or the caller cancelled",
+            "aborted: the deadline passed, or the caller cancelled",
             "allow more time, if it was too little",
             [];
     }

@@ -11,16 +11,17 @@ use crate::Cause;
 const HEAD: &str = "\
 # When criu fails: causes and cures
 
-An `Error` of this crate that comes from criu carries a `Failure`. Its `cause` is one of the causes below, `advice()` is
-what to do, `telling_line()` is the line of criu's that gave it away, and `report()` has all that is known.
+An `Error` that comes from criu carries a `Failure`. Its `cause` is one of the causes below. `advice()`
+returns the advice, `telling_line()` the line of criu's output that shows the cause, and `report()` all
+facts.
 
-In what criu says, `…` stands for what varies. Options in the last column are methods of `DumpOptions` and
-`RestoreOptions`; `Lend::…` is a file lent for one request; what begins with `--` is an argument for criu itself, given
-with `Criu::argument`. Causes without an option are cured outside of criu. A capture takes options by
-`ProcsCapture::options`; those that the restore needs too, `ProcsRestore` finds in the images.
+In criu's messages, `…` stands for variable text. The last column lists methods of `DumpOptions` and
+`RestoreOptions`; `Lend::…` is a file lent for one request; `--…` is an argument for criu, set with
+`Criu::argument`. Causes without an option are cured outside of criu. `ProcsCapture::options` sets
+options of a capture. `ProcsRestore` finds those that it needs in the images.
 
-`ProcsRestore::preflight` finds many failures of a restore beforehand, with the same causes. A
-restore makes those checks itself before it asks criu.
+`ProcsRestore::preflight` finds many failures of a restore beforehand, with the same causes. A restore
+makes the same checks before it starts criu.
 
 This page is made from the tables in `src/diagnose`: edit those, then run `UPDATE=1 cargo test --lib failures`.
 ";
@@ -39,7 +40,7 @@ fn the_page_of_failures_is_what_the_tables_say() {
 fn page() -> String {
     let mut page = HEAD.to_owned();
     for (title, causes) in CHAPTERS {
-        write!(page, "\n## {title}\n\n| What happened | What criu says | What to do | Options |\n").unwrap();
+        write!(page, "\n## {title}\n\n| Cause | criu's messages | Advice | Options |\n").unwrap();
         page.push_str("|---|---|---|---|\n");
         for cause in *causes {
             let row = row(*cause);
@@ -78,7 +79,7 @@ fn an_option_that_cures_exists() {
     }
 }
 
-/// Words in backticks that are no options of ours.
+/// Words in backticks that are not options of this crate.
 const WORDS: &[&str] = &[
     "criu",
     "criu(path)",
@@ -102,7 +103,7 @@ const WORDS: &[&str] = &[
     "ProcsCapture",
 ];
 
-/// Whether our options, the files that are lent or criu's arguments have this name.
+/// Returns true if an option, a method of `Lend` or an argument of criu has this name.
 fn exists(option: &str) -> bool {
     let table = include_str!("../options/table.rs");
     let is_row = |line: &str| {
@@ -129,7 +130,7 @@ fn exists(option: &str) -> bool {
     }
 }
 
-/// Whether it is a choice such as `NetworkLock::Skip`.
+/// Returns true if it is a choice such as `NetworkLock::Skip`.
 fn choice_exists(name: &str) -> bool {
     let Some((kind, choice)) = name.split_once("::") else { return false };
     include_str!("../options/choices.rs").contains(&format!("{kind}::{choice} =>"))
