@@ -207,10 +207,13 @@ impl Receiver<'_> {
             // Of the first message, which opens an owner or asks about one, the short form ends with the owner, which is not 0; in the long
             // form an address of 0 stands there.
             None => {
-                // A dump of no memory at all closes at once; its length is of no matter then.
                 let closes = bytes[1..4] == FORCE_CLOSE.to_ne_bytes()[1..4];
                 let long = bytes[16..SHORT] == [0; 8];
-                if long && !closes && !self.fill(&mut bytes[SHORT..])? {
+                if long && closes {
+                    // A dump that fails early closes at once, and in both lengths of a header these bytes are zeros. criu sends
+                    // a header as a whole, so the rest of a long one is there by now.
+                    let _ = recv(self.socket.as_raw_fd(), &mut bytes[SHORT..], MsgFlags::MSG_DONTWAIT);
+                } else if long && !self.fill(&mut bytes[SHORT..])? {
                     return Ok(None);
                 }
                 *self.long.insert(long)
@@ -402,6 +405,15 @@ mod tests {
                 let (received, _) = receive(&mut Sink::default(), &pages(long, left));
                 assert!(matches!(received, Err(Error::Corrupt { .. })), "{number}: {received:?}");
             }
+        }
+    }
+
+    #[test]
+    fn a_stream_may_close_before_any_memory() {
+        for (long, close) in [(true, CLOSE), (true, FORCE_CLOSE), (false, CLOSE), (false, FORCE_CLOSE)] {
+            let (received, answers) = receive(&mut Sink::default(), &header(long, close, 0, 0, 0));
+            assert!(matches!(received, Ok(PageStream::Whole)), "{long} {close:#x}: {received:?}");
+            assert_eq!(answers, [0; 4]);
         }
     }
 
