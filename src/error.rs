@@ -518,7 +518,6 @@ impl fmt::Display for Cause {
 
 /// The state of the process tree after a request that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Target {
     /// The request was about no tree.

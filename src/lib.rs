@@ -13,12 +13,13 @@
 //! let mut child = std::process::Command::new("my-tool").spawn()?;
 //! let store = FsBlobStore::open("captures")?;
 //!
-//! // The tool goes on; what it was at this moment is in the store.
-//! let digest = ProcsCapture::new([child.id()]).capture(&store)?;
+//! // The tool goes on. Its state at this moment is in the store.
+//! let stored = ProcsCapture::new([child.id()]).run(&store)?;
 //!
-//! // Later, when it has ended and was reaped: back to that moment.
+//! // Later: back to that moment. A revived tree gets its old pids, so the old one is killed and reaped first.
+//! criu_rpc::kill_tree(child.id())?;
 //! child.wait()?;
-//! let mut restored = ProcsRestore::new().restore(&store, &digest)?;
+//! let mut restored = ProcsRestore::new().restore(&store, &stored.digest)?;
 //! for tree in &mut restored.trees {
 //!     println!("process {} ended: {}", tree.pid(), tree.wait()?);
 //! }
@@ -58,7 +59,7 @@
 //!
 //! # Speed
 //!
-//! Hashing and encryption want optimized code: `--release`, or `[profile.dev] opt-level = 2` in the Cargo.toml of the workspace
+//! Hashing and encryption want optimized code: `--release`, or `[profile.dev.package."*"] opt-level = 2` in the Cargo.toml of the workspace
 //! that is built. Without, they take fifteen to forty times as long.
 //!
 //! # Features

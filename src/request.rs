@@ -6,7 +6,6 @@ use serde::Serialize;
 
 /// A request of criu's RPC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Request {
     /// `VERSION`: which criu is this?

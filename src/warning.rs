@@ -11,7 +11,7 @@ use crate::{Digest256, Pid, plain::Plain};
 
 /// A note about a capture or a restore that succeeded, for the caller's user.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
+#[serde(tag = "kind")]
 #[non_exhaustive]
 pub enum Warning {
     /// The capture is a placeholder: no process was captured, because that system does not support

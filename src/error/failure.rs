@@ -142,9 +142,9 @@ mod tests {
     fn a_failure_is_json_with_names_that_stay() {
         let failure = Failure::foreseen(Request::Restore, Cause::PidInUse, vec!["pid 7 is held".to_owned()]);
         let json = serde_json::to_value(&failure).unwrap();
-        assert_eq!(json["request"], "restore");
+        assert_eq!(json["request"], "Restore");
         assert_eq!(json["cause"], "PidInUse");
-        assert_eq!(json["target"], "none");
+        assert_eq!(json["target"], "None");
         assert_eq!(json["findings"][0], "pid 7 is held");
         assert!(json["advice"].as_str().is_some_and(|advice| advice.contains("kill_tree")));
     }

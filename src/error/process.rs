@@ -18,6 +18,8 @@ pub enum ProcessProblem {
     Kernel,
     /// It belongs to another user, and the caller is not root.
     NotOurs,
+    /// It is the init of the caller's pid namespace, so its tree is every process of the machine or container.
+    Init,
     /// It is this process, or an ancestor of it.
     Ourselves,
 }
@@ -37,6 +39,7 @@ impl ProcessProblem {
             }
             ProcessProblem::Kernel => "leave it out: only programs can be captured",
             ProcessProblem::NotOurs => "run as root, or as that user",
+            ProcessProblem::Init => "name a process below it",
             ProcessProblem::Ourselves => "name another process",
         }
     }
@@ -51,6 +54,7 @@ impl fmt::Display for ProcessProblem {
             ProcessProblem::Thread => "is a thread, not a process",
             ProcessProblem::Kernel => "is a kernel thread",
             ProcessProblem::NotOurs => "belongs to another user",
+            ProcessProblem::Init => "is the init of this pid namespace",
             ProcessProblem::Ourselves => "is this process or one that it descends from",
         })
     }

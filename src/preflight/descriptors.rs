@@ -172,7 +172,7 @@ fn of_proc(view: &View<'_>, target: &Path) -> Option<(Obstacle, Severity)> {
     let task = words.next().filter(|word| word == "task").and_then(|_| words.next()?.parse::<i32>().ok());
     let of_thread = task.is_some_and(|task| task != pid);
     if of_thread {
-        return Some((Obstacle::ProcFile, Severity::Risk));
+        return Some((Obstacle::ProcFile, Severity::Blocks));
     }
     (!view.has(pid)).then(|| (Obstacle::ProcOutside { of: Pid::from(pid) }, Severity::Risk))
 }

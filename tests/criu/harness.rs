@@ -35,6 +35,7 @@ pub(crate) fn main(parts: &[Part], tests: &[&'static [Test]]) {
     {
         return play(&arguments[1..]);
     }
+    hear_interrupts();
     leave_a_session_from_outside();
     inherit_streams_alone();
     let reason = unusable();
@@ -64,6 +65,16 @@ const TESTS_AT_ONCE: usize = 4;
 fn leave_a_session_from_outside() {
     if nix::unistd::getsid(None).is_ok_and(|session| session.as_raw() == 0) {
         nix::unistd::setsid().expect("a process that leads a group has its session in its own pid namespace");
+    }
+}
+
+/// Lets victims be interrupted: what a shell starts in the background ignores the signals of a terminal, and so would they.
+fn hear_interrupts() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    for interrupt in [Signal::SIGINT, Signal::SIGQUIT] {
+        // SAFETY: no handler is set, so no code runs in one.
+        #[allow(unsafe_code)]
+        unsafe { signal(interrupt, SigHandler::SigDfl) }.unwrap();
     }
 }
 

@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 
 use crate::{
     harness::tests,
-    places::{Home, lives, wait_until},
+    places::{Home, family, lives, wait_until},
     talk::Talk,
     tree::{OrExplain, Revived, Victim, explain, signal, wait_gone},
 };
@@ -106,6 +106,7 @@ fn a_number_that_is_the_session_of_an_orphan_is_told_and_waited_for_once_it_ends
     let orphan: i32 = victim.ask("go").parse().unwrap();
     let name = format!("/proc/{orphan}/comm");
     wait_until("it sleeps", || std::fs::read(&name).unwrap() == b"sleep\n");
+    wait_until("it is an orphan", || !family(pid).contains(&orphan));
     victim.end();
 
     let error = home.restore().restore(&store, &digest).unwrap_err();

@@ -73,7 +73,8 @@ fn soak_all() {
     for (name, capture) in kinds {
         let [middle, end] = soak(&home, &store, &capture, rounds);
         println!("{name}, {rounds} captures: {middle:?}, then {end:?}");
-        assert!(end.memory <= middle.memory + middle.memory / 10 + 2048, "{name}: {middle:?}, then {end:?}");
+        // The kernel takes memory that was marked as free when it likes. A leak of one capture each round would be more.
+        assert!(end.memory <= middle.memory + middle.memory / 10 + (12 << 10), "{name}: {middle:?}, then {end:?}");
         assert!(end.descriptors <= middle.descriptors, "{name}: {middle:?}, then {end:?}");
         assert!(end.areas <= middle.areas + 16, "{name}: {middle:?}, then {end:?}");
         assert!(end.threads <= middle.threads, "{name}: {middle:?}, then {end:?}");

@@ -4,7 +4,7 @@ use std::{
     fs::File,
     os::fd::{AsFd, OwnedFd},
     path::Path,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -113,7 +113,9 @@ impl<'a> Reviver<'a> {
         let patience = self.revival.patience.unwrap_or(PATIENCE);
         let patience = self.until.remaining().map_or(patience, |left| patience.min(left));
         self.clock.lap(Phase::Prepare);
+        let waiting = Instant::now();
         pids.wait_for_zombies(patience);
+        let patience = patience.saturating_sub(waiting.elapsed());
         self.clock.lap(Phase::Wait);
 
         let check = Check { revival: self.revival, images, lent, pids: &pids };

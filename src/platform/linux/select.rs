@@ -56,6 +56,9 @@ impl Tops<'_> {
 /// The pid is one of a process that can be dumped.
 fn check(pid: Pid) -> Result<()> {
     preflight::check_root(pid)?;
+    if pid == 1 && Pid::own() != 1 {
+        return Err(Error::Process { pid: 1, problem: ProcessProblem::Init });
+    }
     let ours = nix::unistd::geteuid();
     if !ours.is_root()
         && status_number(pid.as_raw(), "Uid").is_some_and(|uid| i64::from(uid) != i64::from(ours.as_raw()))

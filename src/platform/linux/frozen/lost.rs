@@ -11,6 +11,7 @@ use crate::{
 /// Finds state of each process that criu does not carry along and that cannot be set from outside.
 pub(super) fn look(tree: &Frozen) -> Vec<Warning> {
     let mut lost = Vec::new();
+    let caller_gains_nothing = status_of("self").is_some_and(|text| gains_no_privileges(&text));
     for process in &tree.pids {
         let mut found = |what| lost.push(Warning::Lost { pid: Pid::from(*process), what });
         if read_start(format!("/proc/{process}/personality")).is_some_and(|text| is_personality(&text)) {
@@ -19,8 +20,13 @@ pub(super) fn look(tree: &Frozen) -> Vec<Warning> {
         if first_mapping(*process).is_some_and(|text| has_memory_policy(&text)) {
             found("NUMA memory policy");
         }
-        if read_start(format!("/proc/{process}/status")).is_some_and(|text| has_speculation_control(&text)) {
+        let status = status_of(process).unwrap_or_default();
+        if has_speculation_control(&status) {
             found("speculation control");
+        }
+        // The kernel shows a sandbox of Landlock to no process. A program without privileges needs this flag to make one.
+        if gains_no_privileges(&status) && !caller_gains_nothing {
+            found("sandbox of Landlock, if it has one");
         }
         if Stat::of(*process).is_ok_and(|stat| inherited_terminal(*process, &stat, &tree.pids)) {
             found("controlling terminal");
@@ -87,6 +93,15 @@ fn has_memory_policy(text: &str) -> bool {
     text.split_ascii_whitespace().nth(1).is_some_and(|policy| policy != "default")
 }
 
+fn status_of(process: impl std::fmt::Display) -> Option<String> {
+    read_start(format!("/proc/{process}/status"))
+}
+
+/// Returns true if the process gave up gaining privileges (PR_SET_NO_NEW_PRIVS).
+fn gains_no_privileges(status: &str) -> bool {
+    status.lines().any(|line| line.split_ascii_whitespace().eq(["NoNewPrivs:", "1"]))
+}
+
 /// Returns true if the program asked for a protection that is not the kernel's default.
 fn has_speculation_control(text: &str) -> bool {
     let value =
@@ -111,6 +126,9 @@ mod tests {
         assert!(!has_speculation_control(&status("thread force mitigated", 2)));
         assert!(!has_speculation_control(&status("thread vulnerable", 0)));
         assert!(!has_speculation_control(""));
+        assert!(
+            gains_no_privileges("Name:\tx\nNoNewPrivs:\t1\n") && !gains_no_privileges("NoNewPrivs:\t0\n")
+        );
         assert!(is_disarmed("tfd:       20 events: 40000000 data:     7f2d00000014  pos:0 ino:71d852"));
         assert!(!is_disarmed("tfd:       20 events: 40000019 data:     7f2d00000014  pos:0 ino:71d852"));
         assert!(!is_disarmed("tfd:       20 events: 19 data:     7f2d00000014  pos:0 ino:71d852"));
