@@ -1,21 +1,22 @@
 //! [`Preflight`]: obstacles to a dump of a tree, or to its restore, found before anything is frozen.
 //! [`Criu::preflight`](crate::Criu::preflight) makes one.
 //!
-//! Everything is read from `/proc`, and the peers of unix sockets from the kernel's socket diagnosis. No process is
-//! stopped, traced or changed, and one that ends meanwhile is left out. Of files the kernel is asked only what it knows by
-//! itself, so that a network file system that does not answer keeps nobody waiting; but where the path of a deleted file
-//! leads is looked up, and that can wait. Not here: why a dump failed, which is told by
+//! Sources are `/proc`, and the kernel's socket diagnosis for the peers of unix sockets. No process
+//! is stopped, traced or changed, and processes that end meanwhile are left out. File metadata
+//! comes from the kernel's caches, so a dead network mount cannot block the search. The exception
+//! is the path of a deleted file, whose look-up can block. For the reasons of a failed dump, see
 //! [`Failure`](crate::Failure).
 //!
 //! # What it cannot see
 //!
-//! - what criu is told by others than the [`DumpOptions`]: its configuration files, its plugins, arguments, raw fields;
-//! - privileges that criu's binary has from its file capabilities, or a criu service from its own start;
+//! - settings of criu outside the [`DumpOptions`]: its configuration files, plugins, arguments, raw
+//!   fields;
+//! - privileges of criu's binary by file capabilities, and those of a criu service;
 //! - the peers of unix sockets in other network namespaces than the caller's;
-//! - rules of Landlock, which a restore loses, since no other process can read them;
+//! - rules of Landlock, which no other process can read, and which a restore loses;
 //! - file systems that criu does not know, security modules, control groups;
 //! - mounts that cover a program or a mapped file; those that cover an open file are found;
-//! - what happens between the look and the dump.
+//! - changes between the search and the dump.
 
 // Start reading at `look`. Each file beside this one looks at one kind of place.
 
@@ -52,7 +53,7 @@ use self::{
 };
 use crate::{DumpOptions, Pid, Result, Version, plain::Plain, proto::rpc::CriuOpts};
 
-/// What [`Criu::preflight`](crate::Criu::preflight) found.
+/// The result of [`Criu::preflight`](crate::Criu::preflight).
 ///
 /// ```no_run
 /// use criu_rpc::{Criu, DumpOptions, preflight::Obstacle};
@@ -65,20 +66,21 @@ use crate::{DumpOptions, Pid, Result, Version, plain::Plain, proto::rpc::CriuOpt
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Preflight {
-    /// What was found, process by process from the root down; nothing that the options cure already.
+    /// The findings, process by process from the root down, without those that the options cure
+    /// already.
     pub findings: Vec<Finding>,
-    /// How many processes the tree has.
+    /// The number of processes of the tree.
     pub processes: usize,
 }
 
 impl Preflight {
-    /// The findings for which criu would refuse the dump, or which no restore can bring back.
+    /// Returns the findings that make the dump fail, or that no restore can bring back.
     pub fn blockers(&self) -> impl Iterator<Item = &Finding> {
         self.findings.iter().filter(|finding| finding.severity == Severity::Blocks)
     }
 }
 
-/// One thing that is in the way, and where. `Display` is one line for people.
+/// One problem and its place. `Display` is one line for people.
 ///
 /// ```no_run
 /// use criu_rpc::{Criu, DumpOptions};
@@ -95,18 +97,19 @@ impl Preflight {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Finding {
-    /// The process that has it.
+    /// The process with the problem.
     pub pid: Pid,
-    /// Where in the process it is.
+    /// The place in the process.
     pub place: Place,
-    /// What it is.
+    /// The problem.
     pub obstacle: Obstacle,
-    /// How bad it is.
+    /// The severity.
     pub severity: Severity,
 }
 
 impl Finding {
-    /// What makes it go away, by the name of our option if there is one; `None` if only the program itself can.
+    /// Returns the cure, with the name of the option if there is one; `None` if only the program
+    /// itself can solve it.
     pub fn cure(&self) -> Option<&'static str> {
         self.obstacle.cure()
     }
@@ -122,7 +125,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Where in a process something is.
+/// The place of a problem in a process.
 ///
 /// ```no_run
 /// use criu_rpc::{Criu, DumpOptions, preflight::Place};
@@ -137,18 +140,18 @@ impl fmt::Display for Finding {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Place {
-    /// It is about the process as a whole.
+    /// The process as a whole.
     Process,
     /// A file that it has open.
     Descriptor {
         /// The descriptor's number in the process.
         fd: i32,
-        /// What it is, as `/proc/<pid>/fd` shows it.
+        /// Its target, as `/proc/<pid>/fd` shows it.
         target: PathBuf,
     },
     /// The program that it runs.
     Program {
-        /// Which that is, as `/proc/<pid>/exe` shows it.
+        /// Its path, as `/proc/<pid>/exe` shows it.
         path: PathBuf,
     },
     /// A mapping of its memory.
@@ -157,7 +160,7 @@ pub enum Place {
         start: u64,
         /// The address after its last.
         end: u64,
-        /// What is mapped, as `/proc/<pid>/maps` shows it.
+        /// The mapped file, as `/proc/<pid>/maps` shows it.
         path: PathBuf,
     },
 }
@@ -176,7 +179,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// How bad a finding is.
+/// The severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Severity {
     /// The dump may fail, or it succeeds and the restore needs care.
@@ -185,8 +188,8 @@ pub enum Severity {
     Blocks,
 }
 
-/// Looks at the tree. `tracks_memory` is called only if the options need it, and `version`, the release of criu, only
-/// if a finding depends on it.
+/// Searches the tree. `tracks_memory` is called only if the options need it, and `version`, the
+/// release of criu, only if a finding depends on it.
 pub(crate) fn look(
     root: Pid,
     options: &DumpOptions,
@@ -213,7 +216,7 @@ pub(crate) fn look(
     Ok(Preflight { findings, processes: tree.len() })
 }
 
-/// What is looked at, and what was seen.
+/// The tree under search, and the findings.
 struct View<'a> {
     options: &'a CriuOpts,
     /// The process that asks.
@@ -248,7 +251,7 @@ impl<'a> View<'a> {
         &self.own.spaces
     }
 
-    /// Whether the options name this resource as somebody else's.
+    /// Returns true if the options name this resource as external.
     fn is_external(&self, resource: &str) -> bool {
         self.options.external.iter().any(|external| {
             external.strip_prefix(resource).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))

@@ -1,10 +1,10 @@
-//! [`Obstacle`]: the things that criu stumbles over, and what cures each.
+//! [`Obstacle`]: problems for criu, and the cure of each.
 
 use std::fmt::{self, Write};
 
 use crate::{Pid, options::External, plain::Plain};
 
-/// What is in the way of a dump or a restore.
+/// A problem for a dump or a restore.
 ///
 /// ```
 /// use criu_rpc::preflight::Obstacle;
@@ -15,31 +15,31 @@ use crate::{Pid, options::External, plain::Plain};
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Obstacle {
-    /// The caller has not a capability that criu needs.
+    /// The caller lacks a capability that criu needs.
     Capability {
         /// Its name.
         name: &'static str,
     },
-    /// The process has not the user or group of the caller, who lacks `CAP_SYS_RESOURCE`.
+    /// The process belongs to another user or group, and the caller lacks `CAP_SYS_RESOURCE`.
     OtherUser {
         /// Its user.
         uid: u32,
     },
-    /// It is traced, by a debugger or by another criu.
+    /// A debugger or another criu traces the process.
     Traced {
-        /// Who traces it.
+        /// The tracer.
         by: Pid,
     },
-    /// A SIGTRAP that waits to be delivered, which criu needs for itself.
+    /// A pending SIGTRAP: criu needs this signal for itself.
     PendingTrap,
-    /// Threads on a kernel and a C library with which criu cannot tell guard pages: Linux 6.13 to 6.15, and glibc 2.42 or
-    /// later.
+    /// Threads, on a kernel and a C library with which criu cannot detect guard pages: Linux 6.13
+    /// to 6.15, and glibc 2.42 or later.
     GuardPages,
     /// A seccomp filter, which criu can dump with `CAP_SYS_ADMIN` only.
     Seccomp,
     /// Its first thread has ended, while others go on.
     DeadLeader,
-    /// The caller is in the tree, and so would be a criu that it starts.
+    /// The caller is in the tree, and so would its criu be.
     CallerInside,
     /// The root leads no session.
     NoSession {
@@ -83,9 +83,9 @@ pub enum Obstacle {
     UnsupportedFile,
     /// A POSIX message queue.
     MessageQueue,
-    /// An epoll that waits for a file which the process has not open any more.
+    /// An epoll that waits for a file that its process has closed.
     EpollElsewhere {
-        /// The number that the file had in the process that made the epoll wait for it.
+        /// The descriptor of the file when it was added to the epoll.
         target: i32,
     },
     /// A file of `/proc` of a thread.
@@ -110,7 +110,7 @@ pub enum Obstacle {
     },
     /// A TCP connection.
     Tcp,
-    /// A TCP listener with connections that nobody has accepted yet.
+    /// A TCP listener with connections that were not accepted yet.
     TcpInFlight,
     /// A UDP socket that holds a datagram back (`UDP_CORK`).
     CorkedSocket,
@@ -122,11 +122,11 @@ pub enum Obstacle {
         /// The inode of the tree's own end.
         inode: u64,
     },
-    /// A pipe of which the tree has one end only, so that a restored program has nobody to talk to. Whether anybody
-    /// has the other end now cannot be told. Standard streams are not meant: [`ProcsRestore`](crate::ProcsRestore)
-    /// gives them anew.
+    /// A pipe with only one end in the tree, so a restored program has no peer. It is not visible
+    /// whether a process has the other end now. Standard streams are excluded:
+    /// [`ProcsRestore`](crate::ProcsRestore) replaces them.
     PipeOutside {
-        /// Its inode, as [`Key::Pipe`](crate::rpc::Key::Pipe) wants it.
+        /// Its inode, for [`Key::Pipe`](crate::rpc::Key::Pipe).
         inode: u64,
     },
     /// A terminal whose other side is outside the tree.
@@ -143,19 +143,19 @@ pub enum Obstacle {
     FileLock,
     /// A deleted file, too large to be stored in the images.
     GhostTooLarge {
-        /// How much it takes, in bytes of allocated blocks.
+        /// Its size, in bytes of allocated blocks.
         size: u64,
-        /// How much it may take.
+        /// The limit.
         limit: u64,
     },
     /// A file whose name was deleted, and that has other names.
     DeletedName,
     /// A watch on a file that criu may not find again.
     Watch {
-        /// The kind of file system that the file is on, if it could be told.
+        /// The kind of the file's file system, if known.
         on: String,
     },
-    /// A mapping of a device, or of something else that is no file.
+    /// A mapping of a device, or of another object that is not a file.
     UnsupportedMapping,
     /// A mapping that the kernel made for uprobes.
     Uprobes,
@@ -164,7 +164,8 @@ pub enum Obstacle {
 }
 
 impl Obstacle {
-    /// What makes it go away, by the name of our option if there is one; `None` if only the program itself can.
+    /// Returns the cure, with the name of the option if there is one; `None` if only the program
+    /// itself can solve it.
     pub fn cure(&self) -> Option<&'static str> {
         Some(match self {
             Obstacle::Capability { .. } => "run as root, with that capability",
@@ -226,7 +227,8 @@ impl Obstacle {
         })
     }
 
-    /// What to give [`DumpOptions::external`](crate::DumpOptions::external), where that cures it.
+    /// Returns the value for [`DumpOptions::external`](crate::DumpOptions::external), if that cures
+    /// it.
     pub fn external(&self) -> Option<External> {
         match self {
             Obstacle::UnixOutside { inode } => Some(External::Unix { inode: *inode }),

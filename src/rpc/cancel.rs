@@ -12,7 +12,8 @@ use crate::{Error, Result};
 
 /// Stops requests from another thread, or from a hook; see [`Criu::cancelled_by`](super::Criu::cancelled_by).
 ///
-/// Cancelling is final: what is asked with the same token afterwards is cancelled at once. Clones are the same token.
+/// Cancelling is final: later requests with the same token are cancelled at once. Clones are the
+/// same token.
 ///
 /// ```
 /// use criu_rpc::Cancel;
@@ -32,7 +33,7 @@ struct Token {
 }
 
 impl Cancel {
-    /// A token that cancels nothing yet.
+    /// Makes a token that is not cancelled.
     ///
     /// # Errors
     ///
@@ -51,7 +52,7 @@ impl Cancel {
         }
     }
 
-    /// Whether it was cancelled.
+    /// Returns true if the token was cancelled.
     pub fn is_cancelled(&self) -> bool {
         self.0.cancelled.get().is_some()
     }

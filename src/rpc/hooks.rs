@@ -1,4 +1,4 @@
-//! [`Hooks`] and [`Event`]: what criu tells while it works, and our answer.
+//! [`Hooks`] and [`Event`]: criu's notifications during its work, and our answers.
 
 use std::{
     fmt,
@@ -8,20 +8,22 @@ use std::{
 
 use crate::{BoxError, Pid};
 
-/// Listens to what criu tells while it works, and may stop it.
+/// Receives criu's events during its work, and can stop it.
 ///
-/// criu waits for the answer to every event, and the tree stays as it is meanwhile: in a dump, from
-/// [`Event::NetworkLock`] to [`Event::PostDump`], it is frozen. So be quick.
+/// criu waits for the answer to every event. During a dump, the tree is frozen from
+/// [`Event::NetworkLock`] to [`Event::PostDump`], so answer quickly.
 ///
-/// A program that is stopped (by ^Z, or SIGSTOP) answers nothing: a tree that is frozen then stays so until the program
-/// goes on. criu itself gets no signal of the program's terminal, so ^C ends no dump: [`Cancel`](super::Cancel) does.
+/// A stopped program (^Z, SIGSTOP) does not answer, so a frozen tree stays frozen until the program
+/// continues. criu gets no signals of the program's terminal, so ^C does not end a dump;
+/// [`Cancel`](super::Cancel) does.
 ///
-/// An error refuses: criu puts things right, and the request fails with [`Error::Refused`](crate::Error),
-/// whose source the error is. A panic does the same. What a refusal means is written at each event.
+/// An error refuses: criu undoes its work, and the request fails with
+/// [`Error::Refused`](crate::Error), with that error as its source. A panic does the same. Each
+/// event documents the effect of a refusal.
 ///
-/// A request that is late or cancelled is refused for the hook: after a hook that returned too late, or cancelled it
-/// itself, and at all events that follow, which the hook is not asked about. Of those at which a refusal is ignored it is
-/// told nevertheless, so that what was done at [`Event::NetworkLock`] is undone at [`Event::NetworkUnlock`].
+/// A late or cancelled request is refused without the hook, at all later events. The hook is still
+/// called at events that ignore a refusal, so that it can undo at [`Event::NetworkUnlock`] its work
+/// of [`Event::NetworkLock`].
 ///
 /// A closure is a `Hooks`:
 ///
@@ -41,10 +43,10 @@ pub trait Hooks {
     ///
     /// # Errors
     ///
-    /// Any error refuses to go on.
+    /// Any error refuses.
     fn on(&mut self, event: Event<'_>) -> Result<(), BoxError>;
 
-    /// Whether criu is to tell anything at all. Asked once, before the request is sent.
+    /// Returns true if criu should send events. Called once, before the request is sent.
     fn wanted(&self) -> bool {
         true
     }
@@ -56,7 +58,7 @@ impl<F: FnMut(Event<'_>) -> Result<(), BoxError>> Hooks for F {
     }
 }
 
-/// No hooks: criu tells nothing and waits for nobody.
+/// No hooks: criu sends no events and does not wait.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoHooks;
 
@@ -70,20 +72,20 @@ impl Hooks for NoHooks {
     }
 }
 
-/// Something that criu tells of while it works: one of its "notify scripts".
+/// An event during criu's work: one of its "notify scripts".
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
     /// Before images are streamed. criu never sends it over RPC.
     PreStream,
-    /// A dump begins; nothing was touched yet. Refused: the dump fails, the tree never noticed.
+    /// A dump begins; the tree was not touched yet. Refused: the dump fails.
     PreDump,
     /// The tree is frozen, and criu asks which resources are external: push them as
     /// [`external`](crate::DumpOptions::external) would name them. criu 3.19.
     QueryExtFiles(&'a mut Vec<String>),
-    /// The tree has a network namespace of its own, whose traffic is to be stopped.
+    /// The tree has a network namespace of its own, and its traffic must be stopped.
     NetworkLock,
-    /// The traffic may flow again. Comes after a dump that failed, too, even one that never came to
+    /// The traffic may flow again. Sent also after a failed dump, even without a
     /// [`NetworkLock`](Event::NetworkLock). A refusal is ignored.
     NetworkUnlock,
     /// All images are written, save for `stats-dump`, and the tree is still frozen. Refused: the tree goes
@@ -98,7 +100,8 @@ pub enum Event<'a> {
     },
     /// The namespaces are restored.
     PostSetupNamespaces,
-    /// A terminal whose master was not dumped: here is the new master. Dropped, the terminal hangs up.
+    /// A new master for a terminal whose master was not dumped. If it is dropped, the terminal
+    /// hangs up.
     OrphanPtsMaster(OwnedFd),
     /// All tasks are built, and stopped. The last event at which a refusal undoes everything.
     PostRestore {
@@ -142,7 +145,7 @@ impl Event<'_> {
         }
     }
 
-    /// Whether it only tells what is so anyhow: a refusal is ignored, and what was begun before is to be undone.
+    /// Returns true if criu ignores a refusal of this event.
     pub(super) fn is_afterthought(&self) -> bool {
         matches!(self, Event::NetworkUnlock | Event::PreResume | Event::PostResume)
     }

@@ -1,4 +1,4 @@
-//! [`Key`]: what criu calls a resource that a file of ours is to take the place of.
+//! [`Key`]: criu's name of a resource that a lent file replaces.
 
 use std::{
     fmt, fs,
@@ -10,10 +10,11 @@ use std::{
 
 use crate::{Error, Pid, Result};
 
-/// What criu calls a resource, for [`Lend::inherit`](super::Lend::inherit): a restore puts the lent file in its place.
+/// criu's name of a resource, for [`Lend::inherit`](super::Lend::inherit): a restore replaces the
+/// resource by the lent file.
 ///
-/// The name is that of the resource at the dump. [`Key::of`] and [`Key::of_process`] find it out while it exists; or it is
-/// built from what `/proc` told.
+/// The name is that of the resource at the dump. [`Key::of`] and [`Key::of_process`] find it while
+/// the resource exists; or build it from values in `/proc`.
 ///
 /// ```
 /// use criu_rpc::rpc::Key;
@@ -33,7 +34,7 @@ pub enum Key {
         /// Its inode.
         inode: u64,
     },
-    /// A socket; of a pair, the tree's own end.
+    /// A socket; for a pair, the tree's own end.
     Socket {
         /// Its inode.
         inode: u64,
@@ -54,25 +55,27 @@ pub enum Key {
     },
     /// A file by its path.
     Path(String),
-    /// A namespace, or whatever got this label in [`DumpOptions::external`](crate::DumpOptions::external).
+    /// A namespace, or another resource with this label in
+    /// [`DumpOptions::external`](crate::DumpOptions::external).
     Label(String),
 }
 
 impl Key {
-    /// The name of what this descriptor of ours leads to.
+    /// Returns the name of the resource behind a descriptor of this process.
     ///
     /// # Errors
     ///
-    /// [`Error::Options`] if it is nothing that can be replaced.
+    /// [`Error::Options`] if the resource cannot be replaced.
     pub fn of(file: impl AsFd) -> Result<Key> {
         Key::of_process(Pid::own(), file.as_fd().as_raw_fd())
     }
 
-    /// The name of what a descriptor of a process leads to.
+    /// Returns the name of the resource behind a descriptor of another process.
     ///
     /// # Errors
     ///
-    /// [`Error::Options`] if it is nothing that can be replaced, [`Error::Io`] if there is no such descriptor.
+    /// [`Error::Options`] if the resource cannot be replaced, [`Error::Io`] if the descriptor does
+    /// not exist.
     pub fn of_process(pid: impl Into<Pid>, descriptor: i32) -> Result<Key> {
         let path = format!("/proc/{}/fd/{descriptor}", pid.into());
         let doing = || Error::io(format!("look at {path}"));

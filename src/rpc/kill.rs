@@ -1,4 +1,4 @@
-//! Ending a whole tree, or a session.
+//! Kills a whole tree, or a session.
 
 use std::{
     collections::HashSet,
@@ -22,20 +22,21 @@ use crate::{
     sys::{self, Adoption},
 };
 
-/// Kills a process and all its descendants with SIGKILL, and waits until they have ended. A process that has ended
-/// already is fine.
+/// Kills a process and all its descendants with SIGKILL, and waits until they have ended. Succeeds
+/// if the process has ended already.
 ///
-/// This is what a tree needs before an earlier capture of it can be revived: [`std::process::Child::kill`] ends one
-/// process, and its children live on with the pids that the revived ones are to get.
+/// Call this before an earlier capture of the tree is revived. [`std::process::Child::kill`] ends
+/// only one process, and its children keep pids that the revived tree needs.
 ///
-/// The root is reaped by its parent, for instance by [`Child::wait`](std::process::Child::wait). If it descends from this
-/// process, everything below it is reaped here, so once the root is reaped all pids of the tree are free. For that, this
-/// process becomes a subreaper until the call returns. Other orphans that it inherits meanwhile are reaped when they end.
-/// The descendants of other roots are reaped by init, which can take its time, and so are all while this program restores
-/// another tree.
+/// The parent of the root must reap it, for instance by [`Child::wait`](std::process::Child::wait).
+/// If the root descends from this process, the call reaps all processes below it, so all pids are
+/// free once the root is reaped. For that, this process is a subreaper until the call returns, and
+/// reaps other orphans as well. Init reaps the descendants of other roots, which can take a while.
+/// It also does so while this program restores another tree.
 ///
-/// The tree is stopped first, from the top down, so that none can escape by forking. Processes that left the tree before
-/// (their parent ended, and init inherited them) are not reached; [`kill_session`] reaches them.
+/// The tree is stopped first, from the top down, so that no process escapes by forking. Processes
+/// that left the tree before (their parent ended, and init adopted them) are not killed;
+/// [`kill_session`] kills them.
 ///
 /// ```no_run
 /// let mut child = std::process::Command::new("my-tool").spawn()?;

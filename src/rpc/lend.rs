@@ -12,8 +12,8 @@ use crate::{
     proto::rpc::{CriuOpts, CriuPageServerInfo, InheritFd},
 };
 
-/// The files that criu may use for one request. They are borrowed: the caller keeps them, and criu has lost
-/// them when the call returns.
+/// The files that criu may use for one request. They are borrowed: criu has closed them when the
+/// call returns.
 ///
 /// ```no_run
 /// use std::fs::File;
@@ -35,8 +35,9 @@ pub struct Lend<'a> {
 }
 
 impl<'a> Lend<'a> {
-    /// The folder for the images: an empty one for a dump (images of an earlier dump are not removed, and would
-    /// be read by a restore), the one with the images for a restore. `criu --images-dir`.
+    /// Lends the folder for the images: an empty one for a dump, the one with the images for a
+    /// restore. A dump does not remove images of an earlier dump, and a restore would read them.
+    /// `criu --images-dir`.
     pub fn images(folder: &'a impl AsFd) -> Lend<'a> {
         Lend {
             images: folder.as_fd(),
@@ -48,57 +49,57 @@ impl<'a> Lend<'a> {
         }
     }
 
-    /// The folder for what is not an image: statistics, the log if it goes to a file, the socket of a lazy
-    /// restore. Without one, the folder for the images. `criu --work-dir`.
+    /// Lends the folder for other files: statistics, the log if it goes to a file, the socket of a
+    /// lazy restore. The default is the folder for the images. `criu --work-dir`.
     #[must_use]
     pub fn work(mut self, folder: &'a impl AsFd) -> Lend<'a> {
         self.work = Some(folder.as_fd());
         self
     }
 
-    /// Restores the resource `key` as this file, in the whole tree. `criu --inherit-fd`.
+    /// Replaces the resource `key` by this file, in the whole tree. `criu --inherit-fd`.
     ///
-    /// The key is a [`Key`](super::Key), or the text that criu wants: `pipe:[inode]`, `socket:[inode]`,
+    /// The key is a [`Key`](super::Key), or criu's text for it: `pipe:[inode]`, `socket:[inode]`,
     /// `file[mount:inode]` and `tty[rdev:dev]` (hexadecimal), a path without its leading slash ([`Key::Path`](super::Key) takes
     /// it off; criu does not find one that has it), or the label that the resource got as an
     /// [`external`](crate::DumpOptions::external) one. For a capture there is
     /// [`ProcsRestore::inherit`](crate::ProcsRestore::inherit).
     ///
-    /// criu passes over a key that no resource of the images has, without a word: the resource that was meant is restored
-    /// from the images then, or is missed if it is an external one. What a key must look like is told by the process while it
-    /// lives, so make it with [`Key::of_process`](super::Key::of_process) before the dump. Whether the file arrived is seen in
-    /// `/proc/<pid>/fd` of the restored process.
+    /// criu silently ignores a key that matches no resource of the images: then the resource is
+    /// restored from the images, or is missing if it is external. Make the key with
+    /// [`Key::of_process`](super::Key::of_process) before the dump, while the process lives. To
+    /// check the result, see `/proc/<pid>/fd` of the restored process.
     #[must_use]
     pub fn inherit(mut self, key: impl Into<String>, file: &'a impl AsFd) -> Lend<'a> {
         self.inherit.push((key.into(), file.as_fd()));
         self
     }
 
-    /// criu's standard input, which a restore with [`shell_job`](crate::RestoreOptions::shell_job) takes the
-    /// terminal from. Without it, nothing.
+    /// Lends criu's standard input, from which a restore with
+    /// [`shell_job`](crate::RestoreOptions::shell_job) takes the terminal. The default is none.
     #[must_use]
     pub fn terminal(mut self, terminal: &'a impl AsFd) -> Lend<'a> {
         self.terminal = Some(terminal.as_fd());
         self
     }
 
-    /// A connected stream socket to a page server, or for a page server itself: memory goes there instead of into the
-    /// folder of images. `criu --ps-socket`.
+    /// Lends a connected stream socket to a page server, or for a page server itself. Memory goes
+    /// there instead of into the folder of images. `criu --ps-socket`.
     #[must_use]
     pub fn page_server(mut self, socket: &'a impl AsFd) -> Lend<'a> {
         self.page_server = Some(socket.as_fd());
         self
     }
 
-    /// A unix datagram socket, connected to none, in which criu keeps pidfds from one pre-dump to the next, to tell
-    /// processes that got the number of another. The same for all dumps of a row. criu 3.16.
+    /// Lends an unconnected unix datagram socket, in which criu keeps pidfds between pre-dumps to
+    /// detect reused pids. Use the same one for all dumps of a row. criu 3.16.
     #[must_use]
     pub fn pidfd_store(mut self, socket: &'a impl AsFd) -> Lend<'a> {
         self.pidfd_store = Some(socket.as_fd());
         self
     }
 
-    /// Finds out what criu would stumble over with words that name nothing of ours.
+    /// Rejects values for which criu's own error would not name our option.
     pub(super) fn check(&self) -> Result<()> {
         let folders = [("Lend::images", Some(self.images)), ("Lend::work", self.work)];
         for (option, folder) in folders.into_iter().filter_map(|(option, folder)| Some((option, folder?))) {
@@ -134,7 +135,7 @@ impl<'a> Lend<'a> {
         inherited
     }
 
-    /// Whether criu must inherit any of the files.
+    /// Returns true if criu must inherit any of the files.
     pub(super) fn needs_inheritance(&self) -> bool {
         !self.inherit.is_empty() || self.terminal.is_some() || self.page_server.is_some()
     }

@@ -1,7 +1,7 @@
 //! The client of criu's RPC: [`Criu`] has one method for each request.
 //!
-//! It is for callers who know criu. [`ProcsCapture`](crate::ProcsCapture) and [`ProcsRestore`](crate::ProcsRestore) find the
-//! right options by themselves.
+//! It is for callers that know criu. [`ProcsCapture`](crate::ProcsCapture) and
+//! [`ProcsRestore`](crate::ProcsRestore) find the right options by themselves.
 
 // `session` knows the protocol and no socket, `transport` knows the socket and no protocol, and `talk` brings the two together.
 
@@ -61,8 +61,8 @@ use crate::{
     proto::rpc::{CriuFeatures, CriuOpts, CriuResp},
 };
 
-/// A handle on criu: how to reach it. It holds no process and no file; every call has a criu of its own, so that
-/// one handle serves many threads.
+/// A way to reach criu. It holds no process and no file: every call starts or connects to a criu of
+/// its own, so many threads can share one handle.
 ///
 /// ```no_run
 /// use std::fs::{self, File};
@@ -80,18 +80,18 @@ pub struct Criu {
     variables: Vec<(OsString, OsString)>,
     deadline: Option<Duration>,
     cancel: Option<Cancel>,
-    /// What the last criu said it was, whichever request was made; copies of the handle know it too.
+    /// The release of the last criu; clones of the handle share it.
     told: Arc<Mutex<Option<Version>>>,
 }
 
-/// How criu is reached.
+/// The way to reach criu.
 #[derive(Debug, Clone)]
 enum Reach {
-    /// By starting `criu swrk`; of this name or path, if given.
+    /// Start `criu swrk`, with this name or path.
     Swrk(Option<PathBuf>),
-    /// By the socket of a `criu service`.
+    /// Connect to the socket of a `criu service`.
     Service(PathBuf),
-    /// By a connection that somebody else made; gone once it was used.
+    /// Use a connection of the caller's; empty once it was used.
     Over(Arc<Mutex<Option<OwnedFd>>>),
 }
 
@@ -102,27 +102,29 @@ impl Default for Reach {
 }
 
 impl Criu {
-    /// Which criu answered last, without asking again.
+    /// The release of the criu that answered last, without a request.
     pub(crate) fn told(&self) -> Option<Version> {
         self.told.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The criu in `PATH` or the system's usual folders, started anew for every request as `criu swrk`.
+    /// Uses the criu in `PATH` or the system's usual folders. Each request starts it as
+    /// `criu swrk`.
     pub fn new() -> Criu {
         Criu::default()
     }
 
-    /// This criu: a path, or a name to look for in `PATH` and the system's usual folders.
+    /// Uses this criu: a path, or a name to search for in `PATH` and the system's usual folders.
     pub fn at(program: impl Into<PathBuf>) -> Criu {
         Criu { reach: Reach::Swrk(Some(program.into())), ..Criu::default() }
     }
 
-    /// The `criu service` that listens on this socket. What needs a criu of our own is refused before it is asked: files
-    /// to inherit, a terminal, a socket to a page server, `rst_sibling`.
+    /// Uses the `criu service` that listens on this socket. Requests that need a criu of our own
+    /// fail before they are sent: files to inherit, a terminal, a socket to a page server,
+    /// `rst_sibling`.
     ///
-    /// The service serves whoever may connect, with its own privileges. If there is none, requests end with
-    /// [`Error::NoService`]. One in another pid namespace dumps by its own numbers; a restore is refused, because the tree
-    /// that it gave would be known by a number that means another process here.
+    /// The service uses its own privileges, for every process that may connect. Without a service,
+    /// requests fail with [`Error::NoService`]. A service in another pid namespace dumps by its own
+    /// pids. It cannot restore, because the pid of the tree would mean another process here.
     ///
     /// ```no_run
     /// use criu_rpc::Criu;
@@ -135,27 +137,28 @@ impl Criu {
         Criu { reach: Reach::Service(socket.into()), ..Criu::default() }
     }
 
-    /// The criu at the other end of a connected `SOCK_SEQPACKET` socket, for one request. It opens what is lent to
-    /// it through the `/proc` entry of the process that made the socket.
+    /// Uses the criu at the other end of a connected `SOCK_SEQPACKET` socket, for one request. It
+    /// opens lent files through the `/proc` entry of the process that made the socket.
     pub fn over(socket: impl Into<OwnedFd>) -> Criu {
         Criu { reach: Reach::Over(Arc::new(Mutex::new(Some(socket.into())))), ..Criu::default() }
     }
 
-    /// One more argument for `criu swrk`: the way to options that its RPC has no field for, such as
+    /// Adds an argument for `criu swrk`, for options without a field in criu's RPC, such as
     /// `--file-validation`, `filesize`.
     ///
-    /// A field of a request overrules an argument, a [`config_file`](DumpOptions::config_file) overrules both, and a
-    /// [`raw_field`](DumpOptions::raw_field) overrules the field of its number. An option that is not set in the request
-    /// leaves an argument in force. Of an argument that is given twice, the last counts. `--address` of a request that serves
-    /// memory (`lazy_pages`) comes after those of the caller, and so overrules one.
+    /// A field of a request overrules an argument, a [`config_file`](DumpOptions::config_file)
+    /// overrules both, and a [`raw_field`](DumpOptions::raw_field) overrules the field with its
+    /// number. An argument applies if the request does not set its option. If an argument is given
+    /// twice, the last one counts. A request that serves memory (`lazy_pages`) adds its own
+    /// `--address` last.
     #[must_use]
     pub fn argument(mut self, argument: impl Into<OsString>) -> Criu {
         self.arguments.push(argument.into());
         self
     }
 
-    /// Sets a variable in criu's environment; of one that is set twice, the last value counts. Those that change
-    /// criu's behaviour (`CRIU_*`, `CR_*`, `HOME`, `XDG_RUNTIME_DIR`) are not inherited.
+    /// Sets a variable in criu's environment. If it is set twice, the last value counts. Those that
+    /// change criu's behaviour (`CRIU_*`, `CR_*`, `HOME`, `XDG_RUNTIME_DIR`) are not inherited.
     #[must_use]
     pub fn variable(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Criu {
         let name = name.into();
@@ -164,15 +167,18 @@ impl Criu {
         self
     }
 
-    /// How long any request may take; without one, as long as it takes. Then it ends with
+    /// Limits the time of each request; the default is no limit. A late request fails with
     /// [`Error::TimedOut`].
     ///
-    /// It is safe at every moment, because criu is never killed while it touches a tree that lives. A dump is made to
-    /// fail in the way that leaves the tree running and whole, which can take a few milliseconds more; once a hook has
-    /// accepted [`Event::PostDump`], it is not given up any more. A restore ends at its next event, or after five seconds
-    /// more, and nothing of the tree is left; if it was done already, it has succeeded. A hook is waited for, whatever
-    /// time it takes; what is late or cancelled when it returns is refused then. A dump of the calling process cannot be
-    /// stopped, and neither can a criu that we did not start, but at an event: it goes on, and we leave.
+    /// It is safe at every moment, because criu is never killed while it works on a living tree:
+    ///
+    /// - A dump is made to fail, and the tree goes on unharmed. That can take a few milliseconds
+    ///   more. Once a hook has accepted [`Event::PostDump`], the dump completes.
+    /// - A restore ends at its next event, or after five seconds more, and nothing of the tree is
+    ///   left. If it was complete already, it succeeds.
+    /// - A hook is not interrupted. When it returns, a late or cancelled request is refused.
+    /// - A dump of the calling process, and a criu that we did not start, can be stopped only at an
+    ///   event. Otherwise they go on, and the call returns.
     ///
     /// For the freezing alone there is [`DumpOptions::timeout`].
     #[must_use]
@@ -199,7 +205,7 @@ impl Criu {
         self
     }
 
-    /// Where the binary is that would be started.
+    /// Returns the path of the binary that would be started.
     ///
     /// # Errors
     ///
@@ -207,18 +213,17 @@ impl Criu {
     pub fn program(&self) -> Result<PathBuf> {
         match &self.reach {
             Reach::Swrk(program) => swrk::find(program.as_deref()),
-            Reach::Service(_) | Reach::Over(_) => Err(Error::Options {
-                option: "Criu",
-                problem: "this criu is started by somebody else".to_owned(),
-            }),
+            Reach::Service(_) | Reach::Over(_) => {
+                Err(Error::Options { option: "Criu", problem: "another program starts this criu".to_owned() })
+            }
         }
     }
 
-    /// The release of this criu. Takes a few milliseconds. criu 3.0.
+    /// Returns the release of this criu. Takes a few milliseconds. criu 3.0.
     ///
     /// # Errors
     ///
-    /// [`Error::NoCriu`] and, if it is no criu, [`Error::Gone`].
+    /// [`Error::NoCriu`], or [`Error::Gone`] if the program is not criu.
     ///
     /// # Examples
     ///
@@ -233,7 +238,7 @@ impl Criu {
         talk::version(answer).ok_or_else(|| protocol(Request::Version, "an answer without a version"))
     }
 
-    /// Asks criu whether it can work on this kernel, with these privileges. `criu check`.
+    /// Checks that criu can work on this kernel, with these privileges. `criu check`.
     ///
     /// # Errors
     ///
@@ -250,8 +255,8 @@ impl Criu {
         Ok(())
     }
 
-    /// Which of the kernel's optional features criu can use here. criu 1.8; a feature younger than this criu is
-    /// reported as missing.
+    /// Returns the optional kernel features that criu can use here. criu 1.8; a feature younger
+    /// than this criu is reported as missing.
     ///
     /// # Errors
     ///
@@ -262,8 +267,8 @@ impl Criu {
         features(&answer)
     }
 
-    /// The release and the features, asked of one criu: quicker than [`version`](Criu::version) and
-    /// [`features`](Criu::features) after each other.
+    /// Returns the release and the features, from one criu: faster than [`version`](Criu::version)
+    /// and [`features`](Criu::features) after each other.
     ///
     /// # Errors
     ///
@@ -278,13 +283,15 @@ impl Criu {
         Ok(About { version, features: features(&answer)? })
     }
 
-    /// Looks for what would keep criu from dumping the tree whose root is `pid`, or from restoring it, without touching
-    /// a process. It tells what these options come to: of what it finds, [`ProcsCapture`](crate::ProcsCapture) sees to terminals,
-    /// standard streams and `shell_job` by itself. It takes milliseconds; criu itself is asked only if the options want changes of memory tracked.
+    /// Finds problems for a dump of the tree with the root `pid`, or for its restore, without
+    /// touching a process. It reports problems with exactly these options:
+    /// [`ProcsCapture`](crate::ProcsCapture) would solve those of terminals, standard streams and
+    /// `shell_job` by itself. It takes milliseconds. criu itself is asked only if the options track
+    /// changes of memory.
     ///
     /// # Errors
     ///
-    /// [`Error::Process`] if `pid` is none of a process that can be dumped, and what [`features`](Criu::features) says
+    /// [`Error::Process`] if `pid` is not a process that can be dumped, and what [`features`](Criu::features) says
     /// if criu had to be asked.
     ///
     /// # Examples
@@ -303,17 +310,19 @@ impl Criu {
         preflight::look(pid.into(), options, tracks_memory, &|| self.version().ok())
     }
 
-    /// Dumps the process tree whose root is `pid` into the lent folder. `criu dump`.
+    /// Dumps the process tree with the root `pid` into the lent folder. `criu dump`.
     ///
-    /// **criu kills the tree afterwards**, other than [`ProcsCapture`](crate::ProcsCapture) does, unless [`leave_running`](DumpOptions::leave_running) or
-    /// [`leave_stopped`](DumpOptions::leave_stopped) is set. The caller reaps it, if it is its child.
+    /// **criu kills the tree afterwards**, unlike [`ProcsCapture`](crate::ProcsCapture), unless
+    /// [`leave_running`](DumpOptions::leave_running) or
+    /// [`leave_stopped`](DumpOptions::leave_stopped) is set. The caller reaps it, if it is its
+    /// child.
     ///
-    /// The number is the one that criu sees. A criu that we start is to be in our pid namespace, so a pid that cannot be
-    /// dumped is refused before it is asked.
+    /// The pid is that of criu's pid namespace. A criu that we start shares ours, so a pid that
+    /// cannot be dumped fails before criu is asked.
     ///
     /// # Errors
     ///
-    /// [`Error::Process`] if `pid` is none of a process that can be dumped. [`Error::Criu`] with everything that criu told;
+    /// [`Error::Process`] if `pid` is not a process that can be dumped. [`Error::Criu`] with everything that criu told;
     /// [`Error::Refused`] if a hook refused. In all these cases the tree goes on as it was. [`Error::Gone`] if criu itself
     /// died, [`Error::TimedOut`] past the [`deadline`](Criu::deadline).
     pub fn dump(
@@ -341,7 +350,7 @@ impl Criu {
     ///
     /// # Errors
     ///
-    /// [`Error::Process`] if `pid` is none of a process that can be dumped. [`Error::Criu`] with everything that criu told,
+    /// [`Error::Process`] if `pid` is not a process that can be dumped. [`Error::Criu`] with everything that criu told,
     /// and with [`Cause::MemoryTracking`](crate::Cause::MemoryTracking) if the kernel does not track memory. The tree runs on.
     pub fn pre_dump(&self, pid: impl Into<Pid>, options: &PreDumpOptions, lend: Lend<'_>) -> Result<()> {
         let opts = CriuOpts { pid: Some(self.root(pid.into())?), ..options.wire() };
@@ -359,18 +368,20 @@ impl Criu {
         Ok(())
     }
 
-    /// A row of pre-dumps of the tree whose root is `pid`, by one criu. Nothing is asked yet.
+    /// Prepares a row of pre-dumps of the tree with the root `pid`, by one criu. No request is sent
+    /// yet.
     pub fn pre_dumps(&self, pid: impl Into<Pid>) -> PreDumps {
         PreDumps::new(self.clone(), pid.into())
     }
 
-    /// Starts a page server, which takes in the memory of one dump and writes it into the lent folder.
+    /// Starts a page server, which receives the memory of one dump and writes it into the lent
+    /// folder.
     /// `criu page-server`. criu 3.7.
     ///
     /// # Errors
     ///
-    /// [`Error::Options`] if neither [`ps`](PageServerOptions::ps) says where to listen nor a socket is lent; criu would
-    /// listen everywhere. [`Error::Criu`], if it cannot listen for instance.
+    /// [`Error::Options`] if there is neither an address ([`ps`](PageServerOptions::ps)) nor a lent socket: criu
+    /// would listen on all addresses. [`Error::Criu`], for instance if criu cannot listen.
     pub fn page_server(&self, options: &PageServerOptions, lend: Lend<'_>) -> Result<PageServer> {
         says_where(options, &lend)?;
         let mut ask = Ask {
@@ -390,17 +401,18 @@ impl Criu {
         }
     }
 
-    /// Starts a page server as a daemon, which nobody owns: it ends after one dump, and nobody hears how. Gives its
-    /// port, if it listens on one. `criu page-server --daemon`.
+    /// Starts a page server as a daemon without an owner: it ends after one dump, and its result is
+    /// not reported. Returns its port, if it listens on one. `criu page-server --daemon`.
     ///
-    /// It waits for its first connection for ever, and ends with it: to end one that is not needed any more, connect to
-    /// its port, and hang up. criu does not answer its number, but writes it into a file, which must be new: one that is
-    /// named to [`argument`](Criu::argument) after `--pidfile`. To own one, take [`page_server`](Criu::page_server).
+    /// It waits for one connection for ever, and ends with it: to end an unneeded server, connect
+    /// to its port and hang up. criu does not report its pid, but can write it into a new file: see
+    /// `--pidfile` and [`argument`](Criu::argument). To own a page server, use
+    /// [`page_server`](Criu::page_server).
     ///
     /// # Errors
     ///
-    /// [`Error::Options`] if neither [`ps`](PageServerOptions::ps) says where to listen nor a socket is lent; criu would
-    /// listen everywhere. [`Error::Criu`], if it cannot listen for instance.
+    /// [`Error::Options`] if there is neither an address ([`ps`](PageServerOptions::ps)) nor a lent socket: criu
+    /// would listen on all addresses. [`Error::Criu`], for instance if criu cannot listen.
     pub fn page_server_daemon(&self, options: &PageServerOptions, lend: Lend<'_>) -> Result<Option<u16>> {
         says_where(options, &lend)?;
         let (answer, _) = self.talk(Ask {
@@ -421,8 +433,8 @@ impl Criu {
         self.cpuinfo(Request::CpuinfoDump, options, lend)
     }
 
-    /// Checks that this processor has the features in the lent folder's `cpuinfo.img`, so that what was dumped there can
-    /// be restored here. `criu cpuinfo check`.
+    /// Checks that this processor has the features in the lent folder's `cpuinfo.img`, so that
+    /// images from that machine can be restored here. `criu cpuinfo check`.
     ///
     /// # Errors
     ///
@@ -455,7 +467,7 @@ impl Criu {
         self.dump_around_self(Pid::own(), options, images)
     }
 
-    /// Dumps the tree whose root is `pid`, of which the calling process is a part; else like
+    /// Dumps the tree with the root `pid`, which includes the calling process; otherwise like
     /// [`dump_self`](Criu::dump_self).
     ///
     /// # Errors
@@ -484,14 +496,14 @@ impl Criu {
 
     /// Restores the process tree in the lent folder. `criu restore`.
     ///
-    /// Its pids are those that it had, so none of them may be in use. With
+    /// The tree gets the pids that it had, so they must be free. With
     /// [`rst_sibling`](RestoreOptions::rst_sibling) the tree is a child of the caller, and
-    /// [`Tree::wait`] gives its exit status; otherwise of init, or the nearest subreaper. Without `rst_sibling`, a root that
-    /// asked for a signal at the end of its parent (PR_SET_PDEATHSIG) gets that signal as soon as criu ends, right after the
-    /// restore.
+    /// [`Tree::wait`] gives its exit status; otherwise of init, or the nearest subreaper. Without
+    /// `rst_sibling`, a root that asked for a signal at the end of its parent (PR_SET_PDEATHSIG)
+    /// gets that signal as soon as criu ends, right after the restore.
     ///
-    /// criu does not check images: damaged ones make it hang, or restore something else. Restore only what you
-    /// wrote yourself, or verified.
+    /// criu does not check images: damaged ones make it hang, or restore something else. Restore
+    /// only images that you wrote yourself, or verified.
     ///
     /// # Errors
     ///
@@ -513,8 +525,8 @@ impl Criu {
         }
     }
 
-    /// The number of a process that can be the root of a dump, as far as can be told before criu is asked: one that we did
-    /// not start may mean another process by it than we do.
+    /// Returns the pid if the process can be the root of a dump, as far as is known before criu is
+    /// asked: a criu that we did not start may see another process under this pid.
     fn root(&self, pid: Pid) -> Result<i32> {
         match self.reach {
             Reach::Swrk(_) => preflight::check_root(pid)?,
@@ -546,18 +558,19 @@ fn port(port: Option<i32>) -> Option<u16> {
     port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0)
 }
 
-/// Whoever can reach a page server can write into the images, so nobody gets one that listens everywhere unasked.
+/// Refuses a page server without an address: it would listen on all of them, and its clients can
+/// write into the images.
 fn says_where(options: &PageServerOptions, lend: &Lend<'_>) -> Result<()> {
     match options.wire().ps.is_some() || lend.page_server.is_some() {
         true => Ok(()),
         false => Err(Error::Options {
             option: "ps",
-            problem: "say where the page server is to listen, or lend it a socket".to_owned(),
+            problem: "set the address on which the page server listens, or lend it a socket".to_owned(),
         }),
     }
 }
 
-/// The threads whose system calls a dump has ended.
+/// Returns the threads whose system calls a dump has ended.
 fn interrupted(output: &str) -> Vec<Pid> {
     diagnose::interrupted(output).into_iter().map(Pid::from).collect()
 }

@@ -1,4 +1,4 @@
-//! [`PageServer`]: a page server of criu's, and its owner.
+//! [`PageServer`]: owns a page server of criu's.
 
 use std::{
     fmt,
@@ -24,14 +24,16 @@ use crate::{
     sys,
 };
 
-/// A page server of criu's: it takes in the memory of one dump, writes it into the folder that it was lent, and ends.
+/// A page server of criu's: it receives the memory of one dump, writes it into the lent folder, and
+/// ends.
 ///
-/// Dropped, it is killed; a dump that it serves fails then, and its tree goes on. One that cannot be seen to descend
-/// from its criu is left alone: that of a service in another pid namespace, or of one that made itself a daemon.
+/// When this is dropped, the server is killed; a dump that it serves fails, and its tree goes on. A
+/// server that is not visibly a descendant of its criu is left alone: that of a service in another
+/// pid namespace, or of a service that became a daemon.
 pub struct PageServer {
     talk: Option<Talk>,
     pid: i32,
-    /// `None` if the number may be that of another process here.
+    /// `None` if the pid may be that of another process here.
     pidfd: Option<OwnedFd>,
     port: Option<u16>,
     told: Told,
@@ -60,24 +62,26 @@ impl PageServer {
         PageServer { talk: Some(talk), pid, pidfd, port, told }
     }
 
-    /// The process, by the number that criu gives it. The number of a service in another pid namespace counts there: here
-    /// it may be that of another process.
+    /// Returns the pid that criu reported. If a service is in another pid namespace, the pid is
+    /// valid there: here it may be that of another process.
     pub fn pid(&self) -> Pid {
         Pid::from(self.pid)
     }
 
-    /// The port that it listens on; none if it was lent a socket.
+    /// Returns the port on which it listens; `None` if it was lent a socket.
     pub fn port(&self) -> Option<u16> {
         self.port
     }
 
-    /// Waits until it has ended with success: all memory arrived. Gives its exit status.
+    /// Waits until the server has ended with success, so all memory arrived. Returns its exit
+    /// status.
     ///
     /// # Errors
     ///
-    /// [`Error::Criu`] if it failed or was killed, with everything that it told and its own
-    /// [`exit`](crate::Failure::exit): the images in its folder are incomplete. [`Error::Gone`] if criu, its parent, died;
-    /// [`Error::TimedOut`] past the deadline, and [`Error::Cancelled`]: the page server is killed then.
+    /// [`Error::Criu`] if it failed or was killed, with its messages and its own
+    /// [`exit`](crate::Failure::exit): the images in its folder are incomplete. [`Error::Gone`] if
+    /// criu, its parent, died; [`Error::TimedOut`] past the deadline, and [`Error::Cancelled`]: the
+    /// page server is killed then.
     pub fn wait(mut self) -> Result<ExitStatus> {
         let end = self.reap()?;
         match end.status.success() {
@@ -86,7 +90,8 @@ impl PageServer {
         }
     }
 
-    /// Kills it, waits until it has ended, and gives its exit status. That is success if all memory had arrived before.
+    /// Kills the server, waits until it has ended, and returns its exit status, which is success if
+    /// all memory had arrived before.
     ///
     /// A dump that it still serves fails, and its tree goes on unharmed. The images of that dump are incomplete. Never stop
     /// one with [`lazy_pages`](crate::options::PageServerOptions::lazy_pages) while a restored tree lacks memory: only this
@@ -94,8 +99,9 @@ impl PageServer {
     ///
     /// # Errors
     ///
-    /// [`Error::Options`] if it cannot be seen to descend from its criu, as that of a service in another pid namespace. It
-    /// goes on then. [`Error::Gone`], [`Error::TimedOut`] and [`Error::Cancelled`] as [`wait`](PageServer::wait).
+    /// [`Error::Options`] if it is not visibly a descendant of its criu, such as that of a service
+    /// in another pid namespace. It goes on then. [`Error::Gone`], [`Error::TimedOut`] and
+    /// [`Error::Cancelled`] as [`wait`](PageServer::wait).
     pub fn stop(mut self) -> Result<ExitStatus> {
         let Some(pidfd) = &self.pidfd else {
             let problem = format!("process {} is not seen to descend from its criu", self.pid);
@@ -105,7 +111,7 @@ impl PageServer {
         self.reap().map(|end| end.status)
     }
 
-    /// Asks criu, its parent, how it ended.
+    /// Asks criu, its parent, for its exit status.
     fn reap(&mut self) -> Result<End> {
         let mut talk = self.talk.take().expect("because only this takes it, once");
         let child = u32::try_from(self.pid).ok();
@@ -117,7 +123,7 @@ impl PageServer {
         Ok(End { status, version: talk.version.clone(), answer, remains: talk.finish() })
     }
 
-    /// Gathers what is known of a page server that failed.
+    /// Collects the facts about a failed page server.
     fn failure(&self, end: End) -> Failure {
         let End { status, version, answer, remains } = end;
         let mut lend = Lend::images(&self.told.images);
@@ -132,7 +138,7 @@ impl PageServer {
     }
 }
 
-/// The end of a page server, and what criu told until then.
+/// The end of a page server, and criu's messages until then.
 struct End {
     status: ExitStatus,
     version: Option<Version>,

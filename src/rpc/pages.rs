@@ -1,7 +1,8 @@
 //! [`receive_pages`]: the page server's end of a dump, in this process.
 //!
-//! criu sends the memory of a tree through a socket while the tree stands still. Nothing on the wire names the release, and
-//! the header became longer with 4.2; but the first message of all names an owner, and tells the two apart.
+//! criu sends the memory of a tree through a socket while the tree is frozen. The stream does not
+//! name criu's release, and the header became longer with 4.2. The first message names an owner,
+//! which shows the length.
 
 use std::{
     io::{self, ErrorKind, Read, Write},
@@ -19,29 +20,31 @@ use crate::{
     pages::{PageOwner, PageRun, PageSink},
 };
 
-/// How a stream of memory ended.
+/// The end of a stream of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
 #[non_exhaustive]
 pub enum PageStream {
-    /// criu sent all that it wanted to send, and was told that it is taken. Whether the dump succeeded, the dump tells.
+    /// criu sent all memory, and was told that it arrived. The dump itself can still fail.
     Whole,
-    /// criu went away before that.
+    /// criu closed the stream before that.
     CutShort,
 }
 
-/// Takes in what a dump or pre-dump sends through [`Lend::page_server`](super::Lend::page_server), of which `socket` is
-/// the other end: a unix stream socket. `criu page-server`, but in this process.
+/// Receives the memory that a dump or pre-dump sends through
+/// [`Lend::page_server`](super::Lend::page_server). `socket` is the other end of that unix stream
+/// socket. `criu page-server`, but in this process.
 ///
-/// The tree stands still as long as this takes. It is to run in a thread of its own, and the end that was lent must be
-/// dropped when the dump has returned, or this waits for ever if criu never came to send.
+/// The tree is frozen meanwhile. Run this in a thread of its own, and drop the lent end when the
+/// dump has returned: otherwise this waits for ever if criu never began to send.
 ///
-/// The memory is missing in the folder of images: to restore it, files of pages and maps have to be written there.
-/// criu 3.15.
+/// The folder of images lacks this memory: to restore it, write files of pages and maps there. criu
+/// 3.15.
 ///
 /// # Errors
 ///
-/// What the sink said, and [`Error::Corrupt`] for what criu would not send. criu then fails the dump, and the tree goes on.
+/// Errors of the sink, and [`Error::Corrupt`] for an invalid stream. The dump then fails, and the
+/// tree goes on.
 ///
 /// # Examples
 ///
@@ -93,7 +96,7 @@ pub fn receive_pages(socket: &UnixStream, sink: &mut dyn PageSink) -> Result<Pag
 
 struct Receiver<'a> {
     socket: &'a UnixStream,
-    /// Whether headers have the length of 4.2 and later; unknown before the first.
+    /// True if headers have the length of 4.2 and later; unknown before the first.
     long: Option<bool>,
     /// The owner that was opened last, as criu numbers it.
     owner: Option<u64>,
@@ -163,7 +166,7 @@ impl Receiver<'_> {
         }
     }
 
-    /// Hands a run over; `false` if criu went away in it.
+    /// Hands a run over; returns `false` if criu closed the stream within it.
     fn take(&self, header: &Header, flags: u32, sink: &mut dyn PageSink) -> Result<bool> {
         // Pages that no header announced would be read as one.
         if self.owner != Some(header.owner) {
@@ -232,7 +235,7 @@ impl Receiver<'_> {
         }))
     }
 
-    /// Reads exactly so much; `false` if criu has gone.
+    /// Fills the buffer; returns `false` if criu has closed the stream.
     fn fill(&self, bytes: &mut [u8]) -> Result<bool> {
         let mut socket = self.socket;
         match socket.read_exact(bytes) {
@@ -245,7 +248,7 @@ impl Receiver<'_> {
     }
 }
 
-/// Refuses what still waits in a stream that has ended: pages that no header announced.
+/// Refuses data behind the end of a stream: pages that no header announced.
 pub(crate) fn check_nothing_left(socket: &UnixStream) -> Result<()> {
     let mut byte = [0];
     match recv(socket.as_raw_fd(), &mut byte, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) {
@@ -255,7 +258,7 @@ pub(crate) fn check_nothing_left(socket: &UnixStream) -> Result<()> {
     }
 }
 
-/// Who the number means: above the lowest byte who, in it what.
+/// Decodes an owner: the lowest byte is the kind, the others are the number.
 fn owner(number: u64) -> Result<PageOwner> {
     let who = number >> 8;
     match number & 0xff {
@@ -273,8 +276,8 @@ fn corrupt(problem: String) -> Error {
     Error::corrupt("criu's stream of memory", problem)
 }
 
-/// A pair of sockets for a stream of memory: ours, and the one to lend. The latter takes as much as it may, so that
-/// criu need not wait for us so often.
+/// Makes a pair of sockets for a stream of memory: ours, and the one to lend. The latter has a
+/// large buffer, so that criu waits for us less often.
 pub(crate) fn page_sockets() -> io::Result<(UnixStream, UnixStream)> {
     use nix::sys::socket::{setsockopt, sockopt};
 
@@ -285,7 +288,8 @@ pub(crate) fn page_sockets() -> io::Result<(UnixStream, UnixStream)> {
     Ok((ours, theirs))
 }
 
-/// Halves the time that a tree stands still, against the default of some 200 KiB. More gains nothing.
+/// The buffer's size. It halves the frozen time, against the default of some 200 KiB. More gains
+/// nothing.
 const SEND_BUFFER: usize = 4 << 20;
 
 #[cfg(test)]

@@ -9,9 +9,9 @@ use crate::{DumpOptions, Pid, Request, Result, options::PreDumpOptions, proto::r
 
 /// A row of pre-dumps of one tree by one criu: after each there can be another, or the dump.
 ///
-/// Each goes into a folder of its own, and names the one before as its
-/// [`parent_img`](PreDumpOptions::parent_img), relative to its own: then it holds only the memory that changed in
-/// between. The tree runs on after every pre-dump. A row that is dropped has ended.
+/// Each needs a folder of its own, and names the previous one as its
+/// [`parent_img`](PreDumpOptions::parent_img), relative to its own: then it holds only the memory
+/// that changed in between. The tree goes on after every pre-dump. Dropping the row ends it.
 ///
 /// ```no_run
 /// use std::fs::{self, File};
@@ -40,11 +40,11 @@ impl PreDumps {
         PreDumps { criu, pid, talk: None }
     }
 
-    /// Writes the tree's memory into the lent folder, while the tree runs, but for a moment.
+    /// Writes the tree's memory into the lent folder. The tree is frozen only for a moment.
     ///
     /// # Errors
     ///
-    /// As [`Criu::pre_dump`]. The row has ended then: criu leaves after a pre-dump that failed.
+    /// As [`Criu::pre_dump`]. An error ends the row, because criu exits after a failed pre-dump.
     pub fn pre_dump(mut self, options: &PreDumpOptions, lend: Lend<'_>) -> Result<PreDumps> {
         let opts = CriuOpts { pid: Some(self.criu.root(self.pid)?), ..options.wire() };
         self.ask(Ask {
@@ -76,7 +76,7 @@ impl PreDumps {
         Ok(Dumped { version, interrupted: Vec::new() })
     }
 
-    /// The first question starts criu; a later one lends to the same.
+    /// The first request starts criu; later ones lend files to the same criu.
     fn ask(&mut self, mut ask: Ask<'_>) -> Result<()> {
         let talk = match self.talk.take() {
             None => {

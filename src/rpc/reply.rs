@@ -1,4 +1,4 @@
-//! What criu answers, as values.
+//! criu's answers, as values.
 
 use crate::{Pid, Version};
 
@@ -6,7 +6,7 @@ use crate::{Pid, Version};
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Dumped {
-    /// The release of criu that made the images, if it could be asked. An older one cannot read them.
+    /// The release of criu that wrote the images, if it is known. An older one cannot read them.
     pub version: Option<Version>,
     /// The threads whose system call the dump ended with EINTR, without a signal: `poll`, `nanosleep` and
     /// other calls with a time limit. It happens in the tree that goes on and in the restored one. The
@@ -24,17 +24,17 @@ pub enum SelfDump {
     Restored,
 }
 
-/// What [`Criu::about`](super::Criu::about) tells.
+/// The result of [`Criu::about`](super::Criu::about).
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct About {
     /// The release of criu.
     pub version: Version,
-    /// What it can use here.
+    /// The features that it can use here.
     pub features: Features,
 }
 
-/// Features of the kernel that criu can do without. `criu check --feature`.
+/// Optional kernel features for criu. `criu check --feature`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Features {
@@ -42,6 +42,6 @@ pub struct Features {
     pub mem_track: bool,
     /// Memory can be restored when it is touched.
     pub lazy_pages: bool,
-    /// Processes can be told from others that got the same pid later.
+    /// Reused pids can be detected.
     pub pidfd_store: bool,
 }

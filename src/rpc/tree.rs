@@ -1,4 +1,4 @@
-//! [`Tree`]: a process tree that criu revived, and its owner.
+//! [`Tree`]: owns a process tree that criu revived.
 
 use std::{
     fmt,
@@ -17,7 +17,7 @@ use crate::{
 
 /// A process tree that was revived.
 ///
-/// Dropping it leaves the tree running; its end leaves no zombie behind.
+/// Dropping it leaves the tree running. A thread reaps its root at its end.
 pub struct Tree {
     root: Child,
     status: Option<ExitStatus>,
@@ -33,17 +33,18 @@ impl Tree {
         Ok(Tree { root: Child::new(pid, pidfd), status: None })
     }
 
-    /// The root process.
+    /// Returns the pid of the root process.
     pub fn pid(&self) -> Pid {
         Pid::from(self.root.pid())
     }
 
-    /// A pidfd of the root process: readable once that has ended, and never somebody else's.
+    /// Returns a pidfd of the root process. It is readable once the process has ended, and never
+    /// means another process.
     pub fn pidfd(&self) -> BorrowedFd<'_> {
         self.root.pidfd()
     }
 
-    /// Waits until the root process ends, and gives its exit status.
+    /// Waits until the root process ends, and returns its exit status.
     ///
     /// # Errors
     ///
@@ -59,8 +60,8 @@ impl Tree {
         }
     }
 
-    /// Waits for the root process as [`wait`](Tree::wait) does, but no longer than `timeout`; `None` if it
-    /// still runs then. With a timeout of zero it only looks.
+    /// Waits for the root process as [`wait`](Tree::wait) does, but no longer than `timeout`.
+    /// Returns `None` if it still runs. A timeout of zero does not wait.
     ///
     /// # Errors
     ///
@@ -81,8 +82,9 @@ impl Tree {
         }
     }
 
-    /// Kills the root process and all its descendants, as [`kill_tree`](crate::kill_tree) does, and waits until they have
-    /// ended. A tree that has ended already is fine. [`wait`](Tree::wait) still gives the status.
+    /// Kills the root process and all its descendants, as [`kill_tree`](crate::kill_tree) does, and
+    /// waits until they have ended. Succeeds if the tree has ended already. [`wait`](Tree::wait)
+    /// still returns the status.
     ///
     /// # Errors
     ///

@@ -3,14 +3,15 @@
 use super::BlobStore;
 use crate::{Digest256, Error, Result};
 
-/// Takes in many blobs; see [`BlobStore::batch`].
+/// Stores many blobs; see [`BlobStore::batch`].
 ///
 /// # Contract
 ///
-/// - When [`commit`](BlobBatch::commit) returns, all blobs of the batch are there, as durable as the store ever makes
-///   them. Before that they may be visible and may not, and a machine that stops may lose them.
-/// - A batch that is dropped uncommitted may leave some of its blobs, each of them whole.
-/// - What the store had when [`put`](BlobBatch::put) found it there stays at least until the batch has ended.
+/// - When [`commit`](BlobBatch::commit) returns, all blobs of the batch are stored, as durable as
+///   the store can make them. Before that they may or may not be visible, and a crash of the
+///   machine may lose them.
+/// - A batch that is dropped uncommitted may leave some of its blobs, each of them complete.
+/// - Blobs that [`put`](BlobBatch::put) found present stay at least until the batch has ended.
 /// - Any number of threads may put at any time.
 ///
 /// ```
@@ -26,24 +27,26 @@ use crate::{Digest256, Error, Result};
 /// # Ok::<(), criu_rpc::Error>(())
 /// ```
 pub trait BlobBatch: Send + Sync {
-    /// Takes in those of the blobs that neither the store nor the batch has yet, and tells how many bytes those have.
+    /// Stores those of the blobs that neither the store nor the batch has yet, and returns their
+    /// number of bytes.
     ///
-    /// The caller computed the digests over exactly those bytes, and vouches for them.
+    /// The caller computed the digests over exactly those bytes, and is responsible for them.
     ///
     /// # Errors
     ///
     /// [`Error::Store`] or [`Error::Io`] if the store cannot.
     fn put(&self, blobs: &[(Digest256, &[u8])]) -> Result<u64>;
 
-    /// Takes in bytes under a name; see [`BlobStore::put_named`]. Some stores show a name before the commit, if it is long or
-    /// its history demands a file of its own, and keep it if there is none.
+    /// Stores bytes under a name; see [`BlobStore::put_named`]. Some stores show some names before
+    /// the commit, and keep them without a commit: if the bytes are long, or if the name needs a
+    /// file of its own.
     ///
     /// # Errors
     ///
     /// [`Error::Store`] or [`Error::Io`] if the store cannot.
     fn put_named(&self, name: &Digest256, bytes: &[u8]) -> Result<()>;
 
-    /// Makes all that was put durable.
+    /// Makes all blobs and names of the batch durable.
     ///
     /// # Errors
     ///
@@ -51,7 +54,7 @@ pub trait BlobBatch: Send + Sync {
     fn commit(self: Box<Self>) -> Result<()>;
 }
 
-/// The batch of a store that has none of its own: each blob by itself.
+/// The default batch of a store: each blob is stored by itself.
 pub(super) struct OneByOne<'a, S: ?Sized>(&'a S);
 
 impl<'a, S: BlobStore + ?Sized> OneByOne<'a, S> {

@@ -11,7 +11,7 @@ use crate::{Digest256, Error, Result};
 
 /// A store in memory, for tests and for captures that need not outlive the program.
 ///
-/// A batch of it is visible at once, blob by blob.
+/// Blobs of a batch are visible at once, one by one.
 ///
 /// ```
 /// use criu_rpc::{BlobStore, MemBlobStore};
@@ -29,17 +29,17 @@ pub struct MemBlobStore {
 }
 
 impl MemBlobStore {
-    /// A store with nothing in it.
+    /// Makes an empty store.
     pub fn new() -> MemBlobStore {
         MemBlobStore::default()
     }
 
-    /// How many blobs it has. Bytes under names are no blobs.
+    /// Returns the number of blobs. Bytes under names do not count.
     pub fn len(&self) -> usize {
         self.blobs.read().len()
     }
 
-    /// Whether it has no blob.
+    /// Returns true if the store has no blob.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -156,7 +156,7 @@ impl std::fmt::Debug for Blob {
     }
 }
 
-/// Moves what was written into the store, where the default writer would copy it.
+/// Moves the written bytes into the store; the default writer would copy them.
 struct MemWriter<'a> {
     store: &'a MemBlobStore,
     bytes: Vec<u8>,
@@ -179,7 +179,7 @@ impl Write for MemWriter<'_> {
     }
 }
 
-/// Trusts the digests that it is given, and copies outside the lock.
+/// Trusts the given digests, and copies outside the lock.
 struct MemBatch<'a>(&'a MemBlobStore);
 
 impl BlobBatch for MemBatch<'_> {

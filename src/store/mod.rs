@@ -1,7 +1,7 @@
-//! [`BlobStore`]: where blobs are kept, by their digest.
+//! [`BlobStore`]: a store of blobs by digest.
 //!
-//! Start with the trait; [`batch`] is many blobs at once, [`mem`] and [`fs`] are stores, `encrypted` is one over another,
-//! `conformance` is what every store must pass.
+//! Start with the trait. [`batch`] stores many blobs at once, [`mem`] and [`fs`] are stores,
+//! `encrypted` is a store over another one, `conformance` has tests for all stores.
 
 mod batch;
 #[cfg(feature = "conformance")]
@@ -35,26 +35,26 @@ pub use self::{
 };
 use crate::{Digest256, Error, Result, Until, wiped::Wiped};
 
-/// A place that keeps blobs: bytes of any length, called by their digest.
+/// A store of blobs: bytes of any length, named by their digest.
 ///
-/// Three methods make a store. The others have defaults that hold a whole blob in memory; a store that can
-/// stream should better them.
+/// A store needs three methods. The others have defaults that hold a whole blob in memory; a store
+/// that can stream should override them.
 ///
 /// # Contract
 ///
 /// - A blob is visible whole or not at all. A writer dropped uncommitted leaves nothing.
-/// - Storing what is there already succeeds and changes nothing.
-/// - When [`put`](BlobStore::put) or [`commit`](BlobWriter::commit) returns, the blob is as durable as the
-///   store ever makes it.
+/// - Storing an existing blob succeeds and changes nothing.
+/// - When [`put`](BlobStore::put) or [`commit`](BlobWriter::commit) returns, the blob is as durable
+///   as the store can make it.
 /// - Any number of threads may call any method at any time.
-/// - [`get`](BlobStore::get) gives the bytes of that digest or an error, never other bytes.
-///   [`reader`](BlobStore::reader) gives bytes that nobody has verified.
-/// - Whoever commits a [`BlobWriter`] vouches for the digest. A store need not hash a second time, and one
-///   that was lied to finds out in `get`.
-/// - A method may fail, or panic: a capture fails with that error or goes on with that panic, and its trees run on; of a restore
-///   nothing is left. Other threads may still call while the first error makes its way.
+/// - [`get`](BlobStore::get) returns the bytes of that digest or an error, never other bytes.
+///   [`reader`](BlobStore::reader) returns unverified bytes.
+/// - The caller that commits a [`BlobWriter`] is responsible for the digest. A store need not hash
+///   again; `get` detects a wrong digest.
+/// - A method may fail, or panic. Then a capture fails with that error or panic, and its trees run
+///   on; a restore leaves nothing behind. Other threads may still call the store meanwhile.
 ///
-/// The feature `conformance` has a suite that holds a store to this: `criu_rpc::conformance::check`.
+/// The feature `conformance` has tests for this contract: `criu_rpc::conformance::check`.
 ///
 /// # Examples
 ///
@@ -91,30 +91,33 @@ use crate::{Digest256, Error, Result, Until, wiped::Wiped};
 /// # Ok::<(), Error>(())
 /// ```
 pub trait BlobStore: fmt::Debug + Send + Sync {
-    /// Stores these bytes and tells their digest.
+    /// Stores these bytes and returns their digest.
     ///
     /// # Errors
     ///
     /// [`Error::Store`] or [`Error::Io`] if the store cannot; nothing is stored then.
     fn put(&self, bytes: &[u8]) -> Result<Digest256>;
 
-    /// The bytes of this digest, verified.
+    /// Returns the bytes of this digest, verified.
     ///
     /// # Errors
     ///
-    /// [`Error::Missing`] if the store has no such blob, [`Error::Corrupt`] if what it has is not that blob.
+    /// [`Error::Missing`] if the store has no such blob, [`Error::Corrupt`] if its bytes have
+    /// another digest.
     fn get(&self, digest: &Digest256) -> Result<Vec<u8>>;
 
-    /// Whether the store has a blob of this digest. Its bytes need not be looked at.
+    /// Returns true if the store has a blob of this digest. It need not read the bytes.
     ///
     /// # Errors
     ///
     /// [`Error::Store`] or [`Error::Io`] if the store cannot tell.
     fn contains(&self, digest: &Digest256) -> Result<bool>;
 
-    /// Returns true if a blob is still given out and marked for deletion: [`contains`](BlobStore::contains) counts it as missing.
+    /// Returns true if a blob is marked for deletion and still readable:
+    /// [`contains`](BlobStore::contains) counts it as missing.
     ///
-    /// By default nothing is: a store that deletes in two steps says so here, and a restore warns of it.
+    /// The default is false. A store that deletes in two steps should override it: a restore gives
+    /// a warning.
     ///
     /// # Errors
     ///
@@ -124,9 +127,9 @@ pub trait BlobStore: fmt::Debug + Send + Sync {
         Ok(false)
     }
 
-    /// Takes a blob in piece by piece.
+    /// Stores a blob piece by piece.
     ///
-    /// By default the pieces are collected in memory and [`put`](BlobStore::put) at the end.
+    /// The default collects the pieces in memory and calls [`put`](BlobStore::put) at the end.
     ///
     /// ```
     /// use std::io::Write;
@@ -149,10 +152,10 @@ pub trait BlobStore: fmt::Debug + Send + Sync {
         Ok(Box::new(Collected { store: self, bytes: Vec::new() }))
     }
 
-    /// Gives a blob out piece by piece, **unverified**: whoever reads it hashes what comes, and uses none of it
-    /// before the digest is right.
+    /// Returns a reader of a blob, **unverified**: the caller must hash the bytes, and use none of
+    /// them before the digest is right.
     ///
-    /// By default a cursor over what [`get`](BlobStore::get) gives.
+    /// The default is a cursor over the result of [`get`](BlobStore::get).
     ///
     /// ```
     /// use std::io;
@@ -174,9 +177,11 @@ pub trait BlobStore: fmt::Debug + Send + Sync {
         Ok(Box::new(Cursor::new(Wiped::from(self.get(digest)?))))
     }
 
-    /// Which of these blobs the store does not have, in the order asked. What is asked for twice is told twice.
+    /// Returns those of the blobs that the store lacks, in the order of `digests`. Duplicates stay
+    /// duplicates.
     ///
-    /// By default each is asked for by [`contains`](BlobStore::contains); a store across a network should better that.
+    /// The default calls [`contains`](BlobStore::contains) for each; a store across a network
+    /// should override it.
     ///
     /// # Errors
     ///
@@ -191,10 +196,10 @@ pub trait BlobStore: fmt::Debug + Send + Sync {
         Ok(missing)
     }
 
-    /// A part of a blob, **unverified**: `length` bytes from `offset` on, fewer where the blob ends before, none past
-    /// its end.
+    /// Reads a part of a blob, **unverified**: `length` bytes from `offset` on, fewer at the end of
+    /// the blob, none past it.
     ///
-    /// By default a [`reader`](BlobStore::reader) that skips what comes before.
+    /// The default is a [`reader`](BlobStore::reader) that skips the bytes before.
     ///
     /// ```
     /// use criu_rpc::{BlobStore, MemBlobStore};
@@ -218,10 +223,10 @@ pub trait BlobStore: fmt::Debug + Send + Sync {
         Ok(part)
     }
 
-    /// Many blobs, **unverified**: `each` gets the place of a digest in `digests`, and its bytes. Every place comes once,
-    /// in whatever order suits the store, and all of it happens before this returns.
+    /// Reads many blobs, **unverified**: `each` gets the place of a digest in `digests`, and its
+    /// bytes. Every place comes once, in any order, before this returns.
     ///
-    /// By default one [`get`](BlobStore::get) after the other.
+    /// The default calls [`get`](BlobStore::get) for each.
     ///
     /// ```
     /// use criu_rpc::{BlobStore, MemBlobStore};
@@ -239,7 +244,8 @@ pub trait BlobStore: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`Error::Missing`] if the store lacks one of them, and what `each` says. The rest does not come then.
+    /// [`Error::Missing`] if the store lacks one of them, and errors of `each`. The other blobs are
+    /// skipped then.
     fn get_many(
         &self,
         digests: &[Digest256],
@@ -251,10 +257,10 @@ pub trait BlobStore: fmt::Debug + Send + Sync {
             .try_for_each(|(place, digest)| each(place, &Wiped::from(self.get(digest)?)))
     }
 
-    /// Takes in many blobs that become durable together; see [`BlobBatch`].
+    /// Begins a batch of many blobs that become durable together; see [`BlobBatch`].
     ///
-    /// By default each is [`put`](BlobStore::put) by itself, at once. A store for which that is costly should better it: a
-    /// chunked capture is one batch of many small blobs.
+    /// The default calls [`put`](BlobStore::put) for each, at once. A store for which that is
+    /// costly should override it: a chunked capture is one batch of many small blobs.
     ///
     /// # Errors
     ///
@@ -263,10 +269,11 @@ pub trait BlobStore: fmt::Debug + Send + Sync {
         Ok(Box::new(OneByOne::new(self)))
     }
 
-    /// Begins a [batch](BlobStore::batch), and waits for that no longer than `until` allows. Captures begin theirs so, with
-    /// their deadline and token.
+    /// Begins a [batch](BlobStore::batch), and waits no longer than `until` allows. Captures call
+    /// this with their deadline and token.
     ///
-    /// By default it looks at `until` once. A store that may have to wait, for a lock or a server, should better that.
+    /// The default checks `until` once. A store that waits for a lock or a server should override
+    /// it.
     ///
     /// # Errors
     ///
@@ -276,11 +283,11 @@ pub trait BlobStore: fmt::Debug + Send + Sync {
         self.batch()
     }
 
-    /// Stores bytes under a name that is not their digest: what encryption needs, whose names must not tell what is
-    /// stored. Names have a room of their own; no digest finds them. Storing a name again replaces its bytes, wholly
-    /// or not at all.
+    /// Stores bytes under a name that is not their digest. Encryption needs this, because its names
+    /// must not reveal contents. Names are separate from digests. Storing a name again replaces its
+    /// bytes, completely or not at all.
     ///
-    /// By default the store cannot.
+    /// The default is an error.
     ///
     /// # Errors
     ///
@@ -290,17 +297,18 @@ pub trait BlobStore: fmt::Debug + Send + Sync {
         Err(no_names())
     }
 
-    /// The bytes of this name, as they were stored.
+    /// Returns the bytes of this name, as they were stored.
     ///
     /// # Errors
     ///
-    /// [`Error::Missing`] if there is no such name, [`Error::Corrupt`] if the store can tell that its bytes are damaged.
+    /// [`Error::Missing`] if the name does not exist, [`Error::Corrupt`] if the store detects that
+    /// its bytes are damaged.
     fn get_named(&self, name: &Digest256) -> Result<Vec<u8>> {
         let _ = name;
         Err(no_names())
     }
 
-    /// Whether the store has this name.
+    /// Returns true if the store has this name.
     ///
     /// # Errors
     ///
@@ -315,14 +323,14 @@ fn no_names() -> Error {
     Error::store("keep bytes under a name", "it keeps blobs by their digests only")
 }
 
-/// Takes in one blob, piece by piece; see [`BlobStore::writer`].
+/// Stores one blob, piece by piece; see [`BlobStore::writer`].
 ///
-/// Nothing is visible before [`commit`](BlobWriter::commit), and nothing is left of a writer that is dropped
-/// without it.
+/// Nothing is visible before [`commit`](BlobWriter::commit). A writer that is dropped without it
+/// leaves nothing.
 pub trait BlobWriter: Write + Send {
-    /// Stores what was written under `digest`, which the caller computed over exactly those bytes.
+    /// Stores the written bytes under `digest`, which the caller computed over exactly those bytes.
     ///
-    /// The caller vouches for the digest: a store may check it and may not.
+    /// The caller is responsible for the digest: a store need not check it.
     ///
     /// # Errors
     ///
@@ -331,7 +339,7 @@ pub trait BlobWriter: Write + Send {
     fn commit(self: Box<Self>, digest: &Digest256) -> Result<()>;
 }
 
-/// The writer of a store that has none of its own.
+/// The default writer of a store.
 struct Collected<'a, S: ?Sized> {
     store: &'a S,
     bytes: Vec<u8>,
@@ -416,7 +424,7 @@ pub(crate) fn fetch_into(
     Ok(())
 }
 
-/// Holds what a store has against the digest it has it under.
+/// Compares the bytes of a store with their digest.
 fn verify(digest: &Digest256, bytes: &[u8], what: impl FnOnce() -> String) -> Result<()> {
     let found = Digest256::of(bytes);
     if found != *digest {
@@ -425,7 +433,8 @@ fn verify(digest: &Digest256, bytes: &[u8], what: impl FnOnce() -> String) -> Re
     Ok(())
 }
 
-/// A pointer to a store is a store. Every method is passed on, so that what the store betters stays better.
+/// A pointer to a store is a store. It passes on every method, so overrides of defaults stay in
+/// effect.
 macro_rules! pointers {
     ($($pointer:ty),*) => {$(
         impl<S: BlobStore + ?Sized> BlobStore for $pointer {

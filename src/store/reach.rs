@@ -1,4 +1,4 @@
-//! What captures need of a store, and how they move to another.
+//! Finds the blobs that captures need, and copies captures to another store.
 
 use std::{
     collections::HashSet,
@@ -8,10 +8,10 @@ use std::{
 use super::{BlobStore, fetch};
 use crate::{Digest256, Error, Hasher, ProcsBlob, Result, Until, blob::Walked};
 
-/// All blobs that these captures need, their manifests included: what garbage collection must keep, and what a copy
-/// of them has to have.
+/// Returns all blobs that these captures need, including their manifests: those that a collection
+/// must keep, and that a copy must have.
 ///
-/// Of chunked captures the lists are read, and no memory.
+/// For chunked captures it reads the lists, but no memory.
 ///
 /// ```no_run
 /// use criu_rpc::{Digest256, FsBlobStore, reachable};
@@ -24,17 +24,18 @@ use crate::{Digest256, Error, Hasher, ProcsBlob, Result, Until, blob::Walked};
 ///
 /// # Errors
 ///
-/// [`Error::Capture`] for the first of them that cannot be read to the end, with [`Error::Missing`], [`Error::Corrupt`],
-/// [`Error::UnknownKind`] (of a newer version's) or whatever the store says in it.
+/// [`Error::Capture`] for the first capture that cannot be read completely. Its source is
+/// [`Error::Missing`], [`Error::Corrupt`], [`Error::UnknownKind`] (for a newer version's capture)
+/// or an error of the store.
 pub fn reachable(store: &(impl BlobStore + ?Sized), manifests: &[Digest256]) -> Result<HashSet<Digest256>> {
     reachable_until(store, manifests, &Until::forever())
 }
 
-/// Finds what is [`reachable`], but gives up where `until` says so.
+/// Finds blobs as [`reachable`] does, within the limit of `until`.
 ///
 /// # Errors
 ///
-/// As [`reachable`]; [`Error::Overdue`] or [`Error::Stopped`] where it gave up.
+/// As [`reachable`]; [`Error::Overdue`] or [`Error::Stopped`] if it stopped.
 pub fn reachable_until(
     store: &(impl BlobStore + ?Sized),
     manifests: &[Digest256],
@@ -82,8 +83,8 @@ fn read_manifest(store: &(impl BlobStore + ?Sized), digest: &Digest256) -> Resul
     if Digest256::of(&json) == *digest { Ok(json) } else { store.get(digest) }
 }
 
-/// Copies a capture to another store, as far as it is not there yet, and tells how many bytes that took. Every byte is
-/// verified on the way; the manifest comes last.
+/// Copies the blobs of a capture that another store lacks, and returns the number of copied bytes.
+/// Every byte is verified on the way; the manifest comes last.
 ///
 /// ```no_run
 /// use criu_rpc::{FsBlobStore, MemBlobStore, copy_capture};
@@ -96,8 +97,8 @@ fn read_manifest(store: &(impl BlobStore + ?Sized), digest: &Digest256) -> Resul
 ///
 /// # Errors
 ///
-/// [`Error::Missing`] or [`Error::Corrupt`] if the capture is not whole; whatever the stores say. What was copied by then
-/// may stay.
+/// [`Error::Missing`] or [`Error::Corrupt`] if the capture is incomplete; errors of the stores.
+/// Blobs that were copied before may stay.
 pub fn copy_capture(
     from: &(impl BlobStore + ?Sized),
     to: &(impl BlobStore + ?Sized),
@@ -106,11 +107,12 @@ pub fn copy_capture(
     copy_capture_until(from, to, digest, &Until::forever())
 }
 
-/// Copies as [`copy_capture`] does, but gives up where `until` says so.
+/// Copies as [`copy_capture`] does, within the limit of `until`.
 ///
 /// # Errors
 ///
-/// As [`copy_capture`]; [`Error::Overdue`] or [`Error::Stopped`] where it gave up. What was copied by then may stay.
+/// As [`copy_capture`]; [`Error::Overdue`] or [`Error::Stopped`] if it stopped. Blobs that were
+/// copied before may stay.
 pub fn copy_capture_until(
     from: &(impl BlobStore + ?Sized),
     to: &(impl BlobStore + ?Sized),
@@ -146,7 +148,7 @@ pub fn copy_capture_until(
     Ok(bytes)
 }
 
-/// How many blobs are asked for at once.
+/// The number of blobs in one request.
 const AT_ONCE: usize = 4096;
 
 /// Copies a blob of any length, unless it is there.

@@ -1,7 +1,8 @@
-//! [`Chunking`], and a capture of that kind: memory from criu's stream to the store, cut and hashed on the way.
+//! [`Chunking`], and chunked captures: memory goes from criu's stream to the store, and is cut and
+//! hashed on the way.
 //!
-//! [`cut`] takes a stream in and fills buffers, [`buffers`] lets them wait, and here workers make blobs of what is in
-//! them. All blobs of a capture are one batch of the store.
+//! [`cut`] receives a stream into buffers, [`buffers`] queues them, and workers here make blobs of
+//! their contents. All blobs of a capture are one batch of the store.
 
 mod buffers;
 mod cut;
@@ -39,11 +40,12 @@ use crate::{
     wiped::Wiped,
 };
 
-/// How a capture is cut into chunks; see [`ProcsCapture::chunked`](crate::ProcsCapture::chunked).
+/// Settings of a chunked capture; see [`ProcsCapture::chunked`](crate::ProcsCapture::chunked).
 ///
-/// Who captures again and again does it with one `Chunking`, or with copies of it: the [buffer](Chunking::buffer) is kept for the
-/// next capture as long as one of them lives, because fresh memory is what takes a capture most time. It is wiped
-/// when a capture ends. The kernel may take that memory back when it is short of it (`MADV_FREE`), although it counts as the program's until then.
+/// Reuse one `Chunking` for repeated captures; clones share its [buffer](Chunking::buffer). Fresh
+/// memory is the slowest part of a capture, so the buffer is kept as long as a clone lives. It is
+/// wiped when a capture ends. The kernel may reclaim its memory when memory runs short
+/// (`MADV_FREE`); until then it counts as the program's.
 ///
 /// ```no_run
 /// use criu_rpc::{Chunking, FsBlobStore, ProcsCapture};
@@ -70,11 +72,12 @@ impl Default for Chunking {
 }
 
 impl Chunking {
-    /// The size of a chunk of memory in bytes: 4096 to 262144, rounded up to a power of two. Chunks lie at multiples
-    /// of their size in the memory of a process.
+    /// Sets the size of a chunk of memory in bytes: 4096 to 262144, rounded up to a power of two.
+    /// Chunks begin at multiples of their size in the memory of a process.
     ///
-    /// Small ones cost least when little changes here and there, which is what programs do; large ones are fewer, for a store
-    /// that has no [batches](crate::BlobStore::batch) of its own. `docs/formats.md` has measurements.
+    /// Small chunks cost least for small scattered changes, which most programs make. Large chunks
+    /// are fewer, which suits a store without [batches](crate::BlobStore::batch) of its own.
+    /// `docs/formats.md` has measurements.
     #[must_use]
     pub fn chunk(mut self, bytes: u64) -> Chunking {
         let pages = bytes.div_ceil(PAGE_SIZE as u64).clamp(1, 64).next_power_of_two();
@@ -82,42 +85,47 @@ impl Chunking {
         self
     }
 
-    /// How much memory of the tree may wait to be hashed and stored, in bytes: at least some 8 MiB. While there is room, the
-    /// tree stands still only for as long as criu needs to send; beyond, criu has to wait for the store.
+    /// Limits the memory of the tree that waits to be hashed and stored, in bytes: at least some 8
+    /// MiB. While there is room, the tree is frozen only as long as criu needs to send. Beyond the
+    /// limit, criu waits for the store.
     ///
-    /// 16 bytes for each chunk that the tree may have are taken off, but half of it at most: so much at most does an
-    /// [`FsBlobStore`](crate::FsBlobStore) have to note of it, and so a capture takes hardly more memory for a large tree than for a small one.
+    /// The limit includes 16 bytes for each chunk of the tree, but at most half of it: that is the
+    /// index of an [`FsBlobStore`](crate::FsBlobStore). So a capture of a large tree takes hardly
+    /// more memory than that of a small one.
     #[must_use]
     pub fn buffer(mut self, bytes: u64) -> Chunking {
         self.buffer = bytes;
         self
     }
 
-    /// The capture that came before, which the manifest then names. Nothing else depends on it.
+    /// Names the previous capture in the manifest. Nothing else depends on it.
     #[must_use]
     pub fn parent(mut self, digest: Digest256) -> Chunking {
         self.parent = Some(digest);
         self
     }
 
-    /// Lets up to so many pre-dumps come before the dump, so that the trees stand still for less time: they take the memory
-    /// in while the trees run, and the dump only what changed since the last. Two or three are enough for most programs. There
-    /// are fewer if one brings little less than the one before, or less than 1 MiB.
+    /// Makes up to this many pre-dumps before the dump, so that the trees are frozen for less time.
+    /// Pre-dumps send memory while the trees run; the dump sends only later changes. Two or three
+    /// are enough for most programs. They stop early if one sends little less than the one before,
+    /// or less than 1 MiB.
     ///
-    /// The capture is the same as without: complete by itself, with the memory of the moment at which the trees stood still
-    /// for the dump. What pre-dumps brought and the trees then changed stays in the store until somebody
-    /// [collects](crate::FsBlobStore::gc) it. Each pre-dump stops the trees for a moment, too, and for as long as it takes to send
-    /// the memory that processes share, which is sent each time. For every page some 35 bytes of memory are needed here. The
-    /// [deadline](crate::ProcsCapture::deadline) is for all of it together.
+    /// The capture is the same as without pre-dumps: self-contained, with the memory of the moment
+    /// of the dump. Outdated chunks of pre-dumps stay in the store until a
+    /// [collection](crate::FsBlobStore::gc) removes them. Each pre-dump freezes the trees for a
+    /// moment, and while it sends memory that processes share, which is sent each time. Each page
+    /// needs some 35 bytes of this program's memory. The [deadline](crate::ProcsCapture::deadline)
+    /// covers all rounds together.
     ///
-    /// It needs a kernel that tracks changes of memory (`CONFIG_MEM_SOFT_DIRTY`) and criu 3.17. Where these are missing there
-    /// are no pre-dumps, and the capture is made all the same: [`Stored::pre_dumps`](crate::Stored::pre_dumps) tells. So it
-    /// is with a process that captures itself.
+    /// Pre-dumps need a kernel that tracks changes of memory (`CONFIG_MEM_SOFT_DIRTY`) and criu
+    /// 3.17. Without these, and for a process that captures itself, the capture has no pre-dumps:
+    /// see [`Stored::pre_dumps`](crate::Stored::pre_dumps).
     ///
-    /// [Chunks](Chunking::chunk) must be of 4096 bytes then: pages are what is tracked. The kernel keeps one mark of changes
-    /// for all who ask. Of captures of overlapping trees by this crate, one at a time can have pre-dumps, and the others
-    /// fail at once; but nobody else may clear the marks meanwhile (`/proc/<pid>/clear_refs`, and criu with
-    /// [`track_mem`](crate::DumpOptions::track_mem)), or changes are missed.
+    /// [Chunks](Chunking::chunk) must have 4096 bytes, because the kernel tracks pages. It has one
+    /// set of marks for all programs. If trees overlap, only one capture with pre-dumps can run at
+    /// a time, and others fail at once. **No other program may clear the marks meanwhile**
+    /// (`/proc/<pid>/clear_refs`, and criu with [`track_mem`](crate::DumpOptions::track_mem)):
+    /// changes would be missed.
     ///
     /// ```no_run
     /// use criu_rpc::{Chunking, FsBlobStore, ProcsCapture};
@@ -144,7 +152,7 @@ impl Chunking {
     }
 }
 
-/// Captures, in chunks.
+/// Makes a chunked capture.
 pub(super) fn run(job: &Job, chunking: &Chunking, store: &dyn BlobStore) -> Result<Outcome<Stored>> {
     chunking.check()?;
     let processors = thread::available_parallelism().map_or(1, |count| count.get());
@@ -178,7 +186,7 @@ pub(super) fn run(job: &Job, chunking: &Chunking, store: &dyn BlobStore) -> Resu
     }
 }
 
-/// Sends the workers home, even if a store panics.
+/// Stops the workers, also on panic.
 struct Closing<'a>(&'a Buffers);
 
 impl Drop for Closing<'_> {
@@ -187,7 +195,7 @@ impl Drop for Closing<'_> {
     }
 }
 
-/// What all threads of a capture share.
+/// The state that all threads of a capture share.
 struct Work<'a> {
     store: &'a dyn BlobStore,
     until: &'a Until,
@@ -195,15 +203,15 @@ struct Work<'a> {
     /// Open from the first blob to the commit.
     batch: RwLock<Option<Box<dyn BlobBatch + 'a>>>,
     buffers: Buffers,
-    /// Whether memory comes in rounds.
+    /// True if memory comes in rounds.
     tracked: AtomicBool,
-    /// The maps of memory that are being made, by the roots of their trees.
+    /// The unfinished maps of memory, by the roots of their trees.
     owners: Mutex<BTreeMap<i32, Owners>>,
-    /// What the round before came to, for each process.
+    /// The page digests of the previous round, for each process.
     known: Mutex<BTreeMap<(i32, PageOwner), Known>>,
-    /// How many bytes were new to the store.
+    /// The number of bytes that were new to the store.
     stored: AtomicU64,
-    /// What the store panicked with among the workers, which the caller is to have as it was.
+    /// The panic of a store in a worker, which is resumed in the caller.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
@@ -238,7 +246,7 @@ impl Work<'_> {
         batch.map_or(Ok(()), |batch| batch.commit())
     }
 
-    /// What a worker does until there is nothing more to do.
+    /// Runs a worker until no work is left.
     fn labour(&self, worker: usize) {
         if worker == 0 {
             Digest256::of_each(&[]); // what the first call does once, while the tree still runs
@@ -301,7 +309,7 @@ impl Work<'_> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What this round, the last, came to, as it is stored.
+    /// The maps of this last round, as they are stored.
     fn map(&self, root: i32, owner: PageOwner, map: &OwnerMap) -> Result<MemoryMap> {
         let chunk = self.chunking.chunk;
         if !map.tracked {
@@ -342,7 +350,7 @@ fn is_zero(bytes: &[u8]) -> bool {
     bytes.chunks(PAGE_SIZE).all(|page| *page == ZEROS[..page.len()])
 }
 
-/// The work, and where its workers live.
+/// The work, and the scope of its worker threads.
 struct Streaming<'scope, 'env, 'store> {
     work: &'env Work<'store>,
     processors: usize,
@@ -404,7 +412,7 @@ impl<'env> Streaming<'_, 'env, '_> {
         Ok(())
     }
 
-    /// Images and maps to blobs, and all of it durable.
+    /// Stores images and maps as blobs, and commits the batch.
     fn keep(&self, job: &Job, images: &Images<'_>) -> Result<Stored> {
         let work = self.work;
         let began = work.batch.read().unwrap_or_else(PoisonError::into_inner).is_some();
@@ -488,7 +496,7 @@ fn too_large(error: Error) -> Error {
     Error::store("keep the tree in chunks, of which readers take fewer; capture it as an archive", error)
 }
 
-/// What a store may have to note of each chunk, in bytes.
+/// The bytes of a store's index for each chunk.
 const NOTED: u64 = 16;
 
 /// The images in a folder that are not memory, in order.

@@ -1,7 +1,7 @@
-//! [`EncryptedBlobStore`]: blobs encrypted, in whatever store keeps names (feature `encryption`).
+//! [`EncryptedBlobStore`]: encrypted blobs, in any store that keeps names (feature `encryption`).
 //!
-//! `key` has the caller's key and what is derived from it, `record` encrypts one piece of bytes, `parts` cuts large blobs into
-//! many, `batch` is many blobs at once. What is stored is in `docs/encryption.md`, byte by byte.
+//! `key` has the caller's key and the derived keys, `record` encrypts one piece of bytes, `parts`
+//! cuts large blobs, `batch` stores many blobs at once. `docs/encryption.md` describes the format.
 
 mod batch;
 mod key;
@@ -30,39 +30,44 @@ use self::{
 use super::{BlobBatch, BlobStore, BlobWriter, FsBlobStore, Gc, reachable_until};
 use crate::{Digest256, Error, Result, Until, wiped::Wiped};
 
-/// Encrypts what another store keeps: memory of processes holds secrets.
+/// Encrypts the blobs of another store, because memory of processes holds secrets.
 ///
-/// The store beneath must keep names ([`BlobStore::put_named`]); that is all it is used for. Bytes are encrypted and
-/// authenticated with AES-256-GCM-SIV, under names that only the key can make of digests.
+/// The store beneath must keep names ([`BlobStore::put_named`]); nothing else of it is used. Bytes
+/// are encrypted and authenticated with AES-256-GCM-SIV, under names that only the key can derive
+/// from digests.
 ///
 /// # What it protects
 ///
-/// Whoever has the store beneath but not the [`Key`] cannot read blobs, nor tell whether a blob that they know is stored. They
-/// can damage and delete, not forge: a record that was changed, moved to another name, or put together from others is
-/// [`Error::Corrupt`], and none of its bytes is given out. A blob cannot be rolled back, for it is checked against its
-/// digest.
+/// A party with the store beneath but without the [`Key`] cannot read blobs, nor find out whether a
+/// known blob is stored. It can damage and delete, but not forge: a record that was changed, moved
+/// to another name, or combined from others is [`Error::Corrupt`], and none of its bytes is
+/// returned. A blob cannot be rolled back, because it is checked against its digest.
 ///
 /// # What it does not hide
 ///
-/// - How many records there are, when each was written, which were written together, and which are read.
-/// - How long blobs are. [`Padding`] makes that vaguer. A blob of more than 1 MiB is one record for each.
-/// - That two stores of one key have equal blobs: names follow from key and digest. Stores of different keys tell nothing
-///   of each other.
-/// - That bytes under a name of the caller's ([`put_named`](BlobStore::put_named)) are older ones of that name: someone who
-///   kept them can put them back.
+/// - The number of records, the times of their writing, which were written together, and which are
+///   read.
+/// - The length of blobs, which [`Padding`] makes vaguer. A large blob is one record for each 1
+///   MiB.
+/// - Equal blobs in two stores with one key: names follow from key and digest. Stores with
+///   different keys reveal nothing about each other.
+/// - A rollback of bytes under a name of the caller's ([`put_named`](BlobStore::put_named)): a
+///   party that kept older bytes can put them back.
 ///
 /// # Large blobs
 ///
-/// A writer has no more than two parts of 1 MiB in memory, and a reader one; [`read_range`](BlobStore::read_range) reads the
-/// parts that it needs. A writer that is dropped leaves parts in the store beneath that nobody finds, and a large blob
-/// that is put again leaves its older parts: a collection that keeps what [`names_of`](EncryptedBlobStore::names_of) tells removes them.
+/// A writer has at most two parts of 1 MiB in memory, and a reader one;
+/// [`read_range`](BlobStore::read_range) reads only the parts that it needs. A dropped writer
+/// leaves unused parts in the store beneath, and a large blob that is put again leaves its older
+/// parts. A collection that keeps the [`names_of`](EncryptedBlobStore::names_of) the needed blobs
+/// removes them.
 ///
 /// # Damage
 ///
-/// What the store beneath can do about damage ([`FsBlobStore::verify`], [`FsBlobStore::quarantine`]) it does for records, which need
-/// no key: call it on [`inner`](EncryptedBlobStore::inner). The digests that it tells are names of records then, and none of those
-/// that this store knows; [`names_of`](EncryptedBlobStore::names_of) tells which names a capture needs, from what is
-/// [`reachable`](crate::reachable).
+/// [`FsBlobStore::verify`] and [`FsBlobStore::quarantine`] work on records and need no key: call
+/// them on [`inner`](EncryptedBlobStore::inner). The digests in their results are names of records,
+/// not digests of this store. [`names_of`](EncryptedBlobStore::names_of) returns the names that a
+/// capture needs, from its [`reachable`](crate::reachable) blobs.
 ///
 /// # Examples
 ///
@@ -86,11 +91,11 @@ pub struct EncryptedBlobStore<S> {
     padding: Padding,
 }
 
-/// How far [`EncryptedBlobStore`] hides the length of what it stores.
+/// The padding with which [`EncryptedBlobStore`] hides lengths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Padding {
-    /// Not at all: a record is 41 bytes longer than what is in it.
+    /// No padding: a record is 41 bytes longer than its contents.
     #[default]
     None,
     /// Lengths are rounded up so that few remain, by at most 12 %: the scheme

@@ -1,5 +1,5 @@
-//! [`FsBlobStore::gc`], [`retain`](FsBlobStore::retain) and [`purge`](FsBlobStore::purge): removing what is not needed. How it goes
-//! is in [`collect`](super::collect).
+//! [`FsBlobStore::gc`], [`retain`](FsBlobStore::retain) and [`purge`](FsBlobStore::purge): remove
+//! unneeded blobs. [`collect`](super::collect) does the work.
 
 use std::{collections::HashSet, fs, io, path::Path, time::Duration};
 
@@ -14,7 +14,7 @@ use crate::{
     },
 };
 
-/// What a call of [`FsBlobStore::retain`] has done.
+/// The result of [`FsBlobStore::retain`], [`gc`](FsBlobStore::gc) or [`purge`](FsBlobStore::purge).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Gc {
@@ -65,13 +65,15 @@ pub(super) enum When {
 }
 
 impl FsBlobStore {
-    /// Keeps these captures, named by their manifests, and gets rid of all else, as [`retain`](FsBlobStore::retain) does: in
-    /// two calls, and of a pack of which most is needed not before more of it is needed no more. Until then a capture that is not kept
-    /// may still be restored, with a [`Warning`](crate::Warning), and [`Usage::condemned`](crate::Usage::condemned) counts what is left of
-    /// it. Where secrets must go, [`purge`](FsBlobStore::purge).
+    /// Keeps these captures, named by their manifests, and removes all others in two phases, as
+    /// [`retain`](FsBlobStore::retain) does. Unneeded blobs in a pack that is mostly needed stay
+    /// until less of it is needed. Until then a removed capture can still be restored, with a
+    /// [`Warning`](crate::Warning), and [`Usage::condemned`](crate::Usage::condemned) counts its
+    /// blobs. To remove secrets, use [`purge`](FsBlobStore::purge).
     ///
-    /// A capture that is not in the list yet is condemned at most, and comes back when the list of a later call has it: `grace` must be
-    /// longer than it takes from the end of a capture until its digest is in the list.
+    /// A new capture that is not in the list yet is only marked, and a later call whose list has it
+    /// removes the mark. So `grace` must be longer than the time from the end of a capture until
+    /// its digest is in the list.
     ///
     /// ```no_run
     /// use std::time::Duration;
@@ -95,8 +97,9 @@ impl FsBlobStore {
         self.gc_until(live, grace, &Until::forever())
     }
 
-    /// Collects as [`gc`](FsBlobStore::gc) does, but gives up where `until` says so: while it waits for another process that
-    /// has locked the store, and between the steps of its own work. What it has done by then is done.
+    /// Collects as [`gc`](FsBlobStore::gc) does, within the limit of `until`. It stops while it
+    /// waits for another process that has locked the store, or between its own steps. Finished
+    /// steps stay done.
     ///
     /// ```no_run
     /// use std::time::Duration;
@@ -113,31 +116,35 @@ impl FsBlobStore {
     ///
     /// # Errors
     ///
-    /// As [`gc`](FsBlobStore::gc); [`Error::Overdue`](crate::Error::Overdue) or [`Error::Stopped`](crate::Error::Stopped) where it
-    /// gave up. They name the lock and its holder.
+    /// As [`gc`](FsBlobStore::gc); [`Error::Overdue`](crate::Error::Overdue) or
+    /// [`Error::Stopped`](crate::Error::Stopped) if it stopped. They name the lock and its holder.
     pub fn gc_until(&self, live: &[Digest256], grace: Duration, until: &Until) -> Result<Gc> {
         self.retain_until(&reachable_until(self, live, until)?, grace, until)
     }
 
-    /// Keeps the blobs and names of `keep`, and gets rid of the others, safely while captures go on.
+    /// Keeps the blobs and names of `keep`, and removes all others. Safe while captures are in
+    /// progress.
     ///
-    /// Two phases: this call sweeps what an earlier one condemned at least `grace` ago and is still not in `keep`, and condemns
-    /// what is not in `keep` now. Condemned blobs are missing for those who store ([`contains`](crate::BlobStore::contains),
-    /// [`missing`](crate::BlobStore::missing), batches), and still given out to those who read. What comes into use
-    /// again before it is swept returns by the next call whose `keep` has it.
+    /// A call has two phases. It removes blobs that an earlier call marked at least `grace` ago and
+    /// that are still not in `keep`. Then it marks other blobs that are not in `keep`. Marked blobs
+    /// are missing for writers ([`contains`](crate::BlobStore::contains),
+    /// [`missing`](crate::BlobStore::missing), batches), and still readable. If a marked blob is
+    /// needed again, the next call whose `keep` has it removes the mark.
     ///
-    /// Time is measured by clocks that do not jump. A wall clock that jumps, or a reboot, may delay a sweep and does not hasten it. On
-    /// systems without `/proc` there is the wall clock alone.
+    /// A wall clock that jumps, or a reboot, can delay a removal, but never hasten it. Systems
+    /// without `/proc` use the wall clock alone.
     ///
-    /// So `grace` is to be longer than a capture takes from its first blob to the manifest that `keep` is made from. A call
-    /// waits some seconds for open batches to end, and then condemns nothing.
+    /// So `grace` must be longer than a capture takes from its first blob until its manifest is in
+    /// `keep`. A call waits some seconds for open batches to end, and otherwise marks nothing.
     ///
-    /// What lies in a pack of which most is needed stays on the disk until more of the pack is needed no more: rewriting it would
-    /// cost more than it frees. Until then it is counted as [condemned](crate::Usage::condemned). [`purge`](FsBlobStore::purge) does it
-    /// all the same.
+    /// Unneeded blobs in a pack that is mostly needed stay on the disk until less of the pack is
+    /// needed, because rewriting it would cost more than it frees. Until then they count as
+    /// [condemned](crate::Usage::condemned). [`purge`](FsBlobStore::purge) rewrites such packs,
+    /// too.
     ///
-    /// On a full disk packs that are not needed at all go first, which takes no room. A rewrite that finds no room is
-    /// [postponed](Gc::postponed). To note what is to go, the store keeps 256 KiB of room for itself (`gc.room`), as long as the disk has them.
+    /// On a full disk packs that are not needed at all are removed first, which needs no space. A
+    /// rewrite without space is [postponed](Gc::postponed). The store reserves 256 KiB for its
+    /// notes (`gc.room`), if the disk has them.
     ///
     /// ```
     /// use std::{collections::HashSet, time::Duration};
@@ -164,7 +171,8 @@ impl FsBlobStore {
         self.retain_until(keep, grace, &Until::forever())
     }
 
-    /// Collects as [`retain`](FsBlobStore::retain) does, but gives up as [`gc_until`](FsBlobStore::gc_until).
+    /// Collects as [`retain`](FsBlobStore::retain) does, and stops as
+    /// [`gc_until`](FsBlobStore::gc_until) does.
     ///
     /// # Errors
     ///
@@ -173,16 +181,19 @@ impl FsBlobStore {
         self.collect(keep, When::After(grace), until)
     }
 
-    /// Keeps these captures, and removes all else before it returns: also what lies in packs of which most is needed, what was set
-    /// aside as damaged, and what writers that died have left. For captures that hold secrets.
+    /// Keeps these captures, and removes all other data before it returns: also from packs that are
+    /// mostly needed, damaged data that was set aside, and leftovers of writers that died. For
+    /// captures with secrets.
     ///
-    /// There is no grace. A capture in progress, or one whose digest is not among `live`, is lost, even if its caller is told that
-    /// it was stored: call this when no captures are made. While a batch is open it does nothing, and says so.
+    /// There is no grace period. A capture in progress, or one whose digest is not in `live`, is
+    /// lost, even if its caller is told that it was stored. So call this when no captures are made.
+    /// While a batch is open it removes nothing, and fails.
     ///
-    /// Everything is gone if [`Gc::postponed`] is empty. Else the disk has no room to write anew what is needed of some packs, or a pack has
-    /// damage: call [`verify`](FsBlobStore::verify) and [`quarantine`](FsBlobStore::quarantine), make room, and call this again. What a file
-    /// system or a disk keeps of files that were removed is beyond the store: an `EncryptedBlobStore`
-    /// whose key is destroyed leaves nothing.
+    /// All of it is gone if [`Gc::postponed`] is empty. Otherwise the disk has no space to rewrite
+    /// some packs, or a pack is damaged: call [`verify`](FsBlobStore::verify) and
+    /// [`quarantine`](FsBlobStore::quarantine), free space, and call this again. A file system or a
+    /// disk may keep contents of removed files. Only an `EncryptedBlobStore` whose key is destroyed
+    /// leaves nothing readable.
     ///
     /// ```
     /// use criu_rpc::{BlobStore, FsBlobStore};
@@ -204,7 +215,8 @@ impl FsBlobStore {
         self.purge_until(live, &Until::forever())
     }
 
-    /// Removes as [`purge`](FsBlobStore::purge) does, but gives up as [`gc_until`](FsBlobStore::gc_until). Not everything is gone then.
+    /// Removes as [`purge`](FsBlobStore::purge) does, and stops as
+    /// [`gc_until`](FsBlobStore::gc_until) does. Some of the data is left then.
     ///
     /// # Errors
     ///
@@ -213,7 +225,8 @@ impl FsBlobStore {
         self.purge_all_but_until(&reachable_until(self, live, until)?, until)
     }
 
-    /// As [`purge`](FsBlobStore::purge), with the blobs and names to keep, as [`retain`](FsBlobStore::retain) has them.
+    /// Removes as [`purge`](FsBlobStore::purge) does, but takes the blobs and names to keep, as
+    /// [`retain`](FsBlobStore::retain) does.
     ///
     /// # Errors
     ///

@@ -11,9 +11,9 @@
 //! <root>/gc.clock, <root>/gc.room    what collections need: see [`clock`] and [`room`]
 //! ```
 //!
-//! A file is written in `tmp`, synced, renamed to its place, and the folder synced: whoever sees the name sees all the
-//! bytes, after a crash too. [`loose`] and [`names`] are single files, [`batch`] writes packs, [`catalog`] knows
-//! what is in them, [`read`] gets it out.
+//! A file is written in `tmp`, synced, renamed to its place, and the folder is synced. So a visible
+//! name always has all its bytes, also after a crash. [`loose`] and [`names`] are single files,
+//! [`batch`] writes packs, [`catalog`] indexes them, [`read`] reads from them.
 
 mod batch;
 mod catalog;
@@ -54,18 +54,19 @@ pub use self::{
 use super::{BlobBatch, BlobStore, BlobWriter};
 use crate::{Digest256, Error, Result, Until, private};
 
-/// A store in a folder, which any number of threads and processes may share.
+/// A store in a folder. Any number of threads and processes may share it.
 ///
-/// Blobs hold the memory of processes, secrets included: on Unix the folders that the store makes are 0700 and
-/// its files 0600. A blob is on the disk when [`put`](BlobStore::put) or [`commit`](BlobWriter::commit) returns.
-/// Between calls the store has no file open, save for those of writers and batches.
+/// Blobs hold the memory of processes, secrets included. So on Unix the store's folders have mode
+/// 0700, and its files 0600. A blob is on the disk when [`put`](BlobStore::put) or
+/// [`commit`](BlobWriter::commit) returns. Between calls only writers and batches have files open.
 ///
-/// Blobs that are put by themselves are files. Those of a [`batch`](BlobStore::batch) go into packs: one file that is
-/// synced once, and in which nothing is visible before the commit. With the feature `compression` packs are
-/// compressed, as far as that makes them smaller.
+/// Blobs that are put by themselves are files. Blobs of a [`batch`](BlobStore::batch) go into
+/// packs: one file that is synced once, and becomes visible with the commit. With the feature
+/// `compression` packs are compressed where that makes them smaller.
 ///
-/// Putting a blob by itself repairs it, if it is damaged. A batch takes what is there for whole, and so do chunked captures:
-/// [`verify`](FsBlobStore::verify) finds damage, and [`quarantine`](FsBlobStore::quarantine) has them store anew what they need of it.
+/// Putting a blob by itself repairs it if it is damaged. A batch, and so a chunked capture, assumes
+/// that existing blobs are undamaged. [`verify`](FsBlobStore::verify) finds damage. After
+/// [`quarantine`](FsBlobStore::quarantine), captures store the damaged blobs again.
 ///
 /// ```
 /// use criu_rpc::{BlobStore, FsBlobStore};
@@ -92,11 +93,11 @@ pub struct FsBlobStore {
 }
 
 impl FsBlobStore {
-    /// Opens the store in the folder `root`; makes what is missing, the folder itself included.
+    /// Opens the store in the folder `root`. Creates missing folders, also `root` itself.
     ///
-    /// Temporary files of writers that died are removed once they are a day old. On Unix a lock tells that a writer lives,
-    /// whatever the clock says. Elsewhere, or on a file system without locks, a writer or a batch that pauses for longer than a day may
-    /// find that it cannot commit.
+    /// Temporary files of writers that died are removed once they are a day old. On Unix a lock
+    /// shows that a writer lives, whatever the clock says. Elsewhere, or on a file system without
+    /// locks, a writer or a batch that pauses for more than a day may fail to commit.
     ///
     /// # Errors
     ///
@@ -141,7 +142,7 @@ impl FsBlobStore {
         self.root.join("lock")
     }
 
-    /// Sees what packs and loose blobs there are, for a batch.
+    /// Reads the lists of packs and loose blobs, for a batch.
     fn load_all(&self) -> Result<()> {
         self.catalog.refresh(|| self.load_marks())?;
         let mut loose = self.loose.lock().unwrap_or_else(PoisonError::into_inner);
@@ -159,7 +160,7 @@ impl FsBlobStore {
         Ok(())
     }
 
-    /// Has later batches find a blob that is a file now.
+    /// Notes a new loose blob, so that later batches find it.
     fn note_loose(&self, digest: &Digest256) {
         if let Some(loose) = &mut *self.loose.lock().unwrap_or_else(PoisonError::into_inner) {
             self.catalog.table.insert(digest, LOOSE);
@@ -167,7 +168,7 @@ impl FsBlobStore {
         }
     }
 
-    /// The blob, as far as is known what packs there are.
+    /// Reads the blob, with the packs that are known.
     fn find(&self, digest: &Digest256) -> Result<Option<Vec<u8>>> {
         let packed = self.catalog.hits(digest, false).and_then(|hits| self.first_good(hits.iter()));
         match packed {
@@ -177,7 +178,7 @@ impl FsBlobStore {
         }
     }
 
-    /// Whether a pack or a file has it, as far as is known what packs there are. What is condemned does not count.
+    /// Returns true if a known pack or a file has it. Condemned entries do not count.
     fn has(&self, digest: &Digest256) -> Result<bool> {
         Ok(self.catalog.hits(digest, false)?.iter().any(|hit| !hit.condemned) || self.is_loose(digest)?)
     }
@@ -187,7 +188,7 @@ impl FsBlobStore {
         Ok(path.is_file() || self.catalog.hits(name, true)?.iter().any(|hit| !hit.condemned))
     }
 
-    /// Tries again what may fail for want of knowing the newest packs, as long as there are any.
+    /// Repeats a search that may fail because of new packs, as long as new ones appear.
     fn again<T>(&self, attempt: impl Fn() -> Result<Option<T>>) -> Result<Option<T>> {
         for _ in 0..ATTEMPTS {
             let before = self.catalog.generation();
@@ -203,7 +204,7 @@ impl FsBlobStore {
         attempt()
     }
 
-    /// Sees what others have done meanwhile.
+    /// Reads changes by other processes.
     fn look_again(&self) -> Result<bool> {
         let packs = self.catalog.refresh(|| self.load_marks())?;
         Ok(self.load_marks()? || packs)
@@ -317,10 +318,11 @@ impl BlobStore for FsBlobStore {
     }
 }
 
-/// Removes temporary files that nobody writes to any more.
+/// Removes temporary files without a writer.
 ///
-/// Locks and age tell, not pids: several pid namespaces, or several machines, may share the folder. What cannot be
-/// removed belongs to another user, or is gone already. Folders are left to the next collection.
+/// It checks locks and age, not pids: several pid namespaces or machines may share the folder.
+/// Files that cannot be removed belong to another user, or are gone already. Folders are left to
+/// the next collection.
 fn remove_leftovers(tmp: &Path) {
     for entry in fs::read_dir(tmp).into_iter().flatten().flatten() {
         let written = entry.metadata().and_then(|metadata| metadata.modified());
@@ -341,11 +343,11 @@ struct Loose {
     noted: usize,
 }
 
-/// So many may be noted before the listing is renewed.
+/// The most noted blobs before the listing is renewed.
 const MANY_LOOSE: usize = 10_000;
 
 /// In the catalog's table: not a frame, but a file by itself.
 const LOOSE: u32 = u32::MAX - 1;
 
-/// A temporary file that has not been written to for so long belongs to nobody.
+/// A temporary file that was not written to for this long has no writer.
 const LEFTOVER: Duration = Duration::from_secs(24 * 60 * 60);

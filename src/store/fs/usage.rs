@@ -1,4 +1,4 @@
-//! [`FsBlobStore::usage`]: what is in the store, and what it takes.
+//! [`FsBlobStore::usage`]: counts the contents and the size of the store.
 
 use std::{fs, io, path::Path};
 
@@ -11,26 +11,26 @@ use super::{
 };
 use crate::{Error, Result};
 
-/// What a store has; see [`FsBlobStore::usage`].
+/// The contents of a store; see [`FsBlobStore::usage`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Usage {
-    /// Blobs that are not condemned. Copies count each.
+    /// Blobs that are not condemned. Each copy counts.
     pub blobs: Tally,
-    /// What has a name, and is not condemned.
+    /// Names that are not condemned.
     pub names: Tally,
-    /// What waits to be swept by [`FsBlobStore::retain`].
+    /// Blobs and names that wait to be removed by [`FsBlobStore::retain`].
     pub condemned: Tally,
-    /// How many packs there are.
+    /// The number of packs.
     pub packs: u64,
-    /// How many of the blobs and names are files by themselves.
+    /// The number of blobs and names that are single files.
     pub loose: u64,
     /// The lengths of all files, unfinished ones included.
     pub disk: u64,
 }
 
 impl FsBlobStore {
-    /// What is in the store, by its names and headers: no blob is read.
+    /// Counts the contents of the store, by names and headers, without reading blobs.
     ///
     /// ```
     /// use criu_rpc::{BlobStore, FsBlobStore};
@@ -61,7 +61,7 @@ impl FsBlobStore {
         Ok(usage)
     }
 
-    /// Counts, and tells whether a pack has gone meanwhile.
+    /// Counts, and returns whether a pack has gone meanwhile.
     fn count(&self, gone: &mut bool) -> io::Result<Usage> {
         let mut usage = Usage { disk: length_below(&self.root)?, ..Usage::default() };
         let length = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());

@@ -1,4 +1,4 @@
-//! [`FsBlobStore::verify`] reads everything, [`FsBlobStore::quarantine`] takes out what is damaged.
+//! [`FsBlobStore::verify`] reads all data, [`FsBlobStore::quarantine`] sets damaged data aside.
 
 use std::{
     collections::BTreeMap,
@@ -25,29 +25,29 @@ use crate::{
     store::pack::{Found, Frame, PackId, scan},
 };
 
-/// What [`FsBlobStore::verify`] has read.
+/// The result of [`FsBlobStore::verify`].
 #[derive(Debug, Clone, Default, Serialize)]
 #[non_exhaustive]
 pub struct Verified {
-    /// How many blobs are whole. Copies count each.
+    /// The number of undamaged blobs. Each copy counts.
     pub blobs: u64,
-    /// How many names are.
+    /// The number of undamaged names.
     pub names: u64,
-    /// How many bytes both have.
+    /// The bytes of both.
     pub bytes: u64,
-    /// What is not whole.
+    /// The damage.
     pub damage: Vec<Damage>,
 }
 
-/// Something that is damaged.
+/// A damaged blob or name, or a damaged part of a pack.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct Damage {
-    /// The digest of the blob, or the name; `None` for a part of a pack of which nobody can tell what it held.
+    /// The digest of the blob, or the name; `None` for a part of a pack whose contents are unknown.
     pub digest: Option<Digest256>,
-    /// Where it is.
+    /// The place of the damage.
     pub what: String,
-    /// What is wrong with it.
+    /// The problem.
     pub problem: String,
     #[serde(skip)]
     place: Place,
@@ -67,20 +67,22 @@ enum Place {
 }
 
 impl FsBlobStore {
-    /// Reads everything and names all that is damaged.
+    /// Reads all data and reports the damage.
     ///
-    /// Changes nothing: see [`quarantine`](FsBlobStore::quarantine). What was taken out before is not told again. A frame of a
-    /// pack that is compressed is damaged as a whole, with all blobs in it.
+    /// It changes nothing: see [`quarantine`](FsBlobStore::quarantine). Damage that was set aside
+    /// before is not reported again. A compressed frame of a pack is damaged as a whole, with all
+    /// its blobs.
     ///
-    /// Which captures suffer shows once the damage was taken out: they miss something of what they need. What is gone altogether,
-    /// with its file, is no damage that could be seen here, and shows so too. Captures that come later are not harmed: what is missing
-    /// they store anew, and mend the others by that. As long as damage is not taken out, batches, and so chunked captures, take what
-    /// is there for whole: verify now and then.
+    /// Once the damage is set aside, the affected captures lack blobs; the example finds them. It
+    /// also finds blobs whose file is gone altogether, which this call cannot see. Later captures
+    /// store missing blobs again, and so repair the others. Until damage is set aside, batches, and
+    /// so chunked captures, assume that existing blobs are undamaged: so verify regularly.
     ///
-    /// This does not tell that what was removed is gone. After [`gc`](FsBlobStore::gc) the blobs of a capture that is not kept stay on the
-    /// disk: until the grace is over, and in a pack that is mostly needed even longer. Such blobs are read and counted like any others;
-    /// [`Usage::condemned`](crate::Usage::condemned) counts them by themselves. What `quarantine` set aside stays too, in
-    /// `damaged`. [`purge`](FsBlobStore::purge) removes both before it returns.
+    /// This does not prove that removed data is gone. After [`gc`](FsBlobStore::gc) the blobs of a
+    /// removed capture stay on the disk until the grace period is over, and longer in a pack that
+    /// is mostly needed. They are read and counted like others;
+    /// [`Usage::condemned`](crate::Usage::condemned) counts them separately. Data that `quarantine`
+    /// set aside stays, too, in `damaged`. [`purge`](FsBlobStore::purge) removes both.
     ///
     /// ```no_run
     /// # use criu_rpc::{BlobStore, Digest256, FsBlobStore, reachable};
@@ -196,12 +198,13 @@ impl FsBlobStore {
         Ok(())
     }
 
-    /// Takes the damaged copies out, so that they are [`Error::Missing`] from here on, unless there is another copy,
-    /// and that putting them again repairs the store: a capture does it too, of what it needs.
+    /// Sets the damaged copies aside. From then on these blobs are [`Error::Missing`], unless there
+    /// is another copy. Putting them again repairs the store; captures do that for blobs that they
+    /// need.
     ///
-    /// Files are moved to the folder `damaged`. What is damaged in a pack is only noted there; the next
-    /// [`gc`](FsBlobStore::gc) writes what is whole to another pack and moves this one to that folder, which may be deleted
-    /// whenever nobody wants to look into it.
+    /// Files are moved to the folder `damaged`. Damage in a pack is only noted there. The next
+    /// [`gc`](FsBlobStore::gc) writes the undamaged blobs to another pack and moves this one to
+    /// that folder. Then the folder may be deleted.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! [`ObjectBlobStore`]: blobs as objects in somebody's cloud.
+//! [`ObjectBlobStore`]: blobs as objects in a cloud.
 //!
 //! ```text
 //! <prefix>/blobs/sha256/2c/2cf24dba…   a blob that was put by itself
@@ -9,8 +9,8 @@
 //! <prefix>/collections/<n>.begun       a collection, and when it has ended, <n>.done
 //! ```
 //!
-//! Start with [`remote`], which asks somebody's store from blocking threads; [`upload`] writes what is large, [`find`]
-//! reads what is in packs, [`batch`] makes them.
+//! Start with [`remote`], which calls the object store from blocking threads. [`upload`] writes
+//! large blobs, [`find`] reads from packs, [`batch`] writes packs.
 
 mod batch;
 mod catalog;
@@ -47,39 +47,46 @@ use self::{
 use super::{BlobBatch, BlobStore, BlobWriter, pack::PackId};
 use crate::{Digest256, Error, Result};
 
-/// A store in S3, Google Cloud Storage, Azure Blob Storage, on an HTTP server, or in whatever else
-/// [`object_store`] knows. This is how a capture moves to another machine.
+/// A store in S3, Google Cloud Storage, Azure Blob Storage, on an HTTP server, or in another
+/// service that [`object_store`] supports. It moves captures to other machines.
 ///
-/// A blob that is put by itself is an object. The many small ones of a [`batch`](BlobStore::batch) go into packs of some
-/// 64 MiB, each with an index that is written last. Large blobs are sent in parts, several at a time, and read in ranges,
-/// several ahead. What breaks off is tried again for as long as there is patience, three minutes unless told otherwise.
+/// A blob that is put by itself is an object. Small blobs of a [`batch`](BlobStore::batch) go into
+/// packs of some 64 MiB, each with an index that is written last. Large blobs are sent in parts,
+/// several at a time, and read in ranges, several ahead. Failed requests are retried for three
+/// minutes by default.
 ///
-/// The store blocks, and may be used from any thread, those of a `tokio` runtime included: it works on threads of its own.
-/// Any number of programs may share one place.
+/// The calls block, and may come from any thread, including those of a `tokio` runtime: the store
+/// has threads of its own. Any number of programs may share one prefix.
 ///
 /// # What it needs
 ///
-/// Permission to get, head, put, list and delete objects, and to copy them within the place. An HTTP server must know WebDAV
-/// (`PROPFIND`, `COPY` and `MKCOL` as it likes); there, large blobs are kept in memory until they are sent.
+/// Permission to get, head, put, list, delete and copy objects. An HTTP server must support WebDAV
+/// (`PROPFIND`, and optionally `COPY` and `MKCOL`); for it, large blobs are kept in memory until
+/// they are sent.
 ///
-/// Parts of uploads that were killed cannot be seen and still cost money: give the bucket a rule that ends multipart uploads
-/// after a day or so. Objects below `tmp/` that are a day old are removed by whoever writes next.
+/// Parts of interrupted uploads are invisible and still cost money: give the bucket a rule that
+/// aborts multipart uploads after a day or so. The next writer removes objects below `tmp/` that
+/// are a day old.
 ///
 /// # What may go wrong
 ///
-/// Blobs hold the memory of processes, secrets included, and the place's owner can read them: use a place that nobody else
-/// has a key to. [`get`](BlobStore::get) gives no byte that it has not verified. A blob that was found to be damaged counts as
-/// missing from then on, so that putting it again repairs it.
+/// Blobs hold the memory of processes, secrets included, and the owner of the bucket can read them:
+/// use a bucket to which only you have a key. [`get`](BlobStore::get) returns only verified bytes.
+/// A blob that was found damaged counts as missing from then on, so that putting it again repairs
+/// it.
 ///
-/// Nothing is collected while programs write: without a lock that ends with its holder nothing tells what a capture in progress relies
-/// on. [`collect`](ObjectBlobStore::collect) is for an owner who promises that no program does. Without such a moment,
-/// [copy](crate::copy_capture) the captures to keep to another prefix, and remove the first one once no program writes there.
+/// A collection is not possible while programs write: an object store has no lock that ends with
+/// its holder, so captures in progress are not visible. [`collect`](ObjectBlobStore::collect) is
+/// for an owner who promises that no program writes. Otherwise, [copy](crate::copy_capture) the
+/// captures to keep to another prefix, and remove the old prefix once no program writes there.
 ///
-/// TLS is `rustls` with `ring`. A program that wants other cryptography installs it as its default before it opens a store.
+/// TLS is `rustls` with `ring`. To use another cryptography provider, install it as the default
+/// before opening a store.
 ///
-/// Indexes of packs are read once, when the store is opened. What others add is found when a blob is not known: then the packs of the last hour
-/// are listed, by their names, and all packs if that was not done in the last ten seconds. So a capture that was just committed
-/// by another program is found at once, unless that program's clock is more than an hour behind.
+/// Indexes of packs are read once, when the store is opened. If a blob is unknown, the store lists
+/// the packs of the last hour, by their names, and all packs if it has not listed them in the last
+/// ten seconds. So a capture that another program has just committed is found at once, unless that
+/// program's clock is more than an hour behind.
 ///
 /// # Examples
 ///
@@ -94,9 +101,9 @@ use crate::{Digest256, Error, Result};
 pub struct ObjectBlobStore {
     remote: Arc<Remote>,
     catalog: Arc<RwLock<Catalog>>,
-    /// One at a time looks for new packs.
+    /// Held by the one thread that searches for new packs.
     refreshing: Mutex<Listed>,
-    /// The last collection that had ended when what is known of packs was read.
+    /// The last collection that had ended when the list of packs was read.
     turn: Mutex<Option<Turn>>,
     /// Single blobs that were found to be damaged, and not repaired since.
     damaged: Mutex<HashSet<Digest256>>,
@@ -109,7 +116,7 @@ pub struct ObjectBlobStore {
 impl ObjectBlobStore {
     /// Opens the store at a URL, with the credentials and settings of the environment.
     ///
-    /// | URL | Is |
+    /// | URL | Store |
     /// |---|---|
     /// | `s3://bucket/prefix` | S3, or what speaks like it; from `AWS_ACCESS_KEY_ID`, `AWS_REGION`, `AWS_ENDPOINT_URL` and so on |
     /// | `gs://bucket/prefix` | Google Cloud Storage; from `GOOGLE_SERVICE_ACCOUNT` and so on |
@@ -123,20 +130,22 @@ impl ObjectBlobStore {
     ///
     /// # Errors
     ///
-    /// [`Error::Store`] if the URL is none that is known, or if the store cannot be asked what packs it has.
+    /// [`Error::Store`] if the URL is unknown, or if the list of packs cannot be read.
     pub fn open(url: &str) -> Result<ObjectBlobStore> {
         ObjectBlobStore::open_with(url, [("from_env", "true")])
     }
 
     /// Opens the store at a URL with these options and nothing of the environment.
     ///
-    /// Options are called what [`object_store`] calls them: `access_key_id`, `secret_access_key`, `region`, `endpoint`,
+    /// Options have their names of [`object_store`]: `access_key_id`, `secret_access_key`,
+    /// `region`, `endpoint`,
     /// `allow_http`, `timeout`, `proxy_url` and many more. One that is not known is an error. Two are this store's own:
     ///
-    /// - `from_env`: whether the environment is read too; what is said here counts more. `false` if it is left out.
-    /// - `patience`: how many seconds one request may take, with all that is tried again for it; 180 if it is left out.
-    ///   Requests have up to 16 MiB, and four of them go at once: across a slow line more patience is needed. `timeout`, for
-    ///   one try, is half of it if it is left out.
+    /// - `from_env`: `true` reads the environment as well; these options override it. The default
+    ///   is `false`.
+    /// - `patience`: the seconds that one request may take, with all retries; the default is 180.
+    ///   Requests have up to 16 MiB, and four of them run at once, so a slow line needs more.
+    ///   `timeout`, for one try, is half of it by default.
     ///
     /// ```no_run
     /// use criu_rpc::ObjectBlobStore;
@@ -149,8 +158,8 @@ impl ObjectBlobStore {
     ///
     /// # Errors
     ///
-    /// As [`open`](ObjectBlobStore::open), and for an option that is not known or has no meaning. No error has a value of an
-    /// option in it, nor a password or query of a URL.
+    /// As [`open`](ObjectBlobStore::open), and for an unknown or invalid option. Errors never
+    /// contain values of options, nor the password or query of a URL.
     pub fn open_with<K: AsRef<str>, V: Into<String>>(
         url: &str,
         options: impl IntoIterator<Item = (K, V)>,
@@ -167,7 +176,7 @@ impl ObjectBlobStore {
         ObjectBlobStore::start(place.store, place.prefix, name, place.patience, place.secrets)
     }
 
-    /// A store below `prefix` in what the caller has made, and knows how to retry.
+    /// Uses the caller's own object store below `prefix`, with its own retries.
     ///
     /// ```
     /// use std::sync::Arc;
@@ -181,7 +190,7 @@ impl ObjectBlobStore {
     ///
     /// # Errors
     ///
-    /// [`Error::Store`] if the prefix is no path, or if the store cannot be asked what packs it has.
+    /// [`Error::Store`] if the prefix is not a path, or if the list of packs cannot be read.
     pub fn new(store: Arc<dyn ObjectStore>, prefix: &str) -> Result<ObjectBlobStore> {
         let name = format!("{store} at {prefix:?}");
         let prefix =
@@ -226,14 +235,14 @@ impl ObjectBlobStore {
         self.remote.path(&format!("names/{}/{hex}", &hex[..2]))
     }
 
-    /// The length of the object of a blob, if there is one.
+    /// The length of a blob's object, if it exists.
     fn size_of(&self, digest: &Digest256) -> Result<Option<u64>> {
         let (remote, path) = (Arc::clone(&self.remote), self.path_of(digest));
         let meta = self.remote.wait(async move { remote.head(&path).await })?;
         Ok(meta.map(|meta| meta.size))
     }
 
-    /// Writes an object, whatever was there before.
+    /// Writes an object, and replaces an older one.
     fn write(&self, path: Path, bytes: &[u8]) -> Result<()> {
         let mut upload = Upload::new(&self.remote, path);
         upload.write(bytes)?;
@@ -258,8 +267,8 @@ impl ObjectBlobStore {
         self.catalog.read().unwrap_or_else(PoisonError::into_inner).has(digest)
     }
 
-    /// Removes what writers that were killed have left, once, while others go on. A failure is no matter: somebody else
-    /// will try.
+    /// Removes leftovers of killed writers, once, in the background. A failure does not matter:
+    /// another writer will try.
     fn tidy(&self) {
         self.tidied.call_once(|| {
             let remote = Arc::clone(&self.remote);
@@ -384,7 +393,7 @@ impl BlobStore for ObjectBlobStore {
 }
 
 impl ObjectBlobStore {
-    /// Which of these are objects by themselves.
+    /// Returns those that are objects by themselves.
     fn singles_of(&self, digests: &[Digest256]) -> Result<HashSet<Digest256>> {
         let mut there = HashSet::new();
         if digests.len() > MANY {
@@ -493,8 +502,8 @@ impl ObjectBlobStore {
     }
 }
 
-/// The threads that everything is done on. They end with the store, without anybody waiting: it may be dropped by a thread
-/// of another runtime.
+/// The threads of the store. They end with it, without a wait: a thread of another runtime may drop
+/// it.
 struct Threads(Option<Runtime>);
 
 impl Threads {
@@ -514,14 +523,14 @@ impl Drop for Threads {
     }
 }
 
-/// From so many on, a listing of all is quicker than a question for each.
+/// From this number on, a listing of all is faster than a request for each.
 const MANY: usize = 500;
 
-/// How many questions are asked at a time.
+/// The number of concurrent requests.
 const ASKING: usize = 32;
 
-/// What S3 copies in one request, and a little less.
+/// A little less than S3 copies in one request.
 const COPIED_AT_ONCE: u64 = 4 * 1024 * 1024 * 1024;
 
-/// An object that is not whole, and so old, belongs to nobody.
+/// The age after which an incomplete object has no writer.
 const LEFTOVER: Duration = Duration::from_secs(24 * 60 * 60);
