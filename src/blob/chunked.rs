@@ -137,16 +137,16 @@ impl Listing {
         }
         let odd_file = |file: &&ImageFile| !is_image(&file.name) || file.name.starts_with("page");
         if let Some(file) = listing.files.iter().find(odd_file) {
-            return Err(corrupt(format!("{:?} is no name of an image", file.name)));
+            return Err(corrupt(format!("{:?} is not the name of an image", file.name)));
         }
         if let Some(odd) = listing.memory.iter().find(|memory| PageOwner::of_map(&memory.name).is_none()) {
-            return Err(corrupt(format!("{:?} is no name of a map", odd.name)));
+            return Err(corrupt(format!("{:?} is not the name of a map", odd.name)));
         }
         let packed = listing.files.iter().filter(|file| file.content.is_none());
         let bytes = packed.fold(0_u64, |bytes, file| bytes.saturating_add(file.bytes));
         let stands = listing.files.iter().filter_map(|file| Some((file, file.content?.bytes)));
         if bytes != listing.packed.bytes || stands.into_iter().any(|(file, bytes)| file.bytes != bytes) {
-            return Err(corrupt("its sizes do not fit each other".to_owned()));
+            return Err(corrupt("its sizes do not agree".to_owned()));
         }
         Ok(listing)
     }

@@ -82,11 +82,11 @@ impl MemoryMap {
         let (head, rest) = bytes.split_at_checked(HEAD).ok_or_else(|| corrupt("it is cut short"))?;
         let number = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
         if head[..8] != *MAGIC || number(12) != 4096 {
-            return Err(corrupt("it is none, or one of another kind"));
+            return Err(corrupt("it is not a memory map of a known version"));
         }
         let chunk = number(8);
         if !chunk.is_power_of_two() || u64::from(chunk) > WINDOW {
-            return Err(corrupt("its chunks have no size that we know"));
+            return Err(corrupt("its chunk size is not supported"));
         }
         let count = u64::from(number(16)) | u64::from(number(20)) << 32;
         let length = usize::try_from(count).ok().and_then(|count| count.checked_mul(RUN));
@@ -101,7 +101,7 @@ impl MemoryMap {
         let map = MemoryMap { chunk, runs, leaves };
         // A few runs can have more windows than anybody could count.
         if map.windows().take(map.leaves.len() + 1).count() != map.leaves.len() {
-            return Err(corrupt("it has not as many leaves as windows"));
+            return Err(corrupt("its numbers of leaves and windows differ"));
         }
         Ok(map)
     }
@@ -173,7 +173,7 @@ impl Leaf {
 
     /// The leaf that these bytes are, of so many chunks.
     pub(crate) fn decode(bytes: &[u8], chunks: usize) -> Result<Leaf> {
-        let corrupt = || Error::corrupt("the leaf of a window", "it does not fit the map that names it");
+        let corrupt = || Error::corrupt("the leaf of a window", "its length does not match its map");
         let (zeros, list) = bytes.split_first_chunk::<8>().ok_or_else(corrupt)?;
         let zeros = u64::from_le_bytes(*zeros);
         let mut digests = digests(list).ok_or_else(corrupt)?.into_iter();

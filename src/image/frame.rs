@@ -42,7 +42,7 @@ impl<R: Read> Frames<R> {
         let Some(bytes) = self.next_bytes()? else { return Ok(None) };
         if bytes.is_empty() {
             // All that we read has fields that criu requires.
-            return Err(self.corrupt("it has an entry of nothing"));
+            return Err(self.corrupt("it has an empty entry"));
         }
         M::decode(bytes.as_slice()).map(Some).map_err(|error| self.corrupt(&error.to_string()))
     }

@@ -98,7 +98,7 @@ impl<'a> Laying<'a> {
             while !piece.is_empty() {
                 let Some((image, left)) = open.as_mut().filter(|(_, left)| *left > 0) else {
                     let file = packed.next().ok_or_else(|| {
-                        Error::corrupt("the listing of a capture", "its sizes do not fit each other")
+                        Error::corrupt("the listing of a capture", "its sizes do not agree")
                     })?;
                     open = Some((create(file)?, file.bytes));
                     continue;
@@ -122,13 +122,16 @@ impl<'a> Laying<'a> {
         for (id, file) in (1..).zip(&listing.memory) {
             let map = file.read(&mut left, &get)?;
             let owner = PageOwner::of_map(&file.name)
-                .ok_or_else(|| Error::corrupt("the listing of a capture", "it has a map of nobody"))?;
+                .ok_or_else(|| Error::corrupt("the listing of a capture", "it has a map without an owner"))?;
             images.write_map(owner, id, &map.runs)?;
             memory.add(format!("pages-{id}.img"), map);
         }
         left.finish()?;
         if memory.bytes() != tree.memory_bytes {
-            return Err(Error::corrupt("the listing of a capture", "it has other sizes than the manifest"));
+            return Err(Error::corrupt(
+                "the listing of a capture",
+                "its sizes differ from those of the manifest",
+            ));
         }
         Ok(memory)
     }

@@ -11,7 +11,7 @@ pub(super) fn check(there: &Host, here: &Host) -> Result<()> {
     if here.cpu.is_empty() && !there.cpu.is_empty() {
         // The list can be read by everybody, so it is not that there is none: there was no
         // descriptor left, say.
-        return Err(Error::Host { problem: "what its processor can do could not be found out".to_owned() });
+        return Err(Error::Host { problem: "the features of its processor could not be read".to_owned() });
     }
     let missing: Vec<_> =
         there.cpu.iter().filter(|set| !here.cpu.contains(set)).map(String::as_str).collect();

@@ -24,7 +24,7 @@ pub(super) fn address(ask: &Ask<'_>, ours: bool) -> Result<Option<String>> {
         );
     }
     match opts.ps.as_ref().map(|ps| &ps.address) {
-        None => refused("ps", "say where criu is to serve the memory that `lazy_pages` leaves out"),
+        None => refused("ps", "set the address at which criu serves the memory that `lazy_pages` leaves out"),
         Some(None) => Ok(None), // on all addresses, as asked
         Some(Some(address)) if ours => Ok(Some(address.clone())),
         Some(Some(_)) => refused(

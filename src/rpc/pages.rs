@@ -194,7 +194,7 @@ impl Receiver<'_> {
             Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
                 Ok(false)
             }
-            Err(error) => Err(Error::io("answer criu about memory")(error)),
+            Err(error) => Err(Error::io("answer criu's page server request")(error)),
         }
     }
 
@@ -243,7 +243,7 @@ impl Receiver<'_> {
             Err(error) if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => {
                 Ok(false)
             }
-            Err(error) => Err(Error::io("hear criu about memory")(error)),
+            Err(error) => Err(Error::io("receive memory from criu")(error)),
         }
     }
 }

@@ -443,7 +443,9 @@ impl Exchange {
                     let Some(instead) = said.map_err(Error::io("send criu a message"))? else { continue };
                     instead
                 }
-                None => connection.hear(self.deadline, cancel).map_err(Error::io("hear criu"))?,
+                None => connection
+                    .hear(self.deadline, cancel)
+                    .map_err(Error::io("receive a message from criu"))?,
             };
             let stop = match heard {
                 Heard::Message(packet, descriptors) => match self.session.hear(&packet)? {

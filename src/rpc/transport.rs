@@ -343,7 +343,7 @@ fn above_streams(descriptor: OwnedFd) -> Result<OwnedFd> {
         return Ok(descriptor);
     }
     sys::duplicate_above(descriptor.as_fd(), 3)
-        .map_err(Error::io("move a descriptor off the standard streams"))
+        .map_err(Error::io("move a descriptor above the standard streams"))
 }
 
 /// The last mebibyte of a file, as text.

@@ -320,7 +320,7 @@ pub trait BlobStore: fmt::Debug + Send + Sync {
 }
 
 fn no_names() -> Error {
-    Error::store("keep bytes under a name", "it keeps blobs by their digests only")
+    Error::store("store bytes under a name", "it keeps blobs by digest only")
 }
 
 /// Stores one blob, piece by piece; see [`BlobStore::writer`].
@@ -374,7 +374,9 @@ pub(crate) fn fetch(
 ) -> Result<()> {
     let mut came = vec![false; digests.len()];
     store.get_many(digests, &mut |place, bytes| {
-        let digest = digests.get(place).ok_or_else(|| Error::store("find blobs", "it gave one too many"))?;
+        let digest = digests
+            .get(place)
+            .ok_or_else(|| Error::store("find blobs", "it returned more blobs than requested"))?;
         if Digest256::of(bytes) == *digest && !std::mem::replace(&mut came[place], true) {
             each(place, bytes)?;
         }
@@ -402,7 +404,9 @@ pub(crate) fn fetch_into(
 ) -> Result<()> {
     assert_eq!(digests.len(), places.len(), "each blob has a place");
     store.get_many(digests, &mut |place, bytes| {
-        let place = places.get(place).ok_or_else(|| Error::store("find blobs", "it gave one too many"))?;
+        let place = places
+            .get(place)
+            .ok_or_else(|| Error::store("find blobs", "it returned more blobs than requested"))?;
         if place.len() == bytes.len() {
             into[place.clone()].copy_from_slice(bytes);
         }

@@ -193,7 +193,7 @@ impl Buffers {
         let mut state = self.state();
         loop {
             if state.failed || state.closed {
-                return Err(Error::store("take memory in", "it has failed before"));
+                return Err(Error::store("receive memory", "it has failed before"));
             }
             if let Some(buffer) = state.free.pop() {
                 if state.is_tight() {
@@ -295,7 +295,7 @@ impl Buffers {
             state = self.wait(state);
         }
         match state.failed {
-            true => Err(Error::store("take memory in", "it has failed before")),
+            true => Err(Error::store("receive memory", "it has failed before")),
             false => Ok(()),
         }
     }
@@ -362,7 +362,7 @@ fn that_fit(bytes: u64) -> usize {
 }
 
 fn make() -> Result<Buffer> {
-    Buffer::new(SIZE).map_err(Error::io("get memory for a buffer"))
+    Buffer::new(SIZE).map_err(Error::io("allocate a buffer"))
 }
 
 #[cfg(test)]

@@ -139,7 +139,7 @@ impl<'a> Cutter<'a> {
             *pages |= (u64::MAX >> (WINDOW - here)) << first;
             let bytes = usize::try_from(here).unwrap_or(0) * PAGE_SIZE;
             let room = &mut filled.buffer[self.used..self.used + bytes];
-            memory.read_exact(room).map_err(Error::io("take memory in"))?;
+            memory.read_exact(room).map_err(Error::io("receive memory"))?;
             self.used += bytes;
             page += here;
             left -= here;
@@ -165,10 +165,10 @@ impl PageSink for Cutter<'_> {
 
     fn run(&mut self, run: PageRun, memory: &mut dyn Read) -> Result<()> {
         let Some((owner, _)) = &self.owner else {
-            return Err(Error::corrupt("criu's stream of memory", "it has pages of nobody"));
+            return Err(Error::corrupt("criu's stream of memory", "it has pages without an owner"));
         };
         if run.is_in_parent() && !owner.tracked {
-            return Err(Error::corrupt("criu's stream of memory", "it has pages of a dump before"));
+            return Err(Error::corrupt("criu's stream of memory", "it has pages of an earlier dump"));
         }
         let mut runs = owner.runs.lock().unwrap_or_else(PoisonError::into_inner);
         if runs.last().is_some_and(|last| last.address + last.bytes() > run.address) {

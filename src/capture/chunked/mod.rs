@@ -145,7 +145,7 @@ impl Chunking {
         match self.pre_dumps > 0 && self.chunk != 1 {
             true => Err(Error::Options {
                 option: "pre_dumps",
-                problem: "chunks must be of 4096 bytes, because pages are what is tracked".to_owned(),
+                problem: "chunks must have 4096 bytes, because the kernel tracks pages".to_owned(),
             }),
             false => Ok(()),
         }

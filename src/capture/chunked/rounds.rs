@@ -43,7 +43,7 @@ impl Known {
             } else if run.is_in_parent() {
                 // Before its pieces are gone through, for a run can claim to be of any length.
                 if before.is_none_or(|before| before.count(run) != run.pages) {
-                    return Err(corrupt(run, "were not in the dump before"));
+                    return Err(corrupt(run, "are not in the previous dump"));
                 }
                 for (window, pages) in pieces(run) {
                     let Some(old) = before.and_then(|before| before.0.get(&window)) else { continue };
@@ -53,13 +53,13 @@ impl Known {
                     held.chunks.extend(old.of(pages));
                 }
             } else {
-                return Err(corrupt(run, "are neither here nor in the dump before"));
+                return Err(corrupt(run, "are neither in this dump nor in the previous one"));
             }
         }
         let whole = known.0.values().all(|held| held.chunks.len() == held.pages.count_ones() as usize);
         match whole && brought.next().is_none() {
             true => Ok(known),
-            false => Err(Error::corrupt("criu's stream of memory", "its pages are not those of its runs")),
+            false => Err(Error::corrupt("criu's stream of memory", "its pages do not match its runs")),
         }
     }
 

@@ -77,7 +77,7 @@ impl<S: BlobStore> BlobBatch for EncryptedBatch<'_, S> {
 
     fn commit(self: Box<Self>) -> Result<()> {
         if self.failed.load(Ordering::Relaxed) {
-            return Err(Error::store("commit a batch", "not all that was put into it could be stored"));
+            return Err(Error::store("commit a batch", "an earlier put into it failed"));
         }
         let headers = self.headers.into_inner().unwrap_or_else(PoisonError::into_inner);
         if headers.is_empty() {

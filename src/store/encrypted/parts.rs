@@ -34,7 +34,7 @@ impl Parts {
             let length = u64::from_le_bytes(*length);
             (length > 0 && 0 < part && part <= LARGEST_PART).then_some(Parts { id: *id, length, part })
         };
-        whole().ok_or_else(|| Error::corrupt(what(), "its header says nothing that can be"))
+        whole().ok_or_else(|| Error::corrupt(what(), "its header is invalid"))
     }
 
     fn encode(&self) -> Vec<u8> {

@@ -53,7 +53,7 @@ struct Stray {
 impl FsBlobStore {
     pub(super) fn collect(&self, keep: &HashSet<Digest256>, when: When, until: &Until) -> Result<Gc> {
         let keep = &Keep::new(keep);
-        let collecting = || format!("collect what is unneeded in {}", self.root.display());
+        let collecting = || format!("collect unneeded blobs in {}", self.root.display());
         let doing = || Error::io(collecting());
         let _alone = Lock::exclusive(&self.root.join("gc.lock"), until, collecting)?;
         self.look_again()?;
@@ -68,7 +68,7 @@ impl FsBlobStore {
         self.load_marks()?;
         if when == When::Now {
             if gc.busy {
-                return Err(Error::store("remove what is unneeded now", "batches were open all the time"));
+                return Err(Error::store("remove unneeded blobs now", "batches were open all the time"));
             }
             rounds = self.rounds(when, now).map_err(doing())?;
             self.sweep(&rounds, keep, when, &mut gc)?;
@@ -88,7 +88,7 @@ impl FsBlobStore {
 
     /// Sweeps what is due, as far as that takes no room.
     fn sweep(&self, rounds: &[Round], keep: &Keep<'_>, when: When, gc: &mut Gc) -> Result<()> {
-        let doing = || Error::io(format!("collect what is unneeded in {}", self.root.display()));
+        let doing = || Error::io(format!("collect unneeded blobs in {}", self.root.display()));
         for round in rounds {
             self.review(round, keep, gc).map_err(doing())?;
         }

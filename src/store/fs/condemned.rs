@@ -37,7 +37,7 @@ impl FsBlobStore {
 
     /// Sees what is condemned and what is known to be damaged; tells whether that has changed.
     pub(super) fn load_marks(&self) -> Result<bool> {
-        let listing = || Error::io(format!("see what is condemned in {}", self.root.display()));
+        let listing = || Error::io(format!("read the lists of condemned blobs in {}", self.root.display()));
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let mut lists = Vec::new();
         for folder in entries(&self.condemned()).map_err(listing())?.iter().chain([&self.damaged()]) {
@@ -66,7 +66,7 @@ impl FsBlobStore {
 
     /// Opens a file that is condemned.
     pub(super) fn open_condemned(&self, kind: &str, digest: &Digest256) -> Result<Option<(PathBuf, File)>> {
-        let listing = Error::io(format!("see what is condemned in {}", self.root.display()));
+        let listing = Error::io(format!("read the lists of condemned blobs in {}", self.root.display()));
         for round in entries(&self.condemned()).map_err(listing)? {
             let path = round.join(kind).join(digest.hex());
             if let Some(file) = loose::open(&path)? {

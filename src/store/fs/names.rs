@@ -53,9 +53,9 @@ impl FsBlobStore {
         };
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(Error::io(format!("read the name {}", path.display())))?;
-        parse(name, bytes)
-            .map(Some)
-            .ok_or_else(|| Error::corrupt(format!("the name {}", path.display()), "its checksum is another"))
+        parse(name, bytes).map(Some).ok_or_else(|| {
+            Error::corrupt(format!("the name {}", path.display()), "its checksum does not match")
+        })
     }
 
     /// The newest bytes of a name, wherever they are.

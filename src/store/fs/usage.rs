@@ -48,7 +48,7 @@ impl FsBlobStore {
     ///
     /// [`Error::Io`] if the store cannot be read.
     pub fn usage(&self) -> Result<Usage> {
-        let reading = || Error::io(format!("look through the blob store in {}", self.root.display()));
+        let reading = || Error::io(format!("count the blobs in {}", self.root.display()));
         let mut usage = Usage::default();
         for _ in 0..ATTEMPTS {
             self.look_again()?;

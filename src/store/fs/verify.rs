@@ -145,7 +145,7 @@ impl FsBlobStore {
                 Found::Damaged(bytes) => verified.damage.push(Damage {
                     digest: None,
                     what: format!("bytes {} to {} of {}", bytes.start, bytes.end, pack()),
-                    problem: "there is no frame in them".to_owned(),
+                    problem: "they are not a frame".to_owned(),
                     place: Place::Region { pack: id, bytes },
                 }),
             });
@@ -210,7 +210,7 @@ impl FsBlobStore {
     ///
     /// [`Error::Io`] if the store cannot be changed.
     pub fn quarantine(&self, verified: &Verified) -> Result<()> {
-        let doing = || Error::io(format!("take out what is damaged in {}", self.root.display()));
+        let doing = || Error::io(format!("set damaged data aside in {}", self.root.display()));
         let mut packs: BTreeMap<PackId, Entries> = BTreeMap::new();
         for damage in &verified.damage {
             match (&damage.place, &damage.digest) {

@@ -270,7 +270,10 @@ impl ObjectBlobStore {
     fn still_mine(&self, turn: Turn) -> Result<()> {
         match self.last_turn()? == turn {
             true => Ok(()),
-            false => Err(Error::store(format!("collect in {}", self.remote.name), "another has taken over")),
+            false => Err(Error::store(
+                format!("collect in {}", self.remote.name),
+                "another collection has taken over",
+            )),
         }
     }
 

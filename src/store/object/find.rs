@@ -323,7 +323,7 @@ impl OpenFrame {
         // A name may be there twice, and then the last one counts: no hint.
         let index = self.head.find(digest, named, usize::MAX).ok_or_else(|| {
             let what = format!("the frame at {} of pack {}", self.head.at, self.head.pack.hex());
-            Error::corrupt(what, format!("its index says that {digest} is in it, and it is not"))
+            Error::corrupt(what, format!("its index lists {digest}, which it does not contain"))
         })?;
         Ok((&self.head.entries[index], &self.raw))
     }
@@ -393,7 +393,7 @@ fn open(spot: Spot, bytes: &[u8], name: &str) -> Result<OpenFrame> {
     let whole = head.filter(|frame| frame.head + frame.stored == bytes.len());
     let head = whole.ok_or_else(|| {
         let what = format!("the frame at {} of pack {} in {name}", spot.at, spot.pack.hex());
-        Error::corrupt(what, "its header is not that of a frame")
+        Error::corrupt(what, "it has an invalid frame header")
     })?;
     let mut scratch = Scratch::default();
     let raw = head.open(&bytes[head.head..], &mut scratch)?;

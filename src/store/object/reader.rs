@@ -41,7 +41,9 @@ impl Ahead {
             let (remote, path) = (Arc::clone(&self.remote), self.path.clone());
             self.coming.push_back(self.remote.start(async move {
                 let part = remote.range(&path, range).await?;
-                part.ok_or_else(|| Error::store(format!("read {path} in {}", remote.name), "it has gone"))
+                part.ok_or_else(|| {
+                    Error::store(format!("read {path} in {}", remote.name), "the object is gone")
+                })
             }));
         }
         self.coming.pop_front().map_or(Ok(Vec::new()), Task::wait)

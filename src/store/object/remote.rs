@@ -172,7 +172,7 @@ impl Remote {
         let part = self.what_is_left(path, range).await?;
         match part.as_ref().map_or(length, |bytes| bytes.len() as u64) {
             whole if whole == length => Ok(part),
-            _ => Err(Error::corrupt(format!("{path} in {}", self.name), "it is shorter than it was")),
+            _ => Err(Error::corrupt(format!("{path} in {}", self.name), "it became shorter")),
         }
     }
 
@@ -349,7 +349,7 @@ impl<T> Drop for Answer<T> {
 }
 
 fn ended() -> Error {
-    Error::store("go on", "a task of its own has ended without a word")
+    Error::store("continue", "an internal task ended without a result")
 }
 
 /// What was said, as text: the errors that it came from may have secrets in them.

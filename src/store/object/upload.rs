@@ -97,7 +97,7 @@ impl Upload {
                 Ok(())
             }
             Way::Waiting | Way::Ended => {
-                Err(Error::store("go on", "an upload that has ended was written to"))
+                Err(Error::store("continue", "an upload was written to after its end"))
             }
         }
     }
