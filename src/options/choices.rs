@@ -155,7 +155,8 @@ impl PageServerAddress {
         PageServerAddress { host: Some(host.into()), port }
     }
 
-    /// To listen on all addresses of IPv4, on this port. Whoever can reach it can write into the
+    /// To listen on all addresses of IPv4, on this port. Every client that reaches it can write
+    /// into the
     /// images.
     pub fn any(port: u16) -> PageServerAddress {
         PageServerAddress { host: None, port }

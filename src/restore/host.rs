@@ -9,7 +9,7 @@ pub(super) fn check(there: &Host, here: &Host) -> Result<()> {
         return Err(Error::Host { problem });
     }
     if here.cpu.is_empty() && !there.cpu.is_empty() {
-        // The list can be read by everybody, so it is not that there is none: there was no
+        // Every user can read the list, so it exists. The read failed because there was no
         // descriptor left, say.
         return Err(Error::Host { problem: "the features of its processor could not be read".to_owned() });
     }

@@ -55,7 +55,8 @@ const AHEAD: usize = 4;
 /// The size of a piece, in bytes.
 const PIECE: usize = 1 << 20;
 
-/// How many pieces are read after the consumer has complained, to find out whether the digest is
+/// The number of pieces that are read after the consumer has failed, to find out whether the digest
+/// is
 /// why.
 const AFTERWARDS: u32 = 256;
 
@@ -68,7 +69,7 @@ enum Hashed {
     GivenUp,
 }
 
-/// Reads the blob to its end, and for a while even if nobody listens: the digest is wanted in any
+/// Reads the blob to its end, and for a while even without a consumer: the digest is needed in any
 /// case.
 fn hash(
     mut blob: Box<dyn Read + Send + '_>,

@@ -76,7 +76,7 @@ impl<'a> Lend<'a> {
     }
 
     /// Lends criu's standard input, from which a restore with
-    /// [`shell_job`](crate::RestoreOptions::shell_job) takes the terminal. The default is none.
+    /// [`shell_job`](crate::RestoreOptions::shell_job) takes the terminal. By default it is empty.
     #[must_use]
     pub fn terminal(mut self, terminal: &'a impl AsFd) -> Lend<'a> {
         self.terminal = Some(terminal.as_fd());

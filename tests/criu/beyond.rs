@@ -1,4 +1,5 @@
-//! What criu dumps and could never restore: an error if the tree is to end, and a warning if it goes on.
+//! State that criu dumps and could never restore: an error if the tree is to end, and a warning if
+//! it goes on.
 
 
 

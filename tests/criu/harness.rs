@@ -57,7 +57,7 @@ pub(crate) fn main(parts: &[Part], tests: &[&'static [Test]]) {
     libtest_mimic::run(&arguments, trials.collect()).exit();
 }
 
-/// How many tests run at once unless the caller says otherwise. Most wait, for a program or for init.
+/// The default number of concurrent tests. Most of them wait, for a program or for init.
 const TESTS_AT_ONCE: usize = 4;
 
 /// Leads a session of its own, if that of the caller is led from outside of this pid namespace, as in a container:

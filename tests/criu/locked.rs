@@ -1,4 +1,4 @@
-//! Locks that somebody else has when the tree is to get them back: criu would wait, for ever.
+//! Locks of the tree that another process holds at the restore: criu would wait for ever.
 
 use std::{
     fs::{self, File},

@@ -22,7 +22,7 @@ modules! { many overdue soak }
 
 // Those of signals, of the ends of processes, and of what listens.
 modules! { signals }
-// What a tree needs that nobody has to say.
+// Options that a tree needs and the crate adds.
 modules! { beyond enclosed links order outside settings ways }
 
 // What criu loses by itself.

@@ -1,5 +1,5 @@
-//! What leads out of a tree and is none of its standard streams is told with the capture, and so is
-//! what waits in files that come back empty.
+//! A capture warns of files that lead out of a tree and are not standard streams, and of data in files
+//! that come back empty.
 
 use std::{
     fs::{self, File},

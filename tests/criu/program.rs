@@ -119,7 +119,7 @@ impl Program {
         let command = command.stdin(input.map_or(Stdio::piped(), Stdio::from));
         let command = command.stdout(output.map_or(Stdio::piped(), Stdio::from)).stderr(errors);
         let mut root = command.spawn().unwrap();
-        // Without one of the two there is a new one in its place, whose other end nobody has.
+        // Without one of the two there is a new one in its place, without a process at its other end.
         let (from, to) = crate::talk::pipe();
         let to = root.stdin.take().map_or(to, |input| std::os::fd::OwnedFd::from(input).into());
         let from = root.stdout.take().map_or(from, |output| std::os::fd::OwnedFd::from(output).into());

@@ -27,7 +27,7 @@ tests![
     what_a_killed_capture_leaves_is_gone_after_the_next,
 ];
 
-/// How many captures are killed. `CRIU_SOAK` says another number.
+/// The number of captures that are killed. `CRIU_SOAK` sets another number.
 const KILLS: usize = 12;
 
 fn what_a_killed_capture_leaves_is_gone_after_the_next() {

@@ -137,7 +137,7 @@ fn a_link_on_the_way_to_a_socket_is_refused() {
     let victim = Victim::start(&[&format!("listen={}", socket.display())]);
     let digest = home.capture([victim.pid()]).capture(&store).unwrap();
     victim.end();
-    let _ = fs::remove_file(&socket); // nobody listens there
+    let _ = fs::remove_file(&socket); // no process listens there
     link_folder(&own);
     let error = home.restore().restore(&store, &digest).unwrap_err();
     assert_replaced(&error, &socket, "own is a link to");

@@ -18,7 +18,7 @@ tests![
     a_revived_thread_polls_again,
 ];
 
-/// What a process tells of its settings, as text.
+/// The settings of a process, as text.
 const STATE: &str = "sub state { my $m = \"\\0\" x 8; syscall(204, 0, 8, $m); open(my $f, '<', '/proc/self/coredump_filter'); \
     my $c = <$f>; chomp $c; open(my $o, '<', '/proc/self/oom_score_adj'); my $a = <$o>; chomp $a; \
     return join(' ', unpack('Q', $m), syscall(252, 1, 0), syscall(157, 30, 0, 0, 0, 0), $c, $a, getpriority(0, 0)); }";

@@ -53,7 +53,7 @@ fn control_groups_are_restored_for_a_caller_that_ignores_sigterm() {
     apart("signals-groups");
 }
 
-/// How long a test may repeat its captures or restores.
+/// The time for which a test may repeat its captures or restores.
 const ROW: Duration = Duration::from_secs(3);
 
 const SIGNALS: [Signal; 7] = [

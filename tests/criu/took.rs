@@ -1,4 +1,4 @@
-//! Where the time of a restore goes is told by phase.
+//! A restore reports its time by phase.
 
 use std::{fs::File, time::Instant};
 

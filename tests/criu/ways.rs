@@ -69,7 +69,7 @@ pub(crate) const WAYS: [Way; 4] = [
     Way { ends: true, chunked: true },
 ];
 
-/// What a capture came to that made one.
+/// The result of a capture that succeeded.
 #[track_caller]
 pub(crate) fn stored(capture: criu_rpc::Result<Stored>) -> Stored {
     capture.or_explain()

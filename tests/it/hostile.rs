@@ -84,7 +84,7 @@ fn map(store: &MemBlobStore, windows: u32) -> String {
     content_of(store, &map)
 }
 
-/// What the work comes to, unless it takes as long as forever.
+/// The result of the work, unless it takes too long.
 #[track_caller]
 fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let (tell, told) = mpsc::channel();
@@ -92,7 +92,7 @@ fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     told.recv_timeout(Duration::from_secs(60)).expect("it goes on and on")
 }
 
-/// What is reachable from the capture, which a copy has too.
+/// The blobs that are reachable from the capture; a copy has them too.
 #[track_caller]
 fn walk(store: impl BlobStore + 'static, digest: Digest256) -> Result<usize> {
     in_time(move || {

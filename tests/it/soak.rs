@@ -9,7 +9,7 @@ use crate::{
     stores_packs::{blobs, digests, pairs},
 };
 
-/// What this process holds: kilobytes of memory, descriptors, threads.
+/// The resources of this process: kilobytes of memory, descriptors, threads.
 #[derive(Debug, Clone, Copy)]
 struct Held {
     memory: u64,

@@ -420,10 +420,10 @@ fn entries(pack: &Contents) -> impl Iterator<Item = &crate::store::pack::Entry> 
     pack.frames.iter().flat_map(|frame| &frame.entries)
 }
 
-/// How many requests are under way.
+/// The number of requests under way.
 const AT_ONCE: usize = 16;
 
-/// How often something is written while collections come and go.
+/// The number of writes while collections come and go.
 const TRIES: usize = 4;
 
 #[cfg(test)]

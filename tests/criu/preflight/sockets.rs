@@ -150,7 +150,7 @@ fn sockets_that_criu_does_not_know() {
     passes(victim.pid(), &defaults());
 }
 
-/// In a network namespace that lets everybody ping. criu and the look are in it as well.
+/// In a network namespace that lets all users ping. criu and the preflight are in it as well.
 fn sockets_for_pings() {
     if !dumps_tcp() {
         skip("it cannot dump internet sockets on newer kernels");

@@ -35,7 +35,7 @@ tests![
     a_placeholder_is_stored_if_criu_can_do_nothing_without_a_tree_either,
 ];
 
-/// What a name says behind a line break, or without one.
+/// The text of a name behind a line break, or without one.
 const WORDS: &[&str] = &[
     "No space left on device",
     "x\n(00.000001) Error (criuxc:1): No space left on device ",

@@ -72,7 +72,7 @@ fn own() -> i32 {
     i32::try_from(std::process::id()).expect("because the kernel's pids are positive integers")
 }
 
-/// Reaps what ended and was left to us. No child that somebody here waits for may exist.
+/// Reaps ended processes that we inherited. No other code here may be waiting for a child.
 pub(crate) fn reap_orphans() {
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
@@ -83,7 +83,7 @@ pub(crate) fn reap_orphans() {
     }
 }
 
-/// Kills and reaps all that descends from us. No child that somebody here waits for may exist.
+/// Kills and reaps all our descendants. No other code here may be waiting for a child.
 pub(crate) fn end_descendants() -> Result {
     let deadline = Instant::now() + PATIENCE;
     loop {

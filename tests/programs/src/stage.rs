@@ -38,7 +38,7 @@ pub(crate) struct Stage {
     extras: Vec<Extra>,
     kind: Kind,
     actor: Option<Actor>,
-    /// How long the program stood still.
+    /// The time that the program was frozen.
     pub(crate) frozen: Option<Duration>,
 }
 
@@ -392,5 +392,5 @@ impl Drop for Stage {
     }
 }
 
-/// How often a program is captured whose files change at that time.
+/// The attempts to capture a program whose files change meanwhile.
 const TRIES: u32 = 20;

@@ -185,13 +185,13 @@ impl Heard {
         self.shared.0.lock().unwrap_or_else(PoisonError::into_inner).passed
     }
 
-    /// What came after that place and was expected.
+    /// The expected output after that place.
     fn since(&self, start: usize) -> String {
         let buffer = self.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
         String::from_utf8_lossy(&buffer.bytes[start..buffer.passed]).into_owned()
     }
 
-    /// What was not expected yet.
+    /// The output that was not expected yet.
     fn rest(&self) -> String {
         let buffer = self.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
         String::from_utf8_lossy(&buffer.bytes[buffer.passed..]).into_owned()

@@ -8,7 +8,7 @@ pub(super) const PROGRAMS: &[Program] = &[
     Program::new("asyncio server and client", &["python3"], asyncio),
     Program::new("multiprocessing, fork", &["python3"], forked),
     Program::new("multiprocessing, spawn", &["python3"], spawned)
-        .limit("its named semaphores are files in `/dev/shm`, which the original goes on with: whoever goes back has to put those back, too, and this suite does not"),
+        .limit("its named semaphores are files in `/dev/shm`, which the original goes on using: to go back, restore those, too, which this suite does not"),
     Program::new("pytest mid-run", &["python3 pytest"], pytest),
     Program::new("ipykernel and client", &["python3 ipykernel", "python3 jupyter_client"], ipykernel),
 ];

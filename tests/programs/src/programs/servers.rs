@@ -321,7 +321,7 @@ func main() {
     })
 }
 
-/// Where Go keeps its standard library compiled: beside this program, so that it takes that time once.
+/// The folder of Go's compiled standard library: beside this program, so that it is compiled once.
 fn go_cache() -> Result<String> {
     let own = std::env::current_exe()?;
     let folder = own.parent().unwrap_or(&own).join("go-cache");
