@@ -17,8 +17,7 @@ use serde::Serialize;
 /// # let digest: criu_rpc::Digest256 = "".parse()?;
 /// let store = FsBlobStore::open("captures")?;
 /// let took = ProcsRestore::new().restore(&store, &digest)?.took;
-/// println!("{:?}, of which {:?} waiting for pids, and {:?} by criu", took.total(), took.wait,
-/// took.criu);
+/// println!("{:?}, of which {:?} waiting for pids, and {:?} by criu", took.total(), took.wait, took.criu);
 /// # Ok(())
 /// # }
 /// ```

@@ -8,7 +8,8 @@ use std::{
 
 use crate::{BlobWriter, Digest256, Hasher, Result, Until, wiped::Wiped};
 
-/// Writes to a store, and hashes in one thread beside it, which is started when there is enough to hash.
+/// Writes to a store, and hashes in one thread beside it, which is started when there is enough to
+/// hash.
 pub(super) struct Hashing<'a> {
     store: Box<dyn BlobWriter + 'a>,
     until: &'a Until,

@@ -1,5 +1,5 @@
-//! [`Preflight`]: obstacles to a dump of a tree, or to its restore, found before anything is frozen.
-//! [`Criu::preflight`](crate::Criu::preflight) makes one.
+//! [`Preflight`]: obstacles to a dump of a tree, or to its restore, found before anything is
+//! frozen. [`Criu::preflight`](crate::Criu::preflight) makes one.
 //!
 //! Sources are `/proc`, and the kernel's socket diagnosis for the peers of unix sockets. No process
 //! is stopped, traced or changed, and processes that end meanwhile are left out. File metadata

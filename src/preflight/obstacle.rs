@@ -46,8 +46,8 @@ pub enum Obstacle {
         /// The leader of its session.
         leader: Pid,
     },
-    /// A process outside the tree is in the session or the process group that this process leads. Until it ends, the
-    /// number is taken, and a restore fails.
+    /// A process outside the tree is in the session or the process group that this process leads.
+    /// Until it ends, the number is taken, and a restore fails.
     Shared {
         /// That process.
         by: Pid,
@@ -114,8 +114,9 @@ pub enum Obstacle {
     TcpInFlight,
     /// A UDP socket that holds a datagram back (`UDP_CORK`).
     CorkedSocket,
-    /// A unix socket with a connection that was not accepted yet. criu dumps a listener without the connections from outside
-    /// the tree. It refuses a connection that data was sent on already, and one that was closed before it was accepted.
+    /// A unix socket with a connection that was not accepted yet. criu dumps a listener without the
+    /// connections from outside the tree. It refuses a connection that data was sent on already,
+    /// and one that was closed before it was accepted.
     UnixInFlight,
     /// A unix socket whose other end is outside the tree.
     UnixOutside {
@@ -136,8 +137,8 @@ pub enum Obstacle {
         /// The device number of the file system it is on (`st_dev`).
         dev: u64,
     },
-    /// A terminal whose other side was closed. criu dumps it. Its own restore brings it back only as a standard stream;
-    /// [`ProcsRestore`](crate::ProcsRestore) always does.
+    /// A terminal whose other side was closed. criu dumps it. Its own restore brings it back only
+    /// as a standard stream; [`ProcsRestore`](crate::ProcsRestore) always does.
     HungTerminal,
     /// A file lock, or a lease.
     FileLock,

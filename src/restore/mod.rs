@@ -59,8 +59,7 @@ use crate::{
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let digest: Digest256 = "".parse()?;
 /// let store = FsBlobStore::open("captures")?;
-/// let mut restored = ProcsRestore::new().stdout(File::create("output")?).restore(&store,
-/// &digest)?;
+/// let mut restored = ProcsRestore::new().stdout(File::create("output")?).restore(&store, &digest)?;
 /// for warning in &restored.warnings {
 ///     eprintln!("warning: {warning}");
 /// }
@@ -247,8 +246,7 @@ impl ProcsRestore {
     /// use criu_rpc::{GrownFiles, ProcsRestore};
     ///
     /// // Cut the files back to their old size, too.
-    /// let restored = ProcsRestore::new().grown_files(GrownFiles::CutBack).restore(&store,
-    /// &digest)?;
+    /// let restored = ProcsRestore::new().grown_files(GrownFiles::CutBack).restore(&store, &digest)?;
     /// # Ok(())
     /// # }
     /// ```

@@ -25,12 +25,14 @@ use crate::{
     sys::{self, NoAdoption},
 };
 
-/// The tree that is to be restored as our child. If the restore fails, its root is our zombie; if it was cut short, the
-/// tree may live on, half made: below its root or, where that has ended already, as orphans.
+/// The tree that is to be restored as our child. If the restore fails, its root is our zombie; if
+/// it was cut short, the tree may live on, half made: below its root or, where that has ended
+/// already, as orphans.
 ///
-/// Numbers alone prove nothing: another restore can have got them meanwhile, or any process. So no two restores of one root
-/// run at once; a number must have been free when criu was told to begin, and criu must not complain that the root's is
-/// taken; and what is killed must be unlike an ordinary process, and be where criu's would be.
+/// Numbers alone prove nothing: another restore can have got them meanwhile, or any process. So no
+/// two restores of one root run at once; a number must have been free when criu was told to begin,
+/// and criu must not complain that the root's is taken; and what is killed must be unlike an
+/// ordinary process, and be where criu's would be.
 pub(super) struct Offspring {
     /// The root's number, claimed by us.
     root: Option<i32>,
@@ -68,7 +70,8 @@ impl Offspring {
             return nobody;
         }
         let pids = open_in(lend.images, "pstree.img").ok().and_then(|file| image::tree_pids(file).ok());
-        // A root with the number 1 is that of a pid namespace: none of these numbers is one of ours then.
+        // A root with the number 1 is that of a pid namespace: none of these numbers is one of ours
+        // then.
         let Some((&root, others)) =
             pids.as_deref().and_then(<[i32]>::split_first).filter(|(root, _)| **root > 1)
         else {
@@ -97,8 +100,8 @@ impl Offspring {
         }
     }
 
-    /// Reaps the root; kills what is left of the tree before, if criu left it to itself by not answering. `told` is the root
-    /// that criu told of, if it came that far.
+    /// Reaps the root; kills what is left of the tree before, if criu left it to itself by not
+    /// answering. `told` is the root that criu told of, if it came that far.
     pub(super) fn clear(self, unanswered: bool, told: Option<i32>, error: &Error) {
         let (Some(root), true) = (self.root, self.begun && self.name.is_some()) else { return };
         if is_our_child(root) && !sys::is_known_child(root) && !is_taken(root, error) {
@@ -114,7 +117,8 @@ impl Offspring {
         }
     }
 
-    /// Kills those whose parent in the tree has ended: they have been inherited, by us or by one above us.
+    /// Kills those whose parent in the tree has ended: they have been inherited, by us or by one
+    /// above us.
     fn kill_orphans(&self) {
         let above = procfs::lineage(own());
         let is_orphan = |pid: i32, stat: &procfs::Stat| {
@@ -135,7 +139,8 @@ impl Offspring {
 
     /// Kills a process with all its descendants, if it is what it should be; whether it was.
     fn kill_if(&self, pid: i32, is_it: impl FnOnce(&procfs::Stat) -> bool) -> bool {
-        // What is seen from here on is of this process: once it has ended and was reaped, no signal reaches another.
+        // What is seen from here on is of this process: once it has ended and was reaped, no signal
+        // reaches another.
         let Ok(pidfd) = sys::pidfd_open(pid) else { return false };
         let is_it = procfs::Stat::of(pid).is_ok_and(|stat| is_it(&stat));
         if is_it {
@@ -149,7 +154,8 @@ impl Offspring {
     }
 }
 
-/// Reaps our child; if it lives on although criu says that it failed, some time later: whatever it is, it leaves no zombie.
+/// Reaps our child; if it lives on although criu says that it failed, some time later: whatever it
+/// is, it leaves no zombie.
 fn reap(pid: i32) {
     let deadline = Instant::now() + PATIENCE;
     while let Ok(WaitStatus::StillAlive) = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG)) {
@@ -171,7 +177,8 @@ fn is_taken(pid: i32, error: &Error) -> bool {
     lines.any(|told| told.contains(&line))
 }
 
-/// Whether the process is in another time namespace than we are, as what criu restores is, so that its clocks go on.
+/// Whether the process is in another time namespace than we are, as what criu restores is, so that
+/// its clocks go on.
 fn has_clocks_of_its_own(pid: i32) -> bool {
     let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/time")).ok();
     namespace(&pid.to_string()).is_some_and(|its| namespace("self").is_some_and(|ours| its != ours))

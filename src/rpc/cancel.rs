@@ -10,7 +10,8 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::{Error, Result};
 
-/// Stops requests from another thread, or from a hook; see [`Criu::cancelled_by`](super::Criu::cancelled_by).
+/// Stops requests from another thread, or from a hook; see
+/// [`Criu::cancelled_by`](super::Criu::cancelled_by).
 ///
 /// Cancelling is final: later requests with the same token are cancelled at once. Clones are the
 /// same token.

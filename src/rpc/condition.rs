@@ -11,7 +11,8 @@ use crate::{
     procfs::{self, Stat},
 };
 
-/// The processes of a tree before criu was asked, and the state of each. Empty if the request is about no tree.
+/// The processes of a tree before criu was asked, and the state of each. Empty if the request is
+/// about no tree.
 #[derive(Debug, Default)]
 pub(super) struct Tree(BTreeMap<i32, char>);
 
@@ -29,8 +30,9 @@ impl Tree {
         Tree(processes.filter_map(|pid| Some((pid, Stat::of(pid).ok()?.state))).collect())
     }
 
-    /// Looks at every process and thread of the tree. After a criu that died (`criu_lost`), processes that ended meanwhile
-    /// count as damage: threads that it was in control of die of SIGTRAP.
+    /// Looks at every process and thread of the tree. After a criu that died (`criu_lost`),
+    /// processes that ended meanwhile count as damage: threads that it was in control of die of
+    /// SIGTRAP.
     pub(super) fn condition(&self, root: i32, tracer: Option<Pid>, criu_lost: bool) -> Condition {
         if criu_lost {
             thread::sleep(SETTLING);

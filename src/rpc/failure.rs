@@ -58,7 +58,8 @@ impl Gathering<'_, '_> {
         };
         let Condition { target, findings } = condition;
         let cause = match diagnose::cause(request, errno, lines) {
-            // All that criu says of a process whose first thread alone has ended is that it cannot detach from it.
+            // All that criu says of a process whose first thread alone has ended is that it cannot
+            // detach from it.
             Cause::NoSuchProcess if self.pid().is_some_and(ended_first_thread_alone) => {
                 Cause::UnsupportedThreads
             }
@@ -66,7 +67,8 @@ impl Gathering<'_, '_> {
             Cause::NoSuchProcess if tracer.is_some() => Cause::Untraceable,
             // Of a root that has ended criu learns nothing, and stumbles over that.
             Cause::CriuFault if target == Target::Gone => Cause::DeadRoot,
-            // Of a queue that has no path in any mount criu says the same as of a file of another mount namespace.
+            // Of a queue that has no path in any mount criu says the same as of a file of another
+            // mount namespace.
             Cause::FileOutsideMounts if self.pid().is_some_and(preflight::has_message_queue) => {
                 Cause::UnsupportedFile
             }
@@ -169,7 +171,8 @@ impl Gathering<'_, '_> {
         ended.and_then(|status| status.signal())
     }
 
-    /// Whether the criu that we started cannot do anything, and says nothing else. It has our privileges.
+    /// Whether the criu that we started cannot do anything, and says nothing else. It has our
+    /// privileges.
     fn lacks_privileges(&self, output: &diagnose::Output, message: Option<&str>) -> bool {
         const SYS_ADMIN: u64 = 1 << 21;
         const CHECKPOINT_RESTORE: u64 = 1 << 40;
@@ -178,7 +181,8 @@ impl Gathering<'_, '_> {
             |line: &str| line.contains("Permission denied") || line.contains("Operation not permitted");
         let mut lines = output.telling().chain(message);
         let says_so = lines.clone().next().is_none() || lines.any(refused);
-        // Of the calling thread, which started criu. What a program that root starts gets is not out of bounds.
+        // Of the calling thread, which started criu. What a program that root starts gets is not
+        // out of bounds.
         let may = |status: procfs::Status| match status.uids[1] {
             0 => status.bounding & SYS_ADMIN != 0,
             _ => status.effective & (SYS_ADMIN | CHECKPOINT_RESTORE) != 0,
@@ -203,7 +207,8 @@ impl Gathering<'_, '_> {
         fstat(lend.images).is_ok_and(|folder| folder.st_nlink == 0)
     }
 
-    /// The log, where it went to a file. One that nobody has written since we came is of an earlier request.
+    /// The log, where it went to a file. One that nobody has written since we came is of an earlier
+    /// request.
     fn log_file(&self) -> Option<String> {
         let opts = self.ask.opts.as_ref()?;
         let name = opts.log_file.as_deref().unwrap_or(LOG);
@@ -229,8 +234,8 @@ impl Gathering<'_, '_> {
         self.ask.opts.as_ref()?.pid.filter(|_| is_dump)
     }
 
-    /// Who traces a process of the tree. A criu that we started has ended by now; one that somebody else started may hold
-    /// the tree for an instant longer, or its like another tree.
+    /// Who traces a process of the tree. A criu that we started has ended by now; one that somebody
+    /// else started may hold the tree for an instant longer, or its like another tree.
     fn tracer(&self) -> Option<Pid> {
         let is_criu = |pid: &i32| self.remains.criu.is_some_and(|criu| procfs::lineage(*pid).contains(&criu));
         let tracer = preflight::tracers(Pid::from(self.pid()?)).find(|tracer| !is_criu(tracer));
@@ -256,7 +261,8 @@ pub(super) fn pid_in_use(pid: i32) -> Failure {
     Failure::foreseen(Request::Restore, Cause::PidInUse, vec![finding])
 }
 
-/// Opens a file in a folder, and nowhere else. A pipe of that name does not make us wait for its other end.
+/// Opens a file in a folder, and nowhere else. A pipe of that name does not make us wait for its
+/// other end.
 pub(super) fn open_in(folder: BorrowedFd<'_>, name: &str) -> io::Result<File> {
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
     let file: OwnedFd = openat(folder, name, flags, Mode::empty())?;

@@ -88,8 +88,8 @@ pub enum Event<'a> {
     /// The traffic may flow again. Sent also after a failed dump, even without a
     /// [`NetworkLock`](Event::NetworkLock). A refusal is ignored.
     NetworkUnlock,
-    /// All images are written, save for `stats-dump`, and the tree is still frozen. Refused: the tree goes
-    /// on, even if it was to be killed; the images are good.
+    /// All images are written, save for `stats-dump`, and the tree is still frozen. Refused: the
+    /// tree goes on, even if it was to be killed; the images are good.
     PostDump,
     /// A restore begins; nothing exists yet. Refused: the restore fails, nothing was made.
     PreRestore,

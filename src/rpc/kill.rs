@@ -48,8 +48,9 @@ use crate::{
 ///
 /// # Errors
 ///
-/// [`Error::Io`] if a signal may not be sent, or the tree has not ended ten seconds later. [`Error::Process`] for a number
-/// that is none of a process, and for this process and its ancestors.
+/// [`Error::Io`] if a signal may not be sent, or the tree has not ended ten seconds later.
+/// [`Error::Process`] for a number that is none of a process, and for this process and its
+/// ancestors.
 pub fn kill_tree(pid: impl Into<Pid>) -> Result<()> {
     let pid = pid.into();
     preflight::check_number(pid)?;
@@ -64,12 +65,13 @@ pub fn kill_tree(pid: impl Into<Pid>) -> Result<()> {
     }
 }
 
-/// Kills all processes of a session with their descendants, as [`kill_tree`] kills a tree. A session without processes is
-/// fine.
+/// Kills all processes of a session with their descendants, as [`kill_tree`] kills a tree. A
+/// session without processes is fine.
 ///
-/// A session has the number of the process that leads it, or did. It holds processes together that no tree does any more:
-/// `(server &)` in a shell leaves the shell's tree as soon as its parent ends, and stays in the shell's session. While it
-/// lives, the session's number is taken, and a capture of the shell cannot be revived.
+/// A session has the number of the process that leads it, or did. It holds processes together that
+/// no tree does any more: `(server &)` in a shell leaves the shell's tree as soon as its parent
+/// ends, and stays in the shell's session. While it lives, the session's number is taken, and a
+/// capture of the shell cannot be revived.
 ///
 /// ```no_run
 /// # let mut shell = std::process::Command::new("setsid").arg("my-shell").spawn()?;
@@ -90,7 +92,8 @@ pub fn kill_session(session: impl Into<Pid>) -> Result<()> {
     }
     kill(Vec::new(), |known| {
         let members = procfs::processes().filter(|pid| !known.contains(pid) && is_in(*pid));
-        // Another process can have taken a number since it was read. One that is in the session is meant, too.
+        // Another process can have taken a number since it was read. One that is in the session is
+        // meant, too.
         members.filter_map(|pid| Member::open(pid, || is_in(pid))).collect()
     })
 }
@@ -106,13 +109,14 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 struct Member {
     pid: i32,
-    /// `None` if the program has no descriptor left for it: then the number has to do. Its parent is stopped, and cannot
-    /// reap it, so the number stays its own.
+    /// `None` if the program has no descriptor left for it: then the number has to do. Its parent
+    /// is stopped, and cannot reap it, so the number stays its own.
     pidfd: Option<OwnedFd>,
 }
 
-/// Kills these and all below them, and what `others` finds once those are stopped, until it finds no more. It is told
-/// what is known. Whatever fails on the way, all are killed; the first failure is told.
+/// Kills these and all below them, and what `others` finds once those are stopped, until it finds
+/// no more. It is told what is known. Whatever fails on the way, all are killed; the first failure
+/// is told.
 fn kill(roots: Vec<Member>, others: impl Fn(&HashSet<i32>) -> Vec<Member>) -> Result<()> {
     let mut known: HashSet<i32> = roots.iter().map(|root| root.pid).collect();
     let mut members = roots;
@@ -123,7 +127,8 @@ fn kill(roots: Vec<Member>, others: impl Fn(&HashSet<i32>) -> Vec<Member>) -> Re
             result = result.and(member.signal(Signal::SIGSTOP, "stop"));
             let is_child = |pid| Stat::of(pid).is_ok_and(|stat| stat.parent == member.pid);
             let children = procfs::children(member.pid).into_iter().filter(|pid| !known.contains(pid));
-            // Another process can have taken the number since it was read. A child of the member still is one.
+            // Another process can have taken the number since it was read. A child of the member
+            // still is one.
             let found: Vec<_> = children.filter_map(|pid| Member::open(pid, || is_child(pid))).collect();
             known.extend(found.iter().map(|member| member.pid));
             members.extend(found);
@@ -185,8 +190,8 @@ impl Heir {
     }
 }
 
-/// Returns true if the process has this ancestor. Those in `known`, which are found to have not, are not
-/// looked at again.
+/// Returns true if the process has this ancestor. Those in `known`, which are found to have not,
+/// are not looked at again.
 fn descends_from(pid: i32, ancestor: i32, known: &mut HashSet<i32>) -> bool {
     let mut next = pid;
     while next > 0 && known.insert(next) {
@@ -199,7 +204,8 @@ fn descends_from(pid: i32, ancestor: i32, known: &mut HashSet<i32>) -> bool {
 }
 
 impl Member {
-    /// The process of this number, if it is the one that is meant once it cannot become another any more.
+    /// The process of this number, if it is the one that is meant once it cannot become another any
+    /// more.
     fn open(pid: i32, is_it: impl FnOnce() -> bool) -> Option<Member> {
         let pidfd = match sys::pidfd_open(pid) {
             Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => return None,

@@ -60,10 +60,10 @@ impl<'a> Lend<'a> {
     /// Replaces the resource `key` by this file, in the whole tree. `criu --inherit-fd`.
     ///
     /// The key is a [`Key`](super::Key), or criu's text for it: `pipe:[inode]`, `socket:[inode]`,
-    /// `file[mount:inode]` and `tty[rdev:dev]` (hexadecimal), a path without its leading slash ([`Key::Path`](super::Key) takes
-    /// it off; criu does not find one that has it), or the label that the resource got as an
-    /// [`external`](crate::DumpOptions::external) one. For a capture there is
-    /// [`ProcsRestore::inherit`](crate::ProcsRestore::inherit).
+    /// `file[mount:inode]` and `tty[rdev:dev]` (hexadecimal), a path without its leading slash
+    /// ([`Key::Path`](super::Key) takes it off; criu does not find one that has it), or the label
+    /// that the resource got as an [`external`](crate::DumpOptions::external) one. For a capture
+    /// there is [`ProcsRestore::inherit`](crate::ProcsRestore::inherit).
     ///
     /// criu silently ignores a key that matches no resource of the images: then the resource is
     /// restored from the images, or is missing if it is external. Make the key with
@@ -116,8 +116,8 @@ impl<'a> Lend<'a> {
         Ok(())
     }
 
-    /// Names the files in `opts`, and returns those that criu must inherit; `first` is the number that the first
-    /// of them will have there.
+    /// Names the files in `opts`, and returns those that criu must inherit; `first` is the number
+    /// that the first of them will have there.
     pub(super) fn describe(&self, opts: &mut CriuOpts, first: i32) -> Vec<BorrowedFd<'a>> {
         // criu opens these two through our entry in /proc, by our number.
         opts.images_dir_fd = self.images.as_raw_fd();

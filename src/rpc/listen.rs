@@ -1,8 +1,8 @@
 //! The address at which criu serves memory: never wider than the caller said.
 //!
 //! A request can give the address to a criu that sends memory, and to a page server that receives
-//! it. A criu that serves memory (`lazy_pages`) takes only the port from the request, and would listen
-//! on all addresses.
+//! it. A criu that serves memory (`lazy_pages`) takes only the port from the request, and would
+//! listen on all addresses.
 
 use super::talk::{Ask, Files};
 use crate::{Error, Request, Result};
@@ -11,7 +11,8 @@ use crate::{Error, Request, Result};
 ///
 /// # Errors
 ///
-/// [`Error::Options`] if criu would listen on all addresses unasked. `ours` is whether criu is started here.
+/// [`Error::Options`] if criu would listen on all addresses unasked. `ours` is whether criu is
+/// started here.
 pub(super) fn address(ask: &Ask<'_>, ours: bool) -> Result<Option<String>> {
     let serves = matches!(ask.request, Request::Dump | Request::PageServer | Request::PageServerChild);
     let Some(opts) = ask.opts.as_ref().filter(|opts| serves && opts.lazy_pages == Some(true)) else {

@@ -3,7 +3,8 @@
 //! It is for callers that know criu. [`ProcsCapture`](crate::ProcsCapture) and
 //! [`ProcsRestore`](crate::ProcsRestore) find the right options by themselves.
 
-// `session` knows the protocol and no socket, `transport` knows the socket and no protocol, and `talk` brings the two together.
+// `session` knows the protocol and no socket, `transport` knows the socket and no protocol, and
+// `talk` brings the two together.
 
 mod abandon;
 pub(crate) mod cancel;
@@ -187,8 +188,8 @@ impl Criu {
         self
     }
 
-    /// Lets this token cancel every request, as safely as [`deadline`](Criu::deadline) does. It ends with
-    /// [`Error::Cancelled`].
+    /// Lets this token cancel every request, as safely as [`deadline`](Criu::deadline) does. It
+    /// ends with [`Error::Cancelled`].
     ///
     /// ```no_run
     /// use criu_rpc::{Cancel, Criu};
@@ -209,7 +210,8 @@ impl Criu {
     ///
     /// # Errors
     ///
-    /// [`Error::NoCriu`], with the paths that were tried; [`Error::Options`] for a criu that we do not start.
+    /// [`Error::NoCriu`], with the paths that were tried; [`Error::Options`] for a criu that we do
+    /// not start.
     pub fn program(&self) -> Result<PathBuf> {
         match &self.reach {
             Reach::Swrk(program) => swrk::find(program.as_deref()),
@@ -244,7 +246,8 @@ impl Criu {
     ///
     /// [`Error::Criu`], whose [`Failure`](crate::Failure) says what is missing.
     pub fn check(&self) -> Result<()> {
-        // Before 4.2 criu insists on a folder, and would write a log into it if it were not for log_to_stderr.
+        // Before 4.2 criu insists on a folder, and would write a log into it if it were not for
+        // log_to_stderr.
         let root = File::open("/").map_err(Error::io("open /"))?;
         let opts = CriuOpts { log_to_stderr: Some(true), ..options() };
         self.talk(Ask {
@@ -291,8 +294,8 @@ impl Criu {
     ///
     /// # Errors
     ///
-    /// [`Error::Process`] if `pid` is not a process that can be dumped, and what [`features`](Criu::features) says
-    /// if criu had to be asked.
+    /// [`Error::Process`] if `pid` is not a process that can be dumped, and what
+    /// [`features`](Criu::features) says if criu had to be asked.
     ///
     /// # Examples
     ///
@@ -322,9 +325,10 @@ impl Criu {
     ///
     /// # Errors
     ///
-    /// [`Error::Process`] if `pid` is not a process that can be dumped. [`Error::Criu`] with everything that criu told;
-    /// [`Error::Refused`] if a hook refused. In all these cases the tree goes on as it was. [`Error::Gone`] if criu itself
-    /// died, [`Error::TimedOut`] past the [`deadline`](Criu::deadline).
+    /// [`Error::Process`] if `pid` is not a process that can be dumped. [`Error::Criu`] with
+    /// everything that criu told; [`Error::Refused`] if a hook refused. In all these cases the tree
+    /// goes on as it was. [`Error::Gone`] if criu itself died, [`Error::TimedOut`] past the
+    /// [`deadline`](Criu::deadline).
     pub fn dump(
         &self,
         pid: impl Into<Pid>,
@@ -344,14 +348,16 @@ impl Criu {
         Ok(Dumped { version, interrupted: interrupted(&output) })
     }
 
-    /// Writes the memory of a running tree into the lent folder, to make a later dump shorter: name the folder there as
-    /// [`parent_img`](DumpOptions::parent_img), and set [`track_mem`](DumpOptions::track_mem). `criu pre-dump`. criu
-    /// 3.17; needs a kernel that tracks changes of memory.
+    /// Writes the memory of a running tree into the lent folder, to make a later dump shorter: name
+    /// the folder there as [`parent_img`](DumpOptions::parent_img), and set
+    /// [`track_mem`](DumpOptions::track_mem). `criu pre-dump`. criu 3.17; needs a kernel that
+    /// tracks changes of memory.
     ///
     /// # Errors
     ///
-    /// [`Error::Process`] if `pid` is not a process that can be dumped. [`Error::Criu`] with everything that criu told,
-    /// and with [`Cause::MemoryTracking`](crate::Cause::MemoryTracking) if the kernel does not track memory. The tree runs on.
+    /// [`Error::Process`] if `pid` is not a process that can be dumped. [`Error::Criu`] with
+    /// everything that criu told, and with [`Cause::MemoryTracking`](crate::Cause::MemoryTracking)
+    /// if the kernel does not track memory. The tree runs on.
     pub fn pre_dump(&self, pid: impl Into<Pid>, options: &PreDumpOptions, lend: Lend<'_>) -> Result<()> {
         let opts = CriuOpts { pid: Some(self.root(pid.into())?), ..options.wire() };
         let mut ask = Ask {
@@ -380,8 +386,9 @@ impl Criu {
     ///
     /// # Errors
     ///
-    /// [`Error::Options`] if there is neither an address ([`ps`](PageServerOptions::ps)) nor a lent socket: criu
-    /// would listen on all addresses. [`Error::Criu`], for instance if criu cannot listen.
+    /// [`Error::Options`] if there is neither an address ([`ps`](PageServerOptions::ps)) nor a lent
+    /// socket: criu would listen on all addresses. [`Error::Criu`], for instance if criu cannot
+    /// listen.
     pub fn page_server(&self, options: &PageServerOptions, lend: Lend<'_>) -> Result<PageServer> {
         says_where(options, &lend)?;
         let mut ask = Ask {
@@ -411,8 +418,9 @@ impl Criu {
     ///
     /// # Errors
     ///
-    /// [`Error::Options`] if there is neither an address ([`ps`](PageServerOptions::ps)) nor a lent socket: criu
-    /// would listen on all addresses. [`Error::Criu`], for instance if criu cannot listen.
+    /// [`Error::Options`] if there is neither an address ([`ps`](PageServerOptions::ps)) nor a lent
+    /// socket: criu would listen on all addresses. [`Error::Criu`], for instance if criu cannot
+    /// listen.
     pub fn page_server_daemon(&self, options: &PageServerOptions, lend: Lend<'_>) -> Result<Option<u16>> {
         says_where(options, &lend)?;
         let (answer, _) = self.talk(Ask {
@@ -449,16 +457,16 @@ impl Criu {
         Ok(())
     }
 
-    /// Dumps the process that calls this, with its descendants, and returns twice, like `fork`: once in the process
-    /// that goes on, as [`SelfDump::Dumped`], and once in every copy that is restored from the images, as
-    /// [`SelfDump::Restored`].
+    /// Dumps the process that calls this, with its descendants, and returns twice, like `fork`:
+    /// once in the process that goes on, as [`SelfDump::Dumped`], and once in every copy that is
+    /// restored from the images, as [`SelfDump::Restored`].
     ///
-    /// The process always goes on: [`leave_running`](DumpOptions::leave_running) is set. There can be no hooks,
-    /// because the process that would answer is frozen. A tree that leads no session needs
-    /// [`shell_job`](DumpOptions::shell_job). criu 3.19.
+    /// The process always goes on: [`leave_running`](DumpOptions::leave_running) is set. There can
+    /// be no hooks, because the process that would answer is frozen. A tree that leads no session
+    /// needs [`shell_job`](DumpOptions::shell_job). criu 3.19.
     ///
-    /// Everything else in this process is copied too: its other threads, its open files (which must be there at the
-    /// restore, with the size they had), its terminal.
+    /// Everything else in this process is copied too: its other threads, its open files (which must
+    /// be there at the restore, with the size they had), its terminal.
     ///
     /// # Errors
     ///
@@ -507,8 +515,9 @@ impl Criu {
     ///
     /// # Errors
     ///
-    /// [`Error::Criu`] with everything that criu told; [`Error::Refused`] if a hook refused. Nothing of the tree runs then;
-    /// without [`rst_sibling`](RestoreOptions::rst_sibling) its root is init's to reap, and holds its pid until then.
+    /// [`Error::Criu`] with everything that criu told; [`Error::Refused`] if a hook refused.
+    /// Nothing of the tree runs then; without [`rst_sibling`](RestoreOptions::rst_sibling) its root
+    /// is init's to reap, and holds its pid until then.
     pub fn restore(&self, options: &RestoreOptions, lend: Lend<'_>, hooks: &mut dyn Hooks) -> Result<Tree> {
         let opts = options.wire();
         let ask = Ask {

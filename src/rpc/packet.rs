@@ -1,7 +1,8 @@
 //! One message, one packet, maybe a file.
 //!
-//! criu's socket keeps packets apart, so a message needs no frame. Every packet is measured before it is
-//! read, and read with room for descriptors, so that nothing is cut off and no descriptor is lost.
+//! criu's socket keeps packets apart, so a message needs no frame. Every packet is measured before
+//! it is read, and read with room for descriptors, so that nothing is cut off and no descriptor is
+//! lost.
 
 use std::{
     io,
@@ -30,8 +31,8 @@ pub(super) enum Packet {
     TooLarge(usize),
 }
 
-/// The largest answer we read, in bytes. criu's own are a little over a kibibyte at most, and with the socket buffer
-/// that it gets by default it could send 200 KiB.
+/// The largest answer we read, in bytes. criu's own are a little over a kibibyte at most, and with
+/// the socket buffer that it gets by default it could send 200 KiB.
 const CEILING: usize = 256 << 10;
 
 /// The packet of a message, whose options have some more fields, encoded already.

@@ -93,9 +93,11 @@ impl PageServer {
     /// Kills the server, waits until it has ended, and returns its exit status, which is success if
     /// all memory had arrived before.
     ///
-    /// A dump that it still serves fails, and its tree goes on unharmed. The images of that dump are incomplete. Never stop
-    /// one with [`lazy_pages`](crate::options::PageServerOptions::lazy_pages) while a restored tree lacks memory: only this
-    /// server has it. To end one that another thread waits for, cancel the [token](super::Criu::cancelled_by) of its criu.
+    /// A dump that it still serves fails, and its tree goes on unharmed. The images of that dump
+    /// are incomplete. Never stop one with
+    /// [`lazy_pages`](crate::options::PageServerOptions::lazy_pages) while a restored tree lacks
+    /// memory: only this server has it. To end one that another thread waits for, cancel the
+    /// [token](super::Criu::cancelled_by) of its criu.
     ///
     /// # Errors
     ///

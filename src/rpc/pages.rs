@@ -207,14 +207,15 @@ impl Receiver<'_> {
         }
         let long = match self.long {
             Some(long) => long,
-            // Of the first message, which opens an owner or asks about one, the short form ends with the owner, which is not 0; in the long
-            // form an address of 0 stands there.
+            // Of the first message, which opens an owner or asks about one, the short form ends
+            // with the owner, which is not 0; in the long form an address of 0 stands there.
             None => {
                 let closes = bytes[1..4] == FORCE_CLOSE.to_ne_bytes()[1..4];
                 let long = bytes[16..SHORT] == [0; 8];
                 if long && closes {
-                    // A dump that fails early closes at once, and in both lengths of a header these bytes are zeros. criu sends
-                    // a header as a whole, so the rest of a long one is there by now.
+                    // A dump that fails early closes at once, and in both lengths of a header these
+                    // bytes are zeros. criu sends a header as a whole, so the rest of a long one is
+                    // there by now.
                     let _ = recv(self.socket.as_raw_fd(), &mut bytes[SHORT..], MsgFlags::MSG_DONTWAIT);
                 } else if long && !self.fill(&mut bytes[SHORT..])? {
                     return Ok(None);

@@ -8,9 +8,10 @@ use crate::{Pid, Version};
 pub struct Dumped {
     /// The release of criu that wrote the images, if it is known. An older one cannot read them.
     pub version: Option<Version>,
-    /// The threads whose system call the dump ended with EINTR, without a signal: `poll`, `nanosleep` and
-    /// other calls with a time limit. It happens in the tree that goes on and in the restored one. The
-    /// source is criu's log, so the list is empty if the log goes elsewhere, and on arm64.
+    /// The threads whose system call the dump ended with EINTR, without a signal: `poll`,
+    /// `nanosleep` and other calls with a time limit. It happens in the tree that goes on and in
+    /// the restored one. The source is criu's log, so the list is empty if the log goes elsewhere,
+    /// and on arm64.
     pub interrupted: Vec<Pid>,
 }
 

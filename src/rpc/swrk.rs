@@ -31,8 +31,8 @@ pub(super) struct Command<'a> {
     pub(super) variables: &'a [(OsString, OsString)],
 }
 
-/// The separation of criu from signals that are meant for the caller. A criu that such a signal ends in
-/// the middle of a dump takes threads of the tree with it.
+/// The separation of criu from signals that are meant for the caller. A criu that such a signal
+/// ends in the middle of a dump takes threads of the tree with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Apart {
     place: Place,
@@ -54,16 +54,17 @@ impl Apart {
     pub(super) const DETACHED: Apart =
         Apart { place: Place::Detached, ignores: sys::TO_END_PROGRAMS, lasting: false };
 
-    /// For a restore of the tree with this root. criu restores a root that leads no session into its own session, and one
-    /// that leads no process group into its own group: those are to be the caller's, who has the terminal.
+    /// For a restore of the tree with this root. criu restores a root that leads no session into
+    /// its own session, and one that leads no process group into its own group: those are to be the
+    /// caller's, who has the terminal.
     pub(super) fn to_restore(root: Option<&PstreeEntry>) -> Apart {
         let place = match root {
             Some(root) if root.sid == root.pid => Place::OwnSession,
             Some(root) if root.pgid == root.pid => Place::OwnGroup,
             Some(_) | None => Place::OurGroup,
         };
-        // criu ends a helper that makes control groups by SIGTERM and waits for it, so that must not be ignored. criu itself
-        // blocks it once it restores.
+        // criu ends a helper that makes control groups by SIGTERM and waits for it, so that must
+        // not be ignored. criu itself blocks it once it restores.
         Apart { place, ignores: sys::OF_A_TERMINAL, lasting: true }
     }
 }
@@ -97,7 +98,8 @@ impl Command<'_> {
         sys::spawn(spawn).map_err(Error::io(format!("start {}", self.program.display())))
     }
 
-    /// Ours, without what changes criu's behaviour, and with a PATH in which criu finds `ip` and `iptables`.
+    /// Ours, without what changes criu's behaviour, and with a PATH in which criu finds `ip` and
+    /// `iptables`.
     fn environment(&self) -> Result<Vec<CString>> {
         for (name, _) in self.variables {
             if name.is_empty() || name.as_bytes().contains(&b'=') {
@@ -138,8 +140,8 @@ fn c_string(option: &'static str, text: &OsStr) -> Result<CString> {
 const SYSTEM_FOLDERS: [&str; 6] =
     ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
-/// The criu to start: the one that the caller named, or the first in PATH and the system's folders. A name without
-/// a slash is searched for as well.
+/// The criu to start: the one that the caller named, or the first in PATH and the system's folders.
+/// A name without a slash is searched for as well.
 pub(super) fn find(named: Option<&Path>) -> Result<PathBuf> {
     let name = named.unwrap_or(Path::new("criu"));
     let mut searched = Vec::new();

@@ -1,5 +1,5 @@
-//! A conversation with one criu, from its start to its end: the protocol of [`session`](super::session) over the socket
-//! of [`transport`](super::transport).
+//! A conversation with one criu, from its start to its end: the protocol of
+//! [`session`](super::session) over the socket of [`transport`](super::transport).
 
 use std::{
     fs::File,
@@ -68,14 +68,15 @@ impl Ask<'_> {
 
 /// The log's name where it does not go to criu's standard error.
 pub(super) const LOG: &str = "criu.log";
-/// The first release that logs to its standard error if told so, and takes a folder of images by path.
+/// The first release that logs to its standard error if told so, and takes a folder of images by
+/// path.
 const LOGS_TO_STDERR: Version = Version::new(3, 19, 0);
 /// The first release that takes any path.
 const TAKES_PATHS: Version = Version::new(4, 2, 0);
 /// How long a request that was made to fail may take to put things right.
 const GRACE: Duration = Duration::from_secs(20);
-/// The same for a restore. All that there is of the tree then is criu's own work, which may be killed; and with images
-/// that are cut short criu waits for ever.
+/// The same for a restore. All that there is of the tree then is criu's own work, which may be
+/// killed; and with images that are cut short criu waits for ever.
 const GRACE_OF_RESTORE: Duration = Duration::from_secs(5);
 
 impl Criu {
@@ -92,7 +93,8 @@ impl Criu {
         Ok((answer, version, talk.close()))
     }
 
-    /// Reaches a criu, for a conversation that begins with this question, and asks its version if that matters.
+    /// Reaches a criu, for a conversation that begins with this question, and asks its version if
+    /// that matters.
     pub(super) fn open(&self, ask: &mut Ask<'_>) -> Result<Talk> {
         let deadline = self.deadline.and_then(|deadline| Instant::now().checked_add(deadline));
         let mut talk = Talk {
@@ -151,7 +153,8 @@ impl Criu {
         }
     }
 
-    /// Why nobody was asked: the deadline passed before a service had time for us, or the caller did not want to wait.
+    /// Why nobody was asked: the deadline passed before a service had time for us, or the caller
+    /// did not want to wait.
     fn gave_up(&self, ask: &Ask<'_>) -> Error {
         let remains = Remains::default();
         let tree = Tree::default();
@@ -201,8 +204,8 @@ fn describe_to_another(ask: &mut Ask<'_>, is_service: bool) -> Result<()> {
     }
 }
 
-/// Refuses to restore where criu would tell of the root by a number that means another process here: whoever owned that
-/// would kill a stranger.
+/// Refuses to restore where criu would tell of the root by a number that means another process
+/// here: whoever owned that would kill a stranger.
 fn means_our_pids(connection: Connection, ask: &Ask<'_>) -> Result<Connection> {
     match ask.request {
         Request::Restore if !connection.shares_pids() => Err(swrk_only(
@@ -324,7 +327,8 @@ impl Talk {
         }
     }
 
-    /// Refuses to go on where the kernel does not track changes of memory: criu would stumble over that.
+    /// Refuses to go on where the kernel does not track changes of memory: criu would stumble over
+    /// that.
     pub(super) fn needs_mem_track(&mut self, purpose: &Ask<'_>) -> Result<()> {
         let features = CriuFeatures { mem_track: Some(true), ..CriuFeatures::default() };
         let ask = Ask { features: Some(features), keep_open: true, ..Ask::new(Request::FeatureCheck) };
@@ -372,7 +376,8 @@ impl Talk {
         if let Some(option) = field_with_zero_byte(opts) {
             return Err(Error::Options { option, problem: "a text contains a zero byte".to_owned() });
         }
-        // A restore tells of its root, whom we have to reap if it fails, and can be stopped at its events.
+        // A restore tells of its root, whom we have to reap if it fails, and can be stopped at its
+        // events.
         if ask.hooks.as_ref().is_some_and(|hooks| hooks.wanted()) || ask.request == Request::Restore {
             opts.notify_scripts = Some(true);
         }
@@ -456,7 +461,8 @@ impl Exchange {
                         let event = Event::named(&name, pid, descriptors.into_iter().next(), &mut external);
                         let is_afterthought = event.is_afterthought();
                         let mut go_on = self.decide(ask.hooks.as_deref_mut(), event);
-                        // A hook takes its time, or cancels. This is the moment at which a refusal is sure to be heard.
+                        // A hook takes its time, or cancels. This is the moment at which a refusal
+                        // is sure to be heard.
                         if let Some(stop) = self.overdue(cancel).filter(|_| go_on && !is_afterthought) {
                             self.stop(stop, connection, ask);
                             go_on = false;
@@ -495,7 +501,8 @@ impl Exchange {
         self.deadline.filter(|deadline| *deadline <= Instant::now()).map(|_| Stop::Deadline)
     }
 
-    /// Makes the request fail, and gives it some time for that. Says whether an answer is still to be expected.
+    /// Makes the request fail, and gives it some time for that. Says whether an answer is still to
+    /// be expected.
     fn stop(&mut self, stop: Stop, connection: &Connection, ask: &Ask<'_>) -> bool {
         self.stopping = Some(stop);
         let grace = if ask.request == Request::Restore { GRACE_OF_RESTORE } else { GRACE };
@@ -514,7 +521,8 @@ impl Exchange {
 
     /// Whether criu is to go on.
     fn decide(&mut self, hooks: Option<&mut (dyn Hooks + '_)>, event: Event<'_>) -> bool {
-        // What was begun is to be undone also where it is we who gave up; but nothing more is begun.
+        // What was begun is to be undone also where it is we who gave up; but nothing more is
+        // begun.
         if self.stopping.is_some() && !event.is_afterthought() {
             return false;
         }
@@ -537,7 +545,8 @@ impl Exchange {
     }
 }
 
-/// Makes the request fail in a way that leaves every process whole. Says whether an answer is still to be expected.
+/// Makes the request fail in a way that leaves every process whole. Says whether an answer is still
+/// to be expected.
 fn make_fail(connection: &Connection, ask: &Ask<'_>) -> bool {
     match ask.request {
         Request::Dump | Request::PreDump | Request::SinglePreDump => {

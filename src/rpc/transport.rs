@@ -47,8 +47,8 @@ pub(super) struct Connection {
     began: Duration,
 }
 
-/// Where criu's standard output and standard error go. A file, because it takes a megabyte without anybody
-/// reading, and can be read after criu ended.
+/// Where criu's standard output and standard error go. A file, because it takes a megabyte without
+/// anybody reading, and can be read after criu ended.
 #[derive(Debug)]
 enum Output {
     /// A criu that somebody else started.
@@ -112,8 +112,8 @@ impl Connection {
         Ok(Connection { socket, criu, output: Output::Memory(output.into()), began })
     }
 
-    /// Starts a `criu swrk` that is not a descendant of this process, so that it can dump this process. The
-    /// output goes to a new file of that name; nothing but the socket stays open here.
+    /// Starts a `criu swrk` that is not a descendant of this process, so that it can dump this
+    /// process. The output goes to a new file of that name; nothing but the socket stays open here.
     pub(super) fn start_detached(
         command: &Command<'_>,
         lent: &[BorrowedFd<'_>],
@@ -159,7 +159,8 @@ impl Connection {
         Ok(Connection { socket, criu: None, output: Output::Elsewhere, began: file_time() })
     }
 
-    /// Sends one packet, for which a criu that reads nothing lets us wait; says what happened instead, if it could not.
+    /// Sends one packet, for which a criu that reads nothing lets us wait; says what happened
+    /// instead, if it could not.
     pub(super) fn say(
         &self,
         packet: &[u8],
@@ -197,8 +198,8 @@ impl Connection {
         })
     }
 
-    /// Waits until the socket is ready, or criu has ended, because a child of a criu that was killed can hold the
-    /// socket open for ever.
+    /// Waits until the socket is ready, or criu has ended, because a child of a criu that was
+    /// killed can hold the socket open for ever.
     fn wait(&self, ready: PollFlags, deadline: Option<Instant>, cancel: Option<&Cancel>) -> io::Result<Wake> {
         loop {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -234,8 +235,8 @@ impl Connection {
         }
     }
 
-    /// Makes the next write into a file fail, of criu and of the children that it works by, which ends a dump in a way
-    /// that leaves the tree whole. Says whether it could.
+    /// Makes the next write into a file fail, of criu and of the children that it works by, which
+    /// ends a dump in a way that leaves the tree whole. Says whether it could.
     pub(super) fn forbid_file_writes(&self) -> bool {
         let Some(criu) = &self.criu else { return false };
         for pid in procfs::descendants(criu.pid()) {
@@ -249,12 +250,14 @@ impl Connection {
         self.criu.as_ref().map(Child::pid)
     }
 
-    /// Whether criu is an ancestor of the process: a criu in another pid namespace means another process by a number.
+    /// Whether criu is an ancestor of the process: a criu in another pid namespace means another
+    /// process by a number.
     pub(super) fn begot(&self, pid: i32) -> bool {
         self.pid_there().is_some_and(|criu| lineage(pid).contains(&criu))
     }
 
-    /// Its pid, or that of whoever made the socket that it answers at; 0 for one that is not seen in our pid namespace.
+    /// Its pid, or that of whoever made the socket that it answers at; 0 for one that is not seen
+    /// in our pid namespace.
     fn pid_there(&self) -> Option<i32> {
         self.pid().or_else(|| getsockopt(&self.socket, PeerCredentials).ok().map(|criu| criu.pid()))
     }
@@ -272,7 +275,8 @@ impl Connection {
         }
     }
 
-    /// Kills criu and its children: for requests that touch no process, and for a restore, whose tree are the children.
+    /// Kills criu and its children: for requests that touch no process, and for a restore, whose
+    /// tree are the children.
     pub(super) fn kill(&self) {
         let Some(criu) = &self.criu else { return };
         let tell = |process: BorrowedFd<'_>, signal| {
@@ -298,7 +302,8 @@ impl Connection {
         }
     }
 
-    /// Returns true if criu has ended, or does so in a moment: its end of the socket closes a little before.
+    /// Returns true if criu has ended, or does so in a moment: its end of the socket closes a
+    /// little before.
     pub(super) fn has_ended(&self) -> bool {
         let soon = Instant::now() + Duration::from_millis(100);
         self.criu.as_ref().is_some_and(|criu| sys::wait_readable(criu.pidfd(), Some(soon)).unwrap_or(true))
@@ -322,10 +327,12 @@ impl Connection {
     }
 }
 
-/// How long criu may take to end after its answer, or after the socket closed. It takes a millisecond.
+/// How long criu may take to end after its answer, or after the socket closed. It takes a
+/// millisecond.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Now, by the clock that the kernel gives files their times from: it goes by ticks, and lags behind the finer ones.
+/// Now, by the clock that the kernel gives files their times from: it goes by ticks, and lags
+/// behind the finer ones.
 fn file_time() -> Duration {
     clock_gettime(ClockId::CLOCK_REALTIME_COARSE).map_or(Duration::ZERO, Duration::from)
 }
@@ -336,8 +343,8 @@ fn pair() -> Result<(OwnedFd, OwnedFd)> {
     Ok((above_streams(ours)?, above_streams(theirs)?))
 }
 
-/// The descriptor, at a number above the standard streams. In a program that closed those, a new descriptor takes
-/// their place, and whatever the program prints would go into it.
+/// The descriptor, at a number above the standard streams. In a program that closed those, a new
+/// descriptor takes their place, and whatever the program prints would go into it.
 fn above_streams(descriptor: OwnedFd) -> Result<OwnedFd> {
     if descriptor.as_raw_fd() > 2 {
         return Ok(descriptor);

@@ -48,10 +48,10 @@ impl Tree {
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] with `ECHILD` once the root has ended if its status went elsewhere: it is not our child
-    /// (for [`Criu::restore`](super::Criu::restore) without
-    /// [`rst_sibling`](crate::RestoreOptions::rst_sibling)), or this program reaps all children, or ignores
-    /// SIGCHLD.
+    /// [`Error::Io`] with `ECHILD` once the root has ended if its status went elsewhere: it is not
+    /// our child (for [`Criu::restore`](super::Criu::restore) without
+    /// [`rst_sibling`](crate::RestoreOptions::rst_sibling)), or this program reaps all children, or
+    /// ignores SIGCHLD.
     pub fn wait(&mut self) -> Result<ExitStatus> {
         loop {
             if let Some(status) = self.wait_timeout(Duration::from_secs(3600))? {

@@ -277,7 +277,8 @@ pub trait BlobStore: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     ///
-    /// As [`batch`](BlobStore::batch); [`Error::Overdue`] and [`Error::Stopped`] as [`Until::check`] says.
+    /// As [`batch`](BlobStore::batch); [`Error::Overdue`] and [`Error::Stopped`] as
+    /// [`Until::check`] says.
     fn batch_until(&self, until: &Until) -> Result<Box<dyn BlobBatch + '_>> {
         until.check(|| "begin a batch".to_owned())?;
         self.batch()
@@ -334,8 +335,8 @@ pub trait BlobWriter: Write + Send {
     ///
     /// # Errors
     ///
-    /// [`Error::Store`] or [`Error::Io`] if the store cannot, [`Error::Corrupt`] if it found that the bytes
-    /// have another digest. Nothing is stored then under `digest`.
+    /// [`Error::Store`] or [`Error::Io`] if the store cannot, [`Error::Corrupt`] if it found that
+    /// the bytes have another digest. Nothing is stored then under `digest`.
     fn commit(self: Box<Self>, digest: &Digest256) -> Result<()>;
 }
 
@@ -365,8 +366,9 @@ impl<S: ?Sized> Write for Collected<'_, S> {
     }
 }
 
-/// Many blobs of a store, verified by us: `each` gets the place of a digest, and its bytes. What turns out to be damaged, or
-/// is not given, is asked for once more by itself, because the store may have another copy.
+/// Many blobs of a store, verified by us: `each` gets the place of a digest, and its bytes. What
+/// turns out to be damaged, or is not given, is asked for once more by itself, because the store
+/// may have another copy.
 pub(crate) fn fetch(
     store: &(impl BlobStore + ?Sized),
     digests: &[Digest256],
@@ -394,8 +396,8 @@ fn get_verified(store: &(impl BlobStore + ?Sized), digest: &Digest256) -> Result
     Ok(bytes)
 }
 
-/// Many blobs, verified by us, each to its place in `into`, which is as long as the blob. What is not there in the end, or
-/// damaged, is asked for once more by itself.
+/// Many blobs, verified by us, each to its place in `into`, which is as long as the blob. What is
+/// not there in the end, or damaged, is asked for once more by itself.
 pub(crate) fn fetch_into(
     store: &(impl BlobStore + ?Sized),
     digests: &[Digest256],

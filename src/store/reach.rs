@@ -53,7 +53,8 @@ pub fn reachable_until(
     Ok(blobs)
 }
 
-/// Names the blobs of a capture, the manifest before what it names, and what lies together together.
+/// Names the blobs of a capture, the manifest before what it names, and what lies together
+/// together.
 fn walk(
     store: &(impl BlobStore + ?Sized),
     manifest: &Digest256,
@@ -72,7 +73,8 @@ fn walk(
     blob.blobs(&get, walked, name)
 }
 
-/// The bytes of a manifest, verified. Of a blob that is too long for one, no more is read than shows it.
+/// The bytes of a manifest, verified. Of a blob that is too long for one, no more is read than
+/// shows it.
 fn read_manifest(store: &(impl BlobStore + ?Sized), digest: &Digest256) -> Result<Vec<u8>> {
     let json = store.read_range(digest, 0, ProcsBlob::CEILING + 1)?;
     if json.len() > ProcsBlob::CEILING {
@@ -197,7 +199,8 @@ mod tests {
         pages::PageRun,
     };
 
-    /// The smallest capture, with these files among its images: its manifest, the one leaf, and the one chunk.
+    /// The smallest capture, with these files among its images: its manifest, the one leaf, and the
+    /// one chunk.
     fn capture(store: &MemBlobStore, seed: u8, files: Vec<ImageFile>) -> [Digest256; 3] {
         let put = &mut |bytes: &[u8]| store.put(bytes);
         let chunk = put(&[seed; 4096]).unwrap();

@@ -1,5 +1,5 @@
-//! A capture warns of files that lead out of a tree and are not standard streams, and of data in files
-//! that come back empty.
+//! A capture warns of files that lead out of a tree and are not standard streams, and of data in
+//! files that come back empty.
 
 use std::{
     fs::{self, File},

@@ -88,8 +88,8 @@ impl Program {
         Program::on_pipes(Command::new("bash").args(["-c", script]))
     }
 
-    /// Starts a command in a session of its own, with pipes as its standard input and output, and nothing for
-    /// its standard error.
+    /// Starts a command in a session of its own, with pipes as its standard input and output, and
+    /// nothing for its standard error.
     #[track_caller]
     pub(crate) fn on_pipes(command: &Command) -> Program {
         Program::with(command, None, None, Stdio::null())
@@ -119,14 +119,16 @@ impl Program {
         let command = command.stdin(input.map_or(Stdio::piped(), Stdio::from));
         let command = command.stdout(output.map_or(Stdio::piped(), Stdio::from)).stderr(errors);
         let mut root = command.spawn().unwrap();
-        // Without one of the two there is a new one in its place, without a process at its other end.
+        // Without one of the two there is a new one in its place, without a process at its other
+        // end.
         let (from, to) = crate::talk::pipe();
         let to = root.stdin.take().map_or(to, |input| std::os::fd::OwnedFd::from(input).into());
         let from = root.stdout.take().map_or(from, |output| std::os::fd::OwnedFd::from(output).into());
         Program { root: Some(root), talk: Talk::new(to, from) }
     }
 
-    /// Starts a command in a terminal, as an agent does: it leads a session, which the terminal controls.
+    /// Starts a command in a terminal, as an agent does: it leads a session, which the terminal
+    /// controls.
     #[track_caller]
     pub(crate) fn in_terminal(terminal: &Terminal, command: &Command) -> Program {
         let mut session = Command::new("/proc/self/exe");
@@ -140,7 +142,8 @@ impl Program {
         self.root.as_ref().map(|root| i32::try_from(root.id()).unwrap()).unwrap()
     }
 
-    /// Ends it with its descendants, if it has not ended, and waits until nothing is left of its session.
+    /// Ends it with its descendants, if it has not ended, and waits until nothing is left of its
+    /// session.
     #[track_caller]
     pub(crate) fn end(mut self) {
         let session = self.pid();
@@ -215,8 +218,8 @@ fn in_own_session(command: &Command) -> Command {
     session
 }
 
-/// Becomes the program that the words name, in a session of its own. With `--terminal` first, its standard input is
-/// what controls the session.
+/// Becomes the program that the words name, in a session of its own. With `--terminal` first, its
+/// standard input is what controls the session.
 pub(crate) fn main(words: &[String]) {
     nix::unistd::setsid().unwrap();
     let words = match words {

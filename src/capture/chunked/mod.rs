@@ -255,7 +255,8 @@ impl Work<'_> {
             match task {
                 Task::Warm => self.buffers.warm(),
                 Task::Store(share) => {
-                    // Whatever happens, whoever waits for the buffer must hear of it: the tree may stand still.
+                    // Whatever happens, whoever waits for the buffer must hear of it: the tree may
+                    // stand still.
                     let done =
                         panic::catch_unwind(AssertUnwindSafe(|| self.store(share.part(), share.memory())));
                     let error = match done {
@@ -383,7 +384,8 @@ impl Memory for Streaming<'_, '_, '_> {
         let mut before = std::mem::take(&mut *work.known());
         let mut brought = 0;
         for (root, owners) in owners {
-            // What processes share comes whole each time, for its numbers may be those of something else the next time.
+            // What processes share comes whole each time, for its numbers may be those of something
+            // else the next time.
             for (owner, map) in owners.into_iter().filter(|(owner, _)| matches!(owner, PageOwner::Task(_))) {
                 let runs = map.runs();
                 brought += runs.iter().filter(|run| run.is_present()).map(PageRun::bytes).sum::<u64>();

@@ -99,7 +99,8 @@ pub enum Padding {
     #[default]
     None,
     /// Lengths are rounded up so that few remain, by at most 12 %: the scheme
-    /// [Padmé](https://doi.org/10.2478/popets-2019-0056). Beyond 1 MiB they are rounded up to whole MiB.
+    /// [Padmé](https://doi.org/10.2478/popets-2019-0056). Beyond 1 MiB they are rounded up to whole
+    /// MiB.
     Padme,
 }
 
@@ -113,7 +114,8 @@ impl Padding {
     }
 }
 
-/// Keeps as many leading bits of a length as it takes to write down how many bits it has; the others become zero.
+/// Keeps as many leading bits of a length as it takes to write down how many bits it has; the
+/// others become zero.
 fn padme(length: usize) -> usize {
     let Some(bits) = length.checked_ilog2().filter(|bits| *bits > 0) else { return length };
     let loose = bits - (bits.ilog2() + 1).min(bits);
@@ -124,17 +126,18 @@ fn padme(length: usize) -> usize {
 impl<S: BlobStore> EncryptedBlobStore<S> {
     /// Opens the store that was encrypted with this key, or makes a fresh store one.
     ///
-    /// A fresh store gets a key record. Any number of processes may do so at the same time: with one key they write the same, and
-    /// with two, each goes on to find its own. A damaged key record is written anew where another tells that the key is right.
+    /// A fresh store gets a key record. Any number of processes may do so at the same time: with
+    /// one key they write the same, and with two, each goes on to find its own. A damaged key
+    /// record is written anew where another tells that the key is right.
     ///
     /// # Errors
     ///
-    /// [`Error::WrongKey`] if the store was encrypted with another key, [`Error::Corrupt`] if its key record is damaged so that this
-    /// cannot be told, [`Error::Store`] if it keeps no names.
+    /// [`Error::WrongKey`] if the store was encrypted with another key, [`Error::Corrupt`] if its
+    /// key record is damaged so that this cannot be told, [`Error::Store`] if it keeps no names.
     pub fn open(inner: S, key: Key) -> Result<EncryptedBlobStore<S>> {
         let store = EncryptedBlobStore { inner, keys: Keys::new(&key), padding: Padding::None };
-        // A record that everybody finds tells others that their key is wrong. But who comes second may replace it. So a
-        // second one is kept where nobody looks who has another key.
+        // A record that everybody finds tells others that their key is wrong. But who comes second
+        // may replace it. So a second one is kept where nobody looks who has another key.
         let (common, own) = (common_record(), store.keys.own_record());
         let check = |name: &Digest256| store.key_record(name);
         match (check(&own), check(&common)) {
@@ -171,12 +174,14 @@ impl<S: BlobStore> EncryptedBlobStore<S> {
         &self.inner
     }
 
-    /// What the store beneath has of these blobs, by name, and the key records: what a collection there must keep.
+    /// What the store beneath has of these blobs, by name, and the key records: what a collection
+    /// there must keep.
     ///
-    /// A digest that is not stored may have a name here; that does no harm. Bytes under names of the caller's are not among
-    /// them; see [`name_of_named`](EncryptedBlobStore::name_of_named). What is being written has no digest yet: nobody
-    /// must be writing while names that are not told here are removed. So a collection beneath goes by these names, never by
-    /// digests: [`gc`](EncryptedBlobStore::gc) does so in a folder.
+    /// A digest that is not stored may have a name here; that does no harm. Bytes under names of
+    /// the caller's are not among them; see [`name_of_named`](EncryptedBlobStore::name_of_named).
+    /// What is being written has no digest yet: nobody must be writing while names that are not
+    /// told here are removed. So a collection beneath goes by these names, never by digests:
+    /// [`gc`](EncryptedBlobStore::gc) does so in a folder.
     ///
     /// ```
     /// use criu_rpc::{BlobStore, EncryptedBlobStore, Key, MemBlobStore};
@@ -190,7 +195,8 @@ impl<S: BlobStore> EncryptedBlobStore<S> {
     ///
     /// # Errors
     ///
-    /// What the store beneath says, and [`Error::Corrupt`] if it cannot be told which parts a blob has.
+    /// What the store beneath says, and [`Error::Corrupt`] if it cannot be told which parts a blob
+    /// has.
     pub fn names_of(&self, digests: &[Digest256]) -> Result<Vec<Digest256>> {
         let mut names = vec![common_record(), self.keys.own_record()];
         for digest in digests {
@@ -264,8 +270,9 @@ impl<S: BlobStore> EncryptedBlobStore<S> {
 }
 
 impl EncryptedBlobStore<FsBlobStore> {
-    /// Keeps these captures, named by their manifests, and gets rid of all else in the folder, as [`FsBlobStore::gc`] does. What
-    /// other keys have stored there, and what was stored without one, goes too.
+    /// Keeps these captures, named by their manifests, and gets rid of all else in the folder, as
+    /// [`FsBlobStore::gc`] does. What other keys have stored there, and what was stored without
+    /// one, goes too.
     ///
     /// ```no_run
     /// use std::time::Duration;
@@ -295,8 +302,9 @@ impl EncryptedBlobStore<FsBlobStore> {
         self.inner.retain_until(&self.names_needed(live, until)?, grace, until)
     }
 
-    /// Keeps these captures, and removes all else in the folder before it returns, as [`FsBlobStore::purge`] does, with the same
-    /// promise: no captures are made meanwhile, neither with this key nor with others.
+    /// Keeps these captures, and removes all else in the folder before it returns, as
+    /// [`FsBlobStore::purge`] does, with the same promise: no captures are made meanwhile, neither
+    /// with this key nor with others.
     ///
     /// # Errors
     ///
@@ -305,7 +313,8 @@ impl EncryptedBlobStore<FsBlobStore> {
         self.purge_until(live, &Until::forever())
     }
 
-    /// Removes as [`purge`](EncryptedBlobStore::purge) does, but gives up as [`FsBlobStore::purge_until`].
+    /// Removes as [`purge`](EncryptedBlobStore::purge) does, but gives up as
+    /// [`FsBlobStore::purge_until`].
     ///
     /// # Errors
     ///
@@ -328,7 +337,8 @@ enum Found {
     Parts(Parts),
 }
 
-/// What is put again is encrypted again, so that it repairs what was damaged. A batch leaves what is there.
+/// What is put again is encrypted again, so that it repairs what was damaged. A batch leaves what
+/// is there.
 impl<S: BlobStore> BlobStore for EncryptedBlobStore<S> {
     fn put(&self, bytes: &[u8]) -> Result<Digest256> {
         let digest = Digest256::of(bytes);

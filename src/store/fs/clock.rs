@@ -1,10 +1,11 @@
 //! [`FsBlobStore::store_time`]: how much time has passed for sure, for the grace of collections.
 //!
-//! The wall clock jumps, so a collection does not measure by it. A store has a time of its own, which begins at zero and is counted
-//! forward by each collection. Since its last look a machine adds what both of its clocks agree on: the time since boot, and the
-//! wall clock. After a reboot the time since boot is all that has passed for sure. A machine that looks for the first time adds
-//! nothing. So a jump can delay a sweep, and not hasten it. Where the system does not tell the time since boot, there is the wall
-//! clock alone.
+//! The wall clock jumps, so a collection does not measure by it. A store has a time of its own,
+//! which begins at zero and is counted forward by each collection. Since its last look a machine
+//! adds what both of its clocks agree on: the time since boot, and the wall clock. After a reboot
+//! the time since boot is all that has passed for sure. A machine that looks for the first time
+//! adds nothing. So a jump can delay a sweep, and not hasten it. Where the system does not tell the
+//! time since boot, there is the wall clock alone.
 
 use std::{
     fs,
@@ -53,7 +54,8 @@ pub(super) fn time_of(round: &Path) -> Option<Duration> {
     Some(Duration::from_millis(millis))
 }
 
-/// Adds a look of this machine, and tells all of them, this one first. The time of the store is `least` at least.
+/// Adds a look of this machine, and tells all of them, this one first. The time of the store is
+/// `least` at least.
 fn look(mut looks: Vec<Look>, mut here: Look, least: u64) -> Vec<Look> {
     let last = looks.iter().position(|look| look.machine == here.machine).map(|index| looks.remove(index));
     let own = last.map_or(0, |last| last.time.saturating_add(since(&last, &here)));

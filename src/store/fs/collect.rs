@@ -1,11 +1,12 @@
 //! [`FsBlobStore::collect`]: takes out what is not needed, in two phases.
 //!
-//! What is not needed is condemned: writers treat it as missing and store it anew, readers still find it. Only a later
-//! call, after a time of grace, sweeps what is still not needed. A batch relies on what it found in the store, so nothing is condemned
-//! while one is open.
+//! What is not needed is condemned: writers treat it as missing and store it anew, readers still
+//! find it. Only a later call, after a time of grace, sweeps what is still not needed. A batch
+//! relies on what it found in the store, so nothing is condemned while one is open.
 //!
-//! The disk may be full. So what frees room and needs none comes first: files, and packs that are dead as a whole. Then comes what needs
-//! little, which is to condemn. Packs are written anew at the end.
+//! The disk may be full. So what frees room and needs none comes first: files, and packs that are
+//! dead as a whole. Then comes what needs little, which is to condemn. Packs are written anew at
+//! the end.
 
 use std::{
     collections::HashSet,
@@ -331,7 +332,8 @@ impl FsBlobStore {
         Ok(())
     }
 
-    /// Removes what collections that died were about to show; and, where all goes, what writers that died have left.
+    /// Removes what collections that died were about to show; and, where all goes, what writers
+    /// that died have left.
     fn remove_staged(&self, when: When) -> io::Result<()> {
         for path in entries(&self.tmp)? {
             if path.is_dir() {

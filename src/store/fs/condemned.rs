@@ -1,8 +1,10 @@
-//! What was condemned, and what was found damaged: files in folders of their own, and lists of entries of packs.
+//! What was condemned, and what was found damaged: files in folders of their own, and lists of
+//! entries of packs.
 //!
-//! A list has a magic, the SHA-256 of the rest, and for each entry the place of its frame in the pack and its index in the
-//! frame. One that is damaged counts as empty: nothing was condemned then. A pack that is condemned as a whole on a full disk has an
-//! empty file called `<id>.all`, which takes no room.
+//! A list has a magic, the SHA-256 of the rest, and for each entry the place of its frame in the
+//! pack and its index in the frame. One that is damaged counts as empty: nothing was condemned
+//! then. A pack that is condemned as a whole on a full disk has an empty file called `<id>.all`,
+//! which takes no room.
 
 use std::{
     collections::HashMap,

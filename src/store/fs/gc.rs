@@ -28,8 +28,8 @@ pub struct Gc {
     pub packs: u64,
     /// A batch was open all the time, so nothing could be condemned.
     pub busy: bool,
-    /// Unneeded blobs that stay for now: the disk has no room to mark them, or to rewrite their pack. With
-    /// [`purge`](FsBlobStore::purge), also those in a damaged pack that was not
+    /// Unneeded blobs that stay for now: the disk has no room to mark them, or to rewrite their
+    /// pack. With [`purge`](FsBlobStore::purge), also those in a damaged pack that was not
     /// [quarantined](FsBlobStore::quarantine). A later call tries again.
     pub postponed: Tally,
 }
@@ -90,9 +90,10 @@ impl FsBlobStore {
     ///
     /// # Errors
     ///
-    /// [`Error::Capture`](crate::Error::Capture) if the manifest or a list of one of the captures cannot be read: nothing is collected then, until that
-    /// one is mended or no more in the list. Whether memory is there is not looked at; [`verify`](FsBlobStore::verify) does that.
-    /// Else as [`retain`](FsBlobStore::retain).
+    /// [`Error::Capture`](crate::Error::Capture) if the manifest or a list of one of the captures
+    /// cannot be read: nothing is collected then, until that one is mended or no more in the list.
+    /// Whether memory is there is not looked at; [`verify`](FsBlobStore::verify) does that. Else as
+    /// [`retain`](FsBlobStore::retain).
     pub fn gc(&self, live: &[Digest256], grace: Duration) -> Result<Gc> {
         self.gc_until(live, grace, &Until::forever())
     }
@@ -166,7 +167,8 @@ impl FsBlobStore {
     ///
     /// # Errors
     ///
-    /// [`Error::Io`](crate::Error::Io) or [`Error::Store`](crate::Error::Store) if the store cannot. Nothing that is needed is lost then.
+    /// [`Error::Io`](crate::Error::Io) or [`Error::Store`](crate::Error::Store) if the store
+    /// cannot. Nothing that is needed is lost then.
     pub fn retain(&self, keep: &HashSet<Digest256>, grace: Duration) -> Result<Gc> {
         self.retain_until(keep, grace, &Until::forever())
     }
@@ -210,7 +212,8 @@ impl FsBlobStore {
     ///
     /// # Errors
     ///
-    /// As [`gc`](FsBlobStore::gc); [`Error::Store`](crate::Error::Store) if a batch was open all the time.
+    /// As [`gc`](FsBlobStore::gc); [`Error::Store`](crate::Error::Store) if a batch was open all
+    /// the time.
     pub fn purge(&self, live: &[Digest256]) -> Result<Gc> {
         self.purge_until(live, &Until::forever())
     }

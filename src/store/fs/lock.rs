@@ -16,7 +16,8 @@ use crate::{Error, Result, Until, private};
 pub(super) struct Lock(#[allow(dead_code, reason = "the lock ends with the file")] File);
 
 impl Lock {
-    /// Locks with others that share it; waits for one that does not. `doing` is what the lock is for, as a verb phrase.
+    /// Locks with others that share it; waits for one that does not. `doing` is what the lock is
+    /// for, as a verb phrase.
     pub(super) fn shared(path: &Path, until: &Until, doing: impl Fn() -> String) -> Result<Lock> {
         lock(path, until, doing, File::try_lock_shared, File::lock_shared)
     }

@@ -94,7 +94,8 @@ impl FsBlobStore {
                 Ok(())
             });
             match counted {
-                // A collection has deleted it, maybe after what is needed in it was written to another.
+                // A collection has deleted it, maybe after what is needed in it was written to
+                // another.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => *gone = true,
                 counted => {
                     counted?;

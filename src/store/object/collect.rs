@@ -2,11 +2,11 @@
 //! writes meanwhile.
 //!
 //! An object store has no lock that ends with its holder. So a collection creates an object,
-//! `collections/<number>.begun`, on the condition that it does not exist yet, and `<number>.done` when
-//! it has ended. Writers check these objects before they report that something is stored. They fail
-//! while a collection is under way, and if one has begun since they looked for existing blobs. So a
-//! broken promise shows as an error of the writer. A collection that died stays under way until another
-//! one takes it over.
+//! `collections/<number>.begun`, on the condition that it does not exist yet, and `<number>.done`
+//! when it has ended. Writers check these objects before they report that something is stored. They
+//! fail while a collection is under way, and if one has begun since they looked for existing blobs.
+//! So a broken promise shows as an error of the writer. A collection that died stays under way
+//! until another one takes it over.
 
 use std::{
     collections::HashSet,
@@ -48,7 +48,8 @@ pub struct NobodyWrites {
 }
 
 impl NobodyWrites {
-    /// Promises that no program stores or captures anything below the prefix until the collection ends.
+    /// Promises that no program stores or captures anything below the prefix until the collection
+    /// ends.
     pub fn until_it_ends() -> NobodyWrites {
         NobodyWrites { take_over: false }
     }
@@ -76,17 +77,17 @@ impl ObjectBlobStore {
     /// Keeps these captures, named by their manifests, and removes everything else below the prefix
     /// before it returns.
     ///
-    /// There is no grace period: a capture in progress, or one whose digest is not in `live`, is lost.
-    /// The caller promises that no program writes below the prefix meanwhile. Programs that use this
-    /// version and write all the same get an error, because their blobs may be gone. Readers are not
-    /// disturbed.
+    /// There is no grace period: a capture in progress, or one whose digest is not in `live`, is
+    /// lost. The caller promises that no program writes below the prefix meanwhile. Programs that
+    /// use this version and write all the same get an error, because their blobs may be gone.
+    /// Readers are not disturbed.
     ///
-    /// A collection that dies, or loses the connection to the store, has removed nothing that is needed.
-    /// It stays under way, and writers are refused, until a later call
-    /// [takes it over](NobodyWrites::and_the_last_one_died).
+    /// A collection that dies, or loses the connection to the store, has removed nothing that is
+    /// needed. It stays under way, and writers are refused, until a later call [takes it
+    /// over](NobodyWrites::and_the_last_one_died).
     ///
-    /// The store must support conditional creation of objects: S3, Google Cloud Storage, Azure, folders
-    /// and memory do, WebDAV servers don't. The call tests that first.
+    /// The store must support conditional creation of objects: S3, Google Cloud Storage, Azure,
+    /// folders and memory do, WebDAV servers don't. The call tests that first.
     ///
     /// ```
     /// use criu_rpc::{BlobStore, NobodyWrites, ObjectBlobStore};
@@ -101,9 +102,9 @@ impl ObjectBlobStore {
     ///
     /// # Errors
     ///
-    /// [`Error::Capture`] if a capture of `live` cannot be read; [`Error::Store`] if another collection is
-    /// under way, if the store has no conditional creation, or if it fails. Nothing that is needed is lost
-    /// then.
+    /// [`Error::Capture`] if a capture of `live` cannot be read; [`Error::Store`] if another
+    /// collection is under way, if the store has no conditional creation, or if it fails. Nothing
+    /// that is needed is lost then.
     pub fn collect(&self, live: &[Digest256], promise: NobodyWrites) -> Result<Gc> {
         self.collect_all_but(&reachable(self, live)?, promise)
     }
@@ -221,7 +222,8 @@ impl ObjectBlobStore {
             host.trim(),
             PackId::new().hex()
         );
-        // A request whose answer got lost is sent again, and then the object of the first one is in the way.
+        // A request whose answer got lost is sent again, and then the object of the first one is in
+        // the way.
         let (remote, begun) = (Arc::clone(&self.remote), self.turn_path(turn, "begun"));
         let created = self.create(begun.clone(), text.clone().into_bytes())?
             || self.remote.wait(async move { remote.get(&begun).await })? == Some(text.into_bytes());
@@ -322,7 +324,8 @@ impl ObjectBlobStore {
         Ok(contents)
     }
 
-    /// Writes what lives in these packs to new ones, and tells which of them are not needed any more.
+    /// Writes what lives in these packs to new ones, and tells which of them are not needed any
+    /// more.
     fn move_living<'p>(
         &self,
         packs: &[&'p Contents],
@@ -390,7 +393,8 @@ impl ObjectBlobStore {
         Ok(())
     }
 
-    /// Removes what no reader sees: what writers that died have left, and packs without an index that are not among these.
+    /// Removes what no reader sees: what writers that died have left, and packs without an index
+    /// that are not among these.
     fn sweep_stray(&self, known: &[Contents]) -> Result<()> {
         let known: HashSet<_> = known.iter().map(|pack| pack.id).collect();
         let known_now = self.catalog.read().unwrap_or_else(PoisonError::into_inner).packs();

@@ -125,8 +125,8 @@ impl ObjectBlobStore {
     /// | `file:///folder` | a folder; [`FsBlobStore`](crate::FsBlobStore) is the better one, and keeps others out |
     /// | `memory:///` | memory, for tests |
     ///
-    /// The variables are those that [`object_store`] reads. To be independent of the environment use
-    /// [`open_with`](ObjectBlobStore::open_with).
+    /// The variables are those that [`object_store`] reads. To be independent of the environment
+    /// use [`open_with`](ObjectBlobStore::open_with).
     ///
     /// # Errors
     ///
@@ -138,8 +138,8 @@ impl ObjectBlobStore {
     /// Opens the store at a URL with these options and nothing of the environment.
     ///
     /// Options have their names of [`object_store`]: `access_key_id`, `secret_access_key`,
-    /// `region`, `endpoint`,
-    /// `allow_http`, `timeout`, `proxy_url` and many more. One that is not known is an error. Two are this store's own:
+    /// `region`, `endpoint`, `allow_http`, `timeout`, `proxy_url` and many more. One that is not
+    /// known is an error. Two are this store's own:
     ///
     /// - `from_env`: `true` reads the environment as well; these options override it. The default
     ///   is `false`.
