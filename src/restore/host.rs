@@ -11,7 +11,9 @@ pub(super) fn check(there: &Host, here: &Host) -> Result<()> {
     if here.cpu.is_empty() && !there.cpu.is_empty() {
         // Every user can read the list, so it exists. The read failed because there was no
         // descriptor left, say.
-        return Err(Error::Host { problem: "the features of its processor could not be read".to_owned() });
+        return Err(Error::Host {
+            problem: "the features of its processor could not be found out".to_owned(),
+        });
     }
     let missing: Vec<_> =
         there.cpu.iter().filter(|set| !here.cpu.contains(set)).map(String::as_str).collect();
