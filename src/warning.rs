@@ -100,6 +100,15 @@ pub enum Warning {
         /// The root of the tree.
         pid: Pid,
     },
+    /// The restore was given a standard stream, and no process of the revived trees got it: the
+    /// stream of the root is closed, or both of its ends are in the tree. Only
+    /// [`ProcsRestore::inherit`](crate::ProcsRestore::inherit) replaces such a stream.
+    StreamUnused {
+        /// The root of the first tree.
+        pid: Pid,
+        /// The stream: 0, 1 or 2.
+        stream: u32,
+    },
     /// A pipe, socket or terminal leads to a process outside the tree, and is not a standard
     /// stream. The revived tree finds its other side closed, unless the restore gets another file
     /// for it ([`ProcsRestore::inherit`](crate::ProcsRestore::inherit)).
@@ -191,6 +200,11 @@ impl fmt::Display for Warning {
             Warning::InputEnded { pid } => write!(
                 f,
                 "the standard input of {pid} had ended before the capture and stays so: the given one is not used"
+            ),
+            Warning::StreamUnused { pid, stream } => write!(
+                f,
+                "the standard stream {stream} that the restore was given is not used: no revived process of tree {pid} \
+                 had it from outside"
             ),
             Warning::LeadsOut { pid, descriptor, key } => write!(
                 f,

@@ -3,22 +3,25 @@
 //! criu has one name for `/dev/tty`, for all processes. If a tree has one terminal outside and one
 //! inside, criu dumps all these opens as external. Here the opens of the inner terminal become opens
 //! of its slave again.
+//!
+//! A master of the terminal outside may have leaked into the tree. It becomes a terminal of its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use prost::Message;
 
 use super::{Edit, ImageDir};
 use crate::{
     Result,
-    proto::images::{FileEntry, TtyFileEntry, TtyInfoEntry, TtyType},
+    proto::images::{FileEntry, TtyFileEntry, TtyInfoEdit, TtyInfoEntry, TtyType},
 };
+
+/// The device number of `/dev/tty`.
+const CONTROLLING: u32 = 0x500;
 
 impl ImageDir {
     /// Joins each open of `/dev/tty` with the terminal in the tree that controls its session, if there is one.
     pub(crate) fn join_inner_terminals(&self) -> Result<()> {
-        /// The device number of `/dev/tty`.
-        const CONTROLLING: u32 = 0x500;
         let (mut opens, mut slaves) = (BTreeMap::new(), BTreeMap::new());
         self.each("tty-info.img", |tty: TtyInfoEntry| {
             let is = |kind: TtyType| tty.sid != 0 && tty.r#type == i32::from(kind);
@@ -54,6 +57,30 @@ impl ImageDir {
         };
         self.rewrite::<FileEntry, FileEntry>("files.img", edit, &[])?;
         let edit = |tty: &TtyInfoEntry| if joined.contains_key(&tty.id) { Edit::Drop } else { Edit::Keep };
+        self.rewrite::<TtyInfoEntry, TtyInfoEntry>("tty-info.img", edit, &[])
+    }
+
+    /// Takes the session from each master in the tree whose slave is outside: that master leaked into
+    /// the tree. criu would make it the controlling terminal, in the place of the one that is lent.
+    pub(crate) fn part_leaked_masters(&self) -> Result<()> {
+        let (mut masters, mut outside) = (BTreeMap::new(), BTreeSet::new());
+        self.each("tty-info.img", |tty: TtyInfoEntry| {
+            let is = |kind: TtyType| tty.sid != 0 && tty.r#type == i32::from(kind);
+            if is(TtyType::ExtTty) && tty.rdev != CONTROLLING {
+                outside.insert(tty.sid);
+            } else if is(TtyType::Pty) && !tty.id.is_multiple_of(2) {
+                masters.insert(tty.id, tty.sid);
+            }
+        })?;
+        masters.retain(|_, session| outside.contains(session));
+        if masters.is_empty() {
+            return Ok(());
+        }
+        let parted = TtyInfoEdit { sid: Some(0), pgrp: Some(0), ..TtyInfoEdit::default() };
+        let edit = |tty: &TtyInfoEntry| match masters.contains_key(&tty.id) {
+            true => Edit::Extend(parted.encode_to_vec()),
+            false => Edit::Keep,
+        };
         self.rewrite::<TtyInfoEntry, TtyInfoEntry>("tty-info.img", edit, &[])
     }
 }

@@ -105,6 +105,11 @@ impl Peers {
         socket.waiting.iter().any(|client| !self.ours.contains(client)).then_some(false)
     }
 
+    /// The inode of the other end, if there is one.
+    pub(crate) fn other_end(&self, inode: u64) -> Option<u64> {
+        self.get(inode)?.peer.filter(|peer| *peer != 0).map(u64::from)
+    }
+
     fn get(&self, inode: u64) -> Option<&Socket> {
         self.sockets.get(&u32::try_from(inode).ok()?)
     }

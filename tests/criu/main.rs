@@ -13,7 +13,7 @@ macro_rules! modules {
 modules! { apart churn harness places program stores talk tree victim }
 // The tests.
 modules! {
-    capture causes chunked client damage deadline embed ending faults foreseen grown holders iterative leaks locked missing pids pipes preflight provoked remnants replaced requests revived selfdump
+    capture causes chunked client damage deadline embed ending faults foreseen grown holders iterative leaked leaks locked missing pids pipes preflight provoked remnants replaced requests revived selfdump
     served service sockets stress terminal terminals took
 }
 
@@ -63,6 +63,7 @@ fn main() {
         grown::TESTS,
         holders::TESTS,
         iterative::TESTS,
+        leaked::TESTS,
         leaks::TESTS,
         locked::TESTS,
         many::TESTS,

@@ -113,8 +113,9 @@ impl Program {
         Program::with(command, input, output, Stdio::null())
     }
 
+    /// The same, with any of the streams given.
     #[track_caller]
-    fn with(command: &Command, input: Option<File>, output: Option<File>, errors: Stdio) -> Program {
+    pub(crate) fn with(command: &Command, input: Option<File>, output: Option<File>, errors: Stdio) -> Program {
         let mut command = in_own_session(command);
         let command = command.stdin(input.map_or(Stdio::piped(), Stdio::from));
         let command = command.stdout(output.map_or(Stdio::piped(), Stdio::from)).stderr(errors);
@@ -131,9 +132,16 @@ impl Program {
     /// controls.
     #[track_caller]
     pub(crate) fn in_terminal(terminal: &Terminal, command: &Command) -> Program {
+        let [.., errors] = terminal.streams();
+        Program::in_terminal_with_errors(terminal, command, errors)
+    }
+
+    /// The same, with this file for its standard error.
+    #[track_caller]
+    pub(crate) fn in_terminal_with_errors(terminal: &Terminal, command: &Command, errors: File) -> Program {
         let mut session = Command::new("/proc/self/exe");
         session.args(["--session", "--terminal"]).arg(command.get_program()).args(command.get_args());
-        let [input, output, errors] = terminal.streams();
+        let [input, output, _] = terminal.streams();
         let root = session.stdin(input).stdout(output).stderr(errors).spawn().unwrap();
         Program { root: Some(root), talk: terminal.talk() }
     }

@@ -94,9 +94,29 @@ impl Edits {
 
     fn edit_files(&self, images: &ImageDir) -> Result<()> {
         let added = self.substitutes.iter().enumerate().map(|(place, by)| by.file(self.id(place)));
-        let added: Vec<FileEntry> = added.collect();
-        let edit = |file: &FileEntry| if self.is_gone(file) { Edit::Drop } else { Edit::Keep };
+        let mut added: Vec<FileEntry> = added.collect();
+        let hung_up = self.hung_up(images)?;
+        let drops = |file: &FileEntry| self.is_gone(file) || hung_up.iter().any(|other| other.id == file.id);
+        let edit = |file: &FileEntry| if drops(file) { Edit::Drop } else { Edit::Keep };
+        added.extend(hung_up.iter().cloned());
         images.rewrite("files.img", edit, &added)
+    }
+
+    /// The sockets in the tree whose other end is replaced, hung up as criu writes it.
+    fn hung_up(&self, images: &ImageDir) -> Result<Vec<FileEntry>> {
+        const BOTH: u32 = 3;
+        let (mut gone, mut hung_up) = (HashSet::new(), Vec::new());
+        images.each("files.img", |file: FileEntry| {
+            let socket = file.usk.as_ref().filter(|_| self.is_gone(&file));
+            gone.extend(socket.map(|socket| socket.ino));
+        })?;
+        images.each("files.img", |mut file: FileEntry| {
+            let is_gone = self.is_gone(&file);
+            let socket = file.usk.as_mut().filter(|socket| !is_gone && gone.contains(&socket.peer));
+            let is_hung_up = socket.map(|socket| (socket.peer, socket.shutdown) = (0, Some(BOTH)));
+            hung_up.extend(is_hung_up.map(|()| file));
+        })?;
+        Ok(hung_up)
     }
 
     /// Gives each open file of a terminal that stays a name of its own, and takes out what nothing is open of.

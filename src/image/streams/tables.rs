@@ -14,7 +14,8 @@ pub(super) struct Tables {
     /// The open descriptors, by the number of the table, which tasks may share. Parents' before children's.
     pub(super) descriptors: Vec<(u32, Vec<FdinfoEntry>)>,
     pub(super) terminals: Terminals,
-    /// The standard streams that each resource was when the tree was started, by the caller's word.
+    /// The standard streams that each resource was when the tree was started, as noted at the capture:
+    /// by the caller's word, or because the caller had the other end.
     pub(super) told: HashMap<Resource, Vec<usize>>,
 }
 
@@ -43,6 +44,13 @@ impl Outside {
     /// Returns true if it was opened for writing only.
     pub(super) fn writes(self) -> bool {
         self.flags & super::ACCESS_MODE == super::WRITE_ONLY
+    }
+
+    /// Returns true if it was opened for the direction of this standard stream.
+    fn can_be(self, stream: usize) -> bool {
+        const READ_ONLY: u32 = 0;
+        let other = if stream == 0 { super::WRITE_ONLY } else { READ_ONLY };
+        self.flags & super::ACCESS_MODE != other
     }
 }
 
@@ -74,7 +82,6 @@ impl Tables {
             sockets.add(&file);
             files.insert(file.id, kind(&file, &terminals, inherited));
         })?;
-        files.extend(sockets.leading_out(inherited));
         let (mut descriptors, mut known) = (Vec::new(), HashSet::new());
         for process in images.processes()? {
             if let Some(files_id) = images.files_id(process.pid)?.filter(|files_id| known.insert(*files_id)) {
@@ -82,9 +89,11 @@ impl Tables {
             }
         }
         let notes = images.notes()?.unwrap_or_default();
-        let ended = notes.pipes.map(|pipes| pipes.ended.into_iter().collect());
-        files.extend(pipes.leading_out(ended.as_ref(), &root_streams(&descriptors), inherited));
-        Ok(Tables { files, descriptors, terminals, told: told(&notes.streams) })
+        let (told, ended) =
+            (told(&notes.streams), notes.pipes.map(|pipes| pipes.ended.into_iter().collect()));
+        files.extend(pipes.leading_out(ended.as_ref(), &told, &root_streams(&descriptors), inherited));
+        files.extend(sockets.leading_out(&told, inherited));
+        Ok(Tables { files, descriptors, terminals, told })
     }
 
     /// The descriptors of the root.
@@ -228,9 +237,13 @@ impl Pipes {
 
     /// The kind of each file that is an end of a pipe. Of pipes with no other end, some are `ended`. Where
     /// that was not noted, nothing is certain; the root's streams are the likeliest to lead out.
+    ///
+    /// The end by which the tree uses a pipe that was `told` leads out, even if the tree has the other
+    /// end as well: that one has leaked into the tree.
     fn leading_out(
         &self,
         ended: Option<&HashSet<u32>>,
+        told: &HashMap<Resource, Vec<usize>>,
         root_streams: &HashSet<u32>,
         inherited: &Inherited<'_>,
     ) -> Vec<(u32, Kind)> {
@@ -242,8 +255,11 @@ impl Pipes {
             .collect();
         let kind = |pipe: u32, flags| {
             let outside = Outside { resource: Resource::Pipe(pipe), flags, input_ended: false };
+            let streams = told.get(&outside.resource).map_or([].as_slice(), Vec::as_slice);
+            let is_told = streams.iter().any(|stream| outside.can_be(*stream));
             match ended {
-                _ if self.is_inner(pipe) || inherited.has(&format!("pipe:[{pipe}]")) => Kind::Inner,
+                _ if inherited.has(&format!("pipe:[{pipe}]")) => Kind::Inner,
+                _ if self.is_inner(pipe) && !is_told => Kind::Inner,
                 Some(ended) if ended.contains(&pipe) => Kind::Ended(outside),
                 None if !root_pipes.contains(&pipe) => Kind::Inner,
                 _ => Kind::Outside(outside),
@@ -288,10 +304,16 @@ impl Sockets {
         }
     }
 
-    fn leading_out<'a>(&'a self, inherited: &'a Inherited<'_>) -> impl Iterator<Item = (u32, Kind)> + 'a {
+    /// The kind of each socket that leads out. One that was `told` does so even if the tree has the
+    /// other end as well, as with pipes.
+    fn leading_out<'a>(
+        &'a self,
+        told: &'a HashMap<Resource, Vec<usize>>,
+        inherited: &'a Inherited<'_>,
+    ) -> impl Iterator<Item = (u32, Kind)> + 'a {
         let sockets = self.files.iter();
         let sockets = sockets.filter(|socket| !inherited.has(&format!("socket:[{}]", socket.inode)));
-        sockets.filter_map(|socket| {
+        sockets.filter_map(move |socket| {
             const READ: u32 = 1;
             const BOTH: u32 = 3;
             let resource = Resource::Socket(socket.inode);
@@ -299,7 +321,7 @@ impl Sockets {
             match socket.peer {
                 0 if socket.shut == BOTH => Some((socket.file, Kind::Ended(outside))),
                 0 => None,
-                peer if self.inner.contains(&peer) => None,
+                peer if self.inner.contains(&peer) && !told.contains_key(&resource) => None,
                 _ => Some((socket.file, Kind::Outside(outside))),
             }
         })

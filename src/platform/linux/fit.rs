@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeSet, HashSet},
     fs::{self, DirEntry},
+    mem,
     path::Path,
 };
 
@@ -14,8 +15,8 @@ use crate::{
     options::{External, NetworkLock},
     platform::Job,
     preflight::{Peer, Peers},
-    procfs::{Stat, fdinfo_number, read_start, tree},
-    sys::Known,
+    procfs::{Stat, fdinfo_number, lineage, read_start, tree},
+    sys::{Known, is_same_file},
 };
 
 /// The caller's options, and what this tree needs beyond them.
@@ -42,8 +43,7 @@ pub(super) fn for_dump(job: &Job, root: Pid, roots: &[Pid]) -> DumpOptions {
     if !options.names_file_locks() && enclosed.has_own_locks() {
         options = options.file_locks(true);
     }
-    let told = job.streams.iter().flatten().filter_map(|key| socket_inode(Path::new(key)));
-    let outside = Outside::of(root, roots, &told.collect());
+    let outside = Outside::of(root, roots, &job.streams.iter().flatten().map(String::as_str).collect());
     for terminal in outside.terminals {
         options = options.external(terminal);
     }
@@ -71,18 +71,17 @@ struct Outside {
 
 impl Outside {
     /// Those of `told` count as standard streams, wherever they are.
-    fn of(root: Pid, roots: &[Pid], told: &HashSet<u64>) -> Outside {
+    fn of(root: Pid, roots: &[Pid], told: &HashSet<&str>) -> Outside {
         let (mut streams, mut sockets, mut terminals) =
             (BTreeSet::new(), HashSet::new(), Terminals::default());
         for pid in tree(root.as_raw()) {
             for descriptor in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
                 let Ok(target) = fs::read_link(descriptor.path()) else { continue };
                 if target.is_absolute() {
-                    terminals.add(pid, &descriptor);
+                    terminals.add(pid, &descriptor, pid == root.as_raw() && is_stream(&descriptor));
                 } else if let Some(inode) = socket_inode(&target) {
                     sockets.insert(inode);
-                    let is_stream = ["0", "1", "2"].iter().any(|stream| descriptor.file_name() == *stream);
-                    if is_stream || told.contains(&inode) {
+                    if is_stream(&descriptor) || told.contains(format!("socket:[{inode}]").as_str()) {
                         streams.insert(inode);
                     }
                 }
@@ -99,6 +98,7 @@ impl Outside {
                 |inode: &u64| together.as_ref().is_some_and(|peers| peers.of(*inode) != Peer::Outside);
             streams.extend(sockets.into_iter().filter(|inode| leads_out(inode) && is_between(inode)));
         }
+        terminals.forget_leaked(root.as_raw(), told);
         Outside { terminals: terminals.outside(), sockets: streams }
     }
 }
@@ -106,30 +106,45 @@ impl Outside {
 /// The terminals of a tree. criu restores those that it has both sides of.
 #[derive(Default)]
 struct Terminals {
-    /// By index, and by file system where that is the terminals' own.
-    masters: Vec<(u64, u64)>,
+    masters: Vec<Master>,
     /// By index, file system and criu's name.
     slaves: BTreeSet<(u64, u64, String)>,
+    /// The indexes of those that are standard streams of the root.
+    streams: BTreeSet<u64>,
     /// `/dev/tty`, by the index of the terminal that it is.
     controlling: BTreeSet<(Option<u64>, String)>,
 }
 
 impl Terminals {
-    fn add(&mut self, pid: i32, descriptor: &DirEntry) {
+    fn add(&mut self, pid: i32, descriptor: &DirEntry, is_root_stream: bool) {
         let Ok(file) = Known::of(descriptor.path()) else { return };
         let name = || format!("tty[{:x}:{:x}]", file.rdev(), file.dev());
         if file.is_master() {
-            let number = descriptor.file_name();
-            let info = read_start(format!("/proc/{pid}/fdinfo/{}", number.to_string_lossy()));
-            let index = info.and_then(|info| fdinfo_number(&info, "tty-index"));
-            self.masters
-                .extend(index.and_then(|index| u64::try_from(index).ok()).map(|index| (index, file.dev())));
+            self.masters.extend(Master::of(pid, descriptor, &file));
         } else if let Some(index) = file.slave() {
+            if is_root_stream {
+                self.streams.insert(index);
+            }
             self.slaves.insert((index, file.dev(), name()));
         } else if file.is_controlling_terminal() {
             let device = Stat::of(pid).ok().and_then(|stat| stat.terminal());
             self.controlling.insert((device.and_then(Known::slave_index), name()));
         }
+    }
+
+    /// Takes out the masters of the root's standard streams that leaked into the tree: those that this
+    /// process has open, too, and those of terminals that the caller `told`.
+    fn forget_leaked(&mut self, root: i32, told: &HashSet<&str>) {
+        if lineage(Pid::own().as_raw()).contains(&root) {
+            return; // the tree has them because this process is a part of it
+        }
+        let told = self.slaves.iter().filter(|(.., name)| told.contains(name.as_str()));
+        let told: BTreeSet<u64> = told.map(|(index, ..)| *index).collect();
+        let streams = mem::take(&mut self.streams);
+        self.masters.retain(|master| {
+            let leaked = streams.contains(&master.index) && master.is_ours();
+            !leaked && !told.contains(&master.index)
+        });
     }
 
     /// Those whose other side the tree does not have, as criu names them.
@@ -138,7 +153,7 @@ impl Terminals {
         // A master may be opened by a device file anywhere; then its index is all that there is.
         let is_inner = |index: u64, system: Option<u64>| {
             let matches = |own: u64| !systems.contains(&own) || system.is_none_or(|system| system == own);
-            self.masters.iter().any(|(master, own)| *master == index && matches(*own))
+            self.masters.iter().any(|master| master.index == index && matches(master.system))
         };
         let slaves = self.slaves.iter().filter(|(index, system, _)| !is_inner(*index, Some(*system)));
         let mut outside: BTreeSet<String> = slaves.map(|(_, _, name)| name.clone()).collect();
@@ -147,6 +162,36 @@ impl Terminals {
         outside.extend(controlling.map(|(_, name)| name.clone()));
         outside
     }
+}
+
+/// An open file that is the master of a terminal.
+struct Master {
+    index: u64,
+    /// The file system that it was opened on, which may be that of its slave.
+    system: u64,
+    /// A process that has it, and its number there.
+    place: (i32, i32),
+}
+
+impl Master {
+    fn of(pid: i32, descriptor: &DirEntry, file: &Known) -> Option<Master> {
+        let number = descriptor.file_name().to_str()?.parse().ok()?;
+        let info = read_start(format!("/proc/{pid}/fdinfo/{number}"))?;
+        let index = u64::try_from(fdinfo_number(&info, "tty-index")?).ok()?;
+        Some(Master { index, system: file.dev(), place: (pid, number) })
+    }
+
+    /// Returns true if this process has the same open file.
+    fn is_ours(&self) -> bool {
+        let own = Pid::own().as_raw();
+        let files = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+        let mut numbers = files.filter_map(|file| file.file_name().to_str()?.parse().ok());
+        numbers.any(|number| is_same_file((own, number), self.place).unwrap_or(false))
+    }
+}
+
+fn is_stream(descriptor: &DirEntry) -> bool {
+    ["0", "1", "2"].iter().any(|stream| descriptor.file_name() == *stream)
 }
 
 /// The sockets of a process, by inode.

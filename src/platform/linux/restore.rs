@@ -82,6 +82,7 @@ impl<'a> Reviver<'a> {
         let images = whole_images(trees)?;
         let links = Links::between(&images)?;
         let (mut revived, mut warnings, mut unread) = (AllOrNone(Vec::new()), Vec::new(), Vec::new());
+        let mut used = [false; 3];
         for (place, (tree, images)) in trees.iter().zip(&images).enumerate() {
             let given = Given::new(self.revival, links.of(place))?;
             let mut lent = given.lend(images)?;
@@ -94,11 +95,17 @@ impl<'a> Reviver<'a> {
                 descriptor,
                 bytes,
             }));
+            used.iter_mut().zip(lent.used).for_each(|(used, more)| *used |= more);
             if lent.input_unused {
+                used[0] = true; // and its own warning tells of it
                 warnings.push(Warning::InputEnded { pid: tree.pid() });
             }
             revived.0.push(tree);
             warnings.extend(more);
+        }
+        if let Some(first) = revived.0.first() {
+            let unused = (0..).zip(used).filter(|(_, used)| !used);
+            warnings.extend(unused.map(|(stream, _)| Warning::StreamUnused { pid: first.pid(), stream }));
         }
         Ok(Revived { trees: std::mem::take(&mut revived.0), warnings, unread })
     }

@@ -39,6 +39,8 @@ pub(super) struct ToLend {
     pub(super) unread: Vec<(u32, Vec<u8>)>,
     /// The caller gives a standard input, and the tree's has ended and stays so.
     pub(super) input_unused: bool,
+    /// The standard streams that the caller gives and that the tree gets.
+    pub(super) used: [bool; 3],
 }
 
 impl<'a> Given<'a> {
@@ -74,7 +76,9 @@ impl<'a> Given<'a> {
             inherited: &inherited,
         };
         images.join_inner_terminals()?;
+        images.part_leaked_masters()?;
         let detached = detach_streams(images, &offer)?;
+        let used = self.used(&detached.lendings);
         let open = |lending: Lending| {
             let file = self
                 .open(lending.what, &detached.rest)
@@ -85,10 +89,34 @@ impl<'a> Given<'a> {
         for (key, file) in links {
             files.push((key.clone(), file.map_err(Error::io(format!("lend {key}")))?));
         }
-        // Nothing to read is no news.
-        let is_news = |file: &File| !file.metadata().is_ok_and(|kind| is_null(&kind));
-        let input_unused = detached.input_ended && self.revival.streams[0].as_ref().is_some_and(is_news);
-        Ok(ToLend { files, unread: detached.unread, input_unused })
+        let input_unused = detached.input_ended && self.is_news(0);
+        Ok(ToLend { files, unread: detached.unread, input_unused, used })
+    }
+
+    /// Returns true if the caller gave this stream, and something to read or to write with it.
+    fn is_news(&self, stream: usize) -> bool {
+        let given = self.revival.streams[stream].as_ref();
+        given.is_some_and(|file| !file.metadata().is_ok_and(|kind| is_null(&kind)))
+    }
+
+    /// The standard streams that the tree gets, or that are no news to it. A file that is several
+    /// streams is used as all of them.
+    fn used(&self, lendings: &[Lending]) -> [bool; 3] {
+        let identity =
+            |stream: usize| self.streams[stream].metadata().map(|file| (file.dev(), file.ino())).ok();
+        let lent = lendings.iter().filter_map(|lending| match lending.what {
+            Lent::Stream { stream, .. } | Lent::Terminal { stream, .. } => Some(stream),
+            // It is told by a warning of its own.
+            Lent::Ended => Some(0),
+            Lent::HungUp => None,
+        });
+        let lent: Vec<usize> = lent.collect();
+        let is_lent = |stream| {
+            lent.iter().any(|other| {
+                *other == stream || identity(*other).is_some_and(|one| Some(one) == identity(stream))
+            })
+        };
+        [0, 1, 2].map(|stream| !self.is_news(stream) || is_lent(stream))
     }
 
     fn stream(&self, stream: usize, was: Was) -> io::Result<File> {

@@ -3,6 +3,7 @@
 //! The tree waits meanwhile, so a look takes milliseconds. Each subject has a file of its own here, and a field in
 //! [`Notes`].
 
+mod leaked;
 mod links;
 mod locks;
 mod lost;
@@ -83,14 +84,15 @@ impl Frozen {
         Ok(warnings)
     }
 
-    /// Everything that is noted of a tree, with the standard streams that the caller told.
+    /// Everything that is noted of a tree, with the standard streams that the caller told, and those
+    /// that leaked.
     pub(super) fn look(&self, streams: &[StreamNote]) -> Notes {
         Notes {
             pipes: Some(pipes::look(self)),
             threads: settings::look(self),
             sockets: sockets::look(self),
             sessions: settings::sessions(self),
-            streams: streams.to_vec(),
+            streams: [streams, leaked::look(self, streams).as_slice()].concat(),
             ..Notes::default()
         }
     }
