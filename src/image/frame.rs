@@ -5,7 +5,7 @@ use std::{
     io::{self, Read},
 };
 
-use prost::Message;
+use prost::{DecodeError, Message};
 
 use crate::{Error, Result};
 
@@ -120,9 +120,30 @@ pub(super) fn rewritten<Old: Message + Default, New: Message>(
         }
     }
     kept.extend(added.iter().map(Message::encode_to_vec));
-    let mut new = old.get(..HEAD).ok_or_else(|| frames.corrupt("it has no head"))?.to_vec();
-    for entry in kept {
-        let size = u32::try_from(entry.len()).map_err(|_| frames.corrupt("an entry became too large"))?;
+    joined(old, name, &kept)
+}
+
+/// The image `old` with each entry as `edit` makes it.
+pub(super) fn edited(
+    old: &[u8],
+    name: &str,
+    edit: impl Fn(&[u8]) -> Result<Vec<u8>, DecodeError>,
+) -> Result<Vec<u8>> {
+    let mut rest = old;
+    let mut frames = Frames::new(&mut rest, name)?;
+    let mut entries = Vec::new();
+    while let Some(entry) = frames.next_bytes()? {
+        entries.push(edit(&entry).map_err(|error| frames.corrupt(&error.to_string()))?);
+    }
+    joined(old, name, &entries)
+}
+
+/// The image `old` with these entries.
+fn joined(old: &[u8], name: &str, entries: &[Vec<u8>]) -> Result<Vec<u8>> {
+    let corrupt = |problem| Error::corrupt(format!("the image {name}"), problem);
+    let mut new = old.get(..HEAD).ok_or_else(|| corrupt("it has no head"))?.to_vec();
+    for entry in entries {
+        let size = u32::try_from(entry.len()).map_err(|_| corrupt("an entry became too large"))?;
         new.extend(size.to_le_bytes());
         new.extend(entry);
     }

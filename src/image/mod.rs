@@ -19,6 +19,7 @@ mod shared;
 mod streams;
 mod tcp;
 mod unread;
+mod unsent;
 
 use std::{
     fs::{self, File},
@@ -41,6 +42,7 @@ pub(crate) use self::{
     streams::{LedOut, Lending, Lent, Offer, OfferedTerminal, Was, detach_streams},
     tcp::Missed,
     unread::InPipe,
+    unsent::Held,
 };
 use crate::{
     Error, Result,

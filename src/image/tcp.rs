@@ -1,16 +1,13 @@
 //! TCP connections in the images, and making those within a tree restorable.
 //!
-//! criu sends what a program had written and the kernel had not sent, while it restores the socket. Within a tree the
-//! other side is not there by then, or has no room, and the restore fails. As data that was sent and lost on the way,
-//! it stays in the queue, and the kernel sends it again once both sides are there. That was seen to work for queues of a
-//! few MiB, unless both sides had closed the connection.
+//! What a program had written and the other side had not taken is [held back](super::unsent).
 //!
 //! criu reads the sockets one after the other, and the kernel may deliver data between two of them
 //! although all processes stand still: a timer of `TCP_CORK`, or an acknowledgement that was
 //! delayed, has the sender send. Data that both sockets have in the images does no harm, because
 //! the receiver drops what it has. Data that neither has is [`Missed`].
 
-use std::{collections::HashMap, fs};
+use std::{collections::HashMap, fs, net::Shutdown};
 
 use prost::Message;
 
@@ -22,19 +19,23 @@ use crate::{
 
 /// The TCP connections in the images.
 #[derive(Debug, Default)]
-struct Connections {
-    sockets: Vec<Connection>,
-    /// The state of each, by both ends, the own first, and the network namespace.
-    states: HashMap<(End, End, Option<u32>), u32>,
+pub(super) struct Connections {
+    pub(super) sockets: Vec<Connection>,
+    /// The place of each, by both ends, the own first, and the network namespace.
+    places: HashMap<(End, End, Option<u32>), usize>,
 }
 
 /// One end of a connection: the address, as IPv6 has it, and the port.
 type End = ([u32; 4], u32);
 
 #[derive(Debug)]
-struct Connection {
-    inode: u32,
-    state: u32,
+pub(super) struct Connection {
+    /// The number of the open file.
+    pub(super) file: u32,
+    pub(super) inode: u32,
+    pub(super) state: u32,
+    /// The directions that the program has ended. `Write` if it has ended none.
+    pub(super) ends: Shutdown,
     local: End,
     remote: End,
     namespace: Option<u32>,
@@ -43,19 +44,28 @@ struct Connection {
 impl Connection {
     fn of(socket: &InetSkEntry) -> Option<Connection> {
         const TCP: u32 = 6;
+        const BOTH: u32 = 3;
         let local = (address(&socket.src_addr)?, socket.src_port);
         let remote = (address(&socket.dst_addr)?, socket.dst_port);
+        let ends = if socket.shutdown == Some(BOTH) { Shutdown::Both } else { Shutdown::Write };
         let (inode, state, namespace) = (socket.ino, socket.state, socket.ns_id);
         (socket.proto == TCP && socket.dst_port != 0).then_some(Connection {
+            file: socket.id,
             inode,
             state,
+            ends,
             local,
             remote,
             namespace,
         })
     }
 
-    fn image(&self) -> String {
+    /// The number of the byte after the last one that was received.
+    pub(super) fn next(&self, stream: &TcpStreamEntry) -> u32 {
+        stream.inq_seq.wrapping_sub(has_received_fin(self.state).into())
+    }
+
+    pub(super) fn image(&self) -> String {
         format!("tcp-stream-{:x}.img", self.inode)
     }
 }
@@ -70,31 +80,36 @@ fn address(words: &[u32]) -> Option<[u32; 4]> {
 }
 
 impl Connections {
-    fn read(images: &ImageDir) -> Result<Connections> {
+    pub(super) fn read(images: &ImageDir) -> Result<Connections> {
         let mut connections = Connections::default();
         images.each("files.img", |file: FileEntry| {
             if let Some(socket) = file.isk.as_ref().and_then(Connection::of) {
                 let key = (socket.local, socket.remote, socket.namespace);
-                connections.states.insert(key, socket.state);
+                connections.places.insert(key, connections.sockets.len());
                 connections.sockets.push(socket);
             }
         })?;
         Ok(connections)
     }
 
+    /// The other side, if it is a part of the tree.
+    pub(super) fn other(&self, socket: &Connection) -> Option<&Connection> {
+        let place = self.places.get(&(socket.remote, socket.local, socket.namespace))?;
+        self.sockets.get(*place)
+    }
+
     /// The state of the other side, if it is a part of the tree or was closed by all that had it.
-    fn other_state(&self, socket: &Connection) -> Option<u32> {
-        let other = (socket.remote, socket.local, socket.namespace);
+    pub(super) fn other_state(&self, socket: &Connection) -> Option<u32> {
         let closed = socket.state == CLOSE_WAIT && socket.local.0 == socket.remote.0;
-        self.states.get(&other).copied().or(closed.then_some(FIN_WAIT))
+        self.other(socket).map(|other| other.state).or(closed.then_some(FIN_WAIT))
     }
 }
 
 /// States, as the kernel numbers them.
-const ESTABLISHED: u32 = 1;
-const FIN_WAIT: u32 = 4;
+pub(super) const ESTABLISHED: u32 = 1;
+pub(super) const FIN_WAIT: u32 = 4;
 const FIN_WAIT_2: u32 = 5;
-const CLOSE_WAIT: u32 = 8;
+pub(super) const CLOSE_WAIT: u32 = 8;
 const LAST_ACK: u32 = 9;
 const CLOSING: u32 = 11;
 
@@ -105,18 +120,6 @@ fn has_sent_fin(state: u32) -> bool {
 
 fn has_received_fin(state: u32) -> bool {
     matches!(state, CLOSE_WAIT | LAST_ACK | CLOSING)
-}
-
-/// The largest queue whose data is sent again, in bytes. It is what Linux lets a socket have by itself.
-const MOST_UNSENT: u32 = 4 << 20;
-
-/// A connection within the tree that has data which the other side has not taken. What of it was sent says little: an
-/// earlier dump, which the tree survived, may have the kernel take it all for sent.
-struct Unsent {
-    image: String,
-    stream: TcpStreamEntry,
-    /// True if the restore can send the data again.
-    curable: bool,
 }
 
 /// Data that neither end of a connection has in the images: its receiver got it after criu had read
@@ -146,8 +149,7 @@ impl ImageDir {
             let (sender, sent) = streams.get(&(receiver.remote, receiver.local, receiver.namespace))?;
             let fin = u32::from(has_sent_fin(sender.state));
             let confirmed = sent.outq_seq.wrapping_sub(fin).wrapping_sub(sent.outq_len);
-            let fin = u32::from(has_received_fin(receiver.state));
-            let count = confirmed.wrapping_sub(received.inq_seq.wrapping_sub(fin));
+            let count = confirmed.wrapping_sub(receiver.next(received));
             let end = sender.state == FIN_WAIT_2 && receiver.state == ESTABLISHED;
             // The numbers wrap around: in the upper half, the receiver has what the sender keeps.
             let count = if count < 1 << 31 { count } else { 0 };
@@ -186,47 +188,5 @@ impl ImageDir {
         let count = self.missed()?.len();
         let words = format!("{count} TCP connections within the tree received data while criu dumped them");
         Ok((count > 0).then_some(words))
-    }
-
-    fn unsent(&self) -> Result<Vec<Unsent>> {
-        let connections = Connections::read(self)?;
-        let mut unsent = Vec::new();
-        for socket in &connections.sockets {
-            let Some(other) = connections.other_state(socket) else { continue };
-            let image = socket.image();
-            let stream = self.first::<TcpStreamEntry>(&image)?;
-            let Some(stream) = stream.filter(|stream| stream.outq_len > 0) else { continue };
-            let is_open = match socket.state {
-                ESTABLISHED | CLOSE_WAIT => true,
-                FIN_WAIT => other == ESTABLISHED,
-                _ => false,
-            };
-            let curable = is_open && stream.outq_len <= MOST_UNSENT;
-            unsent.push(Unsent { image, stream, curable });
-        }
-        Ok(unsent)
-    }
-
-    /// Connections within the tree with so much data in the queue, or in such a state, that it would not arrive.
-    pub(super) fn unsent_beyond_restore(&self) -> Result<Option<String>> {
-        let beyond = self.unsent()?.into_iter().filter(|unsent| !unsent.curable);
-        let bytes: u64 = beyond.map(|unsent| u64::from(unsent.stream.outq_len)).sum();
-        let words =
-            format!("TCP connections within the tree have {bytes} bytes that the other side has not taken");
-        Ok((bytes > 0).then_some(words))
-    }
-
-    /// Has the kernel send again what was not sent, of connections within the tree.
-    pub(crate) fn keep_unsent(&self) -> Result<()> {
-        let unsent = self.unsent()?.into_iter();
-        let unsent = unsent.filter(|unsent| unsent.curable && unsent.stream.unsq_len() > 0);
-        for Unsent { image, stream, .. } in unsent {
-            let path = self.path().join(&image);
-            let doing = || Error::io(format!("edit the image {image}"));
-            let old = fs::read(&path).map_err(doing())?;
-            let all_sent = TcpStreamEntry { unsq_len: Some(0), ..stream }.encode_to_vec();
-            fs::write(&path, frame::first_extended(&old, &image, &all_sent)?).map_err(doing())?;
-        }
-        Ok(())
     }
 }

@@ -188,6 +188,11 @@ impl<For> Options<For> {
         self.wire.tcp_close.is_some() || self.wire.tcp_established.is_some()
     }
 
+    /// Returns true if TCP connections come back closed.
+    pub(crate) fn closes_tcp(&self) -> bool {
+        self.wire.tcp_close == Some(true)
+    }
+
     /// Returns true if file locks are to be carried along.
     pub(crate) fn carries_file_locks(&self) -> bool {
         self.wire.file_locks == Some(true)

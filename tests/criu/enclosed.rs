@@ -44,7 +44,7 @@ fn server_and_client(domain: &str) -> String {
     )
 }
 
-fn needs_tcp() {
+pub(crate) fn needs_tcp() {
     if !dumps_tcp() {
         skip("it cannot dump TCP sockets on this kernel");
     }
@@ -88,7 +88,7 @@ fn data_on_its_way_within_a_tree() {
 }
 
 /// A process with both ends of a connection, each of which has written until nothing more was taken.
-fn stuffed(prepare: &str) -> String {
+pub(crate) fn stuffed(prepare: &str) -> String {
     format!(
         "use IO::Socket::INET; use Socket qw(:all); \
          my $s = IO::Socket::INET->new(Listen => 5, LocalAddr => '127.0.0.1') or die; my $b; \
@@ -145,9 +145,7 @@ fn more_unsent_data_than_a_window_holds() {
         "my $a = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $s->sockport) or die; \
          $b = $s->accept; close $s; setsockopt($a, SOL_SOCKET, 32, 24 << 20) or die;", // SO_SNDBUFFORCE
     ) + "my $n = stuff($a, 3); sub answer { return all($b, $n, 3); }";
-    let mut victim = Script::perl(&program);
-    is_never_revived(victim.pid(), "that the other side has not taken");
-    assert_eq!(victim.ask("?"), "all");
+    comes_back(|_| Script::perl(&program), |talk| assert_eq!(talk.ask("?"), "all"));
 }
 
 /// One side or both have said that they write no more, some with data before that which was not sent. What both have

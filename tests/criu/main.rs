@@ -23,7 +23,7 @@ modules! { many overdue soak }
 // Those of signals, of the ends of processes, and of what listens.
 modules! { signals }
 // Options that a tree needs and the crate adds.
-modules! { beyond enclosed links order outside settings ways }
+modules! { beyond enclosed late links order outside settings ways }
 
 // What criu loses by itself.
 modules! { crossing everything mapped }
@@ -64,6 +64,7 @@ fn main() {
         holders::TESTS,
         iterative::TESTS,
         leaked::TESTS,
+        late::TESTS,
         leaks::TESTS,
         locked::TESTS,
         many::TESTS,

@@ -11,11 +11,12 @@ use super::{
     settle::Settle,
     streams::renumber,
     taken::retry_while_taken,
+    unsent::Unsent,
     whole,
 };
 use crate::{
     Error, RestoreOptions, Result, Warning,
-    image::{ImageDir, Notes},
+    image::{Held, ImageDir, Notes},
     platform::{PageFiles, ToRevive},
     rpc::{Lend, tree::Tree},
     took::Phase,
@@ -27,6 +28,7 @@ pub(super) struct Attempt<'a> {
     pub(super) tree: ToRevive<'a>,
     pub(super) images: &'a ImageDir,
     pub(super) lent: &'a [(String, File)],
+    pub(super) held: Vec<Held>,
     pub(super) options: RestoreOptions,
     /// The time to wait for what passes by itself.
     pub(super) patience: Duration,
@@ -98,11 +100,12 @@ impl Attempt<'_> {
         until.check(|| "restore the tree".to_owned())?;
         let criu = self.reviver.criu.clone();
         let criu = until.remaining().map_or(criu.clone(), |left| criu.deadline(left));
-        let mut hooks = Settle::new(self.notes.clone(), self.last_look.clone());
+        let settle = Settle::new(self.notes.clone(), self.last_look.clone());
+        let mut hooks = Unsent { images: self.images, held: &self.held, then: settle };
         self.lap(Phase::Prepare);
         let restored = criu.restore(&self.options, lend, &mut hooks);
         self.lap(Phase::Criu);
-        self.warnings.borrow_mut().extend(hooks.warnings);
+        self.warnings.borrow_mut().extend(hooks.then.warnings);
         let tree = restored.map_err(|error| self.pids.name_holders(LastLook::own_error(error)))?;
         let mut tree = AllOrNone(vec![tree]);
         if let Some([forking, restoring]) = self.images.restored() {

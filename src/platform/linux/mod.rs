@@ -22,6 +22,7 @@ mod settle;
 mod staging;
 mod streams;
 mod taken;
+mod unsent;
 mod whole;
 
 pub(crate) use self::{

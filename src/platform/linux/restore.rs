@@ -86,7 +86,6 @@ impl<'a> Reviver<'a> {
         for (place, (tree, images)) in trees.iter().zip(&images).enumerate() {
             let given = Given::new(self.revival, links.of(place))?;
             let mut lent = given.lend(images)?;
-            images.keep_unsent()?;
             images.order_sockets()?;
             images.repeat_polls()?;
             let (tree, more) = self.revive_one(*tree, images, &lent.files)?;
@@ -116,6 +115,7 @@ impl<'a> Reviver<'a> {
         images: &ImageDir,
         lent: &[(String, File)],
     ) -> Result<(Tree, Vec<Warning>)> {
+        let held = images.hold_unsent()?;
         let pids = Pids::of(images)?;
         let patience = self.revival.patience.unwrap_or(PATIENCE);
         let patience = self.until.remaining().map_or(patience, |left| patience.min(left));
@@ -135,6 +135,7 @@ impl<'a> Reviver<'a> {
             tree,
             images,
             lent,
+            held: if options.closes_tcp() { Vec::new() } else { held },
             patience,
             pids,
             last_look,

@@ -57,11 +57,7 @@ impl<H: Hooks> Settle<H> {
 
     /// Sets what was noted of sockets and sessions.
     fn settle_others(&mut self, root: i32) {
-        let processes = tree(root);
-        let numbers: HashMap<u32, i32> = processes
-            .into_iter()
-            .filter_map(|pid| Some((u32::try_from(inner_number(pid)?).ok()?, pid)))
-            .collect();
+        let numbers = by_inner_number(root);
         for note in std::mem::take(&mut self.sessions) {
             let Some(leader) = numbers.get(&note.sid) else { continue };
             self.try_to("nice value of its session", *leader, set_group_nice(*leader, note.nice));
@@ -108,6 +104,12 @@ impl<H: Hooks> Hooks for Settle<H> {
             && self.sockets.is_empty();
         !nothing || self.then.wanted()
     }
+}
+
+/// The processes of a tree by their numbers in its own pid namespace.
+pub(super) fn by_inner_number(root: i32) -> HashMap<u32, i32> {
+    let number = |pid| u32::try_from(inner_number(pid)?).ok();
+    tree(root).into_iter().filter_map(|pid| Some((number(pid)?, pid))).collect()
 }
 
 /// An empty mask is all processors, however many there are.

@@ -322,7 +322,7 @@ fn descriptor(number: libc::c_long, arguments: [i64; 5]) -> OwnedFd {
 }
 
 /// A system call that no safe crate offers.
-pub(super) fn syscall(number: libc::c_long, [a, b, c, d, e]: [i64; 5]) -> i64 {
+pub(crate) fn syscall(number: libc::c_long, [a, b, c, d, e]: [i64; 5]) -> i64 {
     // SAFETY: the callers pass numbers, and pointers to what lives past the call and is as large as the call wants.
     unsafe { libc::syscall(number, a, b, c, d, e) }
 }

@@ -84,7 +84,7 @@ pub(in crate::platform) fn set(process: i32, note: &SocketNotes) -> io::Result<(
 }
 
 /// Returns a descriptor of our own for the open file behind that of a process.
-pub(super) fn descriptor_of(pid: i32, descriptor: i32) -> io::Result<OwnedFd> {
+pub(in crate::platform) fn descriptor_of(pid: i32, descriptor: i32) -> io::Result<OwnedFd> {
     sys::take_descriptor(sys::pidfd_open(pid)?, descriptor)
 }
 
