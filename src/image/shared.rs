@@ -3,13 +3,20 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::ImageDir;
-use crate::{Result, proto::images::FileEntry};
+use crate::{
+    Result,
+    proto::images::{FdinfoEntry, FileEntry},
+};
 
 /// The pipes and sockets of a tree.
 #[derive(Debug, Default)]
 pub(crate) struct Channels {
     /// By criu's numbers.
     pub(crate) pipes: HashSet<u32>,
+    /// Those pipes that are standard streams of the root.
+    streams: HashSet<u32>,
+    /// Those pipes that were noted as standard streams which lead to the caller.
+    noted: HashSet<u32>,
     /// By inode.
     pub(crate) sockets: BTreeMap<u32, UnixSocket>,
 }
@@ -31,9 +38,21 @@ impl ImageDir {
     pub(crate) fn channels(&self) -> Result<Channels> {
         const EXTERNAL: u32 = 1;
         let mut channels = Channels::default();
+        let root = self.processes()?.first().map(|root| root.pid);
+        let (mut streams, files_id) = (HashSet::new(), root.map(|root| self.files_id(root)).transpose()?);
+        if let Some(files_id) = files_id.flatten() {
+            self.each(&super::fdinfo(files_id), |descriptor: FdinfoEntry| {
+                streams.extend((descriptor.fd <= 2).then_some(descriptor.id));
+            })?;
+        }
+        for note in self.notes()?.unwrap_or_default().streams {
+            let number = note.key.strip_prefix("pipe:[").and_then(|key| key.strip_suffix(']'));
+            channels.noted.extend(number.and_then(|number| number.parse::<u32>().ok()));
+        }
         self.each("files.img", |file: FileEntry| {
             if let Some(pipe) = &file.pipe {
                 channels.pipes.insert(pipe.pipe_id);
+                channels.streams.extend(streams.contains(&file.id).then_some(pipe.pipe_id));
             }
             if let Some(socket) = file.usk.as_ref().filter(|socket| socket.uflags & EXTERNAL == 0) {
                 let (peer, kind, shut) = (socket.peer, socket.r#type, socket.shutdown.unwrap_or(0));
@@ -57,13 +76,16 @@ pub(crate) fn shared_keys(trees: &[ImageDir]) -> Result<Vec<String>> {
     Ok(keys)
 }
 
-/// The pipes that more than one tree has.
+/// The pipes that more than one tree has. A stream of one tree that leads to the caller is none of
+/// them, unless it is a stream of another tree as well: it has leaked into the others.
 pub(crate) fn shared_pipes(trees: &[Channels]) -> HashSet<u32> {
-    let mut count = HashMap::<u32, usize>::new();
-    for pipe in trees.iter().flat_map(|tree| &tree.pipes) {
-        *count.entry(*pipe).or_default() += 1;
-    }
-    count.into_iter().filter(|(_, count)| *count > 1).map(|(pipe, _)| pipe).collect()
+    let count = |has: &dyn Fn(&Channels) -> bool| trees.iter().filter(|tree| has(tree)).count();
+    let is_shared = |pipe: &u32| {
+        let leads_to_caller = trees.iter().any(|tree| tree.noted.contains(pipe));
+        let is_between = !leads_to_caller || count(&|tree| tree.streams.contains(pipe)) > 1;
+        is_between && count(&|tree| tree.pipes.contains(pipe)) > 1
+    };
+    trees.iter().flat_map(|tree| tree.pipes.iter().copied()).filter(is_shared).collect()
 }
 
 /// The pairs of sockets that are in different trees: for each, twice the place of the tree and the inode.

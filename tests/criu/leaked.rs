@@ -28,6 +28,7 @@ tests![
     a_terminal_whose_master_has_leaked_becomes_pipes,
     a_pipe_of_the_tree_stays_and_what_was_given_for_it_is_told,
     a_socket_whose_other_end_has_leaked_is_given_anew,
+    an_input_whose_writer_has_leaked_into_another_tree_is_given_anew,
 ];
 
 /// Answers lines, and holds what it got as standard error as descriptor 9.
@@ -199,4 +200,35 @@ fn a_socket_whose_other_end_has_leaked_is_given_anew() {
             });
         });
     }
+}
+
+fn an_input_whose_writer_has_leaked_into_another_tree_is_given_anew() {
+    in_each_way(|way, home| {
+        let ((input, to), (from, output)) = (pipe(), pipe());
+        let (into_first, into_second) = (to.try_clone().unwrap(), to.try_clone().unwrap());
+        let first = Program::with(&bash(ANSWERS), Some(input), Some(output), into_first.into());
+        let mut talk = Talk::new(to, from);
+        assert_eq!(talk.hear(), "ready");
+        let script = "exec 9>&2 2>/dev/null </dev/null; echo ready; exec sleep 1000";
+        let mut second = Program::with(&bash(script), None, None, into_second.into());
+        assert_eq!(second.talk.hear(), "ready");
+        let stored = stored(way.capture(home, [first.pid(), second.pid()]).run(&home.store()));
+        let pid = criu_rpc::Pid::from(second.pid());
+        let told = |warning: &Warning| {
+            matches!(warning, Warning::StreamAssumed { pid: of, descriptor: 9, .. } if *of == pid)
+        };
+        assert!(stored.warnings.iter().any(told), "{:?}", stored.warnings);
+        first.end();
+        second.end();
+        let (mut talk, input, output) = Talk::through_pipes();
+        let restore = home.restore().stdin(input).stdout(output).stderr(File::open("/dev/null").unwrap());
+        let mut restored = restore.restore(&home.store(), &stored.digest).or_explain();
+        assert_eq!(restored.warnings, []);
+        talk.tell("new");
+        assert_eq!(talk.hear(), "new 6");
+        for tree in &mut restored.trees {
+            tree.kill().unwrap();
+            tree.wait().unwrap();
+        }
+    });
 }

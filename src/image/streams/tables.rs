@@ -15,7 +15,7 @@ pub(super) struct Tables {
     pub(super) descriptors: Vec<(u32, Vec<FdinfoEntry>)>,
     pub(super) terminals: Terminals,
     /// The standard streams that each resource was when the tree was started, as noted at the capture:
-    /// by the caller's word, or because the caller had the other end.
+    /// by the caller's word, or because the caller has the other end.
     pub(super) told: HashMap<Resource, Vec<usize>>,
 }
 

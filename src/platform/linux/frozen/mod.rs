@@ -3,7 +3,6 @@
 //! The tree waits meanwhile, so a look takes milliseconds. Each subject has a file of its own here, and a field in
 //! [`Notes`].
 
-mod leaked;
 mod links;
 mod locks;
 mod lost;
@@ -12,6 +11,7 @@ mod pipes;
 mod queues;
 pub(super) mod settings;
 pub(super) mod sockets;
+mod streams;
 mod tcp;
 
 use std::{fs, path::PathBuf};
@@ -85,14 +85,14 @@ impl Frozen {
     }
 
     /// Everything that is noted of a tree, with the standard streams that the caller told, and those
-    /// that leaked.
+    /// that lead to the caller.
     pub(super) fn look(&self, streams: &[StreamNote]) -> Notes {
         Notes {
             pipes: Some(pipes::look(self)),
             threads: settings::look(self),
             sockets: sockets::look(self),
             sessions: settings::sessions(self),
-            streams: [streams, leaked::look(self, streams).as_slice()].concat(),
+            streams: [streams, streams::look(self, streams).as_slice()].concat(),
             ..Notes::default()
         }
     }

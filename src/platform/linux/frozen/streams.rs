@@ -1,15 +1,16 @@
-//! Standard streams that have leaked: the caller and the tree both have the other end.
+//! Standard streams that lead to the caller.
 //!
-//! A caller that makes a pipe without `O_CLOEXEC` starts a program that has both ends of it. By the
-//! images alone such a pipe is one inside the tree, which a restore would leave alone.
+//! A caller that makes a pipe without `O_CLOEXEC` starts a program that has both ends of it, and
+//! other programs that have one. By the images alone such a pipe is one within a tree or between
+//! two, which a restore would not replace.
 
 use std::collections::HashSet;
 
 use super::{Frozen, OpenFile, open_files};
 use crate::{Pid, preflight::Peers, procfs::access_mode, proto::images::StreamNote};
 
-/// Finds the root's streams that are pipes and sockets, and that lead to this process although the
-/// tree has the other end, too. Streams and files that the caller has `told` are left out.
+/// Finds the root's streams that are pipes and sockets, and whose other end this process has, even
+/// if another process has it, too. Streams and files that the caller has `told` are left out.
 pub(super) fn look(tree: &Frozen, told: &[StreamNote]) -> Vec<StreamNote> {
     let own = Pid::own().as_raw();
     if tree.pids.contains(&own) {
@@ -18,7 +19,7 @@ pub(super) fn look(tree: &Frozen, told: &[StreamNote]) -> Vec<StreamNote> {
     let own: Vec<OpenFile> = open_files(own).collect();
     let sockets: HashSet<u64> = tree.root_streams().filter_map(|(_, file)| file.inode_of("socket")).collect();
     let peers = if sockets.is_empty() { None } else { Peers::ask(&sockets) };
-    let leaked = tree.root_streams().filter(|(stream, file)| {
+    let led_here = tree.root_streams().filter(|(stream, file)| {
         let is_other_end = |other: &OpenFile| match (file.inode_of("pipe"), file.inode_of("socket")) {
             (Some(pipe), _) => other.inode_of("pipe") == Some(pipe) && is_open(other, *stream != 0),
             (_, Some(socket)) => {
@@ -27,9 +28,9 @@ pub(super) fn look(tree: &Frozen, told: &[StreamNote]) -> Vec<StreamNote> {
             }
             _ => false,
         };
-        is_open(file, *stream == 0) && tree.files.iter().any(is_other_end) && own.iter().any(is_other_end)
+        is_open(file, *stream == 0) && own.iter().any(is_other_end)
     });
-    let notes = leaked
+    let notes = led_here
         .filter_map(|(stream, file)| Some(StreamNote { stream, key: file.target.to_str()?.to_owned() }));
     let is_told =
         |note: &StreamNote| told.iter().any(|told| told.stream == note.stream || told.key == note.key);
