@@ -433,6 +433,8 @@ pub enum Cause {
     Plugin,
     /// A task died while criu worked on it; criu did not say why.
     TaskDied,
+    /// A signal such as SIGCONT reached a task while criu worked on it.
+    Disturbed,
     /// A mount of the tree has a file system that criu does not know.
     UnsupportedFileSystem,
     /// A mount of the tree comes from outside.

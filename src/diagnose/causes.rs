@@ -423,6 +423,11 @@ causes! {
              killed it because memory ran out (dmesg), or whether a restored program with threads has a reason \
              to end at once",
             [];
+        Disturbed:
+            "a signal reached a process while criu worked on it",
+            "capture again. Keep signals from the tree meanwhile: start it in a process group other than that of the program \
+             which captures it, so that SIGCONT from a shell or a supervisor does not reach it",
+            [];
     }
 
     "Mounts and control groups" {

@@ -261,6 +261,8 @@ const LINES: &[(&str, Cause)] = &[
     ("4242 killed by signal 9: Killed", Cause::TaskDied),
     ("4242 exited, status=1", Cause::TaskDied),
     ("Child 4243 died too early", Cause::TaskDied),
+    ("4242 was stopped by 5 unexpectedly", Cause::Disturbed),
+    ("Unexpected 4242 task interruption, aborting", Cause::Disturbed),
     ("Unable to detach from 4244: No such process", Cause::Unknown),
     ("Unable to detach 4244: No such process", Cause::TaskDied),
     ("net: Unable to find an external netns: net", Cause::NetworkNamespace),
@@ -344,7 +346,8 @@ fn every_line_tells_its_cause_whatever_comes_before_and_after() {
         for (form, logged) in all(line).into_iter().enumerate() {
             let after = after.each_ref().map(|lines| lines[form].as_str()).join("\n");
             let log = format!("{}\n{logged}\n{after}\n", all(HARMLESS[0])[form]);
-            let follows = matches!(expected, Cause::NotReopened | Cause::TaskDied | Cause::Unknown);
+            let follows =
+                matches!(expected, Cause::NotReopened | Cause::TaskDied | Cause::Disturbed | Cause::Unknown);
             assert_eq!(cause_of_log(if follows { &logged } else { &log }), *expected, "{log}");
         }
     }

@@ -376,6 +376,8 @@ const REFUSED: &str = "Unable to interrupt task: … (Operation not permitted)";
 
 /// Errors that follow from others. They count if there is nothing else, since criu does not always say the rest.
 pub(super) const CONSEQUENCES: &[Rule] = &[
+    ("# was stopped by # unexpectedly", Cause::Disturbed),
+    ("Unexpected # task interruption, aborting", Cause::Disturbed),
     ("Unable to open fd=… id=", Cause::NotReopened),
     ("`- Can't open vma", Cause::NotReopened),
     ("Can't open cwd", Cause::NotReopened),

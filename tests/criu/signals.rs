@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use criu_rpc::{Chunking, Digest256, DumpOptions, ProcsCapture, RestoreOptions, options::CgroupMode, rpc::NoHooks};
+use criu_rpc::{Cause, Chunking, Digest256, DumpOptions, ProcsCapture, RestoreOptions, options::CgroupMode, rpc::NoHooks};
 use nix::{
     sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction},
     unistd::{Pid, getpgid, getpgrp, setpgid, setsid, tcgetpgrp, tcsetpgrp, ttyname},
@@ -30,6 +30,7 @@ use crate::{
 tests![
     signals_to_the_group_of_the_caller_harm_no_tree_that_is_captured,
     signals_to_the_group_of_the_caller_harm_no_tree_that_is_revived,
+    a_signal_to_the_tree_itself_is_told_and_the_next_capture_is_whole,
     a_job_is_revived_as_the_foreground_job_of_the_terminal,
     control_groups_are_restored_for_a_caller_that_ignores_sigterm,
 ];
@@ -43,6 +44,43 @@ fn signals_to_the_group_of_the_caller_harm_no_tree_that_is_captured() {
 
 fn signals_to_the_group_of_the_caller_harm_no_tree_that_is_revived() {
     apart("signals-restores");
+}
+
+/// SIGCONT to a tree that is being dumped, as of a shell's `fg`, makes criu give up now and then.
+fn a_signal_to_the_tree_itself_is_told_and_the_next_capture_is_whole() {
+    const MOST: u32 = 300;
+    let home = Home::new();
+    let store = home.store();
+    let mut victim = Victim::start(&["threads=2", "memory=1"]);
+    let pid = victim.pid();
+    let (over, mut disturbed) = (AtomicBool::new(false), 0);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let status = format!("/proc/{pid}/status");
+            while !over.load(Ordering::Relaxed) {
+                if fs::read_to_string(&status).is_ok_and(|status| !status.contains("TracerPid:\t0\n")) {
+                    let _ = kill(Pid::from_raw(pid), Signal::SIGCONT);
+                }
+                thread::sleep(Duration::from_micros(500));
+            }
+        });
+        for _ in 0..MOST {
+            if let Err(error) = home.capture([pid]).capture(&store) {
+                let cause = error.failure().map(|failure| failure.cause);
+                assert_eq!(cause, Some(Cause::Disturbed), "{}", error.report());
+                disturbed += 1;
+            }
+            if disturbed > 2 {
+                break;
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    assert!(disturbed > 0, "no signal reached the tree while criu worked on it");
+    victim.assert_counts_on(0);
+    let digest = home.capture([pid]).capture(&store).or_explain();
+    victim.end();
+    Revived::from(home.restore(), &store, &digest).assert_counts_on(1);
 }
 
 fn a_job_is_revived_as_the_foreground_job_of_the_terminal() {
