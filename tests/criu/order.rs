@@ -1,7 +1,11 @@
 //! Trees whose processes have numbers in any order, as after pids wrapped around, come back; and unix sockets in any
 //! order.
 
-use std::{fs, process::Command};
+use std::{
+    fs,
+    process::Command,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use crate::{
     beyond::is_never_revived,
@@ -20,9 +24,16 @@ tests![
     all_that_children_with_lower_pids_share,
 ];
 
+/// Lets one test at a time take lower pids: free ones below 300. The kernel gives these by itself to no
+/// process, so none has them before a restore.
+fn take_lower_pids() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// `lower()` forks a child in perl, as `fork` does, that has a lower pid than its parent.
 const LOWER: &str = "sub lower { \
-    for my $pid (reverse 2 .. $$ - 1) { \
+    for my $pid (reverse 2 .. ($$ < 300 ? $$ - 1 : 299)) { \
         my $wanted = pack('l', $pid); \
         my $how = pack('Q11', (0) x 4, 17, (0) x 3, unpack('J', pack('P', $wanted)), 1, 0); \
         my $child = syscall(435, $how, 88); \
@@ -34,7 +45,7 @@ const LOWER: &str = "sub lower { \
 const LOWER_IN_PYTHON: &str = "
 import ctypes, os, socket, sys
 def lower(flags = 0):
-    for pid in reversed(range(2, os.getpid())):
+    for pid in reversed(range(2, min(os.getpid(), 300))):
         wanted = ctypes.c_int(pid)
         how = (ctypes.c_uint64 * 11)(flags, 0, 0, 0, 17, 0, 0, 0, ctypes.addressof(wanted), 1, 0)
         child = ctypes.CDLL(None).syscall(435, how, 88)
@@ -45,6 +56,7 @@ def lower(flags = 0):
 /// Each pair of sockets is held by the parent and by two children in one of all the ways that there are; each process
 /// has one end, both, or none.
 fn pairs_of_sockets_that_children_with_lower_pids_share() {
+    let _turn = take_lower_pids();
     let script = format!(
         "{LOWER} use Socket; use IO::Handle; my (@pairs, @children); \
          for my $held (0 .. 63) {{ \
@@ -207,11 +219,13 @@ fn descriptors_on_their_way_between_parent_and_child() {
 }
 
 fn descriptors_on_their_way_to_and_from_a_child_with_a_lower_pid() {
+    let _turn = take_lower_pids();
     let fine = ways_to_send().into_iter().filter(|way| !is_beyond(*way)).flat_map(words);
     arrive("lower", &fine.collect::<Vec<_>>());
 }
 
 fn descriptors_that_no_order_brings_to_their_receiver() {
+    let _turn = take_lower_pids();
     need_python();
     let mut beyond: Vec<_> = ways_to_send().into_iter().filter(|way| is_beyond(*way)).flat_map(words).collect();
     assert_eq!(beyond.len(), 4, "{beyond:?}");
@@ -327,6 +341,7 @@ for line in iter(sys.stdin.readline, ''):
 "#;
 
 fn all_that_children_with_lower_pids_share() {
+    let _turn = take_lower_pids();
     need_python();
     comes_back(
         |home| python(home, SHARE, &[home.path("file").display().to_string()]),

@@ -226,6 +226,7 @@ fn every_cause_is_provoked_or_has_a_reason() {
         include_str!("../faults.rs"),
         include_str!("../locked.rs"),
         include_str!("../replaced.rs"),
+        include_str!("../signals.rs"),
     ];
     let provoked = |name: &str| {
         let ends = |rest: &str| !rest.starts_with(|next: char| next.is_alphanumeric());
