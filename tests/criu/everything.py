@@ -348,7 +348,7 @@ for kind, name in ((socket.SOCK_STREAM, 'stream'), (socket.SOCK_DGRAM, 'dgram'),
 sockets['unix-listener'] = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
 sockets['unix-listener'].bind(os.path.join(folder, 'socket')), sockets['unix-listener'].listen(5)
 sockets['netlink'] = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
-sockets['netlink'].bind((0, 1))
+sockets['netlink'].bind((0, 0x20000))  # a group that is hardly ever told anything
 options(sockets['netlink'], 1, GENERAL)
 options(sockets['netlink'], 270, [(1, 3), (3, 1), (4, 1), (5, 1), (10, 1), (11, 1), (12, 1)])
 

@@ -10,7 +10,8 @@ use std::{
 };
 
 use criu_rpc::{
-    Chunking, DumpOptions, FsBlobStore, ProcsCapture, ProcsRestore, RestoreOptions, Stored, Tree, kill_tree,
+    Chunking, DumpOptions, FsBlobStore, ProcsCapture, ProcsRestore, RestoreOptions, Stored, Tree, Warning,
+    kill_tree,
 };
 
 use crate::{
@@ -340,6 +341,8 @@ impl Stage {
         let mut restored = restored.map_err(|error| Failure::Refused("restore", Box::new(error)))?;
         let tree = restored.trees.pop().ok_or_else(|| Failure::wrong("the restore gave no tree"))?;
         self.actor = Some(Actor { root: Root::Revived(tree), talk });
+        // The original goes on writing to what it has mapped, and the kernel marks its locks there when it ends.
+        restored.warnings.retain(|warning| !matches!(warning, Warning::MappedFileChanged { .. }));
         if !restored.warnings.is_empty() {
             let mut words = String::from("the restore warns");
             for warning in &restored.warnings {
