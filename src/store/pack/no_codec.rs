@@ -6,7 +6,7 @@ use crate::wiped::Wiped;
 
 /// Compresses nothing.
 #[derive(Debug, Default)]
-pub(super) struct Packer;
+pub(super) struct Packer {}
 
 impl Packer {
     pub(super) fn compress(
@@ -22,7 +22,7 @@ impl Packer {
 
 /// Says what is missing.
 #[derive(Debug, Default)]
-pub(super) struct Unpacker;
+pub(super) struct Unpacker {}
 
 impl Unpacker {
     pub(super) fn decompress(&mut self, _packed: &[u8], _length: usize, _raw: &mut Wiped) -> io::Result<()> {
