@@ -239,7 +239,7 @@ fn a_connection_to_the_outside_is_closed_in_what_is_revived_and_stays_in_the_tre
 
 /// The capture fails for this reason, and the tree goes on.
 #[track_caller]
-fn refused(home: &Home, pid: i32, cause: Cause) {
+pub(crate) fn refused(home: &Home, pid: i32, cause: Cause) {
     for way in WAYS {
         let error = way.capture(home, pid).run(&home.store()).unwrap_err();
         assert_eq!(error.failure().map(|failure| failure.cause), Some(cause), "{}", explain(&error));

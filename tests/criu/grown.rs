@@ -21,6 +21,7 @@ tests![
     a_log_that_grew_goes_on_at_its_end,
     a_log_that_the_tree_may_also_read_goes_on_at_its_end,
     what_tee_writes_goes_on_at_its_end,
+    standard_output_in_a_log_goes_on_at_its_end,
     a_file_that_is_followed_may_have_grown,
     a_script_that_was_edited_is_read_on,
     a_script_that_was_replaced_is_refused,
@@ -133,6 +134,37 @@ fn what_tee_writes_goes_on_at_its_end() {
         let (mut revived, _) = revived(home.restore(), &store, &digest);
         assert_eq!(revived.ask("after"), "after");
         wait_for_log("one\nsince\nafter\n");
+    });
+}
+
+/// As of `program > log`: the log is the standard output itself, for which the restore is given nothing.
+fn standard_output_in_a_log_goes_on_at_its_end() {
+    in_each_way(|way, home| {
+        let log = home.path("log");
+        let script = "import sys\nfor line in sys.stdin: print(line.strip(), flush=True)";
+        let mut command = Command::new("python3");
+        command.args(["-c", script]);
+        let output = File::create(&log).unwrap();
+        let mut program = Program::between(&command, None, Some(output));
+        let wait_for_log = |text: &str| wait_until("it has written", || read(&log) == text);
+        program.talk.tell("one");
+        wait_for_log("one\n");
+        let (store, pid) = (home.store(), program.pid());
+        let digest = way.capture(home, [pid]).capture(&store).or_explain();
+        if way.leave_running {
+            program.talk.tell("since");
+            wait_for_log("one\nsince\n");
+        } else {
+            append(&log, "since\n");
+        }
+        program.end();
+        let (mut talk, input, _) = Talk::through_pipes();
+        let restored = home.restore().stdin(input).restore(&store, &digest).or_explain();
+        let path = log.display().to_string();
+        assert_eq!(restored.warnings, [Warning::FileContinued { path, then: 4, now: 10 }]);
+        talk.tell("after");
+        wait_for_log("one\nsince\nafter\n");
+        drop(Revived::new(only_tree(restored), talk));
     });
 }
 

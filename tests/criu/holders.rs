@@ -16,6 +16,7 @@ use crate::{
     places::{Home, family, lives, wait_until},
     talk::Talk,
     tree::{OrExplain, Revived, Victim, explain, signal, wait_gone},
+    ways::Way,
 };
 
 tests![
@@ -96,13 +97,20 @@ fn a_number_that_is_the_group_of_a_living_process_is_told_with_it() {
 }
 
 fn a_number_that_is_the_session_of_an_orphan_is_told_and_waited_for_once_it_ends() {
+    for chunked in [false, true] {
+        session_of_an_orphan(Way { ends: false, chunked });
+    }
+}
+
+#[track_caller]
+fn session_of_an_orphan(way: Way) {
     let home = Home::new();
     let store = home.store();
     let mut command = Command::new("setsid");
     command.args(["sh", "-c", "echo ready $$; while read line; do [ \"$line\" = go ] || exit; sh -c 'sleep 600 <&- >&- & echo $!'; done"]);
     let mut victim = Victim::start_by(command);
     let pid = victim.pid();
-    let digest = home.capture([pid]).capture(&store).or_explain();
+    let digest = way.capture(&home, pid).capture(&store).or_explain();
     let orphan: i32 = victim.ask("go").parse().unwrap();
     let name = format!("/proc/{orphan}/comm");
     wait_until("it sleeps", || std::fs::read(&name).unwrap() == b"sleep\n");

@@ -10,7 +10,7 @@ use criu_rpc::Cause;
 use crate::{
     harness::tests,
     places::Home,
-    program::{Program, Way, on_pipes},
+    program::{Program, Way, in_each_way, on_pipes},
     tree::{OrExplain, Revived, Victim, explain},
 };
 
@@ -86,19 +86,17 @@ fn a_file_that_is_given_anew_may_be_gone() {
 }
 
 fn a_named_pipe_that_is_a_standard_stream_may_be_given_anew() {
-    for gone in [true, false] {
-        let home = Home::new();
+    in_each_way(|way, home| {
         let fifo = home.path("fifo");
         let script = format!("mkfifo {0}; exec 0<>{0}; echo ready; {ANSWERS}", fifo.display());
         let mut program = Program::bash(&script);
         assert_eq!(program.talk.hear(), "ready");
-        let (store, digest) = Way { leave_running: gone, chunked: gone }.captured(&home, program);
-        if gone {
-            fs::remove_file(&fifo).unwrap();
-            let error = home.restore().restore(&store, &digest).unwrap_err();
-            let told = error.report().to_string();
-            assert!(told.contains("fifo: there is no such file") && told.contains("stdin"), "{}", explain(&error));
-        }
+        let (store, digest) = way.captured(home, program);
         assert_eq!(on_pipes(home.restore(), &store, &digest).ask("hello"), "hello");
-    }
+        fs::remove_file(&fifo).unwrap();
+        let error = home.restore().restore(&store, &digest).unwrap_err();
+        let told = error.report().to_string();
+        assert!(told.contains("fifo: there is no such file") && told.contains("stdin"), "{}", explain(&error));
+        assert_eq!(on_pipes(home.restore(), &store, &digest).ask("hello"), "hello");
+    });
 }

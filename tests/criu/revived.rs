@@ -24,6 +24,7 @@ use crate::{
     places::{Home, family, lives, state},
     talk::Talk,
     tree::{OrExplain, Revived, Victim, explain, signal, wait_gone},
+    ways::WAYS,
 };
 
 tests![
@@ -82,15 +83,21 @@ fn waiting_takes_no_longer_than_asked() {
 }
 
 fn a_tree_outlives_the_thread_that_revived_it() {
-    let home = Home::new();
-    let mut revived = thread::scope(|scope| {
-        scope.spawn(|| revived(&home, &["parent-death", "children=1"])).join().unwrap()
-    });
-    // The kernel tells the tree of the thread's end a moment after that is known here.
-    for count in 0..20 {
-        assert!(lives(revived.pid()));
-        revived.assert_counts_on(count);
-        thread::sleep(Duration::from_millis(10));
+    for way in WAYS {
+        let home = Home::new();
+        let (store, victim) = (home.store(), Victim::start(&["parent-death", "children=1"]));
+        let members = victim.members();
+        let digest = way.capture(&home, victim.pid()).capture(&store).or_explain();
+        if way.ends { victim.reap(&members) } else { victim.end() }
+        let mut revived = thread::scope(|scope| {
+            scope.spawn(|| Revived::from(home.restore(), &store, &digest)).join().unwrap()
+        });
+        // The kernel tells the tree of the thread's end a moment after that is known here.
+        for count in 0..20 {
+            assert!(lives(revived.pid()), "{way:?}");
+            revived.assert_counts_on(count);
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 }
 

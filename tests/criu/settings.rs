@@ -13,6 +13,7 @@ tests![
     settings_of_a_process_and_its_child_come_back,
     settings_that_were_usual_come_back_to_a_restorer_whose_own_are_not,
     what_is_lost_is_told,
+    a_sandbox_of_landlock_is_told,
     a_tree_comes_back_into_its_control_group,
     a_system_call_that_ends_early_is_told,
     a_revived_thread_polls_again,
@@ -95,6 +96,39 @@ fn what_is_lost_is_told() {
         victim.end(&members, way);
         let mut revived = Revived::from(home.restore(), &home.store(), &stored.digest);
         assert_eq!(revived.ask("?"), "here");
+    }
+}
+
+/// The program may not create files, which it may once it is revived.
+fn a_sandbox_of_landlock_is_told() {
+    const SANDBOXED: &str = "import ctypes, os, struct, sys
+lib = ctypes.CDLL(None)
+os.setsid()
+lib.prctl(38, 1, 0, 0, 0)
+rules = lib.syscall(444, ctypes.create_string_buffer(struct.pack('Q', 1 << 8)), 8, 0) # LANDLOCK_ACCESS_FS_MAKE_REG
+rules < 0 or lib.syscall(446, rules, 0) or os.close(rules)
+print('ready', os.getpid(), flush=True)
+for line in sys.stdin:
+    if line == 'exit 0\\n': break
+    try: open(line.strip(), 'w').close(); print('written', flush=True)
+    except OSError: print('refused', flush=True)";
+    for way in WAYS {
+        let home = Home::new();
+        let mut command = std::process::Command::new("python3");
+        command.args(["-c", SANDBOXED]);
+        let mut victim = Script::by(command);
+        let probe = home.path("probe").display().to_string();
+        let before = victim.ask(&probe);
+        let (pid, members) = (victim.pid(), victim.members());
+        let stored = stored(way.capture(&home, pid).run(&home.store()));
+        let what = "sandbox of Landlock, if it has one";
+        assert_eq!(stored.warnings, [Warning::Lost { pid: pid.into(), what }], "{way:?}");
+        if !way.ends {
+            assert_eq!(victim.ask(&probe), before);
+        }
+        victim.end(&members, way);
+        let mut revived = Revived::from(home.restore(), &home.store(), &stored.digest);
+        assert_eq!(revived.ask(&probe), "written");
     }
 }
 

@@ -31,11 +31,13 @@ tests![
     a_tracer_inside_the_tree,
 ];
 
-/// The dump fails for this cause, and the victim goes on.
+/// The dump fails for this cause, as does a capture in each way, and the victim goes on.
 #[track_caller]
 fn refused(victim: &mut Perl, cause: Cause) {
     let mut dumps = Dumps::new();
     assert_cause(dumps.dump(victim.pid(), &plain()), cause, Target::Running);
+    assert_eq!(victim.ask("?"), "here");
+    crate::enclosed::refused(&Home::new(), victim.pid(), cause);
     assert_eq!(victim.ask("?"), "here");
 }
 
