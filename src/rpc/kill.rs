@@ -157,7 +157,8 @@ struct Heir {
     adoption: Adoption,
     /// Its children before. They are the caller's to reap.
     children: HashSet<i32>,
-    /// The time at which it became the heir, in the ticks of [`Stat::start`].
+    /// The time at which it became the heir, in the ticks of [`Stat::start`]. A new child that is
+    /// older is an orphan of another tree.
     since: u64,
 }
 
@@ -181,8 +182,13 @@ impl Heir {
         }
         drop(adoption);
         let own = Pid::own().as_raw();
-        // A child that is new and older than the adoption is an orphan of another tree.
-        let is_orphan = |pid: i32| Stat::of(pid).is_ok_and(|stat| stat.parent == own && stat.start < since);
+        let session = Stat::of(own).map_or(0, |stat| stat.session);
+        let is_orphan = |pid: i32| {
+            let Ok(stat) = Stat::of(pid) else { return false };
+            // What this program started is in its session, or leads one.
+            let is_ours = stat.start >= since && [session, pid].contains(&stat.session);
+            stat.parent == own && !is_ours
+        };
         let new =
             procfs::children(own).into_iter().filter(|pid| !children.contains(pid) && !known.contains(pid));
         let orphans = new.filter_map(|pid| Member::open(pid, || is_orphan(pid)));
@@ -264,33 +270,52 @@ impl Member {
 #[cfg(test)]
 mod tests {
     use std::{
-        io::{BufRead, BufReader},
+        io::{BufRead, BufReader, Write},
         process::{Command, Stdio},
     };
 
     use super::*;
 
     #[test]
-    fn an_orphan_of_another_tree_is_reaped_when_it_ends() {
-        let mut shell = Command::new("sh");
-        shell.args(["-c", "sleep 1 >/dev/null & echo $!; read line"]).stdin(Stdio::piped());
-        let mut shell = shell.stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(shell.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let orphan: i32 = line.trim().parse().unwrap();
+    fn orphans_of_another_tree_are_reaped_when_they_end() {
+        // Both start a process: at once, and when they hear of the adoption. The second is in another session.
+        let script = "sleep 1 >/dev/null & echo $!; read line; sleep 1 >/dev/null & echo $!; read line";
+        let session = format!("setsid sh -c '{script}'; :");
+        let mut shells = [script, &session].map(|script| {
+            let shell = Command::new("sh").args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+            let mut shell = shell.unwrap();
+            let lines = BufReader::new(shell.stdout.take().unwrap());
+            (shell, lines)
+        });
+        let hear = |lines: &mut BufReader<std::process::ChildStdout>| -> i32 {
+            let mut line = String::new();
+            lines.read_line(&mut line).unwrap();
+            line.trim().parse().unwrap()
+        };
+        let mut orphans: Vec<_> = shells.iter_mut().map(|(_, lines)| hear(lines)).collect();
         thread::sleep(Duration::from_millis(50)); // some ticks
 
-        let member = Member::open(i32::try_from(shell.id()).unwrap(), || true).unwrap();
+        let member = Member::open(i32::try_from(shells[0].0.id()).unwrap(), || true).unwrap();
         let heir = Heir::of(&[member]).unwrap();
-        drop(shell.stdin.take());
-        shell.wait().unwrap();
-        assert_eq!(Stat::of(orphan).unwrap().parent, Pid::own().as_raw());
+        let (in_session, lines) = &mut shells[1];
+        writeln!(in_session.stdin.as_ref().unwrap()).unwrap();
+        orphans.push(hear(lines));
+        // Not an orphan: it is ours to reap.
+        let mut own = Command::new("true").spawn().unwrap();
+        for (shell, _) in &mut shells {
+            drop(shell.stdin.take());
+            shell.wait().unwrap();
+        }
+        for orphan in &orphans {
+            assert_eq!(Stat::of(*orphan).unwrap().parent, Pid::own().as_raw());
+        }
         heir.reap(&[], &HashSet::new());
         let deadline = Instant::now() + Duration::from_secs(30);
-        while !procfs::is_free(orphan) {
-            assert!(Instant::now() < deadline, "{:?}", Stat::of(orphan));
+        while let Some(orphan) = orphans.iter().find(|orphan| !procfs::is_free(**orphan)) {
+            assert!(Instant::now() < deadline, "{:?}", Stat::of(*orphan));
             thread::sleep(Duration::from_millis(5));
         }
+        assert!(own.wait().unwrap().success());
 
         // Here, because other tests would notice.
         let bar = sys::NoAdoption::begin();
