@@ -10,7 +10,7 @@ use std::{fmt, io, path::PathBuf};
 use serde::Serialize;
 
 pub use self::{failure::Failure, process::ProcessProblem};
-use crate::{Digest256, Request, diagnose};
+use crate::{Digest256, Pid, Request, Version, diagnose};
 
 /// The result of every fallible call of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -33,6 +33,7 @@ pub enum Error {
 
     /// No usable criu binary was found in `PATH` and the usual `sbin` folders, or at the path that
     /// the caller named.
+    #[non_exhaustive]
     NoCriu {
         /// The paths that were tried.
         searched: Vec<PathBuf>,
@@ -41,6 +42,7 @@ pub enum Error {
     },
 
     /// No `criu service` could be reached at the socket.
+    #[non_exhaustive]
     NoService {
         /// The socket, as the caller named it.
         socket: PathBuf,
@@ -49,6 +51,7 @@ pub enum Error {
     },
 
     /// This operating system has no criu.
+    #[non_exhaustive]
     Unsupported {
         /// The task that failed.
         what: &'static str,
@@ -62,6 +65,7 @@ pub enum Error {
 
     /// The deadline passed in this crate's own work: with a store, a lock, or images. criu was not
     /// at work.
+    #[non_exhaustive]
     Overdue {
         /// The work that was not finished, as a verb phrase.
         doing: String,
@@ -69,12 +73,14 @@ pub enum Error {
 
     /// The caller cancelled this crate's own work: with a store, a lock, or images. criu was not at
     /// work.
+    #[non_exhaustive]
     Stopped {
         /// The work that was not finished, as a verb phrase.
         doing: String,
     },
 
     /// criu sent a message that its protocol does not allow here.
+    #[non_exhaustive]
     Protocol {
         /// The request to criu.
         request: Request,
@@ -84,6 +90,7 @@ pub enum Error {
 
     /// A hook refused to go on, and criu has undone its work: a tree that was to be dumped goes on
     /// as before, and of a tree that was to be restored nothing runs.
+    #[non_exhaustive]
     Refused {
         /// criu's name of the event that was refused.
         event: String,
@@ -91,7 +98,8 @@ pub enum Error {
         source: BoxError,
     },
 
-    /// The request is invalid. criu was not asked.
+    /// An option or a parameter is invalid. criu was not asked.
+    #[non_exhaustive]
     Options {
         /// The invalid option or parameter.
         option: &'static str,
@@ -99,16 +107,46 @@ pub enum Error {
         problem: String,
     },
 
+    /// This criu is older than an option of the request. criu was not asked to work.
+    #[non_exhaustive]
+    TooOld {
+        /// The option.
+        option: &'static str,
+        /// The first release of criu that has it.
+        needs: Version,
+        /// The release of this criu.
+        found: Version,
+    },
+
+    /// Another user has a lock or a process at the moment. Nothing was changed; the same call can
+    /// succeed later.
+    #[non_exhaustive]
+    Busy {
+        /// The object that is in use.
+        what: String,
+        /// Its user.
+        by: String,
+    },
+
+    /// The conversation with criu is over, and takes no more requests.
+    #[non_exhaustive]
+    Over {
+        /// The reason.
+        reason: &'static str,
+    },
+
     /// A process that cannot be captured. Nothing was frozen.
+    #[non_exhaustive]
     Process {
         /// The process, as the caller named it.
-        pid: i32,
+        pid: Pid,
         /// The problem with it.
         problem: ProcessProblem,
     },
 
     /// criu could dump the tree, but never restore it. The tree was to end, and goes on instead. No
     /// capture was stored.
+    #[non_exhaustive]
     Unrevivable {
         /// The problems that prevent a restore.
         problems: Vec<String>,
@@ -125,6 +163,7 @@ pub enum Error {
     },
 
     /// Bytes are damaged, cut short or forged. None of them were used.
+    #[non_exhaustive]
     Corrupt {
         /// The object that was read.
         what: String,
@@ -133,6 +172,7 @@ pub enum Error {
     },
 
     /// The manifest or a list of a capture cannot be read.
+    #[non_exhaustive]
     Capture {
         /// The capture, by its manifest.
         capture: Digest256,
@@ -144,18 +184,21 @@ pub enum Error {
     WrongKey,
 
     /// A manifest of a kind that this version does not know.
+    #[non_exhaustive]
     UnknownKind {
         /// The kind that the manifest names.
         kind: String,
     },
 
     /// This machine lacks features that the captured processes may use. Nothing was revived.
+    #[non_exhaustive]
     Host {
         /// The missing feature.
         problem: String,
     },
 
     /// A store failed.
+    #[non_exhaustive]
     Store {
         /// The operation that failed, as a verb phrase.
         doing: String,
@@ -164,6 +207,7 @@ pub enum Error {
     },
 
     /// The operating system refused an operation.
+    #[non_exhaustive]
     Io {
         /// The operation and its object, as a verb phrase.
         doing: String,
@@ -240,6 +284,9 @@ impl Error {
                  `quarantine` the findings of `verify`), and copy it again from an undamaged store (`copy_capture`)",
             ),
             Error::UnknownKind { .. } => Some("use a newer version of this crate, which made the capture"),
+            Error::TooOld { .. } => Some("install a newer criu, or leave the option out"),
+            Error::Busy { .. } => Some("wait until the other one is done, and try again"),
+            Error::Over { .. } => Some("begin a new conversation: a new `Row`, or a new connection"),
             Error::Options { .. }
             | Error::Protocol { .. }
             | Error::Refused { .. }

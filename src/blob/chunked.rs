@@ -8,15 +8,16 @@ use serde::{
 };
 
 use super::Content;
-use crate::{Digest256, Error, Result, pages::PageOwner};
+use crate::{Digest256, Error, Pid, Result, pages::PageOwner};
 
 /// A capture whose memory is cut into chunks, so that a store keeps what two captures have in common once.
 ///
 /// It is complete by itself: nothing of it is in another capture that could not be found without that.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ChunkedBlob {
     /// The processes that the caller asked for, in its order.
-    pub pids: Vec<i32>,
+    pub pids: Vec<Pid>,
     /// The process trees that these are in.
     pub trees: Vec<ChunkedTree>,
     /// What it was captured on.
@@ -33,9 +34,10 @@ pub struct ChunkedBlob {
 
 /// One process tree of a [`ChunkedBlob`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ChunkedTree {
     /// The pid of its root.
-    pub root: i32,
+    pub root: Pid,
     /// The listing of its images, as JSON.
     pub images: Content,
     /// How many bytes those images have that are not memory.
@@ -46,6 +48,7 @@ pub struct ChunkedTree {
 
 /// What a capture was made on.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Host {
     /// The release of criu.
     pub criu: String,

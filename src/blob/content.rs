@@ -11,6 +11,7 @@ use crate::{Digest256, Error, Result, wiped::Wiped};
 /// Few bytes are one blob, which `digest` names. More are several, and `digest` names the list of their digests, 32
 /// bytes each; of a list that is too long for one piece, the list of its pieces; and so on, `depth` times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Content {
     /// How many bytes.
     pub bytes: u64,

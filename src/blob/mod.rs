@@ -22,14 +22,14 @@ pub use self::{
     chunked::{ChunkedBlob, ChunkedTree, Host},
     content::Content,
 };
-use crate::{Digest256, Error, Result};
+use crate::{Digest256, Error, Pid, Result};
 
 /// What a capture is: the JSON object that is stored last, and whose digest names the whole.
 ///
 /// ```
 /// use criu_rpc::{Digest256, ProcsBlob};
 ///
-/// let blob = ProcsBlob::Criu { criu_dump: Digest256::of(b"an archive"), pids: vec![4242] };
+/// let blob = ProcsBlob::Criu { criu_dump: Digest256::of(b"an archive"), pids: vec![4242.into()] };
 /// let json = blob.to_json();
 /// assert!(json.starts_with(br#"{"kind":"procs.criu.v1","criu_dump":"sha256:"#));
 /// assert_eq!(ProcsBlob::from_json(&json)?, blob);
@@ -45,7 +45,7 @@ pub enum ProcsBlob {
         /// The tar archive of the images.
         criu_dump: Digest256,
         /// The processes that the caller asked for, in its order.
-        pids: Vec<i32>,
+        pids: Vec<Pid>,
     },
 
     /// The images and the memory of one process tree or several, cut into blobs.
@@ -82,7 +82,7 @@ impl ProcsBlob {
     /// use criu_rpc::{Error, ProcsBlob};
     ///
     /// let newer = ProcsBlob::from_json(br#"{"kind":"procs.criu.v9","pids":[1]}"#);
-    /// assert!(matches!(newer, Err(Error::UnknownKind { kind }) if kind == "procs.criu.v9"));
+    /// assert!(matches!(newer, Err(Error::UnknownKind { kind, .. }) if kind == "procs.criu.v9"));
     ///
     /// let other = ProcsBlob::from_json(b"once upon a time");
     /// assert!(matches!(other, Err(Error::Corrupt { .. })));
@@ -132,7 +132,7 @@ mod tests {
         let digest = Digest256::of(b"x");
         let json =
             format!(r#" {{"pids":[2,1],"new":{{"a":[1]}},"criu_dump":"{digest}","kind":"procs.criu.v1"}}"#);
-        let blob = ProcsBlob::Criu { criu_dump: digest, pids: vec![2, 1] };
+        let blob = ProcsBlob::Criu { criu_dump: digest, pids: vec![2.into(), 1.into()] };
         assert_eq!(ProcsBlob::from_json(json.as_bytes()).unwrap(), blob);
     }
 
@@ -141,7 +141,7 @@ mod tests {
         for kind in ["procs.criu.v3", "files.v1", "", "Criu"] {
             let json = format!(r#"{{"kind":"{kind}","criu_dump":7}}"#);
             let error = ProcsBlob::from_json(json.as_bytes()).unwrap_err();
-            assert!(matches!(&error, Error::UnknownKind { kind: named } if named == kind), "{error}");
+            assert!(matches!(&error, Error::UnknownKind { kind: named, .. } if named == kind), "{error}");
         }
     }
 
@@ -183,13 +183,16 @@ mod tests {
     fn every_kind_we_write_is_one_we_read() {
         let unsupported =
             ProcsBlob::Unsupported { unsupported_on: "tty\u{0}\"".into(), note: "ünd\n".into() };
-        let criu = ProcsBlob::Criu { criu_dump: Digest256::of(b""), pids: vec![i32::MIN, 0, i32::MAX] };
+        let criu = ProcsBlob::Criu {
+            criu_dump: Digest256::of(b""),
+            pids: [i32::MIN, 0, i32::MAX].map(Pid::from).into(),
+        };
         let content = Content { bytes: u64::MAX, depth: 2, digest: Digest256::of(b"list") };
-        let tree = ChunkedTree { root: 7, images: content, image_bytes: 0, memory_bytes: 4096 };
+        let tree = ChunkedTree { root: 7.into(), images: content, image_bytes: 0, memory_bytes: 4096 };
         let chunked = |frozen_us, parent| {
             let trees = vec![tree.clone()];
             ProcsBlob::Chunked(Box::new(ChunkedBlob {
-                pids: vec![7],
+                pids: vec![7.into()],
                 trees,
                 host: Host::default(),
                 taken: 1,

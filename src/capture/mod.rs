@@ -443,7 +443,7 @@ impl ProcsCapture {
     }
 
     fn manifest(&self, criu_dump: Digest256) -> ProcsBlob {
-        ProcsBlob::Criu { criu_dump, pids: self.job.pids.iter().map(|pid| pid.as_raw()).collect() }
+        ProcsBlob::Criu { criu_dump, pids: self.job.pids.clone() }
     }
 
     fn store_placeholder(&self, unusable: Unusable, store: &dyn BlobStore) -> Result<Stored> {

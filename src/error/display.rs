@@ -32,6 +32,11 @@ impl Display for Error {
             }
             Error::Refused { event, .. } => write!(f, "the hook refused to go on at {event}"),
             Error::Options { option, problem } => write!(f, "{option}: {problem}"),
+            Error::TooOld { option, needs, found } => {
+                write!(f, "{option} needs criu {needs} or newer, found criu {found}")
+            }
+            Error::Busy { what, by } => write!(f, "{what} is in use by {by}"),
+            Error::Over { reason } => write!(f, "the conversation with criu is over: {reason}"),
             Error::Process { pid, problem } => write!(f, "process {pid} {problem}"),
             Error::Unrevivable { problems } => {
                 write!(f, "the tree can be dumped, but never revived: {}", problems.join("; "))
@@ -58,7 +63,7 @@ mod tests {
     use std::io;
 
     use super::*;
-    use crate::{Cause, Failure, ProcessProblem, Request, Warning};
+    use crate::{Cause, Failure, ProcessProblem, Request, Version, Warning};
 
     /// A line break, an escape sequence, and a character that turns the direction of writing.
     const HOSTILE: &str = "x\n\u{1b}[31m\u{202e}y";
@@ -78,7 +83,10 @@ mod tests {
             Error::Protocol { request: Request::Dump, problem: text() },
             Error::Refused { event: text(), source: text().into() },
             Error::Options { option: "pids", problem: text() },
-            Error::Process { pid: 1, problem: ProcessProblem::Zombie },
+            Error::TooOld { option: "tcp_close", needs: Version::new(4, 2, 0), found: Version::new(4, 1, 0) },
+            Error::Busy { what: text(), by: text() },
+            Error::Over { reason: "it ended" },
+            Error::Process { pid: 1.into(), problem: ProcessProblem::Zombie },
             Error::Unrevivable { problems: vec![text(), text()] },
             Error::corrupt(text(), text()),
             Error::Capture {

@@ -86,7 +86,7 @@ enum Capability {
 pub(crate) fn check_number(pid: Pid) -> Result<()> {
     match pid.as_raw() {
         1.. => Ok(()),
-        pid => Err(Error::Process { pid, problem: ProcessProblem::Impossible }),
+        _ => Err(Error::Process { pid, problem: ProcessProblem::Impossible }),
     }
 }
 
@@ -94,7 +94,7 @@ pub(crate) fn check_number(pid: Pid) -> Result<()> {
 /// what is the matter.
 pub(crate) fn check_root(root: Pid) -> Result<()> {
     check_number(root)?;
-    let refuse = |problem| Err(Error::Process { pid: root.as_raw(), problem });
+    let refuse = |problem| Err(Error::Process { pid: root, problem });
     let stat = match Stat::of(root.as_raw()) {
         Ok(stat) => stat,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return refuse(ProcessProblem::Missing),
@@ -117,7 +117,7 @@ pub(crate) fn check_root(root: Pid) -> Result<()> {
 
 /// The process and its descendants, from the top down; never empty. One that ends meanwhile is left out.
 pub(super) fn tree(root: Pid) -> Result<Vec<Process>> {
-    let gone = || Error::Process { pid: root.as_raw(), problem: ProcessProblem::Missing };
+    let gone = || Error::Process { pid: root, problem: ProcessProblem::Missing };
     let mut tree = vec![Process::read(root.as_raw()).ok_or_else(gone)?];
     tree.extend(descendants(root.as_raw()).into_iter().filter_map(Process::read));
     Ok(tree)

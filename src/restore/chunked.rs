@@ -48,7 +48,7 @@ pub(super) fn lay_out<'a>(
     let lay = |tree: &ChunkedTree| match blob.trees.len() {
         1 => laying.tree(tree, folder.to_owned()),
         _ => {
-            let folder = folder.join(tree_folder(tree.root));
+            let folder = folder.join(tree_folder(tree.root.as_raw()));
             private::create_folder(&folder)
                 .map_err(Error::io(format!("make the folder {}", folder.display())))?;
             laying.tree(tree, folder)
@@ -233,7 +233,14 @@ mod tests {
 
     fn chunked(tree: ChunkedTree) -> ChunkedBlob {
         let trees = vec![tree];
-        ChunkedBlob { pids: vec![7], trees, host: Host::default(), taken: 1, frozen_us: None, parent: None }
+        ChunkedBlob {
+            pids: vec![7.into()],
+            trees,
+            host: Host::default(),
+            taken: 1,
+            frozen_us: None,
+            parent: None,
+        }
     }
 
     /// Lays a tree out in a folder of its own, and gives its files.
@@ -270,7 +277,7 @@ mod tests {
             .collect();
         let listing = Listing { packed: packed.finish(put).unwrap(), files, memory };
         let images = Content::of(&listing.to_json(), put).unwrap();
-        ChunkedTree { root: 7, images, image_bytes: sizes.iter().sum(), memory_bytes }
+        ChunkedTree { root: 7.into(), images, image_bytes: sizes.iter().sum(), memory_bytes }
     }
 
     /// A map of windows that are full of zeros.
@@ -324,7 +331,7 @@ mod tests {
             top = store.put(&list).unwrap();
             for bytes in [0, 1, 1 << 27, 1 << 38] {
                 let images = Content { bytes, depth, digest: top };
-                let lie = ChunkedTree { root: 7, images, image_bytes: 0, memory_bytes: 0 };
+                let lie = ChunkedTree { root: 7.into(), images, image_bytes: 0, memory_bytes: 0 };
                 let error = laid_out(&format!("{depth}-{bytes}"), &store, lie).unwrap_err();
                 assert!(matches!(error, Error::Corrupt { .. }), "{error}");
             }

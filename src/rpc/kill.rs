@@ -56,7 +56,7 @@ pub fn kill_tree(pid: impl Into<Pid>) -> Result<()> {
     preflight::check_number(pid)?;
     // The first process is above all others, even where its number is not seen in their lineage.
     if pid.as_raw() == 1 || procfs::lineage(Pid::own().as_raw()).contains(&pid.as_raw()) {
-        return Err(Error::Process { pid: pid.as_raw(), problem: ProcessProblem::Ourselves });
+        return Err(Error::Process { pid, problem: ProcessProblem::Ourselves });
     }
     match sys::pidfd_open(pid.as_raw()) {
         Ok(root) => kill(vec![Member { pid: pid.as_raw(), pidfd: Some(root) }], |_| Vec::new()),
@@ -88,7 +88,7 @@ pub fn kill_session(session: impl Into<Pid>) -> Result<()> {
     preflight::check_number(session)?;
     let is_in = |pid: i32| procfs::belongs_to(pid)[0] == Some(session.as_raw());
     if session.as_raw() == 1 || procfs::lineage(Pid::own().as_raw()).into_iter().any(is_in) {
-        return Err(Error::Process { pid: session.as_raw(), problem: ProcessProblem::Ourselves });
+        return Err(Error::Process { pid: session, problem: ProcessProblem::Ourselves });
     }
     kill(Vec::new(), |known| {
         let members = procfs::processes().filter(|pid| !known.contains(pid) && is_in(*pid));
@@ -282,7 +282,8 @@ mod tests {
         let script = "sleep 1 >/dev/null & echo $!; read line; sleep 1 >/dev/null & echo $!; read line";
         let session = format!("setsid sh -c '{script}'; :");
         let mut shells = [script, &session].map(|script| {
-            let shell = Command::new("sh").args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+            let shell =
+                Command::new("sh").args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
             let mut shell = shell.unwrap();
             let lines = BufReader::new(shell.stdout.take().unwrap());
             (shell, lines)

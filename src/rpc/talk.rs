@@ -128,8 +128,9 @@ impl Criu {
             }
             Reach::Over(socket) => {
                 let socket = socket.lock().unwrap_or_else(PoisonError::into_inner).take();
-                let socket =
-                    socket.ok_or_else(|| swrk_only("the connection carries one request, and has"))?;
+                let socket = socket.ok_or_else(|| Error::Over {
+                    reason: "this connection carries one request, and has carried it",
+                })?;
                 describe_to_another(ask, false)?;
                 return means_our_pids(Connection::over(socket)?, ask);
             }
@@ -270,7 +271,10 @@ impl Talk {
             refusal: None,
             tree: tree_of(&ask),
         };
-        let connection = self.connection.take().ok_or_else(|| swrk_only("the conversation is over"))?;
+        let connection = self
+            .connection
+            .take()
+            .ok_or_else(|| Error::Over { reason: "a request before this one failed" })?;
         let mut offspring = Offspring::expected(&ask, &connection)?;
         let end = match exchange.run(&connection, &mut ask, &mut offspring, self.cancel.as_ref()) {
             Ok(End::Answer(answer)) if answer.success => {
@@ -398,7 +402,7 @@ impl Talk {
 }
 
 fn too_old(option: &'static str, since: &Version, version: &Version) -> Error {
-    Error::Options { option, problem: format!("needs criu {since}, and this is {version}") }
+    Error::TooOld { option, needs: since.clone(), found: version.clone() }
 }
 
 /// The tree that criu is to work on, before it does.

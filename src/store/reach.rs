@@ -212,8 +212,8 @@ mod tests {
         let image_bytes = listing.files.iter().map(|file| file.bytes).sum();
         let images = Content::of(&listing.to_json(), put).unwrap();
         let manifest = ProcsBlob::Chunked(Box::new(ChunkedBlob {
-            pids: vec![7],
-            trees: vec![ChunkedTree { root: 7, images, image_bytes, memory_bytes: 4096 }],
+            pids: vec![7.into()],
+            trees: vec![ChunkedTree { root: 7.into(), images, image_bytes, memory_bytes: 4096 }],
             host: Host::default(),
             taken: u64::from(seed),
             frozen_us: None,

@@ -80,7 +80,7 @@ fn several_trees_are_captured_in_chunks() {
     let pids = victims.each_ref().map(Victim::pid);
     let stored = home.capture(pids).chunked(Chunking::default()).run(&store).or_explain();
     let ProcsBlob::Chunked(blob) = &stored.manifest else { panic!("{:?}", stored.manifest) };
-    assert_eq!(blob.trees.iter().map(|tree| tree.root).collect::<std::collections::BTreeSet<_>>(), pids.into());
+    assert_eq!(blob.trees.iter().map(|tree| tree.root).collect::<std::collections::BTreeSet<_>>(), pids.map(criu_rpc::Pid::from).into());
     assert!(blob.trees.iter().all(|tree| tree.memory_bytes > 4 << 20));
     for victim in &mut victims {
         victim.assert_counts_on(0);
@@ -322,7 +322,7 @@ fn a_capture_of_another_processor_is_refused_unless_asked_for() {
     blob.host.criu = "99.1".to_owned();
     let digest = store.put(&ProcsBlob::Chunked(blob).to_json()).unwrap();
     let error = home.restore().restore(&store, &digest).expect_err("nobody has that");
-    assert!(matches!(&error, Error::Host { problem } if problem.contains("avx4096")), "{error:?}");
+    assert!(matches!(&error, Error::Host { problem, .. } if problem.contains("avx4096")), "{error:?}");
     let (_open, input, _) = Talk::through_pipes(); // without input they would end at once, in the middle of it
     let restored = home.restore().stdin(input).any_host(true).restore(&store, &digest).or_explain();
     assert!(matches!(restored.warnings.as_slice(), [Warning::Older { what: "criu", .. }]), "{restored:?}");

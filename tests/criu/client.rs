@@ -133,7 +133,7 @@ fn refused_at(event: &str) {
     let error =
         dump(&home, "images", victim.pid(), &DumpOptions::default(), &mut refusing(event)).unwrap_err();
     match &error {
-        Error::Refused { event: told, source } => {
+        Error::Refused { event: told, source, .. } => {
             assert_eq!((told.as_str(), source.to_string().as_str()), (event, "not now"));
         }
         _ => panic!("{}", explain(&error)),

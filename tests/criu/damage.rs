@@ -139,7 +139,7 @@ fn an_archive_without_an_image_that_criu_needs_is_refused() {
     let mm = format!("mm-{}.img", captured.pid);
     for missing in ["inventory.img", "pstree.img", &core, &mm] {
         let shorter = store.put(&without(&archive, missing)).unwrap();
-        let manifest = ProcsBlob::Criu { criu_dump: shorter, pids: vec![captured.pid] };
+        let manifest = ProcsBlob::Criu { criu_dump: shorter, pids: vec![captured.pid.into()] };
         let digest = store.put(&manifest.to_json()).unwrap();
         captured.refused(&digest, &format!("{missing} is missing"));
     }
@@ -153,7 +153,7 @@ fn an_archive_whose_pages_are_cut_short_is_refused() {
     let archive = store.get(&captured.archive()).unwrap();
     let shorter =
         store.put(&edited(&archive, "pages-1.img", |pages| pages.truncate(pages.len() - 4096))).unwrap();
-    let manifest = ProcsBlob::Criu { criu_dump: shorter, pids: vec![captured.pid] };
+    let manifest = ProcsBlob::Criu { criu_dump: shorter, pids: vec![captured.pid.into()] };
     let digest = store.put(&manifest.to_json()).unwrap();
     let error = captured.refused(&digest, "pages are missing");
     assert!(

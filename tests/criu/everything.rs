@@ -107,7 +107,7 @@ fn a_thread_whose_policy_criu_cannot_restore_is_told_before_the_tree_ends() {
     let mut victim = start(&home, &["deadline"]);
     let way = Way { ends: true, chunked: true };
     let error = way.capture(&home, victim.pid()).run(&home.store()).unwrap_err();
-    let told = matches!(&error, Error::Unrevivable { problems } if problems[0].contains("SCHED_DEADLINE"));
+    let told = matches!(&error, Error::Unrevivable { problems, .. } if problems[0].contains("SCHED_DEADLINE"));
     assert!(told, "{}", explain(&error));
     assert!(victim.ask("?").contains("thread deadline scheduling=6 "), "it goes on");
 }

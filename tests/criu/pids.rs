@@ -162,7 +162,7 @@ fn a_process_that_cannot_be_captured_is_told_before_anything_is_frozen() {
     for (pid, expected) in cases {
         for pids in [vec![pid], vec![victim.pid(), pid]] {
             let error = home.capture(pids).leave_running(false).capture(&store).unwrap_err();
-            let right = matches!(&error, Error::Process { pid: told, problem } if (*told, *problem) == (pid, expected));
+            let right = matches!(&error, Error::Process { pid: told, problem, .. } if *told == pid && *problem == expected);
             assert!(right, "{pid} {expected:?}: {}", explain(&error));
         }
     }
@@ -192,7 +192,7 @@ fn attempts(criu: &Criu, home: &Home, pid: i32) -> Vec<Error> {
 fn assert_told(errors: &[Error], pid: i32, expected: ProcessProblem) {
     for error in errors {
         let right =
-            matches!(error, Error::Process { pid: told, problem } if (*told, *problem) == (pid, expected));
+            matches!(error, Error::Process { pid: told, problem, .. } if *told == pid && *problem == expected);
         assert!(right && error.advice().is_some(), "{pid} {expected:?}: {}", explain(error));
     }
 }

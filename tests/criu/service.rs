@@ -177,7 +177,7 @@ fn a_service_of_another_pid_namespace_gives_no_tree() {
     let folder = File::open(home.folder("images")).unwrap();
     let restored = service.criu().restore(&RestoreOptions::default(), Lend::images(&folder), &mut NoHooks);
     let error = restored.unwrap_err();
-    let Error::Options { option: "Criu", problem } = &error else { panic!("{}", explain(&error)) };
+    let Error::Options { option: "Criu", problem, .. } = &error else { panic!("{}", explain(&error)) };
     assert!(problem.contains("pid namespace"), "{problem}");
 }
 

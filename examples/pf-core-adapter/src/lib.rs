@@ -54,5 +54,5 @@ fn ours(digest: &pf_core::digest::Digest256) -> Result<Digest256> {
 }
 
 fn failed(doing: &str, error: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::Store { doing: doing.to_owned(), source: Box::new(error) }
+    Error::Store { doing: doing.to_owned(), source: Box::new(error), .. }
 }

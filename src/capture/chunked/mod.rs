@@ -442,7 +442,7 @@ impl<'env> Streaming<'_, 'env, '_> {
             .collect::<Result<_>>()?;
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let manifest = ProcsBlob::Chunked(Box::new(ChunkedBlob {
-            pids: job.pids.iter().map(|pid| pid.as_raw()).collect(),
+            pids: job.pids.clone(),
             trees,
             host: Host {
                 criu: images.criu.as_ref().map(ToString::to_string).unwrap_or_default(),
@@ -481,7 +481,7 @@ impl<'env> Streaming<'_, 'env, '_> {
         let images = Content::of(&listing.to_json(), put)?;
         budget.spend_images(listing.files.len() + listing.memory.len()).map_err(too_large)?;
         budget.spend_listing(images.bytes).map_err(too_large)?;
-        Ok(ChunkedTree { root, images, image_bytes, memory_bytes: pages * PAGE_SIZE as u64 })
+        Ok(ChunkedTree { root: root.into(), images, image_bytes, memory_bytes: pages * PAGE_SIZE as u64 })
     }
 }
 

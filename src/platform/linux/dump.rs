@@ -388,7 +388,8 @@ fn first_cause(ends: Vec<Result<()>>) -> Error {
     let mut errors: Vec<Error> = ends.into_iter().filter_map(Result::err).collect();
     let cause = errors.iter().position(|error| !matches!(error, Error::Refused { .. })).unwrap_or(0);
     if errors.is_empty() {
-        return Error::Options { option: "pids", problem: "none was dumped".to_owned() };
+        let problem = "it reported success, and dumped nothing".to_owned();
+        return Error::Protocol { request: Request::Dump, problem };
     }
     errors.swap_remove(cause)
 }

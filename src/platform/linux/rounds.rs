@@ -156,13 +156,13 @@ impl Watch {
         });
         let folder =
             lock(root.as_raw(), FlockArg::LockExclusiveNonblock).map_err(|errno| taken(errno, root))?;
-        let folder = folder.ok_or(Error::Process { pid: root.as_raw(), problem: ProcessProblem::Missing })?;
+        let folder = folder.ok_or(Error::Process { pid: root, problem: ProcessProblem::Missing })?;
         Ok(Watch { root, folder, _ancestors: ancestors.collect::<Result<_>>()? })
     }
 
     fn check(&self) -> Result<()> {
-        let pid = self.root.as_raw();
-        let is_zombie = Stat::of(pid).is_ok_and(|stat| stat.is_zombie());
+        let pid = self.root;
+        let is_zombie = Stat::of(pid.as_raw()).is_ok_and(|stat| stat.is_zombie());
         // The folder stays that of the process it was opened for, whoever has the number now.
         let problem = match fs::read(format!("/proc/self/fd/{}/stat", self.folder.as_raw_fd())) {
             Ok(_) if !is_zombie => return Ok(()),
@@ -181,9 +181,9 @@ fn lock(pid: i32, how: FlockArg) -> Result<Option<Flock<File>>, Errno> {
 
 fn taken(errno: Errno, root: Pid) -> Error {
     match errno {
-        Errno::EWOULDBLOCK => Error::Options {
-            option: "pre_dumps",
-            problem: format!("another capture tracks the memory of {root}, or of a tree with it"),
+        Errno::EWOULDBLOCK => Error::Busy {
+            what: format!("the tree of process {root}"),
+            by: "another capture with pre-dumps, which tracks its memory".to_owned(),
         },
         errno => Error::io(format!("lock /proc/{root}"))(io::Error::from(errno)),
     }

@@ -57,13 +57,13 @@ impl Tops<'_> {
 fn check(pid: Pid) -> Result<()> {
     preflight::check_root(pid)?;
     if pid == 1 && Pid::own() != 1 {
-        return Err(Error::Process { pid: 1, problem: ProcessProblem::Init });
+        return Err(Error::Process { pid: Pid::from(1), problem: ProcessProblem::Init });
     }
     let ours = nix::unistd::geteuid();
     if !ours.is_root()
         && status_number(pid.as_raw(), "Uid").is_some_and(|uid| i64::from(uid) != i64::from(ours.as_raw()))
     {
-        return Err(Error::Process { pid: pid.as_raw(), problem: ProcessProblem::NotOurs });
+        return Err(Error::Process { pid, problem: ProcessProblem::NotOurs });
     }
     Ok(())
 }

@@ -17,7 +17,7 @@ fn a_collection_keeps_what_captures_need_and_nothing_else() {
         let mut writer = store.writer().unwrap();
         writer.write_all(&archive).unwrap();
         writer.commit(&criu_dump).unwrap();
-        let manifest = ProcsBlob::Criu { criu_dump, pids: vec![i32::from(byte)] };
+        let manifest = ProcsBlob::Criu { criu_dump, pids: vec![i32::from(byte).into()] };
         (store.put(&manifest.to_json()).unwrap(), criu_dump, archive)
     };
     let (kept, its, archive) = capture(1);
@@ -36,7 +36,7 @@ fn a_collection_keeps_what_captures_need_and_nothing_else() {
     // The key is still known, and a capture that is not there is told before anything is collected.
     let unknown = Digest256::of(b"a manifest");
     let error = store.gc(&[kept, unknown], Duration::ZERO).unwrap_err();
-    let Error::Capture { capture, source } = error else { panic!("{error:?}") };
+    let Error::Capture { capture, source, .. } = error else { panic!("{error:?}") };
     assert!(
         capture == unknown && matches!(*source, Error::Missing { digest } if digest == unknown),
         "{source:?}"

@@ -187,7 +187,7 @@ impl BlobStore for Glass {
 
     fn put_named(&self, name: &Digest256, bytes: &[u8]) -> Result<()> {
         if self.full.load(Ordering::Relaxed) != 0 {
-            return Err(Error::Unsupported { what: "take more" });
+            return Err(Error::store("take more", "it is full"));
         }
         self.names.lock().unwrap().insert(*name, bytes.to_vec());
         Ok(())

@@ -136,6 +136,6 @@ fn a_connection_carries_one_request() {
     let criu = Criu::over(socket);
     criu.version().unwrap();
     let error = criu.clone().version().unwrap_err();
-    assert!(matches!(error, Error::Options { option: "Criu", .. }), "{error}");
+    assert!(matches!(error, Error::Over { .. }), "{error}");
     peer.done();
 }

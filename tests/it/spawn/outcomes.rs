@@ -90,7 +90,7 @@ fn what_the_kernel_does_not_execute_is_told_with_its_reason() {
     {
         let script = StandIn::saying(text);
         let error = script.criu().version().unwrap_err();
-        let Error::Io { doing, source } = &error else { panic!("{error}") };
+        let Error::Io { doing, source, .. } = &error else { panic!("{error}") };
         assert_eq!(*doing, format!("start {}", script.program().display()));
         assert_eq!(source.raw_os_error(), Some(reason as i32));
     }
