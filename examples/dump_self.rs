@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use criu_rpc::{Digest256, FsBlobStore, ProcsBlob, ProcsCapture, ProcsRestore, SelfCapture, Stored};
+use criu_rpc::{Digest256, FsBlobStore, ProcsBlob, ProcsCapture, ProcsRestore, SelfCapture, Stored, Stream};
 
 fn main() -> ExitCode {
     match run() {
@@ -71,7 +71,11 @@ fn tell(stored: &Stored) {
 /// Brings the process of a capture back, and waits for its end.
 fn revive(store: &FsBlobStore, digest: &Digest256) -> Result<(), Box<dyn Error>> {
     println!("reviving {digest}");
-    let mut restored = ProcsRestore::new().inherit_streams().restore(store, digest)?;
+    let mut restored = ProcsRestore::new()
+        .stdin(Stream::Inherit)
+        .stdout(Stream::Inherit)
+        .stderr(Stream::Inherit)
+        .restore(store, digest)?;
     for warning in &restored.warnings {
         println!("warning: {warning}");
     }

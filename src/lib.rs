@@ -31,7 +31,7 @@
 //! | For | see |
 //! |---|---|
 //! | capturing | [`ProcsCapture`] with its result [`Stored`]; [`SelfCapture`] for a process that captures itself; [`Pid`] |
-//! | reviving | [`ProcsRestore`]; [`Restored`] and its [`Tree`]s |
+//! | reviving | [`ProcsRestore`] with a [`Stream`] for each standard stream; [`Restored`] and its [`Tree`]s |
 //! | what to tell a user of a capture or a restore | [`Warning`] |
 //! | ending a tree, before it is revived | [`kill_tree`], [`kill_session`] |
 //! | stopping a capture or a restore | [`Cancel`]; [`Until`] for work on stores |
@@ -100,6 +100,7 @@ mod restore;
 #[cfg(target_os = "linux")]
 pub mod rpc;
 mod store;
+mod stream;
 #[cfg(target_os = "linux")]
 mod sys;
 mod took;
@@ -130,6 +131,7 @@ pub use store::{
 pub use store::{EncryptedBlobStore, Key, Padding};
 #[cfg(feature = "object-store")]
 pub use store::{NobodyWrites, ObjectBlobStore};
+pub use stream::Stream;
 pub use took::RestoreTimes;
 pub use until::Until;
 pub use version::{ParseVersionError, Version};

@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{Job, Keep, Memory, Outcome, Revival, Revived, ToRevive};
-use crate::{Error, Foreseen, Foresight, Host, Pid, Result, Until, took::Clock};
+use crate::{Error, Foreseen, Foresight, Host, Pid, Result, Until, stream::Chosen, took::Clock};
 
 /// Dumps nothing.
 pub(crate) fn checkpoint<T>(
@@ -71,7 +71,12 @@ pub(crate) fn host() -> Host {
 pub(crate) struct Reviver<'a>(Infallible, PhantomData<&'a ()>);
 
 impl<'a> Reviver<'a> {
-    pub(crate) fn new(_revival: &'a Revival, _until: &Until, _clock: &'a Clock) -> Result<Reviver<'a>> {
+    pub(crate) fn new(
+        _revival: &'a Revival,
+        _chosen: &'a [Option<Chosen>; 3],
+        _until: &Until,
+        _clock: &'a Clock,
+    ) -> Result<Reviver<'a>> {
         Err(Error::Unsupported { what: "revive processes" })
     }
 

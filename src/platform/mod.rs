@@ -9,7 +9,8 @@ use std::{
 };
 
 use crate::{
-    DumpOptions, Pid, RestoreOptions, Result, Until, Version, Warning, archive::Trees, pages::PageSink,
+    DumpOptions, Pid, RestoreOptions, Result, Stream, Until, Version, Warning, archive::Trees,
+    pages::PageSink,
 };
 
 #[cfg_attr(target_os = "linux", path = "linux/mod.rs")]
@@ -55,10 +56,8 @@ pub(crate) struct Revival {
     pub(crate) cancel: Option<Cancel>,
     /// The time to wait for zombies that hold pids of the tree; `None` for the default.
     pub(crate) patience: Option<Duration>,
-    /// The files that the caller chose for the standard streams.
-    pub(crate) streams: [Option<File>; 3],
-    /// True if the tree gets the caller's own streams for those that were not chosen.
-    pub(crate) own_streams: bool,
+    /// The caller's choices for the standard streams.
+    pub(crate) streams: [Option<Stream>; 3],
     /// The choice for files that have another size than at the capture.
     pub(crate) grown_files: GrownFiles,
     /// True if files that were replaced since the capture are accepted.

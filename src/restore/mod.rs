@@ -5,13 +5,19 @@ mod host;
 mod preflight;
 mod verify;
 
-use std::{fs::File, io::Read, path::PathBuf, time::Duration};
+use std::{
+    fs::File,
+    io::{PipeReader, PipeWriter, Read},
+    path::PathBuf,
+    time::Duration,
+};
 
 use crate::{
-    BlobStore, Digest256, Error, ProcsBlob, RestoreOptions, RestoreTimes, Result, Tree, Unread, Until,
-    Warning,
+    BlobStore, Digest256, Error, ProcsBlob, RestoreOptions, RestoreTimes, Result, Stream, Tree, Unread,
+    Until, Warning,
     archive::{Limits, Trees, unpack},
     platform::{self, Cancel, GrownFiles, Revival, Revived, Reviver, ToRevive, until},
+    stream::{self, Ends},
     took::{Clock, Phase},
 };
 
@@ -89,6 +95,12 @@ pub struct Restored {
     /// Input that was replaced before the trees had read it. The caller can write it to the new
     /// standard input, before anything else.
     pub unread: Vec<Unread>,
+    /// The other end of a standard input that was [piped](Stream::Piped). Several trees share it.
+    pub stdin: Option<PipeWriter>,
+    /// The other end of a standard output that was [piped](Stream::Piped).
+    pub stdout: Option<PipeReader>,
+    /// The other end of a standard error that was [piped](Stream::Piped).
+    pub stderr: Option<PipeReader>,
     /// The time of the restore, by phase.
     pub took: RestoreTimes,
 }
@@ -110,9 +122,9 @@ impl Restored {
         self.trees.into_iter().next()
     }
 
-    fn of(revived: Revived) -> Restored {
-        let Revived { trees, warnings, unread } = revived;
-        Restored { trees, warnings, unread, took: RestoreTimes::default() }
+    fn of(revived: Revived, ends: Ends) -> Restored {
+        let (Revived { trees, warnings, unread }, Ends { stdin, stdout, stderr }) = (revived, ends);
+        Restored { trees, warnings, unread, stdin, stdout, stderr, took: RestoreTimes::default() }
     }
 }
 
@@ -151,37 +163,28 @@ impl ProcsRestore {
         self
     }
 
-    /// Sets the standard input of the tree. On Unix any `OwnedFd` can become a `File`, such as the
-    /// end of a pipe ([`std::io::pipe`]): `OwnedFd::from(end)`.
+    /// Sets the standard input of the tree: a [`Stream`], or a file, the end of a pipe or a socket.
     #[must_use]
-    pub fn stdin(mut self, file: impl Into<File>) -> ProcsRestore {
-        self.revival.streams[0] = Some(file.into());
+    pub fn stdin(mut self, stream: impl Into<Stream>) -> ProcsRestore {
+        self.revival.streams[0] = Some(stream.into());
         self
     }
 
     /// Sets the standard output of the tree.
     ///
-    /// This value keeps the file open, so a pipe does not end while it lives: drop it before
-    /// reading to the end. Output from before the capture is in the old pipe, not here.
+    /// This value keeps a file that it was given open, so a pipe does not end while this value
+    /// lives: drop it before reading to the end, or use [`Stream::Piped`]. Output from before the
+    /// capture is in the old pipe, not here.
     #[must_use]
-    pub fn stdout(mut self, file: impl Into<File>) -> ProcsRestore {
-        self.revival.streams[1] = Some(file.into());
+    pub fn stdout(mut self, stream: impl Into<Stream>) -> ProcsRestore {
+        self.revival.streams[1] = Some(stream.into());
         self
     }
 
     /// Sets the standard error of the tree.
     #[must_use]
-    pub fn stderr(mut self, file: impl Into<File>) -> ProcsRestore {
-        self.revival.streams[2] = Some(file.into());
-        self
-    }
-
-    /// Replaces all standard streams by the caller's own, except for those that
-    /// [`stdin`](ProcsRestore::stdin), [`stdout`](ProcsRestore::stdout) and
-    /// [`stderr`](ProcsRestore::stderr) set.
-    #[must_use]
-    pub fn inherit_streams(mut self) -> ProcsRestore {
-        self.revival.own_streams = true;
+    pub fn stderr(mut self, stream: impl Into<Stream>) -> ProcsRestore {
+        self.revival.streams[2] = Some(stream.into());
         self
     }
 
@@ -302,12 +305,13 @@ impl ProcsRestore {
         until: &Until,
         clock: &Clock,
     ) -> Result<Restored> {
-        let reviver = || Reviver::new(&self.revival, until, clock);
+        let (chosen, ends) = stream::open(&self.revival.streams)?;
+        let reviver = || Reviver::new(&self.revival, &chosen, until, clock);
         match ProcsBlob::from_json(json)? {
             ProcsBlob::Unsupported { unsupported_on: on, note } => {
                 let warnings = vec![Warning::Unsupported { on, note }];
                 clock.lap(Phase::Read);
-                Ok(Restored::of(Revived { warnings, ..Revived::default() }))
+                Ok(Restored::of(Revived { warnings, ..Revived::default() }, Ends::default()))
             }
             ProcsBlob::Chunked(blob) => {
                 let reviver = reviver()?;
@@ -321,7 +325,7 @@ impl ProcsRestore {
                 let mut revived = reviver.revive(&trees)?;
                 here.criu = reviver.criu();
                 revived.warnings.extend(host::warnings(&blob.host, &here));
-                Ok(Restored::of(revived))
+                Ok(Restored::of(revived, ends))
             }
             ProcsBlob::Criu { criu_dump, .. } => {
                 let reviver = reviver()?;
@@ -330,7 +334,7 @@ impl ProcsRestore {
                 })?;
                 let trees: Vec<_> = folders.iter().map(|folder| ToRevive { folder, pages: None }).collect();
                 clock.lap(Phase::Read);
-                reviver.revive(&trees).map(Restored::of)
+                reviver.revive(&trees).map(|revived| Restored::of(revived, ends))
             }
         }
     }

@@ -5,7 +5,7 @@ use crate::{
     BlobStore, ChunkedBlob, Digest256, Error, Foreseen, Foresight, ProcsBlob, Result, Until, Warning,
     archive::unpack_without_memory,
     platform::{self, Reviver, ToRevive, until},
-    reachable_until,
+    reachable_until, stream,
     took::Clock,
 };
 
@@ -94,7 +94,8 @@ impl ProcsRestore {
             foresight.risk(Warning::Marked { capture: *digest });
         }
         let clock = Clock::start();
-        let reviver = || Reviver::new(&self.revival, until, &clock);
+        let (chosen, _ends) = stream::open(&self.revival.streams)?;
+        let reviver = || Reviver::new(&self.revival, &chosen, until, &clock);
         match ProcsBlob::from_json(&json)? {
             ProcsBlob::Unsupported { unsupported_on: on, note } => {
                 foresight.blocks.push(Foreseen::new(Warning::Unsupported { on, note }));

@@ -3,10 +3,11 @@
 
 use std::{
     fs::{self, File},
+    io::{BufRead, BufReader, Read, Write},
     process::Command,
 };
 
-use criu_rpc::Warning;
+use criu_rpc::{Stream, Warning};
 
 use crate::{
     harness::tests,
@@ -38,6 +39,8 @@ tests![
     streams_that_only_a_child_has_are_given_anew_if_they_were_told,
     a_socket_that_was_told_is_given_anew_wherever_it_is,
     streams_that_are_not_told_are_taken_in_the_order_of_their_numbers,
+    new_pipes_are_given_and_their_other_ends_handed_back,
+    nothing_is_given_as_an_input_at_its_end,
 ];
 
 /// A file that the program waits for, before which it does not go on.
@@ -497,5 +500,45 @@ fn streams_that_are_not_told_are_taken_in_the_order_of_their_numbers() {
         assert_eq!(stored.warnings.iter().map(assumed).collect::<Vec<_>>(), [(5, 1), (6, 2)]);
         program.end();
         says_both(home, &stored.digest, ["error two", "out two"]);
+    });
+}
+
+fn new_pipes_are_given_and_their_other_ends_handed_back() {
+    in_each_way(|way, home| {
+        let mut program = Program::bash("while read x; do echo got $x; done; echo end; echo error >&2");
+        assert_eq!(program.talk.ask("one"), "got one");
+        let (store, digest) = way.captured(home, program);
+        let restore = home.restore().stdin(Stream::Piped).stdout(Stream::Piped).stderr(Stream::Piped);
+        assert_eq!(restore.preflight(&store, &digest).or_explain().blocks, []);
+        let mut restored = restore.restore(&store, &digest).or_explain();
+        let mut input = restored.stdin.take().unwrap();
+        let mut output = BufReader::new(restored.stdout.take().unwrap()).lines();
+        let mut errors = restored.stderr.take().unwrap();
+        writeln!(input, "two").unwrap();
+        assert_eq!(output.next().unwrap().unwrap(), "got two");
+        drop(input);
+        // What the restore keeps open, though it is not over, would keep them from their ends.
+        assert_eq!(output.next().unwrap().unwrap(), "end");
+        assert!(output.next().is_none());
+        let mut text = String::new();
+        errors.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "error\n");
+        assert!(only_tree(restored).wait().unwrap().success());
+        drop(restore);
+    });
+}
+
+fn nothing_is_given_as_an_input_at_its_end() {
+    in_each_way(|way, home| {
+        let mut program = Program::bash("while read x; do echo got $x; done; echo end; echo error >&2");
+        assert_eq!(program.talk.ask("one"), "got one");
+        let (store, digest) = way.captured(home, program);
+        let restore = home.restore().stdin(Stream::Null).stdout(Stream::Piped).stderr(Stream::Null);
+        let mut restored = restore.restore(&store, &digest).or_explain();
+        assert!(restored.stdin.is_none() && restored.stderr.is_none());
+        let mut text = String::new();
+        restored.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+        assert_eq!(text, "end\n");
+        assert!(only_tree(restored).wait().unwrap().success());
     });
 }

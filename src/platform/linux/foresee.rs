@@ -66,7 +66,7 @@ impl Reviver<'_> {
         for (place, images) in images.iter().enumerate() {
             self.until.check(|| "look at what a restore would meet".to_owned())?;
             foresight.processes += images.processes()?.len();
-            let lent = Given::new(self.revival, links.of(place))?.lend(images)?;
+            let lent = Given::new(self.revival, self.chosen, links.of(place))?.lend(images)?;
             let pids = Pids::of(images)?;
             let check = Check { revival: self.revival, images, lent: &lent.files, pids: &pids };
             let checked = check.run(&mut |error| foresight.block(error))?;

@@ -21,6 +21,7 @@ use crate::{
     image::ImageDir,
     platform::{Revival, Revived, ToRevive, Unread},
     rpc::tree::Tree,
+    stream::Chosen,
     sys,
     took::{Clock, Phase},
 };
@@ -32,6 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct Reviver<'a> {
     pub(super) revival: &'a Revival,
+    pub(super) chosen: &'a [Option<Chosen>; 3],
     pub(super) until: Until,
     pub(super) clock: &'a Clock,
     pub(super) criu: Criu,
@@ -41,7 +43,12 @@ pub(crate) struct Reviver<'a> {
 }
 
 impl<'a> Reviver<'a> {
-    pub(crate) fn new(revival: &'a Revival, until: &Until, clock: &'a Clock) -> Result<Reviver<'a>> {
+    pub(crate) fn new(
+        revival: &'a Revival,
+        chosen: &'a [Option<Chosen>; 3],
+        until: &Until,
+        clock: &'a Clock,
+    ) -> Result<Reviver<'a>> {
         let mut criu = revival.criu.as_ref().map_or_else(Criu::new, Criu::at);
         if let Some(cancel) = &revival.cancel {
             criu = criu.cancelled_by(cancel);
@@ -53,6 +60,7 @@ impl<'a> Reviver<'a> {
         let _reserve = [reserve()?, reserve()?];
         Ok(Reviver {
             revival,
+            chosen,
             until: until.clone(),
             clock,
             criu,
@@ -84,7 +92,7 @@ impl<'a> Reviver<'a> {
         let (mut revived, mut warnings, mut unread) = (AllOrNone(Vec::new()), Vec::new(), Vec::new());
         let mut used = [false; 3];
         for (place, (tree, images)) in trees.iter().zip(&images).enumerate() {
-            let given = Given::new(self.revival, links.of(place))?;
+            let given = Given::new(self.revival, self.chosen, links.of(place))?;
             let mut lent = given.lend(images)?;
             images.order_sockets()?;
             images.repeat_polls()?;

@@ -21,12 +21,14 @@ use crate::{
     image::{ImageDir, InPipe, Lending, Lent, Offer, OfferedTerminal, Was, detach_streams},
     platform::Revival,
     procfs::Stat,
+    stream::Chosen,
     sys::{Known, terminal_size},
 };
 
 /// The standard streams to give to a tree.
 pub(super) struct Given<'a> {
     revival: &'a Revival,
+    chosen: &'a [Option<Chosen>; 3],
     /// The files shared with other trees, by criu's names.
     links: &'a [(String, File)],
     /// Those that the caller chose, else its own, else nothing.
@@ -44,15 +46,19 @@ pub(super) struct ToLend {
 }
 
 impl<'a> Given<'a> {
-    pub(super) fn new(revival: &'a Revival, links: &'a [(String, File)]) -> Result<Given<'a>> {
+    pub(super) fn new(
+        revival: &'a Revival,
+        chosen: &'a [Option<Chosen>; 3],
+        links: &'a [(String, File)],
+    ) -> Result<Given<'a>> {
         let own = [
             io::stdin().as_fd().try_clone_to_owned(),
             io::stdout().as_fd().try_clone_to_owned(),
             io::stderr().as_fd().try_clone_to_owned(),
         ];
         let mut given = Vec::new();
-        for (chosen, own) in revival.streams.iter().zip(own) {
-            let file = match (chosen, own) {
+        for (chosen, own) in chosen.iter().zip(own) {
+            let file = match (chosen.as_ref().and_then(Chosen::file), own) {
                 (Some(chosen), _) => chosen.try_clone(),
                 (None, Ok(own)) => Ok(File::from(own)),
                 // A daemon has closed its own.
@@ -61,7 +67,7 @@ impl<'a> Given<'a> {
             given.push(file.map_err(Error::io("lend a standard stream"))?);
         }
         let streams = given.try_into().expect("because there were three");
-        Ok(Given { revival, links, streams })
+        Ok(Given { revival, chosen, links, streams })
     }
 
     /// Makes room in the images, and gives what criu is to be lent, by its names.
@@ -71,7 +77,7 @@ impl<'a> Given<'a> {
         let links: Vec<_> = links.map(|(key, file)| (key, file.try_clone())).collect();
         let inherited: Vec<&str> = callers().chain(links.iter().map(|(key, _)| key.as_str())).collect();
         let offer = Offer {
-            chosen: self.revival.streams.each_ref().map(|file| file.is_some() || self.revival.own_streams),
+            chosen: self.chosen.each_ref().map(Option::is_some),
             terminals: self.streams.each_ref().map(terminal),
             inherited: &inherited,
         };
@@ -93,10 +99,14 @@ impl<'a> Given<'a> {
         Ok(ToLend { files, unread: detached.unread, input_unused, used })
     }
 
+    /// The file that the caller gave for a stream.
+    fn file(&self, stream: usize) -> Option<&File> {
+        self.chosen[stream].as_ref().and_then(Chosen::file)
+    }
+
     /// Returns true if the caller gave this stream, and something to read or to write with it.
     fn is_news(&self, stream: usize) -> bool {
-        let given = self.revival.streams[stream].as_ref();
-        given.is_some_and(|file| !file.metadata().is_ok_and(|kind| is_null(&kind)))
+        self.file(stream).is_some_and(|file| !file.metadata().is_ok_and(|kind| is_null(&kind)))
     }
 
     /// The standard streams that the tree gets, or that are no news to it. A file that is several
@@ -126,7 +136,7 @@ impl<'a> Given<'a> {
             return nonblocking(file);
         }
         // An event loop that waits for its input cannot wait for a file, nor for nothing. That of a daemon has ended.
-        let is_own = self.revival.streams[stream].is_none();
+        let is_own = self.file(stream).is_none();
         let has_ended = is_null(&kind) || (is_own && kind.is_file());
         if stream == 0 && was != Was::Other && has_ended { ended(&[]) } else { file.try_clone() }
     }
