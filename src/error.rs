@@ -113,9 +113,9 @@ pub enum Error {
         /// The option.
         option: &'static str,
         /// The first release of criu that has it.
-        needs: Version,
+        needs: Box<Version>,
         /// The release of this criu.
-        found: Version,
+        found: Box<Version>,
     },
 
     /// Another user has a lock or a process at the moment. Nothing was changed; the same call can

@@ -83,7 +83,11 @@ mod tests {
             Error::Protocol { request: Request::Dump, problem: text() },
             Error::Refused { event: text(), source: text().into() },
             Error::Options { option: "pids", problem: text() },
-            Error::TooOld { option: "tcp_close", needs: Version::new(4, 2, 0), found: Version::new(4, 1, 0) },
+            Error::TooOld {
+                option: "tcp_close",
+                needs: Version::new(4, 2, 0).into(),
+                found: Version::new(4, 1, 0).into(),
+            },
             Error::Busy { what: text(), by: text() },
             Error::Over { reason: "it ended" },
             Error::Process { pid: 1.into(), problem: ProcessProblem::Zombie },

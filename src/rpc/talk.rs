@@ -402,7 +402,7 @@ impl Talk {
 }
 
 fn too_old(option: &'static str, since: &Version, version: &Version) -> Error {
-    Error::TooOld { option, needs: since.clone(), found: version.clone() }
+    Error::TooOld { option, needs: since.clone().into(), found: version.clone().into() }
 }
 
 /// The tree that criu is to work on, before it does.
