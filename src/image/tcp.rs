@@ -5,7 +5,8 @@
 //! criu reads the sockets one after the other, and the kernel may deliver data between two of them
 //! although all processes stand still: a timer of `TCP_CORK`, or an acknowledgement that was
 //! delayed, has the sender send. Data that both sockets have in the images does no harm, because
-//! the receiver drops what it has. Data that neither has is [`Missed`].
+//! the receiver drops what it has. Data that neither has is [`Missed`]. An end of the stream that the
+//! receiver does not know of is [said once more](super::unsent).
 
 use std::{collections::HashMap, fs, net::Shutdown};
 
@@ -42,7 +43,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    fn of(socket: &InetSkEntry) -> Option<Connection> {
+    pub(super) fn of(socket: &InetSkEntry) -> Option<Connection> {
         const TCP: u32 = 6;
         const BOTH: u32 = 3;
         let local = (address(&socket.src_addr)?, socket.src_port);
@@ -58,6 +59,22 @@ impl Connection {
             remote,
             namespace,
         })
+    }
+
+    /// What the program has ended by itself and the other side is to hear.
+    pub(super) fn said(&self) -> Option<Shutdown> {
+        // Reading may have ended because of the other side's FIN, whose data is still to come.
+        let ends = if self.has_received_fin() { Shutdown::Write } else { self.ends };
+        has_sent_fin(self.state).then_some(ends)
+    }
+
+    pub(super) fn has_received_fin(&self) -> bool {
+        has_received_fin(self.state)
+    }
+
+    /// The number of the byte after the last one that was written.
+    pub(super) fn end(&self, stream: &TcpStreamEntry) -> u32 {
+        stream.outq_seq.wrapping_sub(has_sent_fin(self.state).into())
     }
 
     /// The number of the byte after the last one that was received.
@@ -98,6 +115,12 @@ impl Connections {
         self.sockets.get(*place)
     }
 
+    /// Returns true if each side can end the connection once more, as the program has. They stay in
+    /// [`ESTABLISHED`] until then.
+    pub(super) fn can_reopen(&self, socket: &Connection) -> bool {
+        is_connected(socket.state) && self.other(socket).is_some_and(|other| is_connected(other.state))
+    }
+
     /// The state of the other side, if it is a part of the tree or was closed by all that had it.
     pub(super) fn other_state(&self, socket: &Connection) -> Option<u32> {
         let closed = socket.state == CLOSE_WAIT && socket.local.0 == socket.remote.0;
@@ -107,8 +130,8 @@ impl Connections {
 
 /// States, as the kernel numbers them.
 pub(super) const ESTABLISHED: u32 = 1;
-pub(super) const FIN_WAIT: u32 = 4;
-const FIN_WAIT_2: u32 = 5;
+const FIN_WAIT: u32 = 4;
+pub(super) const FIN_WAIT_2: u32 = 5;
 pub(super) const CLOSE_WAIT: u32 = 8;
 const LAST_ACK: u32 = 9;
 const CLOSING: u32 = 11;
@@ -122,6 +145,11 @@ fn has_received_fin(state: u32) -> bool {
     matches!(state, CLOSE_WAIT | LAST_ACK | CLOSING)
 }
 
+/// True of a socket that was connected, and that data or a FIN can still reach.
+fn is_connected(state: u32) -> bool {
+    state == ESTABLISHED || has_sent_fin(state) || has_received_fin(state)
+}
+
 /// Data that neither end of a connection has in the images: its receiver got it after criu had read
 /// that end, and its sender had forgotten it when criu read the other.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,8 +159,6 @@ pub(crate) struct Missed {
     /// The number of unread bytes that are in the images. The missed ones follow these.
     pub(crate) known: u32,
     pub(crate) count: u32,
-    /// True if the end of the stream was missed, too.
-    end: bool,
 }
 
 impl ImageDir {
@@ -147,18 +173,11 @@ impl ImageDir {
         }
         let missed = streams.values().filter_map(|(receiver, received)| {
             let (sender, sent) = streams.get(&(receiver.remote, receiver.local, receiver.namespace))?;
-            let fin = u32::from(has_sent_fin(sender.state));
-            let confirmed = sent.outq_seq.wrapping_sub(fin).wrapping_sub(sent.outq_len);
+            let confirmed = sender.end(sent).wrapping_sub(sent.outq_len);
             let count = confirmed.wrapping_sub(receiver.next(received));
-            let end = sender.state == FIN_WAIT_2 && receiver.state == ESTABLISHED;
             // The numbers wrap around: in the upper half, the receiver has what the sender keeps.
             let count = if count < 1 << 31 { count } else { 0 };
-            (count > 0 || end).then_some(Missed {
-                inode: receiver.inode,
-                known: received.inq_len,
-                count,
-                end,
-            })
+            (count > 0).then_some(Missed { inode: receiver.inode, known: received.inq_len, count })
         });
         Ok(missed.collect())
     }
@@ -183,7 +202,7 @@ impl ImageDir {
         fs::write(&path, [&new, &unread, bytes, &unsent].concat()).map_err(doing())
     }
 
-    /// Connections within the tree that would lack data, or wait for it for ever.
+    /// Connections within the tree that would lack data.
     pub(crate) fn missed_beyond_restore(&self) -> Result<Option<String>> {
         let count = self.missed()?.len();
         let words = format!("{count} TCP connections within the tree received data while criu dumped them");

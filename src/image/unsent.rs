@@ -6,8 +6,12 @@
 //! short as 200 ms.
 //!
 //! So criu gets such a socket without the data, and the data is written when both sockets are
-//! there. It stays in the image, behind what criu reads. So it is with the end of a stream that the
-//! other side has not taken.
+//! there. It stays in the image, behind what criu reads.
+//!
+//! An end of a stream is lost likewise. Where one side knows that the other one writes no more, criu
+//! sends that side a packet as if from the other, which the kernel confirms to a socket that may not
+//! be there yet. So criu gets both sockets as ones of which no stream has ended, and each stream is
+//! ended again.
 //!
 //! The sender may not know yet that the other side has taken some. That is left out: the other side
 //! would confirm what was never sent, and a socket drops every packet that does.
@@ -25,7 +29,7 @@ use prost::{
 
 use super::{
     ImageDir, OpenedAs, frame,
-    tcp::{CLOSE_WAIT, Connections, ESTABLISHED, FIN_WAIT},
+    tcp::{CLOSE_WAIT, Connection, Connections, ESTABLISHED, FIN_WAIT_2},
 };
 use crate::{
     Error, Result,
@@ -49,17 +53,23 @@ pub(crate) struct Held {
     pub(crate) ends: Option<Shutdown>,
 }
 
-/// A connection within the tree that has data or an end which the other side has not taken. What of
-/// it was sent says little: an earlier dump, which the tree survived, may have the kernel take it
-/// all for sent.
+/// An end of a connection within the tree with data or an end of a stream that the other side has not
+/// taken, or will not have taken in what criu restores. What of it was sent says little: an earlier
+/// dump, which the tree survived, may have the kernel take it all for sent.
 struct Unsent {
     /// The number of the open file.
     file: u32,
     image: String,
     stream: TcpStreamEntry,
+    /// As criu is to restore it, with nothing to send.
+    empty: TcpStreamEntry,
     /// The number of bytes in the queue that the other side has, which the sender does not know.
     taken: u32,
     ends: Option<Shutdown>,
+    /// True if criu is to restore it as one of which no stream has ended.
+    reopens: bool,
+    /// True if the other side knew that this one writes no more.
+    was_heard: bool,
     /// Whether it is seen to that the data arrives.
     curable: bool,
 }
@@ -69,29 +79,43 @@ impl ImageDir {
         let connections = Connections::read(self)?;
         let mut unsent = Vec::new();
         for socket in &connections.sockets {
-            let Some(other) = connections.other_state(socket) else { continue };
-            let image = socket.image();
-            let Some(stream) = self.first::<TcpStreamEntry>(&image)? else { continue };
-            if stream.outq_len == 0 && socket.state != FIN_WAIT {
+            if connections.other_state(socket).is_none() {
                 continue;
             }
-            let curable = match socket.state {
-                ESTABLISHED | CLOSE_WAIT => true,
-                FIN_WAIT => other == ESTABLISHED,
-                _ => false,
-            };
-            let ends = (socket.state == FIN_WAIT).then_some(socket.ends);
+            let image = socket.image();
+            let Some(stream) = self.first::<TcpStreamEntry>(&image)? else { continue };
+            let reopens = socket.state != ESTABLISHED && connections.can_reopen(socket);
+            if stream.outq_len == 0 && !reopens {
+                continue;
+            }
+            let curable = reopens || matches!(socket.state, ESTABLISHED | CLOSE_WAIT);
+            let other = connections.other(socket);
             let mut taken = 0;
-            if let Some(other) = connections.other(socket)
+            if let Some(other) = other
                 && let Some(received) = self.first::<TcpStreamEntry>(&other.image())?
             {
-                let first = stream.outq_seq.wrapping_sub(ends.is_some().into()).wrapping_sub(stream.outq_len);
+                let first = socket.end(&stream).wrapping_sub(stream.outq_len);
                 taken = other.next(&received).wrapping_sub(first);
             }
             // The numbers wrap around: in the upper half, the sender knows more than is in the
             // images.
             let taken = if taken < 1 << 31 { taken.min(stream.outq_len) } else { 0 };
-            unsent.push(Unsent { file: socket.file, image, stream, taken, ends, curable });
+            let next = socket.end(&stream).wrapping_sub(stream.outq_len - taken);
+            let mut empty = TcpStreamEntry { outq_len: 0, outq_seq: next, unsq_len: Some(0), ..stream };
+            if reopens {
+                reopen_windows(socket, &mut empty);
+            }
+            unsent.push(Unsent {
+                file: socket.file,
+                image,
+                stream,
+                empty,
+                taken,
+                ends: socket.said().filter(|_| reopens),
+                reopens,
+                was_heard: other.is_some_and(Connection::has_received_fin),
+                curable,
+            });
         }
         Ok(unsent)
     }
@@ -107,42 +131,47 @@ impl ImageDir {
 
     /// Takes what was not sent, of connections within the tree, out of what criu restores.
     pub(crate) fn hold_unsent(&self) -> Result<Vec<Held>> {
-        let unsent: Vec<_> = self.unsent()?.into_iter().filter(|unsent| unsent.curable).collect();
+        let mut unsent: Vec<_> = self.unsent()?.into_iter().filter(|unsent| unsent.curable).collect();
         if unsent.is_empty() {
             return Ok(Vec::new());
         }
+        // In the order in which the sides ended.
+        unsent.sort_by_key(|unsent| !unsent.was_heard);
         let mut holders = HashMap::new();
         for opened in self.opened()? {
             if let OpenedAs::Descriptor(descriptor) = opened.as_what {
                 holders.entry(opened.file).or_insert((opened.pid, descriptor));
             }
         }
-        let (mut all, mut ending) = (Vec::new(), HashSet::new());
-        for Unsent { file, image, stream, taken, ends, .. } in unsent {
+        let (mut all, mut reopened) = (Vec::new(), HashSet::new());
+        for Unsent { file, image, stream, empty, taken, ends, reopens, .. } in unsent {
+            self.edit_stream(&image, &empty)?;
+            if reopens {
+                reopened.insert(file);
+            }
+            let count = stream.outq_len - taken;
+            if count == 0 && ends.is_none() {
+                continue;
+            }
             let Some((pid, descriptor)) = holders.get(&file).copied() else {
                 return Err(Error::corrupt(
                     format!("the image {FILES}"),
                     format!("no process has the socket {file}"),
                 ));
             };
-            let count = stream.outq_len - taken;
-            let first = stream.outq_seq.wrapping_sub(ends.is_some().into()).wrapping_sub(count);
-            self.empty_queue(&image, &stream, first)?;
-            ending.extend(ends.map(|_| file));
             let before = stream.inq_len.saturating_add(taken);
             all.push(Held { pid, descriptor, image, before, count, ends });
         }
-        self.reopen(&ending)?;
+        self.reopen(&reopened)?;
         Ok(all)
     }
 
-    /// Has criu restore a socket that has nothing to send. `next` is the number of the next byte.
-    fn empty_queue(&self, image: &str, stream: &TcpStreamEntry, next: u32) -> Result<()> {
+    /// Has criu restore a connection from this entry.
+    fn edit_stream(&self, image: &str, entry: &TcpStreamEntry) -> Result<()> {
         let path = self.path().join(image);
         let doing = || Error::io(format!("edit the image {image}"));
         let old = fs::read(&path).map_err(doing())?;
-        let empty = TcpStreamEntry { outq_len: 0, outq_seq: next, unsq_len: Some(0), ..*stream };
-        fs::write(&path, frame::first_extended(&old, image, &empty.encode_to_vec())?).map_err(doing())
+        fs::write(&path, frame::first_extended(&old, image, &entry.encode_to_vec())?).map_err(doing())
     }
 
     /// Has criu restore these sockets as ones that have not said that they end.
@@ -168,6 +197,21 @@ impl ImageDir {
         frames.next_bytes()?;
         frames.raw(held.before)?;
         frames.raw(held.count)
+    }
+}
+
+/// Takes the byte that stands for the end of a stream out of the numbers of a connection: of the data
+/// that was received, and of the windows.
+fn reopen_windows(socket: &Connection, stream: &mut TcpStreamEntry) {
+    let more = |window: Option<u32>| window.map(|bytes| bytes.saturating_add(1));
+    if socket.has_received_fin() {
+        stream.inq_seq = socket.next(stream);
+        stream.rcv_wup = stream.rcv_wup.map(|number| number.wrapping_sub(1));
+        stream.rcv_wnd = more(stream.rcv_wnd);
+    }
+    if socket.state == FIN_WAIT_2 {
+        stream.snd_wnd = more(stream.snd_wnd);
+        stream.max_window = stream.max_window.max(stream.snd_wnd);
     }
 }
 
@@ -227,6 +271,31 @@ mod tests {
     use crate::proto::images::InetSkEntry;
 
     #[test]
+    fn the_end_of_a_stream_is_taken_out_of_its_numbers() {
+        let socket = |state| {
+            let (src_addr, dst_addr, dst_port) = (vec![1], vec![2], 3);
+            let entry = InetSkEntry { proto: 6, state, src_addr, dst_addr, dst_port, ..Default::default() };
+            Connection::of(&entry).unwrap()
+        };
+        let of = |inq_seq, windows: Option<[u32; 4]>| TcpStreamEntry {
+            inq_seq,
+            snd_wnd: windows.map(|[sender, ..]| sender),
+            max_window: windows.map(|[_, largest, ..]| largest),
+            rcv_wnd: windows.map(|[_, _, own, _]| own),
+            rcv_wup: windows.map(|[.., start]| start),
+            ..TcpStreamEntry::default()
+        };
+        let reopened = |state, mut stream| {
+            reopen_windows(&socket(state), &mut stream);
+            stream
+        };
+        assert_eq!(reopened(CLOSE_WAIT, of(0, Some([5, 6, 7, 0]))), of(u32::MAX, Some([5, 6, 8, u32::MAX])));
+        assert_eq!(reopened(FIN_WAIT_2, of(9, Some([6, 6, 7, 8]))), of(9, Some([7, 7, 7, 8])));
+        assert_eq!(reopened(FIN_WAIT_2, of(9, Some([5, 9, 7, 8]))), of(9, Some([6, 9, 7, 8])));
+        assert_eq!(reopened(CLOSE_WAIT, of(9, None)), of(8, None));
+    }
+
+    #[test]
     fn a_reopened_socket_is_an_established_one_with_all_else_that_it_was() {
         const UNKNOWN: &[u8] = &[0xf2, 0x07, 2, 1, 2]; // field 126, two bytes
         let of = |state, shutdown| {
@@ -239,7 +308,7 @@ mod tests {
             let size = u8::try_from(socket.len()).unwrap();
             [file, vec![0x22, size], socket, UNKNOWN.to_vec()].concat()
         };
-        let new = reopened(&entry(of(FIN_WAIT, Some(2)))).unwrap();
+        let new = reopened(&entry(of(FIN_WAIT_2, Some(2)))).unwrap();
         let file = FileEntry::decode(&*new).unwrap();
         assert_eq!((file.id, file.isk), (9, Some(of(ESTABLISHED, None))));
         assert_eq!(new.windows(UNKNOWN.len()).filter(|bytes| *bytes == UNKNOWN).count(), 2);

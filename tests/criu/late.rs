@@ -13,10 +13,13 @@ use crate::{
     places::{Home, PATIENCE, wait_until},
     provoked::odd::syscall,
     tree::{Revived, signal},
-    ways::{Script, WAYS, stored},
+    ways::{Script, WAYS, Way, stored},
 };
 
-tests![unsent_data_to_an_end_that_is_restored_late];
+tests![
+    unsent_data_to_an_end_that_is_restored_late,
+    half_closed_connections_with_an_end_that_is_restored_late,
+];
 
 /// The kernel sends data again after a second at most, and no socket is there to take it by then.
 fn unsent_data_to_an_end_that_is_restored_late() {
@@ -36,20 +39,72 @@ fn unsent_data_to_an_end_that_is_restored_late() {
              syswrite($tell, \"$n\\n\"); my $l = <$told>; chomp $l; \
              my $k = sysread($a, my $back, 4); return $l . ($k ? $back : \" $!\"); }}"
         );
-        let home = Home::new();
-        let mut victim = Script::perl(&program);
-        let members = victim.members();
-        let told = victim.ask("ends");
-        let told: Vec<i32> = told.split(' ').map(|number| number.parse().unwrap()).collect();
-        let [child, port, other] = told[..] else { panic!("{told:?}") };
-        let late = Late { parent: victim.pid(), child, port, other };
-        let stored = stored(way.capture(&home, victim.pid()).run(&home.store()));
-        victim.end(&members, way);
-        let mut revived = late.revive(|| Revived::from(home.restore(), &home.store(), &stored.digest));
         let all = if shut.is_empty() { "allback" } else { "all0back" };
-        assert_eq!(revived.ask("?"), all, "{way:?} {shut}");
-        signal(child, Signal::SIGKILL);
+        check_late(way, &program, all);
     }
+}
+
+/// One end has said that it writes no more, or both have, some with data on its way. The child is
+/// late, so the end that is there alone is once of the one kind and once of the other.
+fn half_closed_connections_with_an_end_that_is_restored_late() {
+    needs_tcp();
+    // What the parent can write and has to read, and then the child.
+    let cases = [
+        ("", "shutdown($b, 1);", "5 0 E32 there0"),
+        ("shutdown($a, 1);", "", "E32 back0 4 0"),
+        ("syswrite($a, 'more');", "syswrite($b, 'more'); shutdown($b, 1);", "5 more0 E32 morethere0"),
+        ("syswrite($a, 'more'); shutdown($a, 1);", "syswrite($b, 'more');", "E32 moreback0 4 more0"),
+        ("shutdown($a, 1);", "$b->blocking(1); sysread($b, $_, 9); stuff($b); shutdown($b, 1);", "E32 all0 E32 0"),
+        ("stuff($a); shutdown($a, 1);", "stuff($b); shutdown($b, 1);", "E32 all0 E32 all0"),
+    ];
+    for (place, (by_parent, by_child, expected)) in cases.into_iter().enumerate() {
+        let program = format!(
+            "use IO::Socket::INET; my $s = IO::Socket::INET->new(Listen => 5, LocalAddr => '127.0.0.1') or die; \
+             $SIG{{PIPE}} = 'IGNORE'; pipe(my $hear, my $tell); pipe(my $told, my $say); my $n = 0; \
+             sub stuff {{ my $f = $_[0]; $f->blocking(0); \
+             while (my $k = syswrite($f, 'x' x 65536)) {{ $n += $k }} $f->blocking(1); }} \
+             sub finish {{ my ($f, $word, $all) = @_; my ($t, $k, $buf) = (''); \
+             my $written = syswrite($f, $word) // 'E' . ($! + 0); shutdown($f, 1); \
+             while ($k = sysread($f, $buf, 65536)) {{ $t .= $buf }} my $end = $k // 'E' . ($! + 0); \
+             $t = length($t) == $all ? 'all' : length($t) . \" of $all\" if length($t) > 100; \
+             return \"$written $t$end\"; }} \
+             my $child = fork; \
+             if (!$child) {{ close STDIN; close STDOUT; close $tell; \
+             my $b = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $s->sockport) or die; close $s; \
+             {by_child} syswrite($say, \"$n\\n\"); my $all = <$hear>; \
+             syswrite($say, finish($b, 'back', $all + 0) . \"\\n\"); sleep 1000 while 1; }} \
+             my $a = $s->accept; close $s; {by_parent} my $all = <$told> + 0; \
+             sub answer {{ return join(' ', $child, $a->sockport, $a->peerport) if $_[0] eq 'ends'; \
+             syswrite($tell, \"$n\\n\"); my $t = finish($a, 'there', $all); my $l = <$told>; chomp $l; \
+             return \"$t $l\"; }}"
+        );
+        assert_eq!(Script::perl(&program).ask("?"), expected, "without a capture");
+        let ways = if place < 2 { &WAYS[..] } else { &WAYS[place % 4..][..1] };
+        for way in ways {
+            eprintln!("{way:?} {by_parent} {by_child}");
+            check_late(*way, &program, expected);
+        }
+    }
+}
+
+/// Revives a tree whose child comes late to its end of the connection, and asks it.
+#[track_caller]
+fn check_late(way: Way, program: &str, expected: &str) {
+    let home = Home::new();
+    let mut victim = Script::perl(program);
+    let members = victim.members();
+    let told = victim.ask("ends");
+    let told: Vec<i32> = told.split(' ').map(|number| number.parse().unwrap()).collect();
+    let [child, port, other] = told[..] else { panic!("{told:?}") };
+    let late = Late { parent: victim.pid(), child, port, other };
+    let stored = stored(way.capture(&home, victim.pid()).run(&home.store()));
+    if !way.ends {
+        late.silence();
+    }
+    victim.end(&members, way);
+    let mut revived = late.revive(|| Revived::from(home.restore(), &home.store(), &stored.digest));
+    assert_eq!(revived.ask("?"), expected, "{way:?}");
+    signal(child, Signal::SIGKILL);
 }
 
 /// A child that criu is to restore late, and the ports of the connection between it and its parent.
@@ -75,10 +130,32 @@ impl Late {
             if late {
                 return revived;
             }
+            self.silence();
             signal(self.child, Signal::SIGKILL);
             drop(revived);
         }
         panic!("the child was restored too quickly each time");
+    }
+
+    /// Has the connection end without a word when its processes end. The kernel would keep its ports
+    /// for a minute if it ended in order.
+    fn silence(&self) {
+        const REPAIR: i64 = 19;
+        for process in [self.parent, self.child] {
+            let pidfd = syscall(libc::SYS_pidfd_open, [process.into(), 0, 0, 0, 0]);
+            for entry in fs::read_dir(format!("/proc/{process}/fd")).unwrap().flatten() {
+                if !fs::read_link(entry.path()).unwrap().to_string_lossy().starts_with("socket:") {
+                    continue;
+                }
+                let descriptor = entry.file_name().to_str().unwrap().parse().unwrap();
+                let socket = syscall(libc::SYS_pidfd_getfd, [pidfd, descriptor, 0, 0, 0]);
+                let on = 1_i32;
+                let option = [socket, libc::IPPROTO_TCP.into(), REPAIR, (&raw const on) as i64, 4];
+                assert_eq!(syscall(libc::SYS_setsockopt, option), 0);
+                syscall(libc::SYS_close, [socket, 0, 0, 0, 0]);
+            }
+            syscall(libc::SYS_close, [pidfd, 0, 0, 0, 0]);
+        }
     }
 
     /// Whether the child could be kept.
@@ -146,7 +223,10 @@ impl Traced {
         const ENTERS: u64 = 1;
         const OF_A_SYSCALL: i64 = (libc::SIGTRAP | 0x80) as i64;
         let mut signal = 0;
-        while !has() {
+        if has() {
+            return false;
+        }
+        loop {
             assert_eq!(ptrace(NEXT_SYSCALL, self.0, 0, signal), 0);
             signal = self.stopped();
             if signal != OF_A_SYSCALL {
@@ -160,8 +240,11 @@ impl Traced {
             if is & 0xff == ENTERS && [call, domain] == calls {
                 return true;
             }
+            // It had the socket, and has connected it by now. The look takes the kernel long.
+            if call == libc::SYS_setsockopt.cast_unsigned() && has() {
+                return false;
+            }
         }
-        false
     }
 }
 
