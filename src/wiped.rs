@@ -10,7 +10,6 @@ use std::{
 
 /// Overwrites what functions that have returned left below the caller's frame on the stack. Stacks
 /// of threads are used again.
-#[cfg_attr(not(feature = "encryption"), allow(dead_code))] // ciphers copy blocks there
 #[inline(never)]
 pub(crate) fn wipe_stack() {
     const DEEP: usize = 16 << 10;

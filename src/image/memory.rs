@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, BufReader, Read},
+    io::{self, Read},
 };
 
 use prost::Message;
@@ -38,7 +38,8 @@ impl ImageDir {
         let Some(head) = frames.next_entry::<PagemapHead>()? else { return Ok(()) };
         let file = format!("pages-{}.img", head.pages_id);
         let mut pages: Box<dyn Read> = match File::open(self.path().join(&file)) {
-            Ok(file) => Box::new(BufReader::with_capacity(1 << 20, file)),
+            // The sink takes it in large parts. A buffer would be one more copy to be wiped.
+            Ok(file) => Box::new(file),
             // Without a page there is no file of them.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Box::new(io::empty()),
             Err(error) => return Err(Error::io(format!("read the image {file}"))(error)),

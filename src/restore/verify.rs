@@ -82,8 +82,10 @@ fn hash(
     let (mut total, mut unheard) = (0_u64, 0);
     loop {
         may_go_on()?;
-        let mut piece = returned.try_recv().unwrap_or_else(|_| Wiped::with_capacity(PIECE + 1));
+        let mut piece = returned.try_recv().unwrap_or_default();
         piece.clear();
+        // What the consumer began with has no room. The vector would leave copies behind as it grows.
+        piece.reserve(PIECE + 1);
         if blob.by_ref().take(PIECE as u64).read_to_end(piece.vec())? == 0 {
             return Ok(Hashed::All(hasher.finish()));
         }
@@ -152,6 +154,29 @@ mod tests {
             let bytes: Vec<u8> = (0..=250).cycle().take(size).collect();
             assert_eq!(read(&bytes, &Digest256::of(&bytes)).unwrap(), bytes, "{size}");
         }
+    }
+
+    /// A blob of twelve pieces that is read into large buffers only. A vector that grows is filled from its end on, in small ones.
+    struct InLargeParts(usize);
+
+    impl Read for InLargeParts {
+        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+            assert!(self.0 == 0 || into.len() >= 4096, "{} bytes are asked for", into.len());
+            let count = into.len().min(self.0);
+            into[..count].fill(1);
+            self.0 -= count;
+            Ok(count)
+        }
+    }
+
+    #[test]
+    fn pieces_are_read_into_room_that_is_there() {
+        let digest = Digest256::of(&vec![1; 12 * PIECE]);
+        let blob = Box::new(InLargeParts(12 * PIECE));
+        let read = verified(blob, &digest, u64::MAX, &Until::forever(), |mut stream| {
+            Ok(io::copy(&mut stream, &mut io::sink()).unwrap())
+        });
+        assert_eq!(read.unwrap(), 12 * PIECE as u64);
     }
 
     #[test]

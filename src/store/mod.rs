@@ -33,7 +33,10 @@ pub use self::{
     mem::MemBlobStore,
     reach::{copy_capture, copy_capture_until, reachable, reachable_until},
 };
-use crate::{Digest256, Error, Result, Until, wiped::Wiped};
+use crate::{
+    Digest256, Error, Result, Until,
+    wiped::{Wiped, wipe_stack},
+};
 
 /// A store of blobs: bytes of any length, named by their digest.
 ///
@@ -217,7 +220,9 @@ pub trait BlobStore: fmt::Debug + Send + Sync {
     fn read_range(&self, digest: &Digest256, offset: u64, length: usize) -> Result<Vec<u8>> {
         let reading = || Error::io(format!("read a part of the blob {digest}"));
         let mut reader = self.reader(digest)?;
-        io::copy(&mut reader.by_ref().take(offset), &mut io::sink()).map_err(reading())?;
+        let passed = io::copy(&mut reader.by_ref().take(offset), &mut io::sink());
+        wipe_stack(); // its buffer was there
+        passed.map_err(reading())?;
         let mut part = Vec::new();
         reader.take(length as u64).read_to_end(&mut part).map_err(reading())?;
         Ok(part)

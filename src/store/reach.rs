@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{BlobStore, fetch};
-use crate::{Digest256, Error, Hasher, ProcsBlob, Result, Until, blob::Walked};
+use crate::{Digest256, Error, Hasher, ProcsBlob, Result, Until, blob::Walked, wiped::Wiped};
 
 /// Returns all blobs that these captures need, including their manifests: those that a collection
 /// must keep, and that a copy must have.
@@ -165,7 +165,7 @@ fn copy_large(
     }
     let copying = || Error::io(format!("copy the blob {digest}"));
     let (mut reader, mut writer) = (from.reader(digest)?, to.writer()?);
-    let (mut hasher, mut buffer, mut bytes) = (Hasher::new(), vec![0; 1 << 20], 0);
+    let (mut hasher, mut buffer, mut bytes) = (Hasher::new(), Wiped::zeroed(1 << 20), 0);
     loop {
         until.check(|| format!("copy the blob {digest}"))?;
         let count = match reader.read(&mut buffer) {

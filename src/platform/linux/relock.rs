@@ -21,6 +21,7 @@ use crate::{
     image::{ImageDir, LostLock},
     procfs::{Mapping, Stat, Status, each_line, tree},
     sys::{self, Known, Registers, Stand, Traced},
+    wiped::Wiped,
 };
 
 /// The locks of a tree that are to be taken again.
@@ -275,7 +276,7 @@ const PAGE: u64 = 4096;
 fn instruction(memory: &File, start: u64, end: u64) -> Option<u64> {
     const MOST: u64 = 4 << 20;
     let wanted = Registers::INSTRUCTION;
-    let mut code = vec![0; (end - start).min(MOST).try_into().ok()?];
+    let mut code = Wiped::zeroed((end - start).min(MOST).try_into().ok()?);
     let count = memory.read_at(&mut code, start).ok()?;
     // Where all instructions are as long as this one, they are aligned so.
     let step = if wanted.len() == 4 { 4 } else { 1 };

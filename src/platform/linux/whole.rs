@@ -11,6 +11,7 @@ use crate::{
     Error, Result, Until,
     platform::{PageFile, PageFiles},
     private,
+    wiped::Wiped,
 };
 
 /// Reads all pieces, on all processors, and writes them into the folder.
@@ -26,10 +27,10 @@ pub(super) fn write(folder: &Path, pages: &dyn PageFiles, until: &Until) -> Resu
         numbered.flat_map(|(number, file)| (0..file.ends.len()).map(move |piece| (number, piece))).collect();
     let next = AtomicUsize::new(0);
     let work = || {
-        let mut bytes = Vec::new();
+        let mut bytes = Wiped::default();
         while let Some((number, piece)) = pieces.get(next.fetch_add(1, Ordering::Relaxed)).copied() {
             let file = &pages.files()[number];
-            bytes.resize(file.length(piece), 0);
+            bytes.resize(file.length(piece));
             let may_go_on = until.check(|| "fetch the memory of the tree".to_owned());
             let written = may_go_on.and_then(|()| pages.read(number, piece, &mut bytes)).and_then(|()| {
                 let doing = Error::io(format!("write the image {}", file.name));

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs::{self, File},
-    io::{self, BufReader, ErrorKind, Read as _, Write},
+    io::{self, ErrorKind, Read as _, Write},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
@@ -12,7 +12,11 @@ use super::{
     FsBlobStore,
     disk::{Disk, DiskFile, Temporary},
 };
-use crate::{Digest256, Error, Hasher, Result, private, store::BlobWriter, wiped::Wiped};
+use crate::{
+    Digest256, Error, Hasher, Result, private,
+    store::{BlobWriter, pack::ReadAt as _},
+    wiped::Wiped,
+};
 
 /// A folder of files in shards, called by the first two digits of what is in them.
 #[derive(Debug)]
@@ -103,10 +107,12 @@ impl FsBlobStore {
     /// The loose bytes of a blob, whoever they belong to.
     pub(super) fn read_loose(&self, digest: &Digest256) -> Result<Option<Vec<u8>>> {
         let Some((path, mut file)) = self.open_loose(digest)? else { return Ok(None) };
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(Error::io(format!("read blob {}", path.display())))?;
+        let reading = || Error::io(format!("read blob {}", path.display()));
+        // Reading makes room for the whole file first: the vector does not grow, which would leave copies.
+        let mut bytes = Wiped::default();
+        file.read_to_end(bytes.vec()).map_err(reading())?;
         crate::store::verify(digest, &bytes, || format!("blob {}", path.display()))?;
-        Ok(Some(bytes))
+        Ok(Some(std::mem::take(bytes.vec())))
     }
 
     /// Whether the blob is a file by itself, and not condemned.
@@ -149,8 +155,15 @@ pub(super) fn open(path: &Path) -> Result<Option<File>> {
 /// Whether the file is there and has this digest.
 pub(super) fn is_whole(path: &Path, digest: &Digest256) -> bool {
     let Ok(mut file) = private::open_file(path) else { return false };
-    let mut hasher = Hasher::new();
-    io::copy(&mut file, &mut hasher).is_ok() && hasher.finish() == *digest
+    let (mut hasher, mut piece) = (Hasher::new(), Wiped::zeroed(BUFFER));
+    loop {
+        match file.read(&mut piece) {
+            Ok(0) => return hasher.finish() == *digest,
+            Ok(count) => hasher.update(&piece[..count]),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(_) => return false,
+        }
+    }
 }
 
 /// A blob on its way to the disk.
@@ -231,17 +244,15 @@ fn is_file_with(path: &Path, bytes: &[u8]) -> bool {
         if file.metadata()?.len() != bytes.len() as u64 {
             return Ok(false);
         }
-        let mut file = BufReader::with_capacity(BUFFER, file);
-        let mut rest = bytes;
-        loop {
-            let piece = io::BufRead::fill_buf(&mut file)?;
-            if piece.is_empty() || !rest.starts_with(piece) {
-                return Ok(piece.is_empty() && rest.is_empty());
+        let (mut piece, mut at) = (Wiped::zeroed(bytes.len().min(BUFFER)), 0);
+        for expected in bytes.chunks(BUFFER) {
+            let piece = &mut piece[..expected.len()];
+            if file.read_full(piece, at)? < piece.len() || piece != expected {
+                return Ok(false);
             }
-            let length = piece.len();
-            rest = &rest[length..];
-            io::BufRead::consume(&mut file, length);
+            at += piece.len() as u64;
         }
+        Ok(true)
     };
     same().unwrap_or(false)
 }

@@ -52,7 +52,7 @@ pub use self::{
     verify::{Damage, Verified},
 };
 use super::{BlobBatch, BlobStore, BlobWriter};
-use crate::{Digest256, Error, Result, Until, private};
+use crate::{Digest256, Error, Result, Until, private, wiped::Wiped};
 
 /// A store in a folder. Any number of threads and processes may share it.
 ///
@@ -246,7 +246,7 @@ impl BlobStore for FsBlobStore {
     fn reader(&self, digest: &Digest256) -> Result<Box<dyn Read + Send + '_>> {
         match self.open_loose(digest)? {
             Some((_, file)) => Ok(Box::new(file)),
-            None => Ok(Box::new(Cursor::new(self.get(digest)?))),
+            None => Ok(Box::new(Cursor::new(Wiped::from(self.get(digest)?)))),
         }
     }
 
@@ -276,7 +276,7 @@ impl BlobStore for FsBlobStore {
             file.take(length as u64).read_to_end(&mut part).map_err(reading())?;
             return Ok(part);
         }
-        let whole = self.get(digest)?;
+        let whole = Wiped::from(self.get(digest)?);
         let start = start.min(whole.len());
         Ok(whole[start..whole.len().min(start.saturating_add(length))].to_vec())
     }
@@ -288,7 +288,7 @@ impl BlobStore for FsBlobStore {
     ) -> Result<()> {
         self.look_again()?;
         for index in self.get_from_packs(digests, each)? {
-            each(index, &self.get(&digests[index])?)?;
+            each(index, &Wiped::from(self.get(&digests[index])?))?;
         }
         Ok(())
     }

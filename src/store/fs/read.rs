@@ -44,14 +44,14 @@ impl FsBlobStore {
             let raw = self.open_frame(&file, &hit.frame).map_err(Error::io(reading()))??;
             return Ok(Some(hit.frame.verified(entry, &raw)?.to_vec()));
         };
-        let mut bytes = vec![0; entry.length];
+        let mut bytes = Wiped::zeroed(entry.length);
         let read = file.read_full(&mut bytes, place).map_err(Error::io(reading()))?;
         let what = || format!("{} in the pack {}", entry.digest, hit.path.display());
         if read < bytes.len() {
             return Err(Error::corrupt(what(), format!("the pack ends within its {} bytes", entry.length)));
         }
         crate::store::verify(entry.content(), &bytes, what)?;
-        Ok(Some(bytes))
+        Ok(Some(std::mem::take(bytes.vec())))
     }
 
     /// All raw bytes of a frame, unverified.

@@ -21,6 +21,7 @@ use super::{
 use crate::{
     Error, Result, private,
     store::pack::{Entry, Found, Frame, PackId, scan},
+    wiped::Wiped,
 };
 
 /// What is known of a pack when it is to be decided upon.
@@ -232,7 +233,8 @@ impl FsBlobStore {
     fn copy(&self, candidate: &Candidate, writer: &mut Rewriter<'_>) -> io::Result<()> {
         self.each_living(candidate, &mut |frame, index, entry, bytes| {
             let bytes = bytes.ok_or_else(|| io::Error::other("a pack was damaged while it was rewritten"))?;
-            if let Ok(Some(_)) = self.first_good(self.earlier_copies(frame, index).iter()) {
+            if let Ok(Some(copy)) = self.first_good(self.earlier_copies(frame, index).iter()) {
+                drop(Wiped::from(copy));
                 return Ok(());
             }
             let waits = candidate.waiting.iter().filter(|(_, list)| list.has(frame.at, index));

@@ -45,7 +45,7 @@ use self::{
     upload::Upload,
 };
 use super::{BlobBatch, BlobStore, BlobWriter, pack::PackId};
-use crate::{Digest256, Error, Result};
+use crate::{Digest256, Error, Result, wiped::Wiped};
 
 /// A store in S3, Google Cloud Storage, Azure Blob Storage, on an HTTP server, or in another
 /// service that [`object_store`] supports. It moves captures to other machines.
@@ -492,7 +492,7 @@ impl ObjectBlobStore {
         }
         let mut upload = Upload::new(&self.remote, to.clone());
         let mut reader = Ahead::new(&self.remote, from.clone(), length);
-        let mut buffer = vec![0; 1024 * 1024];
+        let mut buffer = Wiped::zeroed(1024 * 1024);
         loop {
             match reader.read(&mut buffer).map_err(Error::io(format!("copy {from} to {to}")))? {
                 0 => return upload.finish(),

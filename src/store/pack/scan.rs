@@ -7,6 +7,7 @@ use super::{
     frame::{FIXED, Frame, MAGIC, MAX_HEAD},
     parse_header,
 };
+use crate::wiped::Wiped;
 
 /// What is at a place of a pack.
 #[derive(Debug)]
@@ -27,7 +28,7 @@ pub(crate) fn scan(
     mut each: impl FnMut(Found),
 ) -> io::Result<Option<PackId>> {
     let length = source.length()?;
-    let mut window = Window { source, bytes: Vec::new(), at: 0 };
+    let mut window = Window { source, bytes: Wiped::default(), at: 0 };
     let mut pack = None;
     let mut damaged = 0;
     if let Ok(header) = <&[u8; HEADER]>::try_from(window.have(0, HEADER)?) {
@@ -64,10 +65,10 @@ pub(crate) fn scan(
     Ok(pack)
 }
 
-/// A piece of the pack in memory.
+/// A piece of the pack in memory. Blobs come with the headers that it is read for.
 struct Window<'a, S: ?Sized> {
     source: &'a S,
-    bytes: Vec<u8>,
+    bytes: Wiped,
     at: u64,
 }
 
@@ -76,7 +77,7 @@ impl<S: ReadAt + ?Sized> Window<'_, S> {
     fn have(&mut self, at: u64, length: usize) -> io::Result<&[u8]> {
         let inside = at >= self.at && at + length as u64 <= self.at + self.bytes.len() as u64;
         if !inside {
-            self.bytes.resize(length.max(STEP), 0);
+            self.bytes.resize(length.max(STEP));
             let filled = self.source.read_full(&mut self.bytes, at)?;
             self.bytes.truncate(filled);
             self.at = at;

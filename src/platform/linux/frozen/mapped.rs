@@ -19,6 +19,7 @@ use crate::{
     Digest256,
     procfs::{Mapping, each_line},
     proto::images::MappedNote,
+    wiped::Wiped,
 };
 
 /// The most mappings that are noted of one tree.
@@ -74,7 +75,7 @@ fn file(process: i32, start: u64, end: u64) -> Option<(i64, u64)> {
 
 /// The digest of what is mapped, read from the process's memory.
 fn contents(process: i32, start: u64, end: u64) -> Option<Vec<u8>> {
-    let mut bytes = vec![0; usize::try_from(end - start).ok()?];
+    let mut bytes = Wiped::zeroed(usize::try_from(end - start).ok()?);
     let memory = File::open(format!("/proc/{process}/mem")).ok()?;
     // Behind the end of the file there is nothing to read.
     let mut count = 0;
