@@ -7,8 +7,8 @@ use criu_rpc::{Cause, DumpOptions, Error};
 use crate::{
     harness::{dumps_tcp, skip, tests},
     places::{Home, lives},
-    tree::{Revived, Victim, explain},
-    ways::{Script, WAYS, comes_back, comes_back_times, stored},
+    tree::{OrExplain, Revived, Victim, explain},
+    ways::{Script, WAYS, comes_back, comes_back_times},
 };
 
 tests![
@@ -222,7 +222,7 @@ fn a_connection_to_the_outside_is_closed_in_what_is_revived_and_stays_in_the_tre
     assert_eq!(victim.ask(&format!("connect {port}")), "connected");
     let (mut other, _) = listener.accept().unwrap();
     let options = DumpOptions::default().tcp_close(true);
-    let stored = stored(home.capture([victim.pid()]).options(options).run(&home.store()));
+    let stored = home.capture([victim.pid()]).options(options).run(&home.store()).or_explain();
     assert_eq!(victim.ask("say still here"), "said");
     victim.end();
     let mut heard = String::new();
@@ -307,7 +307,7 @@ fn locks_that_are_shared_with_the_outside_need_a_word() {
     let child = outside.ask("?").parse().unwrap();
     refused(&home, child, Cause::FileLocks);
     let options = DumpOptions::default().file_locks(true);
-    stored(home.capture([child]).options(options).run(&home.store()));
+    home.capture([child]).options(options).run(&home.store()).or_explain();
     assert!(lives(child));
 }
 

@@ -1,16 +1,15 @@
 //! Everything that a process can set comes back, or it is said that it does not.
 
-use std::{collections::BTreeMap, fs::File, process::Command};
+use std::{collections::BTreeMap, process::Command};
 
-use criu_rpc::{Digest256, Error, Warning};
+use criu_rpc::{Error, Warning};
 
 use crate::{
     harness::{dumps_tcp, tests},
     places::Home,
-    program::only_tree,
-    talk::Talk,
-    tree::{OrExplain, Revived, explain},
-    ways::{Script, WAYS, Way, stored},
+    program::on_pipes_warned,
+    tree::{OrExplain, explain},
+    ways::{Script, WAYS, Way},
 };
 
 tests![
@@ -71,16 +70,6 @@ fn different(
     differ.map(|(name, was)| format!("{name}: {was} became {}", now(name))).collect()
 }
 
-/// Revives it, and gives the warnings.
-fn revive(home: &Home, digest: &Digest256) -> (Revived, Vec<Warning>) {
-    let (talk, input, output) = Talk::through_pipes();
-    let errors = File::create("/dev/null").unwrap();
-    let restore = home.restore().stdin(input).stdout(output).stderr(errors);
-    let mut restored = restore.restore(&home.store(), digest).or_explain();
-    let warnings = std::mem::take(&mut restored.warnings);
-    (Revived::new(only_tree(restored), talk), warnings)
-}
-
 fn what_a_process_can_set_comes_back_or_is_told() {
     for way in WAYS {
         eprintln!("{way:?}");
@@ -89,13 +78,13 @@ fn what_a_process_can_set_comes_back_or_is_told() {
         let mut victim = start(&home, what);
         let members = victim.members();
         let before = state(&victim.ask("?"));
-        let stored = stored(way.capture(&home, victim.pid()).run(&home.store()));
+        let stored = way.capture(&home, victim.pid()).run(&home.store()).or_explain();
         if !way.ends {
             let after = state(&victim.ask("?"));
             assert_eq!(different(&before, &after, &[]), [""; 0], "the original");
         }
         victim.end(&members, way);
-        let (mut revived, more) = revive(&home, &stored.digest);
+        let (mut revived, more) = on_pipes_warned(home.restore(), &home.store(), &stored.digest);
         let warnings = [stored.warnings, more].concat();
         let after = state(&revived.ask("?"));
         assert_eq!(different(&before, &after, &warnings), [""; 0], "{warnings:?}");

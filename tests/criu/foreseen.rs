@@ -8,7 +8,7 @@ use std::{
         fs::{MetadataExt, chown, symlink},
         process::CommandExt,
     },
-    process::{Child, Command, Stdio},
+    process::Command,
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
@@ -21,6 +21,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::{
     harness::tests,
+    holders::{Sleeper, captured_with_a_follower},
     places::Home,
     program::{Program, Way, in_each_way, on_pipes},
     tree::{OrExplain, Revived, Victim, explain},
@@ -170,31 +171,10 @@ fn pids_of_a_tree_that_lives() {
     }
 }
 
-/// A process in the session of the tests.
-struct Sleeper(Child);
-
-impl Sleeper {
-    fn in_group(group: i32) -> Sleeper {
-        Sleeper(Command::new("sleep").arg("600").stdin(Stdio::null()).process_group(group).spawn().unwrap())
-    }
-}
-
-impl Drop for Sleeper {
-    fn drop(&mut self) {
-        let _ = self.0.kill(); // it may have ended
-        let _ = self.0.wait();
-    }
-}
-
 fn numbers_that_are_groups() {
     let home = Home::new();
     let store = home.store();
-    let mut command = Command::new("/proc/self/exe");
-    command.arg("--victim").process_group(0);
-    let victim = Victim::start_by(command);
-    let (pid, digest) = (victim.pid(), home.capture([victim.pid()]).capture(&store).or_explain());
-    let mut follower = Sleeper::in_group(pid);
-    victim.end();
+    let (_, digest, mut follower) = captured_with_a_follower(&home, &store);
     let restore = home.restore().wait_for_pids(Duration::from_millis(50));
     let words = format!("held as a process group by process {}", follower.0.id());
     assert_blocks(&restore, &store, &digest, Cause::PidInUse, &words);

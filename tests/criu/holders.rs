@@ -26,11 +26,11 @@ tests![
 ];
 
 /// A process that this test started, ended and reaped at the latest when this is dropped.
-struct Sleeper(Child);
+pub(crate) struct Sleeper(pub(crate) Child);
 
 impl Sleeper {
     /// In the process group of this number.
-    fn in_group(group: i32) -> Sleeper {
+    pub(crate) fn in_group(group: i32) -> Sleeper {
         Sleeper(Command::new("sleep").arg("600").stdin(Stdio::null()).process_group(group).spawn().unwrap())
     }
 }
@@ -46,7 +46,7 @@ impl Drop for Sleeper {
 
 /// A victim that leads a process group in the session of the tests, captured, and ended once another process is in its
 /// group.
-fn captured_with_a_follower(home: &Home, store: &FsBlobStore) -> (i32, Digest256, Sleeper) {
+pub(crate) fn captured_with_a_follower(home: &Home, store: &FsBlobStore) -> (i32, Digest256, Sleeper) {
     let mut command = Command::new("/proc/self/exe");
     command.arg("--victim").process_group(0);
     let victim = Victim::start_by(command);

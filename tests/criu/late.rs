@@ -12,8 +12,8 @@ use crate::{
     harness::tests,
     places::{Home, PATIENCE, wait_until},
     provoked::odd::syscall,
-    tree::{Revived, signal},
-    ways::{Script, WAYS, Way, stored},
+    tree::{OrExplain, Revived, signal},
+    ways::{Script, WAYS, Way},
 };
 
 tests![
@@ -97,7 +97,7 @@ fn check_late(way: Way, program: &str, expected: &str) {
     let told: Vec<i32> = told.split(' ').map(|number| number.parse().unwrap()).collect();
     let [child, port, other] = told[..] else { panic!("{told:?}") };
     let late = Late { parent: victim.pid(), child, port, other };
-    let stored = stored(way.capture(&home, victim.pid()).run(&home.store()));
+    let stored = way.capture(&home, victim.pid()).run(&home.store()).or_explain();
     if !way.ends {
         late.silence();
     }

@@ -16,7 +16,6 @@ use crate::{
     program::{Program, Terminal, Way, in_each_way, on_pipes, only_tree},
     talk::{Talk, pipe},
     tree::OrExplain,
-    ways::stored,
 };
 
 tests![
@@ -48,7 +47,7 @@ fn key(file: &File) -> String {
 #[track_caller]
 fn comes_back(way: Way, home: &Home, program: Program, mut talk: Talk, told: impl Fn(ProcsCapture) -> ProcsCapture) {
     let capture = told(way.capture(home, [program.pid()]));
-    let stored = stored(capture.run(&home.store()));
+    let stored = capture.run(&home.store()).or_explain();
     assert_eq!(stored.warnings, []);
     if way.leave_running {
         assert_eq!(talk.ask("old"), "old 6");
@@ -121,7 +120,7 @@ fn comes_back_in_another_terminal(way: Way, home: &Home, told: impl Fn(ProcsCapt
     let terminal = Terminal::new();
     let mut program = with_leaked_master(&terminal);
     let capture = told(way.capture(home, [program.pid()]), key(&terminal.side));
-    let stored = stored(capture.run(&home.store()));
+    let stored = capture.run(&home.store()).or_explain();
     assert_eq!(stored.warnings, []);
     if way.leave_running {
         assert_eq!(program.talk.ask("old"), "old 6");
@@ -169,7 +168,7 @@ fn a_pipe_of_the_tree_stays_and_what_was_given_for_it_is_told() {
         let program = Program::with(&bash(script), Some(input), Some(output), to.into());
         let mut talk = Talk::new(pipe().1, from);
         assert_eq!(talk.hear(), "ready");
-        let stored = stored(way.capture(home, [program.pid()]).run(&home.store()));
+        let stored = way.capture(home, [program.pid()]).run(&home.store()).or_explain();
         assert_eq!(stored.warnings, []);
         program.end();
         let nothing = || File::open("/dev/null").unwrap();
@@ -212,7 +211,7 @@ fn an_input_whose_writer_has_leaked_into_another_tree_is_given_anew() {
         let script = "exec 9>&2 2>/dev/null </dev/null; echo ready; exec sleep 1000";
         let mut second = Program::with(&bash(script), None, None, into_second.into());
         assert_eq!(second.talk.hear(), "ready");
-        let stored = stored(way.capture(home, [first.pid(), second.pid()]).run(&home.store()));
+        let stored = way.capture(home, [first.pid(), second.pid()]).run(&home.store()).or_explain();
         let pid = criu_rpc::Pid::from(second.pid());
         let told = |warning: &Warning| {
             matches!(warning, Warning::StreamAssumed { pid: of, descriptor: 9, .. } if *of == pid)

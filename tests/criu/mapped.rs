@@ -7,9 +7,8 @@ use criu_rpc::Warning;
 
 use crate::{
     harness::tests,
-    program::{Program, in_each_way, only_tree},
-    talk::Talk,
-    tree::{OrExplain, Revived},
+    program::{Program, in_each_way, on_pipes_warned},
+    tree::OrExplain,
 };
 
 tests![a_mapped_file_that_was_changed_is_told];
@@ -25,15 +24,6 @@ print('mapped', flush=True)
 for line in sys.stdin: print(' '.join(memory[:4].decode() for memory in maps), flush=True)
 ";
 
-fn revive(home: &crate::places::Home, digest: &criu_rpc::Digest256) -> (Revived, Vec<Warning>) {
-    let (talk, input, output) = Talk::through_pipes();
-    let errors = File::create("/dev/null").unwrap();
-    let restore = home.restore().stdin(input).stdout(output).stderr(errors);
-    let mut restored = restore.restore(&home.store(), digest).or_explain();
-    let warnings = std::mem::take(&mut restored.warnings);
-    (Revived::new(only_tree(restored), talk), warnings)
-}
-
 /// One of the files is where named semaphores are: a file system in memory, which notes no time
 /// when mapped memory is written.
 fn a_mapped_file_that_was_changed_is_told() {
@@ -47,14 +37,14 @@ fn a_mapped_file_that_was_changed_is_told() {
         assert_eq!(program.talk.hear(), "mapped");
         let digest = way.capture(home, [program.pid()]).capture(&home.store()).or_explain();
         program.end();
-        let (mut revived, warnings) = revive(home, &digest);
+        let (mut revived, warnings) = on_pipes_warned(home.restore(), &home.store(), &digest);
         assert_eq!((revived.ask("?").as_str(), warnings), ("then then then", vec![]));
         revived.tree().kill().or_explain();
         revived.tree().wait().unwrap();
         for path in &paths[1..] {
             File::options().write(true).open(path).unwrap().write_all_at(b"now!", 0).unwrap();
         }
-        let (mut revived, mut warnings) = revive(home, &digest);
+        let (mut revived, mut warnings) = on_pipes_warned(home.restore(), &home.store(), &digest);
         warnings.sort_by_key(ToString::to_string);
         let told = |path: &std::path::PathBuf| Warning::MappedFileChanged { path: path.clone() };
         let mut changed: Vec<_> = paths[1..].iter().map(told).collect();

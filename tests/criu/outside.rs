@@ -18,8 +18,8 @@ use crate::{
     places::{Home, wait_until},
     program::Terminal,
     talk::{Talk, pipe},
-    tree::{Revived, Victim},
-    ways::{Script, WAYS, stored},
+    tree::{OrExplain, Revived, Victim},
+    ways::{Script, WAYS},
 };
 
 tests![
@@ -40,7 +40,7 @@ fn is_told(start: impl Fn() -> Script, is: impl Fn(&Warning) -> bool, check: imp
         let home = Home::new();
         let mut victim = start();
         let members = victim.members();
-        let stored = stored(way.capture(&home, victim.pid()).run(&home.store()));
+        let stored = way.capture(&home, victim.pid()).run(&home.store()).or_explain();
         assert!(matches!(&stored.warnings[..], [one] if is(one)), "{way:?}: {:?}", stored.warnings);
         victim.end(&members, way);
         let mut revived = Revived::from(home.restore(), &home.store(), &stored.digest);
@@ -68,7 +68,7 @@ fn a_pipe_to_the_outside_is_told_and_can_be_given_anew() {
         ));
         assert_eq!((victim.ask("one"), heard.hear()), ("said".to_owned(), "one".to_owned()));
         let members = victim.members();
-        let stored = stored(way.capture(&home, victim.pid()).run(&home.store()));
+        let stored = way.capture(&home, victim.pid()).run(&home.store()).or_explain();
         let wanted = format!("pipe:[{}]", to.metadata().unwrap().ino());
         let [Warning::LeadsOut { pid, key, .. }] = &stored.warnings[..] else { panic!("{:?}", stored.warnings) };
         assert_eq!((pid.as_raw(), key), (victim.pid(), &wanted));
@@ -120,7 +120,7 @@ fn a_terminal_that_is_held_outside_is_told_of_its_master() {
             victim.ask("close");
             let side = held.then_some(side);
             let members = victim.members();
-            let stored = stored(way.capture(&home, victim.pid()).run(&home.store()));
+            let stored = way.capture(&home, victim.pid()).run(&home.store()).or_explain();
             let told = matches!(&stored.warnings[..], [one] if is_lost(one, "other side of a terminal that it is the master of"));
             assert_eq!(told, held, "{way:?}: {:?}", stored.warnings);
             drop(side);

@@ -430,7 +430,7 @@ fn streams_that_were_told_are_given_anew_wherever_they_are() {
         assert_eq!((output.hear(), errors.hear()), ("out one".to_owned(), "error one".to_owned()));
         let capture = way.capture(home, [program.pid()]).stdout(output_key).stderr(error_key);
         assert_eq!(capture.preflight().or_explain().risks, []);
-        let stored = crate::ways::stored(capture.run(&home.store()));
+        let stored = capture.run(&home.store()).or_explain();
         assert_eq!(stored.warnings, []);
         program.end();
         says_both(home, &stored.digest, ["out two", "error two"]);
@@ -461,7 +461,7 @@ fn streams_that_only_a_child_has_are_given_anew_if_they_were_told() {
         program.talk.tell("one");
         assert_eq!((output.hear(), errors.hear()), ("out one".to_owned(), "error one".to_owned()));
         let capture = way.capture(home, [program.pid()]).stdout(output_key).stderr(error_key);
-        let stored = crate::ways::stored(capture.run(&home.store()));
+        let stored = capture.run(&home.store()).or_explain();
         program.end();
         says_both(home, &stored.digest, ["out two", "error two"]);
     });
@@ -478,7 +478,7 @@ fn a_socket_that_was_told_is_given_anew_wherever_it_is() {
         program.talk.tell("one");
         assert_eq!(output.hear(), "out one");
         let capture = way.capture(home, [program.pid()]).stdout(key);
-        let stored = crate::ways::stored(capture.run(&home.store()));
+        let stored = capture.run(&home.store()).or_explain();
         program.end();
         let mut revived = on_pipes(home.restore(), &home.store(), &stored.digest);
         assert_eq!(revived.talk.ask("two"), "out two");
@@ -492,7 +492,7 @@ fn streams_that_are_not_told_are_taken_in_the_order_of_their_numbers() {
         let (mut errors, _, there) = Talk::through_pipes();
         let mut program = Program::with_errors(Command::new("bash").args(["-c", SAVES]), there);
         assert_eq!((program.talk.ask("one"), errors.hear()), ("out one".to_owned(), "error one".to_owned()));
-        let stored = crate::ways::stored(way.capture(home, [program.pid()]).run(&home.store()));
+        let stored = way.capture(home, [program.pid()]).run(&home.store()).or_explain();
         let assumed = |warning: &Warning| match warning {
             Warning::StreamAssumed { descriptor, stream, .. } => (*descriptor, *stream),
             other => panic!("{other:?}"),

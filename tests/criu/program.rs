@@ -7,7 +7,7 @@ use std::{
 };
 
 use nix::{fcntl::OFlag, pty::{grantpt, posix_openpt, ptsname_r, unlockpt}};
-use criu_rpc::{Chunking, Digest256, FsBlobStore, ProcsCapture, ProcsRestore, Restored};
+use criu_rpc::{Chunking, Digest256, FsBlobStore, ProcsCapture, ProcsRestore, Restored, Warning};
 
 use crate::{
     places::{Home, wait_until},
@@ -59,13 +59,24 @@ impl Way {
 /// Revives a capture of one tree on new pipes, with nothing for its standard error.
 #[track_caller]
 pub(crate) fn on_pipes(restore: ProcsRestore, store: &FsBlobStore, digest: &Digest256) -> Revived {
+    on_pipes_warned(restore, store, digest).0
+}
+
+/// The same, with the warnings.
+#[track_caller]
+pub(crate) fn on_pipes_warned(
+    restore: ProcsRestore,
+    store: &FsBlobStore,
+    digest: &Digest256,
+) -> (Revived, Vec<Warning>) {
     let (talk, input, output) = Talk::through_pipes();
     let errors = File::create("/dev/null").unwrap();
     let restore = restore.stdin(input).stdout(output).stderr(errors);
     let foresight = restore.preflight(store, digest).or_explain();
-    let restored = restore.restore(store, digest).or_explain();
+    let mut restored = restore.restore(store, digest).or_explain();
     assert_eq!(foresight.blocks, [], "the restore succeeded");
-    Revived::new(only_tree(restored), talk)
+    let warnings = std::mem::take(&mut restored.warnings);
+    (Revived::new(only_tree(restored), talk), warnings)
 }
 
 #[track_caller]

@@ -5,8 +5,8 @@ use criu_rpc::Warning;
 use crate::{
     harness::{skip, tests},
     places::{Home, wait_until},
-    tree::Revived,
-    ways::{Script, WAYS, comes_back, stored},
+    tree::{OrExplain, Revived},
+    ways::{Script, WAYS, comes_back},
 };
 
 tests![
@@ -59,7 +59,7 @@ fn settings_that_were_usual_come_back_to_a_restorer_whose_own_are_not() {
         let mut victim = Script::perl(&format!("{STATE} sub answer {{ return state(); }}"));
         let members = victim.members();
         let before = victim.ask("?");
-        let stored = stored(way.capture(&home, victim.pid()).run(&home.store()));
+        let stored = way.capture(&home, victim.pid()).run(&home.store()).or_explain();
         victim.end(&members, way);
         let bound = std::thread::spawn(move || {
             let own = nix::unistd::gettid().to_string();
@@ -81,7 +81,7 @@ fn what_is_lost_is_told() {
             "syscall(135, 0x40000); my $m = pack('Q', 1); syscall(238, 1, $m, 64); sub answer { return 'here'; }",
         );
         let (pid, members) = (victim.pid(), victim.members());
-        let stored = stored(way.capture(&home, pid).run(&home.store()));
+        let stored = way.capture(&home, pid).run(&home.store()).or_explain();
         let told: Vec<_> = stored
             .warnings
             .iter()
@@ -120,7 +120,7 @@ for line in sys.stdin:
         let probe = home.path("probe").display().to_string();
         let before = victim.ask(&probe);
         let (pid, members) = (victim.pid(), victim.members());
-        let stored = stored(way.capture(&home, pid).run(&home.store()));
+        let stored = way.capture(&home, pid).run(&home.store()).or_explain();
         let what = "sandbox of Landlock, if it has one";
         assert_eq!(stored.warnings, [Warning::Lost { pid: pid.into(), what }], "{way:?}");
         if !way.ends {
@@ -159,7 +159,7 @@ fn a_tree_comes_back_into_its_control_group() {
         let mut victim = Script::perl("sub answer { return 'here'; }");
         let (pid, members) = (victim.pid(), victim.members());
         std::fs::write(group.0.join("cgroup.procs"), pid.to_string()).unwrap();
-        let stored = stored(way.capture(&home, pid).run(&home.store()));
+        let stored = way.capture(&home, pid).run(&home.store()).or_explain();
         assert_eq!(stored.warnings, [], "{way:?}");
         victim.end(&members, way);
         if number % 2 == 1 {
@@ -196,7 +196,7 @@ fn a_system_call_that_ends_early_is_told() {
         let mut victim = waits_in_a_call("syscall(35, $time, 0)");
         let (pid, members) = (victim.pid(), victim.members());
         wait_until_in_call(pid, 35);
-        let stored = stored(way.capture(&home, pid).run(&home.store()));
+        let stored = way.capture(&home, pid).run(&home.store()).or_explain();
         assert_eq!(stored.warnings, [Warning::Interrupted { pid: pid.into() }]);
         if !way.ends {
             assert_eq!(victim.ask("go on"), "-1 4");
@@ -215,7 +215,7 @@ fn a_revived_thread_polls_again() {
             let mut victim = waits_in_a_call(&format!("syscall(7, $poll, 1, {limit})"));
             let (pid, members) = (victim.pid(), victim.members());
             wait_until_in_call(pid, 7);
-            let stored = stored(way.capture(&home, pid).run(&home.store()));
+            let stored = way.capture(&home, pid).run(&home.store()).or_explain();
             let told = if way.ends { vec![] } else { vec![Warning::Interrupted { pid: pid.into() }] };
             assert_eq!(stored.warnings, told, "{way:?}");
             if !way.ends {

@@ -13,8 +13,7 @@ use crate::{
     harness::tests,
     places::{Home, family, state, wait_until},
     program::{Program, Terminal, Way, in_each_way},
-    tree::Revived,
-    ways::stored,
+    tree::{OrExplain, Revived},
 };
 
 tests![
@@ -122,7 +121,7 @@ fn a_job_lacks_its_controlling_terminal_and_that_is_told() {
         let mut program = Program::in_terminal(&terminal, &shell("bash"));
         program.talk.tell("PS1=; cat");
         let job = wait_for(program.pid(), "cat");
-        let stored = stored(way.capture(home, [program.pid()]).run(&home.store()));
+        let stored = way.capture(home, [program.pid()]).run(&home.store()).or_explain();
         assert_eq!(stored.warnings, [Warning::Lost { pid: job.into(), what: "controlling terminal" }]);
         program.end();
         drop(terminal);

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use criu_rpc::{Chunking, Stored};
+use criu_rpc::Chunking;
 
 use crate::{
     places::Home,
@@ -69,12 +69,6 @@ pub(crate) const WAYS: [Way; 4] = [
     Way { ends: true, chunked: true },
 ];
 
-/// The result of a capture that succeeded.
-#[track_caller]
-pub(crate) fn stored(capture: criu_rpc::Result<Stored>) -> Stored {
-    capture.or_explain()
-}
-
 impl Way {
     pub(crate) fn capture(self, home: &Home, pid: i32) -> criu_rpc::ProcsCapture {
         let capture = home.capture([pid]).leave_running(!self.ends);
@@ -97,7 +91,7 @@ pub(crate) fn comes_back_times(times: u32, start: impl Fn(&Home) -> Script, chec
         let home = Home::new();
         let mut victim = start(&home);
         let members = victim.0.members();
-        let stored = stored(way.capture(&home, victim.pid()).run(&home.store()));
+        let stored = way.capture(&home, victim.pid()).run(&home.store()).or_explain();
         assert_eq!(stored.warnings, [], "{way:?}");
         if !way.ends {
             check(&mut victim.0.talk);
