@@ -380,15 +380,27 @@ pub(crate) fn fetch(
     each: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
 ) -> Result<()> {
     let mut came = vec![false; digests.len()];
-    store.get_many(digests, &mut |place, bytes| {
+    // A store may ignore what it is told. A blob that was not taken must not pass for one that was.
+    let mut refusal = None;
+    let given = store.get_many(digests, &mut |place, bytes| {
         let digest = digests
             .get(place)
             .ok_or_else(|| Error::store("find blobs", "it returned more blobs than requested"))?;
-        if Digest256::of(bytes) == *digest && !std::mem::replace(&mut came[place], true) {
-            each(place, bytes)?;
+        if refusal.is_some() {
+            return Err(Error::store("find blobs", "it goes on after an error"));
         }
-        Ok(())
-    })?;
+        if Digest256::of(bytes) == *digest && !std::mem::replace(&mut came[place], true) {
+            refusal = each(place, bytes).err();
+        }
+        match &refusal {
+            Some(_) => Err(Error::store("find blobs", "one was refused")),
+            None => Ok(()),
+        }
+    });
+    match refusal {
+        Some(refusal) => return Err(refusal),
+        None => given?,
+    }
     for (place, digest) in digests.iter().enumerate().filter(|(place, _)| !came[*place]) {
         each(place, &Wiped::from(get_verified(store, digest)?))?;
     }
@@ -570,5 +582,50 @@ mod tests {
         let longer = [0..4, 4..8, 8..13, 12..16];
         let lost = fetch_into(&store, &digests, &longer, &mut into);
         assert!(matches!(lost, Err(Error::Corrupt { .. })), "{lost:?}");
+    }
+
+    /// Ignores what it is told of the blobs that it gives.
+    #[derive(Debug)]
+    struct Deaf(MemBlobStore);
+
+    impl BlobStore for Deaf {
+        fn put(&self, bytes: &[u8]) -> Result<Digest256> {
+            self.0.put(bytes)
+        }
+
+        fn get(&self, digest: &Digest256) -> Result<Vec<u8>> {
+            self.0.get(digest)
+        }
+
+        fn contains(&self, digest: &Digest256) -> Result<bool> {
+            self.0.contains(digest)
+        }
+
+        fn get_many(
+            &self,
+            digests: &[Digest256],
+            each: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
+        ) -> Result<()> {
+            for (place, digest) in digests.iter().enumerate() {
+                let _ = each(place, &self.0.get(digest)?);
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_blob_that_was_refused_is_told_even_if_the_store_ignores_it() {
+        let store = Deaf(MemBlobStore::new());
+        let digests = [b"good", b"evil", b"last"].map(|bytes| store.put(bytes).unwrap());
+        let mut taken = Vec::new();
+        let refused = fetch(&store, &digests, &mut |place, _| {
+            taken.push(place);
+            if place == 1 { Err(Error::corrupt("the second blob", "it is evil")) } else { Ok(()) }
+        });
+        assert!(
+            matches!(&refused, Err(Error::Corrupt { what, .. }) if what == "the second blob"),
+            "{refused:?}"
+        );
+        assert_eq!(taken, [0, 1], "nothing more is handed on");
     }
 }
