@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use criu_rpc::{BlobStore, Digest256, FsBlobStore};
+use criu_rpc::{BlobStore, BlobStoreExt, Digest256, FsBlobStore};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 

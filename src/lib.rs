@@ -30,16 +30,15 @@
 //!
 //! | For | see |
 //! |---|---|
-//! | capturing | [`ProcsCapture`] with its result [`Stored`]; [`SelfCapture`] for a process that captures itself; [`Pid`] |
+//! | capturing | [`ProcsCapture`] with its result [`Stored`]; [`Chunking`]; [`SelfCapture`] for a process that captures itself; [`Pid`] |
 //! | reviving | [`ProcsRestore`] with a [`Stream`] for each standard stream; [`Restored`] and its [`Tree`]s |
 //! | what to tell a user of a capture or a restore | [`Warning`] |
 //! | ending a tree, before it is revived | [`kill_tree`], [`kill_session`] |
 //! | stopping a capture or a restore | [`Cancel`]; [`Until`] for work on stores |
-//! | storing | [`BlobStore`], [`BlobWriter`], [`BlobBatch`]; [`FsBlobStore`], [`MemBlobStore`]; [`Usage`], [`Verified`] with its [`Damage`], [`Gc`] with its [`Tally`] |
-//! | stores of other kinds, behind features | `EncryptedBlobStore` with its `Key` and `Padding`, `ObjectBlobStore` |
-//! | moving captures | [`copy_capture`], [`reachable`]; with a deadline: [`copy_capture_until`], [`reachable_until`] |
-//! | digests | [`Digest256`], [`Hasher`], [`ParseDigestError`] |
-//! | what a capture is made of | [`ProcsBlob`], [`ChunkedBlob`] with its [`ChunkedTree`], [`Content`] and [`Host`]; how it is cut: [`Chunking`] |
+//! | storing | [`BlobStore`], [`BlobStoreExt`]; [`FsBlobStore`], [`MemBlobStore`] |
+//! | stores of other kinds, behind features | `EncryptedBlobStore`, `ObjectBlobStore` |
+//! | stores of your own, collections, moving captures | [`store`] |
+//! | what a capture is made of | [`ProcsBlob`], [`manifest`], [`digest`] |
 //! | what would block a capture | [`ProcsCapture::preflight`] |
 //! | what would block a restore | [`ProcsRestore::preflight`] |
 //! | what would block a dump, and criu itself | `Criu` with its `preflight`, on Linux |
@@ -75,13 +74,13 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod archive;
-mod blob;
 mod capture;
 mod diagnose;
-mod digest;
+pub mod digest;
 mod error;
 mod foresight;
 mod image;
+pub mod manifest;
 pub mod options;
 mod pages;
 mod pid;
@@ -99,7 +98,7 @@ mod request;
 mod restore;
 #[cfg(target_os = "linux")]
 pub mod rpc;
-mod store;
+pub mod store;
 mod stream;
 #[cfg(target_os = "linux")]
 mod sys;
@@ -109,11 +108,11 @@ mod version;
 mod warning;
 mod wiped;
 
-pub use blob::{ChunkedBlob, ChunkedTree, Content, Host, ProcsBlob};
 pub use capture::{Chunking, ProcsCapture, SelfCapture, Stored};
-pub use digest::{Digest256, Hasher, ParseDigestError};
+pub use digest::Digest256;
 pub use error::{BoxError, Cause, Error, Failure, ProcessProblem, Result, Target};
 pub use foresight::{Foreseen, Foresight};
+pub use manifest::ProcsBlob;
 pub use options::{DumpOptions, RestoreOptions};
 pub use pid::Pid;
 pub use platform::{Cancel, GrownFiles, Tree, Unread, kill_session, kill_tree};
@@ -121,16 +120,11 @@ pub use request::Request;
 pub use restore::{ProcsRestore, Restored};
 #[cfg(target_os = "linux")]
 pub use rpc::Criu;
-#[cfg(feature = "conformance")]
-pub use store::conformance;
-pub use store::{
-    BlobBatch, BlobStore, BlobWriter, Damage, FsBlobStore, Gc, MemBlobStore, Tally, Usage, Verified,
-    copy_capture, copy_capture_until, reachable, reachable_until,
-};
 #[cfg(feature = "encryption")]
-pub use store::{EncryptedBlobStore, Key, Padding};
+pub use store::EncryptedBlobStore;
 #[cfg(feature = "object-store")]
-pub use store::{NobodyWrites, ObjectBlobStore};
+pub use store::ObjectBlobStore;
+pub use store::{BlobStore, BlobStoreExt, FsBlobStore, MemBlobStore};
 pub use stream::Stream;
 pub use took::RestoreTimes;
 pub use until::Until;

@@ -6,7 +6,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use crate::{BlobWriter, Digest256, Hasher, Result, Until, wiped::Wiped};
+use crate::{Digest256, Result, Until, digest::Hasher, store::BlobWriter, wiped::Wiped};
 
 /// Writes to a store, and hashes in one thread beside it, which is started when there is enough to
 /// hash.

@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{Job, Keep, Memory, Outcome, Revival, Revived, ToRevive};
-use crate::{Error, Foreseen, Foresight, Host, Pid, Result, Until, stream::Chosen, took::Clock};
+use crate::{Error, Foreseen, Foresight, Pid, Result, Until, manifest::Host, stream::Chosen, took::Clock};
 
 /// Dumps nothing.
 pub(crate) fn checkpoint<T>(

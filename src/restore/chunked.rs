@@ -9,10 +9,12 @@ use std::{
 };
 
 use crate::{
-    BlobStore, ChunkedBlob, ChunkedTree, Content, Digest256, Error, Result, Until,
+    BlobStore, Digest256, Error, Result, Until,
     archive::{is_image, tree_folder},
-    blob::{Budget, ImageFile, Leaf, Listing, MemoryMap, PagesLeft, Window},
     image::ImageDir,
+    manifest::{
+        Budget, ChunkedBlob, ChunkedTree, Content, ImageFile, Leaf, Listing, MemoryMap, PagesLeft, Window,
+    },
     pages::{PAGE_SIZE, PageOwner},
     platform::{PIECE, PageFile, PageFiles, ToRevive},
     private,
@@ -226,8 +228,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        Host, MemBlobStore,
-        blob::{ContentWriter, MemoryFile},
+        MemBlobStore,
+        manifest::{ContentWriter, Host, MemoryFile},
         pages::PageRun,
     };
 

@@ -1,6 +1,6 @@
 //! Whether this machine can take what another was doing.
 
-use crate::{Error, Host, Result, Warning};
+use crate::{Error, Result, Warning, manifest::Host};
 
 /// Refuses a capture whose programs may use what this machine lacks.
 pub(super) fn check(there: &Host, here: &Host) -> Result<()> {

@@ -2,10 +2,12 @@
 
 use super::{ProcsRestore, chunked, host, manifest};
 use crate::{
-    BlobStore, ChunkedBlob, Digest256, Error, Foreseen, Foresight, ProcsBlob, Result, Until, Warning,
+    BlobStore, Digest256, Error, Foreseen, Foresight, ProcsBlob, Result, Until, Warning,
     archive::unpack_without_memory,
+    manifest::ChunkedBlob,
     platform::{self, Reviver, ToRevive, until},
-    reachable_until, stream,
+    store::reachable_until,
+    stream,
     took::Clock,
 };
 

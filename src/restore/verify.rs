@@ -6,7 +6,7 @@ use std::{
     thread,
 };
 
-use crate::{Digest256, Error, Hasher, Result, Until, wiped::Wiped};
+use crate::{Digest256, Error, Result, Until, digest::Hasher, wiped::Wiped};
 
 /// Hands the blob to `consume` while a thread beside it reads and hashes. What `consume` made is
 /// given out only if all bytes were read and the digest is right; a wrong digest is told before

@@ -3,7 +3,7 @@
 use super::BlobStore;
 use crate::{Digest256, Error, Result};
 
-/// Stores many blobs; see [`BlobStore::batch`].
+/// Stores many blobs; see [`BlobStore::batch_until`].
 ///
 /// # Contract
 ///
@@ -15,7 +15,7 @@ use crate::{Digest256, Error, Result};
 /// - Any number of threads may put at any time.
 ///
 /// ```
-/// use criu_rpc::{BlobStore, Digest256, MemBlobStore};
+/// use criu_rpc::{BlobStore, BlobStoreExt, Digest256, MemBlobStore};
 ///
 /// let store = MemBlobStore::new();
 /// let batch = store.batch()?;

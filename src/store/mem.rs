@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{BlobBatch, BlobStore, BlobWriter};
-use crate::{Digest256, Error, Result};
+use crate::{Digest256, Error, Result, Until};
 
 /// A store in memory, for tests and for captures that need not outlive the program.
 ///
@@ -95,7 +95,8 @@ impl BlobStore for MemBlobStore {
         Ok(())
     }
 
-    fn batch(&self) -> Result<Box<dyn BlobBatch + '_>> {
+    fn batch_until(&self, until: &Until) -> Result<Box<dyn BlobBatch + '_>> {
+        until.check(|| "begin a batch".to_owned())?;
         Ok(Box::new(MemBatch(self)))
     }
 

@@ -1,13 +1,25 @@
-//! [`BlobStore`]: a store of blobs by digest.
+//! Stores of blobs by digest, and the work on them.
 //!
-//! Start with the trait. [`batch`] stores many blobs at once, [`mem`] and [`fs`] are stores,
-//! `encrypted` is a store over another one, `conformance` has tests for all stores.
+//! | For | see |
+//! |---|---|
+//! | using a store | [`BlobStore`], [`BlobStoreExt`] |
+//! | a folder, memory | [`FsBlobStore`], [`MemBlobStore`] |
+//! | S3, Google Cloud Storage, Azure, HTTP | `ObjectBlobStore`, with the feature `object-store` |
+//! | encryption | `EncryptedBlobStore` with its `Key` and `Padding`, with the feature `encryption` |
+//! | a store of your own | [`BlobStore`], [`BlobWriter`], [`BlobBatch`]; `conformance`, with the feature of that name |
+//! | removing captures | [`FsBlobStore::gc`], [`reachable`]; [`Gc`] with its [`Tally`]; [`Usage`] |
+//! | finding damage | [`FsBlobStore::verify`], [`Verified`] with its [`Damage`] |
+//! | moving captures | [`copy_capture`] |
+
+// Start with the trait. `batch` stores many blobs at once, `mem` and `fs` are stores, `encrypted`
+// is a store over another one.
 
 mod batch;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 #[cfg(feature = "encryption")]
 mod encrypted;
+mod ext;
 mod fs;
 mod mem;
 #[cfg(feature = "object-store")]
@@ -29,6 +41,7 @@ pub use self::encrypted::{EncryptedBlobStore, Key, Padding};
 pub use self::object::{NobodyWrites, ObjectBlobStore};
 pub use self::{
     batch::BlobBatch,
+    ext::BlobStoreExt,
     fs::{Damage, FsBlobStore, Gc, Tally, Usage, Verified},
     mem::MemBlobStore,
     reach::{copy_capture, copy_capture_until, reachable, reachable_until},
@@ -42,6 +55,9 @@ use crate::{
 ///
 /// A store needs three methods. The others have defaults that hold a whole blob in memory; a store
 /// that can stream should override them.
+///
+/// Callers have [`BlobStoreExt`] as well. A wrapper around another store must forward every method:
+/// a default does not know the inner store's way.
 ///
 /// # Contract
 ///
@@ -57,7 +73,7 @@ use crate::{
 /// - A method may fail, or panic. Then a capture fails with that error or panic, and its trees run
 ///   on; a restore leaves nothing behind. Other threads may still call the store meanwhile.
 ///
-/// The feature `conformance` has tests for this contract: `criu_rpc::conformance::check`.
+/// The feature `conformance` has tests for this contract: `criu_rpc::store::conformance::check`.
 ///
 /// # Examples
 ///
@@ -137,7 +153,7 @@ pub trait BlobStore: fmt::Debug + Send + Sync {
     /// ```
     /// use std::io::Write;
     ///
-    /// use criu_rpc::{BlobStore, BlobWriter, Digest256, MemBlobStore};
+    /// use criu_rpc::{BlobStore, Digest256, MemBlobStore, store::BlobWriter};
     ///
     /// let store = MemBlobStore::new();
     /// let mut writer = store.writer()?;
@@ -163,7 +179,7 @@ pub trait BlobStore: fmt::Debug + Send + Sync {
     /// ```
     /// use std::io;
     ///
-    /// use criu_rpc::{BlobStore, Hasher, MemBlobStore};
+    /// use criu_rpc::{BlobStore, MemBlobStore, digest::Hasher};
     ///
     /// let store = MemBlobStore::new();
     /// let digest = store.put(b"hello")?;
@@ -262,31 +278,21 @@ pub trait BlobStore: fmt::Debug + Send + Sync {
             .try_for_each(|(place, digest)| each(place, &Wiped::from(self.get(digest)?)))
     }
 
-    /// Begins a batch of many blobs that become durable together; see [`BlobBatch`].
+    /// Begins a batch of many blobs that become durable together; see [`BlobBatch`]. It waits for
+    /// a lock or a server no longer than `until` allows. Captures call this with their deadline and
+    /// token.
     ///
-    /// The default calls [`put`](BlobStore::put) for each, at once. A store for which that is
-    /// costly should override it: a chunked capture is one batch of many small blobs.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Store`] or [`Error::Io`] if the store cannot take anything in.
-    fn batch(&self) -> Result<Box<dyn BlobBatch + '_>> {
-        Ok(Box::new(OneByOne::new(self)))
-    }
-
-    /// Begins a [batch](BlobStore::batch), and waits no longer than `until` allows. Captures call
-    /// this with their deadline and token.
-    ///
-    /// The default checks `until` once. A store that waits for a lock or a server should override
-    /// it.
+    /// The default checks `until` once, and calls [`put`](BlobStore::put) for each blob, at once. A
+    /// store for which that is costly should override it: a chunked capture is one batch of many
+    /// small blobs.
     ///
     /// # Errors
     ///
-    /// As [`batch`](BlobStore::batch); [`Error::Overdue`] and [`Error::Stopped`] as
-    /// [`Until::check`] says.
+    /// [`Error::Store`] or [`Error::Io`] if the store cannot take anything in; [`Error::Overdue`]
+    /// and [`Error::Stopped`] as [`Until::check`] says.
     fn batch_until(&self, until: &Until) -> Result<Box<dyn BlobBatch + '_>> {
         until.check(|| "begin a batch".to_owned())?;
-        self.batch()
+        Ok(Box::new(OneByOne::new(self)))
     }
 
     /// Stores bytes under a name that is not their digest. Encryption needs this, because its names
@@ -499,10 +505,6 @@ macro_rules! pointers {
                 each: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
             ) -> Result<()> {
                 (**self).get_many(digests, each)
-            }
-
-            fn batch(&self) -> Result<Box<dyn BlobBatch + '_>> {
-                (**self).batch()
             }
 
             fn batch_until(&self, until: &Until) -> Result<Box<dyn BlobBatch + '_>> {

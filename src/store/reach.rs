@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{BlobStore, fetch};
-use crate::{Digest256, Error, Hasher, ProcsBlob, Result, Until, blob::Walked, wiped::Wiped};
+use crate::{Digest256, Error, ProcsBlob, Result, Until, digest::Hasher, manifest::Walked, wiped::Wiped};
 
 /// Returns all blobs that these captures need, including their manifests: those that a collection
 /// must keep, and that a copy must have.
@@ -14,7 +14,7 @@ use crate::{Digest256, Error, Hasher, ProcsBlob, Result, Until, blob::Walked, wi
 /// For chunked captures it reads the lists, but no memory.
 ///
 /// ```no_run
-/// use criu_rpc::{Digest256, FsBlobStore, reachable};
+/// use criu_rpc::{Digest256, FsBlobStore, store::reachable};
 ///
 /// # fn captures() -> Vec<Digest256> { vec![] }
 /// let store = FsBlobStore::open("captures")?;
@@ -75,7 +75,7 @@ fn walk(
 
 /// The bytes of a manifest, verified. Of a blob that is too long for one, no more is read than
 /// shows it.
-fn read_manifest(store: &(impl BlobStore + ?Sized), digest: &Digest256) -> Result<Vec<u8>> {
+pub(super) fn read_manifest(store: &(impl BlobStore + ?Sized), digest: &Digest256) -> Result<Vec<u8>> {
     let json = store.read_range(digest, 0, ProcsBlob::CEILING + 1)?;
     if json.len() > ProcsBlob::CEILING {
         let problem = format!("it has more than {} bytes", ProcsBlob::CEILING);
@@ -89,7 +89,7 @@ fn read_manifest(store: &(impl BlobStore + ?Sized), digest: &Digest256) -> Resul
 /// Every byte is verified on the way; the manifest comes last.
 ///
 /// ```no_run
-/// use criu_rpc::{FsBlobStore, MemBlobStore, copy_capture};
+/// use criu_rpc::{FsBlobStore, MemBlobStore, store::copy_capture};
 ///
 /// # let digest = criu_rpc::Digest256::of(b"");
 /// let (here, there) = (FsBlobStore::open("captures")?, FsBlobStore::open("/mnt/captures")?);
@@ -194,8 +194,11 @@ fn copy_large(
 mod tests {
     use super::*;
     use crate::{
-        ChunkedBlob, ChunkedTree, Content, Host, MemBlobStore,
-        blob::{ContentWriter, ImageFile, Leaf, Listing, MemoryFile, MemoryMap},
+        MemBlobStore,
+        manifest::{
+            ChunkedBlob, ChunkedTree, Content, ContentWriter, Host, ImageFile, Leaf, Listing, MemoryFile,
+            MemoryMap,
+        },
         pages::PageRun,
     };
 

@@ -10,10 +10,7 @@ use std::{
     time::Duration,
 };
 
-use criu_rpc::{
-    BlobStore, Chunking, Digest256, Error, MemBlobStore, ProcsBlob, RestoreOptions, Warning, copy_capture,
-    reachable,
-};
+use criu_rpc::{BlobStore, Chunking, Digest256, Error, MemBlobStore, ProcsBlob, RestoreOptions, Warning, store::{copy_capture, reachable}};
 
 use crate::{
     capture::a_rich_tree,

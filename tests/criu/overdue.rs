@@ -8,9 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use criu_rpc::{
-    BlobStore, BlobWriter, Cancel, Chunking, Digest256, Error, FsBlobStore, ProcsCapture, Result,
-};
+use criu_rpc::{BlobStore, Cancel, Chunking, Digest256, Error, FsBlobStore, ProcsCapture, Result, store::BlobWriter};
 
 use crate::{
     harness::tests,

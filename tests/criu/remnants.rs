@@ -156,7 +156,7 @@ pub(crate) fn main(words: &[String]) {
 fn store(kind: &str, home: &Home) -> Box<dyn BlobStore> {
     #[cfg(feature = "encryption")]
     if kind.starts_with("sealed") {
-        let key = criu_rpc::Key::from_bytes([7; 32]);
+        let key = criu_rpc::store::Key::from_bytes([7; 32]);
         return Box::new(criu_rpc::EncryptedBlobStore::open(home.store(), key).unwrap());
     }
     let _ = kind;

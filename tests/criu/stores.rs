@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use criu_rpc::{BlobStore, BlobWriter, Digest256, Error, FsBlobStore, Result};
+use criu_rpc::{BlobStore, Digest256, Error, FsBlobStore, Result, store::BlobWriter};
 
 use crate::places::state;
 

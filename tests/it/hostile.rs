@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use criu_rpc::{BlobStore, Digest256, Error, MemBlobStore, Result, copy_capture, reachable};
+use criu_rpc::{
+    BlobStore, Digest256, Error, MemBlobStore, Result,
+    store::{copy_capture, reachable},
+};
 
 const PIECE: usize = 64 << 10;
 

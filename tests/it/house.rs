@@ -21,6 +21,7 @@ const FLOORS: [(&str, &[&str]); 8] = [
             "private",
             "proto",
             "request",
+            "stream",
             "took",
             "until",
             "version",
@@ -28,7 +29,7 @@ const FLOORS: [(&str, &[&str]); 8] = [
             "wiped",
         ],
     ),
-    ("formats", &["archive", "blob", "diagnose", "image", "options"]),
+    ("formats", &["archive", "diagnose", "image", "manifest", "options"]),
     ("stores", &["store"]),
     ("kernel", &["procfs", "sys"]),
     ("foresight", &["preflight"]),
@@ -44,7 +45,7 @@ const EXCEPTIONS: [(&str, &str, &str); 2] = [
 ];
 
 /// Where an operating system may be named. In `lib.rs` it may by attributes of modules and their re-exports.
-const KNOW_THE_SYSTEM: [&str; 6] = ["platform", "preflight", "private", "procfs", "rpc", "sys"];
+const KNOW_THE_SYSTEM: [&str; 7] = ["platform", "preflight", "private", "procfs", "rpc", "stream", "sys"];
 
 /// How an attribute names one.
 const SYSTEM: [&str; 4] = ["target_os", "target_family", "unix", "windows"];

@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, env, fs, path::Path, process::Command, thread, time::Duration};
 
-use criu_rpc::{BlobStore, Digest256, FsBlobStore};
+use criu_rpc::{BlobStore, BlobStoreExt, Digest256, FsBlobStore};
 
 use crate::{
     stores::Folder,

@@ -15,7 +15,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use criu_rpc::{BlobStore, Digest256, Error, FsBlobStore, Hasher, MemBlobStore, Result, conformance};
+use criu_rpc::{
+    BlobStore, Digest256, Error, FsBlobStore, MemBlobStore, Result, digest::Hasher, store::conformance,
+};
 
 #[test]
 fn the_store_in_memory_conforms() {
@@ -371,7 +373,7 @@ impl BlobStore for StreamsOnly {
         Ok(false)
     }
 
-    fn writer(&self) -> Result<Box<dyn criu_rpc::BlobWriter + '_>> {
+    fn writer(&self) -> Result<Box<dyn criu_rpc::store::BlobWriter + '_>> {
         Err(Error::Missing { digest: Digest256::of(b"") })
     }
 

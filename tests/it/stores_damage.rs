@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use criu_rpc::{BlobStore, Digest256, Error, FsBlobStore};
+use criu_rpc::{BlobStore, BlobStoreExt, Digest256, Error, FsBlobStore};
 
 use crate::{
     stores::{Folder, files_below},

@@ -3,7 +3,7 @@
 
 use std::{collections::HashSet, env, fs, io::Write as _, path::Path, process::Command, time::Duration};
 
-use criu_rpc::{BlobStore, Digest256, Error, FsBlobStore, Gc};
+use criu_rpc::{BlobStore, BlobStoreExt, Digest256, Error, FsBlobStore, store::Gc};
 
 use crate::stores::{Folder, files_below};
 

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use criu_rpc::{BlobStore, Digest256, Error, FsBlobStore};
+use criu_rpc::{BlobStore, BlobStoreExt, Digest256, Error, FsBlobStore};
 
 use crate::{
     stores::{Folder, files_below},
@@ -36,7 +36,7 @@ fn what_is_unneeded_is_condemned_and_only_later_swept() {
         assert_eq!(store.get(&Digest256::of(b"loose")).unwrap(), b"loose");
         assert_eq!(store.get_named(&Digest256::of(b"name")).unwrap(), b"bytes");
     }
-    assert_eq!(store.retain(&keep(&[&kept]), HOUR).unwrap(), criu_rpc::Gc::default());
+    assert_eq!(store.retain(&keep(&[&kept]), HOUR).unwrap(), criu_rpc::store::Gc::default());
 
     let gc = store.retain(&keep(&[&kept]), Duration::ZERO).unwrap();
     assert_eq!((gc.condemned.blobs, gc.swept.blobs, gc.packs), (0, lost.len() as u64 + 2, 1));

@@ -8,7 +8,7 @@ use std::{
     thread,
 };
 
-use criu_rpc::{BlobStore, Digest256, Error, FsBlobStore};
+use criu_rpc::{BlobStore, BlobStoreExt, Digest256, Error, FsBlobStore};
 
 use crate::stores::{Folder, files_below};
 

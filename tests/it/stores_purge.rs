@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use criu_rpc::{BlobStore, Digest256, Error, FsBlobStore, MemBlobStore, ProcsRestore, Warning};
+use criu_rpc::{BlobStore, BlobStoreExt, Digest256, Error, FsBlobStore, MemBlobStore, ProcsRestore, Warning};
 
 use crate::{
     stores::{Folder, files_below},

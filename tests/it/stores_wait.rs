@@ -9,8 +9,8 @@ use std::{
 };
 
 use criu_rpc::{
-    BlobStore, Cancel, Digest256, Error, FsBlobStore, MemBlobStore, Result, Until, copy_capture_until,
-    reachable_until,
+    BlobStore, Cancel, Digest256, Error, FsBlobStore, MemBlobStore, Result, Until,
+    store::{copy_capture_until, reachable_until},
 };
 
 /// A folder that is gone afterwards.
@@ -159,7 +159,7 @@ fn walking_the_lists_of_a_capture_ends_with_the_time_for_it() {
 #[cfg(feature = "encryption")]
 #[test]
 fn an_encrypted_store_waits_as_the_one_beneath() {
-    use criu_rpc::{EncryptedBlobStore, Key};
+    use criu_rpc::{EncryptedBlobStore, store::Key};
     let folder = Folder::new("encrypted");
     let store =
         EncryptedBlobStore::open(FsBlobStore::open(&folder.0).unwrap(), Key::random().unwrap()).unwrap();

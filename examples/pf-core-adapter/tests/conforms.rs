@@ -3,7 +3,7 @@
 
 use std::{env, fs, process};
 
-use criu_rpc::{BlobStore, Digest256, Error, conformance};
+use criu_rpc::{BlobStore, Digest256, Error, store::conformance};
 use pf_core::cas::{FsBlobStore, MemBlobStore};
 use pf_core_adapter::PfStore;
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::cut::OwnerMap;
-use crate::{Error, Result, blob::Window, platform::Buffer};
+use crate::{Error, Result, manifest::Window, platform::Buffer};
 
 /// The size of a buffer in bytes: what the kernel gives as one huge page, and eight windows.
 pub(super) const SIZE: usize = 2 << 20;

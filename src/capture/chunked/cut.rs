@@ -8,7 +8,7 @@ use std::{
 use super::buffers::{Buffers, Filled, Part, SIZE};
 use crate::{
     Digest256, Error, Result,
-    blob::{WINDOW, Window},
+    manifest::{WINDOW, Window},
     pages::{PAGE_SIZE, PageOwner, PageRun, PageSink},
 };
 

@@ -30,13 +30,16 @@ use self::{
 };
 use super::Stored;
 use crate::{
-    BlobBatch, BlobStore, ChunkedBlob, ChunkedTree, Content, Digest256, Error, Host, Pid, ProcsBlob, Result,
-    Until,
+    BlobStore, Digest256, Error, Pid, ProcsBlob, Result, Until,
     archive::{Trees, is_image},
-    blob::{Budget, ContentWriter, ImageFile, Leaf, Listing, MemoryFile, MemoryMap},
     image::ImageDir,
+    manifest::{
+        Budget, ChunkedBlob, ChunkedTree, Content, ContentWriter, Host, ImageFile, Leaf, Listing, MemoryFile,
+        MemoryMap,
+    },
     pages::{PAGE_SIZE, PageOwner, PageRun, PageSink},
     platform::{self, Images, Job, Memory, Outcome},
+    store::BlobBatch,
     wiped::Wiped,
 };
 
@@ -76,7 +79,7 @@ impl Chunking {
     /// Chunks begin at multiples of their size in the memory of a process.
     ///
     /// Small chunks cost least for small scattered changes, which most programs make. Large chunks
-    /// are fewer, which suits a store without [batches](crate::BlobStore::batch) of its own.
+    /// are fewer, which suits a store without [batches](crate::BlobStoreExt::batch) of its own.
     /// `docs/formats.md` has measurements.
     #[must_use]
     pub fn chunk(mut self, bytes: u64) -> Chunking {

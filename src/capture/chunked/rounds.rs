@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::cut::Chunks;
 use crate::{
     Error, Result,
-    blob::{Leaf, WINDOW},
+    manifest::{Leaf, WINDOW},
     pages::{PAGE_SIZE, PageRun},
 };
 

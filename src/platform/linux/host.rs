@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, env::consts::ARCH, fs};
 
-use crate::{Error, Host, Result, image::ImageDir, sys};
+use crate::{Error, Result, image::ImageDir, manifest::Host, sys};
 
 /// This machine. Which criu it has, the caller knows.
 pub(crate) fn host() -> Host {

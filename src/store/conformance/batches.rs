@@ -3,7 +3,7 @@
 use std::thread;
 
 use super::{LARGE, MIDDLE, assert_missing, assert_same, assert_there, blob, must, write};
-use crate::{BlobBatch, BlobStore, Digest256};
+use crate::{BlobStore, BlobStoreExt, Digest256, store::BlobBatch};
 
 pub(super) const PROMISES: [fn(&dyn BlobStore); 9] = [
     what_a_batch_committed_is_there,

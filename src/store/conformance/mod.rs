@@ -3,7 +3,7 @@
 //! [`check`] is for all of them; [`check_names`] for those that keep bytes under names too.
 //!
 //! ```
-//! use criu_rpc::{MemBlobStore, conformance};
+//! use criu_rpc::{MemBlobStore, store::conformance};
 //!
 //! // In a test of your crate, with your store:
 //! conformance::check(MemBlobStore::new);
@@ -19,7 +19,7 @@ use std::io::{Read, Write};
 
 use crate::{BlobStore, Digest256, Error};
 
-/// Holds a store to the contract of [`BlobStore`], and its batches to that of [`BlobBatch`](crate::BlobBatch).
+/// Holds a store to the contract of [`BlobStore`], and its batches to that of [`BlobBatch`](crate::store::BlobBatch).
 ///
 /// `make` gives a store that is empty, or at least has none of the suite's blobs; it is called once for each
 /// promise. The suite stores some forty megabytes in all.
@@ -35,7 +35,7 @@ use crate::{BlobStore, Digest256, Error};
 /// ```
 /// use std::sync::Arc;
 ///
-/// use criu_rpc::{BlobStore, MemBlobStore, conformance};
+/// use criu_rpc::{BlobStore, MemBlobStore, store::conformance};
 ///
 /// conformance::check(|| Arc::new(MemBlobStore::new()) as Arc<dyn BlobStore>);
 /// ```
@@ -46,7 +46,7 @@ pub fn check<S: BlobStore>(make: impl Fn() -> S) {
 }
 
 /// Holds a store that keeps names to the contract of [`BlobStore::put_named`], of its kin, and of
-/// [`BlobBatch::put_named`](crate::BlobBatch::put_named).
+/// [`BlobBatch::put_named`](crate::store::BlobBatch::put_named).
 ///
 /// `make` is as for [`check`], which such a store must pass as well.
 ///
@@ -57,7 +57,7 @@ pub fn check<S: BlobStore>(make: impl Fn() -> S) {
 /// # Examples
 ///
 /// ```
-/// use criu_rpc::{MemBlobStore, conformance};
+/// use criu_rpc::{MemBlobStore, store::conformance};
 ///
 /// conformance::check_names(MemBlobStore::new);
 /// ```

@@ -3,7 +3,7 @@
 use std::thread;
 
 use super::{LARGE, MIDDLE, assert_missing, assert_same, assert_there, blob, is_missing, must, write};
-use crate::{BlobStore, Digest256};
+use crate::{BlobStore, BlobStoreExt, Digest256};
 
 pub(super) const PROMISES: [fn(&dyn BlobStore); 7] = [
     what_is_put_under_a_name_is_given_back,

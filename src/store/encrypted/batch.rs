@@ -13,7 +13,7 @@ use super::{
     parts::{PART, Sealer},
     record::{Kind, seal},
 };
-use crate::{BlobBatch, BlobStore, Digest256, Error, Result, Until};
+use crate::{BlobStore, Digest256, Error, Result, Until, store::BlobBatch};
 
 pub(super) struct EncryptedBatch<'a, S> {
     store: &'a EncryptedBlobStore<S>,
@@ -85,7 +85,7 @@ impl<S: BlobStore> BlobBatch for EncryptedBatch<'_, S> {
         }
         // A batch may show its records in any order. No header must be seen before its parts.
         self.inner.commit()?;
-        let batch = self.store.inner.batch()?;
+        let batch = self.store.inner.batch_until(&Until::forever())?;
         for (name, header) in headers {
             batch.put_named(&name, &header)?;
         }

@@ -16,7 +16,7 @@ use crate::{Digest256, Error, Result};
 /// first, with a function that exists for it, such as Argon2.
 ///
 /// ```
-/// use criu_rpc::Key;
+/// use criu_rpc::store::Key;
 ///
 /// let key = Key::random()?;
 /// let kept = *key.as_bytes(); // where nobody else can read it

@@ -67,12 +67,12 @@ use crate::{Digest256, Error, Result, Until, wiped::Wiped};
 /// [`FsBlobStore::verify`] and [`FsBlobStore::quarantine`] work on records and need no key: call
 /// them on [`inner`](EncryptedBlobStore::inner). The digests in their results are names of records,
 /// not digests of this store. [`names_of`](EncryptedBlobStore::names_of) returns the names that a
-/// capture needs, from its [`reachable`](crate::reachable) blobs.
+/// capture needs, from its [`reachable`](crate::store::reachable) blobs.
 ///
 /// # Examples
 ///
 /// ```
-/// use criu_rpc::{BlobStore, EncryptedBlobStore, Error, Key, MemBlobStore};
+/// use criu_rpc::{BlobStore, EncryptedBlobStore, Error, MemBlobStore, store::Key};
 ///
 /// let beneath = MemBlobStore::new();
 /// let key = Key::random()?;
@@ -156,7 +156,7 @@ impl<S: BlobStore> EncryptedBlobStore<S> {
     /// Hides lengths too, of what is stored from now on.
     ///
     /// ```
-    /// use criu_rpc::{BlobStore, EncryptedBlobStore, Key, MemBlobStore, Padding};
+    /// use criu_rpc::{BlobStore, EncryptedBlobStore, MemBlobStore, store::{Key, Padding}};
     ///
     /// let store = EncryptedBlobStore::open(MemBlobStore::new(), Key::random()?)?.padding(Padding::Padme);
     /// let digest = store.put(&[7; 1001])?;
@@ -184,7 +184,7 @@ impl<S: BlobStore> EncryptedBlobStore<S> {
     /// [`gc`](EncryptedBlobStore::gc) does so in a folder.
     ///
     /// ```
-    /// use criu_rpc::{BlobStore, EncryptedBlobStore, Key, MemBlobStore};
+    /// use criu_rpc::{BlobStore, EncryptedBlobStore, MemBlobStore, store::Key};
     ///
     /// let store = EncryptedBlobStore::open(MemBlobStore::new(), Key::random()?)?;
     /// let digest = store.put(b"a secret")?;
@@ -277,7 +277,7 @@ impl EncryptedBlobStore<FsBlobStore> {
     /// ```no_run
     /// use std::time::Duration;
     ///
-    /// use criu_rpc::{Digest256, EncryptedBlobStore, FsBlobStore, Key};
+    /// use criu_rpc::{Digest256, EncryptedBlobStore, FsBlobStore, store::Key};
     ///
     /// # fn captures() -> Vec<Digest256> { vec![] }
     /// let store = EncryptedBlobStore::open(FsBlobStore::open("captures")?, Key::random()?)?;
@@ -345,7 +345,7 @@ impl<S: BlobStore> BlobStore for EncryptedBlobStore<S> {
         if bytes.len() <= PART {
             self.put_record(Kind::Blob, &digest, bytes)?;
         } else {
-            let batch = self.inner.batch()?;
+            let batch = self.inner.batch_until(&Until::forever())?;
             let (name, header) = self.seal_parts(&*batch, &digest, bytes)?;
             batch.commit()?;
             self.inner.put_named(&name, &header)?;
@@ -425,10 +425,6 @@ impl<S: BlobStore> BlobStore for EncryptedBlobStore<S> {
             drop(send);
             receive.into_iter().try_for_each(|(place, bytes)| each(place, &Wiped::from(bytes?)))
         })
-    }
-
-    fn batch(&self) -> Result<Box<dyn BlobBatch + '_>> {
-        self.batch_until(&Until::forever())
     }
 
     fn batch_until(&self, until: &Until) -> Result<Box<dyn BlobBatch + '_>> {

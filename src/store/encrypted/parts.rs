@@ -10,7 +10,11 @@ use super::{
     EncryptedBlobStore, Padding,
     record::{Kind, random, seal},
 };
-use crate::{BlobBatch, BlobStore, BlobWriter, Digest256, Error, Result, wiped::Wiped};
+use crate::{
+    BlobStore, Digest256, Error, Result, Until,
+    store::{BlobBatch, BlobWriter},
+    wiped::Wiped,
+};
 
 /// How many bytes a part has, save for the last. A blob that has no more is one record.
 pub(super) const PART: usize = 1 << 20;
@@ -190,7 +194,7 @@ impl<'a, S: BlobStore> EncryptedWriter<'a, S> {
     fn seal_part(&mut self) -> Result<()> {
         let (sealer, batch) = match &mut self.sealing {
             Some(sealing) => sealing,
-            none => none.insert((Sealer::new()?, self.store.inner.batch()?)),
+            none => none.insert((Sealer::new()?, self.store.inner.batch_until(&Until::forever())?)),
         };
         sealer.part(self.store, &**batch, Kind::Part, &self.bytes)?;
         self.bytes.clear();

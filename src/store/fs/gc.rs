@@ -68,7 +68,7 @@ impl FsBlobStore {
     /// Keeps these captures, named by their manifests, and removes all others in two phases, as
     /// [`retain`](FsBlobStore::retain) does. Unneeded blobs in a pack that is mostly needed stay
     /// until less of it is needed. Until then a removed capture can still be restored, with a
-    /// [`Warning`](crate::Warning), and [`Usage::condemned`](crate::Usage::condemned) counts its
+    /// [`Warning`](crate::Warning), and [`Usage::condemned`](crate::store::Usage::condemned) counts its
     /// blobs. To remove secrets, use [`purge`](FsBlobStore::purge).
     ///
     /// A new capture that is not in the list yet is only marked, and a later call whose list has it
@@ -140,7 +140,7 @@ impl FsBlobStore {
     ///
     /// Unneeded blobs in a pack that is mostly needed stay on the disk until less of the pack is
     /// needed, because rewriting it would cost more than it frees. Until then they count as
-    /// [condemned](crate::Usage::condemned). [`purge`](FsBlobStore::purge) rewrites such packs,
+    /// [condemned](crate::store::Usage::condemned). [`purge`](FsBlobStore::purge) rewrites such packs,
     /// too.
     ///
     /// On a full disk packs that are not needed at all are removed first, which needs no space. A

@@ -13,7 +13,9 @@ use super::{
     disk::{Disk, DiskFile, Temporary},
 };
 use crate::{
-    Digest256, Error, Hasher, Result, private,
+    Digest256, Error, Result,
+    digest::Hasher,
+    private,
     store::{BlobWriter, pack::ReadAt as _},
     wiped::Wiped,
 };

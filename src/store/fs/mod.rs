@@ -60,7 +60,7 @@ use crate::{Digest256, Error, Result, Until, private, wiped::Wiped};
 /// 0700, and its files 0600. A blob is on the disk when [`put`](BlobStore::put) or
 /// [`commit`](BlobWriter::commit) returns. Between calls only writers and batches have files open.
 ///
-/// Blobs that are put by themselves are files. Blobs of a [`batch`](BlobStore::batch) go into
+/// Blobs that are put by themselves are files. Blobs of a [batch](BlobBatch) go into
 /// packs: one file that is synced once, and becomes visible with the commit. With the feature
 /// `compression` packs are compressed where that makes them smaller.
 ///
@@ -291,10 +291,6 @@ impl BlobStore for FsBlobStore {
             each(index, &Wiped::from(self.get(&digests[index])?))?;
         }
         Ok(())
-    }
-
-    fn batch(&self) -> Result<Box<dyn BlobBatch + '_>> {
-        self.batch_until(&Until::forever())
     }
 
     fn batch_until(&self, until: &Until) -> Result<Box<dyn BlobBatch + '_>> {

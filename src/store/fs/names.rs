@@ -8,7 +8,8 @@ use std::io::Read as _;
 
 use super::{FsBlobStore, loose};
 use crate::{
-    Digest256, Error, Hasher, Result,
+    Digest256, Error, Result,
+    digest::Hasher,
     store::pack::{self, Kind},
 };
 

@@ -17,7 +17,7 @@ use super::{
     disk::{Disk, Step, Watch},
 };
 use crate::{
-    BlobStore, Digest256,
+    BlobStore, BlobStoreExt, Digest256,
     store::pack::{self, Builder, PackId},
 };
 

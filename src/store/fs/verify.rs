@@ -81,11 +81,11 @@ impl FsBlobStore {
     /// This does not prove that removed data is gone. After [`gc`](FsBlobStore::gc) the blobs of a
     /// removed capture stay on the disk until the grace period is over, and longer in a pack that
     /// is mostly needed. They are read and counted like others;
-    /// [`Usage::condemned`](crate::Usage::condemned) counts them separately. Data that `quarantine`
+    /// [`Usage::condemned`](crate::store::Usage::condemned) counts them separately. Data that `quarantine`
     /// set aside stays, too, in `damaged`. [`purge`](FsBlobStore::purge) removes both.
     ///
     /// ```no_run
-    /// # use criu_rpc::{BlobStore, Digest256, FsBlobStore, reachable};
+    /// # use criu_rpc::{BlobStore, Digest256, FsBlobStore, store::reachable};
     /// # fn example(store: &FsBlobStore, captures: &[Digest256]) -> criu_rpc::Result<()> {
     /// let verified = store.verify()?;
     /// verified.damage.iter().for_each(|damage| eprintln!("{damage}"));

@@ -35,7 +35,7 @@ use crate::{
 /// A promise of the caller of [`ObjectBlobStore::collect`].
 ///
 /// ```
-/// use criu_rpc::NobodyWrites;
+/// use criu_rpc::store::NobodyWrites;
 ///
 /// let promise = NobodyWrites::until_it_ends();
 /// // If a collection died on the way, and certainly does not go on:
@@ -90,7 +90,7 @@ impl ObjectBlobStore {
     /// folders and memory do, WebDAV servers don't. The call tests that first.
     ///
     /// ```
-    /// use criu_rpc::{BlobStore, NobodyWrites, ObjectBlobStore};
+    /// use criu_rpc::{BlobStore, BlobStoreExt, ObjectBlobStore, store::NobodyWrites};
     ///
     /// let store = ObjectBlobStore::open("memory:///captures")?;
     /// let lost = store.put(b"needed no more")?;
@@ -435,7 +435,7 @@ mod tests {
     use object_store::{ObjectStore, local::LocalFileSystem, memory::InMemory};
 
     use super::*;
-    use crate::BlobStore as _;
+    use crate::{BlobStore as _, BlobStoreExt as _};
 
     type Blobs = Vec<(Digest256, Vec<u8>)>;
 

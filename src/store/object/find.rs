@@ -448,7 +448,7 @@ const RECENT_LENGTH: usize = 512 * 1024;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::BlobStore as _;
+    use crate::{BlobStore as _, BlobStoreExt as _};
 
     #[test]
     fn what_another_handle_has_just_stored_is_found_among_many_packs() {

@@ -45,12 +45,12 @@ use self::{
     upload::Upload,
 };
 use super::{BlobBatch, BlobStore, BlobWriter, pack::PackId};
-use crate::{Digest256, Error, Result, wiped::Wiped};
+use crate::{Digest256, Error, Result, Until, wiped::Wiped};
 
 /// A store in S3, Google Cloud Storage, Azure Blob Storage, on an HTTP server, or in another
 /// service that [`object_store`] supports. It moves captures to other machines.
 ///
-/// A blob that is put by itself is an object. Small blobs of a [`batch`](BlobStore::batch) go into
+/// A blob that is put by itself is an object. Small blobs of a [batch](BlobBatch) go into
 /// packs of some 64 MiB, each with an index that is written last. Large blobs are sent in parts,
 /// several at a time, and read in ranges, several ahead. Failed requests are retried for three
 /// minutes by default.
@@ -77,7 +77,7 @@ use crate::{Digest256, Error, Result, wiped::Wiped};
 ///
 /// A collection is not possible while programs write: an object store has no lock that ends with
 /// its holder, so captures in progress are not visible. [`collect`](ObjectBlobStore::collect) is
-/// for an owner who promises that no program writes. Otherwise, [copy](crate::copy_capture) the
+/// for an owner who promises that no program writes. Otherwise, [copy](crate::store::copy_capture) the
 /// captures to keep to another prefix, and remove the old prefix once no program writes there.
 ///
 /// TLS is `rustls` with `ring`. To use another cryptography provider, install it as the default
@@ -366,7 +366,8 @@ impl BlobStore for ObjectBlobStore {
         self.find(digests, each)
     }
 
-    fn batch(&self) -> Result<Box<dyn BlobBatch + '_>> {
+    fn batch_until(&self, until: &Until) -> Result<Box<dyn BlobBatch + '_>> {
+        until.check(|| "begin a batch".to_owned())?;
         Ok(Box::new(ObjectBatch::begin(self)?))
     }
 

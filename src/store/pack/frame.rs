@@ -1,7 +1,7 @@
 //! [`Builder`] and [`Frame`]: some hundred kilobytes of blobs, with a header that says which.
 
 use super::{PackId, bytes_at, codec, number, short};
-use crate::{Digest256, Error, Hasher, Result, wiped::Wiped};
+use crate::{Digest256, Error, Result, digest::Hasher, wiped::Wiped};
 
 /// Collects blobs until there is enough for a frame.
 #[derive(Debug)]

@@ -27,7 +27,7 @@ pub(crate) use self::{
     scan::{Found, scan},
     stamp::{LAST as LAST_STAMP, next_stamp},
 };
-use crate::{Digest256, Hasher};
+use crate::{Digest256, digest::Hasher};
 
 /// What a pack is called: sixteen bytes that no other pack has.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -2,7 +2,7 @@
 
 use std::{io::Write, time::Duration};
 
-use criu_rpc::{BlobStore, Digest256, Error, ProcsBlob};
+use criu_rpc::{BlobStore, BlobStoreExt, Digest256, Error, ProcsBlob};
 
 use super::{MIB, open};
 use crate::stores::{Folder, fresh};
@@ -22,7 +22,7 @@ fn a_collection_keeps_what_captures_need_and_nothing_else() {
     };
     let (kept, its, archive) = capture(1);
     let (lost, also_lost, _) = capture(2);
-    assert_eq!(store.gc(&[kept, lost], Duration::ZERO).unwrap(), criu_rpc::Gc::default());
+    assert_eq!(store.gc(&[kept, lost], Duration::ZERO).unwrap(), criu_rpc::store::Gc::default());
 
     let condemned = store.gc(&[kept], Duration::ZERO).unwrap().condemned;
     assert!(condemned.bytes > 5 << 20, "{condemned:?}");

@@ -1,6 +1,6 @@
 //! What an earlier build encrypted is still read: `tests/data/encrypted-v1.txt`, a line for each record, name and bytes in hex.
 
-use criu_rpc::{BlobStore, Digest256, EncryptedBlobStore, Error, Padding};
+use criu_rpc::{BlobStore, Digest256, EncryptedBlobStore, Error, store::Padding};
 
 use super::{Glass, key, open};
 

@@ -6,7 +6,7 @@ use std::{
     thread,
 };
 
-use criu_rpc::{BlobStore, EncryptedBlobStore, Error, Key, MemBlobStore};
+use criu_rpc::{BlobStore, EncryptedBlobStore, Error, MemBlobStore, store::Key};
 
 use super::{Glass, common, corrupt, key, missing, open};
 

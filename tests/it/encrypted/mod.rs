@@ -16,8 +16,8 @@ use std::{
 };
 
 use criu_rpc::{
-    BlobStore, Digest256, EncryptedBlobStore, Error, FsBlobStore, Key, MemBlobStore, Padding, Result,
-    conformance,
+    BlobStore, BlobStoreExt, Digest256, EncryptedBlobStore, Error, FsBlobStore, MemBlobStore, Result,
+    store::{Key, Padding, conformance},
 };
 
 use crate::stores::{Folder, fresh};

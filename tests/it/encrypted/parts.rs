@@ -6,7 +6,7 @@ use std::{
     sync::atomic::Ordering,
 };
 
-use criu_rpc::{BlobStore, Digest256, Error};
+use criu_rpc::{BlobStore, BlobStoreExt, Digest256, Error};
 
 use super::{Glass, MIB, corrupt, missing, noise, open, whole_or_corrupt};
 

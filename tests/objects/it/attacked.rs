@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc};
 
-use criu_rpc::{BlobStore, Digest256, Error, ObjectBlobStore};
+use criu_rpc::{BlobStore, BlobStoreExt, Digest256, Error, ObjectBlobStore};
 use object_store::local::LocalFileSystem;
 
 use crate::{

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use criu_rpc::{BlobStore, Digest256, Error, ObjectBlobStore, conformance};
+use criu_rpc::{BlobStore, BlobStoreExt, Digest256, Error, ObjectBlobStore, store::conformance};
 use object_store::{ObjectStore, ObjectStoreExt, local::LocalFileSystem, memory::InMemory, path::Path};
 
 use crate::{

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use criu_rpc::{BlobStore, Digest256, Error, NobodyWrites, ObjectBlobStore, Result};
+use criu_rpc::{BlobStore, BlobStoreExt, Digest256, Error, ObjectBlobStore, Result, store::NobodyWrites};
 
 use crate::{
     hostile, noise,

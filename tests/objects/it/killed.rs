@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use criu_rpc::{BlobBatch, BlobStore, Digest256, Error, ObjectBlobStore};
+use criu_rpc::{BlobStore, BlobStoreExt, Digest256, Error, ObjectBlobStore, store::BlobBatch};
 
 use crate::{
     noise,
