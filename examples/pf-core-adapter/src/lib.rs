@@ -22,13 +22,13 @@ impl<S: cas::BlobStore> BlobStore for PfStore<S> {
             return Err(Error::Missing { digest: *digest });
         }
         let bytes = self.0.get(&theirs(digest)?).map_err(|error| match error {
-            pf_core::Error::Integrity(problem) => Error::Corrupt { what: format!("blob {digest}"), problem },
+            pf_core::Error::Integrity(problem) => Error::corrupt(format!("blob {digest}"), problem),
             other => failed("get a blob", other),
         })?;
         // Not every store of pf-core's verifies.
         if Digest256::of(&bytes) != *digest {
             let problem = "its bytes have another digest".to_owned();
-            return Err(Error::Corrupt { what: format!("blob {digest}"), problem });
+            return Err(Error::corrupt(format!("blob {digest}"), problem));
         }
         Ok(bytes)
     }
@@ -54,5 +54,5 @@ fn ours(digest: &pf_core::digest::Digest256) -> Result<Digest256> {
 }
 
 fn failed(doing: &str, error: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::Store { doing: doing.to_owned(), source: Box::new(error), .. }
+    Error::store(doing, error)
 }

@@ -17,7 +17,10 @@ use std::{
     process::{Command, Stdio},
 };
 
-use criu_rpc::{BlobStore, Chunking, MemBlobStore, ProcsCapture, Stored, store::{conformance, copy_capture, reachable}};
+use criu_rpc::{
+    BlobStore, Chunking, MemBlobStore, ProcsCapture, Stored,
+    store::{conformance, copy_capture, reachable},
+};
 use pf_core::cas::{BlobStore as _, FsBlobStore};
 use pf_core_adapter::PfStore;
 
