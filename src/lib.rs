@@ -30,7 +30,7 @@
 //!
 //! | For | see |
 //! |---|---|
-//! | capturing | [`ProcsCapture`] with its result [`Stored`]; [`Chunking`]; [`SelfCapture`] for a process that captures itself; [`Pid`] |
+//! | capturing | [`ProcsCapture`] with its result [`Stored`]; [`Chunking`], [`BufferPool`]; [`SelfCapture`] for a process that captures itself; [`Pid`] |
 //! | reviving | [`ProcsRestore`] with a [`Stream`] for each standard stream; [`Restored`] and its [`Tree`]s |
 //! | what to tell a user of a capture or a restore | [`Warning`] |
 //! | ending a tree, before it is revived | [`kill_tree`], [`kill_session`] |
@@ -108,7 +108,7 @@ mod version;
 mod warning;
 mod wiped;
 
-pub use capture::{Chunking, ProcsCapture, SelfCapture, Stored};
+pub use capture::{BufferPool, Chunking, ProcsCapture, SelfCapture, Stored};
 pub use digest::Digest256;
 pub use error::{BoxError, Cause, Error, Failure, ProcessProblem, Result, Target};
 pub use foresight::{Foreseen, Foresight};

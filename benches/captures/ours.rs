@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use criu_rpc::{BlobStore, Chunking, FsBlobStore, MemBlobStore, Pid, ProcsCapture, Stored};
+use criu_rpc::{BlobStore, BufferPool, Chunking, FsBlobStore, MemBlobStore, Pid, ProcsCapture, Stored};
 
 use crate::{
     places::Folder,
@@ -38,12 +38,12 @@ pub(crate) fn v1(pid: Pid, store: &dyn BlobStore) -> Result<Stored> {
 /// A capture of version 2, the chunks, by default settings. As who captures again and again would, all with one buffer: the
 /// first of them warms it up.
 pub(crate) fn v2(pid: Pid, store: &dyn BlobStore) -> Result<Stored> {
-    static ONE: LazyLock<Chunking> = LazyLock::new(Chunking::default);
-    v2_by(pid, ONE.clone(), store)
+    static ONE: LazyLock<BufferPool> = LazyLock::new(BufferPool::default);
+    v2_by(pid, &ONE, store)
 }
 
-pub(crate) fn v2_by(pid: Pid, chunking: Chunking, store: &dyn BlobStore) -> Result<Stored> {
-    stored(&ProcsCapture::new([pid]).chunked(chunking), store)
+pub(crate) fn v2_by(pid: Pid, pool: &BufferPool, store: &dyn BlobStore) -> Result<Stored> {
+    stored(&ProcsCapture::new([pid]).chunked(Chunking::default()).buffers(pool), store)
 }
 
 fn stored(capture: &ProcsCapture, store: &dyn BlobStore) -> Result<Stored> {

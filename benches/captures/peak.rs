@@ -2,7 +2,7 @@
 
 use std::{env, fs, process::Command};
 
-use criu_rpc::{Chunking, FsBlobStore};
+use criu_rpc::{BufferPool, FsBlobStore};
 
 use crate::{
     ours,
@@ -48,7 +48,7 @@ pub(crate) fn main(arguments: &[String]) -> Result<()> {
     let [pid, store] = arguments else { return Err("which pid, into which store?".into()) };
     let store = FsBlobStore::open(store)?;
     let pid: i32 = pid.parse()?;
-    ours::v2_by(pid.into(), Chunking::default().buffer((MIB << 20) as u64), &store)?;
+    ours::v2_by(pid.into(), &BufferPool::new((MIB << 20) as u64), &store)?;
     println!("{}", peak_memory()? << 10);
     Ok(())
 }

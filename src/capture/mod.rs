@@ -8,7 +8,7 @@ use std::{path::PathBuf, time::Duration};
 
 use serde::Serialize;
 
-pub use self::chunked::Chunking;
+pub use self::chunked::{BufferPool, Chunking};
 use crate::{
     BlobStore, Cause, Digest256, DumpOptions, Error, Foresight, Pid, ProcsBlob, Result, Until, Warning,
     archive::{Trees, pack},
@@ -51,6 +51,7 @@ use crate::{
 pub struct ProcsCapture {
     job: Job,
     chunking: Option<Chunking>,
+    pool: BufferPool,
     placeholder: bool,
     placeholder_if_unusable: bool,
 }
@@ -129,7 +130,13 @@ impl ProcsCapture {
             cancel: None,
             until: Until::forever(),
         };
-        ProcsCapture { job, chunking: None, placeholder: false, placeholder_if_unusable: false }
+        ProcsCapture {
+            job,
+            chunking: None,
+            pool: BufferPool::default(),
+            placeholder: false,
+            placeholder_if_unusable: false,
+        }
     }
 
     /// Sets whether the trees go on after the capture. The default is true.
@@ -253,6 +260,15 @@ impl ProcsCapture {
     #[must_use]
     pub fn chunked(mut self, chunking: Chunking) -> ProcsCapture {
         self.chunking = Some(chunking);
+        self
+    }
+
+    /// Sets the memory that a [chunked](ProcsCapture::chunked) capture uses for its work. The default
+    /// is a pool of up to 1 GiB, which this value and its clones share: captures of one tree at
+    /// every step need no pool of their own.
+    #[must_use]
+    pub fn buffers(mut self, pool: &BufferPool) -> ProcsCapture {
+        self.pool = pool.clone();
         self
     }
 
@@ -397,7 +413,7 @@ impl ProcsCapture {
             None => {
                 platform::checkpoint(&job, None, &mut |images| self.keep(images.trees, store, &job.until))
             }
-            Some(chunking) => chunked::run(&job, chunking, store),
+            Some(chunking) => chunked::run(&job, chunking, &self.pool, store),
         };
         match outcome {
             Ok(Outcome::Kept(stored, facts)) => Ok(SelfCapture::Stored(Stored {

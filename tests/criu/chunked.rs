@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use criu_rpc::{BlobStore, Chunking, Digest256, Error, MemBlobStore, ProcsBlob, RestoreOptions, Warning, store::{copy_capture, reachable}};
+use criu_rpc::{BlobStore, BufferPool, Chunking, Digest256, Error, MemBlobStore, ProcsBlob, RestoreOptions, Warning, store::{copy_capture, reachable}};
 
 use crate::{
     capture::a_rich_tree,
@@ -111,7 +111,7 @@ fn a_small_buffer_holds_the_stream_back_and_loses_nothing() {
     let home = Home::new();
     let store = MemBlobStore::new();
     let mut victim = Victim::start(&["memory=64"]);
-    let capture = home.capture([victim.pid()]).chunked(Chunking::default().buffer(0));
+    let capture = home.capture([victim.pid()]).chunked(Chunking::default()).buffers(&BufferPool::new(0));
     let digest = capture.capture(&store).or_explain();
     assert!(store.contains(&digest).unwrap());
     victim.assert_counts_on(0);
@@ -254,8 +254,9 @@ fn a_store_that_becomes_full_leaves_the_tree_as_it_was() {
             // A small buffer, so that it is full while criu still sends; and a large one, so that it is not.
             for buffer in [0, 1 << 30] {
                 let store = Full { inner: MemBlobStore::new(), room: AtomicUsize::new(room) };
-                let chunking = Chunking::default().buffer(buffer);
-                let capture = home.capture([victim.pid()]).chunked(chunking).leave_running(leave_running);
+                let (chunking, pool) = (Chunking::default(), BufferPool::new(buffer));
+                let capture = home.capture([victim.pid()]).chunked(chunking).buffers(&pool);
+                let capture = capture.leave_running(leave_running);
                 let error = capture.capture(&store).expect_err("the store is full");
                 assert!(matches!(&error, Error::Store { source, .. } if source.to_string() == "it is full"), "{error:?}");
                 victim.assert_counts_on(counted);
@@ -294,8 +295,9 @@ fn a_store_that_panics_leaves_the_tree_as_it_was() {
         for leave_running in [true, false] {
             for buffer in [0, 1 << 30] {
                 let store = Bursting(Full { inner: MemBlobStore::new(), room: AtomicUsize::new(room) });
-                let chunking = Chunking::default().buffer(buffer);
-                let capture = home.capture([victim.pid()]).chunked(chunking).leave_running(leave_running);
+                let (chunking, pool) = (Chunking::default(), BufferPool::new(buffer));
+                let capture = home.capture([victim.pid()]).chunked(chunking).buffers(&pool);
+                let capture = capture.leave_running(leave_running);
                 let captured = catch_unwind(AssertUnwindSafe(|| capture.capture(&store)));
                 assert_eq!(captured.unwrap_err().downcast_ref(), Some(&Burst));
                 victim.assert_counts_on(counted);

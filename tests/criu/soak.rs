@@ -4,7 +4,7 @@
 
 use std::{env, fs, process::Command, time::Duration};
 
-use criu_rpc::{Chunking, FsBlobStore, ProcsCapture};
+use criu_rpc::{BufferPool, Chunking, FsBlobStore, ProcsCapture};
 
 use crate::{
     harness::tests,
@@ -75,7 +75,7 @@ fn soak_all() {
     let victim = Victim::start(&["memory=2"]);
     let kinds = [
         ("archive", home.capture([victim.pid()])),
-        ("chunks", home.capture([victim.pid()]).chunked(Chunking::default().buffer(16 << 20))),
+        ("chunks", home.capture([victim.pid()]).chunked(Chunking::default()).buffers(&BufferPool::new(16 << 20))),
     ];
     for (name, capture) in kinds {
         let [middle, end] = soak(&home, &store, &capture, rounds);

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::cut::OwnerMap;
+use super::{BufferPool, cut::OwnerMap};
 use crate::{Error, Result, manifest::Window, platform::Buffer};
 
 /// The size of a buffer in bytes: what the kernel gives as one huge page, and eight windows.
@@ -22,49 +22,9 @@ const QUIET: Duration = Duration::from_millis(3);
 /// How many buffers are made while criu starts, which takes some ten milliseconds: 16 MiB.
 const MEANWHILE: usize = 8;
 
-/// Buffers that wait for the next capture. The kernel may take their memory meanwhile, if it needs it.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Spare(Arc<Mutex<Vec<Buffer>>>);
-
-/// What is left of captures makes no difference.
-impl PartialEq for Spare {
-    fn eq(&self, _: &Spare) -> bool {
-        true
-    }
-}
-
-impl Eq for Spare {}
-
-impl Spare {
-    fn lock(&self) -> MutexGuard<'_, Vec<Buffer>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Up to so many.
-    fn take(&self, most: usize) -> Vec<Buffer> {
-        let mut spare = self.lock();
-        let rest = spare.len().saturating_sub(most);
-        spare.split_off(rest)
-    }
-
-    /// Keeps them, so that there are no more than `most`, and nothing that they held: it would be stored with this process
-    /// when it captures itself.
-    fn keep(&self, mut buffers: Vec<Buffer>, most: usize) {
-        buffers.truncate(most);
-        for buffer in &mut buffers {
-            buffer.fill(0);
-            buffer.lend_to_kernel();
-        }
-        let mut spare = self.lock();
-        spare.extend(buffers);
-        spare.truncate(most);
-    }
-}
-
 /// Buffers that are filled from streams, emptied by workers, and filled again.
 pub(super) struct Buffers {
-    bytes: u64,
-    spare: Spare,
+    pool: BufferPool,
     /// How many workers may work whatever goes on: there is a processor for each beside criu's and the receiver's.
     always: usize,
     state: Mutex<State>,
@@ -135,11 +95,11 @@ impl Share {
 }
 
 impl Buffers {
-    /// Of so many bytes at most, from those that are spare where there are any; for so many processors.
-    pub(super) fn new(bytes: u64, spare: &Spare, processors: usize) -> Buffers {
-        let state = Mutex::new(State { most: that_fit(bytes), ..State::default() });
+    /// Takes buffers from the pool, within its limit, for so many processors.
+    pub(super) fn new(pool: &BufferPool, processors: usize) -> Buffers {
+        let state = Mutex::new(State { most: that_fit(pool.limit()), ..State::default() });
         let always = processors.saturating_sub(2);
-        Buffers { bytes, spare: spare.clone(), always, state, changed: Condvar::new() }
+        Buffers { pool: pool.clone(), always, state, changed: Condvar::new() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -154,10 +114,10 @@ impl Buffers {
     pub(super) fn expect(&self, bytes: u64, reserved: u64) {
         let buffers = usize::try_from(bytes.div_ceil(SIZE as u64)).unwrap_or(usize::MAX);
         let mut state = self.state();
-        state.most = that_fit(self.bytes - reserved.min(self.bytes / 2));
+        state.most = that_fit(self.pool.limit() - reserved.min(self.pool.limit() / 2));
         state.to_come = buffers;
         let wanted = buffers.min(state.most).saturating_sub(state.made);
-        let spare = self.spare.take(wanted);
+        let spare = self.pool.take(wanted);
         state.made += spare.len();
         state.to_warm = wanted - spare.len();
         state.free.extend(spare);
@@ -205,7 +165,7 @@ impl Buffers {
                 state.made += 1;
                 state.to_warm = state.to_warm.min(state.most - state.made);
                 drop(state);
-                let spare = self.spare.take(1).pop();
+                let spare = self.pool.take(1).pop();
                 return spare.map_or_else(make, Ok).inspect_err(|_| self.state().made -= 1);
             }
             state = self.wait(state);
@@ -319,7 +279,7 @@ impl Buffers {
 impl Drop for Buffers {
     fn drop(&mut self) {
         let mut state = self.state();
-        self.spare.keep(std::mem::take(&mut state.free), that_fit(self.bytes));
+        self.pool.keep(std::mem::take(&mut state.free), that_fit(self.pool.limit()));
     }
 }
 
@@ -376,8 +336,8 @@ mod tests {
 
     #[test]
     fn what_was_free_at_the_end_serves_the_next_capture() {
-        let spare = Spare::default();
-        let first = Buffers::new(16 << 20, &spare, 2);
+        let pool = BufferPool::new(16 << 20);
+        let first = Buffers::new(&pool.with_limit(16 << 20), 2);
         first.expect(6 << 20, 0);
         for _ in 0..3 {
             assert!(matches!(first.next(0), Some(Task::Warm)));
@@ -389,10 +349,10 @@ mod tests {
         first.state().free.push(kept);
         drop(lost);
         drop(first);
-        assert_eq!(spare.lock().len(), 2);
-        assert!(spare.lock().iter().all(|buffer| buffer.iter().all(|byte| *byte == 0)), "memory of a tree");
+        assert_eq!(pool.lock().len(), 2);
+        assert!(pool.lock().iter().all(|buffer| buffer.iter().all(|byte| *byte == 0)), "memory of a tree");
 
-        let second = Buffers::new(16 << 20, &spare, 2);
+        let second = Buffers::new(&pool.with_limit(16 << 20), 2);
         second.expect(2 << 20, 0);
         assert_eq!(second.state().to_warm, 0);
         assert_eq!(second.state().made, 1);
@@ -402,16 +362,16 @@ mod tests {
         assert!(taken.as_ptr() == place || second.take().unwrap().as_ptr() == place);
         second.state().free.push(taken);
         // A smaller limit keeps fewer.
-        let small = Buffers::new(0, &spare, 2);
+        let small = Buffers::new(&pool.with_limit(0), 2);
         small.expect(u64::MAX, u64::MAX);
         assert_eq!(small.state().most, FEWEST);
-        let large = Buffers::new(64 << 20, &spare, 2);
+        let large = Buffers::new(&pool.with_limit(64 << 20), 2);
         large.expect(1 << 40, 4 << 20);
         assert_eq!(large.state().most, 30);
         large.expect(1 << 40, 1 << 32);
         assert_eq!(large.state().most, 16);
         drop((second, small));
-        assert!(spare.lock().len() <= FEWEST);
+        assert!(pool.lock().len() <= FEWEST);
     }
 
     fn part(leaf: usize) -> Part {
@@ -421,7 +381,7 @@ mod tests {
 
     #[test]
     fn what_is_made_in_a_hurry_need_not_be_made_beforehand() {
-        let buffers = Buffers::new(8 << 20, &Spare::default(), 2);
+        let buffers = Buffers::new(&BufferPool::new(8 << 20), 2);
         buffers.expect(1 << 30, 0);
         assert!(matches!(buffers.next(0), Some(Task::Warm)));
         let held: Vec<_> = (0..3).map(|_| buffers.take().unwrap()).collect();
@@ -432,7 +392,7 @@ mod tests {
     #[test]
     fn each_window_is_stored_once_whatever_threads_do() {
         for round in 0..100_usize {
-            let buffers = Buffers::new((round as u64 % 5) << 21, &Spare::default(), 2 + round % 3);
+            let buffers = Buffers::new(&BufferPool::new((round as u64 % 5) << 21), 2 + round % 3);
             let (stored, brought) = (AtomicUsize::new(0), AtomicUsize::new(0));
             let fails_at = (round % 3 == 0).then_some(round % 17);
             buffers.expect((round as u64 % 7) << 21, 0);
@@ -480,7 +440,7 @@ mod tests {
 
     #[test]
     fn workers_share_a_buffer_and_the_last_gives_it_back() {
-        let buffers = Buffers::new(16 << 20, &Spare::default(), 2);
+        let buffers = Buffers::new(&BufferPool::new(16 << 20), 2);
         for windows in [vec![part(0), part(1), part(2)], vec![part(3)], vec![]] {
             let buffer = buffers.take().unwrap();
             buffers.fill(Filled { buffer, windows });

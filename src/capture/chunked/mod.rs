@@ -6,6 +6,7 @@
 
 mod buffers;
 mod cut;
+mod pool;
 mod rounds;
 
 use std::{
@@ -23,8 +24,9 @@ use std::{
     time::SystemTime,
 };
 
+pub use self::pool::BufferPool;
 use self::{
-    buffers::{Buffers, Part, Spare, Task},
+    buffers::{Buffers, Part, Task},
     cut::{Cutter, Maps, OwnerMap},
     rounds::Known,
 };
@@ -45,32 +47,25 @@ use crate::{
 
 /// Settings of a chunked capture; see [`ProcsCapture::chunked`](crate::ProcsCapture::chunked).
 ///
-/// Reuse one `Chunking` for repeated captures; clones share its [buffer](Chunking::buffer). Fresh
-/// memory is the slowest part of a capture, so the buffer is kept as long as a clone lives. It is
-/// wiped when a capture ends. The kernel may reclaim its memory when memory runs short
-/// (`MADV_FREE`); until then it counts as the program's.
-///
 /// ```no_run
 /// use criu_rpc::{Chunking, FsBlobStore, ProcsCapture};
 ///
 /// let store = FsBlobStore::open("captures")?;
-/// let chunking = Chunking::default().buffer(256 << 20);
+/// let chunking = Chunking::default().chunk(16384);
 /// let digest = ProcsCapture::new([4242]).chunked(chunking).capture(&store)?;
 /// # Ok::<(), criu_rpc::Error>(())
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Chunking {
     chunk: u32,
-    buffer: u64,
     parent: Option<Digest256>,
     pre_dumps: u32,
-    spare: Spare,
 }
 
 impl Default for Chunking {
-    /// Chunks of 4096 bytes, a buffer of up to 1 GiB, no pre-dumps.
+    /// Chunks of 4096 bytes, no pre-dumps.
     fn default() -> Chunking {
-        Chunking { chunk: 1, buffer: 1 << 30, parent: None, pre_dumps: 0, spare: Spare::default() }
+        Chunking { chunk: 1, parent: None, pre_dumps: 0 }
     }
 }
 
@@ -85,19 +80,6 @@ impl Chunking {
     pub fn chunk(mut self, bytes: u64) -> Chunking {
         let pages = bytes.div_ceil(PAGE_SIZE as u64).clamp(1, 64).next_power_of_two();
         self.chunk = u32::try_from(pages).unwrap_or(64);
-        self
-    }
-
-    /// Limits the memory of the tree that waits to be hashed and stored, in bytes: at least some 8
-    /// MiB. While there is room, the tree is frozen only as long as criu needs to send. Beyond the
-    /// limit, criu waits for the store.
-    ///
-    /// The limit includes 16 bytes for each chunk of the tree, but at most half of it: that is the
-    /// index of an [`FsBlobStore`](crate::FsBlobStore). So a capture of a large tree takes hardly
-    /// more memory than that of a small one.
-    #[must_use]
-    pub fn buffer(mut self, bytes: u64) -> Chunking {
-        self.buffer = bytes;
         self
     }
 
@@ -156,7 +138,12 @@ impl Chunking {
 }
 
 /// Makes a chunked capture.
-pub(super) fn run(job: &Job, chunking: &Chunking, store: &dyn BlobStore) -> Result<Outcome<Stored>> {
+pub(super) fn run(
+    job: &Job,
+    chunking: &Chunking,
+    pool: &BufferPool,
+    store: &dyn BlobStore,
+) -> Result<Outcome<Stored>> {
     chunking.check()?;
     let processors = thread::available_parallelism().map_or(1, |count| count.get());
     let work = Work {
@@ -164,7 +151,7 @@ pub(super) fn run(job: &Job, chunking: &Chunking, store: &dyn BlobStore) -> Resu
         until: &job.until,
         chunking,
         batch: RwLock::new(None),
-        buffers: Buffers::new(chunking.buffer, &chunking.spare, processors),
+        buffers: Buffers::new(pool, processors),
         tracked: AtomicBool::new(false),
         owners: Mutex::default(),
         known: Mutex::default(),
