@@ -1,7 +1,8 @@
 //! Options with a few choices.
 
-use std::ops::BitOr;
+use std::{ops::BitOr, path::Path};
 
+use super::table::text_of;
 use crate::proto::rpc::{
     CgroupRoot as WireCgroupRoot, CriuCgMode, CriuNetworkLockMethod, CriuPageServerInfo, CriuPreDumpMode,
     JoinNamespace as WireJoinNamespace,
@@ -180,13 +181,13 @@ pub struct CgroupRoot {
 
 impl CgroupRoot {
     /// For all controllers.
-    pub fn all(path: impl Into<String>) -> CgroupRoot {
-        CgroupRoot { controller: None, path: path.into() }
+    pub fn all(path: impl AsRef<Path>) -> CgroupRoot {
+        CgroupRoot { controller: None, path: text_of(path.as_ref()) }
     }
 
     /// For one controller.
-    pub fn of(controller: impl Into<String>, path: impl Into<String>) -> CgroupRoot {
-        CgroupRoot { controller: Some(controller.into()), path: path.into() }
+    pub fn of(controller: impl Into<String>, path: impl AsRef<Path>) -> CgroupRoot {
+        CgroupRoot { controller: Some(controller.into()), path: text_of(path.as_ref()) }
     }
 
     pub(super) fn wire(self) -> WireCgroupRoot {
@@ -220,37 +221,37 @@ pub struct JoinNamespace {
 
 impl JoinNamespace {
     /// A network namespace: a path such as `/run/netns/name`, or the number of a process in it.
-    pub fn net(file: impl Into<String>) -> JoinNamespace {
+    pub fn net(file: impl AsRef<Path>) -> JoinNamespace {
         JoinNamespace::of("net", file)
     }
 
     /// A namespace of host names.
-    pub fn uts(file: impl Into<String>) -> JoinNamespace {
+    pub fn uts(file: impl AsRef<Path>) -> JoinNamespace {
         JoinNamespace::of("uts", file)
     }
 
     /// A namespace of System V and POSIX objects.
-    pub fn ipc(file: impl Into<String>) -> JoinNamespace {
+    pub fn ipc(file: impl AsRef<Path>) -> JoinNamespace {
         JoinNamespace::of("ipc", file)
     }
 
     /// A namespace of clocks.
-    pub fn time(file: impl Into<String>) -> JoinNamespace {
+    pub fn time(file: impl AsRef<Path>) -> JoinNamespace {
         JoinNamespace::of("time", file)
     }
 
     /// A mount namespace.
-    pub fn mnt(file: impl Into<String>) -> JoinNamespace {
+    pub fn mnt(file: impl AsRef<Path>) -> JoinNamespace {
         JoinNamespace::of("mnt", file)
     }
 
     /// A user namespace, and the user and group to be in it.
-    pub fn user(file: impl Into<String>, uid: u32, gid: u32) -> JoinNamespace {
+    pub fn user(file: impl AsRef<Path>, uid: u32, gid: u32) -> JoinNamespace {
         JoinNamespace { extra: Some(format!("{uid},{gid}")), ..JoinNamespace::of("user", file) }
     }
 
-    fn of(kind: &'static str, file: impl Into<String>) -> JoinNamespace {
-        JoinNamespace { kind, file: file.into(), extra: None }
+    fn of(kind: &'static str, file: impl AsRef<Path>) -> JoinNamespace {
+        JoinNamespace { kind, file: text_of(file.as_ref()), extra: None }
     }
 
     pub(super) fn wire(self) -> WireJoinNamespace {

@@ -3,10 +3,11 @@
 //! A row names its kind, its field as criu does, the requests that can use it, and the release of
 //! criu that has it if that is younger than 3.0. A field that is not a row is in [`WITHHELD`], with
 //! the reason; the test at the foot sees to that. Kinds: `flag`; `value` (whatever converts into
-//! its type), `choice` (a type of ours, by its `wire`), `seconds` (a
-//! [`Duration`](std::time::Duration)), and of lists `list` and `each`, as `value` and `choice`.
+//! its type), `path`, `choice` (a type of ours, by its `wire`), `seconds`
+//! (a [`Duration`](std::time::Duration)), and of lists `list`, `paths` and `each`, as `value`, `path` and
+//! `choice`.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use super::{
     CgroupMode, CgroupRoot, Cpu, CpuCap, Dump, EmptyNamespace, JoinNamespace, LogLevel, NetworkLock, Options,
@@ -115,6 +116,24 @@ macro_rules! rows {
             self
         }
     };
+    (@body path $field:ident [] [$(#[$doc:meta])*]) => {
+        $(#[$doc])*
+        #[must_use]
+        pub fn $field(mut self, path: impl AsRef<Path>) -> Self {
+            self.wire.$field = Some(text_of(path.as_ref()));
+            self
+        }
+    };
+    (@body paths $field:ident [] [$(#[$doc:meta])*]) => {
+        $(#[$doc])*
+        ///
+        /// Call it once for each.
+        #[must_use]
+        pub fn $field(mut self, path: impl AsRef<Path>) -> Self {
+            self.wire.$field.push(text_of(path.as_ref()));
+            self
+        }
+    };
     (@body choice $field:ident [$type:ty] [$(#[$doc:meta])*]) => {
         $(#[$doc])*
         #[must_use]
@@ -152,6 +171,12 @@ macro_rules! rows {
             self
         }
     };
+}
+
+/// The path as a text of the message. Protobuf has UTF-8 only: another path gets a zero byte, so that
+/// the request is refused and criu does not work on another file.
+pub(super) fn text_of(path: &Path) -> String {
+    path.to_str().map_or_else(|| format!("{}\0", path.display()), str::to_owned)
 }
 
 /// A field of the message.
@@ -265,16 +290,16 @@ rows! {
     choice log_level: LogLevel, Dump PreDump Restore Serve Cpu;
     /// Write the log into this file of the work folder instead of handing it to the caller. A name,
     /// not a path.
-    value log_file: String, Dump PreDump Restore Serve Cpu;
+    path log_file, Dump PreDump Restore Serve Cpu;
     /// Send the memory to the page server at this address instead of writing it into the folder of
     /// images; for a page server itself, where to listen. Over a socket of the caller's:
     /// [`Lend::page_server`](crate::rpc::Lend).
     choice ps: PageServerAddress, Dump PreDump Serve;
     /// The folder that becomes the root of a restored mount namespace; a mount point.
-    value root: String, Dump Restore;
+    path root, Dump Restore;
     /// The folder of the images before these, relative to the folder of the images: pages that are
     /// there already are left out. Needs a kernel that tracks changes of memory.
-    value parent_img: String, Dump PreDump Serve;
+    path parent_img, Dump PreDump Serve;
     /// Start to track changes of memory, for the next dump. Needs `CONFIG_MEM_SOFT_DIRTY`.
     flag track_mem, Dump;
     /// Dump: remove pages from the parent images that these replace. Restore: remove pages from the
@@ -298,7 +323,7 @@ rows! {
     /// Allow mounts that are slaves of mounts outside; with [`auto_ext_mnt`](Self::auto_ext_mnt).
     flag ext_masters, Dump Restore;
     /// A mount point to leave out.
-    list skip_mnt: String, Dump;
+    paths skip_mnt, Dump;
     /// A file system to allow although criu does not know it, or `all`.
     list enable_fs: String, Dump Restore;
     /// The treatment of control groups.
@@ -309,7 +334,7 @@ rows! {
     /// limit is 1 MiB.
     value ghost_limit: u32, Dump;
     /// One more folder to search with [`force_irmap`](Self::force_irmap).
-    list irmap_scan_paths: String, Dump PreDump;
+    paths irmap_scan_paths, Dump PreDump;
     /// A resource that criu is to treat as external: `mnt[/path]:label`, `dev[major/minor]:label`,
     /// `file[mount:inode]`, `tty[rdev:dev]` (hexadecimal), `unix[inode]`, `net[inode]:label`,
     /// `pid[inode]:label`, `veth[inner]:outer`.
@@ -321,11 +346,11 @@ rows! {
     /// Properties of control groups to dump, as criu's manual writes them.
     value cgroup_props: String, Dump;
     /// A file with such properties.
-    value cgroup_props_file: String, Dump;
+    path cgroup_props_file, Dump;
     /// A controller of control groups to dump; without any, all.
     list cgroup_dump_controller: String, Dump;
     /// Freeze the tree through this control group, instead of one task after the other.
-    value freeze_cgroup: String, Dump PreDump;
+    path freeze_cgroup, Dump PreDump;
     /// The time that criu may take to freeze the tree, in whole seconds, rounded up. criu's own
     /// default is 10. It covers only the freezing; use
     /// [`Criu::deadline`](crate::rpc::Criu::deadline) for all of it.
@@ -343,25 +368,25 @@ rows! {
     /// [`Event::OrphanPtsMaster`](crate::rpc::Event::OrphanPtsMaster).
     flag orphan_pts_master, Dump Restore;
     /// A file of criu's options, which have the last word.
-    value config_file: String, Dump PreDump Restore Serve Cpu, 3 11;
+    path config_file, Dump PreDump Restore Serve Cpu, 3 11;
     /// Drop TCP connections: the sockets come back closed. A restore must be told the same.
     flag tcp_close, Dump Restore, 3 12;
     /// The security profile to restore into: `apparmor:name` or `selinux:context`, or `none:`.
     value lsm_profile: String, Restore, 3 12;
     /// The certificate authority for the page server.
-    value tls_cacert: String, Dump PreDump Serve, 3 13;
+    path tls_cacert, Dump PreDump Serve, 3 13;
     /// The revoked certificates for the page server.
-    value tls_cacrl: String, Dump PreDump Serve, 3 13;
+    path tls_cacrl, Dump PreDump Serve, 3 13;
     /// Our certificate for the page server.
-    value tls_cert: String, Dump PreDump Serve, 3 13;
+    path tls_cert, Dump PreDump Serve, 3 13;
     /// The key to our certificate for the page server.
-    value tls_key: String, Dump PreDump Serve, 3 13;
+    path tls_key, Dump PreDump Serve, 3 13;
     /// Encrypt the connection to the page server.
     flag tls, Dump PreDump Serve, 3 13;
     /// Do not check the name in the page server's certificate.
     flag tls_no_cn_verify, Dump PreDump Serve, 3 13;
     /// A folder with mounted control groups, so that criu need not mount them.
-    value cgroup_yard: String, Dump Restore, 3 14;
+    path cgroup_yard, Dump Restore, 3 14;
     /// The way to read memory before the dump.
     choice pre_dump_mode: PreDumpMode, PreDump, 3 14;
     /// The value for `context=` of restored mounts.
@@ -508,7 +533,13 @@ mod tests {
         let clean = Options::<Dump>::default().external("mnt[/a]:a").log_file("a");
         assert_eq!(field_with_zero_byte(&clean.wire()), None);
         assert_eq!(field_with_zero_byte(&clean.clone().external("a\0b").wire()), Some("external"));
-        assert_eq!(field_with_zero_byte(&clean.log_file("a\0b").wire()), Some("log_file"));
+        assert_eq!(field_with_zero_byte(&clean.clone().log_file("a\0b").wire()), Some("log_file"));
+        #[cfg(unix)]
+        {
+            let foreign: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(b"/a\xff");
+            assert_eq!(field_with_zero_byte(&clean.clone().root(foreign).wire()), Some("root"));
+            assert_eq!(field_with_zero_byte(&clean.skip_mnt(foreign).wire()), Some("skip_mnt"));
+        }
     }
 
     #[test]

@@ -378,7 +378,8 @@ impl Talk {
     pub(super) fn complete(&self, ask: &mut Ask<'_>) -> Result<()> {
         let Some(opts) = &mut ask.opts else { return Ok(()) };
         if let Some(option) = field_with_zero_byte(opts) {
-            return Err(Error::Options { option, problem: "a text contains a zero byte".to_owned() });
+            let problem = "it contains a zero byte or is not UTF-8, which criu's messages cannot carry";
+            return Err(Error::Options { option, problem: problem.to_owned() });
         }
         // A restore tells of its root, whom we have to reap if it fails, and can be stopped at its
         // events.
