@@ -4,7 +4,7 @@
 mod chunked;
 mod pipeline;
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -12,7 +12,7 @@ pub use self::chunked::{BufferPool, Chunking};
 use crate::{
     BlobStore, Cause, Digest256, DumpOptions, Error, Foresight, Pid, ProcsBlob, Result, Until, Warning,
     archive::{Trees, pack},
-    platform::{self, Cancel, Job, Outcome, until},
+    platform::{self, Job, Means, Outcome, means},
 };
 
 /// Captures live process trees into a store.
@@ -124,10 +124,7 @@ impl ProcsCapture {
             options: DumpOptions::default(),
             leave_running: true,
             streams: [const { None }; 3],
-            criu: None,
-            staging: None,
-            deadline: None,
-            cancel: None,
+            means: Means::default(),
             until: Until::forever(),
         };
         ProcsCapture {
@@ -221,32 +218,23 @@ impl ProcsCapture {
         self
     }
 
-    /// Sets the criu to use: a path, or a name to search for. The default is `criu`.
-    #[must_use]
-    pub fn criu(mut self, program: impl Into<PathBuf>) -> ProcsCapture {
-        self.job.criu = Some(program.into());
-        self
-    }
+    means! {
+        job.means;
+        staging: "It needs room for the memory of the trees, unless the capture is [chunked](ProcsCapture::chunked).",
+        deadline: "Past the deadline all trees go on, also those that were to end, and no capture is stored. No \
+                   tree stays frozen for the store past the deadline. Blobs that the store accepts later may stay \
+                   in it, without a manifest.",
+        cancel: "The trees go on, and no capture is stored.
 
-    /// Sets the folder for temporary images, which are in a private folder within it. It needs room
-    /// for the memory of the trees. The default is [`std::env::temp_dir`].
-    #[must_use]
-    pub fn staging(mut self, folder: impl Into<PathBuf>) -> ProcsCapture {
-        self.job.staging = Some(folder.into());
-        self
-    }
+```no_run
+use criu_rpc::{Cancel, FsBlobStore, ProcsCapture};
 
-    /// Limits the time of the whole call: criu's work (see
-    /// [`Criu::deadline`](crate::Criu::deadline)), waiting for the locks of a store, and storing.
-    /// Past the deadline all trees go on, also those that were to end, and no capture is stored.
-    ///
-    /// A store that hangs is not interrupted, so the call can return late. No tree stays frozen for
-    /// the store past the deadline. Blobs that the store accepts later may stay in it, without a
-    /// manifest.
-    #[must_use]
-    pub fn deadline(mut self, deadline: Duration) -> ProcsCapture {
-        self.job.deadline = Some(deadline);
-        self
+let cancel = Cancel::new()?;
+let remote = cancel.clone();
+std::thread::spawn(move || remote.cancel());
+ProcsCapture::new([4242]).cancelled_by(&cancel).run(&FsBlobStore::open(\"captures\")?)?;
+# Ok::<(), criu_rpc::Error>(())
+```",
     }
 
     /// Stores memory in chunks instead of one archive, so a capture costs only what changed since
@@ -269,24 +257,6 @@ impl ProcsCapture {
     #[must_use]
     pub fn buffers(mut self, pool: &BufferPool) -> ProcsCapture {
         self.pool = pool.clone();
-        self
-    }
-
-    /// Lets this token stop the capture, as safely as the [`deadline`](ProcsCapture::deadline)
-    /// does: the trees go on, and no capture is stored.
-    ///
-    /// ```no_run
-    /// use criu_rpc::{Cancel, FsBlobStore, ProcsCapture};
-    ///
-    /// let cancel = Cancel::new()?;
-    /// let remote = cancel.clone();
-    /// std::thread::spawn(move || remote.cancel());
-    /// ProcsCapture::new([4242]).cancelled_by(&cancel).capture(&FsBlobStore::open("captures")?)?;
-    /// # Ok::<(), criu_rpc::Error>(())
-    /// ```
-    #[must_use]
-    pub fn cancelled_by(mut self, cancel: &Cancel) -> ProcsCapture {
-        self.job.cancel = Some(cancel.clone());
         self
     }
 
@@ -408,7 +378,7 @@ impl ProcsCapture {
             });
         }
         let store: &dyn BlobStore = &store;
-        let job = Job { until: until(self.job.deadline, self.job.cancel.as_ref()), ..self.job.clone() };
+        let job = Job { until: self.job.means.until(), ..self.job.clone() };
         let outcome = match &self.chunking {
             None => {
                 platform::checkpoint(&job, None, &mut |images| self.keep(images.trees, store, &job.until))
@@ -437,7 +407,9 @@ impl ProcsCapture {
     fn takes_placeholder(&self, error: &Error, without_criu: bool) -> bool {
         match error {
             Error::Unsupported { .. } => without_criu || self.placeholder_if_unusable,
-            Error::NoCriu { .. } => self.placeholder_if_unusable || (without_criu && self.job.criu.is_none()),
+            Error::NoCriu { .. } => {
+                self.placeholder_if_unusable || (without_criu && self.job.means.criu.is_none())
+            }
             // A captured program can influence criu's messages about itself, but not criu's check.
             _ => self.placeholder_if_unusable && platform::cannot_work(&self.job),
         }

@@ -1,12 +1,7 @@
 //! The one place that knows the platform: how a process tree becomes a folder of images and back.
 //! On Linux by criu; elsewhere not at all.
 
-use std::{
-    fs::File,
-    ops::Range,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs::File, ops::Range, path::Path, time::Duration};
 
 use crate::{
     DumpOptions, Pid, RestoreOptions, Result, Stream, Until, Version, Warning, archive::Trees,
@@ -16,9 +11,11 @@ use crate::{
 #[cfg_attr(target_os = "linux", path = "linux/mod.rs")]
 #[cfg_attr(not(target_os = "linux"), path = "elsewhere.rs")]
 mod here;
+mod means;
 
 pub(crate) use self::here::{Buffer, Reviver, cannot_work, checkpoint, foresee, host};
 pub use self::here::{Cancel, Tree, kill_session, kill_tree};
+pub(crate) use self::means::{Means, means};
 
 /// What to dump, and how.
 #[derive(Debug, Clone)]
@@ -29,31 +26,16 @@ pub(crate) struct Job {
     /// criu's names of what the trees were started with as standard streams, as far as the caller
     /// told.
     pub(crate) streams: [Option<String>; 3],
-    pub(crate) criu: Option<PathBuf>,
-    pub(crate) staging: Option<PathBuf>,
-    pub(crate) deadline: Option<Duration>,
-    pub(crate) cancel: Option<Cancel>,
-    /// Both of them, from the moment on at which the work began.
+    pub(crate) means: Means,
+    /// The deadline and the token, from the moment on at which the work began.
     pub(crate) until: Until,
-}
-
-/// Joins a deadline and a token, from now on.
-pub(crate) fn until(deadline: Option<Duration>, cancel: Option<&Cancel>) -> Until {
-    let until = deadline.map_or_else(Until::forever, Until::within);
-    match cancel.cloned() {
-        Some(cancel) => until.or_when(move || cancel.is_cancelled()),
-        None => until,
-    }
 }
 
 /// How to revive.
 #[derive(Debug, Default)]
 pub(crate) struct Revival {
     pub(crate) options: RestoreOptions,
-    pub(crate) criu: Option<PathBuf>,
-    pub(crate) staging: Option<PathBuf>,
-    pub(crate) deadline: Option<Duration>,
-    pub(crate) cancel: Option<Cancel>,
+    pub(crate) means: Means,
     /// The time to wait for zombies that hold pids of the tree; `None` for the default.
     pub(crate) patience: Option<Duration>,
     /// The caller's choices for the standard streams.

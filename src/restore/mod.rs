@@ -16,7 +16,7 @@ use crate::{
     BlobStore, Digest256, Error, ProcsBlob, RestoreOptions, RestoreTimes, Result, Stream, Tree, Unread,
     Until, Warning,
     archive::{Limits, Trees, unpack},
-    platform::{self, Cancel, GrownFiles, Revival, Revived, Reviver, ToRevive, until},
+    platform::{self, GrownFiles, Revival, Revived, Reviver, ToRevive, means},
     stream::{self, Ends},
     took::{Clock, Phase},
 };
@@ -143,24 +143,14 @@ impl ProcsRestore {
         self
     }
 
-    /// Sets the criu to use: a path, or a name to search for. The default is `criu`.
-    #[must_use]
-    pub fn criu(mut self, program: impl Into<PathBuf>) -> ProcsRestore {
-        self.revival.criu = Some(program.into());
-        self
-    }
-
-    /// Sets the folder for temporary images, which are in a private folder within it. The default
-    /// is [`std::env::temp_dir`].
-    ///
-    /// The memory of a [chunked](crate::ProcsCapture::chunked) capture takes no room there: criu
-    /// reads it from this process, which fetches it meanwhile. That needs `/dev/fuse`,
-    /// CAP_SYS_ADMIN and Linux 5.2. Without them, and with the options `auto_dedup` and
-    /// `lazy_pages`, memory is written to the folder.
-    #[must_use]
-    pub fn staging(mut self, folder: impl Into<PathBuf>) -> ProcsRestore {
-        self.revival.staging = Some(folder.into());
-        self
+    means! {
+        revival.means;
+        staging: "The memory of a [chunked](crate::ProcsCapture::chunked) capture takes no room there: criu reads it \
+                  from this process, which fetches it meanwhile. That needs `/dev/fuse`, CAP_SYS_ADMIN and Linux \
+                  5.2. Without them, and with the options `auto_dedup` and `lazy_pages`, memory is written to the \
+                  folder.",
+        deadline: "Past the deadline nothing of the capture is left running.",
+        cancel: "Nothing of the capture is left running.",
     }
 
     /// Sets the standard input of the tree: a [`Stream`], or a file, the end of a pipe or a socket.
@@ -204,23 +194,6 @@ impl ProcsRestore {
     #[must_use]
     pub fn wait_for_pids(mut self, patience: Duration) -> ProcsRestore {
         self.revival.patience = Some(patience);
-        self
-    }
-
-    /// Limits the time of the whole call: reading and verifying the capture, and criu's work (see
-    /// [`Criu::deadline`](crate::Criu::deadline)). Past the deadline nothing of the capture is left
-    /// running. A store that hangs is not interrupted, so the call can return late.
-    #[must_use]
-    pub fn deadline(mut self, deadline: Duration) -> ProcsRestore {
-        self.revival.deadline = Some(deadline);
-        self
-    }
-
-    /// Lets this token stop the restore, as the [`deadline`](ProcsRestore::deadline) does: nothing
-    /// of the capture is left running.
-    #[must_use]
-    pub fn cancelled_by(mut self, cancel: &Cancel) -> ProcsRestore {
-        self.revival.cancel = Some(cancel.clone());
         self
     }
 
@@ -286,7 +259,7 @@ impl ProcsRestore {
     /// After an error nothing is left running.
     pub fn restore(&self, store: &(impl BlobStore + ?Sized), digest: &Digest256) -> Result<Restored> {
         let clock = Clock::start();
-        let until = until(self.revival.deadline, self.revival.cancel.as_ref());
+        let until = self.revival.means.until();
         let json = manifest(&store, digest, &until)?;
         let marked = store.is_marked(digest)?;
         let mut restored = self.restore_manifest(store, &json, &until, &clock)?;

@@ -5,7 +5,7 @@ use crate::{
     BlobStore, Digest256, Error, Foreseen, Foresight, ProcsBlob, Result, Until, Warning,
     archive::unpack_without_memory,
     manifest::ChunkedBlob,
-    platform::{self, Reviver, ToRevive, until},
+    platform::{self, Reviver, ToRevive},
     store::reachable_until,
     stream,
     took::Clock,
@@ -75,7 +75,7 @@ impl ProcsRestore {
     /// # }
     /// ```
     pub fn preflight(&self, store: &(impl BlobStore + ?Sized), digest: &Digest256) -> Result<Foresight> {
-        let until = until(self.revival.deadline, self.revival.cancel.as_ref());
+        let until = self.revival.means.until();
         let mut foresight = Foresight::default();
         match self.look(&store, digest, &until, &mut foresight) {
             Ok(()) => {}

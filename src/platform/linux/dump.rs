@@ -43,7 +43,7 @@ pub(crate) fn checkpoint<T>(job: &Job, memory: Option<&dyn Memory>, keep: Keep<'
     if memory.is_some() {
         memory::check_page_size()?;
     }
-    let mut staging = Staging::new(job.staging.as_deref())?;
+    let mut staging = Staging::new(job.means.staging.as_deref())?;
     let mut dump = Dump::plan(job, criu, &staging)?;
     if !job.leave_running {
         dump.refuse_to_end()?;
@@ -98,14 +98,14 @@ pub(crate) fn cannot_work(job: &Job) -> bool {
 }
 
 pub(super) fn criu(job: &Job) -> Result<Criu> {
-    let mut criu = match &job.criu {
+    let mut criu = match &job.means.criu {
         Some(program) => Criu::at(program),
         None => Criu::new(),
     };
-    if let Some(deadline) = job.deadline {
+    if let Some(deadline) = job.means.deadline {
         criu = criu.deadline(deadline);
     }
-    if let Some(cancel) = &job.cancel {
+    if let Some(cancel) = &job.means.cancel {
         criu = criu.cancelled_by(cancel);
     }
     criu.program()?;
@@ -203,7 +203,7 @@ impl<'a> Dump<'a> {
 
     /// Has memory taken in while the trees run, so that the dump is of what changed.
     fn pre_dump(&mut self, job: &Job, most: u32, memory: &dyn Memory, staging: &Staging) -> Result<()> {
-        let mut rounds = rounds::Rounds::begin(&self.others, job.deadline)?;
+        let mut rounds = rounds::Rounds::begin(&self.others, job.means.deadline)?;
         rounds.run(&self.criu, &self.others, most, memory, staging)?;
         for tree in &mut self.others {
             let options = fit::for_dump(job, tree.root, &self.roots).leave_running(job.leave_running);

@@ -49,8 +49,8 @@ impl<'a> Reviver<'a> {
         until: &Until,
         clock: &'a Clock,
     ) -> Result<Reviver<'a>> {
-        let mut criu = revival.criu.as_ref().map_or_else(Criu::new, Criu::at);
-        if let Some(cancel) = &revival.cancel {
+        let mut criu = revival.means.criu.as_ref().map_or_else(Criu::new, Criu::at);
+        if let Some(cancel) = &revival.means.cancel {
             criu = criu.cancelled_by(cancel);
         }
         criu.program()?;
@@ -65,7 +65,7 @@ impl<'a> Reviver<'a> {
             clock,
             criu,
             _reserve,
-            staging: Staging::new(revival.staging.as_deref())?,
+            staging: Staging::new(revival.means.staging.as_deref())?,
         })
     }
 
