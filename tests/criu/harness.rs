@@ -5,7 +5,7 @@ use std::{
     panic::{catch_unwind, resume_unwind},
     path::PathBuf,
     process,
-    sync::OnceLock,
+    sync::{Mutex, OnceLock},
 };
 
 use criu_rpc::{Criu, ProcsCapture, ProcsRestore, Version};
@@ -45,16 +45,46 @@ pub(crate) fn main(parts: &[Part], tests: &[&'static [Test]]) {
             process::exit(1);
         }
     }
-    let trials = tests.iter().copied().flatten().map(|(name, test)| {
-        let (name, reason) = (name.trim_start_matches("criu::"), reason.clone());
-        Trial::ignorable_test(name, move || match reason {
-            Some(reason) => Ok(Completion::ignored_with(reason)),
-            None => Ok(completed(*test)),
-        })
-    });
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(TESTS_AT_ONCE);
-    libtest_mimic::run(&arguments, trials.collect()).exit();
+    let all = || tests.iter().copied().flatten();
+    let conclusion = libtest_mimic::run(&arguments, all().map(|test| trial(test, reason.as_ref())).collect());
+    let failed = std::mem::take(&mut *FAILED.lock().unwrap());
+    if failed.is_empty() || failed.len() > DISTURBED || !again() {
+        conclusion.exit();
+    }
+    println!("\nonce more, without other tests beside them: {}", failed.join(", "));
+    let again = all().filter(|(name, _)| failed.contains(&short(name)));
+    arguments.test_threads = Some(1);
+    let conclusion = libtest_mimic::run(&arguments, again.map(|test| trial(test, reason.as_ref())).collect());
+    if !conclusion.has_failed() {
+        println!("FLAKY, each of them a bug of the crate or of its test: {}", failed.join(", "));
+    }
+    conclusion.exit();
+}
+
+/// Returns true if `CRIU_TESTS_AGAIN` is set.
+fn again() -> bool {
+    env::var_os("CRIU_TESTS_AGAIN").is_some_and(|value| !value.is_empty())
+}
+
+/// The most tests that are run a second time. More have not failed by chance.
+const DISTURBED: usize = 3;
+
+/// The names of the tests that failed.
+static FAILED: Mutex<Vec<&'static str>> = Mutex::new(Vec::new());
+
+fn short(name: &'static str) -> &'static str {
+    name.trim_start_matches("criu::")
+}
+
+/// The test, or its reason for a skip.
+fn trial((name, test): &'static Test, reason: Option<&String>) -> Trial {
+    let (name, test, reason) = (short(name), *test, reason.cloned());
+    Trial::ignorable_test(name, move || match reason {
+        Some(reason) => Ok(Completion::ignored_with(reason)),
+        None => Ok(completed(name, test)),
+    })
 }
 
 /// The default number of concurrent tests. Most of them wait, for a program or for init.
@@ -92,12 +122,15 @@ fn inherit_streams_alone() {
 }
 
 /// Runs a test, which may find that this criu cannot do what is to be tested.
-fn completed(test: fn()) -> Completion {
+fn completed(name: &'static str, test: fn()) -> Completion {
     match catch_unwind(test) {
         Ok(()) => Completion::Completed,
         Err(panic) => match panic.downcast::<Skip>() {
             Ok(skip) => Completion::ignored_with(skip.0),
-            Err(panic) => resume_unwind(panic),
+            Err(panic) => {
+                FAILED.lock().unwrap().push(name);
+                resume_unwind(panic)
+            }
         },
     }
 }
