@@ -402,12 +402,16 @@ pub enum Cause {
     Mptcp,
     /// The tree has a socket of a family or protocol that criu does not know.
     UnsupportedSocket,
+    /// A netlink socket has unread messages, or is in another state that cannot be dumped.
+    NetlinkSocket,
     /// The kernel lacks the modules that list sockets.
     SocketModules,
     /// The contents of the tree's network namespace could not be restored.
     NetworkNamespace,
     /// The tree has a macvlan device, whose parent was not named for the restore.
     MacvlanParent,
+    /// The tree has a TUN or TAP device without a network namespace of its own.
+    TunOutside,
     /// criu cannot open `/dev/net/tun`.
     TunDevice,
     /// The tree holds file locks.

@@ -231,6 +231,11 @@ causes! {
             "the tree has a socket of a kind that criu does not know",
             "close it before the dump (criu knows TCP, UDP, raw, unix, packet and netlink sockets)",
             [];
+        NetlinkSocket:
+            "a netlink socket of the tree has unread messages, or is in a state that criu does not know",
+            "let the program read what waits in its netlink sockets, and dump again; of groups that such a socket \
+             has joined, criu knows the first 32",
+            [];
         SocketModules:
             "the kernel cannot list sockets for criu",
             "load the kernel's modules for that: unix_diag, tcp_diag, udp_diag, inet_diag, netlink_diag, \
@@ -246,6 +251,10 @@ causes! {
             "name the parent network device with `external(\"macvlan[inner]:outer\")` at the restore, or \
              start with an empty network namespace by `empty_ns`",
             ["external", "empty_ns"];
+        TunOutside:
+            "the tree has a TUN or TAP device, and no network namespace of its own",
+            "start the tree in a network namespace of its own, as with `unshare --net`, or close the device",
+            [];
         TunDevice:
             "criu cannot open /dev/net/tun",
             "load the kernel's module tun, and let criu open /dev/net/tun (in a container: `--device /dev/net/tun`)",

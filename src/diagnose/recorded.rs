@@ -100,6 +100,10 @@ const LINES: &[(&str, Cause)] = &[
     ("inet: Unsupported proto 262 for socket c822", Cause::Mptcp),
     ("inet: For Go programs, consider using \"GODEBUG=multipathtcp=0\" to disable MPTCP", Cause::Mptcp),
     ("inet: Unsupported proto 132 for socket c822", Cause::UnsupportedSocket),
+    ("netlink: The socket has data to read", Cause::NetlinkSocket),
+    ("netlink: The netlink socket 0xc822 has more than 32 groups", Cause::NetlinkSocket),
+    ("netlink: The netlink socket 0xc822 is bound to groups but not to portid", Cause::NetlinkSocket),
+    ("tun: Net namespace is required to dump tun link", Cause::TunOutside),
     ("sockets: BUG! Unknown socket collected (family 40)", Cause::UnsupportedSocket),
     (
         "inet: Can't dump 6 inet socket c822. Only stream, dgram and raw are supported.",

@@ -101,6 +101,8 @@ pub enum Obstacle {
         /// The kernel's name of the protocol.
         protocol: String,
     },
+    /// A netlink socket with messages that the program has not read.
+    NetlinkUnread,
     /// A TUN or TAP device, and the tree has no network namespace of its own.
     Tun,
     /// A pidfd of a process outside the tree.
@@ -214,6 +216,7 @@ impl Obstacle {
             Obstacle::DeadLeader
             | Obstacle::PendingTrap
             | Obstacle::CorkedSocket
+            | Obstacle::NetlinkUnread
             | Obstacle::HungTerminal
             | Obstacle::IoUring
             | Obstacle::MessageQueue
@@ -285,6 +288,7 @@ impl fmt::Display for Obstacle {
             Obstacle::UnsupportedSocket { protocol } => {
                 write!(f, "a socket that criu cannot dump: {protocol}")
             }
+            Obstacle::NetlinkUnread => f.write_str("a netlink socket with unread messages"),
             Obstacle::Tun => f.write_str("a TUN device, without a network namespace of the tree's own"),
             Obstacle::PidfdOutside { of } => write!(f, "a pidfd of process {of}, which is not in the tree"),
             Obstacle::Tcp => f.write_str("a TCP connection"),

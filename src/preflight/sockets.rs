@@ -35,10 +35,12 @@ impl Sockets {
         }
         let streams = Streams::of(view, &self.known);
         let corked = corked(view, &self.known);
+        let unread = unread_messages(view);
         let peers = self.has_unix().then(|| Peers::ask(&self.known.keys().copied().collect()));
         for (inode, descriptors) in &self.known {
             let obstacle = streams.obstacle(view, *inode);
             let obstacle = obstacle.or_else(|| corked.contains(inode).then_some(Obstacle::CorkedSocket));
+            let obstacle = obstacle.or_else(|| unread.contains(inode).then_some(Obstacle::NetlinkUnread));
             let obstacle = obstacle.map(|obstacle| (obstacle, Severity::Blocks));
             let obstacle = obstacle.or_else(|| unsupported(view, descriptors));
             let obstacle = obstacle.or_else(|| in_flight(peers.as_ref()?.as_ref()?, *inode));
@@ -109,6 +111,23 @@ fn in_flight(peers: &Peers, inode: u64) -> Option<(Obstacle, Severity)> {
     Some((Obstacle::UnixInFlight, severity))
 }
 
+/// The netlink sockets with messages that were not read.
+fn unread_messages(view: &View<'_>) -> HashSet<u64> {
+    let (mut unread, mut seen) = (HashSet::new(), HashSet::new());
+    for Process { pid, .. } in view.living().filter(|process| seen.insert(process.spaces.inode("net"))) {
+        each_line(format!("/proc/{pid}/net/netlink"), |line| unread.extend(with_messages(line)));
+    }
+    unread
+}
+
+/// The inode of a netlink socket in a line of `/proc/net/netlink`, if messages wait in it.
+fn with_messages(line: &str) -> Option<u64> {
+    let mut words = line.split_ascii_whitespace().skip(4);
+    let memory: u64 = words.next()?.parse().ok()?;
+    let inode = words.last()?.parse().ok()?;
+    (memory > 0).then_some(inode)
+}
+
 /// The UDP sockets that hold a datagram back. One that is on its way to the network is soon gone.
 fn corked(view: &View<'_>, known: &BTreeMap<u64, Vec<Descriptor>>) -> HashSet<u64> {
     const ON_ITS_WAY: Duration = Duration::from_millis(20);
@@ -169,6 +188,20 @@ impl Streams {
             TcpLine::CLOSED => None,
             _ if carried => None,
             _ => Some(Obstacle::Tcp),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_that_wait_are_read_from_the_table() {
+        let line = |memory| format!("ffff8881 15  4711 00000001 {memory} 0 0 2 0 20557908");
+        assert_eq!(with_messages(&line(768)), Some(20557908));
+        for other in [&line(0), "sk Eth Pid Groups Rmem Wmem Dump Locks Drops Inode", ""] {
+            assert_eq!(with_messages(other), None);
         }
     }
 }

@@ -23,7 +23,7 @@ modules! { many overdue soak }
 // Those of signals, of the ends of processes, and of what listens.
 modules! { signals }
 // Options that a tree needs and the crate adds.
-modules! { beyond enclosed late links order outside settings ways }
+modules! { beyond enclosed inet late links order outside settings ways }
 
 // What criu loses by itself.
 modules! { crossing everything mapped }
@@ -62,6 +62,7 @@ fn main() {
         foreseen::TESTS,
         grown::TESTS,
         holders::TESTS,
+        inet::TESTS,
         iterative::TESTS,
         leaked::TESTS,
         late::TESTS,

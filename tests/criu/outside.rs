@@ -35,7 +35,7 @@ tests![
 
 /// Captures a victim in every way, checks what is told, and revives it.
 #[track_caller]
-fn is_told(start: impl Fn() -> Script, is: impl Fn(&Warning) -> bool, check: impl Fn(&mut Talk)) {
+pub(crate) fn is_told(start: impl Fn() -> Script, is: impl Fn(&Warning) -> bool, check: impl Fn(&mut Talk)) {
     for way in WAYS {
         let home = Home::new();
         let mut victim = start();
@@ -53,7 +53,7 @@ fn path(file: &File) -> String {
     format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd())
 }
 
-fn is_lost(warning: &Warning, of: &str) -> bool {
+pub(crate) fn is_lost(warning: &Warning, of: &str) -> bool {
     matches!(warning, Warning::Lost { what, .. } if *what == of)
 }
 

@@ -10,7 +10,7 @@ use criu_rpc::{
 
 use super::{Dumps, Taken, assert_cause, plain};
 use crate::{
-    harness::{criu, tests},
+    harness::{criu, skip, tests},
     places::{Home, wait_until},
     preflight::{Perl, perl, perl_program},
     tree::{OrExplain, Victim},
@@ -19,6 +19,8 @@ use crate::{
 tests![
     a_message_queue,
     a_udp_socket_that_is_corked,
+    a_netlink_socket_with_unread_messages,
+    a_tun_device_without_a_namespace,
     a_process_of_another_user,
     an_epoll_whose_maker_closed_the_file,
     an_epoll_on_nothing,
@@ -72,6 +74,29 @@ fn a_udp_socket_that_is_corked() {
          setsockopt(S, 17, 1, 1) or die; send(S, 'x', 0) or die",
     );
     refused(&mut victim, Cause::CorkedSocket);
+}
+
+/// It has asked for a list of the network devices, and read a part of the answer at most.
+fn a_netlink_socket_with_unread_messages() {
+    let ask = "socket(S, 16, 3, 0) or die; send(S, pack('LSSLLL', 20, 18, 0x301, 1, 0, 0), 0) or die; ";
+    let mut victim = perl(ask);
+    refused(&mut victim, Cause::NetlinkSocket);
+    found(victim.pid(), Severity::Blocks, |obstacle| *obstacle == Obstacle::NetlinkUnread);
+    let victim = perl(&format!("{ask} 1 while recv(S, $_, 65536, 0x40) && length"));
+    assert!(criu().preflight(victim.pid(), &plain()).or_explain().findings.is_empty());
+    Dumps::new().dump(victim.pid(), &plain()).or_explain();
+}
+
+fn a_tun_device_without_a_namespace() {
+    if File::open("/dev/net/tun").is_err() {
+        skip("there is no /dev/net/tun here");
+    }
+    let mut victim = perl(
+        "$^F = 100; open(T, '+<', '/dev/net/tun') or die; my $i = pack('a16sx22', 'criu-rpc%d', 0x1001); \
+         ioctl(T, 0x400454ca, $i) or die",
+    );
+    refused(&mut victim, Cause::TunOutside);
+    found(victim.pid(), Severity::Blocks, |obstacle| *obstacle == Obstacle::Tun);
 }
 
 fn a_process_of_another_user() {

@@ -2,7 +2,7 @@
 //! tree.
 //!
 //! criu writes down what is in pipes, terminals and unix sockets. Datagrams of the network and
-//! events of inotify are lost.
+//! events of inotify are lost, and so is data of a stream from an urgent byte on.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,6 +20,13 @@ use crate::{
 pub(super) fn look(tree: &Frozen) -> Vec<Warning> {
     let mut lost = BTreeSet::new();
     lost.extend(datagrams(tree).into_iter().map(|pid| (pid, "unread datagrams")));
+    let sockets = tree.files.iter().filter(|file| file.inode_of("socket").is_some());
+    for (pid, socket) in sockets.filter_map(|file| Some((file.pid, file.taken()?))) {
+        lost.extend(
+            has_urgent_data(&socket).then_some((pid, "unread urgent data (MSG_OOB) and what follows it")),
+        );
+        lost.extend(is_encrypted(&socket).then_some((pid, "encryption of a connection by the kernel (TLS)")));
+    }
     let watches = tree.files.iter().filter(|file| is_watch(file));
     lost.extend(
         watches.filter(|file| has_events(file)).map(|file| (file.pid, "unread events of watched files")),
@@ -54,6 +61,18 @@ fn waiting_packets(line: &str) -> Option<u64> {
     let memory: u64 = words.next()?.parse().ok()?;
     let inode = words.nth(1)?.parse().ok()?;
     (memory > 0).then_some(inode)
+}
+
+fn has_urgent_data(socket: &OwnedFd) -> bool {
+    let mut asked = [PollFd::new(socket.as_fd(), PollFlags::POLLPRI)];
+    let ready = poll(&mut asked, PollTimeout::ZERO).is_ok_and(|count| count > 0);
+    ready && asked[0].revents().is_some_and(|seen| seen.contains(PollFlags::POLLPRI))
+}
+
+/// Returns true if the kernel encrypts a TCP connection. What criu restores would send plain text.
+fn is_encrypted(socket: &OwnedFd) -> bool {
+    const UPPER_LAYER: (i32, i32) = (libc::IPPROTO_TCP, 31); // TCP_ULP
+    sys::option(socket, UPPER_LAYER).is_ok_and(|name| name.starts_with(b"tls"))
 }
 
 fn is_watch(file: &OpenFile) -> bool {
