@@ -2,11 +2,16 @@
 
 use std::{ops::BitOr, path::Path};
 
-use super::table::text_of;
 use crate::proto::rpc::{
     CgroupRoot as WireCgroupRoot, CriuCgMode, CriuNetworkLockMethod, CriuPageServerInfo, CriuPreDumpMode,
     JoinNamespace as WireJoinNamespace,
 };
+
+/// The path as a text of the message. Protobuf has UTF-8 only: another path gets a zero byte, so that
+/// the request is refused and criu does not work on another file.
+pub(super) fn text_of(path: &Path) -> String {
+    path.to_str().map_or_else(|| format!("{}\0", path.display()), str::to_owned)
+}
 
 /// The level of criu's log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

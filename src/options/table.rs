@@ -11,7 +11,7 @@ use std::{path::Path, time::Duration};
 
 use super::{
     CgroupMode, CgroupRoot, Cpu, CpuCap, Dump, EmptyNamespace, JoinNamespace, LogLevel, NetworkLock, Options,
-    PageServerAddress, PreDump, PreDumpMode, RequestKind, Restore, Serve, sealed, unset,
+    PageServerAddress, PreDump, PreDumpMode, RequestKind, Restore, Serve, choices::text_of, sealed, unset,
 };
 use crate::{
     Version,
@@ -171,12 +171,6 @@ macro_rules! rows {
             self
         }
     };
-}
-
-/// The path as a text of the message. Protobuf has UTF-8 only: another path gets a zero byte, so that
-/// the request is refused and criu does not work on another file.
-pub(super) fn text_of(path: &Path) -> String {
-    path.to_str().map_or_else(|| format!("{}\0", path.display()), str::to_owned)
 }
 
 /// A field of the message.

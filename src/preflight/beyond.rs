@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::{descriptors::Descriptor, namespaces::Spaces};
+use super::{descriptor::Descriptor, namespaces::Spaces};
 use crate::procfs::{self, Stat};
 
 /// Finds what keeps a capture of this tree from ever being revived. It costs a few microseconds

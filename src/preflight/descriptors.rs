@@ -1,16 +1,15 @@
 //! Open files: what kind each is, and whether criu can dump that kind.
 
 use std::{
-    borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
-use super::{Obstacle, Place, Severity, View, mounts::Mounts, sockets::Sockets};
+use super::{Obstacle, Place, Severity, View, descriptor::Descriptor, mounts::Mounts, sockets::Sockets};
 use crate::{
     Pid,
-    procfs::{self, fdinfo_number, read_start, watched_devices},
+    procfs::{self, fdinfo_number, watched_devices},
     sys::Known,
 };
 
@@ -49,45 +48,6 @@ pub(super) fn look(view: &mut View<'_>) {
     terminals.look(view);
     pipes.look(view);
     sockets.look(view);
-}
-
-/// An open file.
-pub(super) struct Descriptor {
-    pub(super) pid: i32,
-    pub(super) fd: i32,
-    pub(super) target: PathBuf,
-}
-
-impl Descriptor {
-    pub(super) fn all(pid: i32) -> impl Iterator<Item = Descriptor> {
-        let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-        entries.filter_map(move |entry| {
-            let fd = entry.file_name().to_str()?.parse().ok()?;
-            Some(Descriptor { pid, fd, target: fs::read_link(entry.path()).ok()? })
-        })
-    }
-
-    /// Where `/proc` has the file itself.
-    pub(super) fn path(&self) -> String {
-        format!("/proc/{}/fd/{}", self.pid, self.fd)
-    }
-
-    fn info(&self) -> String {
-        read_start(format!("/proc/{}/fdinfo/{}", self.pid, self.fd)).unwrap_or_default()
-    }
-
-    fn name(&self) -> Cow<'_, str> {
-        self.target.to_string_lossy()
-    }
-
-    /// The inode in a target such as `socket:[4711]`.
-    fn inode_of(&self, kind: &str) -> Option<u64> {
-        self.name().strip_prefix(kind)?.strip_prefix(":[")?.strip_suffix(']')?.parse().ok()
-    }
-
-    pub(super) fn place(&self) -> Place {
-        Place::Descriptor { fd: self.fd, target: self.target.clone() }
-    }
 }
 
 /// What is the matter with a file that is neither socket nor terminal.

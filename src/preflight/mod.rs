@@ -21,6 +21,7 @@
 // Start reading at `look`. Each file beside this one looks at one kind of place.
 
 mod beyond;
+mod descriptor;
 mod descriptors;
 mod guard;
 mod mappings;

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Process, View, descriptors::Descriptor};
+use super::{Process, View, descriptor::Descriptor};
 use crate::{
     procfs::{Mount, each_line, fdinfo_number, read_start},
     sys::Known,

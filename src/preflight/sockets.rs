@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     Obstacle, Process, Severity, View,
-    descriptors::Descriptor,
+    descriptor::Descriptor,
     unix::{self, Peers},
 };
 use crate::{

@@ -15,9 +15,9 @@ use nix::{
 };
 
 use super::{
+    ask::{Ask, Files},
     failure::{open_in, pid_in_use},
     kill::kill_from,
-    talk::{Ask, Files},
     transport::Connection,
 };
 use crate::{

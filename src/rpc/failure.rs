@@ -16,8 +16,8 @@ use nix::{
 };
 
 use super::{
+    ask::{Ask, Files, LOG},
     condition::{Condition, Tree, ended_first_thread_alone},
-    talk::{Ask, Files, LOG},
     transport::Remains,
 };
 use crate::{

@@ -4,7 +4,7 @@
 //! it. A criu that serves memory (`lazy_pages`) takes only the port from the request, and would
 //! listen on all addresses.
 
-use super::talk::{Ask, Files};
+use super::ask::{Ask, Files};
 use crate::{Error, Request, Result};
 
 /// The address that criu must be started with (`--address`), because the request cannot tell it.

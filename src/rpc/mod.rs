@@ -7,6 +7,7 @@
 // `talk` brings the two together.
 
 mod abandon;
+mod ask;
 pub(crate) mod cancel;
 mod condition;
 mod failure;
@@ -36,10 +37,10 @@ use std::{
 };
 
 use self::{
+    ask::{Ask, Files},
     cancel::Cancel,
     page_server::Told,
     session::options,
-    talk::{Ask, Files},
 };
 pub use self::{
     hooks::{Event, Hooks, NoHooks},

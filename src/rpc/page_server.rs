@@ -13,9 +13,10 @@ use nix::sys::signal::Signal;
 
 use super::{
     Lend,
+    ask::{Ask, Files},
     condition::Tree,
     failure::Gathering,
-    talk::{Ask, Files, Talk},
+    talk::Talk,
     transport::Remains,
 };
 use crate::{

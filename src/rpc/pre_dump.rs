@@ -2,8 +2,9 @@
 
 use super::{
     Criu, Dumped, Lend,
+    ask::{Ask, Files},
     hooks::Hooks,
-    talk::{Ask, Files, Talk},
+    talk::Talk,
 };
 use crate::{DumpOptions, Pid, Request, Result, options::PreDumpOptions, proto::rpc::CriuOpts};
 

@@ -183,18 +183,18 @@ fn has_word(text: &str, word: &str) -> bool {
 }
 
 /// A file below `src`.
-struct Source {
-    path: PathBuf,
+pub(crate) struct Source {
+    pub(crate) path: PathBuf,
     /// The module of the crate's root that it belongs to; `lib` for the root itself.
-    module: String,
+    pub(crate) module: String,
     /// How many modules deep it is, below the root.
     depth: usize,
     /// Its text, without comments, texts and tests.
-    code: String,
+    pub(crate) code: String,
 }
 
 impl Source {
-    fn all() -> Vec<Source> {
+    pub(crate) fn all() -> Vec<Source> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
         let files = rust_files(&root).into_iter();
         let is_test = |path: &Path| path.iter().any(|name| name == "tests.rs" || name == "tests");

@@ -4,6 +4,7 @@
 #[cfg(target_os = "linux")]
 mod apart;
 mod crash;
+mod cycles;
 #[cfg(feature = "encryption")]
 mod encrypted;
 mod golden;

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{BufferPool, cut::OwnerMap};
+use super::{BufferPool, owner::OwnerMap};
 use crate::{Error, Result, manifest::Window, platform::Buffer};
 
 /// The size of a buffer in bytes: what the kernel gives as one huge page, and eight windows.

@@ -2,59 +2,18 @@
 
 use std::{
     io::Read,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, PoisonError},
 };
 
-use super::buffers::{Buffers, Filled, Part, SIZE};
+use super::{
+    buffers::{Buffers, Filled, Part, SIZE},
+    owner::OwnerMap,
+};
 use crate::{
-    Digest256, Error, Result,
+    Error, Result,
     manifest::{WINDOW, Window},
     pages::{PAGE_SIZE, PageOwner, PageRun, PageSink},
 };
-
-/// The map of an owner, in the making.
-#[derive(Debug, Default)]
-pub(super) struct OwnerMap {
-    /// Whether pages may be those of the round before.
-    pub(super) tracked: bool,
-    runs: Mutex<Vec<PageRun>>,
-    leaves: Mutex<Vec<Digest256>>,
-    /// The chunks of each window, where they are needed for the next round.
-    chunks: Mutex<Vec<Chunks>>,
-}
-
-/// The digest of each chunk, or nothing for one of zeros.
-pub(super) type Chunks = Vec<Option<Digest256>>;
-
-impl OwnerMap {
-    pub(super) fn set_chunks(&self, place: usize, found: Chunks) {
-        let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
-        if chunks.len() <= place {
-            chunks.resize(place + 1, Chunks::new());
-        }
-        chunks[place] = found;
-    }
-
-    pub(super) fn chunks(&self) -> Vec<Chunks> {
-        std::mem::take(&mut *self.chunks.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    pub(super) fn set_leaf(&self, place: usize, digest: Digest256) {
-        let mut leaves = self.leaves.lock().unwrap_or_else(PoisonError::into_inner);
-        if leaves.len() <= place {
-            leaves.resize(place + 1, Digest256::from_bytes([0; 32]));
-        }
-        leaves[place] = digest;
-    }
-
-    pub(super) fn runs(&self) -> Vec<PageRun> {
-        std::mem::take(&mut *self.runs.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    pub(super) fn leaves(&self) -> Vec<Digest256> {
-        std::mem::take(&mut *self.leaves.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
 
 /// Who keeps the maps of one tree.
 pub(super) trait Maps: Send {
@@ -155,7 +114,7 @@ impl PageSink for Cutter<'_> {
 
     fn open(&mut self, owner: PageOwner) -> Result<()> {
         self.end_window();
-        let map = Arc::new(OwnerMap { tracked: self.maps.knows(owner).is_some(), ..OwnerMap::default() });
+        let map = Arc::new(OwnerMap::new(self.maps.knows(owner).is_some()));
         if !self.maps.note(owner, map.clone()) {
             return Err(Error::corrupt("criu's stream of memory", format!("{owner:?} comes twice")));
         }

@@ -6,6 +6,7 @@
 
 mod buffers;
 mod cut;
+mod owner;
 mod pool;
 mod rounds;
 
@@ -27,7 +28,8 @@ use std::{
 pub use self::pool::BufferPool;
 use self::{
     buffers::{Buffers, Part, Task},
-    cut::{Cutter, Maps, OwnerMap},
+    cut::{Cutter, Maps},
+    owner::OwnerMap,
     rounds::Known,
 };
 use super::Stored;

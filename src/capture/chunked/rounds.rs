@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::cut::Chunks;
+use super::owner::Chunks;
 use crate::{
     Error, Result,
     manifest::{Leaf, WINDOW},

@@ -1,6 +1,5 @@
 //! Linux: dump and restore by criu, by way of a private folder.
 
-mod attempt;
 mod checks;
 mod dump;
 mod enclosed;
@@ -15,7 +14,6 @@ mod memory;
 mod pids;
 mod relock;
 mod restore;
-mod rounds;
 mod select;
 mod serve;
 mod settle;

@@ -10,8 +10,9 @@ use std::{
 
 use super::{
     EncryptedBlobStore,
+    kind::Kind,
     parts::{PART, Sealer},
-    record::{Kind, seal},
+    record::seal,
 };
 use crate::{BlobStore, Digest256, Error, Result, Until, store::BlobBatch};
 

@@ -7,7 +7,7 @@ use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
-use super::record::{Kind, random};
+use super::kind::{Kind, random};
 use crate::{Digest256, Error, Result};
 
 /// The secret that a store is encrypted with: 32 bytes, each as likely as any other.

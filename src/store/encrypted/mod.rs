@@ -5,6 +5,7 @@
 
 mod batch;
 mod key;
+mod kind;
 mod parts;
 mod record;
 
@@ -24,8 +25,9 @@ pub use self::key::Key;
 use self::{
     batch::EncryptedBatch,
     key::{Keys, check_record, common_record},
+    kind::Kind,
     parts::{EncryptedWriter, PART, Parts},
-    record::{Kind, seal, unseal},
+    record::{seal, unseal},
 };
 use super::{BlobBatch, BlobStore, BlobWriter, FsBlobStore, Gc, reachable_until};
 use crate::{Digest256, Error, Result, Until, wiped::Wiped};

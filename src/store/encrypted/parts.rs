@@ -8,7 +8,8 @@ use std::io::{self, Read, Write};
 
 use super::{
     EncryptedBlobStore, Padding,
-    record::{Kind, random, seal},
+    kind::{Kind, random},
+    record::seal,
 };
 use crate::{
     BlobStore, Digest256, Error, Result, Until,

@@ -8,35 +8,11 @@
 
 use aes_gcm_siv::{AeadInOut, Nonce, Tag};
 
-use super::key::Keys;
+use super::{
+    key::Keys,
+    kind::{Kind, random},
+};
 use crate::{Digest256, Error, Result, wiped::wipe_stack};
-
-/// What a record is. A record of one kind is never taken for one of another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// A blob.
-    Blob,
-    /// What a blob of many parts is made of.
-    Header,
-    /// A part of a blob, with others behind it.
-    Part,
-    /// A blob's last part.
-    LastPart,
-    /// Bytes under a name of the caller's.
-    Named,
-}
-
-impl Kind {
-    pub(super) fn code(self) -> u8 {
-        match self {
-            Kind::Blob => 1,
-            Kind::Header => 2,
-            Kind::Part => 3,
-            Kind::LastPart => 4,
-            Kind::Named => 5,
-        }
-    }
-}
 
 /// Makes the record of these bytes, as long as one of `padded` bytes, in `record`, which is emptied first. It can be opened
 /// under this name only.
@@ -120,14 +96,6 @@ fn associated(kind: Kind, name: &Digest256) -> [u8; 37] {
     associated[4] = kind.code();
     associated[5..].copy_from_slice(name.as_bytes());
     associated
-}
-
-/// Bytes from the operating system that nobody can guess.
-pub(super) fn random<const N: usize>() -> Result<[u8; N]> {
-    let mut bytes = [0; N];
-    let got = getrandom::fill(&mut bytes).map_err(std::io::Error::from);
-    got.map_err(Error::io("get randomness from the system"))?;
-    Ok(bytes)
 }
 
 const VERSION: &[u8; 4] = b"cre1";

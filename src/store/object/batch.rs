@@ -9,9 +9,9 @@ use std::{
 use super::{
     ObjectBlobStore,
     catalog::{self, Catalog},
-    collect::Turn,
     find::path,
     remote::Remote,
+    turn::Turn,
     upload::Upload,
 };
 use crate::{

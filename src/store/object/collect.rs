@@ -22,6 +22,7 @@ use super::{
     batch::ObjectBatch,
     find::{load, path},
     remote::Remote,
+    turn::Turn,
 };
 use crate::{
     Digest256, Error, Result,
@@ -58,13 +59,6 @@ impl NobodyWrites {
     pub fn and_the_last_one_died(self) -> NobodyWrites {
         NobodyWrites { take_over: true }
     }
-}
-
-/// The last collection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Turn {
-    number: u64,
-    ended: bool,
 }
 
 /// The contents of a pack.

@@ -19,6 +19,7 @@ mod find;
 mod open;
 mod reader;
 mod remote;
+mod turn;
 mod upload;
 
 use std::{
@@ -37,11 +38,11 @@ pub use self::collect::NobodyWrites;
 use self::{
     batch::ObjectBatch,
     catalog::Catalog,
-    collect::Turn,
     find::{Listed, Recent},
     open::{PATIENCE, Secrets},
     reader::Ahead,
     remote::{Remote, as_io},
+    turn::Turn,
     upload::Upload,
 };
 use super::{BlobBatch, BlobStore, BlobWriter, pack::PackId};

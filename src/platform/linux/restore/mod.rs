@@ -1,5 +1,7 @@
 //! Folders of images to process trees.
 
+mod attempt;
+
 use std::{
     fs::File,
     os::fd::{AsFd, OwnedFd},
@@ -7,8 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use self::attempt::Attempt;
 use super::{
-    attempt::Attempt,
     checks::{Check, Checked, whole_images},
     links::Links,
     pids::Pids,

@@ -3,16 +3,11 @@
 use std::{cell::RefCell, fs::File, os::fd::OwnedFd, time::Duration};
 
 use super::{
-    files::LastLook,
-    pids::Pids,
-    relock::Relock,
-    restore::{AllOrNone, Reviver},
-    serve,
-    settle::Settle,
-    streams::renumber,
-    taken::retry_while_taken,
-    unsent::Unsent,
-    whole,
+    super::{
+        files::LastLook, pids::Pids, relock::Relock, serve, settle::Settle, streams::renumber,
+        taken::retry_while_taken, unsent::Unsent, whole,
+    },
+    AllOrNone, Reviver,
 };
 use crate::{
     Error, RestoreOptions, Result, Warning,

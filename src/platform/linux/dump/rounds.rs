@@ -17,9 +17,8 @@ use nix::{
 };
 
 use super::{
-    dump::{Tree, join, spawn},
-    memory,
-    staging::Staging,
+    super::{memory, staging::Staging},
+    Tree, join, spawn,
 };
 use crate::{
     Criu, DumpOptions, Error, Pid, ProcessProblem, Result, Version,

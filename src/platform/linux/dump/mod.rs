@@ -4,6 +4,8 @@
 //! while it is still frozen, inside `post-dump`: only then is criu allowed to kill it. Several trees are dumped side
 //! by side, and end together or not at all.
 
+mod rounds;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs::File,
@@ -22,7 +24,7 @@ use super::{
     files::LastLook,
     fit, frozen,
     meeting::{Meeting, Party},
-    memory, rounds, select,
+    memory, select,
     staging::Staging,
 };
 use crate::{

@@ -1,0 +1,53 @@
+//! [`OwnerMap`]: the memory map of an owner, while its memory comes in.
+
+use std::sync::{Mutex, PoisonError};
+
+use crate::{Digest256, pages::PageRun};
+
+/// The map of an owner, in the making.
+#[derive(Debug, Default)]
+pub(super) struct OwnerMap {
+    /// Whether pages may be those of the round before.
+    pub(super) tracked: bool,
+    pub(super) runs: Mutex<Vec<PageRun>>,
+    leaves: Mutex<Vec<Digest256>>,
+    /// The chunks of each window, where they are needed for the next round.
+    chunks: Mutex<Vec<Chunks>>,
+}
+
+/// The digest of each chunk, or nothing for one of zeros.
+pub(super) type Chunks = Vec<Option<Digest256>>;
+
+impl OwnerMap {
+    pub(super) fn new(tracked: bool) -> OwnerMap {
+        OwnerMap { tracked, ..OwnerMap::default() }
+    }
+
+    pub(super) fn set_chunks(&self, place: usize, found: Chunks) {
+        let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
+        if chunks.len() <= place {
+            chunks.resize(place + 1, Chunks::new());
+        }
+        chunks[place] = found;
+    }
+
+    pub(super) fn chunks(&self) -> Vec<Chunks> {
+        std::mem::take(&mut *self.chunks.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn set_leaf(&self, place: usize, digest: Digest256) {
+        let mut leaves = self.leaves.lock().unwrap_or_else(PoisonError::into_inner);
+        if leaves.len() <= place {
+            leaves.resize(place + 1, Digest256::from_bytes([0; 32]));
+        }
+        leaves[place] = digest;
+    }
+
+    pub(super) fn runs(&self) -> Vec<PageRun> {
+        std::mem::take(&mut *self.runs.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn leaves(&self) -> Vec<Digest256> {
+        std::mem::take(&mut *self.leaves.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}

@@ -1,0 +1,38 @@
+//! [`Kind`]: the kinds of records. [`random`]: randomness for keys and nonces.
+
+use crate::{Error, Result};
+
+/// What a record is. A record of one kind is never taken for one of another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A blob.
+    Blob,
+    /// What a blob of many parts is made of.
+    Header,
+    /// A part of a blob, with others behind it.
+    Part,
+    /// A blob's last part.
+    LastPart,
+    /// Bytes under a name of the caller's.
+    Named,
+}
+
+impl Kind {
+    pub(super) fn code(self) -> u8 {
+        match self {
+            Kind::Blob => 1,
+            Kind::Header => 2,
+            Kind::Part => 3,
+            Kind::LastPart => 4,
+            Kind::Named => 5,
+        }
+    }
+}
+
+/// Returns random bytes of the operating system.
+pub(super) fn random<const N: usize>() -> Result<[u8; N]> {
+    let mut bytes = [0; N];
+    let got = getrandom::fill(&mut bytes).map_err(std::io::Error::from);
+    got.map_err(Error::io("get randomness from the system"))?;
+    Ok(bytes)
+}
