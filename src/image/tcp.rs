@@ -132,6 +132,7 @@ impl Connections {
 pub(super) const ESTABLISHED: u32 = 1;
 const FIN_WAIT: u32 = 4;
 pub(super) const FIN_WAIT_2: u32 = 5;
+pub(super) const CLOSED: u32 = 7;
 pub(super) const CLOSE_WAIT: u32 = 8;
 const LAST_ACK: u32 = 9;
 const CLOSING: u32 = 11;

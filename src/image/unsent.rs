@@ -29,7 +29,7 @@ use prost::{
 
 use super::{
     ImageDir, OpenedAs, frame,
-    tcp::{CLOSE_WAIT, Connection, Connections, ESTABLISHED, FIN_WAIT_2},
+    tcp::{CLOSE_WAIT, CLOSED, Connection, Connections, ESTABLISHED, FIN_WAIT_2},
 };
 use crate::{
     Error, Result,
@@ -39,7 +39,7 @@ use crate::{
 const FILES: &str = "files.img";
 
 /// Data that criu is not given. It is to be written to a socket, once that and the other one are
-/// there.
+/// there. Without data and end, an error is to be taken from the socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Held {
     /// A process with the socket, as the images number it.
@@ -132,7 +132,8 @@ impl ImageDir {
     /// Takes what was not sent, of connections within the tree, out of what criu restores.
     pub(crate) fn hold_unsent(&self) -> Result<Vec<Held>> {
         let mut unsent: Vec<_> = self.unsent()?.into_iter().filter(|unsent| unsent.curable).collect();
-        if unsent.is_empty() {
+        let closed = self.closed()?;
+        if unsent.is_empty() && closed.is_empty() {
             return Ok(Vec::new());
         }
         // In the order in which the sides ended.
@@ -163,7 +164,24 @@ impl ImageDir {
             all.push(Held { pid, descriptor, image, before, count, ends });
         }
         self.reopen(&reopened)?;
+        for (file, image) in closed {
+            if let Some((pid, descriptor)) = holders.get(&file).copied() {
+                all.push(Held { pid, descriptor, image, before: 0, count: 0, ends: None });
+            }
+        }
         Ok(all)
+    }
+
+    /// The connections that both sides have closed: the files, and the images. Where the other
+    /// socket is not there yet, the kernel notes an error in what criu restores.
+    fn closed(&self) -> Result<Vec<(u32, String)>> {
+        let mut closed = Vec::new();
+        for socket in Connections::read(self)?.sockets.iter().filter(|socket| socket.state == CLOSED) {
+            if self.first::<TcpStreamEntry>(&socket.image())?.is_some() {
+                closed.push((socket.file, socket.image()));
+            }
+        }
+        Ok(closed)
     }
 
     /// Has criu restore a connection from this entry.

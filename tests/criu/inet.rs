@@ -13,6 +13,9 @@ tests![
     a_connection_that_both_sides_closed_has_no_error,
     an_urgent_byte,
     options_of_waiting,
+    a_connection_of_a_socket_to_itself,
+    a_connection_that_was_reset_with_unread_data,
+    an_urgent_byte_of_unix,
 ];
 
 /// Both ends of a connection, `$a` and `$b`.
@@ -88,4 +91,49 @@ fn options_of_waiting() {
          map { unpack('i', getsockopt($b, $$_[0], $$_[1])) } [SOL_SOCKET, SO_RCVLOWAT], [6, 4])",
     );
     comes_back(|_| Script::perl(&program), |talk| assert_eq!(talk.ask("?"), "1 0 4 77"));
+}
+
+fn a_connection_of_a_socket_to_itself() {
+    needs_tcp();
+    comes_back(
+        |_| {
+            Script::perl(
+                "use Socket; socket(my $s, AF_INET, SOCK_STREAM, 0); my $here = pack_sockaddr_in(0, INADDR_LOOPBACK); \
+                 bind($s, $here) or die; connect($s, getsockname($s)) or die; syswrite($s, 'abc'); \
+                 sub answer { sysread($s, my $t, 99); syswrite($s, 'abc'); return $t }",
+            )
+        },
+        |talk| assert_eq!([talk.ask("?"), talk.ask("?")], ["abc", "abc"]),
+    );
+}
+
+/// The program reads an end of the stream where it would have read an error.
+fn a_connection_that_was_reset_with_unread_data() {
+    needs_tcp();
+    let program = connection(
+        "syswrite($a, 'abc'); setsockopt($a, SOL_SOCKET, SO_LINGER, pack('ii', 1, 0)) or die; close $a;",
+        "my $k = sysread($b, my $t, 99) // 'E' . ($! + 0); my $e = sysread($b, my $r, 99) // 'E' . ($! + 0); \
+         return \"$k $e\"",
+    );
+    assert_eq!(Script::perl(&program).ask("?"), "3 E104");
+    is_told(
+        || Script::perl(&program),
+        |warning| is_lost(warning, "unread error of a socket"),
+        |talk| assert_eq!(talk.ask("?"), "3 0"),
+    );
+}
+
+fn an_urgent_byte_of_unix() {
+    is_told(
+        || {
+            Script::perl(
+                "use Socket qw(:all); socketpair(my $a, my $b, AF_UNIX, SOCK_STREAM, 0); \
+                 syswrite($a, 'abc'); send($a, 'X', MSG_OOB) // die; syswrite($a, 'def'); \
+                 sub answer { my $u; recv($b, $u, 1, MSG_OOB) // ($u = 'none'); $b->blocking(0); \
+                 my ($t, $k) = (q()); $t .= $k while sysread($b, $k, 99); return \"$u $t\" }",
+            )
+        },
+        |warning| is_lost(warning, "mark of unread urgent data (MSG_OOB)"),
+        |talk| assert_eq!(talk.ask("?"), "none abcXdef"),
+    );
 }

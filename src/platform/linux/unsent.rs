@@ -61,6 +61,10 @@ fn write(process: i32, held: &Held, bytes: &[u8]) -> io::Result<()> {
     const OFF_WITHOUT_PROBE: i32 = -1;
     let descriptor = i32::try_from(held.descriptor).map_err(io::Error::other)?;
     let socket = descriptor_of(process, descriptor)?;
+    if bytes.is_empty() && held.ends.is_none() {
+        const ERROR: (i32, i32) = (libc::SOL_SOCKET, libc::SO_ERROR);
+        return sys::option(&socket, ERROR).map(drop); // the kernel forgets it
+    }
     sys::set_option(&socket, REPAIR, &OFF_WITHOUT_PROBE.to_ne_bytes())?;
     let written = send(&socket, bytes);
     let shut = written.and_then(|()| held.ends.map_or(Ok(()), |ends| shut(&socket, ends)));

@@ -2,7 +2,7 @@
 //! tree.
 //!
 //! criu writes down what is in pipes, terminals and unix sockets. Datagrams of the network and
-//! events of inotify are lost, and so is data of a stream from an urgent byte on.
+//! events of inotify are lost, and so are errors, and data of a stream from an urgent byte on.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,9 +22,7 @@ pub(super) fn look(tree: &Frozen) -> Vec<Warning> {
     lost.extend(datagrams(tree).into_iter().map(|pid| (pid, "unread datagrams")));
     let sockets = tree.files.iter().filter(|file| file.inode_of("socket").is_some());
     for (pid, socket) in sockets.filter_map(|file| Some((file.pid, file.taken()?))) {
-        lost.extend(
-            has_urgent_data(&socket).then_some((pid, "unread urgent data (MSG_OOB) and what follows it")),
-        );
+        lost.extend(waiting_events(&socket).into_iter().map(|what| (pid, what)));
         lost.extend(is_encrypted(&socket).then_some((pid, "encryption of a connection by the kernel (TLS)")));
     }
     let watches = tree.files.iter().filter(|file| is_watch(file));
@@ -63,10 +61,21 @@ fn waiting_packets(line: &str) -> Option<u64> {
     (memory > 0).then_some(inode)
 }
 
-fn has_urgent_data(socket: &OwnedFd) -> bool {
+/// The events that wait in a socket and are lost.
+fn waiting_events(socket: &OwnedFd) -> Vec<&'static str> {
+    const DOMAIN: (i32, i32) = (libc::SOL_SOCKET, libc::SO_DOMAIN);
     let mut asked = [PollFd::new(socket.as_fd(), PollFlags::POLLPRI)];
-    let ready = poll(&mut asked, PollTimeout::ZERO).is_ok_and(|count| count > 0);
-    ready && asked[0].revents().is_some_and(|seen| seen.contains(PollFlags::POLLPRI))
+    if !poll(&mut asked, PollTimeout::ZERO).is_ok_and(|count| count > 0) {
+        return Vec::new();
+    }
+    let seen = asked[0].revents().unwrap_or(PollFlags::empty());
+    let is_unix = sys::option(socket, DOMAIN).is_ok_and(|domain| domain == libc::AF_UNIX.to_ne_bytes());
+    let urgent = match is_unix {
+        true => "mark of unread urgent data (MSG_OOB)",
+        false => "unread urgent data (MSG_OOB) and what follows it",
+    };
+    let events = [(PollFlags::POLLPRI, urgent), (PollFlags::POLLERR, "unread error of a socket")];
+    events.into_iter().filter(|(event, _)| seen.contains(*event)).map(|(_, what)| what).collect()
 }
 
 /// Returns true if the kernel encrypts a TCP connection. What criu restores would send plain text.
