@@ -214,6 +214,10 @@ pub(crate) struct Status {
     pub(crate) bounding: u64,
     /// Signals that wait for the thread, or for its process: bit 0 is signal 1.
     pub(crate) pending: u64,
+    /// Signals that the thread does not take now.
+    blocked: u64,
+    /// Signals that have a handler.
+    caught: u64,
 }
 
 impl Status {
@@ -225,6 +229,11 @@ impl Status {
     /// Who traces it.
     pub(crate) fn tracer(&self) -> Option<i32> {
         Some(self.tracer).filter(|tracer| *tracer != 0)
+    }
+
+    /// Returns true if a handler of a signal is to run in the thread, or in another one of its process.
+    pub(crate) fn takes_a_signal(&self) -> bool {
+        self.pending & self.caught & !self.blocked != 0
     }
 
     pub(crate) fn parse(text: &str) -> Status {
@@ -244,6 +253,8 @@ impl Status {
                 "CapEff" => status.effective = mask(),
                 "CapBnd" => status.bounding = mask(),
                 "SigPnd" | "ShdPnd" => status.pending |= mask(),
+                "SigBlk" => status.blocked = mask(),
+                "SigCgt" => status.caught = mask(),
                 _ => {}
             }
         }
@@ -417,6 +428,10 @@ mod tests {
         assert_eq!((status.tracer, status.uids, status.gids), (12, [1, 2, 3], [5, 6, 7]));
         assert_eq!((status.inner_pid, status.inner_session, status.threads, status.seccomp), (1, 0, 3, 2));
         assert_eq!(status.pending, 0x11);
+        assert!(!status.takes_a_signal());
+        let takes = |text| Status::parse(text).takes_a_signal();
+        assert!(takes("SigPnd:\t0\nShdPnd:\t200\nSigBlk:\t100\nSigCgt:\t300\n"));
+        assert!(!takes("SigPnd:\t0\nShdPnd:\t200\nSigBlk:\t200\nSigCgt:\t300\n"));
         assert_eq!((status.effective, status.bounding), (0x1ff_feff_ffff, 1));
         assert_eq!(Status::parse("no status\n: \nUid:\nUid:\tx -1"), Status::default());
     }

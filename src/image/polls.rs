@@ -14,6 +14,7 @@ use crate::{
 
 /// The number of `poll` on x86-64. Other processors have only `ppoll`, which the kernel restarts by itself.
 const POLL: u64 = 7;
+const PPOLL: u64 = 271;
 /// The length of the instruction that makes a system call, in bytes.
 const SYSCALL: u64 = 2;
 /// The result of a call that failed with EINTR.
@@ -27,6 +28,23 @@ impl ImageDir {
         for thread in self.polling_threads()? {
             let edit = |core: &CoreEntry| repeating(core).map_or(Edit::Keep, Edit::Extend);
             self.rewrite::<CoreEntry, CoreEntry>(&core_image(thread), edit, &[])?;
+        }
+        Ok(())
+    }
+
+    /// Edits the registers of each thread that was moved, so that it calls `poll`.
+    pub(crate) fn put_back_polls(&self, moved: &[MovedPoll]) -> Result<()> {
+        if moved.is_empty() {
+            return Ok(());
+        }
+        for process in self.processes()? {
+            let leader: Option<CoreEntry> = self.first(&core_image(process.pid))?;
+            let task = leader.and_then(|leader| leader.tc);
+            let signals = task.is_some_and(|task| has_signals(task.signals_s.as_ref()));
+            for poll in moved.iter().filter(|poll| process.threads.contains(&poll.thread)) {
+                let edit = |core: &CoreEntry| poll.put_back(core, signals).map_or(Edit::Keep, Edit::Extend);
+                self.rewrite::<CoreEntry, CoreEntry>(&core_image(poll.thread), edit, &[])?;
+            }
         }
         Ok(())
     }
@@ -49,6 +67,41 @@ impl ImageDir {
             }
         }
         Ok(polling)
+    }
+}
+
+/// A thread that waited in `poll` before the dump, and was moved to `ppoll` for that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct MovedPoll {
+    /// Its number in the tree.
+    pub(crate) thread: u32,
+    /// The registers that it had in `poll`: after the call's instruction, and as that took them.
+    pub(crate) ip: u64,
+    pub(crate) sp: u64,
+    pub(crate) dx: u64,
+    pub(crate) r10: u64,
+}
+
+impl MovedPoll {
+    /// The fields that make a thread call `poll` again, if it was dumped in its `ppoll`; or that end the
+    /// call, if there are `signals` for the process or for the thread.
+    fn put_back(&self, core: &CoreEntry, signals: bool) -> Option<Vec<u8>> {
+        let info = core.thread_info.as_ref().filter(|_| core.mtype == i32::from(March::X8664))?;
+        let registers = &info.gpregs;
+        // criu has made it call again.
+        let ip = registers.ip.checked_add(SYSCALL)?;
+        if (registers.ax, ip, registers.sp) != (PPOLL, self.ip, self.sp) {
+            return None;
+        }
+        let own = core.thread_core.as_ref().and_then(|thread| thread.signals_p.as_ref());
+        let (ax, ip) = match signals || has_signals(own) {
+            true => (INTERRUPTED, self.ip),
+            false => (POLL, registers.ip),
+        };
+        let (dx, r10) = (self.dx, self.r10);
+        let gpregs = UserX86RegsEntry { ax, ip, orig_ax: POLL, dx, r10, ..*registers };
+        let thread_info = Some(ThreadInfoX86 { gpregs, ..info.clone() });
+        Some(CoreEntry { mtype: core.mtype, thread_info, ..CoreEntry::default() }.encode_to_vec())
     }
 }
 
@@ -106,6 +159,29 @@ mod tests {
         let edited = CoreEntry::decode(edited.as_slice()).unwrap();
         assert_eq!(edited, with(|registers| (registers.ax, registers.ip) = (POLL, 1000)));
         assert_eq!(repeating(&edited), None, "once");
+    }
+
+    #[test]
+    fn a_poll_that_was_moved_is_put_back() {
+        let poll = MovedPoll { thread: 1, ip: 1002, sp: 3, dx: u32::MAX.into(), r10: 9 };
+        let core = with(|registers| {
+            (registers.ax, registers.orig_ax, registers.ip, registers.sp) = (PPOLL, PPOLL, 1000, 3);
+            (registers.dx, registers.r10) = (0, 0);
+        });
+        let edited = [core.encode_to_vec(), poll.put_back(&core, false).unwrap()].concat();
+        let edited = CoreEntry::decode(edited.as_slice()).unwrap();
+        let wanted = with(|registers| {
+            (registers.ax, registers.orig_ax, registers.ip, registers.sp) = (POLL, POLL, 1000, 3);
+            (registers.dx, registers.r10) = (u32::MAX.into(), 9);
+        });
+        assert_eq!(edited, wanted);
+        assert_eq!(poll.put_back(&edited, false), None);
+        let interrupted = [core.encode_to_vec(), poll.put_back(&core, true).unwrap()].concat();
+        let interrupted = CoreEntry::decode(interrupted.as_slice()).unwrap().thread_info.unwrap().gpregs;
+        assert_eq!((interrupted.ax, interrupted.ip, interrupted.r10), (INTERRUPTED, 1002, 9));
+        for other in [MovedPoll { ip: 1004, ..poll }, MovedPoll { sp: 4, ..poll }] {
+            assert_eq!(other.put_back(&core, false), None);
+        }
     }
 
     #[test]

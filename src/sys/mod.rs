@@ -6,6 +6,7 @@
 
 mod adopt;
 mod buffer;
+mod helper;
 mod known;
 mod lasting;
 mod mount;
@@ -26,6 +27,7 @@ use std::{
 pub(crate) use self::{
     adopt::{Adoption, NoAdoption},
     buffer::Buffer,
+    helper::in_another_process,
     known::Known,
     mount::mount_fuse,
     namespace::{namespace_owner, parent_namespace},
@@ -36,7 +38,7 @@ pub(crate) use self::{
         affinity, io_priority, is_same_file, online_processors, scheduling, set_affinity, set_io_priority,
         set_scheduling,
     },
-    trace::{Registers, Stand, Traced},
+    trace::{PollRegisters, Registers, Stand, Stop, Traced},
 };
 
 /// Begins to write what this part of a file has in memory to the disk. What comes of that, only a sync tells.

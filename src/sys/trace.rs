@@ -3,8 +3,6 @@
 use std::{io, marker::PhantomData};
 
 /// A thread that the calling thread traces. It must not be sent to another: the kernel knows the tracer as a thread.
-///
-/// If the tracer ends, the kernel kills the process.
 pub(crate) struct Traced {
     tid: i32,
     _not_send: PhantomData<*const ()>,
@@ -23,6 +21,44 @@ pub(crate) enum Stand {
     Other,
 }
 
+/// The reason why a traced thread stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// It was [interrupted](Traced::interrupt).
+    Interrupted,
+    /// Its process is stopped.
+    Stopped,
+    /// A signal came, which it gets if that is [passed on](Traced::detach_with).
+    Signal(i32),
+}
+
+/// Those registers of a thread in `poll` that a dump in between must not change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PollRegisters {
+    pub(crate) ip: u64,
+    pub(crate) sp: u64,
+    pub(crate) di: u64,
+    pub(crate) si: u64,
+    pub(crate) dx: u64,
+    pub(crate) r10: u64,
+}
+
+impl PollRegisters {
+    /// Counts the frames of signals in the memory below the stack, that interrupted the thread as it was
+    /// about to call `ppoll`.
+    pub(crate) fn interrupting_frames(&self, memory: &[u8]) -> usize {
+        // The saved registers dx, ax, cx, sp and ip follow each other.
+        const PPOLL: u64 = 271;
+        let word = |bytes: &[u8], at: usize| {
+            bytes[at * 8..].first_chunk().map(|bytes| u64::from_ne_bytes(*bytes)).unwrap_or_default()
+        };
+        let is_frame = |bytes: &[u8]| {
+            [0, 1, 3, 4].map(|at| word(bytes, at)) == [0, PPOLL, self.sp, self.ip.wrapping_sub(2)]
+        };
+        memory.windows(40).step_by(8).filter(|bytes| is_frame(bytes)).count()
+    }
+}
+
 /// The registers of a thread, in the kernel's order.
 #[derive(Clone, Copy)]
 pub(crate) struct Registers([u64; COUNT]);
@@ -30,6 +66,8 @@ pub(crate) struct Registers([u64; COUNT]);
 impl Traced {
     /// Begins to trace a thread, which goes on as it was: one that is stopped can soon be worked with. `past_seccomp` lets
     /// its system calls pass whatever filters it has.
+    ///
+    /// If the tracer ends, the kernel kills the process.
     pub(crate) fn seize(tid: i32, past_seccomp: bool) -> io::Result<Traced> {
         let mut options = libc::PTRACE_O_EXITKILL | libc::PTRACE_O_TRACESYSGOOD;
         if past_seccomp {
@@ -38,6 +76,45 @@ impl Traced {
         let thread = Traced { tid, _not_send: PhantomData };
         thread.simply(SEIZE, options.into())?;
         Ok(thread)
+    }
+
+    /// As [`seize`](Traced::seize), but if the tracer ends, the thread goes on.
+    pub(crate) fn seize_gently(tid: i32) -> io::Result<Traced> {
+        let thread = Traced { tid, _not_send: PhantomData };
+        thread.simply(SEIZE, 0)?;
+        Ok(thread)
+    }
+
+    /// Lets it stop soon.
+    pub(crate) fn interrupt(&self) -> io::Result<()> {
+        self.simply(INTERRUPT, 0)
+    }
+
+    /// The reason why it has stopped; `None` if it has not, or not since this was last asked.
+    pub(crate) fn stop(&self) -> io::Result<Option<Stop>> {
+        const EVENT_STOP: i32 = 128;
+        let tid = libc::id_t::try_from(self.tid).map_err(io::Error::other)?;
+        // The end of a child of ours is not ours to take.
+        let options = libc::WSTOPPED | libc::WNOHANG | libc::__WALL;
+        // SAFETY: a zeroed structure is a valid one, and says that there was nothing.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        // SAFETY: the kernel fills in no more than `info`.
+        succeeded(unsafe { libc::waitid(libc::P_PID, tid, &raw mut info, options) }.into())?;
+        // SAFETY: the kernel fills this field in for `waitid`; else it is zero.
+        let pid = unsafe { info.si_pid() };
+        // SAFETY: as above.
+        let status = unsafe { info.si_status() };
+        Ok(match (pid, status >> 8, status & 0xff) {
+            (0, ..) => None,
+            (_, EVENT_STOP, libc::SIGTRAP) => Some(Stop::Interrupted),
+            (_, EVENT_STOP, _) => Some(Stop::Stopped),
+            (_, _, signal) => Some(Stop::Signal(signal)),
+        })
+    }
+
+    /// Lets it go, and get this signal, because of which it has stopped.
+    pub(crate) fn detach_with(&self, signal: i32) -> io::Result<()> {
+        self.simply(DETACH, signal.into())
     }
 
     /// The position of the thread. While it runs, all other requests fail.
@@ -124,6 +201,7 @@ const DETACH: libc::c_uint = 17;
 const GETREGSET: libc::c_uint = 0x4204;
 const SETREGSET: libc::c_uint = 0x4205;
 const SEIZE: libc::c_uint = 0x4206;
+const INTERRUPT: libc::c_uint = 0x4207;
 const GETSIGMASK: libc::c_uint = 0x420a;
 const SETSIGMASK: libc::c_uint = 0x420b;
 const GET_SYSCALL_INFO: libc::c_uint = 0x420e;
@@ -160,6 +238,72 @@ impl Registers {
             self.0[register] = value;
         }
         self
+    }
+
+    /// The same in `ppoll`, if a `poll` without a time limit was interrupted.
+    ///
+    /// The kernel makes either call again by itself, or has it end with EINTR if a handler of a
+    /// signal is to run.
+    pub(crate) fn as_ppoll(&self) -> Option<(PollRegisters, Registers)> {
+        const RESTART_BY_NOTE: i64 = -516;
+        let [r10, ax, dx, si, di, orig_ax, ip, sp] = [7, 10, 12, 13, 14, 15, 16, 19].map(|at| self.0[at]);
+        // The kernel takes 32 bits as the limit.
+        let forever = dx & (1 << 31) != 0;
+        if orig_ax != POLL || ax.cast_signed() != RESTART_BY_NOTE || !forever {
+            return None;
+        }
+        let mut changed = *self;
+        for (register, value) in [(7, 0), (10, RESTART), (12, 0), (15, PPOLL)] {
+            changed.0[register] = value;
+        }
+        Some((PollRegisters { ip, sp, di, si, dx, r10 }, changed))
+    }
+
+    /// The same in `poll` again, if it still waits in the `ppoll` of [`as_ppoll`](Registers::as_ppoll);
+    /// or after a `poll` that a signal has interrupted.
+    pub(crate) fn as_poll(&self, was: &PollRegisters, interrupted: bool) -> Option<Registers> {
+        let [ax, si, di, orig_ax, ip, sp] = [10, 13, 14, 15, 16, 19].map(|at| self.0[at]);
+        if (sp, di, si) != (was.sp, was.di, was.si) {
+            return None;
+        }
+        let mut changed = *self;
+        (changed.0[7], changed.0[12]) = (was.r10, was.dx);
+        if (ip, ax, orig_ax) == (was.ip, RESTART, PPOLL) {
+            changed.0[15] = POLL;
+        } else if (ip.checked_add(2), ax) == (Some(was.ip), PPOLL) {
+            // It is about to make the call.
+            changed.0[10] = POLL;
+        } else {
+            return None;
+        }
+        if interrupted {
+            for (register, value) in [(10, INTERRUPTED), (15, u64::MAX), (16, was.ip)] {
+                changed.0[register] = value;
+            }
+        }
+        Some(changed)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+const POLL: u64 = 7;
+#[cfg(target_arch = "x86_64")]
+const PPOLL: u64 = 271;
+/// The result of a call that the kernel makes again, unless a handler of a signal is to run.
+#[cfg(target_arch = "x86_64")]
+const RESTART: u64 = -514_i64 as u64;
+#[cfg(target_arch = "x86_64")]
+const INTERRUPTED: u64 = -4_i64 as u64;
+
+/// Other processors have only `ppoll`.
+#[cfg(not(target_arch = "x86_64"))]
+impl Registers {
+    pub(crate) fn as_ppoll(&self) -> Option<(PollRegisters, Registers)> {
+        None
+    }
+
+    pub(crate) fn as_poll(&self, _was: &PollRegisters, _interrupted: bool) -> Option<Registers> {
+        None
     }
 }
 

@@ -1,10 +1,13 @@
 //! Settings of processes and threads that criu does not carry along: they are as they were, or it is said that they are not.
 
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+
 use criu_rpc::Warning;
 
 use crate::{
     harness::{skip, tests},
     places::{Home, wait_until},
+    program::Program,
     tree::{OrExplain, Revived},
     ways::{Script, WAYS, comes_back},
 };
@@ -17,6 +20,11 @@ tests![
     a_tree_comes_back_into_its_control_group,
     a_system_call_that_ends_early_is_told,
     a_revived_thread_polls_again,
+    a_thread_that_polls_without_a_limit_notices_nothing,
+    all_threads_poll_on,
+    programs_that_take_eintr_for_an_error_go_on,
+    a_thread_that_polls_gets_each_signal,
+    a_filtered_thread_is_left_as_it_is,
 ];
 
 /// The settings of a process, as text.
@@ -207,26 +215,207 @@ fn a_system_call_that_ends_early_is_told() {
     }
 }
 
-/// Only the tree that goes on has its `poll` interrupted.
+/// What the kernel tells of a thread that waits in a call: its number, its arguments and two registers.
+fn waits_in(thread: i32) -> String {
+    std::fs::read_to_string(format!("/proc/{thread}/syscall")).unwrap_or_default()
+}
+
+fn polls(thread: i32) -> bool {
+    waits_in(thread).starts_with("7 ")
+}
+
+/// criu lets a `poll` with a limit end in the tree that goes on, but not in the one that is revived.
 fn a_revived_thread_polls_again() {
-    for limit in ["-1", "600000"] {
-        for way in WAYS {
-            let home = Home::new();
-            let mut victim = waits_in_a_call(&format!("syscall(7, $poll, 1, {limit})"));
-            let (pid, members) = (victim.pid(), victim.members());
+    for way in WAYS {
+        let home = Home::new();
+        let mut victim = waits_in_a_call("syscall(7, $poll, 1, 600000)");
+        let (pid, members) = (victim.pid(), victim.members());
+        wait_until_in_call(pid, 7);
+        let stored = way.capture(&home, pid).run(&home.store()).or_explain();
+        let told = if way.ends { vec![] } else { vec![Warning::Interrupted { pid: pid.into() }] };
+        assert_eq!(stored.warnings, told, "{way:?}");
+        if !way.ends {
+            assert_eq!(victim.ask("go on"), "-1 4");
+        }
+        victim.end(&members, way);
+        for _ in 0..2 {
+            let mut revived = Revived::from(home.restore(), &home.store(), &stored.digest);
             wait_until_in_call(pid, 7);
-            let stored = way.capture(&home, pid).run(&home.store()).or_explain();
-            let told = if way.ends { vec![] } else { vec![Warning::Interrupted { pid: pid.into() }] };
-            assert_eq!(stored.warnings, told, "{way:?}");
-            if !way.ends {
-                assert_eq!(victim.ask("go on"), "-1 4");
-            }
-            victim.end(&members, way);
-            for _ in 0..2 {
-                let mut revived = Revived::from(home.restore(), &home.store(), &stored.digest);
-                wait_until_in_call(pid, 7);
-                assert_eq!(revived.ask("go on"), "1 0", "{way:?}");
-            }
+            assert_eq!(revived.ask("go on"), "1 0", "{way:?}");
         }
     }
+}
+
+/// The call that the original waits in and that of the revived one are what it was, to the last register.
+fn a_thread_that_polls_without_a_limit_notices_nothing() {
+    for way in WAYS {
+        let home = Home::new();
+        let mut victim = waits_in_a_call("syscall(7, $poll, 1, -1)");
+        let (pid, members) = (victim.pid(), victim.members());
+        wait_until_in_call(pid, 7);
+        let call = waits_in(pid);
+        for _ in 0..3 {
+            let capture = way.capture(&home, pid).leave_running(true);
+            let stored = capture.run(&home.store()).or_explain();
+            assert_eq!(stored.warnings, [], "{way:?}");
+            wait_until(&format!("it waits in the call as before: {call}"), || waits_in(pid) == call);
+        }
+        let stored = way.capture(&home, pid).run(&home.store()).or_explain();
+        assert_eq!(stored.warnings, [], "{way:?}");
+        if !way.ends {
+            assert_eq!(victim.ask("go on"), "1 0");
+        }
+        victim.end(&members, way);
+        for _ in 0..2 {
+            let mut revived = Revived::from(home.restore(), &home.store(), &stored.digest);
+            wait_until(&format!("it waits in the call as before: {call}"), || waits_in(pid) == call);
+            assert_eq!(revived.ask("go on"), "1 0", "{way:?}");
+        }
+    }
+}
+
+/// A program in python whose threads wait in `poll`, each at a pipe of its own, until they are asked for.
+const POLLING_THREADS: &str = "
+import ctypes, os, select, sys, threading
+lib = ctypes.CDLL(None, use_errno=True)
+os.setsid()
+ends = [os.pipe() for _ in range(4)]
+told = []
+class Poll(ctypes.Structure): _fields_ = [('fd', ctypes.c_int), ('events', ctypes.c_short), ('revents', ctypes.c_short)]
+def wait(end):
+    result = lib.poll(ctypes.byref(Poll(end, 1, 0)), 1, -1)
+    told.append((result, ctypes.get_errno() if result < 0 else 0))
+threads = [threading.Thread(target=wait, args=(r,), daemon=True) for r, _ in ends]
+for thread in threads: thread.start()
+print('ready', os.getpid(), flush=True)
+for line in sys.stdin:
+    if line == 'exit 0\\n': os._exit(0)
+    for _, w in ends: os.write(w, b'x')
+    for thread in threads: thread.join()
+    print(told, flush=True)
+";
+
+fn all_threads_poll_on() {
+    for way in WAYS {
+        let home = Home::new();
+        let mut command = std::process::Command::new("python3");
+        command.args(["-c", POLLING_THREADS]);
+        let mut victim = Script::by(command);
+        let (pid, members) = (victim.pid(), victim.members());
+        let polling = || {
+            let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+            let numbers = threads.map(|thread| thread.file_name().to_str().unwrap().parse().unwrap());
+            numbers.filter(|thread| polls(*thread)).count()
+        };
+        wait_until("all threads wait", || polling() == 4);
+        let stored = way.capture(&home, pid).run(&home.store()).or_explain();
+        assert_eq!(stored.warnings, [], "{way:?}");
+        let all = "[(1, 0), (1, 0), (1, 0), (1, 0)]";
+        if !way.ends {
+            wait_until("all threads wait again", || polling() == 4);
+            assert_eq!(victim.ask("go on"), all, "{way:?}");
+        }
+        victim.end(&members, way);
+        let mut revived = Revived::from(home.restore(), &home.store(), &stored.digest);
+        assert_eq!(revived.ask("go on"), all, "{way:?}");
+    }
+}
+
+fn programs_that_take_eintr_for_an_error_go_on() {
+    crate::program::in_each_way(|way, home| {
+        let file = home.path("file");
+        let append = |text: &str| {
+            let mut file = std::fs::File::options().append(true).create(true).open(&file).unwrap();
+            std::io::Write::write_all(&mut file, text.as_bytes()).unwrap();
+        };
+        append("one\n");
+        let mut command = std::process::Command::new("tail");
+        command.args(["-n", "1", "-f"]).arg(&file);
+        let mut program = Program::on_pipes(&command);
+        assert_eq!(program.talk.hear(), "one");
+        wait_until("it polls", || polls(program.pid()));
+        let stored = way.capture(home, [program.pid()]).run(&home.store()).or_explain();
+        assert_eq!(stored.warnings, []);
+        if way.leave_running {
+            append("two\n");
+            assert_eq!(program.talk.hear(), "two");
+        }
+        program.end();
+        let mut revived = crate::program::on_pipes(home.restore(), &home.store(), &stored.digest);
+        if !way.leave_running {
+            append("two\n");
+        }
+        append("three\n");
+        assert_eq!([revived.talk.hear(), revived.talk.hear()], ["two", "three"]);
+        revived.tree().kill().unwrap();
+    });
+    let home = Home::new();
+    let mut command = std::process::Command::new("script");
+    command.args(["-q", "-c", "cat", "/dev/null"]);
+    let mut program = Program::on_pipes(&command);
+    program.talk.tell("one");
+    program.talk.until("one\r\none\r\n");
+    wait_until("it polls", || polls(program.pid()));
+    let stored = home.capture([program.pid()]).run(&home.store()).or_explain();
+    assert_eq!(stored.warnings, []);
+    program.talk.tell("two");
+    program.talk.until("two\r\ntwo\r\n");
+}
+
+/// The tree is captured again and again, and gets a signal at other moments each time. A `poll` that a
+/// handler interrupts ends, and each signal has its effect.
+fn a_thread_that_polls_gets_each_signal() {
+    let home = Home::new();
+    let mut victim = Script::perl(
+        "my ($n, $poll) = (0, pack('l s s', 0, 1, 0)); $SIG{USR1} = sub { $n++; }; \
+         print \"ready $$\\n\"; my $told = 0; \
+         while (1) { my $r = syscall(7, $poll, 1, -1); \
+         if ($r < 0) { if ($n != $told) { $told = $n; syswrite(STDOUT, \"$n\\n\") } next } \
+         my $l = <STDIN>; exit 0 } sub answer {}",
+    );
+    let pid = victim.pid();
+    let (done, captured) = (AtomicBool::new(false), AtomicU32::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Relaxed) {
+                home.capture([pid]).run(&home.store()).or_explain();
+                captured.fetch_add(1, Relaxed);
+            }
+        });
+        let _ended = Ended(&done);
+        let mut signals = 0;
+        while captured.load(Relaxed) < CAPTURES {
+            wait_until("it waits", || ["7 ", "271 "].iter().any(|call| waits_in(pid).starts_with(call)));
+            std::thread::sleep(std::time::Duration::from_micros(signals * 7919 % 40_000));
+            crate::tree::signal(pid, nix::sys::signal::Signal::SIGUSR1);
+            signals += 1;
+            assert_eq!(victim.hear(), signals.to_string());
+        }
+    });
+}
+
+const CAPTURES: u32 = 50;
+
+/// Tells another thread, also if this one fails.
+struct Ended<'a>(&'a AtomicBool);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
+/// Its filter ends it for any call of `ppoll`.
+fn a_filtered_thread_is_left_as_it_is() {
+    // BPF: load the number of the call; if it is 271, kill the process; else allow the call.
+    let filter = "my @f = ([0x20, 0, 0, 0], [0x15, 0, 1, 271], [0x06, 0, 0, 0x80000000], [0x06, 0, 0, 0x7fff0000]); \
+         my $f = join('', map { pack('SCCL', @$_) } @f); my $p = pack('S x6 P', 4, $f); \
+         syscall(157, 38, 1, 0, 0, 0); syscall(157, 22, 2, $p, 0, 0) == 0 or die;";
+    let mut victim = waits_in_a_call(&format!("do {{ {filter} syscall(7, $poll, 1, -1) }}"));
+    let pid = victim.pid();
+    wait_until_in_call(pid, 7);
+    let home = Home::new();
+    let stored = home.capture([pid]).run(&home.store()).or_explain();
+    assert!(stored.warnings.contains(&Warning::Interrupted { pid: pid.into() }), "{:?}", stored.warnings);
+    assert_eq!(victim.ask("go on"), "-1 4");
 }

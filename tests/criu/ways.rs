@@ -38,6 +38,11 @@ impl Script {
         self.0.ask(line)
     }
 
+    #[track_caller]
+    pub(crate) fn hear(&mut self) -> String {
+        self.0.talk.hear()
+    }
+
     pub(crate) fn members(&self) -> Vec<i32> {
         self.0.members()
     }

@@ -12,6 +12,7 @@ mod links;
 mod meeting;
 mod memory;
 mod pids;
+mod polls;
 mod relock;
 mod restore;
 mod select;

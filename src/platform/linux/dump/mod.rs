@@ -24,7 +24,9 @@ use super::{
     files::LastLook,
     fit, frozen,
     meeting::{Meeting, Party},
-    memory, select,
+    memory,
+    polls::Polls,
+    select,
     staging::Staging,
 };
 use crate::{
@@ -260,7 +262,7 @@ impl<'a> Dump<'a> {
     }
 
     fn dump(&self, tree: &Tree, then: impl Hooks) -> Result<()> {
-        let mut hooks = Noting { dump: self, tree, stream: None, then };
+        let mut hooks = Noting { dump: self, tree, stream: None, polls: None, then };
         let folder =
             File::open(&tree.folder).map_err(Error::io(format!("open {}", tree.folder.display())))?;
         let lend = Lend::images(&folder);
@@ -271,7 +273,9 @@ impl<'a> Dump<'a> {
                 self.criu.dump(tree.root, &tree.options, lend.page_server(&socket), &mut hooks)
             }),
         };
+        let polls = hooks.polls.take();
         let dumped = dumped.map_err(LastLook::own_error)?;
+        polls.map_or(Ok(()), |polls| polls.mend(&ImageDir::new(&tree.folder)))?;
         self.warn_of_interrupted(&dumped.interrupted, tree)
     }
 
@@ -403,17 +407,27 @@ struct Noting<'a, H> {
     tree: &'a Tree,
     /// Our end of the stream of its memory.
     stream: Option<UnixStream>,
+    /// Its threads that wait elsewhere meanwhile.
+    polls: Option<Polls>,
     then: H,
 }
 
 impl<H: Hooks> Hooks for Noting<'_, H> {
     fn on(&mut self, event: Event<'_>) -> Result<(), BoxError> {
+        if matches!(event, Event::PreDump) && self.tree.options.leaves_running() {
+            self.polls = Some(Polls::of(self.tree.root));
+        }
         if matches!(event, Event::PostDump) {
             self.stream.as_ref().map_or(Ok(()), check_nothing_left)?;
             let Tree { root, folder, options } = self.tree;
             self.dump.warn(frozen::note(*root, &ImageDir::new(folder), options, &self.dump.streams)?);
         }
-        self.then.on(event)
+        let ends = matches!(event, Event::PostDump);
+        self.then.on(event)?;
+        if let Some(polls) = self.polls.as_mut().filter(|_| ends) {
+            polls.look();
+        }
+        Ok(())
     }
 }
 

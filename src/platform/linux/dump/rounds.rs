@@ -17,7 +17,7 @@ use nix::{
 };
 
 use super::{
-    super::{memory, staging::Staging},
+    super::{memory, polls::Polls, staging::Staging},
     Tree, join, spawn,
 };
 use crate::{
@@ -109,6 +109,7 @@ impl Rounds {
         let folder = File::open(&path).map_err(Error::io(format!("open {}", path.display())))?;
         let options = self.follow(tree.options.clone(), tree.root).for_pre_dump();
         memory::stream(memory, tree.root, |socket, _| {
+            let _polls = Polls::of(tree.root);
             criu.pre_dump(tree.root, &options, Lend::images(&folder).page_server(&socket))
         })
     }

@@ -71,8 +71,5 @@ pub(crate) fn is_installed(need: &str) -> bool {
     })
 }
 
-/// The reason why programs that wait by `poll` and do not expect EINTR end after a capture that leaves them running.
-const ENDS_BY_EINTR: &str = "a capture that leaves it running ends its `poll` with EINTR (`Warning::Interrupted`), and it takes that for an error";
-
 /// Debian's own Python, for which its packages are.
 pub(crate) const PYTHON: &str = "/usr/bin/python3";

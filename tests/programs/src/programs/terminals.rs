@@ -1,10 +1,10 @@
 //! Programs that make a terminal for another program, or draw on one.
 
-use super::{ENDS_BY_EINTR, PYTHON, Program};
+use super::{PYTHON, Program};
 use crate::{failure::Result, stage::Stage, talk::Kind};
 
 pub(super) const PROGRAMS: &[Program] = &[
-    Program::new("script", &["script", "bash"], script).limit(ENDS_BY_EINTR),
+    Program::new("script", &["script", "bash"], script),
     Program::new("a terminal in a terminal", &["dash", "python3"], nested),
     Program::new("expect", &["expect", "bash"], expect),
     Program::new("watch", &["watch"], watch),
