@@ -7,6 +7,8 @@
 //!   socket, too, and is not the maker of that one. Pids wrap around, so a child may have a lower pid than its parent.
 //! - Descriptors that are on their way through a pair are numbers of the sender's maker. If the other socket leads, and
 //!   has another maker, the receiver gets other files.
+//! - criu crashes if that maker is not known when it reads of them: no process holds the sender, and the packet with the
+//!   sender is read later.
 //!
 //! All of this is so in criu 3.17 to 4.2.
 
@@ -93,6 +95,8 @@ struct Sockets {
     /// By the number of the file.
     by_file: HashMap<u32, usize>,
     by_inode: HashMap<u32, usize>,
+    /// The first problem of descriptors that are on their way: a chain of them has one at each link.
+    unsent: Option<String>,
 }
 
 #[derive(Debug)]
@@ -129,9 +133,17 @@ impl Sockets {
         let Some(receiver) = self.by_file.get(&receiver).copied() else { return };
         self.all[receiver].receives = true;
         let sender = self.pair(receiver).or_else(|| self.first_client(receiver)).unwrap_or(receiver);
-        if let Some(maker) = self.all[sender].maker() {
-            files.iter().for_each(|file| self.add_holder(*file, maker));
-        }
+        let Some(maker) = self.all[sender].maker() else {
+            let [receiver, sender] = [receiver, sender].map(|socket| self.all[socket].inode);
+            self.unsent.get_or_insert_with(|| {
+                format!(
+                    "descriptors are on their way to the unix socket {receiver}, and no process has the socket {sender} that \
+                     they were sent through: it is on its way, too"
+                )
+            });
+            return;
+        };
+        files.iter().for_each(|file| self.add_holder(*file, maker));
     }
 
     /// The first that is connected to a socket, without a connection back.
@@ -152,7 +164,7 @@ impl Sockets {
     /// An order in which criu restores them, and what it cannot restore in any.
     fn ordered(&self) -> (Vec<usize>, Vec<String>) {
         let (mut order, mut seen) = (Vec::new(), vec![false; self.all.len()]);
-        let mut problems = Vec::new();
+        let mut problems: Vec<_> = self.unsent.iter().cloned().collect();
         for first in 0..self.all.len() {
             let (mut waiting, mut next) = (Vec::new(), Some(first));
             while let Some(socket) = next.filter(|socket| !seen[*socket]) {
@@ -321,5 +333,22 @@ mod tests {
         all.add_packet(4, &[1]);
         assert_eq!(all.all[0].holders, [10].into());
         assert_order(&all, &[2, 1, 4, 3]);
+    }
+
+    #[test]
+    fn a_sender_that_is_on_its_way_must_be_known_before_what_it_sent() {
+        let pairs = || sockets(&[(1, 2, &[]), (2, 1, &[]), (3, 4, &[10]), (4, 3, &[10])]);
+        let mut known = pairs();
+        known.add_packet(4, &[1, 2]);
+        known.add_packet(2, &[9]);
+        assert_eq!(known.ordered().1, [""; 0]);
+        let mut unknown = pairs();
+        unknown.add_packet(2, &[9]);
+        unknown.add_packet(4, &[1, 2]);
+        let problems = unknown.ordered().1;
+        assert!(
+            matches!(&problems[..], [one] if one.contains("socket 1 that they were sent through")),
+            "{problems:?}"
+        );
     }
 }

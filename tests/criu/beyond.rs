@@ -1,7 +1,7 @@
 //! State that criu dumps and could never restore: an error if the tree is to end, and a warning if
 //! it goes on.
 
-
+use std::process::Command;
 
 use criu_rpc::{Error, Warning};
 
@@ -14,6 +14,7 @@ use crate::{
 
 tests![
     a_child_in_a_network_namespace_of_its_own,
+    sockets_in_flight_that_have_sockets_in_flight,
     a_file_in_proc_of_a_thread,
     a_file_in_proc_of_a_process_of_the_tree_is_fine,
     a_tree_that_could_not_be_revived_is_not_frozen_to_be_ended,
@@ -65,6 +66,27 @@ fn a_child_in_a_network_namespace_of_its_own() {
     let (mut victim, child) = with_namespace("--net");
     is_never_revived(victim.pid(), &format!("process {child} has a network namespace"));
     assert_eq!(victim.ask("?"), child);
+}
+
+/// criu reads of the inner ones first, and crashes.
+fn sockets_in_flight_that_have_sockets_in_flight() {
+    let mut command = Command::new("python3");
+    command.args([
+        "-c",
+        "import array, os, socket, sys\n\
+         os.setsid()\n\
+         pairs = [socket.socketpair() for _ in range(8)]\n\
+         for one, other in zip(pairs, pairs[1:]):\n  \
+           rights = array.array('i', [end.fileno() for end in one])\n  \
+           other[0].sendmsg([b'x'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])\n\
+         for one in pairs[:-1]:\n  \
+           for end in one: end.close()\n\
+         print('ready', os.getpid(), flush=True)\n\
+         for line in sys.stdin: print(line.strip(), flush=True)",
+    ]);
+    let mut victim = Script::by(command);
+    is_never_revived(victim.pid(), "descriptors are on their way to the unix socket");
+    assert_eq!(victim.ask("hello"), "hello");
 }
 
 fn a_file_in_proc_of_a_thread() {
