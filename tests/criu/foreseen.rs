@@ -14,7 +14,11 @@ use std::{
 };
 
 use criu_rpc::{BlobStore, Cancel, Cause, Chunking, Digest256, DumpOptions, Error, Foresight, GrownFiles, MemBlobStore, ProcsBlob, ProcsRestore, options::External, store::reachable};
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::stat::Mode,
+    unistd::mkfifo,
+};
 
 use crate::{
     harness::tests,
@@ -91,6 +95,11 @@ fn files_that_are_not_as_they_were() {
         let away = home.path("away");
         fs::rename(&file, &away).unwrap();
         assert_blocks(&restore, &store, &digest, Cause::FileChanged, "own/file: there is no such file");
+        // criu would wait until a process writes into it.
+        mkfifo(&file, Mode::S_IRWXU).unwrap();
+        let words = "own/file: it is a named pipe now, and was a regular file at the capture";
+        assert_blocks(&home.restore().replaced_files(true), &store, &digest, Cause::FileChanged, words);
+        fs::remove_file(&file).unwrap();
         symlink(&away, &file).unwrap();
         assert_blocks(&restore, &store, &digest, Cause::FileReplaced, "own/file is a link to");
         fs::remove_file(&file).unwrap();

@@ -81,9 +81,13 @@ impl Files {
         refuse(Cause::FileReplaced, self.0.iter().filter_map(File::replaced))
     }
 
-    /// Refuses to begin while files are missing.
+    /// Refuses to begin while files are missing, or of another kind: criu would wait for a named pipe, and
+    /// opening a device can have effects.
     pub(super) fn check_missing(&self) -> Result<()> {
-        refuse(Cause::FileChanged, self.0.iter().filter_map(File::missing))
+        refuse(
+            Cause::FileChanged,
+            self.0.iter().filter_map(|file| file.missing().or_else(|| file.of_another_kind())),
+        )
     }
 
     /// Refuses to begin while another process has a lock that the tree is to get back.
@@ -160,6 +164,18 @@ impl File {
         }
     }
 
+    /// A description of the file whose kind is not that of the capture, for people.
+    fn of_another_kind(&self) -> Option<String> {
+        let NamedFile { path, uses, place, mode, .. } = &self.named;
+        let Now::There(now) = &self.now else { return None };
+        let then = kind(mode.or(self.note.as_ref().map(|note| note.mode))?);
+        let now = kind(now.st_mode);
+        if now == then || then.is_empty() || *place != Place::Opened || uses.terminal {
+            return None;
+        }
+        Some(format!("{}: it is {} now, and was {} at the capture", shown(path), named(now), named(then)))
+    }
+
     /// A description of the missing file or folder, for people.
     fn missing(&self) -> Option<String> {
         let NamedFile { path, uses, place, .. } = &self.named;
@@ -173,6 +189,19 @@ impl File {
             Place::Made => Some(format!("{path}: there is no folder to make it in")),
             Place::MadeWithFolders => None,
         }
+    }
+}
+
+/// The kind of a file in words.
+fn named(kind: SFlag) -> &'static str {
+    match kind {
+        SFlag::S_IFREG => "a regular file",
+        SFlag::S_IFDIR => "a folder",
+        SFlag::S_IFIFO => "a named pipe",
+        SFlag::S_IFCHR | SFlag::S_IFBLK => "a device",
+        SFlag::S_IFSOCK => "a socket",
+        SFlag::S_IFLNK => "a link",
+        _ => "of another kind",
     }
 }
 
