@@ -436,6 +436,8 @@ pub enum Cause {
     UnsupportedPath,
     /// The tree has a file of an unsupported kind open, such as a userfaultfd.
     UnsupportedFile,
+    /// The tree has a pidfd of a process outside.
+    PidfdOutside,
     /// The tree has an io_uring.
     IoUring,
     /// criu cannot find the path of a file that is watched by inotify or fanotify.

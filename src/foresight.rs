@@ -57,8 +57,7 @@ pub struct Foreseen {
     /// The problem, and where it is.
     pub problem: String,
     /// The cause of the failure that it would lead to ([`Failure::cause`](crate::Failure::cause)).
-    /// `None` in a capture's preflight, and if another kind of error would follow, such as
-    /// [`Error::Host`](crate::Error::Host).
+    /// `None` if another kind of error would follow, such as [`Error::Host`](crate::Error::Host).
     pub cause: Option<Cause>,
     /// The cure, with the name of the option if there is one.
     pub cure: Option<String>,

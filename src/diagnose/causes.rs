@@ -318,6 +318,10 @@ causes! {
              perf_event or a bpf object; a path such as /name without a folder is a POSIX message queue). Some \
              devices have a plugin for criu",
             [];
+        PidfdOutside:
+            "the tree has a pidfd of a process outside",
+            "let the program close it before the dump, or dump a tree that has that process in it",
+            [];
         IoUring:
             "the tree uses io_uring, which criu does not know",
             "turn io_uring off in the program (many have a setting: UV_USE_IO_URING=0 for node), or close its ring \

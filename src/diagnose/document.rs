@@ -95,6 +95,7 @@ const WORDS: &[&str] = &[
     "unshare",
     "unshare --pid --fork setsid program",
     "unshare --mount",
+    "unshare --net",
     "unshare --ipc program",
     "ulimit -v",
     "kill_tree",
@@ -108,19 +109,20 @@ fn exists(option: &str) -> bool {
     let table = include_str!("../options/table.rs");
     let is_row = |line: &str| {
         let mut words = line.split([' ', ',', ':', ';']).filter(|word| !word.is_empty());
-        let kind = words
-            .next()
-            .is_some_and(|kind| ["flag", "value", "choice", "seconds", "list", "each"].contains(&kind));
+        let kind = words.next().is_some_and(|kind| {
+            ["flag", "value", "path", "choice", "seconds", "list", "paths", "each"].contains(&kind)
+        });
         kind && words.next() == Some(option)
     };
     match option.split_once("::") {
         Some(("Lend", method)) => include_str!("../rpc/lend.rs").contains(&format!("pub fn {method}")),
         Some(("Criu", method)) => include_str!("../rpc/mod.rs").contains(&format!("pub fn {method}")),
-        Some(("ProcsCapture", method)) => {
-            include_str!("../capture/mod.rs").contains(&format!("pub fn {method}"))
-        }
-        Some(("ProcsRestore", method)) => {
-            include_str!("../restore/mod.rs").contains(&format!("pub fn {method}"))
+        Some((builder @ ("ProcsCapture" | "ProcsRestore"), method)) => {
+            let capture = builder == "ProcsCapture";
+            let own =
+                if capture { include_str!("../capture/mod.rs") } else { include_str!("../restore/mod.rs") };
+            let shared = include_str!("../platform/means.rs");
+            [own, shared].iter().any(|source| source.contains(&format!("pub fn {method}(")))
         }
         Some(_) => false,
         None if option.starts_with("--") => {

@@ -58,6 +58,7 @@ const LINES: &[(&str, Cause)] = &[
     ("unix: In-flight connection on non-listening socket 51234", Cause::UnixSocketBusy),
     ("unix: Non-empty write queue on an in-flight socket 0xc822", Cause::UnixSocketBusy),
     ("unix: Found a closed in-flight socket to 0xc822", Cause::UnixSocketBusy),
+    ("pidfd: pidfd pid 32281 is not a part of process tree..", Cause::PidfdOutside),
     ("pidfd: PIDFD_THREAD flag is currently not supported", Cause::UnsupportedFile),
     ("Can't get rlimit 0: Operation not permitted", Cause::OtherUser),
     ("Unable to drop capability 21: -1", Cause::NotPrivileged),

@@ -202,6 +202,7 @@ pub(super) const CAUSES: &[Rule] = &[
     ("In-flight connection on non-listening socket", Cause::UnixSocketBusy),
     ("Non-empty write queue on an in-flight socket", Cause::UnixSocketBusy),
     ("Found a closed in-flight socket", Cause::UnixSocketBusy),
+    ("pidfd pid … is not a part of process tree", Cause::PidfdOutside),
     ("PIDFD_THREAD flag is currently not supported", Cause::UnsupportedFile),
     ("Unix socket … with unreachable peer", Cause::UnixSocketBusy),
     ("Unsupported proto 262 for socket", Cause::Mptcp),

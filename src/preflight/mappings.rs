@@ -41,6 +41,9 @@ fn obstacle(
     seen: &mut HashSet<(u64, u64)>,
 ) -> Option<Obstacle> {
     let name = mapping.name;
+    if name == "anon_inode:[io_uring]" {
+        return Some(Obstacle::IoUring);
+    }
     if name.starts_with("anon_inode:") {
         return Some(Obstacle::UnsupportedMapping);
     }

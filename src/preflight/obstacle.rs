@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write};
 
-use crate::{Pid, options::External, plain::Plain};
+use crate::{Cause, Pid, options::External, plain::Plain};
 
 /// A problem for a dump or a restore.
 ///
@@ -167,6 +167,59 @@ pub enum Obstacle {
 }
 
 impl Obstacle {
+    /// Returns the cause of the failure that it leads to. The [advice](Cause::advice) of the cause
+    /// says more than [`cure`](Obstacle::cure).
+    ///
+    /// ```
+    /// use criu_rpc::{Cause, preflight::Obstacle};
+    ///
+    /// assert_eq!(Obstacle::FileLock.cause(), Cause::FileLocks);
+    /// ```
+    pub fn cause(&self) -> Cause {
+        match self {
+            Obstacle::Capability { .. } => Cause::NotPrivileged,
+            Obstacle::OtherUser { .. } => Cause::OtherUser,
+            Obstacle::Traced { .. } => Cause::Untraceable,
+            Obstacle::PendingTrap => Cause::PendingTrap,
+            Obstacle::GuardPages => Cause::TooOldForKernel,
+            Obstacle::Seccomp => Cause::Seccomp,
+            Obstacle::DeadLeader => Cause::UnsupportedThreads,
+            Obstacle::CallerInside => Cause::CriuInsideTree,
+            Obstacle::NoSession { .. } | Obstacle::Terminal { .. } => Cause::ShellJob,
+            Obstacle::Shared { .. } => Cause::PidInUse,
+            Obstacle::SessionOutside => Cause::SessionOutsidePidNamespace,
+            Obstacle::NoMemoryTracking => Cause::MemoryTracking,
+            Obstacle::NestedNamespace { .. } => Cause::NestedNamespaces,
+            Obstacle::NoInit { .. } => Cause::PidNamespaceWithoutInit,
+            Obstacle::UserNamespace => Cause::UserNamespace,
+            Obstacle::MountNamespace => Cause::RootFolderNeeded,
+            Obstacle::UnseenMount { .. } => Cause::FileOutsideMounts,
+            Obstacle::Overmounted => Cause::Overmounted,
+            Obstacle::IoUring => Cause::IoUring,
+            Obstacle::UnsupportedFile | Obstacle::MessageQueue => Cause::UnsupportedFile,
+            Obstacle::PidfdOutside { .. } => Cause::PidfdOutside,
+            Obstacle::EpollElsewhere { .. } => Cause::EpollElsewhere,
+            Obstacle::ProcFile | Obstacle::ProcOutside { .. } => Cause::ProcFile,
+            Obstacle::UnsupportedSocket { protocol } if protocol.contains("MPTCP") => Cause::Mptcp,
+            Obstacle::UnsupportedSocket { .. } => Cause::UnsupportedSocket,
+            Obstacle::NetlinkUnread => Cause::NetlinkSocket,
+            Obstacle::Tun => Cause::TunOutside,
+            Obstacle::Tcp => Cause::EstablishedTcp,
+            Obstacle::TcpInFlight => Cause::InFlightTcp,
+            Obstacle::CorkedSocket => Cause::CorkedSocket,
+            Obstacle::UnixInFlight => Cause::UnixSocketBusy,
+            Obstacle::UnixOutside { .. } => Cause::ExternalUnixSocket,
+            Obstacle::PipeOutside { .. } | Obstacle::HungTerminal => Cause::InheritedFile,
+            Obstacle::FileLock => Cause::FileLocks,
+            Obstacle::GhostTooLarge { .. } => Cause::GhostFileTooBig,
+            Obstacle::DeletedName => Cause::LinkRemap,
+            Obstacle::Watch { .. } => Cause::WatchedFile,
+            Obstacle::UnsupportedMapping => Cause::UnsupportedMapping,
+            Obstacle::Uprobes => Cause::Uprobes,
+            Obstacle::SystemVMemory => Cause::SysvShm,
+        }
+    }
+
     /// Returns the cure, with the name of the option if there is one; `None` if only the program
     /// itself can solve it.
     pub fn cure(&self) -> Option<&'static str> {

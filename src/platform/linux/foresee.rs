@@ -54,7 +54,10 @@ pub(crate) fn foresee(job: &Job) -> Result<Foresight> {
 
 fn foreseen(finding: &Finding) -> Foreseen {
     let problem = format!("process {}{}: {}", finding.pid, finding.place, finding.obstacle);
-    Foreseen { problem, cause: None, cure: finding.cure().map(str::to_owned) }
+    let cause = finding.obstacle.cause();
+    // The table of causes has a cure where the finding itself has none.
+    let cure = finding.cure().unwrap_or_else(|| cause.advice());
+    Foreseen { problem, cause: Some(cause), cure: Some(cure.to_owned()) }
 }
 
 impl Reviver<'_> {

@@ -243,7 +243,7 @@ fn mapped_io_urings() {
         "$^F = 100; my $p = \"\\0\" x 200; my $u = syscall(425, 4, $p); \
          syscall(9, 0, 4096, 3, 1, $u, 0) != -1 or die; POSIX::close($u)",
     );
-    let mapped = |obstacle: &Obstacle| *obstacle == Obstacle::UnsupportedMapping;
+    let mapped = |obstacle: &Obstacle| *obstacle == Obstacle::IoUring;
     blocks(victim.pid(), &defaults(), victim.pid(), None, mapped);
 }
 

@@ -15,7 +15,7 @@ use std::{
 };
 
 use criu_rpc::{
-    DumpOptions, Pid,
+    DumpOptions, Error, Pid,
     options::NetworkLock,
     preflight::{Finding, Obstacle, Place, Severity},
     rpc::{Lend, NoHooks},
@@ -38,14 +38,14 @@ fn look(pid: i32, options: &DumpOptions) -> Vec<Finding> {
 
 /// What criu does, in a folder of its own. Afterwards nothing is stopped that was not before.
 #[track_caller]
-fn dump(pid: i32, options: &DumpOptions) -> Result<(), String> {
+fn dump(pid: i32, options: &DumpOptions) -> Result<(), Error> {
     let home = Home::new();
     let images = File::open(home.folder("images")).unwrap();
     let before = state(pid);
     let dumped = criu().dump(pid, options, Lend::images(&images), &mut NoHooks);
     let stopped = |state: Option<char>| state.is_some_and(|state| matches!(state, 'T' | 't'));
     assert!(stopped(before) || !stopped(state(pid)), "{pid} was left stopped");
-    dumped.map(drop).map_err(|error| explain(&error))
+    dumped.map(drop)
 }
 
 /// Preflight finds this one obstacle, at this place of this process, and criu refuses the dump.
@@ -66,7 +66,9 @@ fn blocks(
     if let Some(place) = place {
         assert_eq!(finding.place, place, "{finding}");
     }
-    assert!(refused.is_err(), "criu dumped it, in spite of: {finding}");
+    let error = refused.expect_err(&format!("criu dumped it, in spite of: {finding}"));
+    let cause = error.failure().map(|failure| failure.cause);
+    assert_eq!(cause, Some(finding.obstacle.cause()), "{finding}; {}", explain(&error));
     finding.obstacle.clone()
 }
 
@@ -75,7 +77,7 @@ fn blocks(
 fn passes(root: i32, options: &DumpOptions) {
     let findings = look(root, options);
     assert!(findings.iter().all(|finding| finding.severity == Severity::Risk), "{}", lines(&findings));
-    dump(root, options).unwrap_or_else(|error| panic!("criu refused what is clear: {error}"));
+    dump(root, options).unwrap_or_else(|error| panic!("criu refused what is clear: {}", explain(&error)));
 }
 
 fn lines(findings: &[Finding]) -> String {
