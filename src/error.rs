@@ -440,6 +440,8 @@ pub enum Cause {
     PidfdOutside,
     /// The tree has an io_uring.
     IoUring,
+    /// A process of the tree may not open the few files that criu needs in it.
+    DescriptorLimit,
     /// criu cannot find the path of a file that is watched by inotify or fanotify.
     WatchedFile,
     /// An epoll waits for a file that its process has closed.

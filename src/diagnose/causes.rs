@@ -327,6 +327,10 @@ causes! {
             "turn io_uring off in the program (many have a setting: UV_USE_IO_URING=0 for node), or close its ring \
              before the dump",
             [];
+        DescriptorLimit:
+            "a process of the tree may have no more files open, and criu needs some in it",
+            "raise its limit before the dump (prlimit --nofile): five numbers that are not in use are enough",
+            [];
         WatchedFile:
             "the tree watches a file that criu cannot find",
             "set `force_irmap(true)`, and name the folders to search with `irmap_scan_paths`",

@@ -131,6 +131,8 @@ const LINES: &[(&str, Cause)] = &[
     ("send_fds failed (-22)", Cause::IoUring),
     ("Can't retrieve FDs from socket", Cause::IoUring),
     ("Message reply from daemon is trimmed (4/0)", Cause::IoUring),
+    ("Can't create memfd in victim: Too many open files", Cause::DescriptorLimit),
+    ("Message reply from daemon is trimmed (12/0)", Cause::DescriptorLimit),
     ("fsnotify: \tCan't dump that handle", Cause::WatchedFile),
     ("fsnotify: Can't find suitable path for handle (dev 0x1 ino 0x20009): -2", Cause::WatchedFile),
     ("fsnotify: Unable to lookup a mount by dev 0x1", Cause::WatchedFile),

@@ -241,7 +241,10 @@ pub(super) const CAUSES: &[Rule] = &[
     ("Can't dump file … of that type […", Cause::UnsupportedFile),
     ("send_fds failed (-22)", Cause::IoUring),
     ("Can't retrieve FDs from socket", Cause::IoUring),
-    ("Message reply from daemon is trimmed", Cause::IoUring),
+    ("Message reply from daemon is trimmed (4/0)", Cause::IoUring),
+    ("Can't create memfd in victim: Too many open files", Cause::DescriptorLimit),
+    // Its code in the tree ended before it had a socket.
+    ("Message reply from daemon is trimmed (12/0)", Cause::DescriptorLimit),
     ("Can't dump that handle", Cause::WatchedFile),
     ("Can't find suitable path for handle", Cause::WatchedFile),
     ("Unable to lookup a mount by dev", Cause::WatchedFile),

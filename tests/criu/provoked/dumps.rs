@@ -46,6 +46,7 @@ tests![
     a_file_below_a_later_mount,
     files_of_unknown_kinds,
     an_io_uring,
+    no_number_for_another_file,
     namespaces_inside_the_tree,
     another_root_folder,
     shared_memory_of_the_whole_machine,
@@ -243,6 +244,19 @@ fn an_io_uring() {
         Dumps::new().refused(&mut odd(&["io_uring"]), &plain(), Cause::IoUring);
         Dumps::new().refused(&mut odd(&["io_uring_memory"]), &plain(), Cause::IoUring);
     }
+}
+
+fn no_number_for_another_file() {
+    let (mut dumps, mut victim) = (Dumps::new(), Victim::start(&[]));
+    let pid = victim.pid().to_string();
+    let limit = |files: &str| {
+        let limited = Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={files}:100")]).status();
+        assert!(limited.unwrap().success());
+    };
+    limit("3");
+    dumps.refused(&mut victim, &plain(), Cause::DescriptorLimit);
+    limit("8");
+    dumps.cured(&mut victim, plain());
 }
 
 fn namespaces_inside_the_tree() {
