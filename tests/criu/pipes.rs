@@ -31,6 +31,7 @@ tests![
     trees_that_are_connected_stay_so,
     what_is_between_two_trees_is_neither_lost_nor_there_twice,
     an_event_loop_whose_input_is_nothing_hears_its_end,
+    an_event_loop_whose_output_is_a_file_is_told,
     sockets_between_trees_stay_connected,
     scripts_with_pipes_go_on_to_their_ends,
     input_from_a_socket_that_has_ended_has_ended_after_the_restore,
@@ -302,6 +303,33 @@ asyncio.run(main())";
         assert_eq!(revived.talk.ask("two"), "got two");
         revived.talk.close();
         assert_eq!(revived.talk.hear(), "end");
+    });
+}
+
+/// The loop waits for the end of its reader.
+fn an_event_loop_whose_output_is_a_file_is_told() {
+    const LOOP: &str = "import asyncio, sys
+async def main():
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    transport, _ = await loop.connect_write_pipe(asyncio.Protocol, sys.stdout)
+    while line := await reader.readline(): transport.write(b'got ' + line)
+asyncio.run(main())";
+    in_each_way(|way, home| {
+        let mut program = Program::on_pipes(Command::new("python3").args(["-c", LOOP]));
+        assert_eq!(program.talk.ask("one"), "got one");
+        let (store, digest) = way.captured(home, program);
+        let file = File::create(home.path("file")).unwrap();
+        let nothing = File::options().write(true).open("/dev/null").unwrap();
+        for output in [file, nothing] {
+            let (_talk, input, _) = Talk::through_pipes();
+            let error = home.restore().stdin(input).stdout(output).restore(&store, &digest).unwrap_err();
+            let failure = error.failure().unwrap();
+            assert_eq!(failure.cause, criu_rpc::Cause::EpollOnFile);
+            assert!(failure.advice().unwrap().contains("ProcsRestore::stdout"));
+        }
+        assert_eq!(on_pipes(home.restore(), &store, &digest).ask("two"), "got two");
     });
 }
 
