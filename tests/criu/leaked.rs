@@ -28,6 +28,8 @@ tests![
     a_pipe_of_the_tree_stays_and_what_was_given_for_it_is_told,
     a_socket_whose_other_end_has_leaked_is_given_anew,
     an_input_whose_writer_has_leaked_into_another_tree_is_given_anew,
+    streams_that_leaked_and_were_moved_are_given_anew,
+    a_pipe_that_leaked_and_is_no_stream_is_told,
 ];
 
 /// Answers lines, and holds what it got as standard error as descriptor 9.
@@ -199,6 +201,69 @@ fn a_socket_whose_other_end_has_leaked_is_given_anew() {
             });
         });
     }
+}
+
+/// The root keeps its stream under another number, and has a file in its place.
+fn streams_that_leaked_and_were_moved_are_given_anew() {
+    for stream in [0, 1] {
+        in_each_way(|way, home| {
+            let ((input, to), (from, output)) = (pipe(), pipe());
+            let (moved, leaked) = match stream {
+                0 => ("exec 7<&0 8>&1 </dev/null", to.try_clone().unwrap()),
+                _ => ("exec 7<&0 8>&1 >/dev/null", from.try_clone().unwrap()),
+            };
+            let script = format!(
+                "exec 9>&2 2>/dev/null; {moved}; x=5; echo ready >&8; \
+                 while read -u 7 l; do echo $l $((x += 1)) >&8; done; echo END >&8"
+            );
+            let program = Program::with(&bash(&script), Some(input), Some(output), leaked.into());
+            let mut talk = Talk::new(to, from);
+            assert_eq!(talk.hear(), "ready");
+            let stored = way.capture(home, [program.pid()]).run(&home.store()).or_explain();
+            let pid = criu_rpc::Pid::from(program.pid());
+            if way.leave_running {
+                assert_eq!(talk.ask("old"), "old 6");
+            }
+            program.end();
+            let (mut talk, input, output) = Talk::through_pipes();
+            let restore = home.restore().stdin(input).stdout(output).stderr(File::open("/dev/null").unwrap());
+            let restored = restore.restore(&home.store(), &stored.digest).or_explain();
+            let _ended = crate::tree::Revived::new(only_tree(restored), Talk::new(pipe().1, pipe().0));
+            let told = |warning: &Warning| {
+                matches!(warning, Warning::StreamAssumed { pid: of, stream: one, .. } if *of == pid && *one == stream)
+            };
+            assert!(stored.warnings.iter().any(told), "{:?}", stored.warnings);
+            assert_eq!(talk.ask("new"), "new 6");
+            talk.close();
+            assert_eq!(talk.hear(), "END");
+        });
+    }
+}
+
+/// All streams of the root lead elsewhere, so no stream is assumed.
+fn a_pipe_that_leaked_and_is_no_stream_is_told() {
+    in_each_way(|way, home| {
+        let ((input, to), (from, output)) = (pipe(), pipe());
+        let (input_key, leaked) = (key(&input), to.try_clone().unwrap());
+        let script = "exec 9>&2 7<&0 < <(exec sleep 1000) 2>&1; echo ready; \
+                      while read -u 7 l; do echo $l; done";
+        let program = Program::with(&bash(script), Some(input), Some(output), leaked.into());
+        let mut talk = Talk::new(to, from);
+        assert_eq!(talk.hear(), "ready");
+        let stored = way.capture(home, [program.pid()]).run(&home.store()).or_explain();
+        let pid = criu_rpc::Pid::from(program.pid());
+        let told = Warning::LeadsOut { pid, descriptor: 7, key: input_key.clone() };
+        assert!(stored.warnings.contains(&told), "{:?}", stored.warnings);
+        program.end();
+        let (mut talk, input, output) = Talk::through_pipes();
+        let nothing = || File::open("/dev/null").unwrap();
+        let restore = home.restore().stdin(nothing()).stdout(output).stderr(nothing());
+        let restored = restore.inherit(&input_key, input).restore(&home.store(), &stored.digest);
+        let mut tree = only_tree(restored.or_explain());
+        assert_eq!(talk.ask("new"), "new");
+        tree.kill().unwrap();
+        tree.wait().unwrap();
+    });
 }
 
 fn an_input_whose_writer_has_leaked_into_another_tree_is_given_anew() {

@@ -53,10 +53,14 @@ pub(super) fn note(
     streams: &[StreamNote],
 ) -> Result<Vec<Warning>> {
     let tree = Frozen::of(root);
-    let warnings = tree.mend(root, images, options)?;
+    let mut warnings = tree.mend(root, images, options)?;
     locks::complete(&tree, images, options)?;
     tcp::complete(&tree, images)?;
-    write(&Notes { mapped: mapped::look(&tree), ..tree.look(streams) }, images)?;
+    let mut notes = Notes { mapped: mapped::look(&tree), ..tree.look(streams) };
+    let (moved, told) = streams::moved(&tree, &notes.streams);
+    notes.streams.extend(moved);
+    warnings.extend(told);
+    write(&notes, images)?;
     Ok(warnings)
 }
 

@@ -4,10 +4,10 @@
 //! other programs that have one. By the images alone such a pipe is one within a tree or between
 //! two, which a restore would not replace.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::{Frozen, OpenFile, open_files};
-use crate::{Pid, preflight::Peers, procfs::access_mode, proto::images::StreamNote};
+use crate::{Pid, Warning, preflight::Peers, procfs::access_mode, proto::images::StreamNote};
 
 /// Finds the root's streams that are pipes and sockets, and whose other end this process has, even
 /// if another process has it, too. Streams and files that the caller has `told` are left out.
@@ -37,6 +37,64 @@ pub(super) fn look(tree: &Frozen, told: &[StreamNote]) -> Vec<StreamNote> {
     notes.filter(|note| !is_told(note)).collect()
 }
 
+/// Finds pipes that lead to this process and have leaked into the tree, and that are no stream of the
+/// root. The root has moved them to make room for files, so they are taken for the streams that are
+/// files, in order. Those that are `known` are left out.
+pub(super) fn moved(tree: &Frozen, known: &[StreamNote]) -> (Vec<StreamNote>, Vec<Warning>) {
+    let own = Pid::own().as_raw();
+    let (mut notes, mut warnings) = (Vec::new(), Vec::new());
+    if tree.pids.contains(&own) {
+        return (notes, warnings);
+    }
+    let inner = ends(tree.files.iter());
+    let own: Vec<OpenFile> = open_files(own).collect();
+    let ours = ends(own.iter());
+    let mut free: Vec<u32> = (0..=2).filter(|stream| tree.has_file_as(*stream, known)).collect();
+    let mut seen = HashSet::new();
+    let known: HashSet<&str> = known.iter().map(|note| note.key.as_str()).collect();
+    for file in &tree.files {
+        let Some(pipe) = file.inode_of("pipe") else { continue };
+        let (Some(key), Ok(descriptor)) = (file.target.to_str(), u32::try_from(file.fd)) else { continue };
+        // The end that this process has not is the one that the tree was given.
+        let reads = match ours.get(&pipe) {
+            Some(Ends { reads: false, writes: true }) => true,
+            Some(Ends { reads: true, writes: false }) => false,
+            _ => continue,
+        };
+        let has_leaked = inner.get(&pipe).is_some_and(|ends| ends.reads && ends.writes);
+        if !has_leaked || !is_open(file, reads) || known.contains(key) || !seen.insert(pipe) {
+            continue;
+        }
+        let (pid, key) = (Pid::from(file.pid), key.to_owned());
+        let place = free.iter().position(|stream| (*stream == 0) == reads);
+        warnings.push(match place.map(|place| free.remove(place)) {
+            Some(stream) => {
+                notes.push(StreamNote { stream, key: key.clone() });
+                Warning::StreamAssumed { pid, descriptor, key, stream }
+            }
+            None => Warning::LeadsOut { pid, descriptor, key },
+        });
+    }
+    (notes, warnings)
+}
+
+/// The ends of a pipe that some files are.
+#[derive(Default)]
+struct Ends {
+    reads: bool,
+    writes: bool,
+}
+
+fn ends<'a>(files: impl Iterator<Item = &'a OpenFile>) -> HashMap<u64, Ends> {
+    let mut pipes = HashMap::<u64, Ends>::new();
+    for (file, pipe) in files.filter_map(|file| Some((file, file.inode_of("pipe")?))) {
+        let ends = pipes.entry(pipe).or_default();
+        ends.reads |= is_open(file, true);
+        ends.writes |= is_open(file, false);
+    }
+    pipes
+}
+
 /// Returns true if the file is open for reading, or for writing.
 fn is_open(file: &OpenFile, to_read: bool) -> bool {
     let only = if to_read { libc::O_RDONLY } else { libc::O_WRONLY };
@@ -44,6 +102,15 @@ fn is_open(file: &OpenFile, to_read: bool) -> bool {
 }
 
 impl Frozen {
+    /// Returns true if a standard stream of the root is a file or closed, and is none of those that are
+    /// `known`.
+    fn has_file_as(&self, stream: u32, known: &[StreamNote]) -> bool {
+        let is_file = |file: &OpenFile| file.target.is_absolute() && !file.target.starts_with("/dev/pts");
+        let mut streams = self.root_streams();
+        let is_other = streams.any(|(number, file)| number == stream && !is_file(file));
+        !is_other && !known.iter().any(|note| note.stream == stream)
+    }
+
     /// The files that are standard streams of the root, with the numbers of those.
     fn root_streams(&self) -> impl Iterator<Item = (u32, &OpenFile)> {
         let root = self.pids.first().copied();
