@@ -302,7 +302,7 @@ impl Error {
             ),
             Error::TimedOut(_) => Some("allow more time (`deadline`), if it was too little"),
             Error::Cancelled(_) | Error::Stopped { .. } => None,
-            Error::Criu(failure) | Error::Gone(failure) => failure.advice(),
+            Error::Criu(failure) | Error::Gone(failure) => Some(failure.advice()),
         }
     }
 

@@ -94,9 +94,7 @@ impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Report(failure) = self;
         writeln!(f, "criu could not {}: {failure}", failure.request)?;
-        if let Some(advice) = failure.advice() {
-            writeln!(f, "  what to do:  {advice}")?;
-        }
+        writeln!(f, "  what to do:  {}", failure.advice())?;
         details(f, failure)
     }
 }
@@ -145,9 +143,7 @@ impl fmt::Display for ErrorReport<'_> {
             Error::Criu(failure) => return Report(failure).fmt(f),
             Error::Gone(failure) => {
                 writeln!(f, "{error}: {failure}")?;
-                if let Some(advice) = failure.advice() {
-                    writeln!(f, "  what to do:  {advice}")?;
-                }
+                writeln!(f, "  what to do:  {}", failure.advice())?;
                 return details(f, failure);
             }
             Error::TimedOut(failure) | Error::Cancelled(failure) => {

@@ -67,8 +67,8 @@ impl Failure {
     }
 
     /// Returns advice for people.
-    pub fn advice(&self) -> Option<&str> {
-        Some(self.advice.as_deref().unwrap_or(diagnose::advice(self.cause)))
+    pub fn advice(&self) -> &str {
+        self.advice.as_deref().unwrap_or(diagnose::advice(self.cause))
     }
 
     /// Returns the line of criu's output that explains the failure best.

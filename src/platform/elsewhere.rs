@@ -176,4 +176,13 @@ impl Tree {
     pub fn kill(&self) -> Result<()> {
         match self.0 {}
     }
+
+    /// Kills the tree and reaps its root.
+    ///
+    /// # Errors
+    ///
+    /// None on this system.
+    pub fn kill_and_wait(&mut self) -> Result<ExitStatus> {
+        match self.0 {}
+    }
 }

@@ -92,6 +92,17 @@ impl Tree {
     pub fn kill(&self) -> Result<()> {
         kill_from(self.root.pid(), self.root.pidfd())
     }
+
+    /// Kills the tree as [`kill`](Tree::kill) does, and reaps the root: all pids of the tree are free
+    /// afterwards, and an earlier capture of it can be revived. Returns the exit status of the root.
+    ///
+    /// # Errors
+    ///
+    /// As [`kill`](Tree::kill) and [`wait`](Tree::wait).
+    pub fn kill_and_wait(&mut self) -> Result<ExitStatus> {
+        self.kill()?;
+        self.wait()
+    }
 }
 
 impl AsFd for Tree {

@@ -277,7 +277,9 @@ fn what_is_between_two_trees_is_neither_lost_nor_there_twice() {
         for next in first + 1..first + 50 {
             assert_eq!(number(talk.hear()), next);
         }
-        restored.trees.iter_mut().for_each(|tree| tree.kill().and_then(|()| tree.wait()).map(drop).unwrap());
+        for tree in &mut restored.trees {
+            tree.kill_and_wait().unwrap();
+        }
     });
 }
 
@@ -327,7 +329,7 @@ asyncio.run(main())";
             let error = home.restore().stdin(input).stdout(output).restore(&store, &digest).unwrap_err();
             let failure = error.failure().unwrap();
             assert_eq!(failure.cause, criu_rpc::Cause::EpollOnFile);
-            assert!(failure.advice().unwrap().contains("ProcsRestore::stdout"));
+            assert!(failure.advice().contains("ProcsRestore::stdout"));
         }
         assert_eq!(on_pipes(home.restore(), &store, &digest).ask("two"), "got two");
     });

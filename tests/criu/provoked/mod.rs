@@ -190,8 +190,8 @@ fn assert_cause<T: std::fmt::Debug>(result: Result<T>, cause: Cause, target: Tar
     assert_eq!((failure.cause, failure.target), (cause, target), "{}", explain(&error));
     let (line, report) = (failure.to_string(), failure.report().to_string());
     assert!(!line.contains('\n') && line.starts_with(&cause.to_string()), "{line}");
-    assert_eq!(failure.advice(), Some(cause.advice()));
-    assert_eq!(error.advice(), failure.advice());
+    assert_eq!(failure.advice(), cause.advice());
+    assert_eq!(error.advice(), Some(failure.advice()));
     assert!(report.contains(cause.advice()), "{report}");
     for line in failure.telling_line().into_iter().chain(failure.log.iter().map(String::as_str)) {
         assert!(report.contains(line) && !line.contains("RLIMIT_NOFILE"), "{report}");
