@@ -4,8 +4,8 @@
 //! cargo bench --bench store [-- MIB …]     10 and 1024 MiB by default
 //! ```
 //!
-//! Chunks of 4 KiB, half of which compress, in calls of 64 by two threads. Their digests are computed beforehand, so that putting
-//! is the store's own time; getting verifies all of them.
+//! Chunks of 4 KiB, half of which compress, in calls of 64 by two threads. Their digests are
+//! computed beforehand, so that putting is the store's own time; getting verifies all of them.
 
 use std::{
     env, fs, thread,

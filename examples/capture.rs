@@ -1,4 +1,5 @@
-//! Captures a process and its descendants into a folder, and prints the digest to restore it by. The process goes on.
+//! Captures a process and its descendants into a folder, and prints the digest to restore it by.
+//! The process goes on.
 //!
 //! ```text
 //! sleep 1000 & cargo run --example capture -- $! [FOLDER]

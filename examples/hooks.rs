@@ -1,11 +1,13 @@
-//! Dumps a process tree with the raw client, prints what criu tells while it works, and lets the tree go on.
+//! Dumps a process tree with the raw client, prints what criu tells while it works, and lets the
+//! tree go on.
 //!
 //! ```text
 //! setsid sleep 1000 & cargo run --example hooks -- $(pgrep -n sleep) [EVENT]
 //! ```
 //!
-//! At the event that is named, such as `post-dump`, the hook refuses: the dump fails, and the tree goes on all the same.
-//! The images go into a new folder below the system's folder for temporary files. criu needs root.
+//! At the event that is named, such as `post-dump`, the hook refuses: the dump fails, and the tree
+//! goes on all the same. The images go into a new folder below the system's folder for temporary
+//! files. criu needs root.
 
 #[cfg(target_os = "linux")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -4,8 +4,8 @@
 //! cargo run --example inherit
 //! ```
 //!
-//! The program is `cat`. The images go into a new folder below the system's folder for temporary files, which is removed
-//! at the end. criu needs root.
+//! The program is `cat`. The images go into a new folder below the system's folder for temporary
+//! files, which is removed at the end. criu needs root.
 
 #[cfg(target_os = "linux")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {

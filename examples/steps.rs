@@ -1,11 +1,12 @@
-//! Captures a program after each of its steps, and goes back to an earlier one, with new pipes to talk through.
+//! Captures a program after each of its steps, and goes back to an earlier one, with new pipes to
+//! talk through.
 //!
 //! ```text
 //! cargo run --example steps
 //! ```
 //!
-//! The program is a shell that numbers the lines it is told. The captures go into a new folder below the system's folder
-//! for temporary files, which is removed at the end. criu needs root.
+//! The program is a shell that numbers the lines it is told. The captures go into a new folder
+//! below the system's folder for temporary files, which is removed at the end. criu needs root.
 
 #[cfg(target_os = "linux")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -1,4 +1,5 @@
-//! A Python agent at work, captured after every step: what all its captures take, on the disk and of time.
+//! A Python agent at work, captured after every step: what all its captures take, on the disk and
+//! of time.
 //!
 //! All keepers capture the same agent at the same steps, in turns.
 
@@ -78,7 +79,8 @@ const AGENT: usize = 32;
 /// The variable that names this program, built with compression.
 const COMPRESSED: &str = "CRIU_RPC_BENCH_COMPRESSED";
 
-/// The variable that names `examples/pf-core-adapter`, built: pf-core's store in a folder compresses by level 19 of zstd.
+/// The variable that names `examples/pf-core-adapter`, built: pf-core's store in a folder
+/// compresses by level 19 of zstd.
 const PF_CORE: &str = "CRIU_RPC_BENCH_PF_CORE";
 
 /// That level takes minutes for what is new at the first step, and a minute for the next.
@@ -130,8 +132,8 @@ impl Keeper for Ours {
     }
 }
 
-/// Captures of version 2 by this program as it was built elsewhere, or by another that does the same as `keeper`. Dropped, it is
-/// killed and reaped.
+/// Captures of version 2 by this program as it was built elsewhere, or by another that does the
+/// same as `keeper`. Dropped, it is killed and reaped.
 struct Elsewhere {
     program: Child,
     to: ChildStdin,

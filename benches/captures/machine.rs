@@ -19,7 +19,8 @@ pub(crate) fn describe(criu: &str) -> String {
     )
 }
 
-/// How much of the processors' time the machine beneath has given to others since it started, and how much was worked; in ticks.
+/// How much of the processors' time the machine beneath has given to others since it started, and
+/// how much was worked; in ticks.
 pub(crate) fn stolen_and_worked() -> (f64, f64) {
     // cpu  user nice system idle iowait irq softirq steal …
     let times: Vec<f64> =
@@ -35,8 +36,9 @@ pub(crate) fn disk() -> String {
     said.lines().nth(1).unwrap_or("a disk").to_owned()
 }
 
-/// Has the machine provide so much free memory, in MiB. A virtual one may have to get it from its host, which takes up to a
-/// second a gigabyte: whoever happens to need memory first would pay for all that come after.
+/// Has the machine provide so much free memory, in MiB. A virtual one may have to get it from its
+/// host, which takes up to a second a gigabyte: whoever happens to need memory first would pay for
+/// all that come after.
 pub(crate) fn provide(mib: usize) -> Result<()> {
     succeed(Command::new(env::current_exe()?).arg("--touch").arg(mib.to_string()))
 }

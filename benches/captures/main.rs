@@ -1,11 +1,13 @@
-//! How fast captures and restores are, against criu alone and against what one would do by hand: one table.
+//! How fast captures and restores are, against criu alone and against what one would do by hand:
+//! one table.
 //!
 //! ```text
 //! scripts/bench [ROW …] [--SETTING VALUE …]         installs what is missing, and runs this
 //! cargo bench --bench captures [-- ROW …]           as root
 //! ```
 //!
-//! Start reading at `run`. A module is a group of rows; what they share is in `ours`, `theirs`, `victim`, `places`, and `table`.
+//! Start reading at `run`. A module is a group of rows; what they share is in `ours`, `theirs`,
+//! `victim`, `places`, and `table`.
 
 /// The modules, which are for Linux alone.
 macro_rules! modules {

@@ -35,8 +35,8 @@ pub(crate) fn v1(pid: Pid, store: &dyn BlobStore) -> Result<Stored> {
     stored(&ProcsCapture::new([pid]), store)
 }
 
-/// A capture of version 2, the chunks, by default settings. As who captures again and again would, all with one buffer: the
-/// first of them warms it up.
+/// A capture of version 2, the chunks, by default settings. As who captures again and again would,
+/// all with one buffer: the first of them warms it up.
 pub(crate) fn v2(pid: Pid, store: &dyn BlobStore) -> Result<Stored> {
     static ONE: LazyLock<BufferPool> = LazyLock::new(BufferPool::default);
     v2_by(pid, &ONE, store)

@@ -1,4 +1,5 @@
-//! How much memory a program has at most that makes one capture, beyond the buffer that it was allowed.
+//! How much memory a program has at most that makes one capture, beyond the buffer that it was
+//! allowed.
 
 use std::{env, fs, process::Command};
 

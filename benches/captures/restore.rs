@@ -1,4 +1,5 @@
-//! A restore, everything verified, against criu with a folder of images that is ready; both from the page cache.
+//! A restore, everything verified, against criu with a folder of images that is ready; both from
+//! the page cache.
 
 use std::fs::File;
 

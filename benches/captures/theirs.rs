@@ -58,8 +58,9 @@ pub(crate) fn by_hand(pid: Pid, mib: usize) -> Result<f64> {
     timed(mib, || succeed(&mut shell)).map(|((), seconds)| seconds)
 }
 
-/// How long it takes, in seconds, with a tree of so many MiB, once the disk has nothing else to write and the machine has four times
-/// as much free memory at hand: images, an archive of them and a copy of that are three.
+/// How long it takes, in seconds, with a tree of so many MiB, once the disk has nothing else to
+/// write and the machine has four times as much free memory at hand: images, an archive of them and
+/// a copy of that are three.
 pub(crate) fn timed<T>(mib: usize, work: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
     nix::unistd::sync();
     machine::provide(4 * mib)?;

@@ -72,7 +72,8 @@ impl Drop for Victim {
     }
 }
 
-/// `--victim MIB`. Commands: `scatter PAGES` rewrites single pages here and there, `stretch PAGES` as many in a row.
+/// `--victim MIB`. Commands: `scatter PAGES` rewrites single pages here and there, `stretch PAGES`
+/// as many in a row.
 pub(crate) fn main(arguments: &[String]) -> Result<()> {
     nix::unistd::setsid()?;
     let mut memory = Memory::filled(arguments.first().ok_or("how much memory?")?.parse()?);

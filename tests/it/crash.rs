@@ -1,4 +1,5 @@
-//! A process that dies in the middle of writing loses nothing that it was told is stored, and damages nothing.
+//! A process that dies in the middle of writing loses nothing that it was told is stored, and
+//! damages nothing.
 
 use std::{
     env,
@@ -70,7 +71,8 @@ fn a_collection_that_dies_takes_nothing_that_is_needed() {
     for _ in 0..3 {
         store.retain(&keep, Duration::ZERO).unwrap();
     }
-    // Who died while a pack was rewritten left copies. Few may stay, for a pack of which they are a small part is not rewritten.
+    // Who died while a pack was rewritten left copies. Few may stay, for a pack of which they are a
+    // small part is not rewritten.
     let left = store.usage().unwrap().blobs.bytes;
     assert!(left >= total(&kept) && left * 3 <= total(&kept) * 4, "{left}");
 }

@@ -1,4 +1,5 @@
-//! Chunked captures of a few blobs that stand for endless work: `reachable`, `copy_capture` and `gc` come to an end.
+//! Chunked captures of a few blobs that stand for endless work: `reachable`, `copy_capture` and
+//! `gc` come to an end.
 
 use std::{
     sync::{Arc, mpsc},
@@ -129,7 +130,8 @@ fn lists_of_lists_of_nothing_are_refused() {
             let top = tower(&store, bottom, depth);
             let files = [file("files.img", bytes, &content(bytes, depth, top))];
             let digest = capture(&store, &files, &[], bytes, 0);
-            // Pieces are not read, so of lists that have the right shape nothing is known to be wrong.
+            // Pieces are not read, so of lists that have the right shape nothing is known to be
+            // wrong.
             match (bytes, depth) {
                 (0x100_0000_0000, 3) | (u64::MAX, 5) => _ = walk(store, digest),
                 _ => refused(store, digest, "levels of lists"),

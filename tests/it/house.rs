@@ -6,8 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The floors from the bottom up. A module uses modules of floors below its own. Those of the lowest floor, the words,
-/// may also use each other.
+/// The floors from the bottom up. A module uses modules of floors below its own. Those of the
+/// lowest floor, the words, may also use each other.
 const FLOORS: [(&str, &[&str]); 8] = [
     (
         "words",
@@ -44,7 +44,8 @@ const EXCEPTIONS: [(&str, &str, &str); 2] = [
     ("private", "sys", "there is no safe form of the call that begins to write a file back"),
 ];
 
-/// Where an operating system may be named. In `lib.rs` it may by attributes of modules and their re-exports.
+/// Where an operating system may be named. In `lib.rs` it may by attributes of modules and their
+/// re-exports.
 const KNOW_THE_SYSTEM: [&str; 7] = ["platform", "preflight", "private", "procfs", "rpc", "stream", "sys"];
 
 /// How an attribute names one.
@@ -267,7 +268,8 @@ fn heads(path: &str) -> Vec<String> {
     heads.into_iter().filter_map(head).collect()
 }
 
-/// What the compiler makes of a text, without tests. Comments and literals are left out; lines stay lines.
+/// What the compiler makes of a text, without tests. Comments and literals are left out; lines stay
+/// lines.
 fn code_of(text: &str) -> String {
     let mut code = String::new();
     let mut rest = text;

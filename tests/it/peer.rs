@@ -1,8 +1,8 @@
-//! A criu that plays a script, at the other end of a packet socket pair. Whoever leaves the script, the client or the
-//! peer, fails the test; every wait of the peer has a deadline.
+//! A criu that plays a script, at the other end of a packet socket pair. Whoever leaves the script,
+//! the client or the peer, fails the test; every wait of the peer has a deadline.
 //!
-//! The messages are written down here a second time, from criu's documentation of its fields, and not taken from the
-//! crate: so the two check each other.
+//! The messages are written down here a second time, from criu's documentation of its fields, and
+//! not taken from the crate: so the two check each other.
 
 use std::{
     io::IoSlice,

@@ -1,4 +1,5 @@
-//! What `docs/peers.md` says of this crate, against the sources and against what goes over the wire.
+//! What `docs/peers.md` says of this crate, against the sources and against what goes over the
+//! wire.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -419,7 +420,8 @@ mod seen_by_criu {
         heard.iter().map(name).collect()
     }
 
-    /// A criu that does everything, and gives what it heard; `server` is the page server that it starts.
+    /// A criu that does everything, and gives what it heard; `server` is the page server that it
+    /// starts.
     fn obliging(server: i32) -> (Criu, JoinHandle<Vec<Req>>) {
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();

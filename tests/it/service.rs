@@ -1,4 +1,5 @@
-//! A service of criu's that means no good: it accepts nobody, reads nothing, says whatever it likes, for ever.
+//! A service of criu's that means no good: it accepts nobody, reads nothing, says whatever it
+//! likes, for ever.
 
 use std::{
     fs::File,

@@ -1,4 +1,5 @@
-//! A store that is attacked: every damage is named, nothing wrong is given out, and what is undamaged stays readable.
+//! A store that is attacked: every damage is named, nothing wrong is given out, and what is
+//! undamaged stays readable.
 
 use std::{fs, path::Path, time::Duration};
 

@@ -1,5 +1,5 @@
-//! A disk that is really full: nothing is half there, and a collection makes room again. As root; elsewhere it says that it was skipped,
-//! and with `CRIU_TESTS=must` it fails.
+//! A disk that is really full: nothing is half there, and a collection makes room again. As root;
+//! elsewhere it says that it was skipped, and with `CRIU_TESTS=must` it fails.
 
 use std::{collections::HashSet, env, fs, io::Write as _, path::Path, process::Command, time::Duration};
 

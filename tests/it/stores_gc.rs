@@ -210,8 +210,8 @@ fn a_damaged_pack_is_not_rewritten() {
     assert!(named > 0);
 }
 
-/// Threads, and another process, capture while the collector runs all the time: what is in a committed batch since the last look
-/// at what is needed is never lost.
+/// Threads, and another process, capture while the collector runs all the time: what is in a
+/// committed batch since the last look at what is needed is never lost.
 #[test]
 fn captures_and_collections_race_and_nothing_is_lost() {
     if let Some(root) = env::var_os(CHILD) {

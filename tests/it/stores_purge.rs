@@ -154,7 +154,8 @@ fn the_grace_does_not_follow_names_that_a_clock_made_old() {
     let store = open(&folder);
     let digest = store.put(b"marked a moment ago").unwrap();
     store.retain(&Default::default(), Duration::from_secs(600)).unwrap();
-    // As if the wall clock had been a day ahead since: the name says that it was condemned a day ago.
+    // As if the wall clock had been a day ahead since: the name says that it was condemned a day
+    // ago.
     let round = fs::read_dir(folder.join("condemned")).unwrap().next().unwrap().unwrap();
     let name = round.file_name().into_string().unwrap();
     let (millis, rest) = name.split_once('-').unwrap();

@@ -1,4 +1,5 @@
-//! Stores that have to wait for a lock: they give up when they are told to, and name what they waited for.
+//! Stores that have to wait for a lock: they give up when they are told to, and name what they
+//! waited for.
 
 use std::{
     collections::HashSet,

@@ -1,7 +1,7 @@
 //! `proto/rpc/rpc.proto` says what criu says: the same names, numbers, labels, types and defaults.
 //!
-//! It is compared with a table of criu 4.2, and with the file of an installed criu development package, if
-//! there is one. `CRIU_RPC_PROTO` names a file elsewhere.
+//! It is compared with a table of criu 4.2, and with the file of an installed criu development
+//! package, if there is one. `CRIU_RPC_PROTO` names a file elsewhere.
 
 use std::{
     collections::BTreeMap,
@@ -133,8 +133,8 @@ impl Interface {
             .collect()
     }
 
-    /// What `newer` cannot have got since `self`: criu counts up, so a number below one that `self` has in the
-    /// same place would have been there already.
+    /// What `newer` cannot have got since `self`: criu counts up, so a number below one that `self`
+    /// has in the same place would have been there already.
     fn gaps(&self, newer: &Self) -> Vec<String> {
         newer
             .0

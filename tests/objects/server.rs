@@ -1,6 +1,6 @@
-//! `s3-server FOLDER PORT KEY SECRET [tls]`: serves the folders in FOLDER as buckets on 127.0.0.1. Port 0 is any that is free;
-//! which one it is, is the one line on standard output. It ends with its standard input. With `tls` it has a certificate that it
-//! signed itself, and so nobody trusts.
+//! `s3-server FOLDER PORT KEY SECRET [tls]`: serves the folders in FOLDER as buckets on 127.0.0.1.
+//! Port 0 is any that is free; which one it is, is the one line on standard output. It ends with
+//! its standard input. With `tls` it has a certificate that it signed itself, and so nobody trusts.
 
 use std::{env, error::Error, io::Read as _, sync::Arc};
 

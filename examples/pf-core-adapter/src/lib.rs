@@ -1,4 +1,5 @@
-//! Captures in stores of pf-core's: the adapter, whole. Its `main.rs` shows it at work, its tests hold it to the contract.
+//! Captures in stores of pf-core's: the adapter, whole. Its `main.rs` shows it at work, its tests
+//! hold it to the contract.
 
 use std::fmt;
 
@@ -7,7 +8,8 @@ use pf_core::cas;
 
 /// Any store of pf-core's, as a store of captures.
 ///
-/// Its trait has whole blobs only, so the defaults stream: a blob that is written or read is in memory once.
+/// Its trait has whole blobs only, so the defaults stream: a blob that is written or read is in
+/// memory once.
 pub struct PfStore<S>(pub S);
 
 impl<S: cas::BlobStore> BlobStore for PfStore<S> {
@@ -16,8 +18,8 @@ impl<S: cas::BlobStore> BlobStore for PfStore<S> {
     }
 
     fn get(&self, digest: &Digest256) -> Result<Vec<u8>> {
-        // pf-core has no error for a blob that is not there, so it is asked for first. What fails behind that is a blob that
-        // is there and damaged, or a store that cannot.
+        // pf-core has no error for a blob that is not there, so it is asked for first. What fails
+        // behind that is a blob that is there and damaged, or a store that cannot.
         if !self.contains(digest)? {
             return Err(Error::Missing { digest: *digest });
         }

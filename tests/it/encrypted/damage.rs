@@ -63,8 +63,8 @@ fn a_record_cut_short_or_made_longer_is_told_of() {
     }
 }
 
-/// Every record under the name of every other: of a blob, of a name, of the header and of the parts of a large one, the
-/// key records.
+/// Every record under the name of every other: of a blob, of a name, of the header and of the parts
+/// of a large one, the key records.
 #[test]
 fn a_record_under_the_name_of_another_is_told_of() {
     let beneath = Glass::default();

@@ -1,4 +1,5 @@
-//! What an earlier build encrypted is still read: `tests/data/encrypted-v1.txt`, a line for each record, name and bytes in hex.
+//! What an earlier build encrypted is still read: `tests/data/encrypted-v1.txt`, a line for each
+//! record, name and bytes in hex.
 
 use criu_rpc::{BlobStore, Digest256, EncryptedBlobStore, Error, store::Padding};
 
@@ -26,7 +27,8 @@ fn records_of_old_are_read() {
     assert!(matches!(EncryptedBlobStore::open(&beneath, key(2)), Err(Error::WrongKey)));
 }
 
-/// For a new version of the format: `UPDATE=1 cargo test --all-features --test it encrypted::golden`, twice.
+/// For a new version of the format: `UPDATE=1 cargo test --all-features --test it
+/// encrypted::golden`, twice.
 fn write_records() {
     let beneath = Glass::default();
     let store = open(&beneath);

@@ -83,7 +83,8 @@ fn a_store_that_lost_its_key_records_still_opens_with_its_key() {
     missing(stranger.get(&digest), &digest);
     let own = stranger.put(b"of the stranger").unwrap();
     drop(stranger);
-    // From here on the store has the stranger's record, where everybody looks. It was ours once, but does not know.
+    // From here on the store has the stranger's record, where everybody looks. It was ours once,
+    // but does not know.
     let error = EncryptedBlobStore::open(&beneath, key(1)).unwrap_err();
     assert!(matches!(error, Error::WrongKey), "{error:?}");
     assert_eq!(EncryptedBlobStore::open(&beneath, key(2)).unwrap().get(&own).unwrap(), b"of the stranger");

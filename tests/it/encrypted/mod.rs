@@ -1,4 +1,5 @@
-//! The encrypted store keeps the contract, and gives nothing wrong out, whatever is done to the store beneath.
+//! The encrypted store keeps the contract, and gives nothing wrong out, whatever is done to the
+//! store beneath.
 
 mod damage;
 mod gc;
@@ -244,7 +245,8 @@ fn common(beneath: &Glass) -> Digest256 {
     name
 }
 
-/// Every way to read the blob gives its bytes, or says that it is damaged. Tells whether it does the latter.
+/// Every way to read the blob gives its bytes, or says that it is damaged. Tells whether it does
+/// the latter.
 #[track_caller]
 fn whole_or_corrupt(store: &dyn BlobStore, bytes: &[u8]) -> bool {
     let digest = Digest256::of(bytes);

@@ -53,7 +53,8 @@ fn told_version(version: peer::Version) -> Version {
     told
 }
 
-/// Dumps, with a hook that agrees to everything; the peer hears that, and then goes on as it is told.
+/// Dumps, with a hook that agrees to everything; the peer hears that, and then goes on as it is
+/// told.
 #[track_caller]
 fn dumped(then: impl IntoIterator<Item = Line>) -> Result<()> {
     let (socket, peer) = Peer::play([hear(Kind::Dump)].into_iter().chain(then));

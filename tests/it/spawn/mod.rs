@@ -1,6 +1,8 @@
-//! Starting criu: a few-line shell script stands in for it, and writes down what it was started with.
+//! Starting criu: a few-line shell script stands in for it, and writes down what it was started
+//! with.
 //!
-//! What concerns a whole process (its signals, its children, its memory) is tried in a process of its own: [`Apart`].
+//! What concerns a whole process (its signals, its children, its memory) is tried in a process of
+//! its own: [`Apart`].
 
 mod conversation;
 mod given;
@@ -73,8 +75,8 @@ impl StandIn {
     /// A program of this text.
     fn saying(text: &str) -> StandIn {
         let script = StandIn(Folder::new());
-        // Another process writes the file: in ours, a child that a test starts at the same moment could have it open
-        // for writing for a while, and the kernel executes no such file.
+        // Another process writes the file: in ours, a child that a test starts at the same moment
+        // could have it open for writing for a while, and the kernel executes no such file.
         let mut writer = Command::new("/bin/sh");
         writer.args(["-c", "cat >\"$0\" && chmod 755 \"$0\""]).arg(script.program()).stdin(Stdio::piped());
         let mut writer = writer.spawn().unwrap();

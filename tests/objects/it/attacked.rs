@@ -1,5 +1,5 @@
-//! Objects are damaged, swapped and taken away behind the store's back: every damage is named, nothing wrong is given, and the rest is
-//! still there.
+//! Objects are damaged, swapped and taken away behind the store's back: every damage is named,
+//! nothing wrong is given, and the rest is still there.
 
 use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc};
 
@@ -171,7 +171,8 @@ fn change(file: &PathBuf, damage: impl Fn(&mut Vec<u8>)) {
     fs::write(file, bytes).unwrap();
 }
 
-/// How many of the blobs cannot be had. None of them is wrong, and those that are asked for at once are the same.
+/// How many of the blobs cannot be had. None of them is wrong, and those that are asked for at once
+/// are the same.
 fn lost(store: &ObjectBlobStore, blobs: &BTreeMap<Digest256, Vec<u8>>) -> usize {
     let mut lost = 0;
     for (digest, bytes) in blobs {

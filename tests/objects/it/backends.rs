@@ -1,4 +1,5 @@
-//! The contract, and what this store promises beyond it, on each kind of store that can be had here.
+//! The contract, and what this store promises beyond it, on each kind of store that can be had
+//! here.
 
 use std::{
     io::{Read, Write},

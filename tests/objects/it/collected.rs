@@ -1,4 +1,5 @@
-//! Collections on a real server: what they keep and remove, and what refuses whom while one is under way, or died in the middle.
+//! Collections on a real server: what they keep and remove, and what refuses whom while one is
+//! under way, or died in the middle.
 
 use std::{
     collections::HashSet,
@@ -193,7 +194,8 @@ fn a_collector_that_was_killed_is_taken_over() {
             sets.iter().for_each(|lost| assert_gone(store, lost));
             assert_gone(store, &blobs(100, 20));
         }
-        // Only packs of what is kept stay, one of them maybe a copy that the first attempt made, and the marks of the collection.
+        // Only packs of what is kept stay, one of them maybe a copy that the first attempt made,
+        // and the marks of the collection.
         let left = files_below(&server.files("p"));
         let packs = left.iter().filter(|path| path.parent().unwrap().ends_with("packs")).count();
         assert!([2, 4].contains(&packs) && left.len() == packs + 2, "{left:?}");
@@ -253,7 +255,8 @@ fn a_server_that_heeds_no_conditions_is_refused_with_the_reason() {
     }
 }
 
-/// A way to the server that lets so many requests through that remove packs or indexes, and holds the next one until it is released.
+/// A way to the server that lets so many requests through that remove packs or indexes, and holds
+/// the next one until it is released.
 struct Gate {
     port: u16,
     held: Arc<AtomicUsize>,

@@ -1,4 +1,5 @@
-//! Servers that refuse, fail, stall or answer anything: the error is clear, comes in time, and has no secret in it.
+//! Servers that refuse, fail, stall or answer anything: the error is clear, comes in time, and has
+//! no secret in it.
 
 use std::{
     error::Error as _,

@@ -1,5 +1,6 @@
-//! [`ObjectBlobStore`](criu_rpc::ObjectBlobStore) against what `object_store` has for tests, a real S3-compatible server that is
-//! killed and started again, and servers that mean harm. Nothing but loopback addresses is ever asked.
+//! [`ObjectBlobStore`](criu_rpc::ObjectBlobStore) against what `object_store` has for tests, a real
+//! S3-compatible server that is killed and started again, and servers that mean harm. Nothing but
+//! loopback addresses is ever asked.
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 

@@ -22,7 +22,8 @@ impl Failure {
         Failure::Wrong(problem.into())
     }
 
-    /// True if another program on this machine took the number of a terminal that the tree had of its own.
+    /// True if another program on this machine took the number of a terminal that the tree had of
+    /// its own.
     pub(crate) fn is_of_others(&self) -> bool {
         let Failure::Refused(_, error) = self else { return false };
         error.failure().is_some_and(|failure| failure.cause == Cause::TerminalTaken)

@@ -1,6 +1,6 @@
-//! Starts real programs as an agent would, captures each left running and ended, revives it, and asks what only the right
-//! memory can answer. Run it by `scripts/test-programs`, which installs the programs; its arguments are described there.
-//! Start reading at [`Stage`](stage::Stage).
+//! Starts real programs as an agent would, captures each left running and ended, revives it, and
+//! asks what only the right memory can answer. Run it by `scripts/test-programs`, which installs
+//! the programs; its arguments are described there. Start reading at [`Stage`](stage::Stage).
 
 mod failure;
 mod options;

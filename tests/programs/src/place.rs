@@ -10,7 +10,8 @@ use std::{
 
 use crate::failure::{Failure, Result};
 
-/// A private folder with three folders in it: `work` for the program, `store` for captures, `files` for a [`Snapshot`].
+/// A private folder with three folders in it: `work` for the program, `store` for captures, `files`
+/// for a [`Snapshot`].
 #[derive(Debug)]
 pub(crate) struct Place {
     folder: PathBuf,
@@ -108,7 +109,8 @@ impl Snapshot {
         Ok(stamps == self.stamps)
     }
 
-    /// Makes the files as they were. Files that exist keep their inode, as programs such as sqlite want it.
+    /// Makes the files as they were. Files that exist keep their inode, as programs such as sqlite
+    /// want it.
     pub(crate) fn put_back(&self) -> Result {
         for (number, folder) in self.live.iter().enumerate() {
             mirror(&self.copy.join(number.to_string()), folder)?;

@@ -102,7 +102,8 @@ pub(crate) fn end_descendants() -> Result {
     }
 }
 
-/// Ends everything, and then this process, when it is told to end by a signal. To be called before other threads exist.
+/// Ends everything, and then this process, when it is told to end by a signal. To be called before
+/// other threads exist.
 pub(crate) fn clean_up_on_signals(folder: PathBuf) -> Result {
     let mut signals = nix::sys::signal::SigSet::empty();
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {

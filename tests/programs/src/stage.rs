@@ -88,8 +88,8 @@ impl Stage {
         Ok(Stage { place, mode, extras: extras.to_vec(), kind: Kind::Pipes, actor: None, frozen: None })
     }
 
-    /// A command that runs as an agent would run it: in the working directory, with a plain environment and, as the
-    /// leader of a session of its own, with the terminal as the session's.
+    /// A command that runs as an agent would run it: in the working directory, with a plain
+    /// environment and, as the leader of a session of its own, with the terminal as the session's.
     fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new("env");
         // This process blocks some signals, and may have been started with others ignored.
@@ -220,7 +220,8 @@ impl Stage {
         }
     }
 
-    /// Waits until a process of the program's that runs this command has used so many seconds of processor time.
+    /// Waits until a process of the program's that runs this command has used so many seconds of
+    /// processor time.
     pub(crate) fn wait_for_work(&mut self, name: &str, seconds: f64) -> Result {
         let pid = self.pid()?;
         self.wait_until(&format!("{name} has worked for {seconds} s"), |_| {
@@ -275,8 +276,8 @@ impl Stage {
         }
     }
 
-    /// Captures the program, and has `look` see that the program is what it was: the original if it goes on, and the
-    /// revived copy. The program's files are the same each time.
+    /// Captures the program, and has `look` see that the program is what it was: the original if it
+    /// goes on, and the revived copy. The program's files are the same each time.
     pub(crate) fn moment(&mut self, mut look: impl FnMut(&mut Stage) -> Result) -> Result {
         let store = FsBlobStore::open(self.place.store())
             .map_err(|error| Failure::Refused("open", Box::new(error)))?;
@@ -341,7 +342,8 @@ impl Stage {
         let mut restored = restored.map_err(|error| Failure::Refused("restore", Box::new(error)))?;
         let tree = restored.trees.pop().ok_or_else(|| Failure::wrong("the restore gave no tree"))?;
         self.actor = Some(Actor { root: Root::Revived(tree), talk });
-        // The original goes on writing to what it has mapped, and the kernel marks its locks there when it ends.
+        // The original goes on writing to what it has mapped, and the kernel marks its locks there
+        // when it ends.
         restored.warnings.retain(|warning| !matches!(warning, Warning::MappedFileChanged { .. }));
         if !restored.warnings.is_empty() {
             let mut words = String::from("the restore warns");

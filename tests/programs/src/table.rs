@@ -91,7 +91,8 @@ pub(crate) fn milliseconds(time: Option<Duration>) -> String {
     time.map_or_else(String::new, |time| format!("{} ms", time.as_millis().max(1)))
 }
 
-/// Text that fits into a cell: one line, without what Markdown takes for something else, and not too long.
+/// Text that fits into a cell: one line, without what Markdown takes for something else, and not
+/// too long.
 fn cell(text: &str) -> String {
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|");
     match line.char_indices().nth(160) {

@@ -93,7 +93,8 @@ impl Talk {
         Ok(self.output.since(start).trim_end().to_owned())
     }
 
-    /// Waits until no process has the other side of the output, and gives what was not expected yet.
+    /// Waits until no process has the other side of the output, and gives what was not expected
+    /// yet.
     pub(crate) fn rest_to_end(&mut self) -> Result<String> {
         if self.output.wait_for_end(PATIENCE) {
             return Ok(self.output.take());
@@ -132,7 +133,8 @@ struct Buffer {
 }
 
 impl Heard {
-    /// Reads until the end of the stream, which comes when no process has its other side any longer.
+    /// Reads until the end of the stream, which comes when no process has its other side any
+    /// longer.
     fn from(mut stream: File) -> Heard {
         let shared = Arc::new((Mutex::new(Buffer::default()), Condvar::new()));
         let heard = Heard { shared: Arc::clone(&shared) };

@@ -1,4 +1,5 @@
-//! The programs. Each file has those of one kind; a function is one program, from its start to what it must answer.
+//! The programs. Each file has those of one kind; a function is one program, from its start to what
+//! it must answer.
 
 mod builds;
 mod editors;

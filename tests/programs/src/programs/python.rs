@@ -1,4 +1,5 @@
-//! Python programs. Those that serve have their clients as parents: one tree, with connections within.
+//! Python programs. Those that serve have their clients as parents: one tree, with connections
+//! within.
 
 use super::{PYTHON, Program};
 use crate::{failure::Result, stage::Stage, talk::Kind};
@@ -183,7 +184,8 @@ def test_three(secret, capfd):
     })
 }
 
-/// A kernel of Jupyter's, below the client that started it: five connections, threads, and what was defined.
+/// A kernel of Jupyter's, below the client that started it: five connections, threads, and what was
+/// defined.
 fn ipykernel(stage: &mut Stage) -> Result {
     stage.place.write(
         "client.py",

@@ -41,7 +41,8 @@ pub(super) fn get(port: u16, path: &str) -> Result<String> {
         }
     };
     connection.set_read_timeout(Some(PATIENCE))?;
-    // In one piece: PHP's server takes a request that arrives in several for malformed now and then.
+    // In one piece: PHP's server takes a request that arrives in several for malformed now and
+    // then.
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     connection.write_all(request.as_bytes())?;
     let mut answer = String::new();

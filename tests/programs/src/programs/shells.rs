@@ -11,7 +11,8 @@ pub(super) const PROGRAMS: &[Program] = &[
     Program::new("tail, grep and awk", &["bash", "tail", "grep", "awk"], tail),
 ];
 
-/// Pipelines in the middle of their work: the writer of one has ended, and what it wrote is in the pipe.
+/// Pipelines in the middle of their work: the writer of one has ended, and what it wrote is in the
+/// pipe.
 fn pipelines(stage: &mut Stage) -> Result {
     stage.place.write(
         "job.sh",

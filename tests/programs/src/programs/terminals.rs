@@ -12,7 +12,8 @@ pub(super) const PROGRAMS: &[Program] = &[
 
 /// A shell in a terminal of its own, within the agent's terminal.
 fn script(stage: &mut Stage) -> Result {
-    // Without `exec`, a shell between leads the session, and the inner one comes back without its terminal.
+    // Without `exec`, a shell between leads the session, and the inner one comes back without its
+    // terminal.
     let words = ["script", "-q", "-c", "exec bash --norc --noprofile -i", "typescript"];
     stage.start(Kind::Terminal, &words)?;
     stage.expect("prompt> ")?;
