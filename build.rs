@@ -1,7 +1,7 @@
 //! Compiles criu's interfaces in `proto/` into Rust types.
 //!
 //! The two folders become two files, because criu's own files name no package and both sides define
-//! messages of the same name. `protox` parses them, so nobody needs `protoc`.
+//! messages of the same name. `protox` parses them, so no build needs `protoc`.
 
 use std::{env, fs, io, path::PathBuf};
 
@@ -15,7 +15,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// All of `proto/<folder>/*.proto` into `$OUT_DIR/<folder>/_.rs`.
+/// Compiles all of `proto/<folder>/*.proto` into `$OUT_DIR/<folder>/_.rs`.
 fn compile(folder: &str) -> Result<()> {
     let source = PathBuf::from("proto").join(folder);
     let target = PathBuf::from(env::var("OUT_DIR")?).join(folder);

@@ -1,11 +1,11 @@
-//! A chunked capture's worth of blobs into `FsBlobStore`, durable, and out again.
+//! The blobs of a chunked capture into `FsBlobStore`, durable, and out again.
 //!
 //! ```text
 //! cargo bench --bench store [-- MIB …]     10 and 1024 MiB by default
 //! ```
 //!
 //! Chunks of 4 KiB, half of which compress, in calls of 64 by two threads. Their digests are
-//! computed beforehand, so that putting is the store's own time; getting verifies all of them.
+//! computed beforehand, so that a put measures the store alone. A get verifies all of them.
 
 use std::{
     env, fs, thread,
@@ -106,7 +106,7 @@ fn get(store: &FsBlobStore, digests: &[Digest256]) -> Result<()> {
     Ok(())
 }
 
-/// Every other 64 KiB of it are noise, the rest are words.
+/// Every other 64 KiB are noise, the rest are words.
 fn memory(length: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut memory = Vec::with_capacity(length);

@@ -1,11 +1,10 @@
-//! Dumps a process tree with the raw client, prints what criu tells while it works, and lets the
-//! tree go on.
+//! Dumps a process tree with the raw client, prints criu's events, and lets the tree go on.
 //!
 //! ```text
 //! setsid sleep 1000 & cargo run --example hooks -- $(pgrep -n sleep) [EVENT]
 //! ```
 //!
-//! At the event that is named, such as `post-dump`, the hook refuses: the dump fails, and the tree
+//! At the named event, such as `post-dump`, the hook refuses. Then the dump fails, and the tree
 //! goes on all the same. The images go into a new folder below the system's folder for temporary
 //! files. criu needs root.
 
@@ -22,7 +21,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let pid: i32 = arguments.next().ok_or("usage: hooks PID [EVENT TO REFUSE]")?.parse()?;
     let refused = arguments.next();
 
-    // Images hold the memory of the tree: nobody else may read them.
+    // Images hold the memory of the tree, so no other user may read them.
     let folder = env::temp_dir().join(format!("images-{}", process::id()));
     fs::DirBuilder::new().mode(0o700).create(&folder)?;
     let images = File::open(&folder)?;

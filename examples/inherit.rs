@@ -5,7 +5,7 @@
 //! ```
 //!
 //! The program is `cat`. The images go into a new folder below the system's folder for temporary
-//! files, which is removed at the end. criu needs root.
+//! files. The example removes it at the end. criu needs root.
 
 #[cfg(target_os = "linux")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -23,14 +23,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     use nix::{fcntl::OFlag, unistd::pipe2};
 
-    // Images hold the memory of the tree: nobody else may read them.
+    // Images hold the memory of the tree, so no other user may read them.
     let folder = env::temp_dir().join(format!("images-{}", process::id()));
     fs::DirBuilder::new().mode(0o700).create(&folder)?;
     let images = File::open(&folder)?;
 
     let mut command = Command::new("cat");
     let mut cat = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
-    // What criu calls its pipes, while they exist.
+    // criu's names of its pipes, which must be read while they exist.
     let (stdin, stdout) = (Key::of_process(cat.id(), 0)?, Key::of_process(cat.id(), 1)?);
 
     let options = DumpOptions::default().shell_job(true); // it leads no session

@@ -4,8 +4,8 @@
 //! cargo run --example restore -- sha256:… [FOLDER]
 //! ```
 //!
-//! The pids of the captured tree must be free: end the original first. The tree's output goes to
-//! where ours goes, if it went to a terminal or a pipe. criu needs root.
+//! The pids of the captured tree must be free: end the original first. If the tree's output went to
+//! a terminal or a pipe, it goes to ours now. criu needs root.
 
 use std::{env, error::Error, process::ExitCode};
 

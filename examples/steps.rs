@@ -1,12 +1,11 @@
-//! Captures a program after each of its steps, and goes back to an earlier one, with new pipes to
-//! talk through.
+//! Captures a program after each of its steps, and returns to an earlier step with new pipes.
 //!
 //! ```text
 //! cargo run --example steps
 //! ```
 //!
-//! The program is a shell that numbers the lines it is told. The captures go into a new folder
-//! below the system's folder for temporary files, which is removed at the end. criu needs root.
+//! The program is a shell that numbers its input lines. The captures go into a new folder below the
+//! system's folder for temporary files. The example removes it at the end. criu needs root.
 
 #[cfg(target_os = "linux")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -46,7 +45,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         steps.push(stored.digest);
     }
 
-    // The one that runs has the pids that the earlier one is to get.
+    // The running tree has the pids that the earlier one needs.
     criu_rpc::kill_tree(child.id())?;
     child.wait()?;
 

@@ -1,4 +1,4 @@
-//! Which criu is here, and can it work?
+//! Finds criu, prints its version, checks that it works, and prints its features.
 //!
 //! ```text
 //! cargo run --example version [-- CRIU]

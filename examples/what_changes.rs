@@ -1,9 +1,9 @@
-//! How much a process tree changes from step to step, for each size of chunks: which size suits a
+//! Measures how much of a process tree changes between steps, to choose the chunk size for a
 //! program.
 //!
 //! `what_changes PID [STEPS [SECONDS]]` captures the tree so many times (5), so many seconds (1)
-//! apart, once for each size, and prints what a capture had to store anew, on average without the
-//! first. Needs root and criu; the tree goes on.
+//! apart, for each chunk size in turn. It prints the bytes that a capture stored, on average and
+//! without the first. It needs root and criu; the tree goes on.
 
 use std::{env, error::Error, thread, time::Duration};
 

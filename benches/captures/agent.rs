@@ -1,5 +1,4 @@
-//! A Python agent at work, captured after every step: what all its captures take, on the disk and
-//! of time.
+//! A Python agent at work, captured after every step: disk space and time of all its captures.
 //!
 //! All keepers capture the same agent at the same steps, in turns.
 
@@ -49,7 +48,8 @@ pub(crate) fn lines(settings: &Settings) -> Result<Vec<Line>> {
     Ok(lines)
 }
 
-/// Keeps an agent at every step, and compares each of the ones with each of the others.
+/// Captures an agent with all keepers after every step, and compares each of ours with each of
+/// theirs.
 fn compare(steps: usize, mut ours: Vec<Kept>, mut theirs: Vec<Kept>) -> Result<Vec<Line>> {
     let mut agent = Victim::python(&Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/captures/agent.py"))?;
     for step in 1..=steps {
@@ -73,20 +73,20 @@ fn compare(steps: usize, mut ours: Vec<Kept>, mut theirs: Vec<Kept>) -> Result<V
     Ok(lines)
 }
 
-/// What the agent has, in MiB, rounded up.
+/// The agent's memory in MiB, rounded up.
 const AGENT: usize = 32;
 
-/// The variable that names this program, built with compression.
+/// Environment variable with the path of this program, built with compression.
 const COMPRESSED: &str = "CRIU_RPC_BENCH_COMPRESSED";
 
-/// The variable that names `examples/pf-core-adapter`, built: pf-core's store in a folder
-/// compresses by level 19 of zstd.
+/// Environment variable with the path of the built `examples/pf-core-adapter`. pf-core's store in a
+/// folder compresses with level 19 of zstd.
 const PF_CORE: &str = "CRIU_RPC_BENCH_PF_CORE";
 
-/// That level takes minutes for what is new at the first step, and a minute for the next.
+/// Level 19 takes minutes for the new data of the first step, and a minute for the next.
 const PF_CORE_STEPS: usize = 2;
 
-/// What a keeper has come to.
+/// A keeper and the seconds that it has used.
 struct Kept {
     name: &'static str,
     keeper: Box<dyn Keeper>,
@@ -99,12 +99,12 @@ impl Kept {
     }
 }
 
-/// Keeps one state of a process after the other.
+/// Keeps successive states of a process.
 trait Keeper {
-    /// Keeps the state that the process has now, and tells how many seconds that took.
+    /// Keeps the current state of the process, and returns the seconds that it took.
     fn keep(&mut self, pid: Pid) -> Result<f64>;
 
-    /// Where all of it is.
+    /// The folder with everything that was kept.
     fn place(&self) -> &Path;
 }
 
@@ -132,8 +132,8 @@ impl Keeper for Ours {
     }
 }
 
-/// Captures of version 2 by this program as it was built elsewhere, or by another that does the
-/// same as `keeper`. Dropped, it is killed and reaped.
+/// Captures of version 2 by another build of this program, or by another program with the interface
+/// of `keeper`. Drop kills and reaps it.
 struct Elsewhere {
     program: Child,
     to: ChildStdin,
@@ -186,13 +186,13 @@ pub(crate) fn keeper(arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// A program that keeps folders, each time what is new in them.
+/// A backup tool: each run stores what is new in a folder.
 #[derive(Clone, Copy)]
 struct Tool {
     name: &'static str,
     program: &'static str,
     init: &'static [&'static str],
-    /// A number follows, and the folder.
+    /// The arguments before the number of the archive and the folder.
     keep: &'static [&'static str],
 }
 
@@ -210,7 +210,7 @@ const BORG: Tool = Tool {
     keep: &["create", "--comment"],
 };
 
-/// `criu dump` into a folder, and that into the repository of a tool.
+/// `criu dump` into a folder, which a backup tool then stores in its repository.
 struct Backup {
     tool: Tool,
     repository: PathBuf,
@@ -241,7 +241,7 @@ impl Backup {
         command
     }
 
-    /// What borg wants beside `BORG_REPO`: the name of an archive.
+    /// The name of the archive, which borg wants beside `BORG_REPO`.
     fn named(&self, name: &str) -> Option<String> {
         (self.tool.program == "borg").then(|| format!("::{name}"))
     }

@@ -1,4 +1,4 @@
-//! A capture of a tree that the store has from before, of which 5 % has changed since.
+//! A capture into a store that has an earlier one, after a change of 5 % of the tree's memory.
 
 use crate::{
     ours::{self, Store},

@@ -1,4 +1,4 @@
-//! How long the tree stands still, by criu's own clock.
+//! The time that the tree is frozen, by criu's own clock.
 
 use criu_rpc::Pid;
 

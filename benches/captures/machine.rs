@@ -1,4 +1,4 @@
-//! What the numbers were measured on.
+//! The machine that the numbers were measured on.
 
 use std::{env, fs, hint::black_box, process::Command, thread};
 
@@ -19,8 +19,8 @@ pub(crate) fn describe(criu: &str) -> String {
     )
 }
 
-/// How much of the processors' time the machine beneath has given to others since it started, and
-/// how much was worked; in ticks.
+/// Returns the steal time (given to other guests) and the busy time of all processors since boot,
+/// in ticks.
 pub(crate) fn stolen_and_worked() -> (f64, f64) {
     // cpu  user nice system idle iowait irq softirq steal …
     let times: Vec<f64> =
@@ -36,9 +36,9 @@ pub(crate) fn disk() -> String {
     said.lines().nth(1).unwrap_or("a disk").to_owned()
 }
 
-/// Has the machine provide so much free memory, in MiB. A virtual one may have to get it from its
-/// host, which takes up to a second a gigabyte: whoever happens to need memory first would pay for
-/// all that come after.
+/// Makes the machine provide so many MiB of free memory. A virtual machine may have to get memory
+/// from its host, which takes up to a second a gigabyte. Without this call, the first run that
+/// needs memory would pay for all later ones.
 pub(crate) fn provide(mib: usize) -> Result<()> {
     succeed(Command::new(env::current_exe()?).arg("--touch").arg(mib.to_string()))
 }

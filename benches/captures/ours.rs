@@ -1,4 +1,4 @@
-//! What is measured: captures into a store.
+//! The measured side: captures into a store.
 
 use std::sync::LazyLock;
 
@@ -9,7 +9,7 @@ use crate::{
     run::{Result, Settings},
 };
 
-/// A store with nothing in it. Dropped, nothing is left of it.
+/// An empty store, removed on drop.
 #[derive(Debug)]
 pub(crate) struct Store {
     blobs: Box<dyn BlobStore>,
@@ -35,8 +35,8 @@ pub(crate) fn v1(pid: Pid, store: &dyn BlobStore) -> Result<Stored> {
     stored(&ProcsCapture::new([pid]), store)
 }
 
-/// A capture of version 2, the chunks, by default settings. As who captures again and again would,
-/// all with one buffer: the first of them warms it up.
+/// A capture of version 2, the chunks, with default settings. All share one pool, as repeated
+/// captures should; the first one warms it up.
 pub(crate) fn v2(pid: Pid, store: &dyn BlobStore) -> Result<Stored> {
     static ONE: LazyLock<BufferPool> = LazyLock::new(BufferPool::default);
     v2_by(pid, &ONE, store)

@@ -1,5 +1,4 @@
-//! How much memory a program has at most that makes one capture, beyond the buffer that it was
-//! allowed.
+//! The peak memory of a program that makes one capture, beyond the buffer that it may use.
 
 use std::{env, fs, process::Command};
 
@@ -16,7 +15,7 @@ use crate::{
 /// The buffer, and the memory of the smaller tree.
 const MIB: usize = 64;
 
-/// What a tree of many times the memory may add.
+/// The bytes that a tree of many times the memory may add.
 const FLAT: f64 = 8.0 * 1024.0 * 1024.0;
 
 pub(crate) fn lines(settings: &Settings) -> Result<Vec<Line>> {
@@ -44,7 +43,7 @@ fn measure(mib: usize, settings: &Settings, runs: &mut Runs) -> Result<()> {
     Ok(())
 }
 
-/// `--one-capture PID STORE`: captures, and prints the most memory that this process has had.
+/// `--one-capture PID STORE`: captures, and prints the peak memory of this process.
 pub(crate) fn main(arguments: &[String]) -> Result<()> {
     let [pid, store] = arguments else { return Err("which pid, into which store?".into()) };
     let store = FsBlobStore::open(store)?;
@@ -54,7 +53,7 @@ pub(crate) fn main(arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// In KiB.
+/// Peak memory in KiB.
 fn peak_memory() -> Result<u64> {
     let status = fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).ok_or("no VmHWM")?;

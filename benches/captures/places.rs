@@ -1,4 +1,4 @@
-//! Folders that go away by themselves, and what they hold.
+//! Folders that are removed on drop, and their sizes.
 
 use std::{
     env,
@@ -12,12 +12,12 @@ use std::{
 
 use crate::run::Result;
 
-/// A folder of our own. Dropped, it is gone.
+/// A folder of our own, removed on drop.
 #[derive(Debug)]
 pub(crate) struct Folder(PathBuf);
 
 impl Folder {
-    /// Among the temporary files.
+    /// Creates a folder among the temporary files.
     pub(crate) fn temporary() -> Result<Folder> {
         Folder::within(&env::temp_dir())
     }
@@ -41,7 +41,7 @@ impl Drop for Folder {
     }
 }
 
-/// A tmpfs of our own. Dropped, it is unmounted.
+/// A tmpfs of our own, unmounted on drop.
 #[derive(Debug)]
 pub(crate) struct Tmpfs(Folder);
 
@@ -65,7 +65,7 @@ impl Drop for Tmpfs {
     }
 }
 
-/// How much of the disk a folder takes, in bytes.
+/// Returns the disk space that a folder takes, in bytes.
 pub(crate) fn disk_use(folder: &Path) -> io::Result<u64> {
     let mut bytes = fs::symlink_metadata(folder)?.blocks() * 512;
     for entry in fs::read_dir(folder)? {
@@ -79,7 +79,7 @@ pub(crate) fn disk_use(folder: &Path) -> io::Result<u64> {
     Ok(bytes)
 }
 
-/// Runs a command that is to succeed; what it says comes out only if it does not.
+/// Runs a command that must succeed; its output appears only in the error.
 pub(crate) fn succeed(command: &mut Command) -> Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command.output().map_err(|error| format!("{program}: {error}"))?;

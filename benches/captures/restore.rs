@@ -1,5 +1,5 @@
-//! A restore, everything verified, against criu with a folder of images that is ready; both from
-//! the page cache.
+//! A restore that verifies everything, compared with criu and a ready folder of images. Both read
+//! from the page cache.
 
 use std::fs::File;
 
@@ -55,14 +55,15 @@ fn by_us(store: &Store, digest: &Digest256, mib: usize) -> Result<f64> {
     Ok(seconds)
 }
 
-/// What the tree gets as standard input and output, and our ends, without which it would end.
+/// Creates the tree's standard input and output, and our ends of them. Without our ends the tree
+/// would end.
 fn pipes() -> Result<(File, File, [File; 2])> {
     let (stdin, to) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
     let (from, stdout) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
     Ok((stdin.into(), stdout.into(), [to.into(), from.into()]))
 }
 
-/// Dropped, it is killed and reaped: the next one gets its pid.
+/// A revived tree. Drop kills and reaps it, so that the next one can have its pid.
 struct Revived(Tree);
 
 impl Drop for Revived {

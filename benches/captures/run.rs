@@ -1,4 +1,4 @@
-//! The command line, and one group of rows after the other.
+//! The command line, and the groups of rows in turn.
 
 use std::{env, error::Error, process::ExitCode, time::Instant};
 
@@ -29,7 +29,7 @@ const GROUPS: &[(&str, Group)] = &[
     ("agent", agent::lines),
 ];
 
-/// What this program is besides, when it starts itself.
+/// The other roles of this program when it starts itself.
 const PARTS: &[(&str, Part)] =
     &[("--victim", victim::main), ("--one-capture", peak::main), ("--keeper", agent::keeper), ("--touch", machine::main)];
 
@@ -41,7 +41,7 @@ usage: [ROW …] [--SETTING VALUE …]
   --steps N steps of the agent (100)
   --store memory   where it can be, captures go into a store in memory: what is left is not the store's time";
 
-/// How much is measured.
+/// The sizes, counts and rows to measure.
 #[derive(Debug)]
 pub(crate) struct Settings {
     pub(crate) mib: usize,
@@ -70,7 +70,7 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-/// Whether all could be measured, whatever came out.
+/// Measures everything, and prints the table. Returns false if a row could not be measured.
 fn measure(settings: &Settings) -> Result<bool> {
     let criu = Criu::new().version()?;
     let before = machine::stolen_and_worked();
@@ -133,7 +133,7 @@ impl std::fmt::Display for Settings {
     }
 }
 
-/// An error with all that is behind it, in a line.
+/// Formats an error with all its causes on one line.
 fn explain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

@@ -1,4 +1,5 @@
-//! A small tree that goes on, until its capture is durable, against nothing but criu's dump.
+//! A small tree that is left running, until its capture is durable, compared with criu's dump
+//! alone.
 
 use criu_rpc::Pid;
 

@@ -13,7 +13,7 @@ impl Runs {
         Runs { what: what.into(), unit, values: Vec::new() }
     }
 
-    /// Tells of it, too: a run takes long.
+    /// Adds a value and prints it, because a run takes long.
     pub(crate) fn push(&mut self, value: f64) {
         eprintln!("{}: {}", self.what, self.unit.show(value));
         self.values.push(value);
@@ -34,7 +34,7 @@ pub(crate) enum Unit {
 }
 
 impl Unit {
-    /// Values are in seconds and in bytes, always.
+    /// Formats a value, which is always in seconds or in bytes.
     fn show(self, value: f64) -> String {
         match self {
             Unit::Seconds => format!("{value:.3} s"),
@@ -44,14 +44,14 @@ impl Unit {
     }
 }
 
-/// What is to be reached.
+/// The goal of a row.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Goal {
-    /// At most so many times theirs.
+    /// At most so many times their value.
     Times(f64),
-    /// At most so much more than theirs.
+    /// At most so much above their value.
     More(f64),
-    /// Less than theirs.
+    /// Less than their value.
     Less,
 }
 
@@ -71,7 +71,7 @@ impl Line {
         Line::Row { what: what.into(), against: against.into(), unit, theirs, ours, goal }
     }
 
-    /// The row of these two measurements.
+    /// Builds the row for these two measurements.
     pub(crate) fn compare(what: impl Into<String>, theirs: &Runs, ours: &Runs, goal: Goal) -> Line {
         Line::new((what, &theirs.what), ours.unit, (theirs.median(), ours.median()), goal)
     }
@@ -105,11 +105,11 @@ impl Line {
     }
 }
 
-/// The table, for people and for Markdown.
+/// Renders the table, readable as text and as Markdown.
 pub(crate) fn render(lines: &[Line]) -> String {
     let heads = ["what", "against", "theirs", "ours", "ratio", "to reach", "reached"];
     let rows: Vec<Vec<String>> = lines.iter().map(Line::cells).collect();
-    // A reason that something was left out would make its column wide.
+    // A reason for a row left out would make its column wide.
     let whole = || rows.iter().filter(|row| row.len() == heads.len());
     let width = |column: usize| {
         let cells = whole().map(|row| row[column].chars().count());

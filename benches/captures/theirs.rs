@@ -1,4 +1,4 @@
-//! What captures and restores are held against: criu alone, and what one would do by hand.
+//! The baselines for captures and restores: criu alone, and the same work by hand.
 
 use std::{
     fs::{self, File},
@@ -19,7 +19,7 @@ use crate::{
     run::Result,
 };
 
-/// criu alone: a dump into an empty folder, through the client. The tree goes on.
+/// Dumps into an empty folder by criu alone, through the client. The tree goes on.
 pub(crate) fn dump(pid: Pid, folder: &Path) -> Result<()> {
     let images = File::open(folder)?;
     let options = DumpOptions::default().leave_running(true);
@@ -27,7 +27,7 @@ pub(crate) fn dump(pid: Pid, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// How long the tree stood still for the dump in this folder, by criu's clock.
+/// Returns the seconds that the tree was frozen for the dump in this folder, by criu's clock.
 pub(crate) fn frozen(folder: &Path) -> Result<f64> {
     let image = fs::read(folder.join("stats-dump"))?;
     // Two magic numbers, the size of the one entry, the entry.
@@ -48,7 +48,7 @@ struct DumpStats {
     frozen_us: u32,
 }
 
-/// The seconds of `criu dump` into a folder, `tar | tee FILE | sha256sum`, `sync`.
+/// Measures `criu dump` into a folder, `tar | tee FILE | sha256sum`, `sync`, in seconds.
 pub(crate) fn by_hand(pid: Pid, mib: usize) -> Result<f64> {
     let folder = Folder::temporary()?;
     let script = "set -e; cd \"$1\"; mkdir images; criu dump -t \"$0\" -D images --leave-running -v1; \
@@ -58,9 +58,9 @@ pub(crate) fn by_hand(pid: Pid, mib: usize) -> Result<f64> {
     timed(mib, || succeed(&mut shell)).map(|((), seconds)| seconds)
 }
 
-/// How long it takes, in seconds, with a tree of so many MiB, once the disk has nothing else to
-/// write and the machine has four times as much free memory at hand: images, an archive of them and
-/// a copy of that are three.
+/// Measures the work in seconds, for a tree of so many MiB. First it waits until the disk is idle,
+/// and makes the machine provide four times the tree's memory. Images, an archive of them and a
+/// copy of that need three.
 pub(crate) fn timed<T>(mib: usize, work: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
     nix::unistd::sync();
     machine::provide(4 * mib)?;

@@ -1,5 +1,5 @@
-//! [`Victim`]: a process to be captured, that does what a line tells it and answers with a line. And the program that it
-//! is, unless it is a script.
+//! [`Victim`]: a process to capture. It does what a line tells it and answers with a line. This
+//! program is the process, unless a script is.
 
 use std::{
     env,
@@ -13,7 +13,7 @@ use criu_rpc::Pid;
 
 use crate::run::Result;
 
-/// Dropped, it is killed and reaped. It ends by itself when nobody is there to talk to it.
+/// A process to capture. Drop kills and reaps it. It also ends when its standard input ends.
 #[derive(Debug)]
 pub(crate) struct Victim {
     child: Child,
@@ -22,17 +22,17 @@ pub(crate) struct Victim {
 }
 
 impl Victim {
-    /// One with so much memory that does not compress.
+    /// Starts one with so much memory that does not compress.
     pub(crate) fn with_memory(mib: usize) -> Result<Victim> {
         let mut command = Command::new(env::current_exe()?);
         command.args(["--victim", &mib.to_string()]);
         Victim::start(command)
     }
 
-    /// A script that puts itself into a session of its own.
+    /// Starts a script, which puts itself into a session of its own.
     pub(crate) fn python(script: &Path) -> Result<Victim> {
         let mut command = Command::new("python3");
-        // Equal runs; and nothing is written beside the script.
+        // Makes all runs equal, and writes nothing beside the script.
         command.arg(script).env("PYTHONHASHSEED", "0").env("PYTHONDONTWRITEBYTECODE", "1");
         Victim::start(command)
     }
@@ -72,7 +72,7 @@ impl Drop for Victim {
     }
 }
 
-/// `--victim MIB`. Commands: `scatter PAGES` rewrites single pages here and there, `stretch PAGES`
+/// `--victim MIB`. Commands: `scatter PAGES` rewrites single pages in many places, `stretch PAGES`
 /// as many in a row.
 pub(crate) fn main(arguments: &[String]) -> Result<()> {
     nix::unistd::setsid()?;
@@ -96,7 +96,7 @@ const WORDS: usize = PAGE / size_of::<u64>();
 
 struct Memory {
     words: Vec<u64>,
-    /// The first word that starts a page.
+    /// The first word of the next page that is written.
     first: usize,
     random: Random,
 }
@@ -118,7 +118,7 @@ impl Memory {
         self.words[start..start + WORDS].fill_with(|| self.random.next());
     }
 
-    /// One page somewhere in each of `count` equal parts.
+    /// Rewrites one page in each of `count` equal parts.
     fn scatter(&mut self, count: usize) {
         let part = self.pages() / count;
         for start in (0..count).map(|number| number * part) {

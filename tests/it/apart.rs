@@ -1,4 +1,4 @@
-//! [`Apart`]: what concerns a whole process is tried in a process of its own.
+//! [`Apart`]: a test that concerns a whole process runs in a process of its own.
 
 use std::{
     env,
@@ -17,7 +17,7 @@ pub(crate) struct Apart {
 }
 
 impl Apart {
-    /// For the test of this name in this module, as `module_path!()` has it.
+    /// The test of this name in this module, as `module_path!()` names it.
     pub(crate) fn new(module: &str, name: &str) -> Apart {
         let (_, module) = module.split_once("::").unwrap();
         Apart { name: format!("{module}::{name}"), variables: Vec::new() }
@@ -28,7 +28,8 @@ impl Apart {
         self
     }
 
-    /// In the process of its own, does it. Else starts that process, and passes if it does.
+    /// Runs the test body in the process of its own; elsewhere starts that process and expects
+    /// success.
     #[track_caller]
     pub(crate) fn run(self, act: impl FnOnce()) {
         if env::var(APART).is_ok_and(|name| name == self.name) {

@@ -1,5 +1,5 @@
-//! A process that dies in the middle of writing loses nothing that it was told is stored, and
-//! damages nothing.
+//! A process that dies while it writes loses nothing that was reported as stored, and damages
+//! nothing.
 
 use std::{
     env,
@@ -71,8 +71,8 @@ fn a_collection_that_dies_takes_nothing_that_is_needed() {
     for _ in 0..3 {
         store.retain(&keep, Duration::ZERO).unwrap();
     }
-    // Who died while a pack was rewritten left copies. Few may stay, for a pack of which they are a
-    // small part is not rewritten.
+    // A process that died while it rewrote a pack left copies. A few may stay: a pack is not
+    // rewritten for a small part.
     let left = store.usage().unwrap().blobs.bytes;
     assert!(left >= total(&kept) && left * 3 <= total(&kept) * 4, "{left}");
 }
@@ -93,7 +93,7 @@ fn commit_until_killed(root: &OsStr) -> ! {
     std::process::exit(0);
 }
 
-/// The child: makes garbage beside what is needed, and collects it.
+/// The child: makes garbage beside needed blobs, and collects it.
 fn collect_until_killed(root: &OsStr) -> ! {
     println!("{READY}");
     let store = FsBlobStore::open(root).unwrap();
@@ -115,7 +115,7 @@ fn collect_until_killed(root: &OsStr) -> ! {
     std::process::exit(0);
 }
 
-/// Many lives of one test's child, one after the other, and all that they reported.
+/// Runs many children of one test in turn, and returns everything that they reported.
 fn lives(folder: &Folder, test: &str, longest: u64) -> Vec<Digest256> {
     let (count, end) = match env::var(MORE).map(|count| count.parse()) {
         Ok(count) => (count.expect("a number of lives"), None),
@@ -127,7 +127,7 @@ fn lives(folder: &Folder, test: &str, longest: u64) -> Vec<Digest256> {
     reported
 }
 
-/// Starts a child, kills it a little later, and tells what it had been told is stored.
+/// Starts a child, kills it a little later, and returns the blobs that it reported as stored.
 fn a_life(folder: &Folder, test: &str, moment: Duration) -> Vec<Digest256> {
     let mut child = Command::new(env::current_exe().unwrap())
         .args(["--exact", &format!("crash::{test}"), "--nocapture"])
@@ -146,7 +146,7 @@ fn a_life(folder: &Folder, test: &str, moment: Duration) -> Vec<Digest256> {
     digests
 }
 
-/// From before the first blob to well among them.
+/// The time until a child is killed: from before the first blob to well among them.
 fn moment(life: u32, longest: u64) -> Duration {
     Duration::from_micros(u64::from(life) * 7919 % longest)
 }
@@ -157,11 +157,11 @@ fn kill_after(mut child: Child, moment: Duration) {
     child.wait().unwrap();
 }
 
-/// The child: puts blobs of many sizes, by both ways, some of them again and again.
+/// The child: puts blobs of many sizes in both ways, some of them repeatedly.
 fn put_until_killed(root: &OsStr) -> ! {
     println!("{READY}");
     let store = FsBlobStore::open(root).unwrap();
-    // Should nobody kill it.
+    // Ends by itself if the test does not kill it.
     let deadline = Instant::now() + Duration::from_secs(60);
     let mut count = u64::from(std::process::id()) << 32;
     while Instant::now() < deadline {
@@ -180,26 +180,26 @@ fn put_until_killed(root: &OsStr) -> ! {
     std::process::exit(0);
 }
 
-/// One write, so that a line is there or not.
+/// Reports in one write, so that a line is complete or missing.
 fn report(digest: Digest256) {
     std::io::stdout().write_all(format!("{digest}\n").as_bytes()).unwrap();
 }
 
-/// Where the child finds the store's folder.
+/// Environment variable with the store's folder, for the child.
 const CHILD: &str = "CRIU_RPC_CRASH_CHILD";
 
-/// What the child says before it opens the store. From then on it may be killed.
+/// The line that the child writes before it opens the store. From then on it may be killed.
 const READY: &str = "ready";
 
-/// How many blobs a batch has.
+/// The number of blobs in a batch.
 const BATCH: usize = 30;
 
-/// How long a child lives at most, in microseconds: some puts, or some collections.
+/// The longest life of a child in microseconds: some puts, or some collections.
 const SHORT: u64 = 40_000;
 const LONG: u64 = 200_000;
 
-/// How many children live, unless starting them takes too long.
+/// The number of children, unless starting them takes too long.
 const LIVES: u32 = 200;
-/// The variable that has another number of lives, to be lived however long that takes.
+/// Environment variable with another number of children, however long they take.
 const MORE: &str = "CRIU_RPC_TESTS_LIVES";
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -1,7 +1,7 @@
 //! Files of the crate do not use each other in a circle.
 //!
 //! A file may use what is above it (`super::Item`), and a `mod.rs` may use the files below it. All
-//! other paths between files count, and what a file re-exports counts as the file that has it.
+//! other paths between files count. A re-exported item counts for the file that defines it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,7 +13,7 @@ use crate::house::Source;
 /// The modules that a file is in, from the root down.
 type Module = Vec<String>;
 
-/// The circle that is allowed: a failure says of itself what it means, by the table of meanings.
+/// The allowed circle: a failure explains itself by the table of meanings.
 const ALLOWED: [&str; 2] = ["error", "diagnose"];
 
 #[test]
@@ -50,7 +50,7 @@ fn module_of(path: &Path) -> Module {
     if names.last().is_some_and(|name| name == "mod") {
         names.pop();
     }
-    // Modules whose files have other names than they.
+    // Modules whose files are named differently.
     match names[0].as_str() {
         "platform" if names.get(1).is_some_and(|name| name == "linux" || name == "elsewhere") => {
             names[1] = "here".to_owned();
@@ -64,7 +64,7 @@ fn module_of(path: &Path) -> Module {
 struct Files(BTreeMap<Module, String>);
 
 impl Files {
-    /// Sets of files that use each other, maybe by way of others.
+    /// Returns sets of files that use each other, directly or through other files.
     fn circles(&self) -> BTreeSet<BTreeSet<Module>> {
         let used: BTreeMap<&Module, BTreeSet<Module>> =
             self.0.keys().map(|module| (module, self.used_by(module))).collect();
@@ -90,7 +90,7 @@ impl Files {
         files.filter(|file| file != module && !module.starts_with(file)).collect()
     }
 
-    /// The file that has what a path in this module leads to.
+    /// Returns the file that defines the item at a path in this module.
     fn file_of(&self, module: &Module, path: &[String], follows: usize) -> Option<Module> {
         let (mut at, mut rest) = match path.first()?.as_str() {
             "crate" => (Module::new(), &path[1..]),
@@ -126,7 +126,7 @@ impl Files {
     }
 }
 
-/// All paths in a text that can lead to another file.
+/// Returns all paths in a text that can lead to another file.
 fn paths_of(code: &str) -> Vec<Vec<String>> {
     let mut paths = paths_after(code, &["use "]);
     let words = code.split(|letter: char| !(letter.is_alphanumeric() || letter == '_' || letter == ':'));
@@ -135,7 +135,7 @@ fn paths_of(code: &str) -> Vec<Vec<String>> {
     paths
 }
 
-/// The paths of the statements that begin so.
+/// Returns the paths of the statements that begin so.
 fn paths_after(code: &str, starts: &[&str]) -> Vec<Vec<String>> {
     let mut paths = Vec::new();
     for statement in code.split(';') {
@@ -145,7 +145,7 @@ fn paths_after(code: &str, starts: &[&str]) -> Vec<Vec<String>> {
     paths
 }
 
-/// The paths of a tree such as `a::{b, c::{d, e as f}}`.
+/// Expands the paths of a tree such as `a::{b, c::{d, e as f}}`.
 fn expand(tree: &str, above: &[String], paths: &mut Vec<Vec<String>>) {
     let (before, group) = tree.split_once('{').map_or((tree, None), |(before, group)| (before, Some(group)));
     let before = before.split_whitespace().next().unwrap_or_default();
@@ -157,7 +157,7 @@ fn expand(tree: &str, above: &[String], paths: &mut Vec<Vec<String>>) {
     }
 }
 
-/// The parts of a group, which commas separate.
+/// Splits a group at its commas.
 fn branches(group: &str) -> Vec<&str> {
     let (mut depth, mut start, mut parts) = (0, 0, Vec::new());
     for (at, letter) in group.char_indices() {

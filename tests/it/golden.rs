@@ -1,8 +1,8 @@
-//! The formats do not change: what other programs wrote is read, and what we write they read.
+//! The formats do not change: we read what other programs wrote, and they read what we write.
 
 use criu_rpc::{Digest256, ProcsBlob};
 
-/// The manifest as another program has it, which reads and writes the same blobs.
+/// The manifest of another program that reads and writes the same blobs.
 mod theirs {
     use serde::{Deserialize, Serialize};
 

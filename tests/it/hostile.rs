@@ -1,5 +1,5 @@
-//! Chunked captures of a few blobs that stand for endless work: `reachable`, `copy_capture` and
-//! `gc` come to an end.
+//! Small chunked captures that describe endless work. `reachable`, `copy_capture` and `gc` still
+//! end.
 
 use std::{
     sync::{Arc, mpsc},
@@ -14,13 +14,13 @@ use criu_rpc::{
 
 const PIECE: usize = 64 << 10;
 
-/// The list of `count` times the same digest.
+/// Stores a list with the same digest `count` times.
 fn list(store: &MemBlobStore, digest: Digest256, count: usize) -> Digest256 {
     let list: Vec<u8> = std::iter::repeat_n(*digest.as_bytes(), count).flatten().collect();
     store.put(&list).unwrap()
 }
 
-/// As many levels of full lists above this blob.
+/// Stores so many levels of full lists above this blob.
 fn tower(store: &MemBlobStore, bottom: &[u8], depth: u8) -> Digest256 {
     (0..depth).fold(store.put(bottom).unwrap(), |below, _| list(store, below, 2048))
 }
@@ -29,7 +29,7 @@ fn content(bytes: u64, depth: u8, digest: Digest256) -> String {
     format!(r#"{{"bytes":{bytes},"depth":{depth},"digest":"{digest}"}}"#)
 }
 
-/// The content that these bytes are.
+/// Stores these bytes as a content.
 fn content_of(store: &MemBlobStore, bytes: &[u8]) -> String {
     let mut level: Vec<_> = bytes.chunks(PIECE).map(|piece| store.put(piece).unwrap()).collect();
     let mut depth = 0;
@@ -57,7 +57,7 @@ fn manifest(store: &MemBlobStore, trees: &[String]) -> Digest256 {
     store.put(json.as_bytes()).unwrap()
 }
 
-/// A capture with these files and maps.
+/// Stores a capture with these files and maps.
 fn capture(
     store: &MemBlobStore,
     files: &[String],
@@ -76,7 +76,7 @@ fn file(name: &str, bytes: u64, content: &str) -> String {
     format!(r#"{{"name":"{name}","bytes":{bytes},"content":{content}}}"#)
 }
 
-/// A map of so many full windows, all of them zeros.
+/// Stores a map of so many full windows, all zeros.
 fn map(store: &MemBlobStore, windows: u32) -> String {
     let leaf = store.put(&u64::MAX.to_le_bytes()).unwrap();
     let mut map = b"CRIUMAP1".to_vec();
@@ -88,7 +88,7 @@ fn map(store: &MemBlobStore, windows: u32) -> String {
     content_of(store, &map)
 }
 
-/// The result of the work, unless it takes too long.
+/// Returns the result of the work, or fails if it takes too long.
 #[track_caller]
 fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let (tell, told) = mpsc::channel();
@@ -96,7 +96,7 @@ fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     told.recv_timeout(Duration::from_secs(60)).expect("it goes on and on")
 }
 
-/// The blobs that are reachable from the capture; a copy has them too.
+/// Returns the blobs that are reachable from the capture, and checks that a copy has them too.
 #[track_caller]
 fn walk(store: impl BlobStore + 'static, digest: Digest256) -> Result<usize> {
     in_time(move || {
@@ -130,8 +130,7 @@ fn lists_of_lists_of_nothing_are_refused() {
             let top = tower(&store, bottom, depth);
             let files = [file("files.img", bytes, &content(bytes, depth, top))];
             let digest = capture(&store, &files, &[], bytes, 0);
-            // Pieces are not read, so of lists that have the right shape nothing is known to be
-            // wrong.
+            // The walk does not read pieces, so it finds no fault in lists of the right shape.
             match (bytes, depth) {
                 (0x100_0000_0000, 3) | (u64::MAX, 5) => _ = walk(store, digest),
                 _ => refused(store, digest, "levels of lists"),
@@ -162,7 +161,7 @@ fn a_list_has_as_many_entries_as_the_length_demands() {
         let digest = capture(&store, &files, &[], bytes, 0);
         refused(store, digest, "the list");
     }
-    // An entry that is cut short.
+    // A truncated entry.
     let store = MemBlobStore::new();
     let top = store.put(&[7; 4 * 32 - 1]).unwrap();
     let files = [file("files.img", bytes, &content(bytes, 1, top))];
@@ -178,7 +177,7 @@ fn maps_have_no_more_memory_than_the_manifest_announces() {
         (1000..1200).map(|pid| format!(r#"{{"name":"pagemap-{pid}.img","map":{map}}}"#)).collect();
     let small = capture(&store, &[], &maps[..1], 0, 4096);
     refused(store.clone(), small, "it has 6400000 pages");
-    // Announced, it is read once.
+    // If its size is announced, the map is read once.
     let large = capture(&store, &[], &maps, 0, u64::MAX);
     assert!(walk(store, large).unwrap() > 4);
 }
@@ -193,7 +192,7 @@ fn a_listing_that_many_trees_share_is_read_once() {
     let trees: Vec<_> = (0..4000).map(|_| tree(&images, 0, 0)).collect();
     let digest = manifest(&store, &trees);
     assert!(walk(store, digest).is_ok());
-    // Others all of which are new have a ceiling together.
+    // Listings that are all new share one ceiling.
     let store = MemBlobStore::new();
     store.put(b"").unwrap();
     let trees: Vec<_> = (0..20_u8)

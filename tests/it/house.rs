@@ -1,4 +1,5 @@
-//! The house, as its sources are: who uses whom, and what is kept where.
+//! The rules of the house, checked in the sources: which module uses which, and where things are
+//! kept.
 
 use std::{
     collections::BTreeMap,
@@ -6,8 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The floors from the bottom up. A module uses modules of floors below its own. Those of the
-/// lowest floor, the words, may also use each other.
+/// The floors from the bottom up. A module uses modules of lower floors. Those of the lowest floor,
+/// the words, may also use each other.
 const FLOORS: [(&str, &[&str]); 8] = [
     (
         "words",
@@ -38,17 +39,17 @@ const FLOORS: [(&str, &[&str]); 8] = [
     ("work", &["capture", "restore"]),
 ];
 
-/// Who may use a module that is not below, and why.
+/// The modules that may use one that is not below, each with the reason.
 const EXCEPTIONS: [(&str, &str, &str); 2] = [
     ("error", "diagnose", "a failure says of itself what it means; the table of meanings is a format"),
     ("private", "sys", "there is no safe form of the call that begins to write a file back"),
 ];
 
-/// Where an operating system may be named. In `lib.rs` it may by attributes of modules and their
-/// re-exports.
+/// The modules that may name an operating system. `lib.rs` may do so in attributes of modules and
+/// of their re-exports.
 const KNOW_THE_SYSTEM: [&str; 7] = ["platform", "preflight", "private", "procfs", "rpc", "stream", "sys"];
 
-/// How an attribute names one.
+/// The names of operating systems in attributes.
 const SYSTEM: [&str; 4] = ["target_os", "target_family", "unix", "windows"];
 
 const LONGEST_FILE: usize = 600;
@@ -92,7 +93,7 @@ fn the_system_is_named_where_it_is_known() {
     let blind =
         |source: &Source| source.module != "lib" && !KNOW_THE_SYSTEM.contains(&source.module.as_str());
     none_has(&["os::unix", "os::linux", "os::windows", "os::fd", "libc", "nix"], blind);
-    // Windows are also what slices and maps of memory have.
+    // Slices and maps of memory also have windows.
     for source in Source::all().iter().filter(|source| blind(source)) {
         for line in source.code.lines().filter(|line| has_word(line, "cfg")) {
             assert!(!SYSTEM.iter().any(|name| has_word(line, name)), "{}: {line}", source.path.display());
@@ -124,7 +125,7 @@ fn no_file_is_longer_than_one_can_read() {
 
 #[test]
 fn nothing_unfinished_is_left() {
-    // In pieces, or this file would be the first.
+    // Joined from pieces, or this file would match first.
     let leftovers =
         [concat!("to", "do!"), concat!("un", "implemented!"), concat!("db", "g!"), concat!("#[ign", "ore")];
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -139,7 +140,8 @@ fn nothing_unfinished_is_left() {
 #[test]
 fn the_reader_of_sources_sees_what_is_there() {
     let code = code_of(
-        "//! crate::doc\nuse crate::{\n    Error, // crate::comment\n    archive::{Limits, unpack},\n    store,\n};\n\
+        "//! crate::doc\nuse crate::{\n    \
+         Error, // crate::comment\n    archive::{Limits, unpack},\n    store,\n};\n\
          use crate::pid::Pid;\nfn f() { crate::rpc::g(\"crate::text\", '\"', b'\\'') }\n\
          #[cfg(test)]\nmod tests { use crate::Cause; }\n",
     );
@@ -163,7 +165,7 @@ fn floor(module: &str) -> Option<usize> {
     FLOORS.iter().position(|(_, modules)| modules.contains(&module))
 }
 
-/// None of the sources that count has one of the words.
+/// Fails if a source that counts has one of the words.
 #[track_caller]
 fn none_has(words: &[&str], counts: impl Fn(&Source) -> bool) {
     for source in Source::all().iter().filter(|source| counts(source)) {
@@ -175,7 +177,7 @@ fn none_has(words: &[&str], counts: impl Fn(&Source) -> bool) {
     }
 }
 
-/// Whether the text has the word, not as a part of a longer one.
+/// Returns true if the text has the word, not as a part of a longer one.
 fn has_word(text: &str, word: &str) -> bool {
     let part = |letter: Option<char>| letter.is_some_and(|letter| letter.is_alphanumeric() || letter == '_');
     text.match_indices(word).any(|(start, _)| {
@@ -186,11 +188,11 @@ fn has_word(text: &str, word: &str) -> bool {
 /// A file below `src`.
 pub(crate) struct Source {
     pub(crate) path: PathBuf,
-    /// The module of the crate's root that it belongs to; `lib` for the root itself.
+    /// The module below the crate's root; `lib` for the root itself.
     pub(crate) module: String,
-    /// How many modules deep it is, below the root.
+    /// The number of modules above it, below the root.
     depth: usize,
-    /// Its text, without comments, texts and tests.
+    /// Its code, without comments, literals and tests.
     pub(crate) code: String,
 }
 
@@ -217,7 +219,7 @@ impl Source {
         Source { module: names[0].clone(), depth: names.len(), path, code }
     }
 
-    /// The names of the crate's root that it uses, in order.
+    /// Returns the names that it uses from the crate's root, in order.
     fn used(&self) -> Vec<String> {
         let above = "super::".repeat(self.depth);
         let mut used = Vec::new();
@@ -233,7 +235,7 @@ impl Source {
         used
     }
 
-    /// What the root re-exports, and the modules it has it from.
+    /// Returns the names that the root re-exports, each with its module.
     fn root_names(&self) -> BTreeMap<String, String> {
         let mut names = BTreeMap::new();
         for statement in self.code.split(';') {
@@ -247,7 +249,7 @@ impl Source {
     }
 }
 
-/// The first names of a path, or of each path in a group.
+/// Returns the first names of a path, or of each path in a group.
 fn heads(path: &str) -> Vec<String> {
     let Some(group) = path.strip_prefix('{') else {
         return vec![path.chars().take_while(|letter| letter.is_alphanumeric() || *letter == '_').collect()];
@@ -268,8 +270,7 @@ fn heads(path: &str) -> Vec<String> {
     heads.into_iter().filter_map(head).collect()
 }
 
-/// What the compiler makes of a text, without tests. Comments and literals are left out; lines stay
-/// lines.
+/// Returns a text without tests, comments and literals. Lines stay lines.
 fn code_of(text: &str) -> String {
     let mut code = String::new();
     let mut rest = text;
@@ -293,7 +294,7 @@ fn code_of(text: &str) -> String {
     code
 }
 
-/// The length of a literal between quotes; `None` if it is none, but a lifetime.
+/// Returns the length of a literal between quotes; `None` if the quote begins a lifetime.
 fn literal(text: &str, quote: char) -> Option<usize> {
     let mut letters = text.char_indices().skip(1);
     let mut length = 0;
@@ -315,7 +316,7 @@ fn rust_files(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
-        // What is built in the packages beside this one is not ours.
+        // Build results in neighbouring packages are not ours.
         if path.is_dir() && !path.ends_with("target") {
             files.extend(rust_files(&path));
         } else if path.extension().is_some_and(|extension| extension == "rs") {

@@ -1,4 +1,4 @@
-//! Ending trees and sessions: nothing of them is left, and nothing else is touched.
+//! Ending trees and sessions: nothing of them remains, and nothing else is touched.
 
 use std::{
     fs,
@@ -14,7 +14,7 @@ use nix::sys::prctl;
 
 use crate::apart::Apart;
 
-/// A shell and its descendants, of which it says how many there are.
+/// A shell with descendants, which prints their number.
 const TREE: &str = "
     sleep 1000 & echo $!
     sh -c 'sleep 1000 & echo $!; sleep 1000 & echo $!; wait' & echo $!
@@ -22,7 +22,7 @@ const TREE: &str = "
 ";
 const BELOW: usize = 4;
 
-/// The state of a process; `None` if its number is free.
+/// Returns the state of a process; `None` if its number is free.
 fn state(pid: i32) -> Option<char> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(") ")?.1.chars().next()
@@ -32,7 +32,7 @@ fn number(child: &Child) -> i32 {
     i32::try_from(child.id()).unwrap()
 }
 
-/// Starts a shell that does this, and hears the first numbers that it says.
+/// Starts a shell with these commands, and reads the first numbers that it prints.
 #[track_caller]
 fn shell(script: &str, count: usize, prepare: impl FnOnce(&mut Command)) -> (Child, Vec<i32>) {
     let mut command = Command::new("sh");
@@ -53,7 +53,7 @@ fn wait_until(what: &str, so: impl Fn() -> bool) {
     }
 }
 
-/// Kills the tree of our child, and sees that its numbers are free but for that of the child.
+/// Kills the tree of our child, and checks that all its numbers except the child's are free.
 #[track_caller]
 fn assert_frees_its_numbers() {
     let (mut root, below) = shell(TREE, BELOW, |_| {});
@@ -98,7 +98,7 @@ fn a_tree_below_a_child_is_reaped_but_for_its_root() {
         let (mut parent, all) = shell(&script, BELOW + 1, |command| {
             command.stdin(Stdio::piped());
         });
-        // The shell and its child speak at the same time.
+        // The shell and its child print at the same time.
         let root = *all.iter().find(|pid| parent_of(**pid) == Some(number(&parent))).unwrap();
         kill_tree(root).unwrap();
         assert!(all.iter().all(|pid| *pid == root || state(*pid).is_none()));
@@ -112,7 +112,7 @@ fn parent_of(pid: i32) -> Option<i32> {
     stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
 }
 
-/// Leads a session, as a shell does that was started by `setsid`.
+/// Makes the command lead a session, as `setsid` does for a shell.
 fn leads_a_session(command: &mut Command) {
     #[allow(unsafe_code)]
     // SAFETY: what is called between fork and exec is one system call.

@@ -1,8 +1,8 @@
-//! A criu that plays a script, at the other end of a packet socket pair. Whoever leaves the script,
-//! the client or the peer, fails the test; every wait of the peer has a deadline.
+//! A criu that plays a script, at the other end of a packet socket pair. The test fails if the
+//! client or the peer leaves the script. Every wait of the peer has a deadline.
 //!
-//! The messages are written down here a second time, from criu's documentation of its fields, and
-//! not taken from the crate: so the two check each other.
+//! The messages are defined a second time here, from criu's documentation of its fields instead of
+//! from the crate. So the two check each other.
 
 use std::{
     io::IoSlice,
@@ -23,7 +23,7 @@ use nix::{
 };
 use prost::Message;
 
-/// What criu and its client call their messages. The numbers are criu's.
+/// The types of messages, with criu's numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Empty = 0,
@@ -39,11 +39,11 @@ pub(crate) enum Kind {
 
 /// One line of a script.
 pub(crate) enum Line {
-    /// A request of this type comes.
+    /// A request of this type arrives.
     Hear(Kind),
-    /// An event is acknowledged, or refused.
+    /// The client acknowledges an event (true) or refuses it (false).
     HearAck(bool),
-    /// The peer says this, and hands a descriptor over.
+    /// The peer sends this, maybe with a descriptor.
     Say(Vec<u8>, Option<OwnedFd>),
     /// The peer closes its end. Nothing can follow.
     HangUp,
@@ -62,7 +62,7 @@ pub(crate) fn notify(script: &str) -> Line {
     say(Resp::event(Some(script), None))
 }
 
-/// A successful answer with nothing in it.
+/// A successful answer without content.
 pub(crate) fn answer(kind: Kind) -> Line {
     say(Resp::good(kind))
 }
@@ -80,7 +80,7 @@ pub(crate) fn hang_up() -> Line {
 }
 
 impl Line {
-    /// The same line, said with a descriptor.
+    /// The same line with a descriptor.
     pub(crate) fn with(self, descriptor: OwnedFd) -> Line {
         match self {
             Line::Say(packet, _) => Line::Say(packet, Some(descriptor)),
@@ -93,17 +93,18 @@ impl Line {
 pub(crate) struct Peer(JoinHandle<Result<Vec<Req>, String>>);
 
 impl Peer {
-    /// Starts to play. The socket is the client's.
+    /// Starts to play. Returns the client's socket.
     pub(crate) fn play(script: impl IntoIterator<Item = Line>) -> (OwnedFd, Peer) {
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
         setsockopt(&ours, ReceiveTimeout, &TimeVal::new(PATIENCE, 0)).unwrap();
-        setsockopt(&ours, SndBuf, &(1 << 20)).unwrap(); // as much of it as everybody may have
+        // The kernel caps this at what every process may have.
+        setsockopt(&ours, SndBuf, &(1 << 20)).unwrap();
         let script: Vec<Line> = script.into_iter().collect();
         (theirs, Peer(thread::spawn(move || Stage { socket: ours, heard: Vec::new() }.play(script))))
     }
 
-    /// Waits for the end of the script, and gives what was heard.
+    /// Waits for the end of the script, and returns the requests that the peer received.
     #[track_caller]
     pub(crate) fn done(self) -> Vec<Req> {
         match self.0.join() {
@@ -114,7 +115,7 @@ impl Peer {
     }
 }
 
-/// How long the peer waits for anything, in seconds.
+/// The longest wait of the peer, in seconds.
 const PATIENCE: i64 = 5;
 
 struct Stage {
@@ -156,7 +157,7 @@ impl Stage {
         Ok(&self.heard[self.heard.len() - 1])
     }
 
-    /// The next packet; `None` once the client has hung up.
+    /// Returns the next packet; `None` once the client has hung up.
     fn receive(&self) -> Result<Option<Vec<u8>>, String> {
         let mut packet = vec![0; 1 << 16];
         match recv(self.socket.as_raw_fd(), &mut packet, MsgFlags::empty()) {
@@ -180,7 +181,7 @@ impl Stage {
     }
 }
 
-/// What the client says: `criu_req`.
+/// The client's message: `criu_req`.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Req {
     #[prost(int32, required, tag = "1")]
@@ -195,7 +196,7 @@ pub(crate) struct Req {
     pub(crate) features: Option<Features>,
 }
 
-/// Those of `criu_opts` that the tests speak of. One that is not here fails the test that meets it.
+/// The fields of `criu_opts` that the tests use. An unlisted field fails the test that meets it.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Opts {
     #[prost(int32, optional, tag = "1")]
@@ -244,7 +245,7 @@ pub(crate) struct Opts {
     pub(crate) log_to_stderr: Option<bool>,
 }
 
-/// What criu says: `criu_resp`.
+/// criu's message: `criu_resp`.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Resp {
     #[prost(int32, required, tag = "1")]

@@ -1,5 +1,4 @@
-//! What `docs/peers.md` says of this crate, against the sources and against what goes over the
-//! wire.
+//! Checks the statements of `docs/peers.md` on this crate, in the sources and on the wire.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -110,18 +109,18 @@ fn every_cell_says_something_and_every_note_is_used() {
 struct Row(Vec<String>);
 
 impl Row {
-    /// What it is about.
+    /// The subject of the row.
     fn subject(&self) -> &str {
         self.0[0].trim_matches('`')
     }
 
-    /// What it says of this crate.
+    /// The statement on this crate.
     fn ours(&self) -> &str {
         &self.0[1]
     }
 }
 
-/// The rows of the tables below a heading.
+/// Returns the rows of the tables below a heading.
 fn table(heading: &str) -> Vec<Row> {
     let document = source("docs/peers.md");
     let section = document.split(&format!("\n## {heading}\n")).nth(1).unwrap().split("\n## ").next().unwrap();
@@ -134,12 +133,12 @@ fn table(heading: &str) -> Vec<Row> {
     rows
 }
 
-/// What a cell names as code.
+/// Returns the names that a cell marks as code.
 fn named(cell: &str) -> Vec<&str> {
     cell.split('`').skip(1).step_by(2).collect()
 }
 
-/// The fields of criu's options: name, number, and whether they have a length.
+/// Returns the fields of criu's options: name, number, and whether they have a length.
 fn fields() -> Vec<(String, u32, bool)> {
     let body = block("message criu_opts {");
     let fields: Vec<_> = body
@@ -158,7 +157,8 @@ fn fields() -> Vec<(String, u32, bool)> {
     fields
 }
 
-/// The lines of criu's interface between the line that begins so and the next brace at its begin.
+/// Returns the lines of criu's interface between the line that begins so and the next brace in
+/// column one.
 fn block(begin: &str) -> String {
     let interface = source("proto/rpc/rpc.proto");
     interface.split(begin).nth(1).unwrap().split("\n}").next().unwrap().to_owned()
@@ -169,7 +169,7 @@ fn source(path: &str) -> String {
     fs::read_to_string(&path).unwrap().replace("\r\n", "\n")
 }
 
-/// The text of all Rust files of a folder, and of the folders in it.
+/// Returns the text of all Rust files below a folder.
 fn texts(folder: &str) -> String {
     let mut text = String::new();
     for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).unwrap() {
@@ -191,7 +191,7 @@ fn sorted<T: ToString>(names: impl IntoIterator<Item = T>) -> Vec<String> {
     names
 }
 
-/// What we claim of options and requests, seen from the other end of the socket.
+/// Our options and requests, seen from the other end of the socket.
 #[cfg(target_os = "linux")]
 mod seen_by_criu {
     use std::{
@@ -262,7 +262,7 @@ mod seen_by_criu {
             lazy_pages(true)
         }
         set! { PreDumpOptions, pre_dump: pre_dump_mode(PreDumpMode::VmRead) }
-        // Always there, so that only its value could differ.
+        // This option is always set, so only its value could differ.
         assert!(dump(&DumpOptions::default().log_level(LogLevel::Debug)).contains(&(9, false)));
         seen.insert("log_level".to_owned(), vec![(9, false)]);
 
@@ -387,7 +387,7 @@ mod seen_by_criu {
         options_of(|criu, lend| criu.pre_dump(42, options, lend).unwrap())
     }
 
-    /// The numbers of the options that the last request had, and whether they have a length.
+    /// Returns the numbers of the last request's options, and whether they have a length.
     fn options_of(ask: impl FnOnce(Criu, Lend<'_>)) -> Vec<(u32, bool)> {
         let folder = Folder::new();
         let folder = File::open(&*folder).unwrap();
@@ -420,8 +420,8 @@ mod seen_by_criu {
         heard.iter().map(name).collect()
     }
 
-    /// A criu that does everything, and gives what it heard; `server` is the page server that it
-    /// starts.
+    /// Plays a criu that grants everything, and returns its requests. `server` is the pid of the
+    /// page server that it starts.
     fn obliging(server: i32) -> (Criu, JoinHandle<Vec<Req>>) {
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
@@ -456,7 +456,7 @@ mod seen_by_criu {
         }
     }
 
-    /// What the client says, with its options as they came.
+    /// The client's message, with its options as they arrived.
     #[derive(Clone, PartialEq, Message)]
     struct Req {
         #[prost(int32, required, tag = "1")]

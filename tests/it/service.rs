@@ -1,5 +1,5 @@
-//! A service of criu's that means no good: it accepts nobody, reads nothing, says whatever it
-//! likes, for ever.
+//! A hostile service in the place of criu's: it accepts no client, reads nothing, or sends anything
+//! for ever.
 
 use std::{
     fs::File,
@@ -62,7 +62,7 @@ impl Place {
         Criu::service(self.path())
     }
 
-    /// Accepts one client, answers its question for the version, and then does this to it.
+    /// Accepts one client, answers its request for the version, and then does this to it.
     fn serves(&self, then: impl FnOnce(&OwnedFd) + Send + 'static) -> JoinHandle<()> {
         let listener = self.listener.try_clone().unwrap();
         thread::spawn(move || {
@@ -78,7 +78,7 @@ impl Place {
         })
     }
 
-    /// Dumps this process, in name: nobody touches it.
+    /// Dumps this process in name only: the service does not touch it.
     fn dump(&self, criu: &Criu) -> Error {
         let images = File::open(&*self.folder).unwrap();
         let options = DumpOptions::default();
@@ -94,7 +94,7 @@ fn hear(client: &OwnedFd) -> usize {
     recv(client.as_raw_fd(), &mut [0; 4096], MsgFlags::empty()).unwrap()
 }
 
-/// Says this with a descriptor, as often as there are numbers; `false` if nobody hears it.
+/// Sends this with a descriptor for each number; `false` if the client has hung up.
 fn say(client: &OwnedFd, packet: &[u8], numbers: &[i32]) -> bool {
     let control = [ControlMessage::ScmRights(numbers)];
     let control = if numbers.is_empty() { &[][..] } else { &control[..] };
@@ -194,7 +194,7 @@ fn nonsense() {
         let criu = place.criu().deadline(Duration::from_secs(5));
         let options = DumpOptions::default();
         let result = criu.dump(process::id(), &options, Lend::images(&images), &mut NoHooks);
-        // By chance it can be the right answer.
+        // A random answer can be the right one.
         if let Err(error) = result {
             assert!(!matches!(error, Error::TimedOut(_)), "{round}: {error}");
         }
@@ -204,12 +204,12 @@ fn nonsense() {
     assert!(open() <= before, "{} files were open, and now {}", before, open());
 }
 
-/// The client acknowledges an event, or leaves.
+/// Waits until the client acknowledges an event, or leaves.
 fn hear_once(client: &OwnedFd) -> bool {
     recv(client.as_raw_fd(), &mut [0; 4096], MsgFlags::empty()).is_ok()
 }
 
-/// Its numbers may be those of another pid namespace: whoever has them here is a stranger.
+/// A pid from the service may belong to another pid namespace; here it may be an unrelated process.
 #[test]
 fn a_page_server_that_is_none_of_the_services_is_not_killed() {
     let started =

@@ -1,4 +1,4 @@
-//! A program that captures and collects for days: what it holds does not grow.
+//! A program that captures and collects for days: its resources do not grow.
 
 use std::{collections::HashSet, env, fs, path::Path, process::Command, thread, time::Duration};
 
@@ -36,7 +36,7 @@ fn many_batches_and_collections_hold_no_more_than_few() {
     if let Some(root) = env::var_os(CHILD) {
         return live(Path::new(&root));
     }
-    // A process of its own: the other tests take memory too.
+    // In a process of its own, because the other tests allocate memory too.
     let folder = Folder::new();
     let child = Command::new(env::current_exe().unwrap())
         .args(["--exact", TEST, "--nocapture", "--test-threads=1"])
@@ -75,7 +75,7 @@ fn live(root: &Path) {
         }
         held.push(Held::now());
     }
-    // The first quarter is for what is made once.
+    // The first quarter is for what is allocated once.
     let (start, middle) = (held.len() / 4, held.len() * 5 / 8);
     let most = |of: &[Held], what: fn(&Held) -> u64| of.iter().map(what).max().unwrap();
     let (first, second) = (&held[start..middle], &held[middle..]);
@@ -83,7 +83,7 @@ fn live(root: &Path) {
     let descriptors = [first, second].map(|half| most(half, |held| held.descriptors as u64));
     let threads = [first, second].map(|half| most(half, |held| held.threads as u64));
     assert!(memory[1] <= memory[0] + memory[0] / 8 + 1024, "memory {memory:?} kB");
-    // A thread that was joined is still listed for a moment.
+    // A joined thread is still listed for a moment.
     assert!(threads[1] <= threads[0] + 4, "threads {threads:?}");
     assert!(descriptors[1] <= descriptors[0] + 4, "descriptors {descriptors:?}");
     println!("flat: {memory:?} kB, {descriptors:?} descriptors, {threads:?} threads");

@@ -233,7 +233,7 @@ fn a_commit_that_fails_leaves_no_file() {
     let folder = Folder::new();
     let store = FsBlobStore::open(&*folder).unwrap();
     let digest = Digest256::of(b"unlucky");
-    // A folder sits where the blob is to go.
+    // A folder is in the place of the blob.
     let place = folder.join("blobs").join("sha256").join(&digest.hex()[..2]).join(digest.hex());
     fs::create_dir_all(place.join("in the way")).unwrap();
     let error = store.put(b"unlucky").unwrap_err();
@@ -267,7 +267,7 @@ fn leftovers_are_removed_after_a_day_and_not_before() {
     assert_eq!(files_below(&folder), [young]);
 }
 
-/// A limit on the size of files stands in for a disk that is full: it needs no privilege.
+/// A limit on the size of files simulates a full disk, without privileges.
 #[cfg(unix)]
 #[test]
 fn a_disk_that_takes_no_more_is_told_of_and_nothing_is_left() {
@@ -298,7 +298,7 @@ fn a_disk_that_takes_no_more_is_told_of_and_nothing_is_left() {
     assert_eq!(store.get(&small).unwrap(), b"small");
 }
 
-/// `/proc/self/fd` is Linux's.
+/// Only Linux has `/proc/self/fd`.
 #[cfg(target_os = "linux")]
 mod linux {
     use super::*;
@@ -330,13 +330,13 @@ mod linux {
     }
 }
 
-/// A store with a root of its own inside `folder`.
+/// Opens a store with a root of its own inside `folder`.
 pub(crate) fn fresh(folder: &Folder) -> FsBlobStore {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     FsBlobStore::open(folder.join(COUNT.fetch_add(1, Ordering::Relaxed).to_string())).unwrap()
 }
 
-/// Three methods and no more.
+/// A store with the three required methods alone.
 #[derive(Debug, Default)]
 struct Minimal(Mutex<BTreeMap<Digest256, Vec<u8>>>);
 
@@ -356,7 +356,7 @@ impl BlobStore for Minimal {
     }
 }
 
-/// A store whose own streaming methods can be told from the defaults.
+/// A store whose streaming methods differ from the defaults.
 #[derive(Debug)]
 struct StreamsOnly;
 
@@ -382,14 +382,14 @@ impl BlobStore for StreamsOnly {
     }
 }
 
-/// All files below a folder, however deep, sorted.
+/// Returns all files below a folder, sorted.
 pub(crate) fn files_below(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
         let entry = entry.unwrap();
         match entry.file_type().unwrap().is_dir() {
             true => files.extend(files_below(&entry.path())),
-            // What processes lock, and what collections need, holds nothing.
+            // Lock files, and files for collections, contain no blobs.
             false
                 if ["lock", "gc.lock", "gc.clock", "gc.room"]
                     .map(Some)
@@ -401,7 +401,7 @@ pub(crate) fn files_below(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// A folder that is gone after the test.
+/// A folder that is removed after the test.
 pub(crate) struct Folder(PathBuf);
 
 impl Folder {
@@ -411,7 +411,7 @@ impl Folder {
             let count = COUNT.fetch_add(1, Ordering::Relaxed);
             let path = env::temp_dir().join(format!("criu-rpc-stores-{}-{count}", process::id()));
             match fs::create_dir(&path) {
-                // Of a process that had our number and was killed.
+                // A killed process with our pid left it.
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 made => {
                     made.unwrap();

@@ -1,5 +1,5 @@
-//! A store that is attacked: every damage is named, nothing wrong is given out, and what is
-//! undamaged stays readable.
+//! A store under attack: it reports all damage, returns nothing wrong, and keeps undamaged blobs
+//! readable.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -25,7 +25,7 @@ fn a_flipped_bit_in_a_pack_costs_what_it_hits_and_is_healed() {
         let lost = count_lost(&store, &blobs);
         let damage = store.verify().unwrap().damage;
         assert!(lost == 0 || !damage.is_empty(), "nobody names the damage at {place}");
-        // A frame has 256 KiB, and most of these blobs far less than that.
+        // A frame has 256 KiB, and most of these blobs are far smaller.
         assert!(lost <= 300, "{lost} blobs are lost by a bit at {place}");
     }
 }
@@ -178,7 +178,7 @@ fn packs_that_swap_their_names_give_what_they_have() {
     swap(&packs(&folder)[0], &packs(&folder)[1]);
     assert_all(&open(&folder), &one);
     assert_all(&open(&folder), &other);
-    // A handle that thinks otherwise gives nothing wrong.
+    // A handle with an older view returns nothing wrong.
     count_lost(&store, &one);
     count_lost(&store, &other);
 }
@@ -210,7 +210,7 @@ fn names_that_are_damaged_or_swapped_are_told() {
     let last = bytes.len() - 1;
     bytes[last] ^= 0x80;
     fs::write(&pack, bytes).unwrap();
-    // What the file has is older, and so not an answer.
+    // The file has an older value, which is no valid answer.
     assert!(matches!(store.get_named(&one), Err(Error::Corrupt { .. })));
 }
 
@@ -233,7 +233,7 @@ fn one_good_copy_is_enough() {
     }
 }
 
-/// How many are not given out. Whatever is, is right.
+/// Returns the number of blobs that the store refuses. All others are right.
 #[track_caller]
 fn count_lost(store: &FsBlobStore, blobs: &Blobs) -> usize {
     let mut lost = 0;

@@ -1,5 +1,5 @@
-//! A disk that is really full: nothing is half there, and a collection makes room again. As root;
-//! elsewhere it says that it was skipped, and with `CRIU_TESTS=must` it fails.
+//! A full disk: nothing is stored in part, and a collection makes room again. The tests need root.
+//! Without it they say that they were skipped, and fail with `CRIU_TESTS=must`.
 
 use std::{collections::HashSet, env, fs, io::Write as _, path::Path, process::Command, time::Duration};
 
@@ -7,7 +7,7 @@ use criu_rpc::{BlobStore, BlobStoreExt, Digest256, Error, FsBlobStore, store::Gc
 
 use crate::stores::{Folder, files_below};
 
-/// Has the same done on a tmpfs and on an ext4 of 32 MiB each.
+/// Runs the test on a tmpfs and on an ext4 of 32 MiB each.
 fn on_small_disks(test: impl Fn(&Path) + std::panic::RefUnwindSafe) {
     for kind in ["tmpfs", "ext4"] {
         let place = Folder::new();
@@ -33,7 +33,7 @@ fn mount(kind: &str, place: &Path, image: &Path) -> Result<(), String> {
         return run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=32m", "none"]).arg(place));
     }
     fs::File::create(image).and_then(|file| file.set_len(32 << 20)).map_err(|error| error.to_string())?;
-    // Without room that only root may use: then it is full for everyone.
+    // No blocks are reserved for root, so the disk is full for root as well.
     run(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(image))?;
     run(Command::new("mount").args(["-o", "loop"]).arg(image).arg(place))
 }
@@ -46,7 +46,7 @@ fn run(command: &mut Command) -> Result<(), String> {
     }
 }
 
-/// Blobs that do not compress, 512 of 4 KiB each.
+/// Returns 512 blobs of 4 KiB that do not compress.
 fn some(seed: u64) -> Vec<(Digest256, Vec<u8>)> {
     let word = |n: u64| *Digest256::of(&[seed, n].map(u64::to_le_bytes).concat()).as_bytes();
     let blob = |n: u64| (0..128).flat_map(|part| word(n << 8 | part)).collect::<Vec<u8>>();
@@ -60,7 +60,7 @@ fn put(store: &FsBlobStore, blobs: &[(Digest256, Vec<u8>)]) -> criu_rpc::Result<
     batch.commit()
 }
 
-/// Stores batches until the disk is full, and then fills what is left to the last byte.
+/// Stores batches until the disk is full, then fills the rest to the last byte.
 fn fill(store: &FsBlobStore, place: &Path) -> Vec<Vec<(Digest256, Vec<u8>)>> {
     let mut stored = Vec::new();
     for seed in 0.. {
@@ -117,7 +117,7 @@ fn a_full_disk_is_collected() {
         assert_there(&FsBlobStore::open(&root).unwrap(), &stored[1]);
         put(&store, &some(1 << 20)).unwrap();
         assert!(store.verify().unwrap().damage.is_empty());
-        // The room is kept again, for the next time.
+        // The room is reserved again, for the next time.
         assert!(root.join("gc.room").exists());
     });
 }
@@ -127,7 +127,7 @@ fn a_rewrite_that_finds_no_room_is_postponed_and_loses_nothing() {
     on_small_disks(|place| {
         let store = FsBlobStore::open(place.join("store")).unwrap();
         let stored = fill(&store, place);
-        // Half of each pack is needed: nothing can go without room.
+        // Half of each pack is needed, so no pack can go without room.
         let halves: Vec<_> = stored.iter().map(|blobs| blobs[..300].to_vec()).collect();
         let keep: HashSet<_> = halves.iter().flat_map(|blobs| digests(blobs)).collect();
         store.retain(&keep, Duration::ZERO).unwrap();
@@ -138,7 +138,7 @@ fn a_rewrite_that_finds_no_room_is_postponed_and_loses_nothing() {
             fill_up(place);
         }
         halves.iter().for_each(|blobs| assert_there(&store, blobs));
-        // Room for one pack, and each makes room for the next.
+        // There is room for one pack, and each rewritten pack makes room for the next.
         fs::remove_file(place.join("ballast-1")).unwrap();
         let mut room = fs::File::create(place.join("ballast-1")).unwrap();
         let _ = room.write_all(&[1; 1000]);
@@ -174,7 +174,7 @@ fn what_finds_no_room_leaves_nothing_half() {
         }
         assert_eq!(files_below(&root.join("tmp")), before);
 
-        // Damage is taken out all the same, and then purged.
+        // Damaged blobs are still quarantined, and then purged.
         let pack = fs::read_dir(root.join("packs")).unwrap().next().unwrap().unwrap().path();
         let length = fs::metadata(&pack).unwrap().len();
         fs::File::options().write(true).open(&pack).unwrap().set_len(length - 1).unwrap();

@@ -1,4 +1,4 @@
-//! What nobody needs goes, in two phases, and nothing else.
+//! Unneeded blobs go in two phases, and nothing else goes.
 
 use std::{
     collections::HashSet,
@@ -28,7 +28,7 @@ fn what_is_unneeded_is_condemned_and_only_later_swept() {
     let gc = store.retain(&keep(&[&kept]), HOUR).unwrap();
     assert_eq!((gc.condemned.blobs, gc.swept.blobs, gc.busy), (lost.len() as u64 + 2, 0, false));
 
-    // For readers it is still there, for writers not.
+    // The blob is present for readers and missing for writers.
     for store in [&store, &other, &open(&folder)] {
         assert_all(store, &lost);
         assert_all(store, &kept);
@@ -56,7 +56,7 @@ fn of_several_copies_one_stays() {
     let folder = Folder::new();
     let store = open(&folder);
     let kept = blobs(300, 9);
-    // Captures at the same time, which do not see each other's blobs.
+    // Simultaneous captures that do not see each other's blobs.
     let others: Vec<_> = (0..5).map(|_| open(&folder)).collect();
     let batches: Vec<_> = others.iter().map(|other| other.batch().unwrap()).collect();
     for batch in &batches {
@@ -64,7 +64,7 @@ fn of_several_copies_one_stays() {
     }
     batches.into_iter().for_each(|batch| batch.commit().unwrap());
     assert_eq!(store.usage().unwrap().blobs.bytes, 5 * total(&kept));
-    // One of them is damaged, and not the only one.
+    // One copy is damaged, but it is not the only one.
     let first = &packs(&folder)[0];
     let mut bytes = std::fs::read(first).unwrap();
     let place = bytes.len() - 100;
@@ -77,7 +77,7 @@ fn of_several_copies_one_stays() {
             assert_eq!(open(&folder).get(digest).unwrap(), *bytes);
         }
     }
-    // What is damaged is left to who verifies.
+    // Damaged blobs are left to `verify`.
     let left = store.usage().unwrap().blobs.bytes;
     assert!((total(&kept)..=2 * total(&kept)).contains(&left), "{left}");
     store.quarantine(&store.verify().unwrap()).unwrap();
@@ -114,13 +114,13 @@ fn whoever_puts_what_is_condemned_has_a_copy_of_his_own() {
     let (store, other) = (open(&folder), open(&folder));
     let blobs = blobs(300, 4);
     put(&store, &blobs);
-    // It knows the pack, and not yet what becomes of it.
+    // The handle knows the pack, but not what happens to it.
     assert_all(&other, &blobs);
     store.retain(&HashSet::new(), HOUR).unwrap();
     let batch = other.batch().unwrap();
     assert_eq!(batch.put(&pairs(&blobs)).unwrap(), total(&blobs));
     batch.commit().unwrap();
-    // The old copies are swept, the new ones only condemned now.
+    // The old copies are swept; the new ones are only condemned now.
     store.retain(&keep(&[&blobs]), HOUR).unwrap();
     store.retain(&keep(&[&blobs]), Duration::ZERO).unwrap();
     assert_all(&store, &blobs);
@@ -140,7 +140,7 @@ fn a_pack_with_much_dead_in_it_is_written_anew() {
     store.retain(&keep(&[&kept]), HOUR).unwrap();
     thread::sleep(Duration::from_millis(1100));
     store.retain(&keep(&[&fewer]), HOUR).unwrap();
-    // The first round is due, the second is not: its marks go with the entries.
+    // The first round is due, the second is not. Its marks go with the entries.
     let gc = store.retain(&keep(&[&fewer]), Duration::from_secs(1)).unwrap();
     assert_eq!((gc.packs, gc.swept.blobs), (1, 500));
     assert!(store.usage().unwrap().disk < before * 2 / 3);
@@ -210,8 +210,8 @@ fn a_damaged_pack_is_not_rewritten() {
     assert!(named > 0);
 }
 
-/// Threads, and another process, capture while the collector runs all the time: what is in a
-/// committed batch since the last look at what is needed is never lost.
+/// Threads and another process capture while the collector runs continuously. No blob of a
+/// committed batch is lost during the grace period.
 #[test]
 fn captures_and_collections_race_and_nothing_is_lost() {
     if let Some(root) = env::var_os(CHILD) {
@@ -234,7 +234,7 @@ fn captures_and_collections_race_and_nothing_is_lost() {
         let rounds = scope.spawn(move || {
             let mut rounds = 0;
             while !done.load(Ordering::Relaxed) {
-                // Nothing is needed for long: what captures rely on is kept by the grace alone.
+                // Nothing is needed for long: only the grace period protects what captures rely on.
                 collector.retain(&HashSet::new(), GRACE).unwrap();
                 rounds += 1;
             }
@@ -242,7 +242,8 @@ fn captures_and_collections_race_and_nothing_is_lost() {
         });
         let threads: Vec<_> = threads.into_iter().map(|thread| thread.join()).collect();
         let child = child.and_then(|mut child| child.wait());
-        done.store(true, Ordering::Relaxed); // whatever happened: the collector would go on for ever
+        // Also after a failure, or the collector would go on for ever.
+        done.store(true, Ordering::Relaxed);
         assert!(rounds.join().unwrap() > 3);
         threads.into_iter().for_each(|thread| thread.unwrap());
         assert!(child.unwrap().success(), "the other process lost something");
@@ -250,7 +251,7 @@ fn captures_and_collections_race_and_nothing_is_lost() {
     assert!(store.verify().unwrap().damage.is_empty());
 }
 
-/// The same blobs over and over, so that most are there already, condemned or not.
+/// Stores the same blobs repeatedly, so that most are present already, condemned or not.
 fn capture_again_and_again(store: &FsBlobStore, seed: u64, stop: &dyn Fn() -> bool) {
     let end = Instant::now() + Duration::from_secs(3);
     let mut turn = 0;
@@ -264,7 +265,7 @@ fn capture_again_and_again(store: &FsBlobStore, seed: u64, stop: &dyn Fn() -> bo
         }
         batch.commit().unwrap();
         let whole = all.iter().all(|(digest, bytes)| store.get(digest).is_ok_and(|found| found == *bytes));
-        // A slow machine may have collected it by now, and rightly so.
+        // On a slow machine the blob may be collected by now, correctly.
         assert!(whole || start.elapsed() >= GRACE, "something is lost");
     }
 }

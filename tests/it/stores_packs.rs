@@ -1,4 +1,4 @@
-//! Batches of `FsBlobStore`: packs that appear whole or not at all.
+//! Batches of `FsBlobStore`: packs become visible completely or not at all.
 
 use std::{
     collections::BTreeMap,
@@ -45,7 +45,7 @@ fn a_batch_that_is_dropped_leaves_nothing() {
     assert_eq!(files_below(&folder), Vec::<PathBuf>::new());
     assert_eq!(store.missing(&digests(&blobs)).unwrap(), digests(&blobs));
     assert!(!store.contains_named(&Digest256::of(b"name")).unwrap());
-    // And takes nothing from the next one.
+    // It takes nothing from the next batch either.
     put(&store, &blobs);
     assert_all(&store, &blobs);
 }
@@ -100,7 +100,7 @@ fn what_is_there_already_is_not_taken_in_again() {
         batch.commit().unwrap();
     }
     assert_eq!(packs(&folder).len(), 1);
-    // Nor as a file.
+    // No file has it either.
     store.put(blobs.values().next().unwrap()).unwrap();
     assert_eq!(files_below(&folder).len(), 2);
 }
@@ -223,7 +223,7 @@ fn a_full_disk_fails_the_batch_and_hurts_nothing_else() {
         let batch = store.batch().unwrap();
         let failed = pairs(&large).chunks(64).any(|call| batch.put(call).is_err());
         assert!(failed, "nothing filled the disk");
-        // Even if there is room again: the batch lacks something.
+        // Even if there is room again: the batch lacks a blob.
         assert!(batch.commit().is_err());
         assert_all(&store, &small);
         assert_eq!(packs(&folder).len(), 1);
@@ -237,7 +237,7 @@ fn a_full_disk_fails_the_batch_and_hurts_nothing_else() {
 
 pub(crate) type Blobs = BTreeMap<Digest256, Vec<u8>>;
 
-/// Blobs of many lengths, some of which compress.
+/// Returns blobs of many lengths, some of which compress.
 pub(crate) fn blobs(count: usize, seed: u64) -> Blobs {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let blob = |n: usize| {
@@ -279,7 +279,7 @@ pub(crate) fn put(store: &FsBlobStore, blobs: &Blobs) {
     batch.commit().unwrap();
 }
 
-/// By `get`, and by `get_many`.
+/// Reads with `get` and with `get_many`.
 #[track_caller]
 pub(crate) fn assert_all(store: &FsBlobStore, blobs: &Blobs) {
     for (digest, bytes) in blobs {
@@ -308,5 +308,5 @@ pub(crate) fn packs(folder: &Path) -> Vec<PathBuf> {
     packs
 }
 
-/// Beyond what goes into a frame.
+/// Larger than a frame can be.
 const LONG: usize = 16 * 1024 * 1024 + 1;

@@ -1,4 +1,4 @@
-//! Removed means removed: what is not kept goes now, whatever pack it lies in.
+//! A purge removes unneeded blobs now, in whatever pack they are.
 
 use std::{fs, time::Duration};
 
@@ -9,7 +9,7 @@ use crate::{
     stores_packs::{Blobs, assert_all, blobs, digests, open, packs, pairs, put},
 };
 
-/// The secret, beside nine times as many blobs that are needed, in one pack.
+/// Stores a secret in one pack with nine times as many needed blobs.
 fn mostly_needed(store: &FsBlobStore) -> (Blobs, Blobs) {
     let (kept, secret) = (blobs(900, 1), blobs(60, 2));
     let batch = store.batch().unwrap();
@@ -19,7 +19,7 @@ fn mostly_needed(store: &FsBlobStore) -> (Blobs, Blobs) {
     (kept, secret)
 }
 
-/// Returns true if the files of a store have these bytes anywhere, as far as nothing is compressed.
+/// Returns true if the files of a store have these bytes anywhere uncompressed.
 fn is_on_the_disk(folder: &Folder, bytes: &[u8]) -> bool {
     let has = |file: &Vec<u8>| file.windows(bytes.len()).any(|window| window == bytes);
     files_below(folder).iter().any(|path| has(&fs::read(path).unwrap()))
@@ -32,7 +32,7 @@ fn a_purge_removes_what_lies_in_a_pack_that_is_mostly_needed() {
     let (kept, secret) = mostly_needed(&store);
     assert_all(&other, &secret);
     let keep = kept.keys().copied().collect();
-    // Three collections leave it.
+    // Three collections leave it in place.
     for _ in 0..3 {
         store.retain(&keep, Duration::ZERO).unwrap();
     }
@@ -154,8 +154,7 @@ fn the_grace_does_not_follow_names_that_a_clock_made_old() {
     let store = open(&folder);
     let digest = store.put(b"marked a moment ago").unwrap();
     store.retain(&Default::default(), Duration::from_secs(600)).unwrap();
-    // As if the wall clock had been a day ahead since: the name says that it was condemned a day
-    // ago.
+    // Simulates a wall clock that was a day ahead: by its name, the round was condemned a day ago.
     let round = fs::read_dir(folder.join("condemned")).unwrap().next().unwrap().unwrap();
     let name = round.file_name().into_string().unwrap();
     let (millis, rest) = name.split_once('-').unwrap();
@@ -190,7 +189,7 @@ fn a_clock_that_jumps_takes_no_file_from_a_writer() {
     assert_eq!(store.get(&Digest256::of(b"slowly")).unwrap(), b"slowly");
 }
 
-/// Packs come and go all the time while another handle counts, and verifies.
+/// Packs come and go continuously while another handle counts and verifies.
 #[test]
 fn usage_survives_collections_beside_it() {
     let folder = Folder::new();

@@ -1,5 +1,4 @@
-//! Stores that have to wait for a lock: they give up when they are told to, and name what they
-//! waited for.
+//! Stores that wait for a lock: they give up at the deadline or when cancelled, and name the lock.
 
 use std::{
     collections::HashSet,
@@ -14,7 +13,7 @@ use criu_rpc::{
     store::{copy_capture_until, reachable_until},
 };
 
-/// A folder that is gone afterwards.
+/// A folder that is removed afterwards.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -57,7 +56,7 @@ fn a_batch_waits_for_a_lock_no_longer_than_it_may() {
     let held = folder.lock("lock");
     let path = folder.0.join("lock").display().to_string();
     assert_late(store.batch_until(&soon()), &[&path, "begin a batch"]);
-    // What points to a store waits as the store does.
+    // A reference to a store waits as the store does.
     assert_late(<&FsBlobStore as BlobStore>::batch_until(&&store, &soon()), &[&path]);
     let boxed: Box<dyn BlobStore> = Box::new(FsBlobStore::open(&folder.0).unwrap());
     assert_late(boxed.batch_until(&soon()), &[&path]);
@@ -118,7 +117,7 @@ fn a_collection_waits_for_others_no_longer_than_it_may() {
     assert_eq!(store.gc_until(&[], Duration::ZERO, &soon()).unwrap().condemned.blobs, 1);
 }
 
-/// A store that takes its time.
+/// A slow store.
 #[derive(Debug, Default)]
 struct Slow(MemBlobStore);
 

@@ -1,7 +1,7 @@
-//! `proto/rpc/rpc.proto` says what criu says: the same names, numbers, labels, types and defaults.
+//! Compares `proto/rpc/rpc.proto` with criu's: the same names, numbers, labels, types and defaults.
 //!
-//! It is compared with a table of criu 4.2, and with the file of an installed criu development
-//! package, if there is one. `CRIU_RPC_PROTO` names a file elsewhere.
+//! The comparison uses a table of criu 4.2, and the file of an installed criu development package
+//! if there is one. `CRIU_RPC_PROTO` names another file.
 
 use std::{
     collections::BTreeMap,
@@ -24,7 +24,7 @@ fn our_interface_is_that_of_criu_4_2() {
 #[test]
 fn our_interface_holds_that_of_an_installed_criu() {
     let Some(file) = installed_file() else {
-        // Not by a macro: those are silent in a test that passes.
+        // Written directly, because the output of macros is hidden in a test that passes.
         let _ = writeln!(
             io::stderr(),
             "no rpc.proto of criu is installed: ours was compared with the table only"
@@ -59,13 +59,13 @@ fn an_older_interface_lacks_the_end_of_ours_and_nothing_else() {
     assert_ne!(faults("m.a 1 required bool\nm.b 2 optional int32"), 0, "without its default");
 }
 
-/// Each field and each enum's value, as `message.field`.
+/// Each field and each value of an enum, as `message.field`.
 struct Interface(BTreeMap<String, Entry>);
 
 #[derive(PartialEq)]
 struct Entry {
     number: i32,
-    /// Label, type, and default if there is one. Empty for an enum's value.
+    /// Label, type, and default if there is one. Empty for a value of an enum.
     kind: String,
 }
 
@@ -115,7 +115,7 @@ impl Interface {
         interface
     }
 
-    /// The one default that criu added to a field it had. It changes nothing on the wire.
+    /// Adds the only default that criu added to an existing field. It changes nothing on the wire.
     fn add_default_of_3_19(&mut self) {
         if let Some(entry) =
             self.0.get_mut("criu_opts.images_dir_fd").filter(|entry| entry.kind == "required int32")
@@ -124,7 +124,7 @@ impl Interface {
         }
     }
 
-    /// What `self` has and `other` lacks or says differently.
+    /// Returns the entries of `self` that `other` lacks or has differently.
     fn contradictions(&self, other: &Self) -> Vec<String> {
         self.0
             .iter()
@@ -133,8 +133,8 @@ impl Interface {
             .collect()
     }
 
-    /// What `newer` cannot have got since `self`: criu counts up, so a number below one that `self`
-    /// has in the same place would have been there already.
+    /// Returns the entries of `newer` that cannot be additions to `self`. criu numbers upwards, so
+    /// an addition never has a lower number than an entry of `self` in the same place.
     fn gaps(&self, newer: &Self) -> Vec<String> {
         newer
             .0
@@ -144,7 +144,7 @@ impl Interface {
             .collect()
     }
 
-    /// The highest number in the message or enum that `name` is from.
+    /// Returns the highest number in the message or enum of `name`.
     fn last_number(&self, name: &str) -> i32 {
         let place = |name: &str| name.split('.').next().map(str::to_owned);
         let numbers =
@@ -153,7 +153,7 @@ impl Interface {
     }
 }
 
-/// As in the table: `required criu_req_type`, `optional int32 2`.
+/// Formats a field as in the table: `required criu_req_type`, `optional int32 2`.
 fn kind(field: &FieldDescriptorProto) -> String {
     let label = field.label().as_str_name().trim_start_matches("LABEL_").to_lowercase();
     let scalar = field.r#type().as_str_name().trim_start_matches("TYPE_").to_lowercase();
@@ -165,7 +165,7 @@ fn our_file() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("proto/rpc/rpc.proto")
 }
 
-/// The `rpc.proto` of a criu development package. A file that was named must be there.
+/// Returns the `rpc.proto` of a criu development package. A file that was named must exist.
 fn installed_file() -> Option<PathBuf> {
     if let Some(named) = env::var_os("CRIU_RPC_PROTO") {
         return Some(

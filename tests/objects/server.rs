@@ -1,6 +1,6 @@
 //! `s3-server FOLDER PORT KEY SECRET [tls]`: serves the folders in FOLDER as buckets on 127.0.0.1.
-//! Port 0 is any that is free; which one it is, is the one line on standard output. It ends with
-//! its standard input. With `tls` it has a certificate that it signed itself, and so nobody trusts.
+//! Port 0 selects a free one, and the only line on standard output names it. The server ends with
+//! its standard input. With `tls` it has a self-signed certificate that clients do not trust.
 
 use std::{env, error::Error, io::Read as _, sync::Arc};
 
@@ -61,7 +61,7 @@ async fn serve(socket: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, ser
     let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(socket), service).await;
 }
 
-/// TLS with a certificate of its own making.
+/// TLS with a self-signed certificate.
 fn acceptor() -> Result<TlsAcceptor> {
     let rcgen::CertifiedKey { cert, signing_key } =
         rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()])?;

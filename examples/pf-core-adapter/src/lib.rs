@@ -1,4 +1,4 @@
-//! Captures in stores of pf-core's: the adapter, whole. Its `main.rs` shows it at work, its tests
+//! A complete adapter for captures in pf-core's stores. `main.rs` shows it at work, and the tests
 //! hold it to the contract.
 
 use std::fmt;
@@ -6,10 +6,10 @@ use std::fmt;
 use criu_rpc::{BlobStore, Digest256, Error, Result};
 use pf_core::cas;
 
-/// Any store of pf-core's, as a store of captures.
+/// Makes any store of pf-core a store of captures.
 ///
-/// Its trait has whole blobs only, so the defaults stream: a blob that is written or read is in
-/// memory once.
+/// pf-core's trait has only whole blobs, so the default streaming methods apply: each blob that is
+/// written or read is in memory once.
 pub struct PfStore<S>(pub S);
 
 impl<S: cas::BlobStore> BlobStore for PfStore<S> {
@@ -18,8 +18,8 @@ impl<S: cas::BlobStore> BlobStore for PfStore<S> {
     }
 
     fn get(&self, digest: &Digest256) -> Result<Vec<u8>> {
-        // pf-core has no error for a blob that is not there, so it is asked for first. What fails
-        // behind that is a blob that is there and damaged, or a store that cannot.
+        // pf-core has no error for a missing blob, so the store is asked first. A failure after
+        // that means that the blob is damaged, or that the store cannot read.
         if !self.contains(digest)? {
             return Err(Error::Missing { digest: *digest });
         }
@@ -27,7 +27,7 @@ impl<S: cas::BlobStore> BlobStore for PfStore<S> {
             pf_core::Error::Integrity(problem) => Error::corrupt(format!("blob {digest}"), problem),
             other => failed("get a blob", other),
         })?;
-        // Not every store of pf-core's verifies.
+        // Some stores of pf-core do not verify.
         if Digest256::of(&bytes) != *digest {
             let problem = "its bytes have another digest".to_owned();
             return Err(Error::corrupt(format!("blob {digest}"), problem));

@@ -4,9 +4,9 @@
 //! cargo run --manifest-path examples/pf-core-adapter/Cargo.toml [-- FOLDER]       as root, if there is a criu
 //! ```
 //!
-//! Without criu the capture is the placeholder that says so. `--keeper FOLDER` is for
-//! `scripts/bench`. `--conformance FOLDER` holds the store to the whole contract, which takes some
-//! minutes: level 19 of zstd makes ready tens of megabytes for each blob.
+//! Without criu it stores a placeholder. `--keeper FOLDER` is for `scripts/bench`. `--conformance
+//! FOLDER` runs the whole contract suite, which takes some minutes: level 19 of zstd prepares tens
+//! of megabytes for each blob.
 
 use std::{
     cell::Cell,
@@ -58,8 +58,8 @@ fn show(store: &PfStore<FsBlobStore>) -> Result<(), Box<dyn Error>> {
     assert_eq!(store.get(&digest)?, b"a blob");
     println!("{digest} was put and is there");
 
-    // In a session of its own, which it is in once it speaks: criu takes no tree whose session is
-    // from outside its pid namespace.
+    // criu dumps no tree whose session is from outside its pid namespace. So the child leads a
+    // session of its own, which exists once it writes a line.
     let mut command = Command::new("setsid");
     let mut sleeper = command.args(["sh", "-c", "echo; exec sleep 1000"]).stdout(Stdio::piped()).spawn()?;
     BufReader::new(sleeper.stdout.as_mut().ok_or("it has no output")?).read_line(&mut String::new())?;
@@ -71,7 +71,7 @@ fn show(store: &PfStore<FsBlobStore>) -> Result<(), Box<dyn Error>> {
     let blobs = reachable(store, &[stored.digest])?.len();
     println!("its {blobs} blobs, and the other one, take {} bytes on the disk", store.0.physical_bytes()?);
 
-    // Every byte is verified on the way to another store.
+    // A copy to another store verifies every byte.
     let elsewhere = MemBlobStore::new();
     copy_capture(store, &elsewhere, &stored.digest)?;
     println!("all of it was read back");

@@ -1,4 +1,4 @@
-//! pf-core's stores keep the contract, by way of the adapter.
+//! pf-core's stores keep the contract through the adapter.
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
 use std::{env, fs, process};
@@ -12,7 +12,7 @@ fn the_store_in_memory_conforms() {
     conformance::check(|| PfStore(MemBlobStore::new()));
 }
 
-/// The whole suite takes minutes there: `pf-core-adapter --conformance FOLDER` has it.
+/// The whole suite takes minutes there; `pf-core-adapter --conformance FOLDER` runs it.
 #[test]
 fn the_store_in_a_folder_gives_back_what_it_was_given_and_misses_the_rest() {
     let folder = env::temp_dir().join(format!("pf-core-adapter-basics-{}", process::id()));

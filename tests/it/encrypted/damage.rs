@@ -1,4 +1,4 @@
-//! Records that were damaged, cut, swapped or put back: all of it is told of.
+//! Records that were damaged, cut, swapped or rolled back: the store reports all of it.
 
 use std::io::Write;
 
@@ -63,8 +63,8 @@ fn a_record_cut_short_or_made_longer_is_told_of() {
     }
 }
 
-/// Every record under the name of every other: of a blob, of a name, of the header and of the parts
-/// of a large one, the key records.
+/// Puts every record under the name of every other: of a blob, of a name, of the header and the
+/// parts of a large blob, and of the key records.
 #[test]
 fn a_record_under_the_name_of_another_is_told_of() {
     let beneath = Glass::default();
@@ -94,7 +94,7 @@ fn a_record_under_the_name_of_another_is_told_of() {
                         Ok(bytes) => assert_eq!(bytes, b"under a name"),
                         Err(error) => damaged += usize::from(matches!(error, Error::Corrupt { .. })),
                     }
-                    // A key record that was overwritten is there again.
+                    // An overwritten key record is back.
                     assert!(damaged == 1 || beneath.records()[to] == *kept, "{damaged}");
                 }
             }
@@ -132,7 +132,7 @@ fn an_older_record_of_a_blob_is_the_same_blob() {
     assert_eq!(store.get(&digests[0]).unwrap(), b"a secret");
     assert!(store.get(&digests[1]).unwrap() == large);
 
-    // An old header whose parts were collected leads to nothing.
+    // An old header whose parts were collected is useless.
     let old_parts = store.names_of(&digests[1..]).unwrap();
     old_parts[old_parts.len() - 2..].iter().for_each(|part| beneath.remove(part));
     corrupt(store.get(&digests[1]));

@@ -1,4 +1,4 @@
-//! What a collection of a folder leaves, where all is encrypted.
+//! Collections of a folder in which everything is encrypted.
 
 use std::{io::Write, time::Duration};
 
@@ -33,7 +33,7 @@ fn a_collection_keeps_what_captures_need_and_nothing_else() {
     assert_eq!(store.get(&its).unwrap(), archive);
     assert!(store.get(&kept).is_ok());
 
-    // The key is still known, and a capture that is not there is told before anything is collected.
+    // The key stays known. A capture that is missing is reported before anything is collected.
     let unknown = Digest256::of(b"a manifest");
     let error = store.gc(&[kept, unknown], Duration::ZERO).unwrap_err();
     let Error::Capture { capture, source, .. } = error else { panic!("{error:?}") };

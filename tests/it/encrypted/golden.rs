@@ -1,5 +1,5 @@
-//! What an earlier build encrypted is still read: `tests/data/encrypted-v1.txt`, a line for each
-//! record, name and bytes in hex.
+//! Records of an earlier build stay readable. `tests/data/encrypted-v1.txt` has a line for each
+//! record: its name and its bytes in hex.
 
 use criu_rpc::{BlobStore, Digest256, EncryptedBlobStore, Error, store::Padding};
 
@@ -27,8 +27,8 @@ fn records_of_old_are_read() {
     assert!(matches!(EncryptedBlobStore::open(&beneath, key(2)), Err(Error::WrongKey)));
 }
 
-/// For a new version of the format: `UPDATE=1 cargo test --all-features --test it
-/// encrypted::golden`, twice.
+/// Writes the records for a new version of the format. Run `UPDATE=1 cargo test --all-features
+/// --test it encrypted::golden` twice.
 fn write_records() {
     let beneath = Glass::default();
     let store = open(&beneath);
@@ -43,7 +43,7 @@ fn write_records() {
     std::fs::write(path, beneath.records().into_iter().map(line).collect::<String>()).unwrap();
 }
 
-/// Nothing, little, and what was padded.
+/// An empty blob, a small one, and a padded one.
 fn blobs() -> [Vec<u8>; 3] {
     [b"a secret".to_vec(), b"a secret with padding, ".repeat(9), Vec::new()]
 }

@@ -1,4 +1,4 @@
-//! Keys, and the records that tell one from another.
+//! Keys, and the records that distinguish them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -45,7 +45,7 @@ fn equal_blobs_have_unequal_names_and_records_in_stores_of_other_keys() {
 #[test]
 fn processes_that_open_a_fresh_store_at_once_do_not_break_each_other() {
     for round in 0..50 {
-        // One key for all, and then two keys: whoever got in has to find the way back.
+        // One key for all, then two keys: a store that opened must find its blobs again.
         let keys = if round % 2 == 0 { [3, 3, 3, 3] } else { [3, 4, 3, 4] };
         let (beneath, start) = (Glass::default(), Barrier::new(keys.len()));
         let stored: Vec<_> = thread::scope(|scope| {
@@ -78,18 +78,18 @@ fn a_store_that_lost_its_key_records_still_opens_with_its_key() {
     for name in beneath.records().keys().filter(|name| !data.contains(name)) {
         beneath.remove(name);
     }
-    // Another key has nothing to be told by. It finds nothing, and breaks nothing.
+    // The store has no public record that another key could check. That key finds nothing, and
+    // breaks nothing.
     let stranger = EncryptedBlobStore::open(&beneath, key(2)).unwrap();
     missing(stranger.get(&digest), &digest);
     let own = stranger.put(b"of the stranger").unwrap();
     drop(stranger);
-    // From here on the store has the stranger's record, where everybody looks. It was ours once,
-    // but does not know.
+    // From here on the public record is the stranger's. The store was ours, but cannot know that.
     let error = EncryptedBlobStore::open(&beneath, key(1)).unwrap_err();
     assert!(matches!(error, Error::WrongKey), "{error:?}");
     assert_eq!(EncryptedBlobStore::open(&beneath, key(2)).unwrap().get(&own).unwrap(), b"of the stranger");
 
-    // Whoever removes what the stranger wrote there gets the store back.
+    // Removing the stranger's public record gives the store back.
     beneath.remove(&common(&beneath));
     assert_eq!(open(&beneath).get(&digest).unwrap(), b"a secret");
     assert_eq!(EncryptedBlobStore::open(&beneath, key(2)).unwrap().get(&own).unwrap(), b"of the stranger");
@@ -107,12 +107,12 @@ fn a_damaged_key_record_is_told_from_another_key() {
     for bit in 0..records[&common].len() * 8 {
         let mut flipped = records[&common].clone();
         flipped[bit / 8] ^= 1 << (bit % 8);
-        // Where everybody looks: another key cannot tell, ours repairs it.
+        // The public record is damaged: another key cannot decide, ours repairs it.
         beneath.put_named(&common, &flipped).unwrap();
         corrupt(EncryptedBlobStore::open(&beneath, key(2)).map(drop));
         assert_eq!(open(&beneath).get(&digest).unwrap(), b"a secret");
         assert_eq!(beneath.records()[&common], records[&common]);
-        // Both: nobody can tell.
+        // Both records are damaged: no key can decide.
         records.keys().for_each(|name| beneath.put_named(name, &flipped).unwrap());
         corrupt(EncryptedBlobStore::open(&beneath, key(1)).map(drop));
         corrupt(EncryptedBlobStore::open(&beneath, key(2)).map(drop));

@@ -1,4 +1,4 @@
-//! The encrypted store keeps the contract, and gives nothing wrong out, whatever is done to the
+//! The encrypted store keeps the contract, and never returns wrong data, whatever happens to the
 //! store beneath.
 
 mod damage;
@@ -31,7 +31,7 @@ fn the_encrypted_store_conforms() {
     conforms_over(Glass::default);
 }
 
-/// There, records are entries of packs.
+/// In a folder, records are entries of packs.
 #[test]
 fn the_encrypted_store_conforms_over_a_folder() {
     let folder = Folder::new();
@@ -140,7 +140,7 @@ fn padding_leaves_few_lengths() {
     };
     assert_eq!(lengths(Padding::None), 286);
     assert!(lengths(Padding::Padme) < 14, "{}", lengths(Padding::Padme));
-    // Of a large blob only the number of its parts is told.
+    // Of a large blob only the number of its parts shows.
     let large = |length| {
         let beneath = Glass::default();
         open(&beneath).padding(Padding::Padme).put(&noise(length, 13)).unwrap();
@@ -162,14 +162,14 @@ fn the_encrypted_store_goes_over_a_pointer() {
         EncryptedBlobStore::open(FsBlobStore::open(&*folder).unwrap(), key(1));
 }
 
-/// A store whose names can be looked at, changed and counted.
+/// A store whose records a test can read, change and count.
 #[derive(Debug, Default)]
 struct Glass {
     blobs: MemBlobStore,
     names: Mutex<BTreeMap<Digest256, Vec<u8>>>,
-    /// How many bytes were given out under names.
+    /// The bytes that were read by name.
     read: AtomicUsize,
-    /// Not 0: it takes nothing in.
+    /// If not 0, the store refuses writes.
     full: AtomicUsize,
 }
 
@@ -211,7 +211,7 @@ impl Glass {
         self.names.lock().unwrap().clone()
     }
 
-    /// The names of what is no key record.
+    /// The names of all records except key records.
     fn data_names(&self) -> Vec<Digest256> {
         let records = self.records();
         let key_record = |record: &[u8]| record.starts_with(b"crKEYv1\n");
@@ -238,15 +238,15 @@ fn key(n: u8) -> Key {
     Key::from_bytes([n; 32])
 }
 
-/// The name of the key record that everybody finds.
+/// The name of the public key record.
 fn common(beneath: &Glass) -> Digest256 {
     let name = Digest256::of(b"criu-rpc encrypted store v1: key record");
     assert!(beneath.contains_named(&name).unwrap());
     name
 }
 
-/// Every way to read the blob gives its bytes, or says that it is damaged. Tells whether it does
-/// the latter.
+/// Reads the blob in every way. Each gives its bytes or reports damage. Returns whether it was
+/// damaged.
 #[track_caller]
 fn whole_or_corrupt(store: &dyn BlobStore, bytes: &[u8]) -> bool {
     let digest = Digest256::of(bytes);
@@ -277,7 +277,7 @@ fn missing<T: std::fmt::Debug>(result: Result<T>, asked: &Digest256) {
     assert!(matches!(&result, Err(Error::Missing { digest }) if digest == asked), "{result:?}");
 }
 
-/// Bytes without a pattern.
+/// Returns bytes without a pattern.
 fn noise(length: usize, seed: u64) -> Vec<u8> {
     let mut state = seed << 32 | length as u64 | 1 << 63;
     let mut bytes = vec![0; length];

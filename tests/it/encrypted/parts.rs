@@ -22,13 +22,13 @@ fn parts_of_a_large_blob_that_change_places_are_told_of() {
         beneath.swap(&parts[one], &parts[other]);
         corrupt(store.get(&digest));
         assert!(whole_or_corrupt(&store, &bytes));
-        // The part that is where it belongs is still there to be read.
+        // The part in its own place is still readable.
         let untouched = 3 - one - other;
         let read = store.read_range(&digest, (untouched * MIB) as u64, MIB).unwrap();
         assert!(read == bytes[untouched * MIB..][..MIB]);
         beneath.swap(&parts[one], &parts[other]);
     }
-    // A part that lies where another writer of the same bytes had one.
+    // A part in the place where another writer of the same bytes had one.
     let old = beneath.records();
     store.put(&bytes).unwrap();
     let names = store.names_of(&[digest]).unwrap();
@@ -92,7 +92,8 @@ fn a_writer_that_is_dropped_leaves_no_blob_and_names_of_tells_what_to_keep() {
 
     let keep: BTreeSet<_> = store.names_of(&digests).unwrap().into_iter().collect();
     let all = beneath.records();
-    // What the writer left, and the older parts of the blob that was put again.
+    // The parts that the unfinished writer left, and the older parts of the blob that was put
+    // again.
     assert_eq!(all.keys().filter(|name| !keep.contains(name)).count(), 3 + 4);
     all.keys().filter(|name| !keep.contains(name)).for_each(|name| beneath.remove(name));
     let store = open(&beneath);

@@ -1,4 +1,4 @@
-//! What the scripted criu answers: whole, cut short, too long, not at all.
+//! The scripted criu's answers: complete, cut short, too long, missing.
 
 use std::time::{Duration, Instant};
 

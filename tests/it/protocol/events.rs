@@ -1,4 +1,4 @@
-//! Events, hooks, and how they refuse.
+//! Events, hooks, and refusals.
 
 use std::error::Error as _;
 
@@ -68,7 +68,7 @@ fn an_event_of_the_future_is_told_and_acknowledged() {
         hear(Kind::Dump),
         say(Resp::event(Some("of-the-future"), Some(42))),
         hear_ack(true),
-        // Known names without what belongs to them.
+        // Known names without their data.
         notify("setup-namespaces"),
         hear_ack(true),
         notify("orphan-pts-master"),

@@ -1,4 +1,5 @@
-//! The client against a scripted criu: one test a fault, and one a promise that needs no fault.
+//! The client against a scripted criu: one test for each fault, and one for each promise without a
+//! fault.
 
 mod answers;
 mod events;
@@ -35,7 +36,7 @@ fn one_criu_serves_many_threads() {
     shared::<Cancel>();
 }
 
-/// Asks for the version; the peer hears that, and then goes on as it is told.
+/// Asks for the version. The peer hears that, and then goes on as told.
 #[track_caller]
 fn asked_for_its_version(then: impl IntoIterator<Item = Line>) -> Error {
     let (socket, peer) = Peer::play([hear(Kind::Version)].into_iter().chain(then));
@@ -53,7 +54,7 @@ fn told_version(version: peer::Version) -> Version {
     told
 }
 
-/// Dumps, with a hook that agrees to everything; the peer hears that, and then goes on as it is
+/// Dumps with a hook that agrees to everything. The peer hears the request, and then goes on as
 /// told.
 #[track_caller]
 fn dumped(then: impl IntoIterator<Item = Line>) -> Result<()> {
@@ -63,7 +64,7 @@ fn dumped(then: impl IntoIterator<Item = Line>) -> Result<()> {
     result
 }
 
-/// A dump of this process, in name: nobody touches it.
+/// A dump of this process in name only: the scripted criu does not touch it.
 fn dump_by(criu: &Criu, hooks: &mut dyn Hooks) -> Result<()> {
     let folder = Folder::new();
     let images = File::open(&*folder).unwrap();
@@ -106,7 +107,7 @@ fn numbers(major: i32, minor: i32) -> peer::Version {
     peer::Version { major, minor, ..peer::Version::default() }
 }
 
-/// A pipe, whose write end can be given away.
+/// A pipe whose write end can be given away.
 fn pipe() -> (ReadEnd, OwnedFd) {
     let (read, write) = pipe2(OFlag::O_CLOEXEC).unwrap();
     (ReadEnd(read.into()), write)

@@ -1,4 +1,4 @@
-//! What a request comes to: success, failure, a deadline that passed, a token that cancels.
+//! The outcomes of a request: success, failure, a missed deadline, a cancelling token.
 
 use std::{fs::File, process, time::Duration};
 
@@ -43,7 +43,7 @@ fn a_failure_without_a_word_is_a_failure() {
 fn the_log_in_the_lent_folder_comes_with_a_failure() {
     let folder = Folder::new();
     std::fs::write(folder.join("criu.log"), "(00.1) Error (criu/x.c:1): it hurts\n").unwrap();
-    // A log from before the request counts for nothing, and the request comes later than this line.
+    // A log from before the request is ignored, and the request comes later than this line.
     let log = File::options().write(true).open(folder.join("criu.log")).unwrap();
     log.set_modified(std::time::SystemTime::now() + std::time::Duration::from_secs(60)).unwrap();
     let images = File::open(&*folder).unwrap();
@@ -86,7 +86,7 @@ fn a_restore_gives_the_tree_that_criu_named() {
     root.kill().unwrap();
     assert_eq!(killed.unwrap(), (pid, true));
     drop(tree);
-    let _ = root.wait(); // whoever is quicker, we or the tree's owner, reaps it
+    let _ = root.wait(); // the tree's owner may have reaped it already
 }
 
 #[test]
@@ -114,7 +114,7 @@ fn what_was_begun_is_undone_also_where_it_was_cancelled() {
         let script = [hear(Kind::Dump), notify(event), hear_ack(event == "post-dump")];
         let then = [notify("network-unlock"), hear_ack(true)];
         let end = match event {
-            // It is accepted, and so not given up.
+            // This event was accepted, so the dump completes.
             "post-dump" => answer(Kind::Dump),
             _ => say(Resp::bad(Kind::Dump)),
         };
@@ -151,7 +151,7 @@ fn a_restore_that_succeeds_past_its_deadline_has_succeeded() {
     root.kill().unwrap();
     assert_eq!(tree.unwrap().pid().as_raw(), pid);
     peer.done();
-    let _ = root.wait(); // whoever is quicker, we or the tree's owner, reaps it
+    let _ = root.wait(); // the tree's owner may have reaped it already
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Small questions: the version, the features, a check.
+//! Small requests: the version, the features, a check.
 
 use criu_rpc::{Criu, Error, Version};
 

@@ -1,4 +1,4 @@
-//! What is asked, and with which options.
+//! The requests that the client sends, and their options.
 
 use std::{fs::File, os::fd::AsRawFd, time::Duration};
 
@@ -111,7 +111,7 @@ fn what_cannot_be_lent_is_refused_by_its_name() {
         (Lend::images(&images).inherit("pipe:[1]\0", &file), "Lend::inherit"),
         (Lend::images(&images).page_server(&file), "Lend::page_server"),
     ] {
-        // Neither is anybody asked nor anything started.
+        // The client sends no request and starts no process.
         let (socket, peer) = Peer::play([]);
         for criu in [Criu::over(socket), Criu::at("/nonexistent/criu")] {
             let error = criu.restore(&RestoreOptions::default(), lend.clone(), &mut NoHooks).unwrap_err();

@@ -43,7 +43,7 @@ fn a_criu_that_is_killed_in_a_dump_is_told_with_all_that_is_known() {
 
 #[test]
 fn a_dump_past_its_deadline_fails_by_itself_and_is_not_killed() {
-    // As criu does: it writes until it cannot, puts things right, and says so.
+    // As criu does: it writes until a write fails, repairs the tree, and answers.
     let writes =
         "while echo image >>\"$folder/image\"; do sleep 0.01; done 2>/dev/null; mkdir \"$folder/righted\"; ";
     let script = StandIn::talking((4, 2), &format!("{writes}{}", says(Resp::bad(Kind::Dump))));
@@ -112,8 +112,7 @@ fn an_option_that_this_criu_is_too_old_for_is_refused_before_it_is_asked() {
     assert!(fs::read(script.0.join("second")).is_ok_and(|heard| heard.is_empty()), "it was asked");
 }
 
-/// A dump of this process, in name: nobody touches it.
-/// A page server by this number, which says this and ends with this status.
+/// A page server with this pid. Its script runs `words`, then reports this exit status.
 fn page_server(pid: i32, words: &str, status: i32) -> PageServer {
     let ps = Some(peer::Server { port: Some(4711), pid: Some(pid) });
     let started = says(Resp { ps, ..Resp::good(Kind::PageServer) });

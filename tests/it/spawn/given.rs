@@ -1,4 +1,4 @@
-//! What criu gets.
+//! The arguments, environment, files and signals that criu gets.
 
 use super::*;
 
@@ -107,7 +107,7 @@ fn files_that_are_lent_follow_the_socket() {
 #[test]
 fn criu_finds_signals_as_it_needs_them() {
     Apart::new(module_path!(), "criu_finds_signals_as_it_needs_them").run(|| {
-        // A shell that waits for a program blocks signals for a moment; one that becomes the
+        // A shell that waits for a program blocks signals for a moment. A shell that becomes the
         // program does not.
         let script = StandIn::saying("#!/bin/sh\nexec cat /proc/self/status >\"${0%/*}/status\"\n");
         ignore(Signal::SIGCHLD);

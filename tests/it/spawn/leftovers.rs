@@ -1,4 +1,4 @@
-//! What stays behind: nothing.
+//! Nothing of criu stays behind.
 
 use super::*;
 
@@ -62,7 +62,7 @@ fn starting_criu_costs_the_same_however_large_we_are() {
     });
 }
 
-/// A gigabyte and a half, whose page tables take a fork some ten milliseconds to copy.
+/// One and a half gibibytes; a fork takes some ten milliseconds to copy their page tables.
 const SIZE: usize = 3 << 29;
 
 fn best_of_twenty(script: &StandIn) -> Duration {

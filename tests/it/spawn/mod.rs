@@ -1,8 +1,7 @@
-//! Starting criu: a few-line shell script stands in for it, and writes down what it was started
-//! with.
+//! Starting criu. A shell script of a few lines stands in for it, and records how it was started.
 //!
-//! What concerns a whole process (its signals, its children, its memory) is tried in a process of
-//! its own: [`Apart`].
+//! Tests that concern a whole process (its signals, its children, its memory) run in a process of
+//! their own: [`Apart`].
 
 mod conversation;
 mod given;
@@ -43,7 +42,7 @@ use crate::{
     stores::Folder,
 };
 
-/// What is known of a criu that left.
+/// The failure of a criu that left without an answer.
 #[track_caller]
 fn gone(error: &Error) -> &Failure {
     assert!(matches!(error, Error::Gone(_)), "{error}");
@@ -54,12 +53,12 @@ fn gone(error: &Error) -> &Failure {
 struct StandIn(Folder);
 
 impl StandIn {
-    /// A script that writes down how it was started, does this, and ends.
+    /// A script that records how it was started, runs these commands, and ends.
     fn doing(commands: &str) -> StandIn {
         StandIn::saying(&format!("{HEAD}{commands}\n"))
     }
 
-    /// A script that says it is this release of criu, hears one request more, and does this.
+    /// A script that reports this release of criu, reads one more request, and runs these commands.
     fn talking((major, minor): (i32, i32), commands: &str) -> StandIn {
         let version = Some(peer::Version { major, minor, ..peer::Version::default() });
         let answer = says(Resp { version, ..Resp::good(Kind::Version) });
@@ -67,16 +66,16 @@ impl StandIn {
         StandIn::doing(&format!("{}\n{answer}\n{}\n{commands}", hears("first"), hears("second")))
     }
 
-    /// The requests that it heard.
+    /// The requests that the script received.
     fn heard(&self) -> [Req; 2] {
         ["first", "second"].map(|name| Req::decode(fs::read(self.0.join(name)).unwrap().as_slice()).unwrap())
     }
 
-    /// A program of this text.
+    /// A program with this text.
     fn saying(text: &str) -> StandIn {
         let script = StandIn(Folder::new());
-        // Another process writes the file: in ours, a child that a test starts at the same moment
-        // could have it open for writing for a while, and the kernel executes no such file.
+        // Another process writes the file. In this process, a child that another test starts at the
+        // same moment could hold it open for writing, and the kernel would not execute it.
         let mut writer = Command::new("/bin/sh");
         writer.args(["-c", "cat >\"$0\" && chmod 755 \"$0\""]).arg(script.program()).stdin(Stdio::piped());
         let mut writer = writer.spawn().unwrap();
@@ -93,14 +92,14 @@ impl StandIn {
         Criu::at(self.program())
     }
 
-    /// Asks it for its version, which it cannot tell.
+    /// Asks the script for its version, which it does not answer.
     #[track_caller]
     fn ends(&self, criu: &Criu) {
         let error = criu.version().unwrap_err();
         assert_eq!(gone(&error).exit.unwrap().code(), Some(0));
     }
 
-    /// What it wrote down.
+    /// The file that the script wrote under this name.
     fn told(&self, name: &str) -> String {
         fs::read_to_string(self.0.join(name)).unwrap()
     }
@@ -119,7 +118,7 @@ impl StandIn {
         environment
     }
 
-    /// Its open files, save for the script itself.
+    /// The open files of the script, without its own file.
     fn descriptors(&self) -> BTreeMap<u32, String> {
         let mut descriptors = listed(&self.told("descriptors"));
         let own = self.program();
@@ -127,7 +126,7 @@ impl StandIn {
         descriptors
     }
 
-    /// A set of signals in its status.
+    /// A set of signals from its status.
     fn signals(&self, set: &str) -> BTreeSet<u32> {
         let status = self.told("status");
         let line = status.lines().find_map(|line| line.strip_prefix(set)?.strip_prefix(':')).unwrap();
@@ -143,27 +142,27 @@ cat /proc/$$/environ >"$folder/environment"
 (ls -l /proc/$$/fd >"$folder/descriptors")
 "#;
 
-/// The descriptors and their files, in what `ls -l` says of a process's.
+/// Parses descriptors and their files from `ls -l` of a process's folder.
 fn listed(text: &str) -> BTreeMap<u32, String> {
     let lines = text.lines().filter_map(|line| line.split_once(" -> "));
     let number = |head: &str| head.rsplit(' ').next().unwrap().parse().unwrap();
     lines.map(|(head, file)| (number(head), file.to_owned())).collect()
 }
 
-/// The shell's words for sending a message.
+/// The shell command that sends a message.
 fn says(message: Resp) -> String {
     let bytes: String = message.encode_to_vec().iter().map(|byte| format!("\\{byte:03o}")).collect();
     format!("printf '{bytes}' >&3")
 }
 
-/// Ignores a signal, in this whole process.
+/// Ignores a signal in this whole process.
 #[allow(unsafe_code)]
 fn ignore(one: Signal) {
     // SAFETY: no handler is installed, and the one that is replaced is never put back.
     unsafe { signal(one, SigHandler::SigIgn) }.unwrap();
 }
 
-/// Handles a signal by nothing, in this whole process.
+/// Handles a signal by doing nothing, in this whole process.
 #[allow(unsafe_code)]
 fn outlive(one: Signal) {
     extern "C" fn handled(_: i32) {}

@@ -1,4 +1,4 @@
-//! What comes back.
+//! The answers and errors that the caller gets.
 
 use super::*;
 

@@ -1,5 +1,5 @@
-//! Objects are damaged, swapped and taken away behind the store's back: every damage is named,
-//! nothing wrong is given, and the rest is still there.
+//! Objects are damaged, swapped and removed behind the store's back. The store reports all damage,
+//! returns nothing wrong, and the rest stays readable.
 
 use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc};
 
@@ -28,7 +28,7 @@ fn a_single_blob_that_is_damaged_is_named_and_put_again_repairs_it() {
         assert_eq!(store.missing(&[digest]).unwrap(), [digest]);
         store.put(&bytes).unwrap();
         assert!(store.get(&digest).unwrap() == bytes && store.contains(&digest).unwrap());
-        // In a batch too.
+        // The same in a batch.
         change(&file, damage);
         store.get(&digest).unwrap_err();
         let batch = store.batch().unwrap();
@@ -68,7 +68,7 @@ fn damage_in_a_pack_costs_what_is_there_and_nothing_else() {
     fs::write(&pack, &whole[..whole.len() / 2]).unwrap();
     let half = lost(&open(&folder), &blobs);
     assert!((blobs.len() / 2..blobs.len() / 2 + 100).contains(&half), "{half} of {}", blobs.len());
-    // For a handle that knew the whole pack it is the same.
+    // A handle that knew the complete pack finds the same.
     fs::write(&pack, &whole).unwrap();
     let store = open(&folder);
     fs::write(&pack, &whole[..whole.len() / 2]).unwrap();
@@ -171,8 +171,8 @@ fn change(file: &PathBuf, damage: impl Fn(&mut Vec<u8>)) {
     fs::write(file, bytes).unwrap();
 }
 
-/// How many of the blobs cannot be had. None of them is wrong, and those that are asked for at once
-/// are the same.
+/// Returns the number of blobs that cannot be read. None that can is wrong, and a request for many
+/// at once agrees.
 fn lost(store: &ObjectBlobStore, blobs: &BTreeMap<Digest256, Vec<u8>>) -> usize {
     let mut lost = 0;
     for (digest, bytes) in blobs {

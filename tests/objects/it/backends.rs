@@ -1,5 +1,4 @@
-//! The contract, and what this store promises beyond it, on each kind of store that can be had
-//! here.
+//! The contract, and this store's further promises, on each kind of backend that is available here.
 
 use std::{
     io::{Read, Write},
@@ -267,7 +266,7 @@ fn a_url_that_is_none_and_a_place_that_is_none_are_named() {
     );
 }
 
-/// A store of each kind, and what tells the objects that are in it.
+/// Runs the check on a store of each kind, with a function that lists its objects.
 fn each_kind(check: impl Fn(&ObjectBlobStore, &dyn Fn() -> Vec<String>)) {
     let relative = |root: &std::path::Path| -> Vec<String> {
         let name =
@@ -292,7 +291,7 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
 }
 
-/// A prefix that nothing has yet.
+/// Returns an unused prefix.
 fn fresh() -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     format!("prefix-{}", COUNT.fetch_add(1, Ordering::Relaxed))

@@ -1,5 +1,5 @@
-//! Collections on a real server: what they keep and remove, and what refuses whom while one is
-//! under way, or died in the middle.
+//! Collections on a real server: what they keep and remove, and which calls fail while one runs or
+//! after one died.
 
 use std::{
     collections::HashSet,
@@ -94,7 +94,7 @@ fn a_collection_on_a_server_keeps_what_it_must_and_removes_the_rest() {
     let left: Vec<_> = files_below(&server.files("p"));
     assert!(!left.iter().any(|path| path.parent().unwrap().ends_with("tmp")), "{left:?}");
     assert!(other.collect_all_but(&keep, promise()).unwrap().swept.blobs == 0);
-    // With nothing to keep nothing stays.
+    // With nothing to keep, nothing stays.
     store.collect(&[], promise()).unwrap();
     let left = files_below(&server.files("p"));
     assert!(left.iter().all(|path| path.parent().unwrap().ends_with("collections")), "{left:?}");
@@ -121,7 +121,7 @@ fn what_began_before_a_collection_is_refused_at_its_commit() {
         let said = said(refused);
         assert!(said.contains("a collection has removed objects meanwhile"), "{said}");
     }
-    // The same again succeeds, and what is gone is stored anew.
+    // Repeating it succeeds, and removed blobs are stored anew.
     put(&writer_store, &[&lost]);
     assert_there(&server.open("p"), &lost);
 }
@@ -149,7 +149,7 @@ fn of_two_collectors_one_is_refused_and_told_of_the_other() {
         assert!(writers.iter().all(|said| said.contains(&this)), "{writers:?}");
         assert_there(&other, &kept);
         gate.release();
-        // What the refused put has left goes too.
+        // The remains of the refused put go, too.
         assert_eq!(first.join().unwrap().unwrap().swept.blobs, 51);
     });
     assert_there(&other, &kept);
@@ -167,7 +167,7 @@ fn a_collector_that_was_killed_is_taken_over() {
         store.collect_all_but(&digests(&[&blobs(200, 1)]), promise()).unwrap();
         return;
     }
-    // Before anything is removed, with some indexes gone, and with all of them gone.
+    // Before anything is removed, with some indexes removed, and with all of them removed.
     for removed in [0, 2, 7] {
         let server = Server::start();
         let (store, kept) = (server.open("p"), blobs(200, 1));
@@ -194,13 +194,13 @@ fn a_collector_that_was_killed_is_taken_over() {
             sets.iter().for_each(|lost| assert_gone(store, lost));
             assert_gone(store, &blobs(100, 20));
         }
-        // Only packs of what is kept stay, one of them maybe a copy that the first attempt made,
-        // and the marks of the collection.
+        // Only packs with kept blobs stay, and the marks of the collection. One pack may be a copy
+        // that the first attempt made.
         let left = files_below(&server.files("p"));
         let packs = left.iter().filter(|path| path.parent().unwrap().ends_with("packs")).count();
         assert!([2, 4].contains(&packs) && left.len() == packs + 2, "{left:?}");
         put(&store, &[&sets[0]]);
-        // To take over what has ended is to collect.
+        // Taking over a collection that has ended is a new collection.
         assert_eq!(store.collect_all_but(&digests(&[&kept]), taken_over).unwrap().swept.blobs, 20);
     }
 }
@@ -225,7 +225,7 @@ fn a_server_that_heeds_no_conditions_is_refused_with_the_reason() {
     let left = files_below(&server.files("p"));
     assert_eq!(left.len(), 1, "{left:?}");
 
-    // It writes whatever the condition; it does not know the header.
+    // The server writes regardless of the condition, because it does not know the header.
     let answers =
         [("200 OK", "the store does not heed conditions"), ("501 Not Implemented", "on the condition that")];
     for (answer, reason) in answers {
@@ -250,13 +250,13 @@ fn a_server_that_heeds_no_conditions_is_refused_with_the_reason() {
         });
         let refused = said(hostile::open(port, "5").unwrap().collect(&[], promise()));
         assert!(refused.contains(reason), "{refused}");
-        // The probe, and nothing else, was removed.
+        // Only the probe was removed.
         assert!(seen.load(Ordering::SeqCst) > 0 && removed.load(Ordering::SeqCst) <= 1);
     }
 }
 
-/// A way to the server that lets so many requests through that remove packs or indexes, and holds
-/// the next one until it is released.
+/// A gate in front of the server. It lets so many requests pass that remove packs or indexes, and
+/// holds the next one until it is released.
 struct Gate {
     port: u16,
     held: Arc<AtomicUsize>,
@@ -310,7 +310,7 @@ impl Gate {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// The store behind the gate.
+    /// Opens the store behind the gate.
     fn open(&self) -> ObjectBlobStore {
         crate::s3::open_at(&self.endpoint(), "p", &[]).unwrap()
     }

@@ -1,5 +1,5 @@
-//! Servers that refuse, fail, stall or answer anything: the error is clear, comes in time, and has
-//! no secret in it.
+//! Servers that refuse, fail, stall or send anything: the error is clear, in time, and free of
+//! secrets.
 
 use std::{
     error::Error as _,
@@ -54,7 +54,7 @@ fn a_server_that_answers_anything_is_no_store() {
     fails_in_time(|_| {});
 }
 
-/// A server that lists nothing, and has something to say to every other question.
+/// A server that lists nothing, and answers every other request with one of these.
 #[test]
 fn whatever_a_server_gives_for_a_blob_is_verified() {
     let digest = Digest256::of(b"a blob");
@@ -109,7 +109,7 @@ fn http_without_encryption_is_refused_unless_it_is_allowed() {
     assert!(matches!(error, Error::Store { .. }), "{error:?}");
 }
 
-/// Opening a store fails soon after the two seconds of patience that it is given.
+/// Checks that opening a store fails soon after its two seconds of patience.
 #[track_caller]
 fn fails_in_time(answer: impl Fn(&mut TcpStream) + Send + Sync + 'static) {
     let port = serve(move |stream, _| answer(stream));
@@ -155,7 +155,7 @@ pub(crate) fn serve(answer: impl Fn(&mut TcpStream, &str) + Send + Sync + 'stati
     port
 }
 
-/// An error with all that is behind it.
+/// Formats an error with all its causes.
 fn all_of(error: &Error) -> String {
     let mut said = error.to_string();
     let mut source = error.source();

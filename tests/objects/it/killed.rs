@@ -1,4 +1,4 @@
-//! The server is killed, and so is whoever uploads, at any moment.
+//! The server or the uploading process is killed at any moment.
 
 use std::{
     env, fs,
@@ -75,7 +75,7 @@ fn a_download_goes_on_when_the_server_is_back() {
     reader.read_to_end(&mut read).unwrap();
     assert!(read == bytes);
 
-    // And in the middle of an answer, at any time.
+    // Killed in the middle of an answer, at any time.
     let mut server = back.join().unwrap();
     for pause in [5, 40, 120] {
         thread::scope(|scope| {
@@ -192,7 +192,7 @@ fn upload_until_killed(endpoint: &str) -> ! {
     }
 }
 
-/// How many are there; what is, is whole.
+/// Returns the number of blobs present, and checks that each is complete.
 fn whole_or_missing(store: &ObjectBlobStore, blobs: &[Vec<u8>], digests: &[Digest256]) -> usize {
     let missing = store.missing(digests).unwrap();
     let missing: std::collections::HashSet<_> = missing.into_iter().collect();
@@ -218,7 +218,7 @@ fn back_after(mut server: Server, pause: Duration) -> thread::JoinHandle<Server>
     })
 }
 
-/// Blobs of 4 KiB each, and their digests.
+/// Returns blobs of 4 KiB each, and their digests.
 fn small(count: usize, seed: u64) -> (Vec<Vec<u8>>, Vec<Digest256>) {
     let all = noise(count * 4096, seed);
     let blobs: Vec<Vec<u8>> = all.chunks(4096).map(<[u8]>::to_vec).collect();

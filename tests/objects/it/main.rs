@@ -1,6 +1,6 @@
-//! [`ObjectBlobStore`](criu_rpc::ObjectBlobStore) against what `object_store` has for tests, a real
-//! S3-compatible server that is killed and started again, and servers that mean harm. Nothing but
-//! loopback addresses is ever asked.
+//! [`ObjectBlobStore`](criu_rpc::ObjectBlobStore) against the test stores of `object_store`, a real
+//! S3-compatible server that is killed and restarted, and hostile servers. The tests use only
+//! loopback addresses.
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
@@ -11,7 +11,7 @@ mod hostile;
 mod killed;
 mod s3;
 
-/// Bytes that no other length and seed give.
+/// Returns bytes that depend on length and seed.
 fn noise(length: usize, seed: u64) -> Vec<u8> {
     let mut state = (seed << 32 | length as u64 | 1 << 63).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = vec![0; length.next_multiple_of(8)];

@@ -1,4 +1,5 @@
-//! [`Server`]: an S3-compatible server in a process of its own, on a port that stays the same when it is started again.
+//! [`Server`]: an S3-compatible server in a process of its own. It keeps its port when it is
+//! restarted.
 //!
 //! It is `server.rs` of this package.
 
@@ -25,12 +26,13 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// A server with an empty bucket.
+    /// Starts a server with an empty bucket.
     pub(crate) fn start() -> Server {
         Server::with("http")
     }
 
-    /// A server with an empty bucket and a certificate that nobody trusts.
+    /// Starts a server with an empty bucket and a self-signed certificate that clients do not
+    /// trust.
     pub(crate) fn start_with_tls() -> Server {
         Server::with("https")
     }
@@ -43,7 +45,7 @@ impl Server {
         server
     }
 
-    /// Starts it where it was before, with what it had before.
+    /// Restarts it on the same port with the same data.
     pub(crate) fn restart(&mut self) {
         self.kill();
         for _ in 0..50 {
@@ -62,14 +64,14 @@ impl Server {
                 self.child = Some(child);
                 return;
             }
-            // The port of the one before is not free yet.
+            // The port of the previous server is not free yet.
             let _ = child.wait();
             thread::sleep(Duration::from_millis(100));
         }
         panic!("the server does not start");
     }
 
-    /// Ends it by force, whatever it is doing.
+    /// Kills it at any point of its work.
     pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().unwrap();
@@ -93,19 +95,19 @@ impl Server {
         self.port
     }
 
-    /// Where the objects of a prefix are as files.
+    /// Returns the folder with the objects of a prefix.
     pub(crate) fn files(&self, prefix: &str) -> PathBuf {
         self.folder.0.join("bucket").join(prefix)
     }
 
-    /// Everything the server has of multipart uploads that have not ended.
+    /// Returns the number of parts of multipart uploads that have not ended.
     pub(crate) fn unfinished(&self) -> usize {
         let parts = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with(".upload");
         files_below(&self.folder.0).iter().filter(|path| parts(path)).count()
     }
 }
 
-/// The store at a prefix of what listens there.
+/// Opens the store at a prefix of the server at this address.
 pub(crate) fn open_at(endpoint: &str, prefix: &str, more: &[(&str, &str)]) -> Result<ObjectBlobStore> {
     let options = [
         ("endpoint", endpoint),
@@ -123,7 +125,7 @@ impl Drop for Server {
     }
 }
 
-/// All files below a folder, however deep, sorted.
+/// Returns all files below a folder, sorted.
 pub(crate) fn files_below(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -136,7 +138,7 @@ pub(crate) fn files_below(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// A folder that is gone after the test.
+/// A folder that is removed after the test.
 pub(crate) struct Folder(pub(crate) PathBuf);
 
 impl Folder {

@@ -22,14 +22,13 @@ impl Failure {
         Failure::Wrong(problem.into())
     }
 
-    /// True if another program on this machine took the number of a terminal that the tree had of
-    /// its own.
+    /// True if another program on this machine took the number of one of the tree's own terminals.
     pub(crate) fn is_of_others(&self) -> bool {
         let Failure::Refused(_, error) = self else { return false };
         error.failure().is_some_and(|failure| failure.cause == Cause::TerminalTaken)
     }
 
-    /// The same failure with more words before it.
+    /// The same failure with a prefix.
     pub(crate) fn context(self, before: &str) -> Failure {
         match self {
             Failure::Wrong(problem) => Failure::Wrong(format!("{before}: {problem}")),
@@ -59,7 +58,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// An error with all that caused it, on one line.
+/// Formats an error with all its causes on one line.
 fn chain(error: &criu_rpc::Error) -> String {
     let mut words = error.to_string();
     let mut source = std::error::Error::source(error);

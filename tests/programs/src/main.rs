@@ -1,6 +1,7 @@
-//! Starts real programs as an agent would, captures each left running and ended, revives it, and
-//! asks what only the right memory can answer. Run it by `scripts/test-programs`, which installs
-//! the programs; its arguments are described there. Start reading at [`Stage`](stage::Stage).
+//! Starts real programs as an agent would, captures each of them left running and ended, and
+//! revives it. Then it asks a question that only the right memory can answer. Run it by
+//! `scripts/test-programs`, which installs the programs and describes the arguments. Start reading
+//! at [`Stage`](stage::Stage).
 
 mod failure;
 mod options;
@@ -25,7 +26,7 @@ use programs::Program;
 use stage::{Mode, Stage};
 use table::Row;
 
-/// The wishes of the caller.
+/// The command line.
 #[derive(Debug, Default)]
 struct Wishes {
     names: Vec<String>,
@@ -124,7 +125,7 @@ fn verdict(rows: &[Row], wishes: &Wishes) -> ExitCode {
     }
 }
 
-/// Both ways to capture a program, and a line on each.
+/// Captures a program in both ways, and prints a line for each.
 fn test(program: &Program, folder: &Path) -> Row {
     let missing: Vec<_> =
         program.needs.iter().copied().filter(|need| !programs::is_installed(need)).collect();
@@ -158,7 +159,7 @@ fn test(program: &Program, folder: &Path) -> Row {
     }
 }
 
-/// One way to capture a program: without options first, then with those that the errors name.
+/// Captures a program in one way: first without options, then with those that the errors name.
 fn with_options(
     program: &Program,
     folder: &Path,
@@ -186,7 +187,7 @@ fn with_options(
     }
 }
 
-/// The option that cures the error, if it was not set.
+/// Returns the option that cures the error, if it was not set.
 fn cure(error: &criu_rpc::Error, extras: &[Extra]) -> Option<Extra> {
     Extra::cure(error).filter(|extra| !extras.contains(extra))
 }

@@ -1,4 +1,5 @@
-//! [`Extra`]: options that a program needs beyond the defaults. The goal is that none does.
+//! [`Extra`]: options that a program needs beyond the defaults. The goal is that no program needs
+//! one.
 
 use criu_rpc::{Cause, DumpOptions, Error, RestoreOptions};
 
@@ -13,7 +14,7 @@ pub(crate) enum Extra {
 }
 
 impl Extra {
-    /// The option that cures this error, according to its cause.
+    /// Returns the option that cures this error, according to its cause.
     pub(crate) fn cure(error: &Error) -> Option<Extra> {
         Some(match error.failure()?.cause {
             Cause::EstablishedTcp => Extra::TcpEstablished,
@@ -25,7 +26,7 @@ impl Extra {
         })
     }
 
-    /// The option's name, for the table.
+    /// Returns the option's name, for the table.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Extra::TcpEstablished => "`tcp_established`",
@@ -49,7 +50,7 @@ impl Extra {
     pub(crate) fn at_restore(self, options: RestoreOptions) -> RestoreOptions {
         match self {
             Extra::ExtUnixSk => options.ext_unix_sk(true),
-            // The restore knows of these from the images.
+            // The restore takes these from the images.
             Extra::TcpEstablished | Extra::FileLocks | Extra::LinkRemap | Extra::GhostLimit => options,
         }
     }

@@ -1,4 +1,4 @@
-//! [`Place`]: a private folder for one run of one program, and copies of its files as of a moment.
+//! [`Place`]: a private folder for one run of one program, and copies of its files at one moment.
 
 use std::{
     fs,
@@ -18,7 +18,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// A new folder in `parent`.
+    /// Creates a folder in `parent`.
     pub(crate) fn new(parent: &Path, name: &str) -> Result<Place> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -84,12 +84,13 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         if std::env::var_os("TEST_PROGRAMS_KEEP").is_none() {
-            let _ = fs::remove_dir_all(&self.folder); // the folder above goes at the end, and tells if it cannot
+            // The removal of the parent folder at the end reports errors.
+            let _ = fs::remove_dir_all(&self.folder);
         }
     }
 }
 
-/// A copy of the program's files: what an agent that goes back puts in place again.
+/// A copy of the program's files. An agent that goes back to a capture restores it.
 #[derive(Debug)]
 pub(crate) struct Snapshot {
     live: [PathBuf; 2],
@@ -109,8 +110,7 @@ impl Snapshot {
         Ok(stamps == self.stamps)
     }
 
-    /// Makes the files as they were. Files that exist keep their inode, as programs such as sqlite
-    /// want it.
+    /// Restores the files. Existing files keep their inode, as programs such as sqlite need it.
     pub(crate) fn put_back(&self) -> Result {
         for (number, folder) in self.live.iter().enumerate() {
             mirror(&self.copy.join(number.to_string()), folder)?;
@@ -119,12 +119,13 @@ impl Snapshot {
     }
 }
 
-/// Notes everything that changes when a file below the folder does.
+/// Notes everything that changes when a file below the folder changes.
 fn stamp(folder: &Path, into: &mut Vec<Stamp>) -> Result {
     let mut entries: Vec<_> = fs::read_dir(folder)?.collect::<std::result::Result<_, _>>()?;
     entries.sort_by_key(fs::DirEntry::path);
     for entry in entries {
-        let Ok(meta) = entry.metadata() else { continue }; // removed meanwhile, which the folder's own stamp tells
+        // A file that was removed meanwhile shows in the folder's own stamp.
+        let Ok(meta) = entry.metadata() else { continue };
         into.push((entry.path(), meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec(), meta.mode()));
         if meta.is_dir() {
             stamp(&entry.path(), into)?;
@@ -133,7 +134,7 @@ fn stamp(folder: &Path, into: &mut Vec<Stamp>) -> Result {
     Ok(())
 }
 
-/// Makes the second folder as the first is.
+/// Makes the second folder equal to the first.
 fn mirror(from: &Path, to: &Path) -> Result {
     fs::create_dir_all(to)?;
     for entry in fs::read_dir(to)? {
@@ -165,7 +166,7 @@ fn mirror(from: &Path, to: &Path) -> Result {
     Ok(())
 }
 
-/// Copies a regular file unless the other is as large and as old.
+/// Copies a regular file unless the other one has the same size and time.
 fn copy(from: &Path, to: &Path, meta: &fs::Metadata) -> Result {
     if let Ok(other) = to.symlink_metadata() {
         if (other.size(), other.modified()?, other.mode()) == (meta.size(), meta.modified()?, meta.mode()) {

@@ -1,4 +1,4 @@
-//! The processes of this program: it is their reaper, so that none of them is left behind.
+//! The processes of this program. It reaps its descendants, so that none is left behind.
 
 use std::{
     fs,
@@ -22,7 +22,7 @@ use crate::{
     talk::PATIENCE,
 };
 
-/// Makes this process the parent of what its descendants leave behind.
+/// Makes this process the parent of orphaned descendants.
 pub(crate) fn adopt_orphans() -> Result {
     Ok(nix::sys::prctl::set_child_subreaper(true)?)
 }
@@ -102,8 +102,8 @@ pub(crate) fn end_descendants() -> Result {
     }
 }
 
-/// Ends everything, and then this process, when it is told to end by a signal. To be called before
-/// other threads exist.
+/// Ends everything and then this process when a signal tells it to end. Call it before other
+/// threads exist.
 pub(crate) fn clean_up_on_signals(folder: PathBuf) -> Result {
     let mut signals = nix::sys::signal::SigSet::empty();
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
@@ -114,12 +114,13 @@ pub(crate) fn clean_up_on_signals(folder: PathBuf) -> Result {
         let Ok(signal) = signals.wait() else { return };
         eprintln!("test-programs: ended by {signal}");
         ENDING.store(true, Ordering::SeqCst);
-        // What the other thread was about to start or to write comes within this time.
+        // The other thread's pending starts and writes come within this time.
         for _ in 0..10 {
             if let Err(failure) = end_descendants() {
                 eprintln!("test-programs: {failure}");
             }
-            let _ = fs::remove_dir_all(&folder); // it is gone already, or the next attempt removes it
+            // The folder may be gone already. Otherwise the next attempt removes it.
+            let _ = fs::remove_dir_all(&folder);
             thread::sleep(Duration::from_millis(30));
         }
         std::process::exit(128 + signal as i32);
@@ -130,7 +131,7 @@ pub(crate) fn clean_up_on_signals(folder: PathBuf) -> Result {
 /// True since a signal told this process to end.
 static ENDING: AtomicBool = AtomicBool::new(false);
 
-/// Returns at once, unless a signal told this process to end: then another thread ends it.
+/// Returns at once, unless a signal told this process to end. Then another thread ends it.
 pub(crate) fn stop_if_ending() {
     while ENDING.load(Ordering::SeqCst) {
         thread::sleep(PATIENCE);

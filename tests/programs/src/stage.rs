@@ -1,5 +1,5 @@
-//! [`Stage`]: one run of one program. It starts it, captures it at the moment that the program's test names, and lets the
-//! test look at the original and at the revived copy.
+//! [`Stage`]: one run of one program. It starts the program and captures it at the moment that the
+//! test names. Then the test checks the original and the revived copy.
 
 use std::{
     fmt::Write as _,
@@ -25,9 +25,9 @@ use crate::{
 /// The two ways to capture a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
-    /// It goes on, is asked, ends, and comes back.
+    /// The program goes on, is asked, ends, and comes back.
     Running,
-    /// It ends by the capture, and comes back.
+    /// The capture ends the program, and it comes back.
     Ended,
 }
 
@@ -88,11 +88,11 @@ impl Stage {
         Ok(Stage { place, mode, extras: extras.to_vec(), kind: Kind::Pipes, actor: None, frozen: None })
     }
 
-    /// A command that runs as an agent would run it: in the working directory, with a plain
-    /// environment and, as the leader of a session of its own, with the terminal as the session's.
+    /// Builds a command as an agent runs it: in the working directory, with a plain environment. It
+    /// leads a session of its own, with the terminal as the session's.
     fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new("env");
-        // This process blocks some signals, and may have been started with others ignored.
+        // This process blocks some signals, and may have inherited ignored ones.
         command.args(["--default-signal", "setsid"]);
         if self.kind == Kind::Terminal {
             command.arg("--ctty");
@@ -134,13 +134,13 @@ impl Stage {
         Ok(())
     }
 
-    /// Names a daemon, which the program that was started left behind, as what is to be captured.
+    /// Sets a daemon, left behind by the started program, as the process to capture.
     pub(crate) fn daemon(&mut self, pid: i32) -> Result {
         self.actor()?.root = Root::Daemon(pid);
         Ok(())
     }
 
-    /// Runs a command beside the program, as an agent's own tool, and gives its output.
+    /// Runs a command beside the program, as a tool of the agent, and returns its output.
     pub(crate) fn run(&self, words: &[&str]) -> Result<String> {
         processes::stop_if_ending();
         let mut command = Command::new("env");
@@ -173,7 +173,7 @@ impl Stage {
         self.say(&format!("{text}\n"))
     }
 
-    /// Waits for this text in what the program wrote since what was last expected.
+    /// Waits for this text in the output since the last expected text.
     pub(crate) fn expect(&mut self, text: &str) -> Result {
         self.actor()?.talk.expect(text)
     }
@@ -184,12 +184,12 @@ impl Stage {
         self.expect(answer)
     }
 
-    /// Waits for this text, and gives the rest of its line.
+    /// Waits for this text, and returns the rest of its line.
     pub(crate) fn expect_line(&mut self, before: &str) -> Result<String> {
         self.actor()?.talk.expect_line(before)
     }
 
-    /// Waits for this text, and gives the number after it.
+    /// Waits for this text, and returns the number after it.
     pub(crate) fn expect_number(&mut self, before: &str) -> Result<u64> {
         let line = self.expect_line(before)?;
         line.trim()
@@ -197,7 +197,7 @@ impl Stage {
             .map_err(|_| Failure::wrong(format!("expected a number after {before:?}, found {line:?}")))
     }
 
-    /// Waits until the program ends, with success, and gives the rest of its output.
+    /// Waits until the program ends with success, and returns the rest of its output.
     pub(crate) fn output_to_end(&mut self) -> Result<String> {
         self.ends_well()?;
         self.actor()?.talk.rest_to_end()
@@ -212,7 +212,7 @@ impl Stage {
         Err(Failure::wrong(format!("expected {wanted:?} in {output:?}{said}")))
     }
 
-    /// Fails unless all these are the same.
+    /// Fails unless all answers are equal.
     pub(crate) fn assert_equal(&mut self, answers: &[String]) -> Result {
         match answers.windows(2).find(|pair| pair[0] != pair[1]) {
             Some(pair) => Err(Failure::wrong(format!("expected {:?}, found {:?}", pair[0], pair[1]))),
@@ -220,7 +220,7 @@ impl Stage {
         }
     }
 
-    /// Waits until a process of the program's that runs this command has used so many seconds of
+    /// Waits until a process of the program that runs this command has used so many seconds of
     /// processor time.
     pub(crate) fn wait_for_work(&mut self, name: &str, seconds: f64) -> Result {
         let pid = self.pid()?;
@@ -235,7 +235,7 @@ impl Stage {
         })
     }
 
-    /// Waits until so many processes of the program's run this command.
+    /// Waits until so many processes of the program run this command.
     pub(crate) fn wait_for_command(&mut self, name: &str, count: usize) -> Result {
         let pid = self.pid()?;
         self.wait_until(&format!("{count} processes run {name}"), |_| {
@@ -244,7 +244,7 @@ impl Stage {
         })
     }
 
-    /// Waits until this is so.
+    /// Waits until the condition holds.
     pub(crate) fn wait_until(&mut self, what: &str, so: impl Fn(&Stage) -> Result<bool>) -> Result {
         let deadline = Instant::now() + PATIENCE;
         while !so(self)? {
@@ -257,7 +257,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Waits until the program ends, which it has to with success.
+    /// Waits until the program ends, and fails unless it ends with success.
     pub(crate) fn ends_well(&mut self) -> Result {
         let actor = self.actor()?;
         let deadline = Instant::now() + 4 * PATIENCE; // some have much to do
@@ -265,7 +265,8 @@ impl Stage {
             match actor.root.try_wait()? {
                 Some(status) if status.success() => return Ok(()),
                 Some(status) => {
-                    thread::sleep(Duration::from_millis(50)); // its last words may still be on their way
+                    // Its last output may still be in the pipe.
+                    thread::sleep(Duration::from_millis(50));
                     return Err(Failure::wrong(format!("it ended with {status}{}", actor.talk.said())));
                 }
                 None if Instant::now() > deadline => {
@@ -276,8 +277,8 @@ impl Stage {
         }
     }
 
-    /// Captures the program, and has `look` see that the program is what it was: the original if it
-    /// goes on, and the revived copy. The program's files are the same each time.
+    /// Captures the program, and lets `look` check the original, if it goes on, and the revived
+    /// copy. The program's files are the same each time.
     pub(crate) fn moment(&mut self, mut look: impl FnMut(&mut Stage) -> Result) -> Result {
         let store = FsBlobStore::open(self.place.store())
             .map_err(|error| Failure::Refused("open", Box::new(error)))?;
@@ -295,7 +296,7 @@ impl Stage {
         self.end()
     }
 
-    /// Captures until no file changes meanwhile: then the copy of the files is of the same moment.
+    /// Captures until no file changes meanwhile. Then the copy of the files is of the same moment.
     fn capture(&mut self, store: &FsBlobStore) -> Result<(Stored, Option<Snapshot>)> {
         let options =
             self.extras.iter().fold(DumpOptions::default(), |options, extra| extra.at_dump(options));
@@ -342,8 +343,8 @@ impl Stage {
         let mut restored = restored.map_err(|error| Failure::Refused("restore", Box::new(error)))?;
         let tree = restored.trees.pop().ok_or_else(|| Failure::wrong("the restore gave no tree"))?;
         self.actor = Some(Actor { root: Root::Revived(tree), talk });
-        // The original goes on writing to what it has mapped, and the kernel marks its locks there
-        // when it ends.
+        // The original still writes to its mapped files, and the kernel marks its locks there when
+        // it ends.
         restored.warnings.retain(|warning| !matches!(warning, Warning::MappedFileChanged { .. }));
         if !restored.warnings.is_empty() {
             let mut words = String::from("the restore warns");
@@ -355,7 +356,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Waits for the root that the capture has ended.
+    /// Reaps the root that the capture has ended.
     fn reap(&mut self) -> Result {
         let mut actor = self.actor.take().ok_or_else(|| Failure::wrong("no program was started"))?;
         let deadline = Instant::now() + PATIENCE;
@@ -397,5 +398,5 @@ impl Drop for Stage {
     }
 }
 
-/// The attempts to capture a program whose files change meanwhile.
+/// The number of attempts to capture a program whose files change meanwhile.
 const TRIES: u32 = 20;

@@ -7,7 +7,7 @@ use crate::{
     options::Extra,
 };
 
-/// The outcome of one way to capture a program: the time that it stood still.
+/// The outcome of one way to capture a program: the time that it was frozen.
 pub(crate) type Outcome = Result<Option<Duration>>;
 
 /// The results of one program.
@@ -16,7 +16,7 @@ pub(crate) struct Row {
     pub(crate) name: &'static str,
     /// The commands that are not installed.
     pub(crate) missing: Option<String>,
-    /// The reason why it is known not to pass.
+    /// The reason why it is known to fail.
     pub(crate) limit: Option<&'static str>,
     pub(crate) extras: Vec<Extra>,
     pub(crate) running: Option<Outcome>,
@@ -32,12 +32,12 @@ impl Row {
         [&self.running, &self.ended].iter().all(|outcome| matches!(outcome, Some(Ok(_))))
     }
 
-    /// True if it did not pass, and that is not known.
+    /// True if it failed for an unknown reason.
     pub(crate) fn failed(&self) -> bool {
         self.missing.is_none() && !self.passed() && self.limit.is_none()
     }
 
-    /// The first words of each failure, once.
+    /// Returns the first words of each failure, without duplicates.
     fn verdict(&self) -> String {
         if let Some(missing) = &self.missing {
             return format!("not tested: {missing} not installed");
@@ -55,7 +55,7 @@ impl Row {
     }
 }
 
-/// The rows as a table in Markdown.
+/// Renders the rows as a Markdown table.
 pub(crate) fn markdown(rows: &[Row]) -> String {
     let mut table = String::from(
         "| Program | Options needed | Left running | Ended | Frozen | What came back |\n|---|---|---|---|---|---|\n",
@@ -86,13 +86,12 @@ pub(crate) fn markdown(rows: &[Row]) -> String {
     table
 }
 
-/// A time, rounded to what a person reads.
+/// Formats a time, rounded for people.
 pub(crate) fn milliseconds(time: Option<Duration>) -> String {
     time.map_or_else(String::new, |time| format!("{} ms", time.as_millis().max(1)))
 }
 
-/// Text that fits into a cell: one line, without what Markdown takes for something else, and not
-/// too long.
+/// Formats a text for a cell: one short line, without Markdown's special characters.
 fn cell(text: &str) -> String {
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|");
     match line.char_indices().nth(160) {

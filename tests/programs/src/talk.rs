@@ -17,7 +17,7 @@ use nix::{
 
 use crate::failure::{Failure, Result};
 
-/// The longest wait for anything that a program is to do. The machine may be busy.
+/// The longest wait for the program. The machine may be busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The two kinds of standard streams that agents give to programs.
@@ -29,7 +29,7 @@ pub(crate) enum Kind {
     Terminal,
 }
 
-/// The size of every terminal here, unlike that of any default.
+/// The size of every terminal here, different from any default.
 pub(crate) const SIZE: Winsize = Winsize { ws_row: 40, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 };
 
 /// The agent's side of a program's standard streams.
@@ -77,7 +77,7 @@ impl Talk {
             .map_err(|error| Failure::wrong(format!("cannot say {text:?}: {error}")))
     }
 
-    /// Waits for this text in the output, after what was expected before.
+    /// Waits for this text in the output, after the last expected text.
     pub(crate) fn expect(&mut self, text: &str) -> Result {
         match self.output.wait_for(text, PATIENCE) {
             Ok(()) => Ok(()),
@@ -85,7 +85,7 @@ impl Talk {
         }
     }
 
-    /// Waits for this text, and gives the rest of its line.
+    /// Waits for this text, and returns the rest of its line.
     pub(crate) fn expect_line(&mut self, before: &str) -> Result<String> {
         self.expect(before)?;
         let start = self.output.passed();
@@ -93,8 +93,7 @@ impl Talk {
         Ok(self.output.since(start).trim_end().to_owned())
     }
 
-    /// Waits until no process has the other side of the output, and gives what was not expected
-    /// yet.
+    /// Waits until no process has the other side of the output, and returns the rest of the output.
     pub(crate) fn rest_to_end(&mut self) -> Result<String> {
         if self.output.wait_for_end(PATIENCE) {
             return Ok(self.output.take());
@@ -102,7 +101,7 @@ impl Talk {
         Err(Failure::wrong(format!("the output does not end{}", self.said())))
     }
 
-    /// The end of what was heard, for messages.
+    /// Returns the end of the output, for messages.
     pub(crate) fn said(&self) -> String {
         let mut said = format!("; output {:?}", tail(&self.output.rest()));
         if let Some(errors) = self.errors.as_ref().map(Heard::rest).filter(|errors| !errors.is_empty()) {
@@ -112,7 +111,7 @@ impl Talk {
     }
 }
 
-/// The last few hundred characters.
+/// Returns the last few hundred characters.
 fn tail(text: &str) -> String {
     let skip = text.chars().count().saturating_sub(400);
     text.chars().skip(skip).collect()
@@ -127,14 +126,13 @@ struct Heard {
 #[derive(Debug, Default)]
 struct Buffer {
     bytes: Vec<u8>,
-    /// The end of what was expected.
+    /// The position after the last expected text.
     passed: usize,
     ended: bool,
 }
 
 impl Heard {
-    /// Reads until the end of the stream, which comes when no process has its other side any
-    /// longer.
+    /// Reads until the end of the stream, which comes when no process has its other side.
     fn from(mut stream: File) -> Heard {
         let shared = Arc::new((Mutex::new(Buffer::default()), Condvar::new()));
         let heard = Heard { shared: Arc::clone(&shared) };
@@ -187,13 +185,13 @@ impl Heard {
         self.shared.0.lock().unwrap_or_else(PoisonError::into_inner).passed
     }
 
-    /// The expected output after that place.
+    /// Returns the expected output after that position.
     fn since(&self, start: usize) -> String {
         let buffer = self.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
         String::from_utf8_lossy(&buffer.bytes[start..buffer.passed]).into_owned()
     }
 
-    /// The output that was not expected yet.
+    /// Returns the output that was not expected yet.
     fn rest(&self) -> String {
         let buffer = self.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
         String::from_utf8_lossy(&buffer.bytes[buffer.passed..]).into_owned()

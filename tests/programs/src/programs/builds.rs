@@ -15,7 +15,7 @@ pub(super) const PROGRAMS: &[Program] = &[
 
 /// The compiler proper while it optimizes, with its driver, and the assembler to follow.
 fn gcc(stage: &mut Stage) -> Result {
-    // One function, for nothing is written before that is done.
+    // A single function, because gcc writes nothing before the function is complete.
     let mut source = String::from("#include <stdio.h>\nint main(void) { unsigned s = 1, a[16] = {0};\n");
     for n in 0..15000 {
         let _ = writeln!(
@@ -36,7 +36,7 @@ fn gcc(stage: &mut Stage) -> Result {
     })
 }
 
-/// Three of six commands run, and wait; the others and what depends on all follow.
+/// Three of six commands run and wait. The others, and one that depends on all, follow.
 fn ninja(stage: &mut Stage) -> Result {
     stage
         .place
@@ -117,7 +117,7 @@ fn make(stage: &mut Stage) -> Result {
     })
 }
 
-/// Tests that are running, below cargo, which holds locks.
+/// Tests that run below cargo, which holds locks.
 fn cargo(stage: &mut Stage) -> Result {
     stage.place.write(
         "Cargo.toml",

@@ -1,4 +1,4 @@
-//! Programs that own the whole screen of a terminal, and one that owns terminals itself.
+//! Programs that use the whole screen of a terminal, and one that makes terminals itself.
 
 use super::Program;
 use crate::{
@@ -22,7 +22,7 @@ fn vim(stage: &mut Stage) -> Result {
     stage.expect("fourth")?;
     stage.say("\x1b")?;
     stage.moment(|now| {
-        // Keys reach it one by one, without Enter.
+        // Keys arrive one by one, without Enter.
         now.say("u")?;
         now.expect("1 line less")?;
         now.say("\"apggx")?;
@@ -41,7 +41,7 @@ fn vim(stage: &mut Stage) -> Result {
     })
 }
 
-/// A pager in the middle of a long text that came from a pipe, and so is nowhere else.
+/// A pager in the middle of a long text from a pipe. Only the pager has that text.
 fn less(stage: &mut Stage) -> Result {
     stage.place.write(
         "show.sh",

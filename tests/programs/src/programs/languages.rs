@@ -1,4 +1,4 @@
-//! Interpreters beside Python and Node, and what is written in them.
+//! Interpreters other than Python and Node, and programs written in them.
 
 use super::{
     PYTHON, Program,

@@ -1,5 +1,5 @@
-//! The programs. Each file has those of one kind; a function is one program, from its start to what
-//! it must answer.
+//! The programs. Each file has those of one kind. A function is one program, from its start to its
+//! answers.
 
 mod builds;
 mod editors;
@@ -20,9 +20,10 @@ pub(crate) struct Program {
     pub(crate) name: &'static str,
     /// The commands that must be installed; a name after `python3 ` is that of a module.
     pub(crate) needs: &'static [&'static str],
-    /// Starts the program, and looks at it from its [`moment`](Stage::moment) on.
+    /// Starts the program, and checks it from its [`moment`](Stage::moment) on.
     pub(crate) play: fn(&mut Stage) -> Result,
-    /// The reason why it is known not to come back: then that is no failure, but the table says it.
+    /// The reason why the program is known to fail. The table shows it, and it counts as no
+    /// failure.
     pub(crate) limit: Option<&'static str>,
 }
 
@@ -72,5 +73,5 @@ pub(crate) fn is_installed(need: &str) -> bool {
     })
 }
 
-/// Debian's own Python, for which its packages are.
+/// Debian's own Python, for which Debian's modules are built.
 pub(crate) const PYTHON: &str = "/usr/bin/python3";

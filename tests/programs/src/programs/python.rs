@@ -1,5 +1,4 @@
-//! Python programs. Those that serve have their clients as parents: one tree, with connections
-//! within.
+//! Python programs. Servers have their clients as parents: one tree, with connections within.
 
 use super::{PYTHON, Program};
 use crate::{failure::Result, stage::Stage, talk::Kind};
@@ -14,7 +13,7 @@ pub(super) const PROGRAMS: &[Program] = &[
     Program::new("ipykernel and client", &["python3 ipykernel", "python3 jupyter_client"], ipykernel),
 ];
 
-/// The interpreter at its prompt, with a value that only it has.
+/// The interpreter at its prompt, with a value that is only in its memory.
 fn interactive(stage: &mut Stage) -> Result {
     stage.start(Kind::Terminal, &[PYTHON, "-i", "-q"])?;
     stage.expect(">>> ")?;
@@ -136,7 +135,7 @@ if __name__ == "__main__":
     stage.moment(|now| now.ask("4 5 6", "same workers [16, 25, 36] 21 kept in the queue\n"))
 }
 
-/// The second of three tests, with its output kept from the first, and a fixture.
+/// The second of three tests, with captured output of the first, and a fixture.
 fn pytest(stage: &mut Stage) -> Result {
     stage.place.write(
         "test_it.py",
@@ -184,8 +183,7 @@ def test_three(secret, capfd):
     })
 }
 
-/// A kernel of Jupyter's, below the client that started it: five connections, threads, and what was
-/// defined.
+/// A Jupyter kernel below the client that started it: five connections, threads, and definitions.
 fn ipykernel(stage: &mut Stage) -> Result {
     stage.place.write(
         "client.py",

@@ -41,8 +41,8 @@ pub(super) fn get(port: u16, path: &str) -> Result<String> {
         }
     };
     connection.set_read_timeout(Some(PATIENCE))?;
-    // In one piece: PHP's server takes a request that arrives in several for malformed now and
-    // then.
+    // The request goes out in one piece, because PHP's server sometimes rejects one that arrives in
+    // several.
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     connection.write_all(request.as_bytes())?;
     let mut answer = String::new();
@@ -259,8 +259,8 @@ fn nginx(stage: &mut Stage) -> Result {
     })
 }
 
-/// A server that waits by `select`. The script's counter is in a file: the memory of a script ends
-/// with its request.
+/// A server that waits by `select`. The script counts in a file, because its memory ends with the
+/// request.
 fn php(stage: &mut Stage) -> Result {
     let port = free_port()?;
     stage.place.write("count", "0")?;
@@ -354,7 +354,7 @@ fn go_cache() -> Result<String> {
     Ok(format!("GOCACHE={}", folder.display()))
 }
 
-/// The daemon, with a key that is nowhere else.
+/// The daemon, with a key that is only in its memory.
 fn ssh_agent(stage: &mut Stage) -> Result {
     stage.place.write("message", "to be signed\n")?;
     stage.run(&["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "key"])?;

@@ -11,7 +11,7 @@ pub(super) const PROGRAMS: &[Program] = &[
     Program::new("tail, grep and awk", &["bash", "tail", "grep", "awk"], tail),
 ];
 
-/// Pipelines in the middle of their work: the writer of one has ended, and what it wrote is in the
+/// Pipelines in the middle of their work. The writer of one has ended, and its output is in the
 /// pipe.
 fn pipelines(stage: &mut Stage) -> Result {
     stage.place.write(
@@ -48,7 +48,7 @@ echo "still $secret"
     })
 }
 
-/// A number with each digit one higher, and 9 as 0: what `tr` makes of it.
+/// Computes what `tr` does: each digit one higher, and 9 becomes 0.
 fn shifted(number: u32) -> u32 {
     let digits = number.to_string();
     digits.bytes().fold(0, |value, digit| value * 10 + (u32::from(digit - b'0') + 1) % 10)

@@ -12,8 +12,8 @@ pub(super) const PROGRAMS: &[Program] = &[
 
 /// A shell in a terminal of its own, within the agent's terminal.
 fn script(stage: &mut Stage) -> Result {
-    // Without `exec`, a shell between leads the session, and the inner one comes back without its
-    // terminal.
+    // Without `exec`, a shell in between would lead the session, and the inner shell would come
+    // back without its terminal.
     let words = ["script", "-q", "-c", "exec bash --norc --noprofile -i", "typescript"];
     stage.start(Kind::Terminal, &words)?;
     stage.expect("prompt> ")?;
@@ -61,7 +61,7 @@ fn nested(stage: &mut Stage) -> Result {
     })
 }
 
-/// A script that talks to a shell in a terminal, and to the agent on pipes.
+/// A script that talks to a shell in a terminal, and to the agent over pipes.
 fn expect(stage: &mut Stage) -> Result {
     stage.place.write(
         "talk.exp",
@@ -85,7 +85,7 @@ while {[gets stdin line] >= 0} {
     stage.moment(|now| now.ask("two", &format!("got {secret}-two\n")))
 }
 
-/// A screen that is drawn again when the command says something else.
+/// A screen that is redrawn when the command's output changes.
 fn watch(stage: &mut Stage) -> Result {
     stage.place.write("shown", "the first text\n")?;
     stage.start(Kind::Terminal, &["watch", "-n", "0.2", "cat", "shown"])?;

@@ -1,4 +1,4 @@
-//! Tools that fetch things, in the middle of it.
+//! Tools that download or run things, in the middle of their work.
 
 use super::Program;
 use crate::{failure::Result, stage::Stage, talk::Kind};
@@ -39,7 +39,7 @@ fn jobs(stage: &mut Stage, script: &str) -> Result {
     })
 }
 
-/// A shell below a program that runs as root by its mode.
+/// A shell below a setuid program that runs as root.
 fn sudo(stage: &mut Stage) -> Result {
     let script =
         "value=$RANDOM$RANDOM; echo secret $value; while read -r l; do echo \"$l $value\"; done; exit 7";
@@ -65,7 +65,7 @@ git config uploadpack.packObjectsHook ignored
     )?;
     stage.run(&["sh", "origin.sh"])?;
     let head = stage.run(&["git", "-C", "origin", "rev-parse", "HEAD"])?;
-    // Sends one million bytes of the pack, and the rest when it may.
+    // Sends one million bytes of the pack, and the rest when told to.
     stage.place.write(
         "slow.sh",
         "\"$@\" | { dd bs=1000 count=1000 iflag=fullblock 2>/dev/null; until [ -e ../go ] || [ -e go ]; do sleep 0.05; done; cat; }\n",
@@ -94,7 +94,7 @@ git config uploadpack.packObjectsHook ignored
     })
 }
 
-/// An installation that runs a package's own script.
+/// An installation that runs the package's own script.
 fn npm_install(stage: &mut Stage) -> Result {
     stage.place.write(
         "dependency/package.json",
