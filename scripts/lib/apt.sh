@@ -1,7 +1,8 @@
 # shellcheck shell=bash
-# What scripts/install-criu and scripts/msrv do with apt. To be sourced; the caller defines `say` (tell the user) and
-# `note` (tell the user, and remember it as a reason). Descriptor 9 may be the caller's lock, which nobody inherits.
-# CRIU_APT_MIRROR, CRIU_APT_KEYRING and CRIU_APT_ALLOW_EXPIRED are explained in scripts/install-criu.
+# apt for scripts/install-criu and scripts/test-programs, to be sourced. The caller defines `say` (tell the user) and `note`
+# (tell the user, and remember it as a reason). Descriptor 9 may be the caller's lock, which no
+# child inherits. scripts/install-criu explains CRIU_APT_MIRROR, CRIU_APT_KEYRING and
+# CRIU_APT_ALLOW_EXPIRED.
 
 apt_is_updated=''
 
@@ -12,7 +13,7 @@ apt_get() {
         -o Acquire::http::Timeout=20 -o Acquire::https::Timeout=20 "$@" >&2 9>&- </dev/null
 }
 
-# Sources that fail are not our business here: what is needed may still be there.
+# A failing source is no error here: the other sources may have what is needed.
 apt_update() {
     [[ -z $apt_is_updated ]] || return 0
     apt_is_updated=1
@@ -30,8 +31,9 @@ candidate_of() { apt-cache policy "$1" 2>/dev/null | sed -n 's/^ *Candidate: *//
 
 #---- packages of other suites, unpacked into a folder of their own
 
-# Mirrors of the machine's own distribution ($1: Debian or Ubuntu). Each file is read by itself, so that a broken
-# one hides nothing. Before the first apt-get update the origin is not known: then the suite's name must do.
+# Mirrors of the machine's own distribution ($1: Debian or Ubuntu). Each file is read by itself, so
+# that a broken file does not hide the others. Before the first apt-get update the origin is
+# unknown, so the suite's name decides.
 mirrors_of() {
     local origin=$1 codename file
     # shellcheck source=/dev/null
@@ -78,8 +80,8 @@ debian_keyring() {
     fi
 }
 
-# private_apt FOLDER MIRROR SUITE COMPONENTS KEYRING: an apt that knows this one source and no package that is installed.
-# To be used with APT_CONFIG=FOLDER/apt.conf.
+# private_apt FOLDER MIRROR SUITE COMPONENTS KEYRING: sets up an apt that knows only this source,
+# and no installed package. Use it with APT_CONFIG=FOLDER/apt.conf.
 private_apt() {
     local folder=$1 mirror=$2 suite=$3 components=$4 keys=$5 arch said
     [[ -r $keys ]] || { note "there is no keyring $keys"; return 1; }
@@ -87,7 +89,8 @@ private_apt() {
     : >"$folder/status"
     arch=$(dpkg --print-architecture)
     {
-        # What the machine needs to reach its mirrors (proxies and the like), but none of its hooks and sources.
+        # The settings that the machine needs to reach its mirrors (such as proxies), but none of
+        # its hooks and sources.
         apt-config dump | grep -E '^(Acquire|APT::Sandbox)::' | grep -vE '^Acquire::(IndexTargets|Languages|GzipIndexes)' || true
         cat <<END
 Dir::State "$folder/state";
@@ -123,7 +126,8 @@ END
     fi
 }
 
-# private_unpack FOLDER WHAT PACKAGE...: the packages, and all that they depend on, into FOLDER/root.
+# private_unpack FOLDER WHAT PACKAGE...: unpacks the packages and all their dependencies into
+# FOLDER/root.
 private_unpack() {
     local folder=$1 what=$2 deb said
     shift 2

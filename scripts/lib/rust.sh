@@ -1,11 +1,12 @@
-# What depends on the version of Rust that is here. To be sourced.
+# Checks of the installed version of Rust, to be sourced.
 
 # rust_version MANIFEST: the oldest Rust that the package promises.
 rust_version() {
     sed -n 's/^rust-version = "\([0-9.]*\)".*/\1/p' "$1"
 }
 
-# rust_suffices MANIFEST: whether the Rust here is one that the package's rust-version allows; if not, says so.
+# rust_suffices MANIFEST: succeeds if the Rust here is new enough for the package; otherwise says
+# so.
 rust_suffices() {
     local wanted has
     wanted=$(rust_version "$1")
