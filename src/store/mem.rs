@@ -180,7 +180,7 @@ impl Write for MemWriter<'_> {
     }
 }
 
-/// Trusts the given digests, and copies outside the lock.
+/// A batch that trusts the given digests, and copies outside the lock.
 struct MemBatch<'a>(&'a MemBlobStore);
 
 impl BlobBatch for MemBatch<'_> {
@@ -195,7 +195,7 @@ impl BlobBatch for MemBatch<'_> {
         let mut stored = 0;
         let mut there = self.0.blobs.write();
         for (digest, blob) in new {
-            // Another thread may have been quicker, and the same blob may come twice.
+            // Another thread may have been faster, or the same blob may come twice.
             if let Entry::Vacant(place) = there.entry(digest) {
                 stored += blob.0.len() as u64;
                 place.insert(blob);

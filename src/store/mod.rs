@@ -5,8 +5,9 @@
 //! | using a store | [`BlobStore`], [`BlobStoreExt`] |
 //! | a folder, memory | [`FsBlobStore`], [`MemBlobStore`] |
 //! | S3, Google Cloud Storage, Azure, HTTP | `ObjectBlobStore`, with the feature `object-store` |
-//! | encryption | `EncryptedBlobStore` with its `Key` and `Padding`, with the feature `encryption` |
-//! | a store of your own | [`BlobStore`], [`BlobWriter`], [`BlobBatch`]; `conformance`, with the feature of that name |
+//! | encryption (feature `encryption`) | `EncryptedBlobStore`, `Key`, `Padding` |
+//! | a store of your own | [`BlobStore`], [`BlobWriter`], [`BlobBatch`] |
+//! | testing your own store (feature `conformance`) | `conformance` |
 //! | removing captures | [`FsBlobStore::gc`], [`reachable`]; [`Gc`] with its [`Tally`]; [`Usage`] |
 //! | finding damage | [`FsBlobStore::verify`], [`Verified`] with its [`Damage`] |
 //! | moving captures | [`copy_capture`] |
@@ -57,7 +58,7 @@ use crate::{
 /// that can stream should override them.
 ///
 /// Callers have [`BlobStoreExt`] as well. A wrapper around another store must forward every method:
-/// a default does not know the inner store's way.
+/// a default would not use the inner store's own implementation.
 ///
 /// # Contract
 ///
@@ -77,7 +78,7 @@ use crate::{
 ///
 /// # Examples
 ///
-/// A store of one's own, and its use:
+/// Implementing and using a store:
 ///
 /// ```
 /// use std::{collections::BTreeMap, sync::Mutex};
@@ -237,7 +238,7 @@ pub trait BlobStore: fmt::Debug + Send + Sync {
         let reading = || Error::io(format!("read a part of the blob {digest}"));
         let mut reader = self.reader(digest)?;
         let passed = io::copy(&mut reader.by_ref().take(offset), &mut io::sink());
-        wipe_stack(); // its buffer was there
+        wipe_stack(); // the copy had its buffer there
         passed.map_err(reading())?;
         let mut part = Vec::new();
         reader.take(length as u64).read_to_end(&mut part).map_err(reading())?;
@@ -377,16 +378,15 @@ impl<S: ?Sized> Write for Collected<'_, S> {
     }
 }
 
-/// Many blobs of a store, verified by us: `each` gets the place of a digest, and its bytes. What
-/// turns out to be damaged, or is not given, is asked for once more by itself, because the store
-/// may have another copy.
+/// Reads and verifies many blobs: `each` gets the index of a digest, and its bytes. A damaged or
+/// missing blob is read once more by itself, because the store may have another copy.
 pub(crate) fn fetch(
     store: &(impl BlobStore + ?Sized),
     digests: &[Digest256],
     each: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
 ) -> Result<()> {
     let mut came = vec![false; digests.len()];
-    // A store may ignore what it is told. A blob that was not taken must not pass for one that was.
+    // A store may ignore an error of `each`. Then the blob must not count as taken.
     let mut refusal = None;
     let given = store.get_many(digests, &mut |place, bytes| {
         let digest = digests
@@ -419,8 +419,8 @@ fn get_verified(store: &(impl BlobStore + ?Sized), digest: &Digest256) -> Result
     Ok(bytes)
 }
 
-/// Many blobs, verified by us, each to its place in `into`, which is as long as the blob. What is
-/// not there in the end, or damaged, is asked for once more by itself.
+/// Reads and verifies many blobs into the buffers of `into`, which have their lengths. A damaged or
+/// missing blob is read once more by itself.
 pub(crate) fn fetch_into(
     store: &(impl BlobStore + ?Sized),
     digests: &[Digest256],
@@ -453,7 +453,7 @@ pub(crate) fn fetch_into(
     Ok(())
 }
 
-/// Compares the bytes of a store with their digest.
+/// Compares the digest of a store's bytes with the expected one.
 fn verify(digest: &Digest256, bytes: &[u8], what: impl FnOnce() -> String) -> Result<()> {
     let found = Digest256::of(bytes);
     if found != *digest {
@@ -462,8 +462,8 @@ fn verify(digest: &Digest256, bytes: &[u8], what: impl FnOnce() -> String) -> Re
     Ok(())
 }
 
-/// A pointer to a store is a store. It passes on every method, so overrides of defaults stay in
-/// effect.
+/// Implements the trait for a pointer to a store. It forwards every method, so overrides of
+/// defaults stay in effect.
 macro_rules! pointers {
     ($($pointer:ty),*) => {$(
         impl<S: BlobStore + ?Sized> BlobStore for $pointer {
@@ -532,7 +532,7 @@ pointers!(&S, Box<S>, Arc<S>);
 mod tests {
     use super::*;
 
-    /// Gives many blobs wrongly, each in a way of its own, and one rightly.
+    /// A store that returns many blobs wrongly, each in a different way, and one correctly.
     #[derive(Debug)]
     struct Careless(MemBlobStore);
 
@@ -586,7 +586,7 @@ mod tests {
         assert!(matches!(lost, Err(Error::Corrupt { .. })), "{lost:?}");
     }
 
-    /// Ignores what it is told of the blobs that it gives.
+    /// A store that ignores errors of its callers.
     #[derive(Debug)]
     struct Deaf(MemBlobStore);
 

@@ -53,8 +53,7 @@ pub fn reachable_until(
     Ok(blobs)
 }
 
-/// Names the blobs of a capture, the manifest before what it names, and what lies together
-/// together.
+/// Visits the blobs of a capture: the manifest first, and neighbouring blobs together.
 fn walk(
     store: &(impl BlobStore + ?Sized),
     manifest: &Digest256,
@@ -73,15 +72,14 @@ fn walk(
     blob.blobs(&get, walked, name)
 }
 
-/// The bytes of a manifest, verified. Of a blob that is too long for one, no more is read than
-/// shows it.
+/// Reads and verifies a manifest. Reading stops at a blob that is too long for a manifest.
 pub(super) fn read_manifest(store: &(impl BlobStore + ?Sized), digest: &Digest256) -> Result<Vec<u8>> {
     let json = store.read_range(digest, 0, ProcsBlob::CEILING + 1)?;
     if json.len() > ProcsBlob::CEILING {
         let problem = format!("it has more than {} bytes", ProcsBlob::CEILING);
         return Err(Error::corrupt(format!("the manifest {digest}"), problem));
     }
-    // Where these bytes are damaged, the store may have others.
+    // If these bytes are damaged, the store may have another copy.
     if Digest256::of(&json) == *digest { Ok(json) } else { store.get(digest) }
 }
 
@@ -153,7 +151,7 @@ pub fn copy_capture_until(
 /// The number of blobs in one request.
 const AT_ONCE: usize = 4096;
 
-/// Copies a blob of any length, unless it is there.
+/// Copies a blob of any length, unless the target has it.
 fn copy_large(
     from: &(impl BlobStore + ?Sized),
     to: &(impl BlobStore + ?Sized),
@@ -202,8 +200,8 @@ mod tests {
         pages::PageRun,
     };
 
-    /// The smallest capture, with these files among its images: its manifest, the one leaf, and the
-    /// one chunk.
+    /// Stores the smallest possible capture, with these files among its images: its manifest, one
+    /// leaf, and one chunk.
     fn capture(store: &MemBlobStore, seed: u8, files: Vec<ImageFile>) -> [Digest256; 3] {
         let put = &mut |bytes: &[u8]| store.put(bytes);
         let chunk = put(&[seed; 4096]).unwrap();
@@ -230,7 +228,7 @@ mod tests {
         for place in [0, 1] {
             let store = MemBlobStore::new();
             let mine = capture(&store, 1, vec![]);
-            // Its manifest, or its leaf, is a file of another.
+            // The manifest or the leaf is a file of another capture.
             let content = Some(Content { bytes: 5, depth: 0, digest: mine[place] });
             let other = capture(&store, 2, vec![ImageFile { name: "files.img".into(), bytes: 5, content }]);
             for order in [[mine[0], other[0]], [other[0], mine[0]]] {

@@ -1,4 +1,4 @@
-//! Many blobs that become durable together.
+//! Tests of batches: many blobs that become durable together.
 
 use std::thread;
 
@@ -134,7 +134,7 @@ fn threads_may_put_into_a_batch_at_once(store: &dyn BlobStore) {
         told.map(|told: thread::Result<u64>| told.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
             .sum()
     });
-    // Threads that put the same at the same moment may both be told that it was new.
+    // Threads that put the same blob at the same moment may both count it as new.
     assert!(told >= 64 * 10_000 + total(&shared), "the batch tells fewer bytes than were new: {told}");
     must(batch.commit(), "commit a batch of many threads");
     for bytes in shared {
@@ -177,7 +177,7 @@ fn total(blobs: &[impl AsRef<[u8]>]) -> u64 {
     blobs.iter().map(|bytes| bytes.as_ref().len() as u64).sum()
 }
 
-/// What a batch that was dropped may leave of a blob.
+/// Asserts that a dropped batch left the blob complete or missing.
 #[track_caller]
 fn whole_or_missing(store: &dyn BlobStore, bytes: &[u8]) {
     let digest = Digest256::of(bytes);

@@ -84,7 +84,7 @@ fn what_is_written_and_committed_is_given_back(store: &dyn BlobStore) {
         write(store, &bytes, 4096);
         assert_there(store, &bytes);
     }
-    // A writer that nothing was written to makes the empty blob, and it counts as there.
+    // A writer without any bytes makes the empty blob, and the store then contains it.
     let writer = must(store.writer(), "open a writer");
     must(writer.commit(&Digest256::of(b"")), "commit an empty writer");
     assert_there(store, b"");

@@ -101,7 +101,7 @@ fn a_part_of_what_is_missing_is_an_error(store: &dyn BlobStore) {
 fn many_come_each_place_once(store: &dyn BlobStore) {
     let blobs: Vec<_> = (0..40).map(|n| blob([0, 1, 4096, 70_000][n % 4], 2000 + n as u64)).collect();
     let mut asked: Vec<_> = blobs.iter().map(|bytes| must(store.put(bytes), "put a blob")).collect();
-    // Each a second time, the other way round, and one of them time and again.
+    // Ask for each a second time in reverse order, and for one of them many times.
     asked.extend_from_within(..);
     asked[blobs.len()..].reverse();
     asked.extend([asked[3]; 5]);

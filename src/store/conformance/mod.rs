@@ -1,4 +1,4 @@
-//! What every store must pass, for authors of stores (feature `conformance`).
+//! Test suite that every store must pass, for authors of stores (feature `conformance`).
 //!
 //! [`check`] is for all of them; [`check_names`] for those that keep bytes under names too.
 //!
@@ -19,10 +19,11 @@ use std::io::{Read, Write};
 
 use crate::{BlobStore, Digest256, Error};
 
-/// Holds a store to the contract of [`BlobStore`], and its batches to that of [`BlobBatch`](crate::store::BlobBatch).
+/// Tests a store against the contract of [`BlobStore`], and its batches against that of
+/// [`BlobBatch`](crate::store::BlobBatch).
 ///
-/// `make` gives a store that is empty, or at least has none of the suite's blobs; it is called once for each
-/// promise. The suite stores some forty megabytes in all.
+/// `make` returns a store that has none of the suite's blobs; it is called once for each promise.
+/// The suite stores some forty megabytes in all.
 ///
 /// # Panics
 ///
@@ -30,7 +31,7 @@ use crate::{BlobStore, Digest256, Error};
 ///
 /// # Examples
 ///
-/// A store may be handed over by its pointer too, as callers will:
+/// A shared pointer to a store is a store too:
 ///
 /// ```
 /// use std::sync::Arc;
@@ -45,8 +46,8 @@ pub fn check<S: BlobStore>(make: impl Fn() -> S) {
     }
 }
 
-/// Holds a store that keeps names to the contract of [`BlobStore::put_named`], of its kin, and of
-/// [`BlobBatch::put_named`](crate::store::BlobBatch::put_named).
+/// Tests a store that keeps names against the contract of [`BlobStore::put_named`] and its
+/// siblings, and of [`BlobBatch::put_named`](crate::store::BlobBatch::put_named).
 ///
 /// `make` is as for [`check`], which such a store must pass as well.
 ///
@@ -105,7 +106,7 @@ fn assert_missing(store: &dyn BlobStore, digest: &Digest256) {
     }
 }
 
-/// Whether the error says that exactly this is missing.
+/// Returns true if the error reports exactly this digest as missing.
 fn is_missing(error: &Error, asked: &Digest256) -> bool {
     matches!(error, Error::Missing { digest } if digest == asked)
 }
@@ -131,11 +132,11 @@ fn must<T, E: std::error::Error>(result: Result<T, E>, what: &str) -> T {
     }
 }
 
-/// Bytes that no other length and seed give.
+/// Returns bytes that are unique for the length and the seed.
 fn blob(length: usize, seed: u64) -> Vec<u8> {
     let mut state = seed << 32 | length as u64 | 1 << 63;
     let next = || {
-        // xorshift64: no pattern that a store could repeat by accident.
+        // xorshift64 makes no pattern that a store could repeat by accident.
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;

@@ -21,7 +21,7 @@ fn what_is_put_under_a_name_is_given_back(store: &dyn BlobStore) {
         must(store.put_named(&name(n as u64), &bytes), "put bytes under a name");
         assert_named(store, &name(n as u64), &bytes);
     }
-    // Equal bytes under names of their own; the first and the last name that there can be.
+    // Equal bytes under different names, including the lowest and the highest name.
     for name in [Digest256::from_bytes([0; 32]), Digest256::from_bytes([255; 32])] {
         must(store.put_named(&name, b"equal bytes"), "put bytes under a name");
         assert_named(store, &name, b"equal bytes");
@@ -65,7 +65,7 @@ fn names_and_blobs_do_not_mix(store: &dyn BlobStore) {
     let blob_first = blob(4096, 64);
     let digest = must(store.put(&blob_first), "put a blob");
     assert_no_name(store, &digest);
-    // Bytes under a name are no blob of their own digest either.
+    // Bytes under a name must not appear as a blob of their own digest.
     must(store.put_named(&digest, b"no blob of its own"), "put bytes under a name that is a digest");
     assert_missing(store, &Digest256::of(b"no blob of its own"));
     assert_there(store, &blob_first);
@@ -129,7 +129,7 @@ fn threads_may_replace_a_name_at_once(store: &dyn BlobStore) {
     });
 }
 
-/// A name that is the digest of nothing here.
+/// Returns a name that is not the digest of any blob in this test.
 fn name(n: u64) -> Digest256 {
     Digest256::of(&blob(32, 1 << 20 | n))
 }

@@ -1,4 +1,4 @@
-//! A batch of an encrypted store is a batch of the store beneath.
+//! A batch of an encrypted store, on top of a batch of the inner store.
 
 use std::{
     collections::HashSet,
@@ -19,11 +19,11 @@ use crate::{BlobStore, Digest256, Error, Result, Until, store::BlobBatch};
 pub(super) struct EncryptedBatch<'a, S> {
     store: &'a EncryptedBlobStore<S>,
     inner: Box<dyn BlobBatch + 'a>,
-    /// What this batch took in, or found in the store.
+    /// The blobs that this batch took in or found in the store.
     known: Mutex<HashSet<Digest256>>,
     /// Headers of blobs of many parts. They are stored when the parts are.
     headers: Mutex<Vec<(Digest256, Vec<u8>)>>,
-    /// Something that others may have relied on is known, but not there.
+    /// Set when a blob in `known` could not be stored: others may have relied on it.
     failed: AtomicBool,
 }
 
@@ -38,7 +38,7 @@ impl<'a, S: BlobStore> EncryptedBatch<'a, S> {
         })
     }
 
-    /// Takes the blob in, if it is new, and tells how many of its bytes are.
+    /// Stores the blob if it is new, and returns the number of its bytes, or 0.
     fn take(&self, digest: &Digest256, bytes: &[u8], record: &mut Vec<u8>) -> Result<u64> {
         let store = self.store;
         let kind = if bytes.len() > PART { Kind::Header } else { Kind::Blob };
@@ -95,7 +95,8 @@ impl<S: BlobStore> BlobBatch for EncryptedBatch<'_, S> {
 }
 
 impl<S: BlobStore> EncryptedBlobStore<S> {
-    /// Puts the parts of a blob into a batch, and gives the header, which is to be stored when they are.
+    /// Puts the parts of a blob into a batch, and returns the header, which must be stored after
+    /// them.
     pub(super) fn seal_parts(
         &self,
         batch: &dyn BlobBatch,

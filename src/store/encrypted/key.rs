@@ -1,4 +1,4 @@
-//! [`Key`], the keys that are made of it, and the record that tells whether a store was encrypted with it.
+//! [`Key`], the keys derived from it, and the record that shows whether a store uses this key.
 
 use std::fmt;
 
@@ -10,16 +10,16 @@ use zeroize::Zeroizing;
 use super::kind::{Kind, random};
 use crate::{Digest256, Error, Result};
 
-/// The secret that a store is encrypted with: 32 bytes, each as likely as any other.
+/// The secret key of a store: 32 random bytes.
 ///
-/// It does not print itself, and its memory is overwritten when it is dropped. A passphrase is no key: make one of it
-/// first, with a function that exists for it, such as Argon2.
+/// It is not printed by `Debug`, and its memory is overwritten on drop. Do not use a passphrase as
+/// a key: derive a key from it with a function such as Argon2.
 ///
 /// ```
 /// use criu_rpc::store::Key;
 ///
 /// let key = Key::random()?;
-/// let kept = *key.as_bytes(); // where nobody else can read it
+/// let kept = *key.as_bytes(); // where no other user can read it
 /// let same = Key::from_bytes(kept);
 /// assert_eq!(format!("{same:?}"), "Key(..)");
 /// # Ok::<(), criu_rpc::Error>(())
@@ -28,26 +28,26 @@ use crate::{Digest256, Error, Result};
 pub struct Key(Zeroizing<[u8; 32]>);
 
 impl Key {
-    /// A key from the operating system's randomness.
+    /// Makes a key from the operating system's randomness.
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] if the system has none to give.
+    /// [`Error::Io`] if the system has no randomness.
     pub fn random() -> Result<Key> {
         Ok(Key(Zeroizing::new(random()?)))
     }
 
-    /// The key with these bytes. The caller's own copy of them stays as it is.
+    /// Makes a key of these bytes. The caller's copy of them is not overwritten.
     pub fn from_bytes(bytes: [u8; 32]) -> Key {
         Key(Zeroizing::new(bytes))
     }
 
-    /// The 32 bytes, to keep them somewhere safe.
+    /// Returns the 32 bytes, to be kept somewhere safe.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 
-    /// A key for one purpose. Each tells nothing of the others, nor of this one.
+    /// Derives a key for one purpose. A derived key reveals nothing about this key or the others.
     fn derive(&self, purpose: &str) -> Zeroizing<[u8; 32]> {
         let mut mac = keyed(&self.0);
         mac.update(b"criu-rpc encrypted store v1: ");
@@ -62,11 +62,11 @@ impl fmt::Debug for Key {
     }
 }
 
-/// What a store works with: a key for names and one for records.
+/// The keys of a store: one for names and one for records.
 pub(super) struct Keys {
     names: Hmac<Sha256>,
     pub(super) cipher: Aes256GcmSiv,
-    /// The record that a store encrypted with this key has.
+    /// The key record of a store with this key.
     pub(super) record: Vec<u8>,
 }
 
@@ -80,17 +80,17 @@ impl Keys {
         }
     }
 
-    /// What the store beneath calls the record of this kind about this digest, or name.
+    /// Returns the inner store's name for the record of this kind about this digest or name.
     pub(super) fn name(&self, kind: Kind, about: &Digest256) -> Digest256 {
         self.mac(&[&[kind.code()], about.as_bytes()])
     }
 
-    /// What the store beneath calls the part of this place, of a blob that was given this `id`.
+    /// Returns the inner store's name for a part of the blob with this `id`.
     pub(super) fn part(&self, id: &[u8; 32], place: u64) -> Digest256 {
         self.mac(&[&[Kind::Part.code()], id, &place.to_le_bytes()])
     }
 
-    /// Where a store has the key record that only holders of this key find.
+    /// Returns the name of the key record that only holders of this key can find.
     pub(super) fn own_record(&self) -> Digest256 {
         self.mac(&[b"key record"])
     }
@@ -108,13 +108,13 @@ fn keyed(key: &[u8; 32]) -> Hmac<Sha256> {
     Hmac::new_from_slice(key).expect("because HMAC takes keys of any length")
 }
 
-/// Where a store has the key record that everybody finds.
+/// Returns the name of the key record that every user finds.
 pub(super) fn common_record() -> Digest256 {
     Digest256::of(b"criu-rpc encrypted store v1: key record")
 }
 
-/// The name of the format, a mark that only this key makes, and a checksum: a record that is damaged is told from one of
-/// another key.
+/// Makes a key record: the name of the format, a mark that only this key makes, and a checksum. The
+/// checksum distinguishes a damaged record from one of another key.
 fn key_record(mark: &[u8; 32]) -> Vec<u8> {
     let mut record = [RECORD.as_slice(), mark].concat();
     let checksum = Digest256::of(&record);
@@ -122,11 +122,11 @@ fn key_record(mark: &[u8; 32]) -> Vec<u8> {
     record
 }
 
-/// Holds a key record that a store has against the one that it should have.
+/// Compares the key record of a store with the expected one.
 ///
 /// # Errors
 ///
-/// [`Error::WrongKey`] if it is whole, but of another key; [`Error::Corrupt`] if it is not whole.
+/// [`Error::WrongKey`] if it is intact, but of another key; [`Error::Corrupt`] if it is damaged.
 pub(super) fn check_record(found: &[u8], expected: &[u8]) -> Result<()> {
     if found == expected {
         return Ok(());

@@ -2,18 +2,18 @@
 
 use crate::{Error, Result};
 
-/// What a record is. A record of one kind is never taken for one of another.
+/// The kind of a record. A record of one kind is never accepted as another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// A blob.
     Blob,
-    /// What a blob of many parts is made of.
+    /// The header of a blob of many parts: its id and lengths.
     Header,
     /// A part of a blob, with others behind it.
     Part,
     /// A blob's last part.
     LastPart,
-    /// Bytes under a name of the caller's.
+    /// Bytes under a name that the caller chose.
     Named,
 }
 
@@ -29,7 +29,7 @@ impl Kind {
     }
 }
 
-/// Returns random bytes of the operating system.
+/// Returns random bytes from the operating system.
 pub(super) fn random<const N: usize>() -> Result<[u8; N]> {
     let mut bytes = [0; N];
     let got = getrandom::fill(&mut bytes).map_err(std::io::Error::from);

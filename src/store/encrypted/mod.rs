@@ -32,16 +32,16 @@ use self::{
 use super::{BlobBatch, BlobStore, BlobWriter, FsBlobStore, Gc, reachable_until};
 use crate::{Digest256, Error, Result, Until, wiped::Wiped};
 
-/// Encrypts the blobs of another store, because memory of processes holds secrets.
+/// Encrypts the blobs of another store, because the memory of processes holds secrets.
 ///
-/// The store beneath must keep names ([`BlobStore::put_named`]); nothing else of it is used. Bytes
-/// are encrypted and authenticated with AES-256-GCM-SIV, under names that only the key can derive
+/// The inner store must keep names ([`BlobStore::put_named`]). No other feature of it is used.
+/// Bytes are encrypted and authenticated with AES-256-GCM-SIV. Only the key can derive their names
 /// from digests.
 ///
 /// # What it protects
 ///
-/// A party with the store beneath but without the [`Key`] cannot read blobs, nor find out whether a
-/// known blob is stored. It can damage and delete, but not forge: a record that was changed, moved
+/// A party with the inner store but without the [`Key`] cannot read blobs, nor find out whether a
+/// known blob is stored. It can damage and delete, but not forge. A record that was changed, moved
 /// to another name, or combined from others is [`Error::Corrupt`], and none of its bytes is
 /// returned. A blob cannot be rolled back, because it is checked against its digest.
 ///
@@ -58,11 +58,11 @@ use crate::{Digest256, Error, Result, Until, wiped::Wiped};
 ///
 /// # Large blobs
 ///
-/// A writer has at most two parts of 1 MiB in memory, and a reader one;
+/// A writer has at most two parts of 1 MiB in memory, and a reader one.
 /// [`read_range`](BlobStore::read_range) reads only the parts that it needs. A dropped writer
-/// leaves unused parts in the store beneath, and a large blob that is put again leaves its older
-/// parts. A collection that keeps the [`names_of`](EncryptedBlobStore::names_of) the needed blobs
-/// removes them.
+/// leaves unused parts in the inner store. A large blob that is put again leaves its older parts. A
+/// collection that keeps the [`names_of`](EncryptedBlobStore::names_of) the needed blobs removes
+/// them.
 ///
 /// # Damage
 ///
@@ -107,7 +107,7 @@ pub enum Padding {
 }
 
 impl Padding {
-    /// What a length is rounded up to.
+    /// Returns the length to pad to.
     fn of(self, length: usize) -> usize {
         match self {
             Padding::None => length,
@@ -116,8 +116,7 @@ impl Padding {
     }
 }
 
-/// Keeps as many leading bits of a length as it takes to write down how many bits it has; the
-/// others become zero.
+/// Rounds down to as many leading bits as it takes to write the number of bits of the length.
 fn padme(length: usize) -> usize {
     let Some(bits) = length.checked_ilog2().filter(|bits| *bits > 0) else { return length };
     let loose = bits - (bits.ilog2() + 1).min(bits);
@@ -126,20 +125,21 @@ fn padme(length: usize) -> usize {
 }
 
 impl<S: BlobStore> EncryptedBlobStore<S> {
-    /// Opens the store that was encrypted with this key, or makes a fresh store one.
+    /// Opens a store that was encrypted with this key, or sets up a fresh one.
     ///
-    /// A fresh store gets a key record. Any number of processes may do so at the same time: with
-    /// one key they write the same, and with two, each goes on to find its own. A damaged key
-    /// record is written anew where another tells that the key is right.
+    /// A fresh store gets a key record. Any number of processes may open it at the same time. With
+    /// the same key they write the same record; with different keys, each finds its own afterwards.
+    /// A damaged key record is rewritten if another record proves that the key is right.
     ///
     /// # Errors
     ///
-    /// [`Error::WrongKey`] if the store was encrypted with another key, [`Error::Corrupt`] if its
-    /// key record is damaged so that this cannot be told, [`Error::Store`] if it keeps no names.
+    /// [`Error::WrongKey`] if the store was encrypted with another key. [`Error::Corrupt`] if the
+    /// key cannot be checked, because the key record is damaged. [`Error::Store`] if the store
+    /// keeps no names.
     pub fn open(inner: S, key: Key) -> Result<EncryptedBlobStore<S>> {
         let store = EncryptedBlobStore { inner, keys: Keys::new(&key), padding: Padding::None };
-        // A record that everybody finds tells others that their key is wrong. But who comes second
-        // may replace it. So a second one is kept where nobody looks who has another key.
+        // The common record tells others that their key is wrong, but a second user may overwrite
+        // it. So there is a second record, at a place that only holders of this key look at.
         let (common, own) = (common_record(), store.keys.own_record());
         let check = |name: &Digest256| store.key_record(name);
         match (check(&own), check(&common)) {
@@ -155,7 +155,7 @@ impl<S: BlobStore> EncryptedBlobStore<S> {
         Ok(store)
     }
 
-    /// Hides lengths too, of what is stored from now on.
+    /// Pads records that are stored from now on, to hide their lengths.
     ///
     /// ```
     /// use criu_rpc::{BlobStore, EncryptedBlobStore, MemBlobStore, store::{Key, Padding}};
@@ -171,18 +171,18 @@ impl<S: BlobStore> EncryptedBlobStore<S> {
         self
     }
 
-    /// The store beneath.
+    /// Returns the inner store.
     pub fn inner(&self) -> &S {
         &self.inner
     }
 
-    /// What the store beneath has of these blobs, by name, and the key records: what a collection
-    /// there must keep.
+    /// Returns the names that the inner store has for these blobs, and for the key records. A
+    /// collection of the inner store must keep them.
     ///
     /// A digest that is not stored may have a name here; that does no harm. Bytes under names of
-    /// the caller's are not among them; see [`name_of_named`](EncryptedBlobStore::name_of_named).
-    /// What is being written has no digest yet: nobody must be writing while names that are not
-    /// told here are removed. So a collection beneath goes by these names, never by digests:
+    /// the caller's are not among them; see [`name_of_named`](EncryptedBlobStore::name_of_named). A
+    /// blob that is still being written has no digest yet. So no process may write while names that
+    /// are not listed here are removed. A collection goes by these names, never by digests:
     /// [`gc`](EncryptedBlobStore::gc) does so in a folder.
     ///
     /// ```
@@ -197,8 +197,7 @@ impl<S: BlobStore> EncryptedBlobStore<S> {
     ///
     /// # Errors
     ///
-    /// What the store beneath says, and [`Error::Corrupt`] if it cannot be told which parts a blob
-    /// has.
+    /// Errors of the inner store, and [`Error::Corrupt`] if the header of a blob is damaged.
     pub fn names_of(&self, digests: &[Digest256]) -> Result<Vec<Digest256>> {
         let mut names = vec![common_record(), self.keys.own_record()];
         for digest in digests {
@@ -211,12 +210,12 @@ impl<S: BlobStore> EncryptedBlobStore<S> {
         Ok(names)
     }
 
-    /// What the store beneath calls the bytes that are here under this name.
+    /// Returns the inner store's name for the bytes under this name.
     pub fn name_of_named(&self, name: &Digest256) -> Digest256 {
         self.keys.name(Kind::Named, name)
     }
 
-    /// Whether there is a key record, and it is of this key.
+    /// Returns true if there is a key record and it matches this key.
     fn key_record(&self, name: &Digest256) -> Result<bool> {
         match self.inner.get_named(name) {
             Ok(found) => check_record(&found, &self.keys.record).map(|()| true),
@@ -229,7 +228,7 @@ impl<S: BlobStore> EncryptedBlobStore<S> {
         self.inner.put_named(name, &self.keys.record)
     }
 
-    /// What is in the record of this name, if there is one.
+    /// Reads and decrypts the record of this name; `None` if it is missing.
     fn open_record(
         &self,
         kind: Kind,
@@ -243,7 +242,7 @@ impl<S: BlobStore> EncryptedBlobStore<S> {
         }
     }
 
-    /// What the store beneath is to keep, and under which name.
+    /// Encrypts a record; returns its name and bytes for the inner store.
     fn sealed(&self, kind: Kind, about: &Digest256, bytes: &[u8]) -> Result<(Digest256, Vec<u8>)> {
         let name = self.keys.name(kind, about);
         let mut record = Vec::new();
@@ -272,9 +271,8 @@ impl<S: BlobStore> EncryptedBlobStore<S> {
 }
 
 impl EncryptedBlobStore<FsBlobStore> {
-    /// Keeps these captures, named by their manifests, and gets rid of all else in the folder, as
-    /// [`FsBlobStore::gc`] does. What other keys have stored there, and what was stored without
-    /// one, goes too.
+    /// Keeps these captures, named by their manifests, and removes all other data in the folder, as
+    /// [`FsBlobStore::gc`] does. That includes data stored with other keys or without a key.
     ///
     /// ```no_run
     /// use std::time::Duration;
@@ -295,7 +293,8 @@ impl EncryptedBlobStore<FsBlobStore> {
         self.gc_until(live, grace, &Until::forever())
     }
 
-    /// Collects as [`gc`](EncryptedBlobStore::gc) does, but gives up as [`FsBlobStore::gc_until`].
+    /// Collects as [`gc`](EncryptedBlobStore::gc) does, within the limit of
+    /// [`FsBlobStore::gc_until`].
     ///
     /// # Errors
     ///
@@ -304,9 +303,9 @@ impl EncryptedBlobStore<FsBlobStore> {
         self.inner.retain_until(&self.names_needed(live, until)?, grace, until)
     }
 
-    /// Keeps these captures, and removes all else in the folder before it returns, as
-    /// [`FsBlobStore::purge`] does, with the same promise: no captures are made meanwhile, neither
-    /// with this key nor with others.
+    /// Keeps these captures, and removes all other data in the folder before it returns, as
+    /// [`FsBlobStore::purge`] does. The same rule applies: no captures may run meanwhile, with this
+    /// key or any other.
     ///
     /// # Errors
     ///
@@ -315,7 +314,7 @@ impl EncryptedBlobStore<FsBlobStore> {
         self.purge_until(live, &Until::forever())
     }
 
-    /// Removes as [`purge`](EncryptedBlobStore::purge) does, but gives up as
+    /// Removes as [`purge`](EncryptedBlobStore::purge) does, within the limit of
     /// [`FsBlobStore::purge_until`].
     ///
     /// # Errors
@@ -331,16 +330,15 @@ impl EncryptedBlobStore<FsBlobStore> {
     }
 }
 
-/// What the store beneath has of a blob.
+/// The form in which the inner store has a blob.
 enum Found {
-    /// All its bytes. They are of one record, but nobody has looked at their digest.
+    /// All its bytes, from a single record. Their digest is not verified yet.
     Whole(Vec<u8>),
     /// A header.
     Parts(Parts),
 }
 
-/// What is put again is encrypted again, so that it repairs what was damaged. A batch leaves what
-/// is there.
+/// A `put` of a stored blob encrypts it again, which repairs damage. A batch skips stored blobs.
 impl<S: BlobStore> BlobStore for EncryptedBlobStore<S> {
     fn put(&self, bytes: &[u8]) -> Result<Digest256> {
         let digest = Digest256::of(bytes);
@@ -396,7 +394,7 @@ impl<S: BlobStore> BlobStore for EncryptedBlobStore<S> {
         }
     }
 
-    /// Several threads fetch, decrypt and verify.
+    /// Fetches, decrypts and verifies on several threads.
     fn get_many(
         &self,
         digests: &[Digest256],
@@ -418,7 +416,7 @@ impl<S: BlobStore> BlobStore for EncryptedBlobStore<S> {
                 let work = move || {
                     while let Some((place, digest)) = at(digests, next.fetch_add(1, Ordering::Relaxed)) {
                         if send.send((place, self.get(digest))).is_err() {
-                            return; // nobody wants more
+                            return; // the receiver has failed
                         }
                     }
                 };
@@ -461,7 +459,7 @@ impl<S: fmt::Debug> fmt::Debug for EncryptedBlobStore<S> {
     }
 }
 
-/// Beyond this, threads wait for the store beneath.
+/// More threads would only wait for the inner store.
 const MOST_THREADS: usize = 8;
-/// Fewer blobs than this are fetched sooner than a thread is started.
+/// With fewer blobs, starting a thread takes longer than fetching them.
 const WORTH_A_THREAD: usize = 8;

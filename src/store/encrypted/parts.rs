@@ -1,8 +1,8 @@
-//! Blobs of many parts: each part a record of its own, and a header that says which they are, written last.
+//! Blobs of many parts: a record for each part, and a header, written last, that lists them.
 //!
-//! The parts are bound as in the construction STREAM: to the blob, by an id that each writer draws anew; to their
-//! place, by their name; and to being the last one, by their kind. STREAM itself keeps place and end in the nonce, which
-//! here is random: a part can be read without those before it.
+//! The parts are bound as in the STREAM construction: to the blob by a random id of each writer, to
+//! their position by their name, and to being last by their kind. STREAM keeps position and end in
+//! the nonce. Here the nonce is random, so a part can be read without the parts before it.
 
 use std::io::{self, Read, Write};
 
@@ -17,10 +17,10 @@ use crate::{
     wiped::Wiped,
 };
 
-/// How many bytes a part has, save for the last. A blob that has no more is one record.
+/// The size of each part but the last, in bytes. A blob of at most this size is one record.
 pub(super) const PART: usize = 1 << 20;
 
-/// What the header of a blob says.
+/// The contents of a blob's header.
 #[derive(Debug, Clone)]
 pub(super) struct Parts {
     id: [u8; 32],
@@ -50,7 +50,7 @@ impl Parts {
         self.length.div_ceil(self.part)
     }
 
-    /// What the store beneath calls the parts.
+    /// Returns the inner store's names for the parts.
     pub(super) fn names<'a, S: BlobStore>(
         &'a self,
         store: &'a EncryptedBlobStore<S>,
@@ -58,7 +58,7 @@ impl Parts {
         (0..self.count()).map(|place| store.keys.part(&self.id, place))
     }
 
-    /// The bytes of the part of this place.
+    /// Reads the part at this position.
     fn read<S: BlobStore>(
         &self,
         store: &EncryptedBlobStore<S>,
@@ -77,7 +77,7 @@ impl Parts {
         Ok(bytes)
     }
 
-    /// `length` bytes from `offset` on, or fewer, from no more parts than have them.
+    /// Reads `length` bytes from `offset` on, or fewer, and only the parts that have them.
     pub(super) fn read_range<S: BlobStore>(
         &self,
         store: &EncryptedBlobStore<S>,
@@ -92,7 +92,7 @@ impl Parts {
             let place = at / self.part;
             let start = place * self.part;
             let bytes = self.read(store, digest, place)?;
-            // Within one part, whose bytes are in memory: no conversion cuts anything off.
+            // Both ends lie within one part in memory, so no conversion truncates.
             let within =
                 |position: u64| usize::try_from(position - start).unwrap_or(usize::MAX).min(bytes.len());
             range.extend_from_slice(&bytes[within(at)..within(end)]);
@@ -134,7 +134,7 @@ impl<S: BlobStore> Read for PartsReader<'_, S> {
     }
 }
 
-/// Parts on their way into the store beneath; `batch` is where they go.
+/// Encrypts the parts of a blob into `batch`.
 pub(super) struct Sealer {
     parts: Parts,
     record: Vec<u8>,
@@ -146,7 +146,7 @@ impl Sealer {
         Ok(Sealer { parts, record: Vec::new() })
     }
 
-    /// Takes the next part. All but the last have [`PART`] bytes.
+    /// Stores the next part. All but the last have [`PART`] bytes.
     pub(super) fn part<S: BlobStore>(
         &mut self,
         store: &EncryptedBlobStore<S>,
@@ -165,7 +165,7 @@ impl Sealer {
         Ok(())
     }
 
-    /// The record of the header, to be stored once all parts are.
+    /// Returns the record of the header, to be stored after all parts.
     pub(super) fn header<S: BlobStore>(
         mut self,
         store: &EncryptedBlobStore<S>,
@@ -178,12 +178,12 @@ impl Sealer {
     }
 }
 
-/// Takes in a blob, and has no more of it in memory than two parts.
+/// Writes a blob with at most two parts of it in memory.
 pub(super) struct EncryptedWriter<'a, S> {
     store: &'a EncryptedBlobStore<S>,
-    /// At most a part. A full one stays until more comes: it may be the last.
+    /// The current part. A full part waits for more bytes: it may be the last.
     bytes: Wiped,
-    /// There as soon as the blob is more than a part.
+    /// Set once the blob is longer than a part.
     sealing: Option<(Sealer, Box<dyn BlobBatch + 'a>)>,
 }
 
@@ -232,7 +232,7 @@ impl<S: BlobStore> Write for EncryptedWriter<'_, S> {
     }
 }
 
-/// Whoever wants to know gets the error back by [`io::Error::downcast`].
+/// Wraps the error; callers get it back by [`io::Error::downcast`].
 fn as_io(error: Error) -> io::Error {
     let kind = match &error {
         Error::Corrupt { .. } => io::ErrorKind::InvalidData,
@@ -242,5 +242,5 @@ fn as_io(error: Error) -> io::Error {
     io::Error::new(kind, error)
 }
 
-/// What a header may name: a reader has one part in memory.
+/// The largest part size that a header may state: a reader keeps one part in memory.
 const LARGEST_PART: u64 = 64 << 20;

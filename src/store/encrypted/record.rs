@@ -1,10 +1,10 @@
-//! One record: bytes that were encrypted, and how that is undone.
+//! Encrypts and decrypts single records.
 //!
 //! ```text
 //! ciphertext of (the bytes, zeros as padding, the length of the bytes: u64) | tag 16 | nonce 12 | kind 1 | "cre1"
 //! ```
 //!
-//! All but the ciphertext is at the end: a record is decrypted where it lies, and cut off.
+//! Everything but the ciphertext is at the end, so a record is decrypted in place and truncated.
 
 use aes_gcm_siv::{AeadInOut, Nonce, Tag};
 
@@ -14,8 +14,8 @@ use super::{
 };
 use crate::{Digest256, Error, Result, wiped::wipe_stack};
 
-/// Makes the record of these bytes, as long as one of `padded` bytes, in `record`, which is emptied first. It can be opened
-/// under this name only.
+/// Encrypts these bytes into `record`, which is emptied first, with padding up to `padded` bytes.
+/// The record can be opened under this name only.
 pub(super) fn seal(
     keys: &Keys,
     kind: Kind,
@@ -30,7 +30,8 @@ pub(super) fn seal(
     record.extend_from_slice(bytes);
     record.resize(padded, 0);
     record.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
-    // From the system each time: a process that is restored twice has twice the state of a generator of its own.
+    // The nonce comes from the system each time: a process restored twice would repeat a
+    // generator's state.
     let nonce: [u8; NONCE] = random()?;
     let tag = keys
         .cipher
@@ -44,11 +45,11 @@ pub(super) fn seal(
     Ok(())
 }
 
-/// The bytes of a record that was found under this name.
+/// Decrypts a record that was found under this name.
 ///
 /// # Errors
 ///
-/// [`Error::Corrupt`] if it was not made for this name, as this kind, with these keys, or is not as it was made.
+/// [`Error::Corrupt`] if it was made for another name, kind or keys, or is damaged.
 pub(super) fn unseal(
     keys: &Keys,
     kind: Kind,
@@ -89,7 +90,7 @@ pub(super) fn unseal(
     Ok(record)
 }
 
-/// What is not encrypted, but must be the same when a record is opened.
+/// Data that is authenticated but not encrypted; it must be the same when the record is opened.
 fn associated(kind: Kind, name: &Digest256) -> [u8; 37] {
     let mut associated = [0; 37];
     associated[..4].copy_from_slice(VERSION);
@@ -102,5 +103,5 @@ const VERSION: &[u8; 4] = b"cre1";
 const TAG: usize = 16;
 const NONCE: usize = 12;
 const LENGTH: usize = 8;
-/// What a record has beside the bytes and their padding.
+/// The size of a record beyond its bytes and their padding.
 const AROUND: usize = LENGTH + TAG + NONCE + 1 + VERSION.len();

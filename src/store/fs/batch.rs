@@ -1,7 +1,7 @@
 //! [`FsBatch`]: many blobs on their way into a pack.
 //!
-//! Each putting thread fills a frame of its own. Which blobs the batch has is noted in the catalog, for a pack that
-//! nobody sees before the commit.
+//! Each putting thread fills a frame of its own. The catalog notes the batch's blobs under a pack
+//! that stays hidden until the commit.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -36,28 +36,28 @@ pub(super) struct FsBatch<'a> {
     pack: u32,
     file: OnceLock<PackFile>,
     making: Mutex<()>,
-    /// Where the next frame goes.
+    /// The position of the next frame.
     end: AtomicU64,
-    /// Frames that nobody is filling at the moment.
+    /// Frames that no thread is filling at the moment.
     idle: Mutex<Vec<Filling>>,
-    /// What is in frames that are not written yet.
+    /// The blobs of frames that are not written yet.
     unwritten: Mutex<HashMap<u32, Contents>>,
     /// Blobs too long for a frame.
     long: Mutex<Vec<(Digest256, Box<FsWriter<'a>>)>>,
     long_names: Mutex<Vec<(Digest256, Vec<u8>)>>,
-    /// Where blobs are that were there already, by whomever: their names must be on the disk too.
+    /// Shards of blobs found present, synced at commit: their names must be durable too.
     shards: Mutex<BTreeSet<PathBuf>>,
-    /// Something did not come to its end, so the batch lacks what it said it has.
+    /// Set when a put failed half-way, so the batch lacks a blob that it claimed to have.
     failed: AtomicBool,
     published: bool,
-    /// While it is held, nothing is condemned. After all others, so that it is let go last.
+    /// Excludes condemning while it is held. Declared last, so that it is dropped last.
     _lock: Lock,
 }
 
 type Contents = Arc<Mutex<Vec<Digest256>>>;
 
 struct PackFile {
-    // Before `temporary`, so that it is closed when that is removed.
+    // Before `temporary`, so that the file is closed before it is removed.
     file: DiskFile,
     temporary: Temporary,
 }
@@ -73,7 +73,7 @@ impl<'a> FsBatch<'a> {
     pub(super) fn new(store: &'a FsBlobStore, until: &Until) -> Result<FsBatch<'a>> {
         let doing = || format!("begin a batch in {}", store.root.display());
         let lock = Lock::shared(&store.lock_file(), until, doing)?;
-        // Under the lock: from here on nothing more is condemned.
+        // From here on the lock keeps other processes from condemning blobs.
         store.load_all()?;
         store.load_marks()?;
         let id = PackId::new();
@@ -118,7 +118,7 @@ impl<'a> FsBatch<'a> {
         Ok(stored)
     }
 
-    /// A frame with room for so many bytes.
+    /// Returns a frame with room for a blob of this length.
     fn with_room<'f>(&self, frame: &'f mut Option<Filling>, length: usize) -> Result<&'f mut Filling> {
         let filling = frame.get_or_insert_with(|| self.start());
         if !filling.builder.takes(length) {
@@ -138,7 +138,7 @@ impl<'a> FsBatch<'a> {
         (number, contents)
     }
 
-    /// Whether nobody has the blob yet. Then this frame has it from here on.
+    /// Claims the blob for this frame; returns false if it is stored already.
     fn claim(&self, digest: &Digest256, filling: &Filling) -> bool {
         let mut checked = BTreeSet::new();
         loop {
@@ -156,7 +156,8 @@ impl<'a> FsBatch<'a> {
         }
     }
 
-    /// Whether this frame has the blob, and the blob will stay. What cannot be read is as good as missing.
+    /// Returns true if this frame has the blob and will keep it. An unreadable blob counts as
+    /// missing.
     fn has(&self, number: u32, digest: &Digest256) -> bool {
         let catalog = &self.store.catalog;
         if number == LOOSE {
@@ -199,7 +200,7 @@ impl<'a> FsBatch<'a> {
         Ok(())
     }
 
-    /// The file, which is made for the first frame.
+    /// Returns the file, which is created with the first frame.
     fn file(&self) -> io::Result<&PackFile> {
         let _making = lock(&self.making);
         if let Some(file) = self.file.get() {
@@ -211,7 +212,7 @@ impl<'a> FsBatch<'a> {
         Ok(self.file.get_or_init(|| PackFile { file, temporary }))
     }
 
-    /// Takes in a blob that is too long for a frame, as a file by itself.
+    /// Writes a blob that is too long for a frame to a file of its own.
     fn put_long(&self, digest: &Digest256, bytes: &[u8]) -> Result<u64> {
         let mut long = lock(&self.long);
         if self.has(LOOSE, digest) || long.iter().any(|(there, _)| there == digest) {
@@ -226,7 +227,7 @@ impl<'a> FsBatch<'a> {
 
     fn put_name(&self, name: &Digest256, bytes: &[u8]) -> Result<()> {
         let stamp = self.store.next_stamp(name)?;
-        // Of two with the last stamp, the one that is a file counts.
+        // If two entries have the last stamp, the file wins.
         if bytes.len() > MAX_BLOB || stamp == pack::LAST_STAMP {
             lock(&self.long_names).push((*name, bytes.to_vec()));
             return Ok(());
@@ -242,7 +243,7 @@ impl<'a> FsBatch<'a> {
         Ok(())
     }
 
-    /// Notes a failure: the batch says that it has blobs that it has not.
+    /// Marks the batch as failed on an error: it may lack blobs that it claimed to have.
     fn guarded<T>(&self, put: impl FnOnce() -> Result<T>) -> Result<T> {
         let unfinished = Unfinished(&self.failed);
         let result = put()?;
@@ -262,7 +263,7 @@ impl<'a> FsBatch<'a> {
         for frame in idle.iter_mut().filter(|frame| !frame.builder.is_empty()) {
             self.write(frame)?;
         }
-        // Each of them has begun another frame, of which nothing will come.
+        // Each of them has begun a frame that will not be written.
         self.store.catalog.drop_frames(idle.iter().map(|frame| frame.number));
         for (digest, writer) in std::mem::take(&mut *lock(&self.long)) {
             writer.commit(&digest)?;
@@ -279,7 +280,8 @@ impl<'a> FsBatch<'a> {
             self.published = true;
             self.store.catalog.publish(self.pack, &place);
         }
-        // Even without a pack: others may not have come to this line yet with the blobs that were there already.
+        // Sync even without a pack: other processes may not have synced the packs with the blobs
+        // that were found present.
         self.store.disk.sync_folder(self.store.catalog.folder()).map_err(Error::io(doing()))
     }
 }
@@ -306,7 +308,7 @@ impl Drop for FsBatch<'_> {
     }
 }
 
-/// Fails the batch when it is dropped, in a panic too.
+/// Marks the batch as failed when it is dropped, also on panic.
 struct Unfinished<'a>(&'a AtomicBool);
 
 impl Drop for Unfinished<'_> {

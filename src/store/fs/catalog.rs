@@ -1,4 +1,4 @@
-//! [`Catalog`]: which packs there are, and where in them a blob is.
+//! [`Catalog`]: the packs of the folder, and the positions of blobs in them.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -19,15 +19,15 @@ use crate::{
     store::pack::{Found, Frame, PackId, ReadAt as _, scan},
 };
 
-/// What this handle knows of the packs in the folder.
+/// The known packs of the folder.
 #[derive(Debug)]
 pub(super) struct Catalog {
     folder: PathBuf,
     pub(super) table: Table,
     packs: RwLock<Packs>,
-    /// Held while the folder is looked at.
+    /// Held while the folder is listed.
     seen: Mutex<Option<Seen>>,
-    /// Headers that were read last. Blobs are mostly looked for in the order that they were put.
+    /// Recently read headers. Blobs are mostly looked up in the order that they were put.
     headers: Vec<Mutex<Header>>,
 }
 
@@ -38,14 +38,14 @@ type Header = Option<(u64, Arc<Frame>)>;
 pub(super) struct Packs {
     list: Vec<Pack>,
     frames: Vec<Place>,
-    /// Numbers of packs and frames that are gone, for others to have: a program that lives long sees many.
+    /// Numbers of removed packs and frames, to be reused: a long-lived program sees many.
     free_packs: Vec<u32>,
     free_frames: Vec<u32>,
     /// Grows with each frame.
     serial: u64,
     by_id: HashMap<PackId, u32>,
     marks: HashMap<PackId, Marks>,
-    /// Grows when packs come or go.
+    /// Grows when packs are added or removed.
     generation: u64,
 }
 
@@ -56,7 +56,7 @@ struct Pack {
     state: State,
 }
 
-/// Whether a pack is there for readers.
+/// The visibility of a pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
     /// It is still being written by a batch, or being loaded.
@@ -65,26 +65,26 @@ pub(super) enum State {
     Gone,
 }
 
-/// Where a frame is.
+/// The position of a frame.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place {
     /// The number of its pack in this catalog.
     pub(super) pack: u32,
-    /// How long its header is.
+    /// The length of its header.
     pub(super) head: u32,
-    /// Where in the pack it begins; 0 as long as it is not written.
+    /// Its position in the pack; 0 until it is written.
     pub(super) at: u64,
-    /// How much follows the header.
+    /// The number of bytes after the header.
     pub(super) stored: u32,
-    /// Tells frames apart that had the same number, one after the other.
+    /// Distinguishes frames that reuse a number.
     serial: u64,
 }
 
-/// The folder, as it was when it was last listed.
+/// The state of the folder when it was last listed.
 #[derive(Debug)]
 struct Seen {
     modified: SystemTime,
-    /// Whether a change since would show in the time of modification.
+    /// True if a later change would show in the time of modification.
     settled: bool,
 }
 
@@ -108,7 +108,7 @@ impl Catalog {
         &self.folder
     }
 
-    /// Where the pack of this id is, once it is whole.
+    /// Returns the path of a published pack.
     pub(super) fn file(&self, id: &PackId) -> PathBuf {
         self.folder.join(format!("{}.pack", id.hex()))
     }
@@ -121,9 +121,10 @@ impl Catalog {
         self.packs.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks whether packs have come or gone, and tells so. What happened before this call is seen.
+    /// Rescans the folder if it changed; returns true if packs were added or removed. All changes
+    /// before this call are seen.
     ///
-    /// `marks` sees what is condemned in them, before anybody sees the packs.
+    /// `marks` loads the marks of condemned entries before the new packs become visible.
     pub(super) fn refresh(&self, marks: impl FnOnce() -> Result<bool>) -> Result<bool> {
         let doing = || format!("list the packs in {}", self.folder.display());
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -170,7 +171,7 @@ impl Catalog {
         !gone.is_empty()
     }
 
-    /// Takes in the frames of a pack, if it is still there.
+    /// Reads the frames of a pack; `None` if it is gone.
     fn load(&self, id: PackId, path: &Path) -> Result<Option<u32>> {
         let doing = || format!("read the pack {}", path.display());
         let file = match private::open_file(path) {
@@ -193,7 +194,7 @@ impl Catalog {
         Ok(Some(pack))
     }
 
-    /// Notes a pack that nobody is to see yet.
+    /// Adds a pack that is not visible yet.
     pub(super) fn add(&self, id: PackId, path: &Path) -> u32 {
         let mut packs = self.write();
         let pack = Pack { path: path.into(), id, state: State::Open };
@@ -211,7 +212,7 @@ impl Catalog {
         number
     }
 
-    /// Notes a frame that nobody has placed yet.
+    /// Adds a frame without a position.
     pub(super) fn add_frame(&self, pack: u32) -> u32 {
         let mut packs = self.write();
         packs.serial += 1;
@@ -228,7 +229,7 @@ impl Catalog {
         }
     }
 
-    /// Lets go of frames that nothing was put into.
+    /// Releases frames that have no blobs.
     pub(super) fn drop_frames(&self, numbers: impl Iterator<Item = u32>) {
         let mut packs = self.write();
         for number in numbers {
@@ -236,7 +237,7 @@ impl Catalog {
         }
     }
 
-    /// Says where a frame is.
+    /// Sets the position of a frame.
     pub(super) fn place(&self, number: u32, frame: &Frame) {
         let small = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
         self.place_at(number, frame.at, small(frame.head), small(frame.stored));
@@ -248,7 +249,7 @@ impl Catalog {
         *place = Place { head, at, stored, ..*place };
     }
 
-    /// Shows a pack to everybody, at this place.
+    /// Makes a pack visible to all threads, at this path.
     pub(super) fn publish(&self, pack: u32, path: &Path) {
         let mut packs = self.write();
         packs.generation += 1;
@@ -256,12 +257,12 @@ impl Catalog {
         (pack.path, pack.state) = (path.into(), State::Live);
     }
 
-    /// Where a pack is that is still being written.
+    /// Updates the path of a pack that is still being written.
     pub(super) fn moved(&self, pack: u32, path: &Path) {
         self.write().list[pack as usize].path = path.into();
     }
 
-    /// Forgets packs that are no more.
+    /// Forgets packs that were removed.
     pub(super) fn forget(&self, gone: &[PackId]) {
         let mut packs = self.write();
         let numbers: HashSet<u32> = gone.iter().filter_map(|id| packs.by_id.remove(id)).collect();
@@ -271,30 +272,32 @@ impl Catalog {
         packs.generation += 1;
         gone.iter().for_each(|id| drop(packs.marks.remove(id)));
         numbers.iter().for_each(|number| packs.list[*number as usize].state = State::Gone);
-        // Collected first: whoever looks something up holds a part of the table and then asks for the packs.
+        // Collect the frames before touching the table: a lookup holds a part of the table and then
+        // locks the packs.
         let of_gone = |(_, place): &(u32, &Place)| numbers.contains(&place.pack);
         let frames: HashSet<_> = (0..).zip(&packs.frames).filter(of_gone).map(|(number, _)| number).collect();
         drop(packs);
         if !frames.is_empty() {
             self.table.retain(|frame| !frames.contains(&frame));
         }
-        // Only now may others have the numbers: the table leads nowhere wrong.
+        // Release the numbers only now that the table does not refer to them.
         let mut packs = self.write();
         frames.into_iter().for_each(|number| packs.free_frame(number));
         packs.free_packs.extend(numbers);
     }
 
-    /// Replaces what is known of condemned and damaged entries.
+    /// Replaces the marks of condemned and damaged entries.
     pub(super) fn mark(&self, marks: HashMap<PackId, Marks>) {
         self.write().marks = marks;
     }
 
-    /// The frame of this number, and the state of its pack.
+    /// Returns the frame of this number, and the state of its pack.
     pub(super) fn frame(&self, number: u32) -> Option<(Place, State)> {
         self.locate(number).map(|(place, state, _)| (place, state))
     }
 
-    /// As [`frame`](Catalog::frame), and where the pack is, all of one moment: numbers are used again.
+    /// Does the same as [`frame`](Catalog::frame) with the path of the pack. One lock covers all,
+    /// since numbers are reused.
     fn locate(&self, number: u32) -> Option<(Place, State, Arc<Path>)> {
         let packs = self.read();
         let place = packs.frames.get(number as usize).filter(|place| place.pack != NO_PACK).copied()?;
@@ -302,35 +305,35 @@ impl Catalog {
         Some((place, pack.state, pack.path.clone()))
     }
 
-    /// The sizes of the tables of packs and frames.
+    /// Returns the sizes of the tables of packs and frames.
     #[cfg(test)]
     pub(super) fn room(&self) -> (usize, usize) {
         (self.read().list.len(), self.read().frames.len())
     }
 
-    /// Another number if packs have come or gone.
+    /// Returns a number that changes when packs are added or removed.
     pub(super) fn generation(&self) -> u64 {
         self.read().generation
     }
 
-    /// The number of a pack that is there for readers.
+    /// Returns the number of a visible pack.
     pub(super) fn number(&self, id: &PackId) -> Option<u32> {
         self.read().by_id.get(id).copied()
     }
 
-    /// Where a pack is.
+    /// Returns the path of a pack.
     pub(super) fn path(&self, pack: u32) -> Arc<Path> {
         self.read().pack(pack).path.clone()
     }
 
-    /// All packs that are there for readers.
+    /// Returns all visible packs.
     pub(super) fn live(&self) -> Vec<(PackId, Arc<Path>)> {
         let packs = self.read();
         let live = packs.list.iter().filter(|pack| pack.state == State::Live);
         live.map(|pack| (pack.id, pack.path.clone())).collect()
     }
 
-    /// The header of a frame; `None` if it is not there any more, or damaged since.
+    /// Reads the header of a frame; `None` if it is gone or damaged.
     pub(super) fn header(&self, number: u32) -> io::Result<Option<Arc<Frame>>> {
         let Some((place, _, path)) = self.locate(number) else { return Ok(None) };
         self.header_at(number, place, &path)
@@ -357,7 +360,8 @@ impl Catalog {
         Ok(Some(frame))
     }
 
-    /// The copies of a blob, or of what has a name, that readers may have. Those that are not condemned come first.
+    /// Returns the visible copies of a blob or a named entry. Those that are not condemned come
+    /// first.
     pub(super) fn hits(&self, digest: &Digest256, named: bool) -> Result<Vec<Hit>> {
         let mut hits = Vec::new();
         for number in self.table.candidates(digest) {
@@ -367,13 +371,13 @@ impl Catalog {
         Ok(hits)
     }
 
-    /// Some copies of a blob: there may be as many as a foreign pack likes.
+    /// Returns a limited number of copies of a blob, since a foreign pack may contain any number.
     pub(super) fn some_hits(&self, digest: &Digest256) -> Result<Vec<Hit>> {
         let numbers = self.table.some(digest, SOME).into_iter();
         numbers.filter_map(|number| self.hit(number, digest, false).transpose()).collect()
     }
 
-    /// What this frame has of it.
+    /// Returns the entry of this frame for the digest, if it is not damaged.
     pub(super) fn hit(&self, number: u32, digest: &Digest256, named: bool) -> Result<Option<Hit>> {
         let Some((place, State::Live, path)) = self.locate(number) else { return Ok(None) };
         let reading = |error| Error::io(format!("read the pack {}", path.display()))(error);
@@ -383,18 +387,18 @@ impl Catalog {
         Ok((!damaged).then_some(Hit { frame, index, path, condemned }))
     }
 
-    /// Which entries of a frame are known to be damaged.
+    /// Returns the entries of a frame that are known to be damaged.
     pub(super) fn damaged_in(&self, frame: &Frame) -> Entries {
         let packs = self.read();
         packs.marks.get(&frame.pack).map(|marks| marks.damaged.of_frame(frame.at)).unwrap_or_default()
     }
 
-    /// Whether it is known that there is no frame in these bytes of a pack.
+    /// Returns true if these bytes of a pack are known to have no frame.
     pub(super) fn is_lost(&self, pack: &PackId, bytes: &Range<u64>) -> bool {
         self.read().marks.get(pack).is_some_and(|marks| marks.damaged.has_region(bytes))
     }
 
-    /// Whether an entry is condemned, and whether it is known to be damaged.
+    /// Returns whether an entry is condemned, and whether it is damaged.
     pub(super) fn marked(&self, frame: &Frame, index: usize) -> (bool, bool) {
         let packs = self.read();
         // Frames name the pack that they were written for; marks go by the same name.
@@ -413,12 +417,12 @@ impl Packs {
     }
 }
 
-/// The id that a file's name says.
+/// Parses the id in a file's name.
 pub(super) fn id_of(path: &Path) -> Option<PackId> {
     PackId::parse(path.file_name()?.to_str()?.strip_suffix(".pack")?)
 }
 
-/// In the place of a pack's number: nothing is there.
+/// Stands for the number of a removed pack.
 const NO_PACK: u32 = u32::MAX;
 
 /// The most copies of a blob that are tried where one is enough.
@@ -427,5 +431,5 @@ const SOME: usize = 16;
 /// The number of headers in the cache.
 const HEADERS: usize = 64;
 
-/// File systems tell the time of a change no finer than this: two seconds on FAT.
+/// The coarsest resolution of file times, two seconds on FAT, and a margin.
 const TICK: Duration = Duration::from_secs(3);

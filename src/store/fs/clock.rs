@@ -1,11 +1,11 @@
-//! [`FsBlobStore::store_time`]: how much time has passed for sure, for the grace of collections.
+//! [`FsBlobStore::store_time`]: a clock that never runs fast, for the grace period of collections.
 //!
 //! The wall clock jumps, so a collection does not measure by it. A store has a time of its own,
-//! which begins at zero and is counted forward by each collection. Since its last look a machine
-//! adds what both of its clocks agree on: the time since boot, and the wall clock. After a reboot
-//! the time since boot is all that has passed for sure. A machine that looks for the first time
-//! adds nothing. So a jump can delay a sweep, and not hasten it. Where the system does not tell the
-//! time since boot, there is the wall clock alone.
+//! which begins at zero and advances with each collection. A machine adds the time since its last
+//! look, on which two clocks must agree: the time since boot, and the wall clock. After a reboot
+//! only the time since boot is certain. A machine that looks for the first time adds nothing. So a
+//! jump can delay a sweep, but never hasten it. Without a clock since boot, the wall clock counts
+//! alone.
 
 use std::{
     fs,
@@ -21,15 +21,15 @@ use crate::Digest256;
 struct Look {
     machine: String,
     boot: String,
-    /// Since that boot.
+    /// The time since that boot.
     uptime: u64,
     wall: u64,
-    /// The time of the store at that moment.
+    /// The time of the store at the moment of the look.
     time: u64,
 }
 
 impl FsBlobStore {
-    /// The time of this store now, noted for the next call. It never goes back.
+    /// Returns the time of this store, and notes it for the next call. It never goes back.
     pub(super) fn store_time(&self) -> Duration {
         let path = self.root.join("gc.clock");
         let looks = parse(&fs::read_to_string(&path).unwrap_or_default());
@@ -37,7 +37,7 @@ impl FsBlobStore {
         let least = rounds.iter().filter_map(|round| time_of(round)).max().unwrap_or_default();
         let looks = look(looks, here(), u64::try_from(least.as_millis()).unwrap_or(u64::MAX));
         let time = looks[0].time;
-        // What cannot be noted delays a sweep.
+        // A failure to note it only delays a sweep.
         let text: String = looks.iter().map(Look::line).collect();
         let noted = self.disk.temporary(&self.tmp).and_then(|(temporary, file)| {
             file.write_at(text.as_bytes(), 0)?;
@@ -48,14 +48,14 @@ impl FsBlobStore {
     }
 }
 
-/// The time of the store at which a round began, as its folder's name tells.
+/// Parses the time of the store at which a round began, from its folder's name.
 pub(super) fn time_of(round: &Path) -> Option<Duration> {
     let millis = round.file_name()?.to_str()?.split('-').nth(2)?.parse().ok()?;
     Some(Duration::from_millis(millis))
 }
 
-/// Adds a look of this machine, and tells all of them, this one first. The time of the store is
-/// `least` at least.
+/// Adds a look of this machine and returns all looks, the new one first. The time of the store is
+/// at least `least`.
 fn look(mut looks: Vec<Look>, mut here: Look, least: u64) -> Vec<Look> {
     let last = looks.iter().position(|look| look.machine == here.machine).map(|index| looks.remove(index));
     let own = last.map_or(0, |last| last.time.saturating_add(since(&last, &here)));
@@ -66,7 +66,7 @@ fn look(mut looks: Vec<Look>, mut here: Look, least: u64) -> Vec<Look> {
     looks
 }
 
-/// The time that has certainly passed on one machine since its last look.
+/// Returns the time that has certainly passed on one machine since its last look.
 fn since(last: &Look, now: &Look) -> u64 {
     let wall = now.wall.saturating_sub(last.wall);
     if now.boot == WALL_ALONE {
@@ -76,7 +76,7 @@ fn since(last: &Look, now: &Look) -> u64 {
     now.uptime.saturating_sub(booted).min(wall)
 }
 
-/// The clocks of this machine.
+/// Reads the clocks of this machine.
 fn here() -> Look {
     let read = |path| {
         let text = fs::read_to_string(path).ok()?;
@@ -103,7 +103,7 @@ impl Look {
     }
 }
 
-/// All looks in a file. Lines that are damaged count as none.
+/// Parses all looks in a file. Damaged lines are skipped.
 fn parse(text: &str) -> Vec<Look> {
     let look = |line: &str| {
         let mut words = line.split(' ');
@@ -115,10 +115,10 @@ fn parse(text: &str) -> Vec<Look> {
     text.lines().filter_map(look).collect()
 }
 
-/// In the place of a boot, where the system does not tell the time since it.
+/// Stands for the boot id if the system has no clock since boot.
 const WALL_ALONE: &str = "-";
 
-/// So many machines are remembered.
+/// The number of machines that are remembered.
 const MACHINES: usize = 16;
 
 #[cfg(test)]
@@ -129,12 +129,12 @@ mod tests {
         Look { machine: machine.into(), boot: boot.into(), uptime, wall, time: 0 }
     }
 
-    /// The time of the store after each of these looks.
+    /// Returns the time of the store after each of these looks.
     fn times(moments: &[Look]) -> Vec<u64> {
         let mut looks = Vec::new();
         let mut times = Vec::new();
         for moment in moments {
-            // Through the file each time.
+            // Write and parse the file each time.
             looks = parse(&looks.iter().map(Look::line).collect::<String>());
             looks = look(looks, moment.clone(), 0);
             times.push(looks[0].time);
@@ -170,7 +170,7 @@ mod tests {
         let rebooted =
             [at("m", "a", 90_000, 50_000), at("m", "b", 700, 1_000_000), at("m", "b", 900, 1_000_200)];
         assert_eq!(times(&rebooted), [0, 700, 900]);
-        // A clock that lost its battery is set in between.
+        // The clock loses its battery and is set in between.
         let lost = [at("m", "a", 90_000, 50_000), at("m", "b", 700, 0), at("m", "b", 900, 9_000_000)];
         assert_eq!(times(&lost), [0, 0, 200]);
     }

@@ -1,11 +1,11 @@
-//! [`FsBlobStore::collect`]: takes out what is not needed, in two phases.
+//! [`FsBlobStore::collect`]: removes unneeded blobs, in two phases.
 //!
-//! What is not needed is condemned: writers treat it as missing and store it anew, readers still
-//! find it. Only a later call, after a time of grace, sweeps what is still not needed. A batch
-//! relies on what it found in the store, so nothing is condemned while one is open.
+//! Unneeded blobs are condemned first: writers treat them as missing and store them anew, readers
+//! still find them. A later call, after the grace period, sweeps those that are still unneeded. A
+//! batch relies on the blobs that it found, so nothing is condemned while a batch is open.
 //!
-//! The disk may be full. So what frees room and needs none comes first: files, and packs that are
-//! dead as a whole. Then comes what needs little, which is to condemn. Packs are written anew at
+//! The disk may be full. So the steps that free space without using any come first: they delete
+//! files and dead packs. Condemning comes next, which needs little space. Packs are rewritten at
 //! the end.
 
 use std::{
@@ -35,7 +35,7 @@ pub(super) struct Round {
     pub(super) due: bool,
 }
 
-/// The entries of a pack to condemn.
+/// The unneeded entries of a pack.
 struct Unneeded {
     id: PackId,
     list: Entries,
@@ -44,7 +44,7 @@ struct Unneeded {
     all: bool,
 }
 
-/// A file that is to be condemned: where it is, its place in a round, and its length.
+/// A file to condemn: its path, its place in a round, and its length.
 struct Stray {
     path: PathBuf,
     place: PathBuf,
@@ -87,7 +87,7 @@ impl FsBlobStore {
         Ok(gc)
     }
 
-    /// Sweeps what is due, as far as that takes no room.
+    /// Sweeps what is due, as far as that needs no space.
     fn sweep(&self, rounds: &[Round], keep: &Keep<'_>, when: When, gc: &mut Gc) -> Result<()> {
         let doing = || Error::io(format!("collect unneeded blobs in {}", self.root.display()));
         for round in rounds {
@@ -97,7 +97,7 @@ impl FsBlobStore {
         self.discard_dead(rounds, keep, when, gc).map_err(doing())
     }
 
-    /// The times that something was condemned at.
+    /// Returns the collections whose condemned blobs were not all swept yet.
     pub(super) fn rounds(&self, when: When, now: Duration) -> io::Result<Vec<Round>> {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut rounds = Vec::new();
@@ -119,7 +119,7 @@ impl FsBlobStore {
         Ok(rounds)
     }
 
-    /// Takes back what is needed after all, and deletes the files whose time has come.
+    /// Returns blobs that are needed again, and deletes files whose grace period is over.
     fn review(&self, round: &Round, keep: &Keep<'_>, gc: &mut Gc) -> io::Result<()> {
         for kind in ["blobs", "names"] {
             for path in entries(&round.path.join(kind))? {
@@ -128,7 +128,7 @@ impl FsBlobStore {
                 let bytes = fs::metadata(&path)?.len();
                 if keep.contains(&digest) {
                     match self.with_room(|| self.take_back(&path, kind, &digest)) {
-                        // It is not swept, and comes back when there is room.
+                        // The file is not swept, and returns when there is space.
                         Err(error) if is_full(&error) => {}
                         taken => {
                             taken?;
@@ -154,7 +154,7 @@ impl FsBlobStore {
         let shards = if kind == "names" { &self.names } else { &self.blobs };
         let (shard, place) = shards.place(digest);
         shards.make(&shard)?;
-        // What was put since is newer, unless it is damaged.
+        // A file that was put since is newer, unless it is damaged.
         if place.exists() && (kind == "names" || loose::is_whole(&place, digest)) {
             return self.disk.remove(path);
         }
@@ -162,7 +162,7 @@ impl FsBlobStore {
         self.disk.sync_folder(&shard)
     }
 
-    /// Takes entries of a pack off the list of a round, if they are needed after all.
+    /// Takes entries of a pack off the list of a round if they are needed again.
     fn review_pack(&self, round: &Path, id: &PackId, keep: &Keep<'_>, gc: &mut Gc) -> io::Result<()> {
         let Some(pack) = self.catalog.number(id) else { return remove_lists(self, round, id) };
         let list = entries_of(round, id)?;
@@ -183,7 +183,7 @@ impl FsBlobStore {
         } else if returned.blobs > 0 {
             let path = round.join("packs").join(id.hex());
             let written = self.with_room(|| write_list(self, &path, &left));
-            // Without room they stay on the list, and are not swept.
+            // Without space they stay on the list, and are not swept.
             if written.as_ref().is_err_and(is_full) {
                 return Ok(());
             }
@@ -194,7 +194,7 @@ impl FsBlobStore {
         Ok(())
     }
 
-    /// Removes the folder of a round that has come to nothing.
+    /// Removes the folder of a round if it is empty.
     pub(super) fn remove_empty(&self, round: &Path) {
         for kind in ["blobs", "names", "packs"] {
             let _ = fs::remove_dir(round.join(kind));
@@ -202,7 +202,7 @@ impl FsBlobStore {
         let _ = fs::remove_dir(round);
     }
 
-    /// Entries and files that are not needed and not condemned yet.
+    /// Finds entries and files that are neither needed nor condemned.
     fn unneeded(&self, keep: &Keep<'_>) -> io::Result<(Vec<Unneeded>, Vec<Stray>)> {
         let mut packs = Vec::new();
         for (id, path) in self.catalog.live() {
@@ -236,7 +236,7 @@ impl FsBlobStore {
         Ok((packs, strays))
     }
 
-    /// Condemns what is not needed and not condemned yet, and tells the folder of the new round.
+    /// Condemns unneeded blobs, and returns the folder of the new round.
     fn condemn(&self, keep: &Keep<'_>, now: Duration, until: &Until, gc: &mut Gc) -> Result<Option<PathBuf>> {
         let condemning = || format!("condemn what is unneeded in {}", self.root.display());
         let lock = || Lock::exclusive_within(&self.lock_file(), PATIENCE, until, condemning);
@@ -257,7 +257,7 @@ impl FsBlobStore {
         }
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         let name = format!("{wall}-{}-{}", PackId::new().hex(), now.as_millis());
-        // Made aside, and shown as a whole once no batch relies on what is in it.
+        // Prepared in a temporary folder, and published once no batch relies on its blobs.
         let staged = self.tmp.join(&name);
         let round = self.condemned().join(&name);
         let mut condemned = Tally::default();
@@ -299,7 +299,7 @@ impl FsBlobStore {
         Ok(Some(round))
     }
 
-    /// Writes the lists of a round, as far as there is room for them: what needs least comes first.
+    /// Writes the lists of a round, as far as there is space: the smallest come first.
     fn stage(
         &self,
         mut packs: Vec<Unneeded>,
@@ -332,8 +332,8 @@ impl FsBlobStore {
         Ok(())
     }
 
-    /// Removes what collections that died were about to show; and, where all goes, what writers
-    /// that died have left.
+    /// Removes rounds that died before they were published. With [`When::Now`], removes the files
+    /// of dead writers too.
     fn remove_staged(&self, when: When) -> io::Result<()> {
         for path in entries(&self.tmp)? {
             if path.is_dir() {
@@ -345,7 +345,7 @@ impl FsBlobStore {
         Ok(())
     }
 
-    /// Removes what was damaged and set aside.
+    /// Removes damaged data that was set aside.
     fn remove_set_aside(&self) -> io::Result<()> {
         for kind in ["blobs", "names", "rewritten"] {
             for path in entries(&self.damaged().join(kind))? {
@@ -356,5 +356,5 @@ impl FsBlobStore {
     }
 }
 
-/// The time that a call waits for open batches.
+/// The time to wait for open batches.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -1,10 +1,8 @@
-//! What was condemned, and what was found damaged: files in folders of their own, and lists of
-//! entries of packs.
+//! Condemned and damaged blobs: files in folders of their own, and lists of pack entries.
 //!
-//! A list has a magic, the SHA-256 of the rest, and for each entry the place of its frame in the
-//! pack and its index in the frame. One that is damaged counts as empty: nothing was condemned
-//! then. A pack that is condemned as a whole on a full disk has an empty file called `<id>.all`,
-//! which takes no room.
+//! A list has a magic, the SHA-256 of the rest, and for each entry the position of its frame in the
+//! pack and its index in the frame. A damaged list counts as empty. A pack that is condemned as a
+//! whole on a full disk has an empty file called `<id>.all`, which takes no space.
 
 use std::{
     collections::HashMap,
@@ -22,22 +20,22 @@ use super::{
 };
 use crate::{Digest256, Error, Result, private, store::pack::PackId};
 
-/// The lists as they were when they were read: their files with times and lengths.
+/// The lists that were read last: their files with times and lengths.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Loaded(Vec<(PathBuf, Option<SystemTime>, u64)>);
 
 impl FsBlobStore {
-    /// The folder of what is condemned; in it a folder for each time that something was.
+    /// Returns the folder of condemned blobs, which has a folder for each round.
     pub(super) fn condemned(&self) -> PathBuf {
         self.root.join("condemned")
     }
 
-    /// The folder of what is damaged.
+    /// Returns the folder of damaged data.
     pub(super) fn damaged(&self) -> PathBuf {
         self.root.join("damaged")
     }
 
-    /// Sees what is condemned and what is known to be damaged; tells whether that has changed.
+    /// Reads the marks of condemned and damaged entries; returns whether they have changed.
     pub(super) fn load_marks(&self) -> Result<bool> {
         let listing = || Error::io(format!("read the lists of condemned blobs in {}", self.root.display()));
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
@@ -66,7 +64,7 @@ impl FsBlobStore {
         Ok(true)
     }
 
-    /// Opens a file that is condemned.
+    /// Opens a condemned file.
     pub(super) fn open_condemned(&self, kind: &str, digest: &Digest256) -> Result<Option<(PathBuf, File)>> {
         let listing = Error::io(format!("read the lists of condemned blobs in {}", self.root.display()));
         for round in entries(&self.condemned()).map_err(listing)? {
@@ -79,18 +77,18 @@ impl FsBlobStore {
     }
 }
 
-/// The pack that a list is of.
+/// Parses the id of the pack from the name of its list.
 pub(super) fn id_of_list(path: &Path) -> Option<PackId> {
     let name = path.file_name()?.to_str()?;
     PackId::parse(name.strip_suffix(ALL).unwrap_or(name))
 }
 
-/// The file in a round that condemns a pack as a whole.
+/// Returns the path of the file that condemns a whole pack in a round.
 pub(super) fn all_of(round: &Path, id: &PackId) -> PathBuf {
     round.join("packs").join(format!("{}{ALL}", id.hex()))
 }
 
-/// The entries of a pack that a round condemns.
+/// Reads the entries of a pack that a round condemns.
 pub(super) fn entries_of(round: &Path, id: &PackId) -> io::Result<Entries> {
     let mut entries = Entries::default();
     read_list(&all_of(round, id), &mut entries)?;
@@ -98,7 +96,7 @@ pub(super) fn entries_of(round: &Path, id: &PackId) -> io::Result<Entries> {
     Ok(entries)
 }
 
-/// Notes that everything in a pack is condemned.
+/// Condemns a whole pack.
 pub(super) fn write_all(store: &FsBlobStore, round: &Path, id: &PackId) -> io::Result<()> {
     let path = all_of(round, id);
     let folder = path.parent().expect("because it is in a folder of the round");
@@ -109,7 +107,7 @@ pub(super) fn write_all(store: &FsBlobStore, round: &Path, id: &PackId) -> io::R
     store.disk.sync_folder(folder)
 }
 
-/// Removes what a round has of a pack.
+/// Removes the lists of a pack from a round.
 pub(super) fn remove_lists(store: &FsBlobStore, round: &Path, id: &PackId) -> io::Result<()> {
     for path in [all_of(round, id), round.join("packs").join(id.hex())] {
         write_list(store, &path, &Entries::default())?;
@@ -117,7 +115,7 @@ pub(super) fn remove_lists(store: &FsBlobStore, round: &Path, id: &PackId) -> io
     Ok(())
 }
 
-/// Writes a list in the place of what is there; an empty one goes.
+/// Replaces a list; removes it if it is empty.
 pub(super) fn write_list(store: &FsBlobStore, path: &Path, list: &Entries) -> io::Result<()> {
     let folder = path.parent().expect("because lists are in folders");
     if list.is_empty() {
@@ -140,7 +138,7 @@ pub(super) fn write_list(store: &FsBlobStore, path: &Path, list: &Entries) -> io
     store.disk.sync_folder(folder)
 }
 
-/// Adds what a list says.
+/// Reads a list and adds its entries.
 pub(super) fn read_list(path: &Path, into: &mut Entries) -> io::Result<()> {
     if path.extension().is_some() {
         if path.exists() {
@@ -165,12 +163,12 @@ pub(super) fn read_list(path: &Path, into: &mut Entries) -> io::Result<()> {
     Ok(())
 }
 
-/// The magic, and the digest of what follows.
+/// The size of the magic and the digest of the records.
 const HEAD: usize = 40;
 const MAGIC: [u8; 8] = *b"\x89CRL\r\n\x1a\n";
 
-/// The ending of a file that stands for a whole pack.
+/// The extension of a file that stands for a whole pack.
 const ALL: &str = ".all";
 
-/// A place and an index.
+/// The size of a position and an index.
 const RECORD: usize = 12;

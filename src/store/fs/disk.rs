@@ -1,5 +1,6 @@
-//! [`Disk`]: the few things that the store does to its folder, all in one place so that a test can watch them and
-//! pull the plug after each.
+//! [`Disk`]: the operations of the store on its folder.
+//!
+//! They are in one place so that a test can watch them and simulate a power cut after each.
 
 use std::{
     collections::hash_map::RandomState,
@@ -23,7 +24,7 @@ pub(super) struct Disk {
     watch: Option<Arc<dyn Watch>>,
 }
 
-/// Is told of every change once it was made.
+/// Observes every change, after it was made.
 pub(super) trait Watch: Send + Sync {
     fn done(&self, step: Step<'_>);
 }
@@ -33,9 +34,9 @@ pub(super) trait Watch: Send + Sync {
 #[derive(Debug)]
 pub(super) enum Step<'a> {
     Create(&'a Path),
-    /// Bytes at a place of the file that was created by this name.
+    /// A write at a position of the file that was created by this name.
     Write(&'a Path, u64, &'a [u8]),
-    /// What was written to the file that was created by this name is on the disk.
+    /// Bytes written to the file that was created by this name are on the disk.
     Sync(&'a Path),
     Rename(&'a Path, &'a Path),
     Remove(&'a Path),
@@ -45,7 +46,7 @@ pub(super) enum Step<'a> {
 }
 
 impl Disk {
-    /// One that tells of what it does.
+    /// Makes a disk that reports its changes.
     #[cfg(test)]
     pub(super) fn watched(watch: Arc<dyn Watch>) -> Disk {
         Disk { watch: Some(watch) }
@@ -57,7 +58,7 @@ impl Disk {
         }
     }
 
-    /// A new file in `folder` by a name that nobody else uses.
+    /// Creates a file in `folder` by a unique name.
     pub(super) fn temporary(&self, folder: &Path) -> io::Result<(Temporary, DiskFile)> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         loop {
@@ -68,19 +69,20 @@ impl Disk {
                 Ok(file) => {
                     self.tell(Step::Create(&path));
                     if !private::hold(&file) || !path.exists() {
-                        continue; // taken for a leftover, and removed
+                        continue; // another process took it for a leftover, and removed it
                     }
                     let file = DiskFile { file, path: path.clone(), disk: self.clone() };
                     return Ok((Temporary { path, renamed: false, disk: self.clone() }, file));
                 }
-                // A process that was restored twice exists twice, with equal pids, counts and randomness.
+                // A process that was restored twice exists twice, with equal pids, counts and
+                // random numbers.
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// Makes a folder and those above it, where missing, and sees to it that their names are on the disk.
+    /// Makes a folder and its missing parents, and syncs their names.
     pub(super) fn make_folder(&self, folder: &Path) -> io::Result<()> {
         if folder.is_dir() {
             return Ok(());
@@ -98,7 +100,7 @@ impl Disk {
         folder.parent().map_or(Ok(()), |parent| self.sync_folder(parent))
     }
 
-    /// Brings the names in a folder to the disk.
+    /// Syncs the names in a folder.
     pub(super) fn sync_folder(&self, folder: &Path) -> io::Result<()> {
         private::sync_folder(folder)?;
         self.tell(Step::SyncFolder(folder));
@@ -132,7 +134,8 @@ pub(super) struct DiskFile {
 }
 
 impl DiskFile {
-    /// Writes it, and has the disk begin with each mebibyte that is complete. Otherwise it would idle until the sync.
+    /// Writes bytes, and starts writeback of each complete mebibyte. Otherwise the disk would idle
+    /// until the sync.
     pub(super) fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
         let mut end = at;
         for piece in bytes.chunks(STEP) {
@@ -141,7 +144,8 @@ impl DiskFile {
             let before = end / step;
             end += piece.len() as u64;
             if end / step != before {
-                // One more: threads write beside each other, and some are late with their part of the one before.
+                // Include the mebibyte before: other threads may have finished their part of it
+                // late.
                 let from = before.saturating_sub(1) * step;
                 private::begin_write_back(&self.file, from, end / step * step - from);
             }
@@ -150,7 +154,7 @@ impl DiskFile {
         Ok(())
     }
 
-    /// Brings what was written to the disk.
+    /// Syncs the written bytes.
     pub(super) fn sync(&self) -> io::Result<()> {
         self.file.sync_data()?;
         self.disk.tell(Step::Sync(&self.path));
@@ -181,7 +185,7 @@ impl Temporary {
         &self.path
     }
 
-    /// Gives the file its name. Until then, that it is open and locked tells others that its writer lives.
+    /// Renames the file into place. Until then its lock shows others that its writer lives.
     pub(super) fn rename(mut self, file: DiskFile, to: &Path) -> io::Result<()> {
         private::rename_and_close(file.file, &self.path, to)?;
         self.disk.tell(Step::Rename(&self.path, to));
@@ -193,11 +197,11 @@ impl Temporary {
 impl Drop for Temporary {
     fn drop(&mut self) {
         if !self.renamed {
-            // What cannot be removed now is removed as a leftover, a day later.
+            // A file that cannot be removed now is removed as a leftover, a day later.
             let _ = self.disk.remove(&self.path);
         }
     }
 }
 
-/// How much is handed to the disk at once: for less, asking would cost more than it gains.
+/// The number of bytes handed to the disk at once. Smaller pieces would cost more than they gain.
 const STEP: usize = 1024 * 1024;

@@ -26,7 +26,7 @@ pub struct Gc {
     pub swept: Tally,
     /// Packs that were deleted; blobs still needed were moved to other packs first.
     pub packs: u64,
-    /// A batch was open all the time, so nothing could be condemned.
+    /// True if a batch was open all the time, so nothing could be condemned.
     pub busy: bool,
     /// Unneeded blobs that stay for now: the disk has no room to mark them, or to rewrite their
     /// pack. With [`purge`](FsBlobStore::purge), also those in a damaged pack that was not
@@ -68,8 +68,8 @@ impl FsBlobStore {
     /// Keeps these captures, named by their manifests, and removes all others in two phases, as
     /// [`retain`](FsBlobStore::retain) does. Unneeded blobs in a pack that is mostly needed stay
     /// until less of it is needed. Until then a removed capture can still be restored, with a
-    /// [`Warning`](crate::Warning), and [`Usage::condemned`](crate::store::Usage::condemned) counts its
-    /// blobs. To remove secrets, use [`purge`](FsBlobStore::purge).
+    /// [`Warning`](crate::Warning), and [`Usage::condemned`](crate::store::Usage::condemned) counts
+    /// its blobs. To remove secrets, use [`purge`](FsBlobStore::purge).
     ///
     /// A new capture that is not in the list yet is only marked, and a later call whose list has it
     /// removes the mark. So `grace` must be longer than the time from the end of a capture until
@@ -91,8 +91,8 @@ impl FsBlobStore {
     /// # Errors
     ///
     /// [`Error::Capture`](crate::Error::Capture) if the manifest or a list of one of the captures
-    /// cannot be read: nothing is collected then, until that one is mended or no more in the list.
-    /// Whether memory is there is not looked at; [`verify`](FsBlobStore::verify) does that. Else as
+    /// cannot be read. Then nothing is collected until that capture is repaired or left out. The
+    /// memory is not checked; [`verify`](FsBlobStore::verify) does that. Other errors as
     /// [`retain`](FsBlobStore::retain).
     pub fn gc(&self, live: &[Digest256], grace: Duration) -> Result<Gc> {
         self.gc_until(live, grace, &Until::forever())
@@ -140,8 +140,8 @@ impl FsBlobStore {
     ///
     /// Unneeded blobs in a pack that is mostly needed stay on the disk until less of the pack is
     /// needed, because rewriting it would cost more than it frees. Until then they count as
-    /// [condemned](crate::store::Usage::condemned). [`purge`](FsBlobStore::purge) rewrites such packs,
-    /// too.
+    /// [condemned](crate::store::Usage::condemned). [`purge`](FsBlobStore::purge) rewrites such
+    /// packs, too.
     ///
     /// On a full disk packs that are not needed at all are removed first, which needs no space. A
     /// rewrite without space is [postponed](Gc::postponed). The store reserves 256 KiB for its
@@ -167,8 +167,8 @@ impl FsBlobStore {
     ///
     /// # Errors
     ///
-    /// [`Error::Io`](crate::Error::Io) or [`Error::Store`](crate::Error::Store) if the store
-    /// cannot. Nothing that is needed is lost then.
+    /// [`Error::Io`](crate::Error::Io) or [`Error::Store`](crate::Error::Store) if the store fails.
+    /// No needed data is lost then.
     pub fn retain(&self, keep: &HashSet<Digest256>, grace: Duration) -> Result<Gc> {
         self.retain_until(keep, grace, &Until::forever())
     }
@@ -247,7 +247,7 @@ impl FsBlobStore {
     }
 }
 
-/// The frames of a pack, as far as they are whole, one after the other.
+/// Calls `each` for every intact frame of a pack, in order.
 pub(super) fn each_frame(path: &Path, mut each: impl FnMut(&Frame) -> io::Result<()>) -> io::Result<()> {
     debug_assert!(id_of(path).is_some(), "a pack is called by its id");
     let mut result = Ok(());
@@ -261,7 +261,7 @@ pub(super) fn each_frame(path: &Path, mut each: impl FnMut(&Frame) -> io::Result
     result
 }
 
-/// What the file of a name holds without what comes before it.
+/// Returns true if the file of a name is intact.
 pub(super) fn name_is_whole(path: &Path, name: &Digest256) -> io::Result<bool> {
     Ok(names::parse(name, private::patiently(|| fs::read(path))?).is_some())
 }

@@ -1,4 +1,4 @@
-//! [`Keep`]: what a collection is to keep.
+//! [`Keep`]: the blobs and names that a collection keeps.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -14,8 +14,8 @@ use crate::{
 /// Blobs and names to keep, for one collection.
 pub(super) struct Keep<'k> {
     digests: &'k HashSet<Digest256>,
-    /// The newest stamps of names. A name may be in every frame, so they are looked up once. A name that is stored meanwhile has a
-    /// higher stamp, and is kept.
+    /// The newest stamps of names. A name may be in every frame, so it is looked up once. A name
+    /// that is stored later has a higher stamp, and is kept.
     newest: Mutex<HashMap<Digest256, u64>>,
 }
 
@@ -28,7 +28,7 @@ impl<'k> Keep<'k> {
         self.digests.contains(digest)
     }
 
-    /// Tells whether an entry of a pack is to be kept. Of what a name was given, only the newest is.
+    /// Returns true if an entry of a pack is needed. Only the newest entry of a name is.
     pub(super) fn needs(&self, store: &FsBlobStore, entry: &Entry) -> bool {
         if !self.contains(&entry.digest) {
             return false;
@@ -39,7 +39,7 @@ impl<'k> Keep<'k> {
     }
 }
 
-/// The highest stamp that a name has, in packs and as a file.
+/// Returns the highest stamp of a name, in packs and as a file.
 fn newest_stamp(store: &FsBlobStore, name: &Digest256) -> u64 {
     let hits = store.catalog.hits(name, true).unwrap_or_default();
     let packed = hits.iter().map(|hit| stamp_of(hit.frame.entries[hit.index].kind)).max().unwrap_or(0);

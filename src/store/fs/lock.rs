@@ -11,23 +11,23 @@ use std::{
 
 use crate::{Error, Result, Until, private};
 
-/// Held until it is dropped.
+/// A lock that is held until it is dropped.
 #[derive(Debug)]
 pub(super) struct Lock(#[allow(dead_code, reason = "the lock ends with the file")] File);
 
 impl Lock {
-    /// Locks with others that share it; waits for one that does not. `doing` is what the lock is
-    /// for, as a verb phrase.
+    /// Takes a shared lock, and waits for an exclusive one. `doing` is the purpose of the lock, as
+    /// a verb phrase.
     pub(super) fn shared(path: &Path, until: &Until, doing: impl Fn() -> String) -> Result<Lock> {
         lock(path, until, doing, File::try_lock_shared, File::lock_shared)
     }
 
-    /// Locks alone; waits for all others.
+    /// Takes an exclusive lock, and waits for all others.
     pub(super) fn exclusive(path: &Path, until: &Until, doing: impl Fn() -> String) -> Result<Lock> {
         lock(path, until, doing, File::try_lock, File::lock)
     }
 
-    /// Locks alone; gives up after a while.
+    /// Takes an exclusive lock; gives up after `patience`.
     pub(super) fn exclusive_within(
         path: &Path,
         patience: Duration,
@@ -74,14 +74,14 @@ fn lock(
     locked.map(|()| Lock(file))
 }
 
-/// The error text: the work that waits, and the processes that hold the lock.
+/// Returns the error text: the work that waits, and the processes that hold the lock.
 fn waiting(path: &Path, file: &File, doing: impl Fn() -> String) -> String {
     let holders = holders(file);
     let by = if holders.is_empty() { "another process".to_owned() } else { holders.join(" and ") };
     format!("{}, because {by} has locked {}", doing(), path.display())
 }
 
-/// The processes that have locked the file, as far as the kernel tells.
+/// Returns the processes that have locked the file, as far as the kernel shows them.
 fn holders(file: &File) -> Vec<String> {
     let Some([major, minor, inode]) = private::identity(file) else { return Vec::new() };
     let file = format!("{major:02x}:{minor:02x}:{inode}");
@@ -95,10 +95,10 @@ fn holders(file: &File) -> Vec<String> {
         .collect()
 }
 
-/// The process that a line of `/proc/locks` is about, if it has locked this file.
+/// Parses a line of `/proc/locks`: the process, if it has locked this file.
 fn holder(line: &str, file: &str) -> Option<u32> {
     let mut words = line.split_whitespace().skip(1);
-    // Those who wait have an arrow there. A process that this one cannot see is 0 or -1.
+    // A waiting process has an arrow here. A process outside of our pid namespace is 0 or -1.
     let [kind, _, _, pid, locked] = std::array::from_fn(|_| words.next().unwrap_or_default());
     (kind == "FLOCK" && locked == file).then_some(pid)?.parse().ok().filter(|pid| *pid > 0)
 }

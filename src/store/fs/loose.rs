@@ -1,4 +1,5 @@
-//! Loose blobs: one file each, named by its digest. What is put by itself is kept like this, of any size.
+//! Loose blobs: one file each, named by its digest. Blobs that are put one by one are kept like
+//! this, whatever their size.
 
 use std::{
     collections::BTreeSet,
@@ -20,12 +21,12 @@ use crate::{
     wiped::Wiped,
 };
 
-/// A folder of files in shards, called by the first two digits of what is in them.
+/// A folder of files, in shards named by the first two digits of the digests.
 #[derive(Debug)]
 pub(super) struct Shards {
     folder: PathBuf,
     disk: Disk,
-    /// The shards whose own names this handle knows to be on the disk.
+    /// The shards whose own names this handle has synced.
     durable: Mutex<BTreeSet<PathBuf>>,
 }
 
@@ -38,7 +39,7 @@ impl Shards {
         &self.folder
     }
 
-    /// The shard folder of a digest, and its file.
+    /// Returns the shard folder of a digest, and its file.
     pub(super) fn place(&self, digest: &Digest256) -> (PathBuf, PathBuf) {
         let hex = digest.hex();
         let shard = self.folder.join(&hex[..2]);
@@ -46,10 +47,10 @@ impl Shards {
         (shard, file)
     }
 
-    /// Makes the shard and sees to it that its name is on the disk.
+    /// Makes the shard and syncs its name.
     ///
-    /// A shard that is there already may have been made a moment ago by somebody who has not synced it yet, so
-    /// each handle syncs once for itself.
+    /// Another process may have just made the shard without syncing it yet, so each handle syncs
+    /// once.
     pub(super) fn make(&self, shard: &Path) -> io::Result<()> {
         let durable = || self.durable.lock().unwrap_or_else(PoisonError::into_inner);
         if durable().contains(shard) && shard.is_dir() {
@@ -61,13 +62,13 @@ impl Shards {
         Ok(())
     }
 
-    /// Brings the names in a shard to the disk, and its own.
+    /// Syncs the names in a shard, and the shard's own name.
     pub(super) fn sync(&self, shard: &Path) -> io::Result<()> {
         self.make(shard)?;
         self.disk.sync_folder(shard)
     }
 
-    /// Everything in the shards: the digest that a file is called by, and the file. What is called otherwise is not ours.
+    /// Lists the files in all shards with their digests. Files with other names are skipped.
     pub(super) fn list(&self) -> io::Result<Vec<(Digest256, PathBuf)>> {
         let mut files = Vec::new();
         for shard in entries(&self.folder)? {
@@ -82,7 +83,7 @@ impl Shards {
     }
 }
 
-/// What is in a folder, in order; nothing if it is none.
+/// Returns the sorted entries of a folder; empty if there is no such folder.
 pub(super) fn entries(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let listed = match private::patiently(|| fs::read_dir(folder)) {
         Ok(listed) => listed,
@@ -97,7 +98,7 @@ pub(super) fn entries(folder: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 impl FsBlobStore {
-    /// Opens a blob that is a file by itself; one that is condemned if there is no other.
+    /// Opens a loose blob, or a condemned one if there is no other.
     pub(super) fn open_loose(&self, digest: &Digest256) -> Result<Option<(PathBuf, File)>> {
         let (_, path) = self.blobs.place(digest);
         if let Some(file) = open(&path)? {
@@ -106,18 +107,19 @@ impl FsBlobStore {
         self.open_condemned("blobs", digest)
     }
 
-    /// The loose bytes of a blob, whoever they belong to.
+    /// Reads a blob that is a file of its own.
     pub(super) fn read_loose(&self, digest: &Digest256) -> Result<Option<Vec<u8>>> {
         let Some((path, mut file)) = self.open_loose(digest)? else { return Ok(None) };
         let reading = || Error::io(format!("read blob {}", path.display()));
-        // Reading makes room for the whole file first: the vector does not grow, which would leave copies.
+        // `read_to_end` reserves room for the whole file first. A growing vector would leave copies
+        // behind.
         let mut bytes = Wiped::default();
         file.read_to_end(bytes.vec()).map_err(reading())?;
         crate::store::verify(digest, &bytes, || format!("blob {}", path.display()))?;
         Ok(Some(std::mem::take(bytes.vec())))
     }
 
-    /// Whether the blob is a file by itself, and not condemned.
+    /// Returns true if the blob is a file of its own and not condemned.
     pub(super) fn is_loose(&self, digest: &Digest256) -> Result<bool> {
         let (_, path) = self.blobs.place(digest);
         match private::patiently(|| fs::metadata(&path)) {
@@ -130,7 +132,7 @@ impl FsBlobStore {
     pub(super) fn put_loose(&self, digest: &Digest256, bytes: &[u8]) -> Result<()> {
         let (shard, path) = self.blobs.place(digest);
         if is_file_with(&path, bytes) {
-            // Whoever put it may not have come to this line yet.
+            // The process that put it may not have synced it yet.
             return self.blobs.sync(&shard).map_err(Error::io(format!("sync {}", shard.display())));
         }
         let mut writer = Box::new(self.start_loose()?);
@@ -145,7 +147,7 @@ impl FsBlobStore {
     }
 }
 
-/// Opens a file that may not be there.
+/// Opens a file that may be missing.
 pub(super) fn open(path: &Path) -> Result<Option<File>> {
     match private::open_file(path) {
         Ok(file) => Ok(Some(file)),
@@ -154,7 +156,7 @@ pub(super) fn open(path: &Path) -> Result<Option<File>> {
     }
 }
 
-/// Whether the file is there and has this digest.
+/// Returns true if the file exists and has this digest.
 pub(super) fn is_whole(path: &Path, digest: &Digest256) -> bool {
     let Ok(mut file) = private::open_file(path) else { return false };
     let (mut hasher, mut piece) = (Hasher::new(), Wiped::zeroed(BUFFER));
@@ -168,10 +170,10 @@ pub(super) fn is_whole(path: &Path, digest: &Digest256) -> bool {
     }
 }
 
-/// A blob on its way to the disk.
+/// Writes a blob to a file.
 pub(super) struct FsWriter<'a> {
     store: &'a FsBlobStore,
-    // Before `temporary`, so that it is closed when that is removed.
+    // Before `temporary`, so that the file is closed before it is removed.
     file: Growing,
     temporary: Temporary,
     /// Small pieces that were not written yet.
@@ -195,7 +197,7 @@ impl BlobWriter for FsWriter<'_> {
         file.file.sync().map_err(Error::io(doing()))?;
         let placed = store.blobs.make(&shard).and_then(|()| temporary.rename(file.file, &path));
         if let Err(error) = placed {
-            // Some systems don't replace a file that somebody is reading. It may be the very blob.
+            // Some systems don't replace a file that is open for reading. It may be the same blob.
             if !is_whole(&path, digest) {
                 return Err(Error::io(doing())(error));
             }
@@ -223,7 +225,7 @@ impl Write for FsWriter<'_> {
     }
 }
 
-/// A file that is written from its beginning on.
+/// A file that is written sequentially.
 struct Growing {
     file: DiskFile,
     end: u64,
@@ -239,7 +241,7 @@ impl Growing {
     }
 }
 
-/// Whether the file is there and has exactly these bytes. One that cannot be read has not.
+/// Returns true if the file exists and has exactly these bytes. An unreadable file does not count.
 fn is_file_with(path: &Path, bytes: &[u8]) -> bool {
     let same = || -> io::Result<bool> {
         let file = private::open_file(path)?;
@@ -259,5 +261,5 @@ fn is_file_with(path: &Path, bytes: &[u8]) -> bool {
     same().unwrap_or(false)
 }
 
-/// Small pieces are gathered to this size before the system is called.
+/// Small pieces are gathered up to this size before a system call.
 const BUFFER: usize = 128 * 1024;

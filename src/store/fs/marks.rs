@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
-/// Which entries of one pack.
+/// The condemned and the damaged entries of one pack.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Marks {
     pub(super) condemned: Entries,
@@ -10,7 +10,7 @@ pub(super) struct Marks {
 }
 
 impl Marks {
-    /// Whether an entry is condemned, and whether it is damaged.
+    /// Returns whether an entry is condemned, and whether it is damaged.
     pub(super) fn of(&self, at: u64, index: usize) -> (bool, bool) {
         (self.condemned.has(at, index), self.damaged.has(at, index))
     }
@@ -20,7 +20,7 @@ impl Marks {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Entries {
     frames: BTreeMap<u64, Vec<u64>>,
-    /// Every entry there is.
+    /// True if all entries are marked.
     all: bool,
 }
 
@@ -38,18 +38,18 @@ impl Entries {
         self.all || self.frames.get(&at).is_some_and(set)
     }
 
-    /// Takes note of all entries of the pack.
+    /// Marks all entries of the pack.
     pub(super) fn add_all(&mut self) {
         self.all = true;
     }
 
-    /// Those of one frame.
+    /// Returns the entries of one frame.
     pub(super) fn of_frame(&self, at: u64) -> Entries {
         let frames = self.frames.get(&at).map(|bits| (at, bits.clone())).into_iter().collect();
         Entries { frames, all: self.all }
     }
 
-    /// Takes note that there is no frame in these bytes.
+    /// Marks a range of bytes without a frame.
     pub(super) fn add_region(&mut self, bytes: &Range<u64>) {
         self.add(bytes.start, BEGIN);
         self.add(bytes.end, END);
@@ -63,7 +63,7 @@ impl Entries {
         self.frames.is_empty() && !self.all
     }
 
-    /// Those that were noted one by one, in order.
+    /// Returns the entries that were marked one by one, in order.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u64, usize)> + '_ {
         let set = |bits: &Vec<u64>| -> Vec<usize> {
             (0..bits.len() * 64).filter(|index| bits[index / 64] >> (index % 64) & 1 == 1).collect()
@@ -72,6 +72,7 @@ impl Entries {
     }
 }
 
-/// In the place of an entry's index: bytes in which there is no frame begin here, or end. No frame has so many entries.
+/// Stands for an entry's index at the begin or end of a range without frames. No frame has so many
+/// entries.
 const BEGIN: usize = 4096;
 const END: usize = BEGIN + 1;

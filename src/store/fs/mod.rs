@@ -54,7 +54,7 @@ pub use self::{
 use super::{BlobBatch, BlobStore, BlobWriter};
 use crate::{Digest256, Error, Result, Until, private, wiped::Wiped};
 
-/// A store in a folder. Any number of threads and processes may share it.
+/// A store in a folder, for any number of threads and processes.
 ///
 /// Blobs hold the memory of processes, secrets included. So on Unix the store's folders have mode
 /// 0700, and its files 0600. A blob is on the disk when [`put`](BlobStore::put) or
@@ -86,7 +86,7 @@ pub struct FsBlobStore {
     blobs: Shards,
     names: Shards,
     catalog: Catalog,
-    /// The loose blobs that the catalog knows, if it does: only batches need it to.
+    /// The loose blobs in the catalog, once a batch needed them.
     loose: Mutex<Option<Loose>>,
     loaded: Mutex<Loaded>,
     buffers: Mutex<Vec<Buffers>>,
@@ -101,7 +101,7 @@ impl FsBlobStore {
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] if the folders cannot be made.
+    /// [`Error::Io`] if the folders cannot be created.
     pub fn open(root: impl AsRef<Path>) -> Result<FsBlobStore> {
         FsBlobStore::open_on(root.as_ref(), Disk::default())
     }
@@ -126,7 +126,7 @@ impl FsBlobStore {
             disk,
             root,
         };
-        // While there is room: a collection on a full disk makes none of this.
+        // Create the lock files while there is space: a collection on a full disk cannot.
         for lock in [store.lock_file(), store.root.join("gc.lock")] {
             let _ = private::create_file(&lock);
         }
@@ -146,7 +146,7 @@ impl FsBlobStore {
     fn load_all(&self) -> Result<()> {
         self.catalog.refresh(|| self.load_marks())?;
         let mut loose = self.loose.lock().unwrap_or_else(PoisonError::into_inner);
-        // The table never hears that a file has gone.
+        // The table is never told of removed files, so renew the listing now and then.
         if loose.as_ref().is_some_and(|loose| loose.noted > 2 * loose.listed + MANY_LOOSE) {
             self.catalog.table.retain(|frame| frame != LOOSE);
             *loose = None;
@@ -168,7 +168,7 @@ impl FsBlobStore {
         }
     }
 
-    /// Reads the blob, with the packs that are known.
+    /// Reads the blob, from the known packs or a file.
     fn find(&self, digest: &Digest256) -> Result<Option<Vec<u8>>> {
         let packed = self.catalog.hits(digest, false).and_then(|hits| self.first_good(hits.iter()));
         match packed {
@@ -217,7 +217,7 @@ impl BlobStore for FsBlobStore {
         self.look_again()?;
         let hits = self.catalog.hits(&digest, false).unwrap_or_default();
         if let Ok(Some(_)) = self.first_good(hits.iter().filter(|hit| !hit.condemned)) {
-            // Whoever put it may not have come to this line yet.
+            // The process that put it may not have synced the folder yet.
             let folder = self.catalog.folder();
             self.disk.sync_folder(folder).map_err(Error::io(format!("sync {}", folder.display())))?;
             return Ok(digest);
@@ -270,7 +270,7 @@ impl BlobStore for FsBlobStore {
             }
         } else if let Some((_, mut file)) = self.open_loose(digest)? {
             let mut part = Vec::new();
-            // Past the largest file there is, systems refuse to go.
+            // Systems refuse to seek past the largest possible file.
             let end = file.metadata().map_err(reading())?.len();
             file.seek(SeekFrom::Start(offset.min(end))).map_err(reading())?;
             file.take(length as u64).read_to_end(&mut part).map_err(reading())?;
@@ -303,7 +303,7 @@ impl BlobStore for FsBlobStore {
     }
 
     fn get_named(&self, name: &Digest256) -> Result<Vec<u8>> {
-        // Whatever is known may be older than what somebody else has put since.
+        // Another process may have put newer bytes since the last look.
         self.look_again()?;
         self.newest(name)?.ok_or(Error::Missing { digest: *name })
     }
@@ -342,7 +342,7 @@ struct Loose {
 /// The most noted blobs before the listing is renewed.
 const MANY_LOOSE: usize = 10_000;
 
-/// In the catalog's table: not a frame, but a file by itself.
+/// Stands for a frame's number in the table: the blob is a file of its own.
 const LOOSE: u32 = u32::MAX - 1;
 
 /// A temporary file that was not written to for this long has no writer.

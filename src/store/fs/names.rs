@@ -1,8 +1,9 @@
-//! Bytes under names that are not their digests: files like loose blobs, in shards of their own, and entries of packs.
+//! Bytes under names that are not their digests: files like loose blobs, in shards of their own,
+//! and entries of packs.
 //!
-//! A file begins with the SHA-256 of the name and all that follows it, so that damage shows, and a file in the place of
-//! another too. Then comes a stamp: of all that a name was ever given, in files and in packs, what has the highest stamp
-//! counts.
+//! A file begins with the SHA-256 of the name and all bytes that follow, so that damage shows, and
+//! a misplaced file too. Then comes a stamp. The entry with the highest stamp counts, in files and
+//! packs together.
 
 use std::io::Read as _;
 
@@ -30,7 +31,7 @@ impl FsBlobStore {
         written().map_err(Error::io(doing()))
     }
 
-    /// A stamp above all that the name has.
+    /// Returns a stamp above all stamps of the name.
     pub(super) fn next_stamp(&self, name: &Digest256) -> Result<u64> {
         let mut newest = 0;
         for hit in self.catalog.hits(name, true)? {
@@ -42,7 +43,7 @@ impl FsBlobStore {
         Ok(pack::next_stamp(newest))
     }
 
-    /// The stamp and the bytes of a name's file.
+    /// Reads the stamp and the bytes of a name's file.
     pub(super) fn read_named_loose(&self, name: &Digest256) -> Result<Option<(u64, Vec<u8>)>> {
         let (_, path) = self.names.place(name);
         let (path, mut file) = match loose::open(&path)? {
@@ -59,7 +60,7 @@ impl FsBlobStore {
         })
     }
 
-    /// The newest bytes of a name, wherever they are.
+    /// Reads the newest bytes of a name, from files and packs.
     pub(super) fn newest(&self, name: &Digest256) -> Result<Option<Vec<u8>>> {
         let hits = self.catalog.hits(name, true)?;
         let loose = self.read_named_loose(name);
@@ -69,7 +70,7 @@ impl FsBlobStore {
             Ok(Some((loose, bytes))) if packed.is_none_or(|packed| loose >= packed) => {
                 return Ok(Some(bytes));
             }
-            // Nobody knows how old it was, so nothing else may be taken for the newest.
+            // Its stamp is unreadable; returning another entry could roll the name back.
             Err(error) => return Err(error),
             Ok(_) => {}
         }
@@ -85,7 +86,7 @@ pub(super) fn stamp_of(kind: Kind) -> u64 {
     }
 }
 
-/// What the file of a name holds, if it is whole.
+/// Parses the file of a name; `None` if it is damaged.
 pub(super) fn parse(name: &Digest256, mut bytes: Vec<u8>) -> Option<(u64, Vec<u8>)> {
     let stamp = u64::from_le_bytes(bytes.get(32..HEAD)?.try_into().ok()?);
     if bytes[..32] != *check(name, stamp, &bytes[HEAD..]).as_bytes() {
@@ -103,5 +104,5 @@ fn check(name: &Digest256, stamp: u64, bytes: &[u8]) -> Digest256 {
     hasher.finish()
 }
 
-/// The digest and the stamp.
+/// The size of the digest and the stamp.
 pub(super) const HEAD: usize = 40;

@@ -1,4 +1,4 @@
-//! Reading from packs: one blob, and thousands in the order that they were put.
+//! Reads from packs: single blobs, and thousands in the order that they were put.
 
 use std::{
     fs::File,
@@ -18,7 +18,7 @@ use crate::{
 };
 
 impl FsBlobStore {
-    /// The first of these copies that is whole; why not, if none is.
+    /// Returns the first intact copy. Without an intact copy, returns the error of a damaged one.
     pub(super) fn first_good<'a>(&self, hits: impl Iterator<Item = &'a Hit>) -> Result<Option<Vec<u8>>> {
         let mut damage = None;
         for hit in hits {
@@ -31,7 +31,7 @@ impl FsBlobStore {
         damage.map_or(Ok(None), Err)
     }
 
-    /// The verified bytes of a copy; nothing if the pack has gone.
+    /// Reads and verifies a copy; `None` if the pack is gone.
     fn read_hit(&self, hit: &Hit) -> Result<Option<Vec<u8>>> {
         let reading = || format!("read the pack {}", hit.path.display());
         let file = match private::open_file(&hit.path) {
@@ -54,7 +54,7 @@ impl FsBlobStore {
         Ok(Some(std::mem::take(bytes.vec())))
     }
 
-    /// All raw bytes of a frame, unverified.
+    /// Reads all raw bytes of a frame, unverified.
     pub(super) fn open_frame(&self, file: &File, frame: &Frame) -> io::Result<Result<Wiped>> {
         let mut stored = Wiped::zeroed(frame.stored);
         let read = file.read_full(&mut stored, frame.at + frame.head as u64)?;
@@ -63,7 +63,7 @@ impl FsBlobStore {
         Ok(frame.open(&stored, &mut scratch).map(|raw| raw.to_vec().into()))
     }
 
-    /// A part of a copy, unverified; nothing if the pack has gone, or would have to be decompressed.
+    /// Reads a part of a copy, unverified; `None` if the pack is gone or the frame is compressed.
     pub(super) fn read_part(&self, hit: &Hit, offset: usize, length: usize) -> io::Result<Option<Vec<u8>>> {
         let entry = &hit.frame.entries[hit.index];
         let Some(place) = hit.frame.place(entry) else { return Ok(None) };
@@ -78,8 +78,8 @@ impl FsBlobStore {
         Ok(Some(part))
     }
 
-    /// Reads frame after frame, and each of them once. What is not where it should be is told in the end, for a
-    /// closer look.
+    /// Reads frame after frame, each of them once. Returns the blobs that were not found in place,
+    /// for a closer look.
     pub(super) fn get_from_packs(
         &self,
         digests: &[Digest256],
@@ -120,7 +120,7 @@ impl FsBlobStore {
         Ok(rest)
     }
 
-    /// Where a blob is, if its digest's few bits in the table tell the truth.
+    /// Returns the probable place of a blob: the table has only a few bits of each digest.
     fn likely_place(&self, digest: &Digest256) -> Option<Place> {
         let mut found = None;
         let live = |number: &u32| match self.catalog.frame(*number) {
@@ -148,7 +148,7 @@ impl FsBlobStore {
         if buffers.read.len() < length {
             buffers.read.resize(length);
         }
-        // What cannot be read here is read by itself, and the error told there.
+        // A failed read is repeated for the single blob, which reports the error.
         let read = file.read_full(&mut buffers.read[..length], start).unwrap_or(0);
         while let Some(first) = run.first() {
             let place = first.place;
@@ -180,7 +180,7 @@ impl FsBlobStore {
         Ok(())
     }
 
-    /// Memory to read into. Fresh pages cost as much as the reading, so it is kept.
+    /// Returns buffers from earlier reads. Fresh pages cost as much as reading.
     fn take_buffers(&self) -> Buffers {
         self.buffers.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
     }
@@ -195,7 +195,7 @@ impl FsBlobStore {
     }
 }
 
-/// What is read, and what it is decompressed to.
+/// Buffers for the stored bytes and for their decompressed form.
 #[derive(Debug, Default)]
 pub(super) struct Buffers {
     read: Wiped,
@@ -205,7 +205,7 @@ pub(super) struct Buffers {
 /// A blob that was asked for.
 struct Wanted {
     place: Place,
-    /// Its place among what was asked for.
+    /// Its index among the requested digests.
     index: usize,
 }
 
@@ -216,14 +216,14 @@ impl Wanted {
 }
 
 impl Place {
-    /// Where the next frame begins.
+    /// Returns the position of the next frame.
     fn end(&self) -> u64 {
         self.at + u64::from(self.head) + u64::from(self.stored)
     }
 }
 
-/// How much is read at once: little enough that it is still in the processor's cache when it is verified.
+/// The number of bytes read at once, small enough to be verified while in the processor's cache.
 const RUN: usize = 1024 * 1024;
 
-/// How many threads' buffers are kept.
+/// The number of threads whose buffers are kept.
 const KEPT: usize = 4;

@@ -1,8 +1,8 @@
-//! Sweeping packs: those that are dead are deleted, those with much in them that is dead or elsewhere too written anew without,
-//! small ones put together.
+//! Sweeps packs. Dead packs are deleted. Packs with many dead or duplicate blobs are rewritten
+//! without them. Small packs are merged.
 //!
-//! A new pack is on the disk, and what is condemned in it listed, before an old one goes. A pack with damage stays as it is, until
-//! that was taken out: then what is whole in it is written anew.
+//! A new pack and its list of condemned entries are on the disk before an old pack goes. A damaged
+//! pack stays until its damage was removed; then its intact blobs are rewritten.
 
 use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc};
 
@@ -24,29 +24,30 @@ use crate::{
     wiped::Wiped,
 };
 
-/// What is known of a pack when it is to be decided upon.
+/// The facts about a pack that decide what is done with it.
 struct Candidate {
     id: PackId,
     path: Arc<std::path::Path>,
     dead: Entries,
-    /// What is condemned and not due, by the folder of its round.
+    /// Condemned entries that are not due yet, by the folder of their round.
     waiting: BTreeMap<PathBuf, Entries>,
     swept: Tally,
     live: Tally,
-    /// Of what lives, that of which there is a copy that stays.
+    /// Those live entries that have another copy, which stays.
     spare: Tally,
     length: u64,
-    /// Whether anything in it is known to be damaged.
+    /// True if anything in it is known to be damaged.
     lost: bool,
-    /// Whether all else is whole, as far as headers tell.
+    /// True if all other headers are intact.
     whole: bool,
 }
 
-/// Is given an entry: its frame, its index, what the header says, and its bytes if they are whole.
+/// A callback for an entry: its frame, its index, its header entry, and its bytes if they are
+/// intact.
 type Each<'a> = dyn FnMut(&Frame, usize, &Entry, Option<&[u8]>) -> io::Result<()> + 'a;
 
 impl Candidate {
-    /// Returns true if it is to be written anew for what that frees.
+    /// Returns true if a rewrite frees enough to be worth it.
     fn is_worth_it(&self, when: When) -> bool {
         let (all, freed) = (self.live.bytes + self.swept.bytes, self.swept.bytes + self.spare.bytes);
         let much = freed * 4 >= all && self.swept.blobs + self.spare.blobs > 0;
@@ -55,7 +56,7 @@ impl Candidate {
 }
 
 impl FsBlobStore {
-    /// Deletes packs of which nothing is needed: that takes no room.
+    /// Deletes packs without any needed entry, which needs no space.
     pub(super) fn discard_dead(
         &self,
         rounds: &[Round],
@@ -78,7 +79,7 @@ impl FsBlobStore {
         Ok(())
     }
 
-    /// Writes packs anew without what is dead in them.
+    /// Rewrites packs without their dead entries.
     pub(super) fn rewrite_packs(
         &self,
         rounds: &[Round],
@@ -114,7 +115,8 @@ impl FsBlobStore {
         self.rewrite_group(group, when, gc).map_err(doing())
     }
 
-    /// Writes packs anew; if there is no room for that, one after the other, so that each makes some for the next.
+    /// Rewrites packs into one. If there is no space for that, rewrites them one by one, so that
+    /// each frees some for the next.
     fn rewrite_group(&self, mut group: Vec<Candidate>, when: When, gc: &mut Gc) -> io::Result<()> {
         match self.rewrite(&group, when, gc) {
             Err(error) if is_full(&error) => {}
@@ -122,7 +124,7 @@ impl FsBlobStore {
         }
         group.sort_by_key(|candidate| candidate.live.bytes);
         for candidate in group {
-            // The attempt that failed may have come far enough to delete it.
+            // The failed attempt may have deleted the pack already.
             if self.catalog.number(&candidate.id).is_none() {
                 continue;
             }
@@ -162,7 +164,8 @@ impl FsBlobStore {
                         lost = true;
                         continue;
                     }
-                    // A list may have what is needed again, if there was no room to shorten it.
+                    // A list may contain entries that are needed again, if there was no space to
+                    // shorten it.
                     let listed = due.iter().any(|list| list.has(frame.at, index));
                     if listed && !keep.needs(self, entry) {
                         dead.add(frame.at, index);
@@ -182,8 +185,8 @@ impl FsBlobStore {
         Ok(Candidate { id, path, dead, waiting, swept, live, spare, length, lost, whole })
     }
 
-    /// The copies of a blob that stay where this one goes: of several, the first in the order of packs does. Two captures at the
-    /// same time store the same blobs, and so does whoever rewrites a pack and dies.
+    /// Returns the copies of a blob that stay if this copy goes. The copy in the first pack, by id,
+    /// always stays. Copies come from simultaneous captures, and from rewrites that were cut short.
     fn earlier_copies(&self, frame: &Frame, index: usize) -> Vec<Hit> {
         let entry = &frame.entries[index];
         let mut candidates = 0;
@@ -200,7 +203,7 @@ impl FsBlobStore {
         hits
     }
 
-    /// Writes what lives in some packs into one, and deletes them.
+    /// Writes the living entries of some packs into one, and deletes the packs.
     fn rewrite(&self, group: &[Candidate], when: When, gc: &mut Gc) -> io::Result<()> {
         if group.is_empty() {
             return Ok(());
@@ -208,7 +211,7 @@ impl FsBlobStore {
         let mut writer = Rewriter::new(self)?;
         let mut moved = Vec::new();
         for candidate in group {
-            // A pack with damage in it is left to `verify`.
+            // A damaged pack is left to `verify`.
             if self.check(candidate)? {
                 self.copy(candidate, &mut writer)?;
                 moved.push(candidate);
@@ -220,7 +223,7 @@ impl FsBlobStore {
         moved.into_iter().try_for_each(|candidate| self.discard(candidate, when, gc))
     }
 
-    /// Whether all that is to be copied can be.
+    /// Returns true if everything that must be copied is readable.
     fn check(&self, candidate: &Candidate) -> io::Result<bool> {
         let mut good = true;
         self.each_living(candidate, &mut |_, _, _, bytes| {
@@ -242,7 +245,8 @@ impl FsBlobStore {
         })
     }
 
-    /// Every entry that is not dead, nor known to be damaged, with its bytes if they are whole.
+    /// Calls `each` for every entry that is neither dead nor damaged, with its bytes if they are
+    /// intact.
     fn each_living(&self, candidate: &Candidate, each: &mut Each<'_>) -> io::Result<()> {
         let file = private::open_file(&candidate.path)?;
         each_frame(&candidate.path, |frame| {
@@ -258,7 +262,7 @@ impl FsBlobStore {
         })
     }
 
-    /// Deletes a pack, and what was listed of it; one with damage is set aside.
+    /// Deletes a pack and its lists; sets a damaged pack aside.
     fn discard(&self, candidate: &Candidate, when: When, gc: &mut Gc) -> io::Result<()> {
         if candidate.lost && when != When::Now {
             let folder = self.damaged().join("rewritten");
@@ -281,11 +285,11 @@ impl FsBlobStore {
     }
 }
 
-/// A pack below this is small.
+/// A pack below this size is small.
 const SMALL: u64 = 4 * 1024 * 1024;
 
-/// So many small ones are put together.
+/// The number of small packs that are merged.
 const MANY: usize = 16;
 
-/// No further pack is put to a new one that has so much already.
+/// A new pack of this size takes no further packs in.
 const LARGE: u64 = 512 * 1024 * 1024;

@@ -1,4 +1,4 @@
-//! [`Rewriter`]: a pack that takes the place of others.
+//! [`Rewriter`]: writes a pack that replaces others.
 
 use std::{collections::BTreeMap, io, path::PathBuf};
 
@@ -14,7 +14,7 @@ use crate::store::pack::{self, Builder, Entry, Kind, PackId};
 pub(super) struct Rewriter<'a> {
     store: &'a FsBlobStore,
     id: PackId,
-    // Before `temporary`, so that it is closed when that is removed.
+    // Before `temporary`, so that the file is closed before it is removed.
     file: DiskFile,
     temporary: Temporary,
     end: u64,
@@ -69,7 +69,7 @@ impl<'a> Rewriter<'a> {
         Ok(())
     }
 
-    /// Shows the pack, if there is anything in it.
+    /// Publishes the pack, unless it is empty.
     pub(super) fn finish(mut self) -> io::Result<()> {
         if !self.builder.is_empty() {
             self.write()?;

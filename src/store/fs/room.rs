@@ -1,4 +1,4 @@
-//! Room that is kept for collections: on a full disk, one must note what is to go before anything can go.
+//! Space reserved for collections: on a full disk, one must write its notes before it can delete.
 
 use std::{
     fs::{self, File},
@@ -14,7 +14,8 @@ impl FsBlobStore {
         self.root.join("gc.room")
     }
 
-    /// Sets room aside, if there is enough and none is yet. What takes no room on the disk, as zeros on some, would be of no use.
+    /// Reserves space, if the disk has enough and none is reserved yet. The bytes must occupy
+    /// space: some file systems do not store zeros.
     pub(super) fn keep_room(&self) {
         let path = self.room();
         if fs::metadata(&path).is_ok_and(|metadata| metadata.len() == ROOM as u64) {
@@ -24,7 +25,8 @@ impl FsBlobStore {
         while bytes.len() < ROOM {
             bytes.extend_from_slice(Digest256::of(&bytes.len().to_le_bytes()).as_bytes());
         }
-        // In its place at once: all who do so write the same, and what a process that dies leaves is completed by the next.
+        // Written in place: all processes write the same bytes, and the next one completes a
+        // partial file.
         let file = match private::create_file(&path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 File::options().write(true).open(&path)
@@ -32,16 +34,16 @@ impl FsBlobStore {
             created => created,
         };
         if file.and_then(|file| private::write_at(&file, &bytes, 0)).is_err() {
-            // Without it a collection does what it can.
+            // Without reserved space a collection does what it can.
             let _ = fs::remove_file(path);
         }
     }
 
-    /// Does this, and if the disk is full, once more with the room that was kept.
+    /// Runs `work`; if the disk is full, runs it again with the reserved space.
     pub(super) fn with_room<T>(&self, mut work: impl FnMut() -> io::Result<T>) -> io::Result<T> {
         match work() {
             Err(error) if is_full(&error) && self.disk.remove(&self.room()).is_ok() => {
-                // Some file systems free what was removed only when they are asked to be done.
+                // Some file systems free removed files only after a sync.
                 let _ = self.disk.sync_folder(&self.root);
                 work()
             }
@@ -50,10 +52,10 @@ impl FsBlobStore {
     }
 }
 
-/// Returns true if the disk, or what this user may have of it, is full.
+/// Returns true if the disk is full, or this user's quota is.
 pub(super) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-/// Enough to note that some thousands of packs are to go.
+/// Enough for the notes of some thousands of packs.
 const ROOM: usize = 256 * 1024;

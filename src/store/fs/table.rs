@@ -1,10 +1,12 @@
-//! [`Table`]: which frames may have a blob, in some twelve bytes a blob.
+//! [`Table`]: maps digests to the frames that may have the blob, in some twelve bytes a blob.
 //!
-//! A slot has 32 bits of a hash of the digest and the number of a frame. So it may point to a frame that does not have the blob:
-//! callers look into the frame's header. A digest may have several slots.
+//! A slot has 32 bits of a hash of the digest and the number of a frame. So it may point to a frame
+//! that does not have the blob: callers look into the frame's header. A digest may have several
+//! slots.
 //!
-//! The hash has a random key, for digests may be chosen: those of a foreign pack that were alike made one run of slots, through
-//! which each of them had to go. Copies of one digest are alike in any case, so many of them are kept in a tree.
+//! The hash has a random key, because a foreign pack may have chosen digests. Similar digests would
+//! otherwise form one long run of slots that slows each lookup. Copies of one digest collide in any
+//! case, so many of them are kept in a tree.
 
 use std::{
     collections::{BTreeSet, hash_map::RandomState},
@@ -14,7 +16,7 @@ use std::{
 
 use crate::Digest256;
 
-/// Digests to numbers of frames.
+/// A map from digests to numbers of frames.
 #[derive(Debug)]
 pub(super) struct Table {
     shards: Vec<Mutex<Shard>>,
@@ -23,10 +25,10 @@ pub(super) struct Table {
 
 #[derive(Debug, Default)]
 struct Shard {
-    /// The tag above, the frame's number plus one below. Zero is nothing.
+    /// The tag in the upper bits, the frame's number plus one in the lower. Zero is an empty slot.
     slots: Vec<u64>,
     used: usize,
-    /// More slots of tags that have many.
+    /// Further slots of tags that have many.
     many: BTreeSet<u64>,
 }
 
@@ -37,39 +39,40 @@ impl Table {
         Table { shards, key: RandomState::new() }
     }
 
-    /// The shard of a digest, and its tag: bits of the hash that do not choose the shard.
+    /// Returns the shard of a digest, and its tag: the bits of the hash that do not choose the
+    /// shard.
     fn shard(&self, digest: &Digest256) -> (MutexGuard<'_, Shard>, u64) {
         let [shard, _, _, _, tag @ ..] = self.key.hash_one(digest).to_le_bytes();
         let shard = self.shards[usize::from(shard)].lock().unwrap_or_else(PoisonError::into_inner);
         (shard, u64::from(u32::from_le_bytes(tag)))
     }
 
-    /// The frames that may have it.
+    /// Returns the frames that may have the blob.
     pub(super) fn candidates(&self, digest: &Digest256) -> Vec<u32> {
         let (shard, tag) = self.shard(digest);
         shard.candidates(tag).collect()
     }
 
-    /// Some that may have it, not more than `most`.
+    /// Returns up to `most` frames that may have the blob.
     pub(super) fn some(&self, digest: &Digest256, most: usize) -> Vec<u32> {
         let (shard, tag) = self.shard(digest);
         shard.candidates(tag).take(most).collect()
     }
 
-    /// One that may have it and of which `is` says so, without an allocation.
+    /// Returns the first candidate that `is` accepts, without an allocation.
     pub(super) fn first(&self, digest: &Digest256, is: impl FnMut(&u32) -> bool) -> Option<u32> {
         let (shard, tag) = self.shard(digest);
         shard.candidates(tag).find(is)
     }
 
-    /// Notes that this frame has it.
+    /// Notes that this frame has the blob.
     pub(super) fn insert(&self, digest: &Digest256, frame: u32) {
         let (mut shard, tag) = self.shard(digest);
         shard.insert(tag, frame);
     }
 
-    /// Notes that this frame is to have it, unless there are other candidates than those `checked` already: then these are the
-    /// answer. `claimed` is called before anybody else sees the note.
+    /// Notes that this frame is to have the blob, unless there are candidates beyond those in
+    /// `checked`: then returns them. `claimed` is called before other threads see the note.
     pub(super) fn claim(
         &self,
         digest: &Digest256,
@@ -86,7 +89,7 @@ impl Table {
         others
     }
 
-    /// Forgets the frames of which `keep` says no.
+    /// Removes the frames that `keep` rejects.
     pub(super) fn retain(&self, keep: impl Fn(u32) -> bool) {
         for shard in &self.shards {
             let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
@@ -110,13 +113,15 @@ impl Shard {
         few.chain(self.many.range(tag << 32..(tag + 1) << 32).copied()).map(frame)
     }
 
-    /// The place of a slot follows from its tag alone, so that a table can be rebuilt from its slots.
+    /// Returns the position of a slot, which follows from its tag alone. So a table can be rebuilt
+    /// from its slots.
     fn start(&self, tag: u64) -> usize {
         usize::try_from((tag * self.slots.len() as u64) >> 32).unwrap_or(0)
     }
 
     fn insert(&mut self, tag: u64, frame: u32) {
-        // Four fifths full at most, growing by a half: some twelve bytes for each, and never much at once.
+        // At most four fifths are full, and the table grows by a half. That is some twelve bytes a
+        // blob, and never a large step.
         if (self.used + 1) * 5 > self.slots.len() * 4 {
             let grown = self.slots.len() + self.slots.len() / 2 + 16;
             self.resize(grown, |_| true);
@@ -159,7 +164,7 @@ fn frame(slot: u64) -> u32 {
     u32::try_from((slot & u64::from(u32::MAX)) - 1).unwrap_or(u32::MAX)
 }
 
-/// So many slots of one tag are among the others.
+/// The number of slots of one tag that stay among the others.
 const FEW: usize = 16;
 
 #[cfg(test)]
@@ -168,7 +173,8 @@ mod tests {
 
     use super::*;
 
-    /// Seconds, for digests that are alike in their first bytes, and for one digest in as many frames.
+    /// Would take seconds without the random key and the tree: digests with equal first bytes, and
+    /// one digest in as many frames.
     #[test]
     fn digests_that_were_chosen_cost_no_more_than_others() {
         let time = |digest: &dyn Fn(u32) -> Digest256| {

@@ -1,4 +1,5 @@
-//! The plug is pulled after every single change to the folder: what was reported as stored is there afterwards.
+//! Simulates a power cut after every single change to the folder: everything that was reported as
+//! stored is still there.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -113,7 +114,7 @@ fn the_catalog_shrinks_when_packs_go() {
     }
 }
 
-/// Everything that changes the folder, and a report of each thing that is stored.
+/// Makes every kind of change to the folder, and reports each stored item.
 fn live(store: &FsBlobStore, journal: &Journal) {
     let mut keep = HashSet::new();
     let blob = |seed: u32, n: u32| [seed.to_le_bytes(), n.to_le_bytes()].concat().repeat(1 + n as usize * 9);
@@ -136,7 +137,7 @@ fn live(store: &FsBlobStore, journal: &Journal) {
     let name = Digest256::of(b"a name");
     keep.insert(name);
     for n in 0..3_u8 {
-        // Of the old bytes and the new ones either may be there until the report.
+        // Until the report, either the old or the new bytes may be found.
         journal.push(Event::Unneeded(Name::Named(name)));
         store.put_named(&name, &[n; 100]).unwrap();
         journal.push(Event::Stored(Name::Named(name), vec![n; 100]));
@@ -146,7 +147,7 @@ fn live(store: &FsBlobStore, journal: &Journal) {
         batch.commit().unwrap();
         journal.push(Event::Stored(Name::Named(name), vec![n; 50]));
     }
-    // Half of a pack is unneeded, and then needed again in part.
+    // Half of a pack becomes unneeded, and then partly needed again.
     let unneeded: Vec<_> = (0..25).map(|n| Digest256::of(&blob(1, 39 - n))).collect();
     let fewer: HashSet<_> = keep.iter().filter(|digest| !unneeded.contains(digest)).copied().collect();
     store.retain(&fewer, Duration::from_secs(3600)).unwrap();
@@ -159,7 +160,7 @@ fn live(store: &FsBlobStore, journal: &Journal) {
     some.remove(&Digest256::of(b"loose"));
     store.retain(&some, Duration::ZERO).unwrap();
     store.retain(&some, Duration::ZERO).unwrap();
-    // Small packs are put together.
+    // Small packs are merged.
     for seed in 10..28 {
         let bytes = blob(seed, 3);
         let batch = store.batch().unwrap();
@@ -219,18 +220,18 @@ impl Watch for Journal {
     }
 }
 
-/// A file system that keeps of names and of bytes what was synced, and knows what was not.
+/// A file system that keeps synced names and bytes, and knows which changes were not synced.
 ///
 /// Renames are atomic: a file is at one place or the other.
 struct Model {
     nodes: Vec<Node>,
-    /// By the name that a file was created with.
+    /// The nodes, by the name that a file was created with.
     created: BTreeMap<PathBuf, usize>,
 }
 
 struct Node {
     is_folder: bool,
-    /// In which folder, by which name: now, and after a power cut.
+    /// The folder and the name: now, and after a power cut.
     now: Option<(usize, String)>,
     kept: Option<(usize, String)>,
     bytes: Vec<u8>,
@@ -238,7 +239,7 @@ struct Node {
 }
 
 impl Model {
-    /// The root is there; its first node stands for the root of all paths.
+    /// Makes a model with the root folder; its first node stands for the root of all paths.
     fn new(root: &Path) -> Model {
         let node = |place: Option<(usize, String)>| Node {
             is_folder: true,
@@ -314,8 +315,8 @@ impl Model {
         }
     }
 
-    /// What is left after a power cut: names and bytes that were synced, or the names as they are now and yet only bytes that
-    /// were synced.
+    /// Recreates the folder after a power cut. Either synced names and synced bytes survive, or
+    /// current names with synced bytes.
     fn materialize(&self, root: &Path, names_last: bool) {
         let place = |node: &Node| if names_last { node.now.clone() } else { node.kept.clone() };
         let mut folders = vec![(1, root.to_owned())];
@@ -331,7 +332,7 @@ impl Model {
                 }
             }
         }
-        // So that opening it needs no sync.
+        // Make the folders, so that opening the store needs no sync.
         for folder in ["blobs/sha256", "tmp", "packs", "names"] {
             fs::create_dir_all(root.join(folder)).unwrap();
         }

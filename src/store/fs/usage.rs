@@ -61,7 +61,7 @@ impl FsBlobStore {
         Ok(usage)
     }
 
-    /// Counts, and returns whether a pack has gone meanwhile.
+    /// Counts; sets `gone` if a pack was removed meanwhile.
     fn count(&self, gone: &mut bool) -> io::Result<Usage> {
         let mut usage = Usage { disk: length_below(&self.root)?, ..Usage::default() };
         let length = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
@@ -94,8 +94,8 @@ impl FsBlobStore {
                 Ok(())
             });
             match counted {
-                // A collection has deleted it, maybe after what is needed in it was written to
-                // another.
+                // A collection has deleted it, maybe after its needed blobs were moved to another
+                // pack.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => *gone = true,
                 counted => {
                     counted?;
@@ -107,7 +107,7 @@ impl FsBlobStore {
     }
 }
 
-/// The lengths of all files below a folder.
+/// Returns the total length of all files below a folder.
 fn length_below(folder: &Path) -> io::Result<u64> {
     let mut length = 0;
     for path in entries(folder)? {

@@ -81,8 +81,8 @@ impl FsBlobStore {
     /// This does not prove that removed data is gone. After [`gc`](FsBlobStore::gc) the blobs of a
     /// removed capture stay on the disk until the grace period is over, and longer in a pack that
     /// is mostly needed. They are read and counted like others;
-    /// [`Usage::condemned`](crate::store::Usage::condemned) counts them separately. Data that `quarantine`
-    /// set aside stays, too, in `damaged`. [`purge`](FsBlobStore::purge) removes both.
+    /// [`Usage::condemned`](crate::store::Usage::condemned) counts them separately. Data that
+    /// `quarantine` set aside stays, too, in `damaged`. [`purge`](FsBlobStore::purge) removes both.
     ///
     /// ```no_run
     /// # use criu_rpc::{BlobStore, Digest256, FsBlobStore, store::reachable};
@@ -123,7 +123,7 @@ impl FsBlobStore {
         self.look_again()?;
         let mut verified = Verified::default();
         for (digest, path) in self.blobs.list().map_err(reading())? {
-            // A collection may have moved it away meanwhile.
+            // A collection may have moved the file meanwhile.
             let whole = loose::is_whole(&path, &digest);
             let whole = if whole || path.exists() { Ok(whole) } else { Err(io::ErrorKind::NotFound.into()) };
             verified.file(digest, path, "blobs", whole).map_err(reading())?;

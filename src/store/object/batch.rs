@@ -1,4 +1,4 @@
-//! [`ObjectBatch`]: many small blobs on their way into packs.
+//! [`ObjectBatch`]: writes many small blobs into packs.
 
 use std::{
     collections::HashSet,
@@ -22,15 +22,15 @@ use crate::{
     },
 };
 
-/// Blobs are filled into frames by whoever puts them, frames into one pack by one at a time.
+/// A batch of blobs. Each calling thread fills a frame; one thread at a time adds frames to a pack.
 pub(super) struct ObjectBatch<'a> {
     store: &'a ObjectBlobStore,
-    /// The last collection when the batch began; none if the batch is a part of one.
+    /// The last collection when the batch began; `None` if the batch is part of one.
     turn: Option<Turn>,
-    /// What was an object by itself when the batch began.
+    /// The blobs that were single objects when the batch began.
     singles: HashSet<Digest256>,
     single_names: HashSet<Digest256>,
-    /// What the batch has taken in.
+    /// The blobs that the batch has taken in.
     seen: Mutex<HashSet<Digest256>>,
     /// Frames that are not full.
     builders: Mutex<Vec<Builder>>,
@@ -40,13 +40,13 @@ pub(super) struct ObjectBatch<'a> {
 #[derive(Default)]
 struct Packs {
     open: Option<Pack>,
-    /// The one before, whose last parts and index are on their way.
+    /// The previous pack, whose last parts and index are being sent.
     finishing: Option<JoinHandle<Result<()>>>,
-    /// The batch cannot be committed any more: some of its blobs are lost.
+    /// True if the batch cannot be committed, because some of its blobs are lost.
     failed: bool,
 }
 
-/// A pack that goes on growing while its first parts are on their way.
+/// A pack that is uploaded while it grows.
 struct Pack {
     id: PackId,
     upload: Upload,
@@ -55,7 +55,7 @@ struct Pack {
 
 impl<'a> ObjectBatch<'a> {
     pub(super) fn begin(store: &'a ObjectBlobStore) -> Result<ObjectBatch<'a>> {
-        // Before anything is looked at that a collection may remove.
+        // Before looking at anything that a collection may remove.
         let turn = store.ended_turn()?;
         store.refresh()?;
         let mut singles = store.singles("blobs/sha256")?;
@@ -68,7 +68,7 @@ impl<'a> ObjectBatch<'a> {
         })
     }
 
-    /// For a collection, which writes anew what is there already.
+    /// Starts a batch for a collection, which rewrites existing blobs.
     pub(super) fn rewriting(store: &'a ObjectBlobStore) -> ObjectBatch<'a> {
         ObjectBatch {
             store,
@@ -81,7 +81,7 @@ impl<'a> ObjectBatch<'a> {
         }
     }
 
-    /// Takes in a blob that is in a pack, wherever else it is.
+    /// Takes in a blob that is in a pack, even if it is stored elsewhere.
     pub(super) fn take(&self, digest: &Digest256, bytes: &[u8]) -> Result<()> {
         let mut builder = self.builder();
         if !builder.takes(bytes.len()) {
@@ -96,7 +96,7 @@ impl<'a> ObjectBatch<'a> {
         self.add_named(name, bytes)
     }
 
-    /// Those that nobody has yet, each once; they count as seen from now on.
+    /// Returns the blobs that are not stored yet, each once, and marks them as seen.
     fn unseen<'b>(&self, blobs: &[(Digest256, &'b [u8])]) -> Vec<(Digest256, &'b [u8])> {
         let catalog = self.store.catalog.read().unwrap_or_else(PoisonError::into_inner);
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -126,7 +126,7 @@ impl<'a> ObjectBatch<'a> {
 
     fn add_named(&self, name: &Digest256, bytes: &[u8]) -> Result<()> {
         let stamp = self.next_stamp(name);
-        // A name that is an object counts more than one in a pack.
+        // A name that is a single object takes precedence over one in a pack.
         if self.single_names.contains(name) || bytes.len() > MAX_BLOB || stamp == pack::LAST_STAMP {
             let path = self.store.path_of_name(name);
             return self.store.write(path, bytes); // the commit looks for collections
@@ -139,7 +139,7 @@ impl<'a> ObjectBatch<'a> {
         self.keep(builder)
     }
 
-    /// Above all that the name is known to have.
+    /// Returns a stamp above all known stamps of the name.
     fn next_stamp(&self, name: &Digest256) -> u64 {
         let catalog = self.store.catalog.read().unwrap_or_else(PoisonError::into_inner);
         pack::next_stamp(catalog.stamp(name))
@@ -162,7 +162,7 @@ impl<'a> ObjectBatch<'a> {
         if builder.is_empty() {
             return Ok(());
         }
-        // Compression is what takes time, and others may go on meanwhile.
+        // Compression takes most of the time, so it runs outside the lock.
         let sealed = builder.seal();
         let mut packs = self.packs.lock().unwrap_or_else(PoisonError::into_inner);
         let mut pack = match packs.open.take() {
@@ -181,7 +181,7 @@ impl<'a> ObjectBatch<'a> {
         Ok(())
     }
 
-    /// Remembers that something went wrong: what was taken in is lost with it.
+    /// Marks the batch as failed on an error, because its blobs are lost.
     fn or_fail<T>(&self, result: Result<T>) -> Result<T> {
         if result.is_err() {
             self.packs.lock().unwrap_or_else(PoisonError::into_inner).failed = true;
@@ -214,13 +214,14 @@ impl BlobBatch for ObjectBatch<'_> {
         }
         packs.wait()?;
         drop(packs);
-        // What this batch found there may be gone: then the caller must not believe that it is stored.
+        // Blobs that this batch found present may be gone: then the caller must not believe that
+        // they are stored.
         self.turn.map_or(Ok(()), |turn| self.store.check_turn(turn))
     }
 }
 
 impl Packs {
-    /// Finishes a pack while the next one begins. Of two, the second waits: they are memory.
+    /// Finishes a pack while the next one begins. A second one waits, to limit memory.
     fn finish(&mut self, pack: Pack, store: &ObjectBlobStore) -> Result<()> {
         self.wait()?;
         let (remote, catalog) = (Arc::clone(&store.remote), Arc::clone(&store.catalog));
@@ -236,7 +237,7 @@ impl Packs {
 
 impl Drop for Packs {
     fn drop(&mut self) {
-        // A batch that is dropped leaves nothing that still goes on.
+        // A dropped batch must not leave a running upload.
         let _ = self.wait();
     }
 }
@@ -249,14 +250,14 @@ impl Pack {
         Ok(Pack { id, upload, heads: Vec::new() })
     }
 
-    /// Adds a frame, of which so much is the header.
+    /// Adds a frame; `head` is the length of its header.
     fn add(&mut self, frame: &[u8], head: usize) -> Result<()> {
         self.upload.write(frame)?;
         self.heads.extend_from_slice(&frame[..head]);
         Ok(())
     }
 
-    /// Completes the pack, and then makes it visible by its index.
+    /// Completes the pack, and then publishes it by its index.
     fn finish(self, remote: &Arc<Remote>, catalog: &RwLock<Catalog>) -> Result<()> {
         let length = self.upload.length();
         self.upload.finish()?;
@@ -270,5 +271,5 @@ impl Pack {
     }
 }
 
-/// A pack is finished when it has so many bytes.
+/// A pack of this size is finished.
 const PACK: u64 = 64 * 1024 * 1024;

@@ -1,9 +1,9 @@
-//! [`Catalog`]: which blob is in which frame of which pack, as the indexes of the packs tell.
+//! [`Catalog`]: the frame and pack of each blob, from the indexes of the packs.
 //!
-//! An index is the header of the pack, then the headers of its frames, then the digest of all this.
+//! An index is the header of the pack, the headers of its frames, and the digest of all this.
 //!
-//! Whole digests are kept, some sixty bytes a blob. `FsBlobStore` keeps a few bits of each and looks into the frame's header before it
-//! relies on them; here such a look would be a request.
+//! Whole digests are kept, some sixty bytes a blob. `FsBlobStore` keeps a few bits of each and
+//! checks the frame's header; here such a check would be a request.
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,21 +12,21 @@ use crate::{
     store::pack::{self, Frame, Kind, PackId},
 };
 
-/// Where a frame is.
+/// The position of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Spot {
     pub(super) pack: PackId,
     pub(super) at: u64,
-    /// Header included.
+    /// The length, header included.
     pub(super) length: u32,
 }
 
-/// Everything that is in packs.
+/// The contents of all known packs.
 #[derive(Debug, Default)]
 pub(super) struct Catalog {
     packs: Vec<Pack>,
     numbers: HashMap<PackId, u32>,
-    /// Numbers of packs that are gone.
+    /// Numbers of removed packs, to be reused.
     free: Vec<u32>,
     blobs: HashMap<Digest256, Place>,
     names: HashMap<Digest256, (u64, Place)>,
@@ -35,7 +35,7 @@ pub(super) struct Catalog {
 #[derive(Debug)]
 struct Pack {
     id: PackId,
-    /// Where its frames begin, and how long they are.
+    /// The position and length of each frame.
     frames: Vec<(u64, u32)>,
 }
 
@@ -58,7 +58,7 @@ impl Catalog {
         self.names.get(name).map(|(_, place)| self.spot(*place))
     }
 
-    /// The highest stamp of a name; 0 if it has none.
+    /// Returns the highest stamp of a name; 0 if it has no stamp.
     pub(super) fn stamp(&self, name: &Digest256) -> u64 {
         self.names.get(name).map_or(0, |(stamp, _)| *stamp)
     }
@@ -69,12 +69,13 @@ impl Catalog {
         Spot { pack: pack.id, at, length }
     }
 
-    /// The packs that it knows.
+    /// Returns the known packs.
     pub(super) fn packs(&self) -> HashSet<PackId> {
         self.numbers.keys().copied().collect()
     }
 
-    /// Adds a pack. What several packs have is taken from the one added last, names from the highest stamp.
+    /// Adds a pack. For a blob in several packs, the last added pack counts; for a name, the
+    /// highest stamp.
     pub(super) fn add(&mut self, id: PackId, frames: &[Frame]) {
         if self.numbers.contains_key(&id) {
             return;
@@ -109,7 +110,7 @@ impl Catalog {
         self.numbers.insert(id, number);
     }
 
-    /// Forgets packs that are not there any more.
+    /// Removes packs that are gone.
     pub(super) fn remove(&mut self, gone: &HashSet<PackId>) {
         let numbers: HashSet<u32> = gone.iter().filter_map(|id| self.numbers.remove(id)).collect();
         if !numbers.is_empty() {
@@ -122,7 +123,7 @@ impl Catalog {
         }
     }
 
-    /// Forgets that a blob is in this frame: it is not, or damaged.
+    /// Removes a blob's entry for this frame, because it is missing or damaged there.
     pub(super) fn forget(&mut self, digest: &Digest256, spot: &Spot) {
         if self.blob(digest).as_ref() == Some(spot) {
             self.blobs.remove(digest);
@@ -130,7 +131,7 @@ impl Catalog {
     }
 }
 
-/// The index of a pack with these frames' headers, one after the other.
+/// Makes the index of a pack from the headers of its frames, one after the other.
 pub(super) fn index(id: &PackId, heads: &[u8]) -> Vec<u8> {
     let mut index = [&pack::header(id)[..], heads].concat();
     let digest = Digest256::of(&index);
@@ -138,8 +139,8 @@ pub(super) fn index(id: &PackId, heads: &[u8]) -> Vec<u8> {
     index
 }
 
-/// The frames that an index tells of, as far as they are within a pack of this length. `None` if it is damaged, or of
-/// another pack.
+/// Parses an index; returns the frames that lie within a pack of this length. `None` if it is
+/// damaged, or of another pack.
 pub(super) fn parse_index(id: &PackId, index: &[u8], pack_length: u64) -> Option<Vec<Frame>> {
     let (told, digest) = index.split_at(index.len().checked_sub(32)?);
     if Digest256::of(told).as_bytes() != digest {

@@ -1,4 +1,4 @@
-//! [`ObjectBlobStore::collect`]: removes unneeded blobs, for an owner who promises that no program
+//! [`ObjectBlobStore::collect`]: removes unneeded blobs, if the owner promises that no program
 //! writes meanwhile.
 //!
 //! An object store has no lock that ends with its holder. So a collection creates an object,
@@ -112,7 +112,7 @@ impl ObjectBlobStore {
         let turn = self.begin_turn(promise.take_over)?;
         let mut gc = Gc::default();
         let swept = self.sweep(keep, turn, &mut gc);
-        // What was done until an error is whole by itself: writers may go on.
+        // Whatever happened until an error is consistent, so writers may continue.
         let ended = self.end_turn(turn);
         swept?;
         ended?;
@@ -120,7 +120,7 @@ impl ObjectBlobStore {
         Ok(gc)
     }
 
-    /// The last collection, if there was any.
+    /// Returns the last collection, if any.
     pub(super) fn last_turn(&self) -> Result<Turn> {
         let remote = Arc::clone(&self.remote);
         let listed = self.remote.wait(async move { remote.list(&remote.path("collections")).await })?;
@@ -140,7 +140,7 @@ impl ObjectBlobStore {
         Ok(turn)
     }
 
-    /// The last collection, which must have ended: else nothing may be written.
+    /// Returns the last collection; fails if it has not ended, because nothing may be written then.
     pub(super) fn ended_turn(&self) -> Result<Turn> {
         let turn = self.last_turn()?;
         match turn.ended {
@@ -155,7 +155,7 @@ impl ObjectBlobStore {
         }
     }
 
-    /// Fails if a collection has begun since.
+    /// Fails if a collection has begun since this one.
     pub(super) fn check_turn(&self, since: Turn) -> Result<()> {
         match self.ended_turn()? == since {
             true => Ok(()),
@@ -166,7 +166,7 @@ impl ObjectBlobStore {
         }
     }
 
-    /// Writes, again if a collection has come between since this handle has last looked.
+    /// Runs `write`; runs it again if a collection has happened since this handle last looked.
     pub(super) fn write_between_turns<T>(&self, write: impl Fn() -> Result<T>) -> Result<T> {
         let known = || self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         for _ in 0..TRIES {
@@ -176,7 +176,7 @@ impl ObjectBlobStore {
             if before == Some(after) {
                 return Ok(written);
             }
-            // What the catalog says may be gone.
+            // The blobs in the catalog may be gone.
             self.refresh()?;
             *known() = Some(after);
         }
@@ -216,8 +216,7 @@ impl ObjectBlobStore {
             host.trim(),
             PackId::new().hex()
         );
-        // A request whose answer got lost is sent again, and then the object of the first one is in
-        // the way.
+        // If the answer to a request is lost, the retry finds the object of the first request.
         let (remote, begun) = (Arc::clone(&self.remote), self.turn_path(turn, "begun"));
         let created = self.create(begun.clone(), text.clone().into_bytes())?
             || self.remote.wait(async move { remote.get(&begun).await })? == Some(text.into_bytes());
@@ -252,7 +251,7 @@ impl ObjectBlobStore {
         self.remote.wait(async move { remote.create(&path, PutPayload::from(bytes)).await })
     }
 
-    /// Writers may go on; what earlier collections have left goes.
+    /// Lets writers continue, and removes objects of earlier collections.
     fn end_turn(&self, turn: Turn) -> Result<()> {
         let begun = self.turn_path(turn, "begun").filename().unwrap_or_default().to_owned();
         self.create(self.turn_path(turn, "done"), Vec::new())?;
@@ -291,7 +290,7 @@ impl ObjectBlobStore {
             }
             gc.packs += 1;
         }
-        // Without its index a pack is not there.
+        // Remove indexes first: a pack without an index is invisible.
         let of = |kind| gone.iter().map(|pack| path(&self.remote, pack.id, kind)).collect();
         self.delete_all(of("index"))?;
         self.delete_all(of("pack"))?;
@@ -318,8 +317,8 @@ impl ObjectBlobStore {
         Ok(contents)
     }
 
-    /// Writes what lives in these packs to new ones, and tells which of them are not needed any
-    /// more.
+    /// Moves the living entries of these packs to new ones; returns the packs that are not needed
+    /// any more.
     fn move_living<'p>(
         &self,
         packs: &[&'p Contents],
@@ -358,7 +357,7 @@ impl ObjectBlobStore {
         let mut wanted: Vec<_> = blobs.iter().map(|entry| entry.digest).collect();
         wanted.retain(|digest| !written.contains(digest));
         self.find(&wanted, &mut |place, bytes| batch.take(&wanted[place], bytes))?;
-        // Only now: of what could not be read, another pack may have the copy that is whole.
+        // Only now: another pack may have an intact copy of an unreadable blob.
         written.extend(wanted);
         for name in names.iter().map(|entry| entry.digest) {
             if !written.contains(&name) {
@@ -387,8 +386,8 @@ impl ObjectBlobStore {
         Ok(())
     }
 
-    /// Removes what no reader sees: what writers that died have left, and packs without an index
-    /// that are not among these.
+    /// Removes objects that no reader sees: leftovers of dead writers, and packs without an index
+    /// that are not in `known`.
     fn sweep_stray(&self, known: &[Contents]) -> Result<()> {
         let known: HashSet<_> = known.iter().map(|pack| pack.id).collect();
         let known_now = self.catalog.read().unwrap_or_else(PoisonError::into_inner).packs();
@@ -421,7 +420,7 @@ fn entries(pack: &Contents) -> impl Iterator<Item = &crate::store::pack::Entry> 
 /// The number of requests under way.
 const AT_ONCE: usize = 16;
 
-/// The number of writes while collections come and go.
+/// The number of attempts to write while collections come and go.
 const TRIES: usize = 4;
 
 #[cfg(test)]
@@ -459,7 +458,7 @@ mod tests {
         blobs.iter().map(|(digest, _)| *digest).collect()
     }
 
-    /// Two handles on one store, in memory and in a folder.
+    /// Tests two handles on one store, in memory and in a folder.
     fn each_kind(test: impl Fn(&dyn Fn() -> ObjectBlobStore)) {
         let memory: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
         test(&|| ObjectBlobStore::new(Arc::clone(&memory), "some/prefix").unwrap());
@@ -491,7 +490,7 @@ mod tests {
             let gc = store.collect_all_but(&keep, NobodyWrites::until_it_ends()).unwrap();
             assert_eq!((gc.swept.blobs, gc.postponed.blobs), (53, 0), "{gc:?}");
             for store in [&store, &other, &open()] {
-                // A handle that has read lately has it in memory until it looks what there is.
+                // A handle that has read the blob lately has it cached until it lists the packs.
                 assert_eq!(store.missing(&[lost[0].0]).unwrap(), [lost[0].0]);
                 assert_there(store, &kept);
                 assert_there(store, &mixed);
@@ -500,7 +499,7 @@ mod tests {
                 assert!(store.get(&gone).is_err());
                 assert_eq!(store.get_named(&name).unwrap(), b"new");
             }
-            // A second one finds nothing to do, and writers go on.
+            // A second collection finds nothing to do, and writers continue.
             assert_eq!(other.collect_all_but(&keep, NobodyWrites::until_it_ends()).unwrap(), Gc::default());
             put(&other, &[&lost]);
             assert_there(&store, &lost);
@@ -530,7 +529,7 @@ mod tests {
                 refused(store.writer().map(drop));
             }
             store.end_turn(turn).unwrap();
-            // What began before may rely on what is gone.
+            // A batch that began before the collection may rely on removed blobs.
             early.put(&[(kept[0].0, &kept[0].1)]).unwrap();
             assert!(early.commit().is_err() && writer.commit(&Digest256::of(b"written")).is_err());
             assert_eq!(other.put(b"new").unwrap(), Digest256::of(b"new"));
@@ -566,7 +565,7 @@ mod tests {
             assert_there(&other, &lost);
             let promise = NobodyWrites::until_it_ends().and_the_last_one_died();
             assert_eq!(other.collect_all_but(&digests(&kept), promise).unwrap().swept.blobs, 20);
-            // It was not dead: it stops before it removes anything.
+            // The first collection was not dead: it stops before it removes anything.
             assert!(store.sweep(&HashSet::new(), turn, &mut Gc::default()).is_err());
             assert_there(&open(), &kept);
             assert_gone(&open(), &lost);

@@ -1,4 +1,5 @@
-//! How blobs are found: in packs first, then as objects by themselves, then in packs that others have made meanwhile.
+//! Finds blobs: in known packs first, then as single objects, then in packs that other processes
+//! have made since.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
@@ -19,8 +20,9 @@ use crate::{
 };
 
 impl ObjectBlobStore {
-    /// Looks for packs that others have added, because something is not `found`. A listing of all packs takes a request for each
-    /// five hundred, and many things may be missing: so the newest packs come first, and all of them now and then.
+    /// Looks for new packs of other processes, until `found` returns true. Listing all packs takes
+    /// a request for each five hundred, and many blobs may be missing. So the newest packs are
+    /// listed first, and all of them now and then.
     pub(super) fn look_for_news(&self, found: &dyn Fn() -> bool) -> Result<()> {
         let packs = self.catalog.read().unwrap_or_else(PoisonError::into_inner).packs().len();
         if packs <= FEW {
@@ -35,16 +37,17 @@ impl ObjectBlobStore {
         }
     }
 
-    /// Finds packs that others have added, and forgets those that have gone.
+    /// Adds the packs of other processes, and forgets those that are gone.
     pub(super) fn refresh(&self) -> Result<()> {
         self.refresh_since(None)
     }
 
-    /// Finds packs whose names come after this; of all packs, it forgets those that have gone, too.
+    /// Adds packs whose names come after this one. Without a name it lists all packs, and forgets
+    /// those that are gone.
     fn refresh_since(&self, since: Option<&str>) -> Result<()> {
         let mut alone = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
         let begun = Instant::now();
-        // What is added by ourselves from here on may not be in the listing.
+        // Packs that we add from here on may be missing in the listing.
         let known = self.catalog.read().unwrap_or_else(PoisonError::into_inner).packs();
         let remote = Arc::clone(&self.remote);
         let after = since.map(|since| self.remote.path(&format!("packs/{since}")));
@@ -68,7 +71,7 @@ impl ObjectBlobStore {
         indexes.retain(|(_, id)| packs.contains_key(id));
         let there: HashSet<PackId> = indexes.iter().map(|(_, id)| *id).collect();
         let gone: HashSet<PackId> = known.difference(&there).copied().collect();
-        // The newest last: it may have been made to repair an older one.
+        // The newest pack comes last: it may have been made to repair an older one.
         indexes.sort_unstable();
         indexes.retain(|(_, id)| !known.contains(id));
 
@@ -97,7 +100,7 @@ impl ObjectBlobStore {
         Ok(())
     }
 
-    /// Gives each blob to `each`, verified.
+    /// Finds and verifies the blobs, and hands each to `each`.
     pub(super) fn find(
         &self,
         digests: &[Digest256],
@@ -121,7 +124,7 @@ impl ObjectBlobStore {
         }
     }
 
-    /// The bytes of a name: what was put by itself counts more than what is in packs.
+    /// Returns the bytes of a name. A single object takes precedence over packs.
     pub(super) fn find_named(&self, name: &Digest256) -> Result<Vec<u8>> {
         let (remote, path) = (Arc::clone(&self.remote), self.path_of_name(name));
         if let Some(bytes) = self.remote.wait(async move { remote.get(&path).await })? {
@@ -145,7 +148,8 @@ impl ObjectBlobStore {
         Err(Error::Missing { digest: *name })
     }
 
-    /// One frame, from memory if it was there lately. `None` if its pack has gone, an error within if it is damaged.
+    /// Reads a frame, or takes it from the cache. `None` if its pack is gone; an inner error if it
+    /// is damaged.
     fn frame(&self, spot: Spot) -> Result<Option<Result<Arc<OpenFrame>>>> {
         let recent = || self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(frame) = recent().get(&spot) {
@@ -163,16 +167,16 @@ impl ObjectBlobStore {
     }
 }
 
-/// A look for many blobs.
+/// A search for many blobs.
 struct Search<'a> {
     store: &'a ObjectBlobStore,
     digests: &'a [Digest256],
-    /// What was found and is not what it should be.
+    /// The blobs that were found damaged.
     damaged: HashMap<Digest256, Error>,
 }
 
 impl Search<'_> {
-    /// Gives those that are in packs, and tells which are not, or not whole.
+    /// Hands out the blobs in packs; returns those that are missing or damaged.
     fn in_packs(
         &mut self,
         places: Vec<usize>,
@@ -189,7 +193,7 @@ impl Search<'_> {
                 }
             }
         }
-        // One frame comes through the memory of those that came lately.
+        // A single frame is read through the cache.
         if wanted.len() == 1 {
             let (spot, places) = wanted.into_iter().next().expect("because there is one");
             let frame = self.store.frame(spot)?;
@@ -222,7 +226,7 @@ impl Search<'_> {
         Ok(left)
     }
 
-    /// Gives what is whole of a frame; the rest is left.
+    /// Hands out the intact blobs of a frame; leaves the others.
     fn give(
         &mut self,
         spot: Spot,
@@ -234,7 +238,7 @@ impl Search<'_> {
         let gone = frame.is_none();
         let frame = match frame {
             Some(Ok(frame)) => Some(frame),
-            // That the frame needs what this program does not have is no damage.
+            // A frame that this program cannot decompress is not damaged.
             Some(Err(error @ Error::Store { .. })) => return Err(error),
             Some(Err(error)) => {
                 if let Some(place) = places.first() {
@@ -264,7 +268,7 @@ impl Search<'_> {
                 Ok(bytes) => each(place, bytes)?,
                 Err(error) => {
                     self.store.catalog.write().unwrap_or_else(PoisonError::into_inner).forget(digest, &spot);
-                    // What a collection has removed is missing, not damaged.
+                    // Blobs that a collection removed are missing, not damaged.
                     if !gone {
                         self.damaged.entry(*digest).or_insert(error);
                     }
@@ -275,7 +279,7 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// Gives those that are objects by themselves, and tells which are not.
+    /// Hands out the blobs that are single objects; returns those that are missing or damaged.
     fn singly(
         &mut self,
         places: Vec<usize>,
@@ -310,7 +314,7 @@ impl Search<'_> {
     }
 }
 
-/// A frame whose raw bytes are there. Nobody has verified them.
+/// A frame with its raw bytes, which are not verified yet.
 #[derive(Debug)]
 pub(super) struct OpenFrame {
     pub(super) head: Frame,
@@ -318,9 +322,9 @@ pub(super) struct OpenFrame {
 }
 
 impl OpenFrame {
-    /// An entry, and the raw bytes that it is among.
+    /// Returns an entry, and the raw bytes of its frame.
     fn entry(&self, digest: &Digest256, named: bool) -> Result<(&pack::Entry, &[u8])> {
-        // A name may be there twice, and then the last one counts: no hint.
+        // A name may be there twice, and the last entry counts: no hint.
         let index = self.head.find(digest, named, usize::MAX).ok_or_else(|| {
             let what = format!("the frame at {} of pack {}", self.head.at, self.head.pack.hex());
             Error::corrupt(what, format!("its index lists {digest}, which it does not contain"))
@@ -329,7 +333,7 @@ impl OpenFrame {
     }
 }
 
-/// Frames of the last time, for who asks for one blob after the other.
+/// Cached frames, for callers that read one blob after the other.
 #[derive(Debug, Default)]
 pub(super) struct Recent(VecDeque<(Spot, Arc<OpenFrame>)>);
 
@@ -348,7 +352,8 @@ impl Recent {
     }
 }
 
-/// The frames of a pack, as its index tells, or the pack itself if that is damaged. `None` if it has gone.
+/// Reads the frames of a pack from its index, or from the pack if the index is damaged. `None` if
+/// it is gone.
 pub(super) async fn load(remote: &Remote, id: PackId, length: u64) -> Result<Option<Vec<Frame>>> {
     let Some(index) = remote.get(&path(remote, id, "index")).await? else { return Ok(None) };
     if let Some(frames) = catalog::parse_index(&id, &index, length) {
@@ -364,15 +369,15 @@ pub(super) async fn load(remote: &Remote, id: PackId, length: u64) -> Result<Opt
     Ok(Some(frames))
 }
 
-/// Where a pack is, or its index.
+/// Returns the path of a pack or of its index.
 pub(super) fn path(remote: &Remote, id: PackId, kind: &str) -> Path {
     remote.path(&format!("packs/{}.{kind}", id.hex()))
 }
 
-/// A frame, or what is wrong with it.
+/// A frame, or the error in reading it.
 type Opened = (Spot, Result<OpenFrame>);
 
-/// Frames of one pack by one request. `None` if the pack has gone.
+/// Reads frames of one pack in one request. `None` if the pack is gone.
 async fn frames(remote: &Remote, run: Vec<Spot>) -> Result<Option<Vec<Opened>>> {
     let (first, last) = (run[0], run[run.len() - 1]);
     let whole = first.at..last.at + u64::from(last.length);
@@ -401,7 +406,7 @@ fn open(spot: Spot, bytes: &[u8], name: &str) -> Result<OpenFrame> {
     Ok(OpenFrame { head, raw })
 }
 
-/// Frames that are near each other in one pack, to be had by one request.
+/// Groups frames that are near each other in one pack, to read each group in one request.
 fn runs(spots: &[Spot]) -> Vec<Vec<Spot>> {
     let place = |spot: &Spot| (spot.pack, spot.at..spot.at + u64::from(spot.length));
     let mut runs = Vec::new();
@@ -420,28 +425,28 @@ pub(super) struct Listed {
     all: Option<Instant>,
 }
 
-/// So many packs are listed by one request or two.
+/// The number of packs whose listing takes one request or two.
 const FEW: usize = 500;
 
-/// Packs that others have begun before are known, unless clocks differ by more.
+/// New packs are listed from this long ago on, since clocks of other machines may be slow.
 const RECENTLY: Duration = Duration::from_secs(3600);
 
-/// A listing of all packs is not made again within so long for what is missing.
+/// The minimum time between two listings of all packs.
 const SOON: Duration = Duration::from_secs(10);
 
-/// What lies between two frames is read along up to so much: another request costs more.
+/// The largest gap between two frames that is read along, since another request costs more.
 const GAP: u64 = 512 * 1024;
 
-/// How many requests for frames are under way.
+/// The number of concurrent requests for frames.
 const RUNS: usize = 6;
 
-/// How many blobs that are objects are under way.
+/// The number of concurrent requests for single objects.
 const SINGLES: usize = 16;
 
-/// How many indexes are under way.
+/// The number of concurrent requests for indexes.
 const INDEXES: usize = 16;
 
-/// How many frames are kept, and of what length at most.
+/// The number of cached frames, and their maximum length.
 const RECENT: usize = 32;
 const RECENT_LENGTH: usize = 512 * 1024;
 

@@ -78,8 +78,8 @@ use crate::{Digest256, Error, Result, Until, wiped::Wiped};
 ///
 /// A collection is not possible while programs write: an object store has no lock that ends with
 /// its holder, so captures in progress are not visible. [`collect`](ObjectBlobStore::collect) is
-/// for an owner who promises that no program writes. Otherwise, [copy](crate::store::copy_capture) the
-/// captures to keep to another prefix, and remove the old prefix once no program writes there.
+/// for an owner who promises that no program writes. Otherwise, [copy](crate::store::copy_capture)
+/// the captures to keep to another prefix, and remove the old prefix once no program writes there.
 ///
 /// TLS is `rustls` with `ring`. To use another cryptography provider, install it as the default
 /// before opening a store.
@@ -102,15 +102,15 @@ use crate::{Digest256, Error, Result, Until, wiped::Wiped};
 pub struct ObjectBlobStore {
     remote: Arc<Remote>,
     catalog: Arc<RwLock<Catalog>>,
-    /// Held by the one thread that searches for new packs.
+    /// Held by the thread that searches for new packs.
     refreshing: Mutex<Listed>,
     /// The last collection that had ended when the list of packs was read.
     turn: Mutex<Option<Turn>>,
-    /// Single blobs that were found to be damaged, and not repaired since.
+    /// Single blobs that were found damaged and were not repaired since.
     damaged: Mutex<HashSet<Digest256>>,
     recent: Mutex<Recent>,
     tidied: Once,
-    // The last: what is above may still need it.
+    // Declared last: the fields above may still need the threads.
     _threads: Threads,
 }
 
@@ -119,11 +119,11 @@ impl ObjectBlobStore {
     ///
     /// | URL | Store |
     /// |---|---|
-    /// | `s3://bucket/prefix` | S3, or what speaks like it; from `AWS_ACCESS_KEY_ID`, `AWS_REGION`, `AWS_ENDPOINT_URL` and so on |
-    /// | `gs://bucket/prefix` | Google Cloud Storage; from `GOOGLE_SERVICE_ACCOUNT` and so on |
-    /// | `az://container/prefix` | Azure Blob Storage; from `AZURE_STORAGE_ACCOUNT_NAME` and so on |
+    /// | `s3://bucket/prefix` | S3 or compatible; `AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, … |
+    /// | `gs://bucket/prefix` | Google Cloud Storage; `GOOGLE_SERVICE_ACCOUNT`, … |
+    /// | `az://container/prefix` | Azure Blob Storage; `AZURE_STORAGE_ACCOUNT_NAME`, … |
     /// | `https://host/prefix` | a WebDAV server, or one of the above by its host |
-    /// | `file:///folder` | a folder; [`FsBlobStore`](crate::FsBlobStore) is the better one, and keeps others out |
+    /// | `file:///folder` | a folder; prefer [`FsBlobStore`](crate::FsBlobStore) |
     /// | `memory:///` | memory, for tests |
     ///
     /// The variables are those that [`object_store`] reads. To be independent of the environment
@@ -138,9 +138,9 @@ impl ObjectBlobStore {
 
     /// Opens the store at a URL with these options and nothing of the environment.
     ///
-    /// Options have their names of [`object_store`]: `access_key_id`, `secret_access_key`,
-    /// `region`, `endpoint`, `allow_http`, `timeout`, `proxy_url` and many more. One that is not
-    /// known is an error. Two are this store's own:
+    /// Options have the names that [`object_store`] gives them: `access_key_id`,
+    /// `secret_access_key`, `region`, `endpoint`, `allow_http`, `timeout`, `proxy_url` and many
+    /// more. An unknown option is an error. Two options are this store's own:
     ///
     /// - `from_env`: `true` reads the environment as well; these options override it. The default
     ///   is `false`.
@@ -220,7 +220,7 @@ impl ObjectBlobStore {
             tidied: Once::new(),
             _threads: threads,
         };
-        // Readers need not wait for a collection.
+        // Reading does not wait for a collection.
         *store.turn.lock().unwrap_or_else(PoisonError::into_inner) = Some(store.last_turn()?);
         store.refresh()?;
         Ok(store)
@@ -236,14 +236,14 @@ impl ObjectBlobStore {
         self.remote.path(&format!("names/{}/{hex}", &hex[..2]))
     }
 
-    /// The length of a blob's object, if it exists.
+    /// Returns the length of a blob's object, if it exists.
     fn size_of(&self, digest: &Digest256) -> Result<Option<u64>> {
         let (remote, path) = (Arc::clone(&self.remote), self.path_of(digest));
         let meta = self.remote.wait(async move { remote.head(&path).await })?;
         Ok(meta.map(|meta| meta.size))
     }
 
-    /// Writes an object, and replaces an older one.
+    /// Writes an object, replacing an older one.
     fn write(&self, path: Path, bytes: &[u8]) -> Result<()> {
         let mut upload = Upload::new(&self.remote, path);
         upload.write(bytes)?;
@@ -395,7 +395,7 @@ impl BlobStore for ObjectBlobStore {
 }
 
 impl ObjectBlobStore {
-    /// Returns those that are objects by themselves.
+    /// Returns the blobs that are single objects.
     fn singles_of(&self, digests: &[Digest256]) -> Result<HashSet<Digest256>> {
         let mut there = HashSet::new();
         if digests.len() > MANY {
@@ -417,7 +417,7 @@ impl ObjectBlobStore {
         Ok(there)
     }
 
-    /// All digests, or names, that are objects by themselves.
+    /// Lists all digests, or names, that are single objects.
     fn singles(&self, below: &str) -> Result<HashSet<Digest256>> {
         let (remote, path) = (Arc::clone(&self.remote), self.remote.path(below));
         let found = self.remote.wait(async move { remote.list(&path).await })?;
@@ -425,7 +425,7 @@ impl ObjectBlobStore {
         Ok(found.iter().filter_map(|meta| digest(&meta.location)).collect())
     }
 
-    /// A part of a blob that is an object, and as long as was asked before.
+    /// Reads a part of a single object, whose length was asked before.
     fn read_single(&self, digest: &Digest256, range: std::ops::Range<u64>) -> Result<Vec<u8>> {
         let (remote, path, missing) = (Arc::clone(&self.remote), self.path_of(digest), *digest);
         self.remote.wait(async move {
@@ -443,7 +443,7 @@ impl fmt::Debug for ObjectBlobStore {
     }
 }
 
-/// A blob on its way: its object gets its name when its digest is known.
+/// Writes a blob: its object is renamed when its digest is known.
 struct ObjectWriter<'a> {
     store: &'a ObjectBlobStore,
     turn: Turn,
@@ -474,7 +474,7 @@ impl BlobWriter for ObjectWriter<'_> {
             upload.finish()?;
             let moved = store.copy(&temporary, &place, length);
             let remote = Arc::clone(&store.remote);
-            // What cannot be removed now is removed as a leftover.
+            // An object that cannot be removed now is removed as a leftover.
             let _ = store.remote.wait(async move { remote.delete(&temporary).await });
             moved?;
         }
@@ -484,7 +484,7 @@ impl BlobWriter for ObjectWriter<'_> {
 }
 
 impl ObjectBlobStore {
-    /// Copies an object, within the store if it does that for so long a one.
+    /// Copies an object, within the store if the store copies objects of this length.
     fn copy(&self, from: &Path, to: &Path, length: u64) -> Result<()> {
         if length <= COPIED_AT_ONCE {
             let (remote, from, to) = (Arc::clone(&self.remote), from.clone(), to.clone());
@@ -504,8 +504,8 @@ impl ObjectBlobStore {
     }
 }
 
-/// The threads of the store. They end with it, without a wait: a thread of another runtime may drop
-/// it.
+/// The threads of the store. They end with it, without waiting, because a thread of another runtime
+/// may drop it.
 struct Threads(Option<Runtime>);
 
 impl Threads {
@@ -525,7 +525,7 @@ impl Drop for Threads {
     }
 }
 
-/// From this number on, a listing of all is faster than a request for each.
+/// From this number of blobs on, listing all of them is faster than a request for each.
 const MANY: usize = 500;
 
 /// The number of concurrent requests.

@@ -1,4 +1,4 @@
-//! From a URL and options to somebody's store. What is secret in either never gets into an error.
+//! Opens a remote store from a URL and options. Their secrets never get into an error.
 
 use std::{str::FromStr, sync::Arc, time::Duration};
 
@@ -11,16 +11,17 @@ use url::Url;
 
 use crate::BoxError;
 
-/// What a URL names.
+/// The store that a URL names, with its settings.
 pub(super) struct Place {
     pub(super) store: Arc<dyn ObjectStore>,
     pub(super) prefix: Path,
     pub(super) patience: Duration,
-    /// What is struck out of errors.
+    /// The secrets to remove from errors.
     pub(super) secrets: Secrets,
 }
 
-/// Opens what the URL names, with these options and, if they say so, those of the environment.
+/// Opens the store that the URL names, with these options and, if they ask for it, the
+/// environment's.
 pub(super) fn open(url: &Url, options: &[(String, String)], secrets: Secrets) -> Result<Place, BoxError> {
     let own = Own::of(options)?;
     let (scheme, prefix) = ObjectStoreScheme::parse(url)?;
@@ -68,7 +69,7 @@ pub(super) fn open(url: &Url, options: &[(String, String)], secrets: Secrets) ->
         }
         ObjectStoreScheme::Http => {
             let start = HttpBuilder::new().with_url(&url[..url::Position::BeforePath]);
-            // The URL says so itself: there is nothing else to allow it for.
+            // The URL itself says `http`, so no further option is required.
             let start = start.with_config(ClientConfigKey::AllowHttp, "true");
             let builder = own.cloud().iter().try_fold(start, |builder, (key, value)| {
                 Ok::<_, BoxError>(builder.with_config(known(key)?, value))
@@ -80,14 +81,14 @@ pub(super) fn open(url: &Url, options: &[(String, String)], secrets: Secrets) ->
     Ok(Place { store, prefix, patience: own.patience, secrets })
 }
 
-/// Tells rustls whose cryptography to use, unless the program has told it already. It would choose by itself, but only if nothing
-/// else in the program brings another one along.
+/// Chooses the cryptography of rustls, unless the program has chosen already. rustls chooses by
+/// itself only if the program has no second provider.
 fn choose_tls() {
-    // Whoever was faster has told it.
+    // Fails if a provider is installed already, which is fine.
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
-/// The options that are ours, and the rest.
+/// This store's own options, and those of `object_store`.
 struct Own {
     from_env: bool,
     patience: Duration,
@@ -99,7 +100,8 @@ impl Own {
     fn of(options: &[(String, String)]) -> Result<Own, BoxError> {
         let mut own =
             Own { from_env: false, patience: PATIENCE, retry: RetryConfig::default(), rest: Vec::new() };
-        // The time is what ends it: a server that is started again must not be given up because it was asked often.
+        // Only the time limits retries. A server that restarts must not be given up after a number
+        // of tries.
         own.retry.max_retries = 1000;
         own.retry.backoff.max_backoff = Duration::from_secs(5);
         for (key, value) in options {
@@ -118,8 +120,8 @@ impl Own {
 }
 
 impl Own {
-    /// The options for a store across a network: one try may take half of the patience, so that a connection that says
-    /// nothing any more is not all there is.
+    /// Returns the options for a store across a network. One try may take half of the patience, so
+    /// that a silent connection leaves time for a second try.
     fn cloud(&self) -> Vec<(String, String)> {
         let mut options = self.rest.clone();
         if !options.iter().any(|(key, _)| key == "timeout") {
@@ -141,12 +143,12 @@ fn none(options: &[(String, String)]) -> Result<(), BoxError> {
     }
 }
 
-/// Texts that must not be in an error.
+/// Texts that must not appear in an error.
 #[derive(Default)]
 pub(super) struct Secrets(Vec<String>);
 
 impl Secrets {
-    /// Of a URL: its user, its password and its query. Of the options: those whose names say so.
+    /// Collects the secrets: a URL's user, password and query, and the options with secret names.
     pub(super) fn of(url: &str, options: &[(String, String)]) -> Secrets {
         let mut secrets = Vec::new();
         for (key, value) in options {
@@ -161,12 +163,13 @@ impl Secrets {
             );
         }
         secrets.retain(|secret| !secret.is_empty());
-        // The longest first, or a part of one would be left.
+        // The longest come first, or a part of one would be left.
         secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
         Secrets(secrets)
     }
 
-    /// The text without secrets: those known, users in URLs, and queries, where signatures are.
+    /// Removes secrets from a text: those known, users in URLs, and queries, which contain
+    /// signatures.
     pub(super) fn strike(&self, text: &str) -> String {
         let mut text = text.to_owned();
         for secret in &self.0 {
@@ -198,10 +201,10 @@ impl std::fmt::Debug for Secrets {
     }
 }
 
-/// The URL as errors name it.
+/// Returns the URL without secrets, for errors.
 pub(super) fn public(url: &Url) -> String {
     let mut public = url.clone();
-    // Neither fails where there is something to take away.
+    // Neither call fails if there is a user or password to remove.
     let _ = public.set_username("");
     let _ = public.set_password(None);
     public.set_query(None);
@@ -209,10 +212,10 @@ pub(super) fn public(url: &Url) -> String {
     public.to_string()
 }
 
-/// What the names of options have in them whose values must not be told.
+/// Parts of the names of options whose values are secret.
 const SECRET: [&str; 6] = ["key", "secret", "token", "password", "credential", "sas"];
 
-/// How long one request may take, with all that is tried again for it.
+/// The time limit of one request, retries included.
 pub(super) const PATIENCE: Duration = Duration::from_secs(180);
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! [`Ahead`]: an object read piece by piece, with requests under way for what comes next.
+//! [`Ahead`]: reads an object piece by piece, with requests running ahead.
 
 use std::{
     collections::VecDeque,
@@ -34,7 +34,7 @@ impl Ahead {
         }
     }
 
-    /// The next part; an empty one at the end.
+    /// Returns the next part; an empty one at the end.
     fn next(&mut self) -> Result<Vec<u8>> {
         while self.coming.len() < AHEAD {
             let Some(range) = self.rest.next() else { break };

@@ -1,7 +1,7 @@
-//! [`Remote`]: somebody's store, asked from threads that know nothing of `async`.
+//! [`Remote`]: a blocking interface to an `async` store.
 //!
-//! Whoever calls may be in a runtime of its own, which must not be blocked by another's. So everything runs on threads of
-//! ours, and the caller waits at a channel.
+//! The caller may be in a runtime of its own, which must not be blocked. So all work runs on
+//! threads of this crate, and the caller waits at a channel.
 
 use std::{
     collections::VecDeque,
@@ -20,16 +20,16 @@ use tokio::{runtime, task::AbortHandle, time};
 use super::open::Secrets;
 use crate::{Error, Result};
 
-/// Bytes of an answer, shared.
+/// Bytes of an answer.
 pub(super) type Bytes = Vec<u8>;
 
-/// What `object_store` says.
+/// An error of `object_store`.
 type Said = object_store::Error;
 
 #[derive(Debug)]
 pub(super) struct Remote {
     pub(super) store: Arc<dyn ObjectStore>,
-    /// What errors call the store.
+    /// The name of the store in errors.
     pub(super) name: String,
     pub(super) prefix: Path,
     pub(super) patience: Duration,
@@ -38,28 +38,28 @@ pub(super) struct Remote {
 }
 
 impl Remote {
-    /// The path of something below the prefix.
+    /// Returns a path below the prefix.
     pub(super) fn path(&self, below: &str) -> Path {
         let prefix = self.prefix.as_ref();
-        // Both parts are paths already: nothing in them is to be encoded.
+        // Both parts are paths already, so nothing is to be encoded.
         let whole = if prefix.is_empty() { below.to_owned() } else { format!("{prefix}/{below}") };
         Path::parse(whole).expect("because hexadecimal digits and our own words make a path")
     }
 
-    /// Runs this on our threads.
+    /// Runs a future on the store's threads.
     pub(super) fn start<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Task<T> {
         let (sender, receiver) = mpsc::sync_channel(1);
         let task = self.threads.spawn(async move {
-            // Nobody listens to a task that was dropped.
+            // The receiver is gone if the task was dropped.
             let _ = sender.send(work.await);
         });
         Task { receiver, abort: task.abort_handle() }
     }
 
-    /// Runs this on our threads, and waits for it.
+    /// Runs a future on the store's threads, and waits for it.
     pub(super) fn wait<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T>> + Send + 'static,
@@ -67,7 +67,8 @@ impl Remote {
         self.start(work).wait()
     }
 
-    /// Runs a task for each job, some at a time, and gives what comes of them to `each`, as it comes, on this thread.
+    /// Runs a task for each job, some at a time. Hands the results to `each` on this thread, as
+    /// they come.
     pub(super) fn parallel<J, T, F>(
         &self,
         jobs: impl IntoIterator<Item = J>,
@@ -88,7 +89,7 @@ impl Remote {
                 let Some(job) = jobs.next() else { break };
                 let (work, sender) = (task(job), sender.clone());
                 let spawned = self.threads.spawn(async move {
-                    // A task that panics answers too: `each` must not wait for ever.
+                    // A task that panics answers too, so that this thread does not wait for ever.
                     let mut answer = Answer { sender, sent: false };
                     let result = work.await;
                     answer.sent = true;
@@ -106,7 +107,7 @@ impl Remote {
         }
     }
 
-    /// Does one thing with the store, for as long as there is patience.
+    /// Runs one request within the time limit.
     pub(super) async fn ask<T>(
         &self,
         doing: impl Fn() -> String,
@@ -125,7 +126,7 @@ impl Remote {
         }
     }
 
-    /// What the store says, without secrets, as an error of ours.
+    /// Converts an error of the store, with secrets removed.
     pub(super) fn error(&self, doing: &str, said: Said) -> Error {
         let mut text = said.to_string();
         let mut source = std::error::Error::source(&said);
@@ -139,7 +140,7 @@ impl Remote {
         Error::store(format!("{doing} in {}", self.name), Plain(self.secrets.strike(&text)))
     }
 
-    /// How the object is, or `None` if there is none.
+    /// Returns the metadata of an object; `None` if it does not exist.
     pub(super) async fn head(&self, path: &Path) -> Result<Option<ObjectMeta>> {
         match self.try_ask(self.store.head(path)).await {
             Ok(meta) => Ok(Some(meta)),
@@ -148,7 +149,8 @@ impl Remote {
         }
     }
 
-    /// All bytes of an object, or `None` if there is none. What is large comes in parts, in parallel.
+    /// Reads a whole object; `None` if it does not exist. Large objects are read in parts, in
+    /// parallel.
     pub(super) async fn get(&self, path: &Path) -> Result<Option<Bytes>> {
         let size = match self.fetch(path, None).await {
             Ok(Fetched::Bytes(bytes)) => return Ok(Some(bytes)),
@@ -166,7 +168,7 @@ impl Remote {
         Ok(Some(bytes))
     }
 
-    /// A part of an object, all of it; `None` if there is no such object.
+    /// Reads a whole range of an object; `None` if the object does not exist.
     pub(super) async fn range(&self, path: &Path, range: Range<u64>) -> Result<Option<Bytes>> {
         let length = range.end - range.start;
         let part = self.what_is_left(path, range).await?;
@@ -176,14 +178,15 @@ impl Remote {
         }
     }
 
-    /// A part of an object, less of it where it ends before; `None` if there is no such object.
+    /// Reads a range of an object, or less if the object ends in it; `None` if the object does not
+    /// exist.
     pub(super) async fn what_is_left(&self, path: &Path, range: Range<u64>) -> Result<Option<Bytes>> {
         match self.fetch(path, Some(range.clone())).await {
             Ok(Fetched::Bytes(bytes)) => Ok(Some(bytes)),
             Ok(Fetched::TooLong(_)) => Err(self.error(&format!("read {path}"), wrong_length())),
             Err(Said::NotFound { .. }) => Ok(None),
             Err(said) => {
-                // That it ends before the range begins is an error like any other.
+                // Stores report a range behind the end as an ordinary error.
                 if matches!(self.head(path).await, Ok(Some(meta)) if meta.size <= range.start) {
                     return Ok(Some(Bytes::new()));
                 }
@@ -192,8 +195,8 @@ impl Remote {
         }
     }
 
-    /// One request. What breaks off within the answer is asked for again: `object_store` does that only where a server has
-    /// a tag for the object.
+    /// Sends one request. A broken answer is requested again: `object_store` does that only if the
+    /// server has a tag for the object.
     async fn fetch(&self, path: &Path, range: Option<Range<u64>>) -> Result<Fetched, Said> {
         let fetching = async {
             let mut pause = FIRST_PAUSE;
@@ -216,7 +219,7 @@ impl Remote {
         self.try_ask(fetching).await
     }
 
-    /// Makes an object of these bytes in one request.
+    /// Creates an object of these bytes in one request.
     pub(super) async fn put(&self, path: &Path, payload: PutPayload) -> Result<()> {
         self.ask(|| format!("write {path}"), self.store.put(path, payload)).await.map(drop)
     }
@@ -230,7 +233,7 @@ impl Remote {
         }
     }
 
-    /// Removes an object, if it is there.
+    /// Removes an object, if it exists.
     pub(super) async fn delete(&self, path: &Path) -> Result<()> {
         match self.try_ask(self.store.delete(path)).await {
             Ok(()) | Err(Said::NotFound { .. }) => Ok(()),
@@ -238,14 +241,15 @@ impl Remote {
         }
     }
 
-    /// The objects below a path.
+    /// Lists the objects below a path.
     pub(super) async fn list(&self, below: &Path) -> Result<Vec<ObjectMeta>> {
         self.list_after(below, None).await
     }
 
-    /// The objects below a path, of which the names come after another.
+    /// Lists the objects below a path whose names come after another.
     pub(super) async fn list_after(&self, below: &Path, after: Option<&Path>) -> Result<Vec<ObjectMeta>> {
-        // A listing is as many requests as it has pages. Each of them must come in time, not all of them together.
+        // A listing has a request for each page. The time limit is for each page, not for all
+        // together.
         let mut found = Vec::new();
         let mut listing = match after {
             Some(after) => self.store.list_with_offset(Some(below), after),
@@ -262,11 +266,11 @@ impl Remote {
 
 enum Fetched {
     Bytes(Bytes),
-    /// It has so many bytes, too many for one request.
+    /// The object's length, which is too long for one request.
     TooLong(u64),
 }
 
-/// The body of an answer, if it is as long as it was asked for.
+/// Reads the body of an answer, if it has the requested length.
 async fn collect(answer: object_store::GetResult, length: u64) -> Result<Bytes, Said> {
     let mut bytes = Bytes::new();
     let mut body = answer.into_stream();
@@ -283,7 +287,7 @@ fn wrong_length() -> Said {
     Said::NotSupported { source: "the answer is not as long as was asked for".into() }
 }
 
-/// A range in pieces.
+/// Cuts a range into pieces.
 pub(super) fn ranges(whole: Range<u64>, piece: u64) -> impl Iterator<Item = Range<u64>> + Send {
     let mut start = whole.start;
     std::iter::from_fn(move || {
@@ -293,7 +297,7 @@ pub(super) fn ranges(whole: Range<u64>, piece: u64) -> impl Iterator<Item = Rang
     })
 }
 
-/// Work on our threads. Dropped, it is given up.
+/// Work on the store's threads. Dropping it aborts the work.
 pub(super) struct Task<T> {
     receiver: mpsc::Receiver<Result<T>>,
     abort: AbortHandle,
@@ -304,7 +308,7 @@ impl<T> Task<T> {
         self.receiver.recv().unwrap_or_else(|_| Err(ended()))
     }
 
-    /// Waits for so long at most; whatever comes later is nobody's.
+    /// Waits at most this long; a later result is dropped.
     pub(super) fn wait_at_most(self, time: Duration) {
         let _ = self.receiver.recv_timeout(time);
     }
@@ -316,7 +320,7 @@ impl<T> Drop for Task<T> {
     }
 }
 
-/// Ends tasks that are not waited for any more.
+/// Aborts tasks that are not waited for any more.
 #[derive(Default)]
 struct Aborts(VecDeque<AbortHandle>);
 
@@ -352,7 +356,7 @@ fn ended() -> Error {
     Error::store("continue", "an internal task ended without a result")
 }
 
-/// What was said, as text: the errors that it came from may have secrets in them.
+/// An error as text only: its sources may contain secrets.
 #[derive(Debug)]
 struct Plain(String);
 
@@ -364,15 +368,15 @@ impl fmt::Display for Plain {
 
 impl std::error::Error for Plain {}
 
-/// An error of ours where an [`io::Error`] is wanted.
+/// Wraps an error of ours in an [`io::Error`].
 pub(super) fn as_io(error: Error) -> io::Error {
     io::Error::other(error)
 }
 
-/// How much is read or written by one request.
+/// The number of bytes read or written by one request.
 pub(super) const PART: u64 = 8 * 1024 * 1024;
 
-/// How many requests are under way ahead of a reader.
+/// The number of requests that run ahead of a reader.
 pub(super) const AHEAD: usize = 6;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);

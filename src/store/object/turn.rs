@@ -1,4 +1,4 @@
-//! [`Turn`]: a collection of a store, for those that write meanwhile.
+//! [`Turn`]: a collection of a store, for programs that write meanwhile.
 
 /// The last collection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

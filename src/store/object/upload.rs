@@ -1,6 +1,7 @@
-//! [`Upload`]: an object on its way, in parts, some of them at a time.
+//! [`Upload`]: an object that is being uploaded, several parts at a time.
 //!
-//! What is smaller than a part is one request. Where the store knows no parts (plain HTTP), all of it waits in memory.
+//! An object smaller than a part is one request. If the store has no multipart upload (plain HTTP),
+//! all bytes wait in memory.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -9,11 +10,11 @@ use object_store::{Error as Said, MultipartUpload, ObjectStoreExt, PutPayload, p
 use super::remote::{Remote, Task};
 use crate::{Error, Result};
 
-/// An object that is not whole yet. Dropped unfinished, it leaves nothing.
+/// An incomplete object. Dropped unfinished, it leaves nothing.
 pub(super) struct Upload {
     remote: Arc<Remote>,
     path: Path,
-    /// What is not a part yet.
+    /// The bytes of the next part, which is not full yet.
     buffer: Vec<u8>,
     way: Way,
     length: u64,
@@ -26,27 +27,27 @@ enum Way {
     Parts { upload: Box<dyn MultipartUpload>, sending: VecDeque<Task<()>> },
     /// The store takes no parts: these are kept for one request.
     Kept(Vec<Vec<u8>>),
-    /// It ended, one way or the other.
+    /// The upload is finished or aborted.
     Ended,
 }
 
 impl Upload {
-    /// An object of this path; nothing is asked of the store before there is a part of it.
+    /// Makes an upload to this path; the first request is sent with the first part.
     pub(super) fn new(remote: &Arc<Remote>, path: Path) -> Upload {
         Upload { remote: Arc::clone(remote), path, buffer: Vec::new(), way: Way::Waiting, length: 0 }
     }
 
-    /// How much was written.
+    /// Returns the number of bytes written.
     pub(super) fn length(&self) -> u64 {
         self.length
     }
 
-    /// Whether parts of it are with the store already: then it can only get the path that it was made with.
+    /// Returns true if the store has parts of it already. Then its path cannot change any more.
     pub(super) fn is_sent(&self) -> bool {
         matches!(self.way, Way::Parts { .. })
     }
 
-    /// Takes in bytes. Waits while enough is under way.
+    /// Adds bytes. Waits while enough parts are being sent.
     pub(super) fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
         self.length += bytes.len() as u64;
         while !bytes.is_empty() {
@@ -57,7 +58,7 @@ impl Upload {
             }
             self.buffer.extend_from_slice(now);
             bytes = later;
-            // A part that is full waits for what comes after it: the last one may be all there is.
+            // A full part waits for further bytes, because it may be the only one.
             if self.buffer.len() == PART && !bytes.is_empty() {
                 let part = std::mem::take(&mut self.buffer);
                 self.send(part)?;
@@ -66,7 +67,7 @@ impl Upload {
         Ok(())
     }
 
-    /// Sends a part. When one has failed, all of it is given up: a later one must not close the gap.
+    /// Sends a part. If a part failed, the upload is aborted: a later part must not close the gap.
     fn send(&mut self, part: Vec<u8>) -> Result<()> {
         let sent = self.try_send(part);
         if sent.is_err() {
@@ -119,13 +120,13 @@ impl Upload {
         })
     }
 
-    /// Makes it visible, whole.
+    /// Completes the object.
     pub(super) fn finish(self) -> Result<()> {
         let path = self.path.clone();
         self.finish_as(&path)
     }
 
-    /// Makes it visible, whole, under another path, if nothing [is sent](Upload::is_sent) yet.
+    /// Completes the object under another path, if no part [is sent](Upload::is_sent) yet.
     pub(super) fn finish_as(mut self, path: &Path) -> Result<()> {
         if self.is_sent() {
             let last = std::mem::take(&mut self.buffer);
@@ -157,7 +158,7 @@ impl Upload {
         self.remote.wait(async move {
             let doing = || format!("make {path} of its parts");
             let Err(error) = remote.ask(doing, upload.complete()).await else { return Ok(()) };
-            // The answer may have been lost, and then the second question is answered by "no such upload".
+            // If the first answer was lost, the retry is answered with "no such upload".
             if matches!(remote.head(&path).await, Ok(Some(meta)) if meta.size == length) {
                 return Ok(());
             }
@@ -184,16 +185,16 @@ impl Upload {
     }
 }
 
-/// Bytes as a payload has them.
+/// Converts bytes for a payload.
 fn bytes_of(part: Vec<u8>) -> <object_store::PutPayload as IntoIterator>::Item {
     part.into()
 }
 
-/// How long a part is. S3 takes ten thousand of them.
+/// The size of a part. S3 takes ten thousand parts.
 const PART: usize = 16 * 1024 * 1024;
 
-/// How many parts are under way.
+/// The number of concurrent uploads of parts.
 const SENDING: usize = 4;
 
-/// How long a drop waits for the store to forget what was sent.
+/// The time that a drop waits for the store to abort an upload.
 const GOODBYE: Duration = Duration::from_secs(5);

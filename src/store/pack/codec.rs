@@ -1,5 +1,5 @@
-//! Compression of frames, with zstd. What a context read or wrote last stays in its memory until it
-//! is dropped, so none outlives the batch or the read that it is for.
+//! Compresses frames with zstd. A context keeps its last data in memory until it is dropped, so
+//! each context lives only for one batch or read.
 
 use std::{fmt, io};
 
@@ -12,8 +12,8 @@ use crate::wiped::Wiped;
 pub(super) struct Packer(Option<Compressor<'static>>);
 
 impl Packer {
-    /// Compresses to what begins `at` bytes into `packed`, and tells how long it is, if that is
-    /// `limit` bytes at most.
+    /// Compresses into `packed` from byte `at` on. Returns the length if it is at most `limit`
+    /// bytes.
     pub(super) fn compress(
         &mut self,
         raw: &[u8],
@@ -27,7 +27,7 @@ impl Packer {
         if self.0.is_none() {
             self.0 = Compressor::new(LEVEL).ok();
         }
-        // What does not fit is an error of the compressor's.
+        // If the result does not fit, the compressor returns an error.
         let length = self.0.as_mut()?.compress_to_buffer(raw, &mut packed[at..at + limit]).ok()?;
         (length < raw.len()).then_some(length)
     }

@@ -1,4 +1,4 @@
-//! [`Builder`] and [`Frame`]: some hundred kilobytes of blobs, with a header that says which.
+//! [`Builder`] and [`Frame`]: some hundred kilobytes of blobs, with a header that lists them.
 
 use super::{PackId, bytes_at, codec, number, short};
 use crate::{Digest256, Error, Result, digest::Hasher, wiped::Wiped};
@@ -8,15 +8,15 @@ use crate::{Digest256, Error, Result, digest::Hasher, wiped::Wiped};
 pub(crate) struct Builder {
     entries: Vec<u8>,
     count: u16,
-    /// Room for the header, so that a frame is written in one piece, and the blobs.
+    /// Space for the header, so that a frame is written in one piece, and the blobs.
     raw: Wiped,
-    /// The same, compressed.
+    /// The compressed form of `raw`.
     packed: Wiped,
     packer: codec::Packer,
 }
 
 impl Builder {
-    /// A frame with nothing in it.
+    /// Makes an empty frame.
     pub(crate) fn new() -> Builder {
         Builder {
             entries: Vec::new(),
@@ -27,22 +27,22 @@ impl Builder {
         }
     }
 
-    /// Whether there is nothing in it.
     pub(crate) fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// How many bytes its blobs have.
+    /// Returns the size of its blobs, in bytes.
     fn length(&self) -> usize {
         self.raw.len() - MAX_HEAD
     }
 
-    /// Whether a blob of this length goes into this frame. One into an empty frame does if it is within [`MAX_BLOB`].
+    /// Returns true if a blob of this length fits. An empty frame takes any blob within
+    /// [`MAX_BLOB`].
     pub(crate) fn takes(&self, length: usize) -> bool {
         self.is_empty() || (self.length() + length <= TARGET && self.count < MAX_ENTRIES)
     }
 
-    /// Whether hardly anything goes in any more.
+    /// Returns true if there is hardly any room left.
     pub(crate) fn is_full(&self) -> bool {
         self.length() + 1024 > TARGET || self.count >= MAX_ENTRIES
     }
@@ -52,7 +52,7 @@ impl Builder {
         self.entry(digest, bytes, 0);
     }
 
-    /// Adds bytes under a name. Of several that a name was given, those with the highest stamp count.
+    /// Adds bytes under a name. The bytes with the highest stamp count.
     pub(crate) fn push_named(&mut self, name: &Digest256, stamp: u64, bytes: &[u8]) {
         self.entry(name, bytes, NAMED);
         self.entries.extend_from_slice(&stamp.to_le_bytes());
@@ -68,7 +68,7 @@ impl Builder {
         self.count += 1;
     }
 
-    /// Makes bytes of it, compressed where that helps. What is still to be said is where they will be.
+    /// Encodes the frame, compressed where that helps. Its position is still missing.
     pub(crate) fn seal(&mut self) -> Sealed<'_> {
         let length = self.length();
         let packed =
@@ -81,7 +81,7 @@ impl Builder {
         let head = FIXED + self.entries.len();
         let bytes = &mut all[MAX_HEAD - head..MAX_HEAD + stored];
         bytes[..8].copy_from_slice(&MAGIC);
-        // The pack and the place come between: see `at`.
+        // The pack and the position come between: see `at`.
         bytes[32..34].copy_from_slice(&[if packed.is_some() { ZSTD } else { RAW }, 0]);
         bytes[34..36].copy_from_slice(&self.count.to_le_bytes());
         bytes[36..40].copy_from_slice(&small(length).to_le_bytes());
@@ -91,7 +91,7 @@ impl Builder {
         Sealed { bytes, head }
     }
 
-    /// Empties it, and keeps its memory.
+    /// Empties the frame, and keeps its memory.
     pub(crate) fn clear(&mut self) {
         self.entries.clear();
         self.raw.truncate(MAX_HEAD);
@@ -99,7 +99,7 @@ impl Builder {
     }
 }
 
-/// A frame, as it will be stored.
+/// An encoded frame.
 #[derive(Debug)]
 pub(crate) struct Sealed<'a> {
     bytes: &'a mut [u8],
@@ -107,17 +107,17 @@ pub(crate) struct Sealed<'a> {
 }
 
 impl<'a> Sealed<'a> {
-    /// How long it is, the header included.
+    /// Returns the length of the frame, header included.
     pub(crate) fn length(&self) -> usize {
         self.bytes.len()
     }
 
-    /// How much of that is the header.
+    /// Returns the length of the header.
     pub(crate) fn head(&self) -> usize {
         self.head
     }
 
-    /// All of it, for the place `at` of this pack.
+    /// Completes the frame for position `at` of this pack, and returns all its bytes.
     pub(crate) fn at(self, pack: &PackId, at: u64) -> &'a [u8] {
         self.bytes[8..24].copy_from_slice(&pack.0);
         self.bytes[24..32].copy_from_slice(&at.to_le_bytes());
@@ -127,7 +127,7 @@ impl<'a> Sealed<'a> {
     }
 }
 
-/// A decompressor of frames, and memory for what it gives.
+/// A decompressor of frames, and memory for its results.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
     raw: Wiped,
@@ -135,27 +135,27 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    /// Keeps the memory, and nothing of what is in it.
+    /// Wipes the contents, and keeps the memory.
     pub(crate) fn wipe(&mut self) {
         self.raw.fill(0);
         self.unpacker = codec::Unpacker::default();
     }
 }
 
-/// What the header of a frame says.
+/// The contents of a frame's header.
 #[derive(Debug, Clone)]
 pub(crate) struct Frame {
-    /// The pack that it belongs to.
+    /// The id of its pack.
     pub(crate) pack: PackId,
-    /// Where in the pack it begins.
+    /// Its position in the pack.
     pub(crate) at: u64,
-    /// How long its header is.
+    /// The length of its header.
     pub(crate) head: usize,
-    /// How many bytes follow the header.
+    /// The number of bytes after the header.
     pub(crate) stored: usize,
-    /// How many these are once decompressed.
+    /// The number of those bytes once decompressed.
     pub(crate) raw: usize,
-    /// What they are, one after the other.
+    /// Its entries, one after the other.
     pub(crate) entries: Vec<Entry>,
     compressed: bool,
 }
@@ -165,15 +165,15 @@ pub(crate) struct Frame {
 pub(crate) struct Entry {
     /// Its digest, or its name.
     pub(crate) digest: Digest256,
-    /// Which of both.
+    /// A blob or a named entry.
     pub(crate) kind: Kind,
-    /// Where it begins in the raw bytes.
+    /// Its position in the raw bytes.
     pub(crate) start: usize,
-    /// How long it is.
+    /// Its length.
     pub(crate) length: usize,
 }
 
-/// How an entry is called.
+/// The name by which an entry is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// By its digest.
@@ -182,28 +182,27 @@ pub(crate) enum Kind {
     Named {
         /// Grows with every time that the name is given bytes.
         stamp: u64,
-        /// The digest of the bytes.
+        /// Grows each time that bytes are stored under the name.
         digest: Digest256,
     },
 }
 
 impl Entry {
-    /// Where its bytes are among the raw ones.
+    /// Returns the range of its bytes in the raw bytes.
     pub(super) fn range(&self) -> std::ops::Range<usize> {
         self.start..self.start + self.length
     }
 
-    /// Its bytes among the raw ones, unverified; nothing if they end before.
+    /// Returns its bytes in the raw bytes, unverified; `None` if the raw bytes end before.
     pub(crate) fn among<'a>(&self, raw: &'a [u8]) -> Option<&'a [u8]> {
         raw.get(self.range())
     }
 
-    /// Whether it has a name.
     pub(crate) fn is_named(&self) -> bool {
         matches!(self.kind, Kind::Named { .. })
     }
 
-    /// The digest that its bytes must have.
+    /// Returns the digest that its bytes must have.
     pub(crate) fn content(&self) -> &Digest256 {
         match &self.kind {
             Kind::Blob => &self.digest,
@@ -213,13 +212,13 @@ impl Entry {
 }
 
 impl Frame {
-    /// How many bytes from its start on the header takes, if this can be the start of one. It needs [`FIXED`] bytes.
+    /// Returns the length of the header, if a header can start here. It needs [`FIXED`] bytes.
     pub(super) fn head_of(start: &[u8]) -> Option<usize> {
         let head = (start.len() >= FIXED && start[..8] == MAGIC).then(|| number(start, 44) as usize)?;
         (FIXED..=MAX_HEAD).contains(&head).then_some(head)
     }
 
-    /// Reads a header from the first of these bytes. `None` if that is none, or damaged.
+    /// Parses a header at the start of these bytes. `None` if there is no intact header.
     pub(crate) fn parse(bytes: &[u8]) -> Option<Frame> {
         let header = bytes.get(..Frame::head_of(bytes)?)?;
         if header[48..FIXED] != checksum(header) || header[33] != 0 {
@@ -247,34 +246,34 @@ impl Frame {
         })
     }
 
-    /// Where the next frame begins.
+    /// Returns the position of the next frame.
     pub(crate) fn end(&self) -> u64 {
         self.at + (self.head + self.stored) as u64
     }
 
-    /// Where the bytes of an entry are in the pack; `None` if the frame is compressed as a whole.
+    /// Returns the position of an entry's bytes in the pack; `None` if the frame is compressed.
     pub(crate) fn place(&self, entry: &Entry) -> Option<u64> {
         (!self.compressed).then(|| self.at + (self.head + entry.start) as u64)
     }
 
-    /// The end of the bytes that this entry needs: of the whole frame if it is compressed.
+    /// Returns the end of the bytes that this entry needs: of the whole frame if it is compressed.
     pub(crate) fn end_of(&self, entry: &Entry) -> u64 {
         self.place(entry).map_or(self.end(), |place| place + entry.length as u64)
     }
 
-    /// The index of an entry; `hint` is where it is looked for first.
+    /// Returns the index of an entry; the index `hint` is tried first.
     pub(crate) fn find(&self, digest: &Digest256, named: bool, hint: usize) -> Option<usize> {
         let is = |entry: &Entry| entry.digest == *digest && entry.is_named() == named;
-        // The same name may be there twice: the last one is the newest.
+        // A name may be there twice: the last one is the newest.
         if !named && self.entries.get(hint).is_some_and(is) {
             return Some(hint);
         }
         self.entries.iter().rposition(is)
     }
 
-    /// The raw bytes of the entries, of which nobody has verified anything yet, from the `stored` ones.
+    /// Returns the raw bytes of the entries from the `stored` bytes. They are not verified yet.
     ///
-    /// A frame that was cut short gives what is left of it, as far as it is not compressed.
+    /// A truncated frame returns the rest of its bytes, unless it is compressed.
     pub(crate) fn open<'a>(&self, stored: &'a [u8], scratch: &'a mut Scratch) -> Result<&'a [u8]> {
         if !self.compressed {
             return Ok(&stored[..stored.len().min(self.raw)]);
@@ -291,7 +290,7 @@ impl Frame {
         Ok(&scratch.raw)
     }
 
-    /// The verified bytes of an entry among the raw ones.
+    /// Returns the verified bytes of an entry.
     pub(crate) fn verified<'a>(&self, entry: &Entry, raw: &'a [u8]) -> Result<&'a [u8]> {
         let what = || format!("{} in the frame at {} of pack {:?}", entry.digest, self.at, self.pack);
         let bytes = entry.among(raw).ok_or_else(|| {
@@ -325,7 +324,7 @@ fn entries(mut rest: &[u8], count: usize) -> Option<Vec<Entry>> {
     rest.is_empty().then_some(entries)
 }
 
-/// Over the whole header, with zeros in its own place.
+/// Computes the checksum over the whole header, with zeros in its own place.
 fn checksum(header: &[u8]) -> [u8; 16] {
     let mut hasher = Hasher::new();
     hasher.update(&header[..48]);
@@ -334,31 +333,31 @@ fn checksum(header: &[u8]) -> [u8; 16] {
     short(&hasher.finish())
 }
 
-/// A frame gets no further blob beyond so many raw bytes.
+/// A frame with this many raw bytes takes no further blob.
 ///
-/// Large enough that its header is a hundredth of it and that compression finds what repeats, small enough to be read for
-/// one blob.
+/// It is large enough for a small share of headers and good compression, and small enough to be
+/// read for one blob.
 pub(crate) const TARGET: usize = 256 * 1024;
 
-/// The longest blob that a frame holds, alone then.
+/// The longest blob that a frame holds; such a blob is alone in its frame.
 pub(crate) const MAX_BLOB: usize = 16 * 1024 * 1024;
 
-/// How many entries a frame has at most.
+/// The maximum number of entries in a frame.
 const MAX_ENTRIES: u16 = 1024;
 
-/// How long a header is at most.
+/// The maximum length of a header.
 pub(super) const MAX_HEAD: usize = FIXED + MAX_ENTRIES as usize * (ENTRY + 40);
 
-/// How long a header is without its entries.
+/// The length of a header without its entries.
 pub(super) const FIXED: usize = 64;
 
-/// How long an entry is without what only names have.
+/// The length of an entry without the fields of named entries.
 const ENTRY: usize = 36;
 
-/// The bit in an entry's length that says that it is called by a name.
+/// The bit in an entry's length that marks a named entry.
 const NAMED: u32 = 1 << 31;
 
-/// How every frame begins.
+/// The first bytes of every frame.
 pub(super) const MAGIC: [u8; 8] = *b"\x89CRF\r\n\x1a\n";
 
 const RAW: u8 = 0;

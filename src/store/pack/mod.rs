@@ -1,7 +1,8 @@
-//! Packs: many small blobs in one run of bytes, in frames of some hundred kilobytes that each say what they hold.
+//! Packs: files of many small blobs, in frames of some hundred kilobytes with a header each.
 //!
-//! Nothing here knows where the bytes are kept. [`Builder`] fills a frame and makes bytes of it, [`Frame`] is what its
-//! header says, [`scan`] finds all frames of a pack. `docs/formats.md` has it byte by byte.
+//! This module does not know where the bytes are kept. [`Builder`] fills and encodes a frame,
+//! [`Frame`] is its parsed header, [`scan`] finds all frames of a pack. `docs/formats.md` has the
+//! format byte by byte.
 
 #[cfg_attr(feature = "compression", path = "codec.rs")]
 #[cfg_attr(not(feature = "compression"), path = "no_codec.rs")]
@@ -29,13 +30,13 @@ pub(crate) use self::{
 };
 use crate::{Digest256, digest::Hasher};
 
-/// What a pack is called: sixteen bytes that no other pack has.
+/// The id of a pack: sixteen unique bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct PackId([u8; 16]);
 
 impl PackId {
-    /// A new one. A process that was restored twice exists twice, with equal pids, counts and randomness, but not at
-    /// one time.
+    /// Makes a new id. A process that was restored twice exists twice, with equal pids, counts and
+    /// random numbers, but at different times.
     pub(crate) fn new() -> PackId {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -51,18 +52,18 @@ impl PackId {
         PackId(id)
     }
 
-    /// The first characters of the names of packs that were made at this time.
+    /// Returns the first characters of the names of packs that were made at this time.
     #[cfg(feature = "object-store")]
     pub(crate) fn beginning(time: SystemTime) -> String {
         millis(time).iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// The 32 hexadecimal digits, as a name of a file or an object.
+    /// Returns the 32 hexadecimal digits, as a name of a file or an object.
     pub(crate) fn hex(&self) -> String {
         self.0.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// The id with these digits.
+    /// Parses an id from its digits.
     pub(crate) fn parse(hex: &str) -> Option<PackId> {
         let digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
         if hex.len() != 32 || !hex.bytes().all(digit) {
@@ -84,7 +85,7 @@ impl fmt::Debug for PackId {
     }
 }
 
-/// The first bytes of a pack. Frames follow without gaps.
+/// Makes the first bytes of a pack. Frames follow without gaps.
 pub(crate) fn header(id: &PackId) -> [u8; HEADER] {
     let mut header = [0; HEADER];
     header[..8].copy_from_slice(&MAGIC);
@@ -95,7 +96,7 @@ pub(crate) fn header(id: &PackId) -> [u8; HEADER] {
     header
 }
 
-/// What the first bytes of a pack say.
+/// Parses the first bytes of a pack.
 fn parse_header(header: &[u8; HEADER]) -> Header {
     if header[..8] != MAGIC || header[32..] != short(&Digest256::of(&header[..32])) {
         return Header::Damaged;
@@ -112,15 +113,15 @@ enum Header {
     Damaged,
 }
 
-/// Bytes that can be read at any place.
+/// Bytes with random access.
 pub(crate) trait ReadAt {
-    /// Reads up to a buffer full from `at` on; nothing at the end.
+    /// Reads up to a buffer full from `at` on; 0 bytes at the end.
     fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize>;
 
-    /// How many bytes there are.
+    /// Returns the length in bytes.
     fn length(&self) -> io::Result<u64>;
 
-    /// Reads until the buffer is full or the bytes end, and tells how many came.
+    /// Reads until the buffer is full or the bytes end, and returns the number of bytes.
     fn read_full(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
         let mut filled = 0;
         while filled < buffer.len() {
@@ -148,12 +149,12 @@ impl ReadAt for [u8] {
     }
 }
 
-/// The checksum of headers: the first half of a digest.
+/// Returns the checksum of headers: the first half of a digest.
 fn short(digest: &Digest256) -> [u8; 16] {
     bytes_at(digest.as_bytes(), 0)
 }
 
-/// `N` bytes at a place that is known to be there.
+/// Returns `N` bytes at a position that must exist.
 fn bytes_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     let mut found = [0; N];
     found.copy_from_slice(&bytes[at..at + N]);
@@ -164,9 +165,9 @@ fn number(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes_at(bytes, at))
 }
 
-/// No text begins like this, and nothing that changes line ends leaves it alone.
+/// No text begins like this, and programs that convert line ends damage it visibly.
 const MAGIC: [u8; 8] = *b"\x89CRP\r\n\x1a\n";
 const VERSION: u32 = 1;
 
-/// How long the header of a pack is.
+/// The length of a pack's header.
 pub(crate) const HEADER: usize = 48;

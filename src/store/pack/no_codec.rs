@@ -4,7 +4,7 @@ use std::io;
 
 use crate::wiped::Wiped;
 
-/// Compresses nothing.
+/// A compressor that compresses nothing.
 #[derive(Debug, Default)]
 pub(super) struct Packer {}
 
@@ -20,7 +20,7 @@ impl Packer {
     }
 }
 
-/// Says what is missing.
+/// A decompressor that only reports the missing feature.
 #[derive(Debug, Default)]
 pub(super) struct Unpacker {}
 

@@ -1,9 +1,10 @@
-//! [`run_of`]: what is read at once.
+//! [`run_of`]: groups neighbouring bytes for one read.
 
 use std::ops::Range;
 
-/// How many of the first of these are to be read at once: those in one pack, with gaps of `gap` bytes at most between
-/// them, and `most` bytes in all unless one alone has more. They are in the order of their packs, and in each of their places.
+/// Returns how many of the first items to read at once. They are in one pack, with gaps of at most
+/// `gap` bytes, and span at most `most` bytes unless a single item is longer. Items are sorted by
+/// pack and position.
 pub(crate) fn run_of<T, P: PartialEq>(
     wanted: &[T],
     place: impl Fn(&T) -> (P, Range<u64>),

@@ -1,4 +1,4 @@
-//! [`scan`]: finds the frames of a pack by their headers, past whatever is damaged.
+//! [`scan`]: finds the frames of a pack by their headers, and skips damage.
 
 use std::{io, ops::Range};
 
@@ -9,20 +9,21 @@ use super::{
 };
 use crate::wiped::Wiped;
 
-/// What is at a place of a pack.
+/// The contents at a position of a pack.
 #[derive(Debug)]
 pub(crate) enum Found {
-    /// A frame whose header is whole. What follows the header was not looked at and may be cut short.
+    /// A frame with an intact header. Its data was not checked and may be truncated.
     Frame(Frame),
-    /// Bytes that are no part of any frame whose header is whole.
+    /// Bytes outside of all frames with an intact header.
     Damaged(Range<u64>),
 }
 
-/// Tells everything that is in a pack, from its start to its end, and what the pack is called, if anything is left to tell.
+/// Calls `each` for all contents of a pack, from start to end; returns the id of the pack if one is
+/// readable.
 ///
 /// # Errors
 ///
-/// What reading says; `Unsupported` if a newer version has written the pack.
+/// Errors of reading; `Unsupported` if a newer version has written the pack.
 pub(crate) fn scan(
     source: &(impl ReadAt + ?Sized),
     mut each: impl FnMut(Found),
@@ -65,7 +66,7 @@ pub(crate) fn scan(
     Ok(pack)
 }
 
-/// A piece of the pack in memory. Blobs come with the headers that it is read for.
+/// A piece of the pack in memory. It is read for headers, and blobs come with them.
 struct Window<'a, S: ?Sized> {
     source: &'a S,
     bytes: Wiped,
@@ -73,7 +74,7 @@ struct Window<'a, S: ?Sized> {
 }
 
 impl<S: ReadAt + ?Sized> Window<'_, S> {
-    /// Up to `length` bytes from `at` on.
+    /// Returns up to `length` bytes from `at` on.
     fn have(&mut self, at: u64, length: usize) -> io::Result<&[u8]> {
         let inside = at >= self.at && at + length as u64 <= self.at + self.bytes.len() as u64;
         if !inside {
@@ -86,14 +87,15 @@ impl<S: ReadAt + ?Sized> Window<'_, S> {
         Ok(&self.bytes[start..self.bytes.len().min(start + length)])
     }
 
-    /// The frame that begins here. One of another pack, or of another place, is a copy within somebody's memory.
+    /// Parses the frame at this position. A frame of another pack or position is only a copy within
+    /// the memory of a captured process.
     fn frame(&mut self, at: u64, pack: Option<PackId>) -> io::Result<Option<Frame>> {
         let Some(head) = Frame::head_of(self.have(at, FIXED)?) else { return Ok(None) };
         let frame = Frame::parse(self.have(at, head.min(MAX_HEAD))?);
         Ok(frame.filter(|frame| frame.at == at && pack.is_none_or(|pack| pack == frame.pack)))
     }
 
-    /// Where the next frame could begin, from `at` on; the end if nowhere.
+    /// Returns the next position at or after `at` where a frame could begin, or the end.
     fn search(&mut self, mut at: u64, length: u64) -> io::Result<u64> {
         while at < length {
             let bytes = self.have(at, SEARCH)?;
@@ -110,8 +112,8 @@ impl<S: ReadAt + ?Sized> Window<'_, S> {
     }
 }
 
-/// What is read for a header: enough for one of 64 or 128 entries, and no more than costs nothing.
+/// The number of bytes read for a header: enough for 64 to 128 entries at no extra cost.
 const STEP: usize = 8 * 1024;
 
-/// What is searched at once.
+/// The number of bytes searched at once.
 const SEARCH: usize = 256 * 1024;

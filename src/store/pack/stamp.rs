@@ -1,21 +1,23 @@
-//! [`next_stamp`]: what tells the newest of all bytes that a name was given.
+//! [`next_stamp`]: monotonic versions of named entries.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
     time::{SystemTime, UNIX_EPOCH},
 };
 
-/// A stamp above `newest`, the highest that the name is known to have, and above all that this process has given it. Across
-/// processes the time tells which is newer. There is none above [`LAST`].
+/// Returns a stamp above `newest`, the highest that the name is known to have, and above all stamps
+/// that this process has given it. Between processes the clock decides which is newer. No stamp is
+/// above [`LAST`].
 pub(crate) fn next_stamp(newest: u64) -> u64 {
     static GIVEN: Given = Given::none();
     GIVEN.next(newest)
 }
 
-/// The highest stamps that were given.
+/// The highest stamps that this process has given.
 struct Given {
     likely: AtomicU64,
-    /// Above stamps that no clock can have given: whoever made those up shall not decide over names that have none.
+    /// The last stamp given above forged stamps. Those must not decide over names that have no
+    /// forged stamps.
     others: AtomicU64,
 }
 
@@ -38,10 +40,11 @@ impl Given {
     }
 }
 
-/// The highest stamp there is. What has it can only be replaced where the place decides, not the stamp.
+/// The highest possible stamp. Bytes with this stamp can only be replaced where the location
+/// decides.
 pub(crate) const LAST: u64 = u64::MAX;
 
-/// Clocks are not further apart: ten years in nanoseconds.
+/// The largest expected difference between clocks: ten years in nanoseconds.
 const YEARS: u64 = 10 * 365 * 24 * 3600 * 1_000_000_000;
 
 #[cfg(test)]
@@ -50,7 +53,7 @@ mod tests {
 
     #[test]
     fn a_stamp_is_above_all_before_even_if_clocks_differ() {
-        let given = Given::none(); // not those of this process, in which other tests store names
+        let given = Given::none(); // not the process's own, which other tests use
         let (first, second) = (given.next(0), given.next(0));
         assert!(first < second);
         let ahead = second + (1 << 50);

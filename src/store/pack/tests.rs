@@ -1,8 +1,8 @@
-//! Frames come back as they were, and damage stays where it is.
+//! Tests that frames round-trip, and that damage stays local.
 
 use super::*;
 
-/// A pack of frames, and what is in it.
+/// Makes a pack of frames, and returns its bytes.
 fn pack(frames: &[&[&[u8]]]) -> (PackId, Vec<u8>) {
     let id = PackId::new();
     let mut bytes = header(&id).to_vec();
@@ -25,7 +25,7 @@ fn found(bytes: &[u8]) -> (Vec<Frame>, Vec<std::ops::Range<u64>>) {
     (frames, damaged)
 }
 
-/// The blobs that a scan finds and that are whole.
+/// Returns the intact blobs that a scan finds.
 fn whole(bytes: &[u8]) -> Vec<Digest256> {
     let mut whole = Vec::new();
     for frame in found(bytes).0 {
@@ -80,7 +80,7 @@ fn a_flipped_bit_anywhere_costs_one_frame_at_most() {
         bytes[place] ^= 1 << (place % 8);
         let left = whole(&bytes).len();
         assert!(left >= all - 3, "{left} blobs are left after a flipped bit at {place}");
-        // zstd has bits that mean nothing.
+        // zstd ignores some bits.
         let named = left < all || !found(&bytes).1.is_empty() || cfg!(feature = "compression");
         assert!(named, "nobody noticed the flipped bit at {place}");
     }
@@ -97,7 +97,7 @@ fn a_pack_that_is_cut_short_gives_what_is_left() {
             last = left;
         }
     }
-    // All of the last frame if it is compressed, else its last blob.
+    // The whole last frame if it is compressed, else its last blob.
     assert!(last >= 4, "{last}");
 }
 
