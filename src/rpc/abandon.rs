@@ -1,4 +1,4 @@
-//! What a restore that failed leaves behind of the tree.
+//! Cleans up after a failed restore.
 
 use std::{
     collections::BTreeSet,
@@ -25,24 +25,24 @@ use crate::{
     sys::{self, NoAdoption},
 };
 
-/// The tree that is to be restored as our child. If the restore fails, its root is our zombie; if
-/// it was cut short, the tree may live on, half made: below its root or, where that has ended
-/// already, as orphans.
+/// The tree of a restore as our child. If the restore fails, its root is our zombie. If the restore
+/// was cut short, parts of the tree may live on: below the root, or as orphans once the root has
+/// ended.
 ///
-/// Numbers alone prove nothing: another restore can have got them meanwhile, or any process. So no
-/// two restores of one root run at once; a number must have been free when criu was told to begin,
-/// and criu must not complain that the root's is taken; and what is killed must be unlike an
-/// ordinary process, and be where criu's would be.
+/// Pids alone prove nothing: another restore or any process may have got them meanwhile. So
+/// restores of one root never run at the same time. A pid must have been free when criu was told to
+/// begin, and criu must not report that the root's pid is taken. A process is killed only if it
+/// differs from ordinary processes and its parent is the one that criu's process would have.
 pub(super) struct Offspring {
-    /// The root's number, claimed by us.
+    /// The pid of the root, claimed by us.
     root: Option<i32>,
-    /// The numbers of the others; once criu was told to begin, those that were free then.
+    /// The other pids of the tree; after criu was told to begin, only those that were free then.
     others: Vec<i32>,
-    /// What criu is called, and so its forked tasks at first; `None` if it is not our child.
+    /// criu's process name, which its forks have at first; `None` if criu is not our child.
     name: Option<String>,
-    /// Whether criu was told to begin, while the root's number was free.
+    /// True if criu was told to begin while the pid of the root was free.
     begun: bool,
-    /// The descendants of a root that has ended are init's, and not ours.
+    /// Leaves the descendants of an ended root to init.
     _init_is_heir: Option<NoAdoption>,
 }
 
@@ -53,11 +53,11 @@ fn claimed() -> std::sync::MutexGuard<'static, BTreeSet<i32>> {
     CLAIMED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How long what is left may take to be found and to end.
+/// The time limit for finding and ending the remains of a restore.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Offspring {
-    /// What the images say.
+    /// Reads the pids of the tree from the images.
     ///
     /// # Errors
     ///
@@ -70,8 +70,7 @@ impl Offspring {
             return nobody;
         }
         let pids = open_in(lend.images, "pstree.img").ok().and_then(|file| image::tree_pids(file).ok());
-        // A root with the number 1 is that of a pid namespace: none of these numbers is one of ours
-        // then.
+        // A root with pid 1 is in a pid namespace of its own, so its pids mean nothing here.
         let Some((&root, others)) =
             pids.as_deref().and_then(<[i32]>::split_first).filter(|(root, _)| **root > 1)
         else {
@@ -80,14 +79,14 @@ impl Offspring {
         if !claimed().insert(root) {
             return Err(Error::Criu(Box::new(pid_in_use(root))));
         }
-        // From here on the claim is given back by drop.
+        // From here on, drop releases the claim.
         let others = others.iter().copied().filter(|pid| *pid > 1).collect();
         let name = connection.pid().and_then(name_of);
         let _init_is_heir = Some(NoAdoption::begin());
         Ok(Offspring { root: Some(root), others, name, begun: false, _init_is_heir })
     }
 
-    /// Takes note that criu is about to be told to go on from this event.
+    /// Notes that criu is about to be told to continue after this event.
     pub(super) fn go_on(&mut self, event: &str) {
         if event == "pre-restore" {
             self.begun = self.root.is_some_and(procfs::is_free);
@@ -100,8 +99,8 @@ impl Offspring {
         }
     }
 
-    /// Reaps the root; kills what is left of the tree before, if criu left it to itself by not
-    /// answering. `told` is the root that criu told of, if it came that far.
+    /// Reaps the root. If criu ended without an answer, kills the remains of the tree first. `told`
+    /// is the root that criu reported, if any.
     pub(super) fn clear(self, unanswered: bool, told: Option<i32>, error: &Error) {
         let (Some(root), true) = (self.root, self.begun && self.name.is_some()) else { return };
         if is_our_child(root) && !sys::is_known_child(root) && !is_taken(root, error) {
@@ -117,18 +116,17 @@ impl Offspring {
         }
     }
 
-    /// Kills those whose parent in the tree has ended: they have been inherited, by us or by one
-    /// above us.
+    /// Kills orphans of the tree: this process or one of its ancestors has adopted them.
     fn kill_orphans(&self) {
         let above = procfs::lineage(own());
         let is_orphan = |pid: i32, stat: &procfs::Stat| {
-            // criu itself is called so, too, and is nobody's orphan.
+            // criu itself has this name too, but it is not an orphan.
             let by_name = [1, own()].contains(&stat.parent) && self.is_criu_s(pid);
             let is_made = by_name || has_clocks_of_its_own(pid);
             !stat.is_zombie() && above.contains(&stat.parent) && is_made && !sys::is_known_child(pid)
         };
         let deadline = Instant::now() + PATIENCE;
-        // One that is killed may have been about to make the next.
+        // A killed process may have been forking, so look again until there are no more.
         while self.others.iter().filter(|pid| self.kill_if(**pid, |stat| is_orphan(**pid, stat))).count() > 0
         {
             if Instant::now() >= deadline {
@@ -137,14 +135,14 @@ impl Offspring {
         }
     }
 
-    /// Kills a process with all its descendants, if it is what it should be; whether it was.
+    /// Kills a process with all its descendants if `is_it` accepts it; returns whether it did.
     fn kill_if(&self, pid: i32, is_it: impl FnOnce(&procfs::Stat) -> bool) -> bool {
-        // What is seen from here on is of this process: once it has ended and was reaped, no signal
-        // reaches another.
+        // The pidfd is opened before the check, so the signal cannot reach another process with the
+        // same pid.
         let Ok(pidfd) = sys::pidfd_open(pid) else { return false };
         let is_it = procfs::Stat::of(pid).is_ok_and(|stat| is_it(&stat));
         if is_it {
-            let _ = kill_from(pid, pidfd.as_fd()); // it has ended already, then
+            let _ = kill_from(pid, pidfd.as_fd()); // fails if it has ended already
         }
         is_it
     }
@@ -154,8 +152,8 @@ impl Offspring {
     }
 }
 
-/// Reaps our child; if it lives on although criu says that it failed, some time later: whatever it
-/// is, it leaves no zombie.
+/// Reaps our child. If the child outlives criu's failure, a thread reaps it later, so it never
+/// stays a zombie.
 fn reap(pid: i32) {
     let deadline = Instant::now() + PATIENCE;
     while let Ok(WaitStatus::StillAlive) = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG)) {
@@ -169,7 +167,7 @@ fn reap(pid: i32) {
     }
 }
 
-/// Whether criu found the number taken: then whoever has it is none of criu's.
+/// Returns true if criu found the pid taken: its process is not criu's then.
 fn is_taken(pid: i32, error: &Error) -> bool {
     let line = format!("Can't fork for {pid}: File exists");
     let failure = error.failure();
@@ -177,8 +175,8 @@ fn is_taken(pid: i32, error: &Error) -> bool {
     lines.any(|told| told.contains(&line))
 }
 
-/// Whether the process is in another time namespace than we are, as what criu restores is, so that
-/// its clocks go on.
+/// Returns true if the process is in another time namespace than this one. criu restores trees into
+/// one, so that their clocks go on.
 fn has_clocks_of_its_own(pid: i32) -> bool {
     let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/time")).ok();
     namespace(&pid.to_string()).is_some_and(|its| namespace("self").is_some_and(|ours| its != ours))

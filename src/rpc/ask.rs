@@ -1,4 +1,4 @@
-//! [`Ask`]: a question to criu.
+//! [`Ask`]: a request to criu, with its options and files.
 
 use std::path::Path;
 
@@ -8,14 +8,14 @@ use crate::{
     proto::rpc::{CriuFeatures, CriuOpts},
 };
 
-/// A question, and what belongs to it.
+/// A request, with its options, files and hooks.
 pub(super) struct Ask<'a> {
     pub(super) request: Request,
     pub(super) opts: Option<CriuOpts>,
     /// More options, encoded.
     pub(super) raw: &'a [u8],
     pub(super) features: Option<CriuFeatures>,
-    /// Whether criu is to wait for another question afterwards.
+    /// True if criu is to wait for another request afterwards.
     pub(super) keep_open: bool,
     /// The process to wait for.
     pub(super) child: Option<u32>,
@@ -23,7 +23,7 @@ pub(super) struct Ask<'a> {
     pub(super) hooks: Option<&'a mut dyn Hooks>,
 }
 
-/// The files of a question.
+/// The files of a request.
 pub(super) enum Files<'a> {
     None,
     Lent(Lend<'a>),
@@ -46,5 +46,5 @@ impl Ask<'_> {
     }
 }
 
-/// The log's name where it does not go to criu's standard error.
+/// The name of the log if it goes to a file.
 pub(super) const LOG: &str = "criu.log";

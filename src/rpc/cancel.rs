@@ -49,7 +49,7 @@ impl Cancel {
     /// Cancels every request that was given this token, now or later.
     pub fn cancel(&self) {
         if self.0.cancelled.set(()).is_ok() {
-            let _ = self.0.event.write(1); // it cannot overflow: this happens once
+            let _ = self.0.event.write(1); // cannot overflow: this runs once
         }
     }
 
@@ -60,7 +60,7 @@ impl Cancel {
 }
 
 impl AsFd for Cancel {
-    /// Readable once it is cancelled.
+    /// Returns a descriptor that is readable once the token is cancelled.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.event.as_fd()
     }

@@ -1,4 +1,4 @@
-//! [`Tree`]: the processes of a tree that is to be dumped, and what became of them.
+//! [`Tree`]: the processes of a tree to dump, and their state afterwards.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -11,12 +11,12 @@ use crate::{
     procfs::{self, Stat},
 };
 
-/// The processes of a tree before criu was asked, and the state of each. Empty if the request is
-/// about no tree.
+/// The processes of a tree before the request, and the state of each. Empty if the request has no
+/// tree.
 #[derive(Debug, Default)]
 pub(super) struct Tree(BTreeMap<i32, char>);
 
-/// The state of a tree after a request that failed.
+/// The state of a tree after a failed request.
 #[derive(Debug)]
 pub(super) struct Condition {
     pub(super) target: Target,
@@ -31,8 +31,7 @@ impl Tree {
     }
 
     /// Looks at every process and thread of the tree. After a criu that died (`criu_lost`),
-    /// processes that ended meanwhile count as damage: threads that it was in control of die of
-    /// SIGTRAP.
+    /// processes that ended meanwhile count as damage: SIGTRAP kills threads that criu controlled.
     pub(super) fn condition(&self, root: i32, tracer: Option<Pid>, criu_lost: bool) -> Condition {
         if criu_lost {
             thread::sleep(SETTLING);
@@ -74,15 +73,15 @@ impl Tree {
     }
 }
 
-/// The time that a thread takes to die of code that a killed criu has left in it.
+/// The time until a thread dies of code that a killed criu has left in it.
 const SETTLING: Duration = Duration::from_millis(50);
 
 /// A process, by its threads.
 enum Seen {
     Gone,
-    /// It waits for its parent, after this signal; 0 if it ended by itself.
+    /// A zombie, with the signal that ended it; 0 if it exited.
     Dead(i32),
-    /// One of its threads at least.
+    /// At least one of its threads is traced.
     Traced,
     Stopped,
     Alive,

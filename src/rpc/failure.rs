@@ -1,4 +1,4 @@
-//! Everything that is to be known about a request that failed, gathered.
+//! Collects all facts about a failed request.
 
 use std::{
     fs::File,
@@ -25,14 +25,14 @@ use crate::{
     procfs, proto::rpc::CriuResp,
 };
 
-/// Where a [`Failure`] is made from.
+/// The facts that a [`Failure`] is made from.
 pub(super) struct Gathering<'a, 'ask> {
     pub(super) ask: &'a Ask<'ask>,
     pub(super) last_event: Option<&'a str>,
     pub(super) version: Option<Version>,
     pub(super) answer: Option<&'a CriuResp>,
     pub(super) remains: &'a Remains,
-    /// The tree that was to be dumped, before.
+    /// The state of the tree before its dump.
     pub(super) tree: &'a Tree,
 }
 
@@ -58,21 +58,20 @@ impl Gathering<'_, '_> {
         };
         let Condition { target, findings } = condition;
         let cause = match diagnose::cause(request, errno, lines) {
-            // All that criu says of a process whose first thread alone has ended is that it cannot
-            // detach from it.
+            // If only the main thread has ended, criu's one message is that it cannot detach.
             Cause::NoSuchProcess if self.pid().is_some_and(ended_first_thread_alone) => {
                 Cause::UnsupportedThreads
             }
-            // So it is of one that somebody else traces.
+            // criu reports the same for a process that is traced already.
             Cause::NoSuchProcess if tracer.is_some() => Cause::Untraceable,
-            // Of a root that has ended criu learns nothing, and stumbles over that.
+            // criu finds no data of a root that has ended, and reports an internal error.
             Cause::CriuFault if target == Target::Gone => Cause::DeadRoot,
-            // Of a queue that has no path in any mount criu says the same as of a file of another
-            // mount namespace.
+            // criu reports a message queue without a mounted path like a file of another mount
+            // namespace.
             Cause::FileOutsideMounts if self.pid().is_some_and(preflight::has_message_queue) => {
                 Cause::UnsupportedFile
             }
-            // Without a root folder criu loses its way among the mounts.
+            // Without a root folder criu fails at the mounts.
             Cause::CriuFault if request == Request::Restore && output.telling().any(is_about_mounts) => {
                 Cause::RootFolderNeeded
             }
@@ -84,16 +83,16 @@ impl Gathering<'_, '_> {
             {
                 Cause::CriuKilled
             }
-            // Of the first image that it cannot make criu says that there is none.
+            // criu reports the first image that it cannot create as missing.
             Cause::Unknown if self.pid().is_some() && self.folder_was_deleted() => Cause::FolderNotReachable,
-            // By itself criu does not log that it cannot connect to a page server.
+            // criu does not log that it cannot connect to a page server.
             Cause::Unknown
                 if self.sends_memory_away()
                     && output.telling().chain(message).all(diagnose::only_follows) =>
             {
                 Cause::PageServer
             }
-            // Of an image that is missing criu says that it ends too early.
+            // criu reports a missing image as one that ends too early.
             Cause::DamagedImages | Cause::Unknown if self.image_is_missing() => Cause::NoImages,
             cause => cause,
         };
@@ -114,7 +113,7 @@ impl Gathering<'_, '_> {
         }
     }
 
-    /// The advice, if there is better advice than that of the cause.
+    /// Returns advice that is better than that of the cause, if there is any.
     fn advice(&self, cause: Cause, tracer: Option<Pid>) -> Option<String> {
         match (cause, tracer, self.pid()) {
             (Cause::Untraceable, Some(tracer), Some(root)) => {
@@ -131,7 +130,7 @@ impl Gathering<'_, '_> {
         }
     }
 
-    /// Facts about criu's output: whether it has times, and names with line breaks in it.
+    /// Collects facts about criu's output: whether it has times, and names with line breaks in it.
     fn known(&self, message: Option<&str>, texts: [Option<&str>; 2]) -> diagnose::Known {
         const WITH_TIMES: i32 = 3;
         let level = self.ask.opts.as_ref().and_then(|opts| opts.log_level);
@@ -152,7 +151,7 @@ impl Gathering<'_, '_> {
         known
     }
 
-    /// Whether what we started has ended by itself, without a word of criu's protocol.
+    /// Returns true if the program that we started has exited without a message of criu's protocol.
     fn said_nothing(&self) -> bool {
         let ended = self.remains.exit.is_some_and(|status| status.code().is_some());
         ended && self.version.is_none() && self.answer.is_none() && self.last_event.is_none()
@@ -165,14 +164,14 @@ impl Gathering<'_, '_> {
         sends && server.is_some_and(|server| server.fd.is_none())
     }
 
-    /// The signal that killed criu before it answered, if it was not ours.
+    /// Returns the signal that killed criu before its answer, unless we sent it.
     fn killed_by(&self) -> Option<i32> {
         let ended = self.remains.exit.filter(|_| self.answer.is_none() && !self.remains.by_us);
         ended.and_then(|status| status.signal())
     }
 
-    /// Whether the criu that we started cannot do anything, and says nothing else. It has our
-    /// privileges.
+    /// Returns true if the criu that we started lacks privileges and reports no other error. It has
+    /// our privileges.
     fn lacks_privileges(&self, output: &diagnose::Output, message: Option<&str>) -> bool {
         const SYS_ADMIN: u64 = 1 << 21;
         const CHECKPOINT_RESTORE: u64 = 1 << 40;
@@ -181,8 +180,8 @@ impl Gathering<'_, '_> {
             |line: &str| line.contains("Permission denied") || line.contains("Operation not permitted");
         let mut lines = output.telling().chain(message);
         let says_so = lines.clone().next().is_none() || lines.any(refused);
-        // Of the calling thread, which started criu. What a program that root starts gets is not
-        // out of bounds.
+        // The privileges of the calling thread, which started criu. A program started by root gets
+        // its bounding set.
         let may = |status: procfs::Status| match status.uids[1] {
             0 => status.bounding & SYS_ADMIN != 0,
             _ => status.effective & (SYS_ADMIN | CHECKPOINT_RESTORE) != 0,
@@ -190,7 +189,7 @@ impl Gathering<'_, '_> {
         is_ours && says_so && !procfs::Status::read("/proc/thread-self/status").is_none_or(may)
     }
 
-    /// Whether the first image that this request reads is not there.
+    /// Returns true if the first image that this request reads is missing.
     fn image_is_missing(&self) -> bool {
         let name = match self.ask.request {
             Request::Restore => "inventory.img",
@@ -201,14 +200,14 @@ impl Gathering<'_, '_> {
         open_in(lend.images, name).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     }
 
-    /// Whether the folder for the images is deleted, so that nothing can be made in it any more.
+    /// Returns true if the image folder is deleted, so that no file can be created in it.
     fn folder_was_deleted(&self) -> bool {
         let Files::Lent(lend) = &self.ask.files else { return false };
         fstat(lend.images).is_ok_and(|folder| folder.st_nlink == 0)
     }
 
-    /// The log, where it went to a file. One that nobody has written since we came is of an earlier
-    /// request.
+    /// Reads the log, if it went to a file. A log that was not written since the conversation began
+    /// belongs to an earlier request.
     fn log_file(&self) -> Option<String> {
         let opts = self.ask.opts.as_ref()?;
         let name = opts.log_file.as_deref().unwrap_or(LOG);
@@ -228,14 +227,14 @@ impl Gathering<'_, '_> {
         Some(String::from_utf8_lossy(&text).into_owned())
     }
 
-    /// The root of the tree that was to be dumped.
+    /// Returns the root of the tree to dump.
     fn pid(&self) -> Option<i32> {
         let is_dump = matches!(self.ask.request, Request::Dump | Request::PreDump | Request::SinglePreDump);
         self.ask.opts.as_ref()?.pid.filter(|_| is_dump)
     }
 
-    /// Who traces a process of the tree. A criu that we started has ended by now; one that somebody
-    /// else started may hold the tree for an instant longer, or its like another tree.
+    /// Returns the tracer of a process of the tree, except criu. A criu that we started has ended
+    /// by now. A service may hold this tree a moment longer, and other trees too.
     fn tracer(&self) -> Option<Pid> {
         let is_criu = |pid: &i32| self.remains.criu.is_some_and(|criu| procfs::lineage(*pid).contains(&criu));
         let tracer = preflight::tracers(Pid::from(self.pid()?)).find(|tracer| !is_criu(tracer));
@@ -243,7 +242,7 @@ impl Gathering<'_, '_> {
     }
 }
 
-/// Returns true if a program that such a signal ended has a mistake in it.
+/// Returns true if the signal shows a fault of the program that it ended.
 fn is_a_fault(signal: i32) -> bool {
     matches!(
         signal,
@@ -255,14 +254,14 @@ fn is_about_mounts(line: &str) -> bool {
     line.contains("BUG at criu/mount")
 }
 
-/// A restore that was not begun, because another one in this program is to get the same pid.
+/// Makes the failure of a restore that was not begun, because another restore in this program needs
+/// the same pid.
 pub(super) fn pid_in_use(pid: i32) -> Failure {
     let finding = format!("pid {pid} is being given to another restore in this program");
     Failure::foreseen(Request::Restore, Cause::PidInUse, vec![finding])
 }
 
-/// Opens a file in a folder, and nowhere else. A pipe of that name does not make us wait for its
-/// other end.
+/// Opens a file in a folder, and nowhere else. Opening a pipe does not block.
 pub(super) fn open_in(folder: BorrowedFd<'_>, name: &str) -> io::Result<File> {
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
     let file: OwnedFd = openat(folder, name, flags, Mode::empty())?;

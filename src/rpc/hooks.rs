@@ -78,7 +78,7 @@ impl Hooks for NoHooks {
 pub enum Event<'a> {
     /// Before images are streamed. criu never sends it over RPC.
     PreStream,
-    /// A dump begins; the tree was not touched yet. Refused: the dump fails.
+    /// A dump begins; the tree is still untouched. Refused: the dump fails.
     PreDump,
     /// The tree is frozen, and criu asks which resources are external: push them as
     /// [`external`](crate::DumpOptions::external) would name them. criu 3.19.
@@ -88,8 +88,8 @@ pub enum Event<'a> {
     /// The traffic may flow again. Sent also after a failed dump, even without a
     /// [`NetworkLock`](Event::NetworkLock). A refusal is ignored.
     NetworkUnlock,
-    /// All images are written, save for `stats-dump`, and the tree is still frozen. Refused: the
-    /// tree goes on, even if it was to be killed; the images are good.
+    /// All images but `stats-dump` are written, and the tree is still frozen. Refused: the tree
+    /// continues, even if it was to be killed. The images are good.
     PostDump,
     /// A restore begins; nothing exists yet. Refused: the restore fails, nothing was made.
     PreRestore,
@@ -124,7 +124,7 @@ pub enum Event<'a> {
 }
 
 impl Event<'_> {
-    /// criu's name for the event.
+    /// Returns criu's name for the event.
     pub fn name(&self) -> &str {
         match self {
             Event::PreStream => "pre-stream",
@@ -150,7 +150,7 @@ impl Event<'_> {
         matches!(self, Event::NetworkUnlock | Event::PreResume | Event::PostResume)
     }
 
-    /// The event that criu calls `name`.
+    /// Makes the event that criu calls `name`.
     pub(super) fn named<'a>(
         name: &'a str,
         pid: Option<Pid>,
@@ -177,7 +177,7 @@ impl Event<'_> {
     }
 }
 
-/// Asks the hooks; a panic of theirs is a refusal.
+/// Calls the hooks; a panic counts as a refusal.
 pub(super) fn ask(hooks: &mut dyn Hooks, event: Event<'_>) -> Result<(), BoxError> {
     catch_unwind(AssertUnwindSafe(|| hooks.on(event))).unwrap_or_else(|panic| {
         let text = panic
@@ -189,7 +189,7 @@ pub(super) fn ask(hooks: &mut dyn Hooks, event: Event<'_>) -> Result<(), BoxErro
     })
 }
 
-/// A hook panicked; that was taken for a refusal.
+/// The error for a hook that panicked, which counts as a refusal.
 #[derive(Debug)]
 struct HookPanicked(String);
 

@@ -95,7 +95,7 @@ impl Key {
 }
 
 impl fmt::Display for Key {
-    /// As criu writes it.
+    /// Writes the key as criu does.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Key::Pipe { inode } => write!(f, "pipe:[{inode}]"),

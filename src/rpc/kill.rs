@@ -49,12 +49,11 @@ use crate::{
 /// # Errors
 ///
 /// [`Error::Io`] if a signal may not be sent, or the tree has not ended ten seconds later.
-/// [`Error::Process`] for a number that is none of a process, and for this process and its
-/// ancestors.
+/// [`Error::Process`] for an invalid pid, and for this process and its ancestors.
 pub fn kill_tree(pid: impl Into<Pid>) -> Result<()> {
     let pid = pid.into();
     preflight::check_number(pid)?;
-    // The first process is above all others, even where its number is not seen in their lineage.
+    // Pid 1 is an ancestor of all processes, even if `/proc` does not show their lineage.
     if pid.as_raw() == 1 || procfs::lineage(Pid::own().as_raw()).contains(&pid.as_raw()) {
         return Err(Error::Process { pid, problem: ProcessProblem::Ourselves });
     }
@@ -68,10 +67,10 @@ pub fn kill_tree(pid: impl Into<Pid>) -> Result<()> {
 /// Kills all processes of a session with their descendants, as [`kill_tree`] kills a tree. A
 /// session without processes is fine.
 ///
-/// A session has the number of the process that leads it, or did. It holds processes together that
-/// no tree does any more: `(server &)` in a shell leaves the shell's tree as soon as its parent
-/// ends, and stays in the shell's session. While it lives, the session's number is taken, and a
-/// capture of the shell cannot be revived.
+/// The id of a session is the pid of its first leader. A session connects processes that are no
+/// longer in one tree: `(server &)` in a shell leaves the shell's tree as soon as its parent ends,
+/// and stays in the shell's session. While it lives, the session's id is taken, and a capture of
+/// the shell cannot be revived.
 ///
 /// ```no_run
 /// # let mut shell = std::process::Command::new("setsid").arg("my-shell").spawn()?;
@@ -92,31 +91,30 @@ pub fn kill_session(session: impl Into<Pid>) -> Result<()> {
     }
     kill(Vec::new(), |known| {
         let members = procfs::processes().filter(|pid| !known.contains(pid) && is_in(*pid));
-        // Another process can have taken a number since it was read. One that is in the session is
-        // meant, too.
+        // Another process can have taken a pid since it was read. If it is in the session, it is to
+        // be killed, too.
         members.filter_map(|pid| Member::open(pid, || is_in(pid))).collect()
     })
 }
 
-/// Kills the tree of a root whose pidfd we have.
+/// Kills the tree of a root for which there is a pidfd.
 pub(super) fn kill_from(pid: i32, pidfd: BorrowedFd<'_>) -> Result<()> {
     let pidfd = pidfd.try_clone_to_owned().map_err(Error::io(format!("kill process {pid}")))?;
     kill(vec![Member { pid, pidfd: Some(pidfd) }], |_| Vec::new())
 }
 
-/// How long killed processes may take to end, each.
+/// The time limit for killed processes to end, each.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 struct Member {
     pid: i32,
-    /// `None` if the program has no descriptor left for it: then the number has to do. Its parent
-    /// is stopped, and cannot reap it, so the number stays its own.
+    /// `None` if the program has too many open files. The pid is safe to use then: its stopped
+    /// parent cannot reap it.
     pidfd: Option<OwnedFd>,
 }
 
-/// Kills these and all below them, and what `others` finds once those are stopped, until it finds
-/// no more. It is told what is known. Whatever fails on the way, all are killed; the first failure
-/// is told.
+/// Kills these processes and all their descendants. `others` gets the known pids and finds further
+/// processes, until there are no more. Errors do not stop the killing; the first one is returned.
 fn kill(roots: Vec<Member>, others: impl Fn(&HashSet<i32>) -> Vec<Member>) -> Result<()> {
     let mut known: HashSet<i32> = roots.iter().map(|root| root.pid).collect();
     let mut members = roots;
@@ -127,8 +125,8 @@ fn kill(roots: Vec<Member>, others: impl Fn(&HashSet<i32>) -> Vec<Member>) -> Re
             result = result.and(member.signal(Signal::SIGSTOP, "stop"));
             let is_child = |pid| Stat::of(pid).is_ok_and(|stat| stat.parent == member.pid);
             let children = procfs::children(member.pid).into_iter().filter(|pid| !known.contains(pid));
-            // Another process can have taken the number since it was read. A child of the member
-            // still is one.
+            // Another process can have taken the pid since it was read. A child of the member is
+            // still meant.
             let found: Vec<_> = children.filter_map(|pid| Member::open(pid, || is_child(pid))).collect();
             known.extend(found.iter().map(|member| member.pid));
             members.extend(found);
@@ -152,18 +150,19 @@ fn kill(roots: Vec<Member>, others: impl Fn(&HashSet<i32>) -> Vec<Member>) -> Re
     result
 }
 
-/// This process, as the one that reaps what it kills.
+/// This process as the subreaper of the processes that it kills.
 struct Heir {
     adoption: Adoption,
-    /// Its children before. They are the caller's to reap.
+    /// Its children from before, which the caller reaps.
     children: HashSet<i32>,
-    /// The time at which it became the heir, in the ticks of [`Stat::start`]. A new child that is
-    /// older is an orphan of another tree.
+    /// The time at which it became a subreaper, in the ticks of [`Stat::start`]. A new child that
+    /// is older is an orphan of another tree.
     since: u64,
 }
 
 impl Heir {
-    /// `None` where orphans of the tree go to others, or the kernel refuses.
+    /// Becomes the subreaper; `None` if orphans of the tree go to another process, or the kernel
+    /// refuses.
     fn of(members: &[Member]) -> Option<Heir> {
         let own = Pid::own().as_raw();
         let mut known = HashSet::new();
@@ -185,7 +184,7 @@ impl Heir {
         let session = Stat::of(own).map_or(0, |stat| stat.session);
         let is_orphan = |pid: i32| {
             let Ok(stat) = Stat::of(pid) else { return false };
-            // What this program started is in its session, or leads one.
+            // A child that this program started is in its session, or leads one.
             let is_ours = stat.start >= since && [session, pid].contains(&stat.session);
             stat.parent == own && !is_ours
         };
@@ -196,8 +195,8 @@ impl Heir {
     }
 }
 
-/// Returns true if the process has this ancestor. Those in `known`, which are found to have not,
-/// are not looked at again.
+/// Returns true if the process has this ancestor. Processes in `known` were checked before, and are
+/// skipped.
 fn descends_from(pid: i32, ancestor: i32, known: &mut HashSet<i32>) -> bool {
     let mut next = pid;
     while next > 0 && known.insert(next) {
@@ -210,8 +209,7 @@ fn descends_from(pid: i32, ancestor: i32, known: &mut HashSet<i32>) -> bool {
 }
 
 impl Member {
-    /// The process of this number, if it is the one that is meant once it cannot become another any
-    /// more.
+    /// Opens the process and then checks that it is still the intended one.
     fn open(pid: i32, is_it: impl FnOnce() -> bool) -> Option<Member> {
         let pidfd = match sys::pidfd_open(pid) {
             Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => return None,
@@ -220,17 +218,17 @@ impl Member {
         is_it().then_some(Member { pid, pidfd })
     }
 
-    /// Reaps it, if it has ended and is our child.
+    /// Reaps the process, if it has ended and is our child.
     fn reap(&self) {
         let _ = match &self.pidfd {
             Some(pidfd) => sys::reap(pidfd.as_fd()).map(drop),
             None => waitpid(nix::unistd::Pid::from_raw(self.pid), Some(WaitPidFlag::WNOHANG))
                 .map(drop)
                 .map_err(io::Error::from),
-        }; // it is another's to reap, then
+        }; // fails if another process reaps it
     }
 
-    /// Sends a signal; a process that has ended needs none.
+    /// Sends a signal; a process that has ended needs no signal.
     fn signal(&self, signal: Signal, verb: &str) -> Result<()> {
         let sent = match &self.pidfd {
             Some(pidfd) => sys::pidfd_signal(pidfd, signal),
@@ -278,7 +276,8 @@ mod tests {
 
     #[test]
     fn orphans_of_another_tree_are_reaped_when_they_end() {
-        // Both start a process: at once, and when they hear of the adoption. The second is in another session.
+        // Both lines start a process: at once, and after the adoption. The second process is in
+        // another session.
         let script = "sleep 1 >/dev/null & echo $!; read line; sleep 1 >/dev/null & echo $!; read line";
         let session = format!("setsid sh -c '{script}'; :");
         let mut shells = [script, &session].map(|script| {
@@ -294,14 +293,14 @@ mod tests {
             line.trim().parse().unwrap()
         };
         let mut orphans: Vec<_> = shells.iter_mut().map(|(_, lines)| hear(lines)).collect();
-        thread::sleep(Duration::from_millis(50)); // some ticks
+        thread::sleep(Duration::from_millis(50)); // some ticks of the clock
 
         let member = Member::open(i32::try_from(shells[0].0.id()).unwrap(), || true).unwrap();
         let heir = Heir::of(&[member]).unwrap();
         let (in_session, lines) = &mut shells[1];
         writeln!(in_session.stdin.as_ref().unwrap()).unwrap();
         orphans.push(hear(lines));
-        // Not an orphan: it is ours to reap.
+        // A child of our own, not an orphan.
         let mut own = Command::new("true").spawn().unwrap();
         for (shell, _) in &mut shells {
             drop(shell.stdin.take());
@@ -318,7 +317,7 @@ mod tests {
         }
         assert!(own.wait().unwrap().success());
 
-        // Here, because other tests would notice.
+        // Tested here, because it would disturb other tests.
         let bar = sys::NoAdoption::begin();
         assert_eq!(Adoption::begin().unwrap_err().kind(), io::ErrorKind::WouldBlock);
         drop(bar);

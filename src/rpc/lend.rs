@@ -116,10 +116,10 @@ impl<'a> Lend<'a> {
         Ok(())
     }
 
-    /// Names the files in `opts`, and returns those that criu must inherit; `first` is the number
-    /// that the first of them will have there.
+    /// Names the files in `opts`, and returns those that criu must inherit. The first of them gets
+    /// the descriptor `first`.
     pub(super) fn describe(&self, opts: &mut CriuOpts, first: i32) -> Vec<BorrowedFd<'a>> {
-        // criu opens these two through our entry in /proc, by our number.
+        // criu opens these two through our entry in /proc, by our descriptor numbers.
         opts.images_dir_fd = self.images.as_raw_fd();
         opts.work_dir_fd = self.work.map(|folder| folder.as_raw_fd());
         for (fd, (key, _)) in (first..).zip(&self.inherit) {

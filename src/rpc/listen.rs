@@ -1,17 +1,17 @@
-//! The address at which criu serves memory: never wider than the caller said.
+//! The address at which criu serves memory: never wider than the caller named.
 //!
-//! A request can give the address to a criu that sends memory, and to a page server that receives
-//! it. A criu that serves memory (`lazy_pages`) takes only the port from the request, and would
-//! listen on all addresses.
+//! A request can carry the address for a criu that sends memory, and for a page server. A criu that
+//! serves memory (`lazy_pages`) takes only the port from the request, and would listen on all
+//! addresses.
 
 use super::ask::{Ask, Files};
 use crate::{Error, Request, Result};
 
-/// The address that criu must be started with (`--address`), because the request cannot tell it.
+/// Returns the address for criu's argument `--address`, if the request cannot carry it.
 ///
 /// # Errors
 ///
-/// [`Error::Options`] if criu would listen on all addresses unasked. `ours` is whether criu is
+/// [`Error::Options`] if criu would listen on all addresses unasked. `ours` is true if criu is
 /// started here.
 pub(super) fn address(ask: &Ask<'_>, ours: bool) -> Result<Option<String>> {
     let serves = matches!(ask.request, Request::Dump | Request::PageServer | Request::PageServerChild);

@@ -3,8 +3,8 @@
 //! It is for callers that know criu. [`ProcsCapture`](crate::ProcsCapture) and
 //! [`ProcsRestore`](crate::ProcsRestore) find the right options by themselves.
 
-// `session` knows the protocol and no socket, `transport` knows the socket and no protocol, and
-// `talk` brings the two together.
+// `session` knows the protocol but no socket, `transport` knows the socket but no protocol, and
+// `talk` connects the two.
 
 mod abandon;
 mod ask;
@@ -104,7 +104,7 @@ impl Default for Reach {
 }
 
 impl Criu {
-    /// The release of the criu that answered last, without a request.
+    /// Returns the release of the criu that answered last, without a request.
     pub(crate) fn told(&self) -> Option<Version> {
         self.told.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -247,8 +247,7 @@ impl Criu {
     ///
     /// [`Error::Criu`], whose [`Failure`](crate::Failure) says what is missing.
     pub fn check(&self) -> Result<()> {
-        // Before 4.2 criu insists on a folder, and would write a log into it if it were not for
-        // log_to_stderr.
+        // Before 4.2 criu needs a folder, and writes a log into it without log_to_stderr.
         let root = File::open("/").map_err(Error::io("open /"))?;
         let opts = CriuOpts { log_to_stderr: Some(true), ..options() };
         self.talk(Ask {

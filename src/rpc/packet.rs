@@ -1,7 +1,7 @@
-//! One message, one packet, maybe a file.
+//! Sends and receives messages: each is one packet, maybe with files.
 //!
 //! criu's socket keeps packets apart, so a message needs no frame. Every packet is measured before
-//! it is read, and read with room for descriptors, so that nothing is cut off and no descriptor is
+//! it is read, and read with room for descriptors. So no data is truncated and no descriptor is
 //! lost.
 
 use std::{
@@ -20,22 +20,22 @@ use prost::{
 
 use crate::{proto::rpc::CriuReq, sys};
 
-/// What was read from the socket.
+/// The result of reading from the socket.
 #[derive(Debug)]
 pub(super) enum Packet {
     /// A message, and the descriptors that came with it.
     Message(Vec<u8>, Vec<OwnedFd>),
-    /// The other side is gone. An empty packet means the same to criu, and so it does here.
+    /// The other side is gone. criu takes an empty packet for the same.
     HungUp,
-    /// A packet of more bytes than any answer of criu's has. It was thrown away.
+    /// A packet larger than any answer of criu's. It was dropped.
     TooLarge(usize),
 }
 
-/// The largest answer we read, in bytes. criu's own are a little over a kibibyte at most, and with
-/// the socket buffer that it gets by default it could send 200 KiB.
+/// The largest answer that is read, in bytes. criu's answers have at most a little over a kibibyte,
+/// and its default socket buffer allows 200 KiB.
 const CEILING: usize = 256 << 10;
 
-/// The packet of a message, whose options have some more fields, encoded already.
+/// Encodes a message, and appends encoded fields to its options.
 pub(super) fn encode(mut message: CriuReq, more_options: &[u8]) -> Vec<u8> {
     const OPTS: u32 = 2;
     let Some(opts) = message.opts.take_if(|_| !more_options.is_empty()) else {
@@ -49,8 +49,8 @@ pub(super) fn encode(mut message: CriuReq, more_options: &[u8]) -> Vec<u8> {
     packet
 }
 
-/// Sends one packet, without waiting: [`io::ErrorKind::WouldBlock`] if there is no room for it, and
-/// [`io::ErrorKind::BrokenPipe`] when criu is gone.
+/// Sends one packet without blocking: [`io::ErrorKind::WouldBlock`] if there is no room for it,
+/// [`io::ErrorKind::BrokenPipe`] if criu is gone.
 pub(super) fn send(socket: BorrowedFd<'_>, packet: &[u8]) -> io::Result<()> {
     loop {
         match send_packet(socket.as_raw_fd(), packet, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT) {
@@ -62,7 +62,7 @@ pub(super) fn send(socket: BorrowedFd<'_>, packet: &[u8]) -> io::Result<()> {
     }
 }
 
-/// Receives one packet, waiting for it.
+/// Receives one packet, and waits for it.
 pub(super) fn receive(socket: BorrowedFd<'_>) -> io::Result<Packet> {
     let size = match retry(|| sys::next_packet_size(socket)) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionReset => 0,

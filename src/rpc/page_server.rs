@@ -34,7 +34,7 @@ use crate::{
 pub struct PageServer {
     talk: Option<Talk>,
     pid: i32,
-    /// `None` if the pid may be that of another process here.
+    /// `None` if the pid may mean another process here.
     pidfd: Option<OwnedFd>,
     port: Option<u16>,
     told: Told,
@@ -110,11 +110,11 @@ impl PageServer {
             let problem = format!("process {} is not seen to descend from its criu", self.pid);
             return Err(Error::Options { option: "PageServer::stop", problem });
         };
-        let _ = sys::pidfd_signal(pidfd, Signal::SIGKILL); // it has ended already, then
+        let _ = sys::pidfd_signal(pidfd, Signal::SIGKILL); // fails if it has ended already
         self.reap().map(|end| end.status)
     }
 
-    /// Asks criu, its parent, for its exit status.
+    /// Asks criu, the server's parent, for its exit status.
     fn reap(&mut self) -> Result<End> {
         let mut talk = self.talk.take().expect("because only this takes it, once");
         let child = u32::try_from(self.pid).ok();
@@ -133,7 +133,7 @@ impl PageServer {
         lend.work = self.told.work.as_ref().map(AsFd::as_fd);
         let opts = self.told.opts.clone();
         let ask = Ask { opts, files: Files::Lent(lend), ..Ask::new(Request::WaitPid) };
-        // A page server that a signal killed is judged like a criu that did not answer.
+        // A page server that a signal killed counts as a criu that did not answer.
         let answer = Some(&answer).filter(|_| status.signal().is_none());
         let remains = Remains { exit: Some(status), ..remains };
         let tree = Tree::default();
@@ -152,7 +152,7 @@ struct End {
 impl Drop for PageServer {
     fn drop(&mut self) {
         if let Some(pidfd) = &self.pidfd {
-            let _ = sys::pidfd_signal(pidfd, Signal::SIGKILL); // it has ended already, then
+            let _ = sys::pidfd_signal(pidfd, Signal::SIGKILL); // fails if it has ended already
         }
     }
 }

@@ -118,7 +118,7 @@ const ADD: u32 = 6;
 const CLOSE: u32 = 0x1023;
 const FORCE_CLOSE: u32 = 0x1024;
 
-/// The header before 4.2, and since.
+/// The length of a header before 4.2, and of one since.
 const SHORT: usize = 24;
 const LONG: usize = 32;
 
@@ -128,7 +128,7 @@ impl Receiver<'_> {
             let Some(header) = self.header()? else { return Ok(PageStream::CutShort) };
             let whole = match header.command {
                 CLOSE | FORCE_CLOSE => {
-                    // criu says nothing more before it is answered.
+                    // criu sends nothing more until it is answered.
                     check_nothing_left(self.socket)?;
                     sink.close()?;
                     return Ok(match self.answer(&0_i32.to_ne_bytes())? {
@@ -137,7 +137,7 @@ impl Receiver<'_> {
                     });
                 }
                 command => match command & 0xffff {
-                    // The answers: whether what came before is here.
+                    // The answer is whether memory of the previous dump is here.
                     OPEN => {
                         let owner = owner(header.owner)?;
                         let parent = sink.has_parent(owner);
@@ -168,7 +168,7 @@ impl Receiver<'_> {
 
     /// Hands a run over; returns `false` if criu closed the stream within it.
     fn take(&self, header: &Header, flags: u32, sink: &mut dyn PageSink) -> Result<bool> {
-        // Pages that no header announced would be read as one.
+        // Without this check, unannounced pages would be parsed as a header.
         if self.owner != Some(header.owner) {
             return Err(corrupt(format!("pages of the owner {:#x}, which is not open", header.owner)));
         }
@@ -179,7 +179,7 @@ impl Receiver<'_> {
         match taken {
             Ok(()) if left > 0 => Err(corrupt(format!("{left} bytes of memory that the sink did not read"))),
             Ok(()) => Ok(true),
-            // The sink heard it first.
+            // The sink met the end of the stream first.
             Err(Error::Io { source, .. }) if left > 0 && source.kind() == ErrorKind::UnexpectedEof => {
                 Ok(false)
             }
@@ -198,7 +198,7 @@ impl Receiver<'_> {
         }
     }
 
-    /// The next header; `None` if criu has gone.
+    /// Reads the next header; `None` if criu has closed the stream.
     fn header(&mut self) -> Result<Option<Header>> {
         let mut bytes = [0; LONG];
         let known = if self.long == Some(true) { LONG } else { SHORT };
@@ -207,15 +207,15 @@ impl Receiver<'_> {
         }
         let long = match self.long {
             Some(long) => long,
-            // Of the first message, which opens an owner or asks about one, the short form ends
-            // with the owner, which is not 0; in the long form an address of 0 stands there.
+            // The first message opens an owner or asks about one. The short form ends with the
+            // owner, which is not 0. In the long form these bytes are an address of 0.
             None => {
                 let closes = bytes[1..4] == FORCE_CLOSE.to_ne_bytes()[1..4];
                 let long = bytes[16..SHORT] == [0; 8];
                 if long && closes {
-                    // A dump that fails early closes at once, and in both lengths of a header these
-                    // bytes are zeros. criu sends a header as a whole, so the rest of a long one is
-                    // there by now.
+                    // A dump that fails early closes at once, and these bytes are zeros in both
+                    // forms. criu sends a header at once, so the rest of a long header is here by
+                    // now.
                     let _ = recv(self.socket.as_raw_fd(), &mut bytes[SHORT..], MsgFlags::MSG_DONTWAIT);
                 } else if long && !self.fill(&mut bytes[SHORT..])? {
                     return Ok(None);
@@ -263,7 +263,7 @@ pub(crate) fn check_nothing_left(socket: &UnixStream) -> Result<()> {
 fn owner(number: u64) -> Result<PageOwner> {
     let who = number >> 8;
     match number & 0xff {
-        // The others are what older releases sent by accident, and meant.
+        // criu's older releases sent the other values by accident, with the same meaning.
         1 | 10 | 11 | 16 | 17 => {
             let pid = u32::try_from(who).map_err(|_| corrupt(format!("memory of the process {who}")))?;
             Ok(PageOwner::Task(pid))
@@ -277,20 +277,20 @@ fn corrupt(problem: String) -> Error {
     Error::corrupt("criu's stream of memory", problem)
 }
 
-/// Makes a pair of sockets for a stream of memory: ours, and the one to lend. The latter has a
-/// large buffer, so that criu waits for us less often.
+/// Makes a pair of sockets for a stream of memory: ours, and the one to lend. The lent socket has a
+/// large buffer, so that criu waits less often.
 pub(crate) fn page_sockets() -> io::Result<(UnixStream, UnixStream)> {
     use nix::sys::socket::{setsockopt, sockopt};
 
     let (ours, theirs) = UnixStream::pair()?;
     if setsockopt(&theirs, sockopt::SndBufForce, &SEND_BUFFER).is_err() {
-        let _ = setsockopt(&theirs, sockopt::SndBuf, &SEND_BUFFER); // as much as we are allowed
+        let _ = setsockopt(&theirs, sockopt::SndBuf, &SEND_BUFFER); // up to the system's limit
     }
     Ok((ours, theirs))
 }
 
-/// The buffer's size. It halves the frozen time, against the default of some 200 KiB. More gains
-/// nothing.
+/// The size of the buffer. It halves the frozen time, compared with the default of some 200 KiB. A
+/// larger buffer gains nothing.
 const SEND_BUFFER: usize = 4 << 20;
 
 #[cfg(test)]
@@ -299,7 +299,7 @@ mod tests {
 
     use super::*;
 
-    /// A sink that has the memory of some owners.
+    /// A sink that has memory of some owners from the previous dump.
     #[derive(Default)]
     struct Sink {
         known: Vec<PageOwner>,
@@ -329,7 +329,7 @@ mod tests {
         }
     }
 
-    /// A header of either length.
+    /// Makes a header of either length.
     fn header(long: bool, command: u32, pages: u64, address: u64, owner: u64) -> Vec<u8> {
         let mut bytes = command.to_ne_bytes().to_vec();
         match long {
@@ -340,17 +340,18 @@ mod tests {
         bytes
     }
 
-    /// What comes of a stream: how it ended, and all answers to it.
+    /// Receives a stream; returns its result and all answers to it.
     fn receive(sink: &mut Sink, stream: &[u8]) -> (Result<PageStream>, Vec<u8>) {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         thread::scope(|scope| {
             let mut reader = theirs.try_clone().unwrap();
             let answers = scope.spawn(move || {
                 let mut answers = Vec::new();
-                let _ = reader.read_to_end(&mut answers); // what was not read when it was closed is reset
+                // The receiver may close with unread bytes, which resets the connection.
+                let _ = reader.read_to_end(&mut answers);
                 answers
             });
-            let _ = theirs.write_all(stream); // the receiver may have had enough
+            let _ = theirs.write_all(stream); // the receiver may have closed the stream
             theirs.shutdown(Shutdown::Write).unwrap();
             let received = receive_pages(&ours, sink);
             drop(ours);
@@ -398,7 +399,7 @@ mod tests {
         for long in [true, false] {
             assert_eq!(receive(&mut Sink::default(), &pages(long, &[])).0.unwrap(), PageStream::Whole);
             let forged = [
-                // What is left over looks like nothing, like pages of another owner, or like the
+                // The remaining bytes look like garbage, like pages of another owner, or like the
                 // end.
                 vec![7; 4096],
                 vec![0; 4096],

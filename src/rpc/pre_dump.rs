@@ -77,7 +77,7 @@ impl PreDumps {
         Ok(Dumped { version, interrupted: Vec::new() })
     }
 
-    /// The first request starts criu; later ones lend files to the same criu.
+    /// Sends a request. The first one starts criu; later ones lend files to the same criu.
     fn ask(&mut self, mut ask: Ask<'_>) -> Result<()> {
         let talk = match self.talk.take() {
             None => {

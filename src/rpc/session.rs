@@ -1,4 +1,4 @@
-//! One request's life, without a socket: what an answer means, and what is to be said next.
+//! One request's conversation, without a socket: the meaning of answers, and the next message.
 
 use prost::Message;
 
@@ -11,16 +11,16 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Session {
     request: Request,
-    /// criu's name of the last event it told of.
+    /// criu's name of the last event.
     pub(super) last_event: Option<String>,
 }
 
-/// What criu wants of us.
+/// The next message from criu.
 #[derive(Debug, PartialEq)]
 pub(super) enum Step {
-    /// It told of an event, and waits for an answer.
+    /// criu reports an event, and waits for an answer.
     Notified { name: String, pid: Option<Pid> },
-    /// It is done; this is the answer, good or bad.
+    /// criu has finished; this is its answer, success or failure.
     Done(Box<CriuResp>),
 }
 
@@ -29,12 +29,12 @@ impl Session {
         Session { request, last_event: None }
     }
 
-    /// The message that opens the conversation.
+    /// Makes the message that opens the conversation.
     pub(super) fn open(&self, opts: Option<CriuOpts>) -> CriuReq {
         CriuReq { r#type: wire(self.request).into(), opts, ..CriuReq::default() }
     }
 
-    /// Understands one packet of criu's.
+    /// Parses one packet of criu's.
     pub(super) fn hear(&mut self, packet: &[u8]) -> Result<Step> {
         let answer = CriuResp::decode(packet)
             .map_err(|error| self.protocol(format!("{} bytes that are no message: {error}", packet.len())))?;
@@ -57,7 +57,7 @@ impl Session {
         Ok(Step::Notified { name, pid: notify.pid.map(Pid::from) })
     }
 
-    /// The answer to an event. `external` are resources to add, which only `query-ext-files` may.
+    /// Makes the answer to an event. `external` are resources to add, for `query-ext-files` only.
     pub(super) fn acknowledge(&self, go_on: bool, external: Vec<String>) -> CriuReq {
         let opts = (!external.is_empty()).then(|| CriuOpts { external, ..options() });
         CriuReq {
@@ -73,7 +73,7 @@ impl Session {
     }
 }
 
-/// Options that say nothing; criu insists on this one field.
+/// Makes empty options; criu requires this one field.
 pub(super) fn options() -> CriuOpts {
     CriuOpts { images_dir_fd: -1, ..CriuOpts::default() }
 }

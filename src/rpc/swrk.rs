@@ -1,4 +1,4 @@
-//! `criu swrk`: finding the binary, and starting it.
+//! Finds the criu binary, and starts it as `criu swrk`.
 
 use std::{
     env,
@@ -19,58 +19,58 @@ use crate::{
     sys::{self, Child, Place, Spawn},
 };
 
-/// The number of the socket in criu: the first after the standard streams.
+/// The descriptor of the socket in criu: the first after the standard streams.
 const SOCKET: i32 = 3;
-/// The number of the first lent file in criu.
+/// The descriptor of the first lent file in criu.
 pub(super) const FIRST_LENT: i32 = SOCKET + 1;
 
-/// How criu is called.
+/// The command line and environment of criu.
 pub(super) struct Command<'a> {
     pub(super) program: &'a Path,
     pub(super) arguments: &'a [OsString],
     pub(super) variables: &'a [(OsString, OsString)],
 }
 
-/// The separation of criu from signals that are meant for the caller. A criu that such a signal
-/// ends in the middle of a dump takes threads of the tree with it.
+/// Protects criu from signals that are meant for the caller. A criu that a signal ends during a
+/// dump takes threads of the tree with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Apart {
     place: Place,
     ignores: &'static [i32],
-    /// True if criu is started by a thread that lasts, because a revived tree is to be its child.
+    /// True if a long-lived thread must start criu, because a revived tree is to be its child.
     lasting: bool,
 }
 
 impl Apart {
-    /// Not at all: for a criu that becomes a program of the caller's.
+    /// No separation, for a criu that becomes a program of the caller's.
     pub(super) const NOT: Apart = Apart { place: Place::OurGroup, ignores: &[], lasting: false };
     /// A session of its own.
     pub(super) const SESSION: Apart =
         Apart { place: Place::OwnSession, ignores: sys::TO_END_PROGRAMS, lasting: false };
-    /// The same for a server, which is ended by a signal when it is not needed any more.
+    /// The same for a server, which a signal must be able to end.
     pub(super) const SERVER: Apart =
         Apart { place: Place::OwnSession, ignores: sys::OF_A_TERMINAL, lasting: false };
-    /// As a child of init.
+    /// A child of init.
     pub(super) const DETACHED: Apart =
         Apart { place: Place::Detached, ignores: sys::TO_END_PROGRAMS, lasting: false };
 
-    /// For a restore of the tree with this root. criu restores a root that leads no session into
-    /// its own session, and one that leads no process group into its own group: those are to be the
-    /// caller's, who has the terminal.
+    /// The separation for a restore of the tree with this root. criu restores a root without its
+    /// own session or process group into criu's. So criu stays in the caller's, which has the
+    /// terminal.
     pub(super) fn to_restore(root: Option<&PstreeEntry>) -> Apart {
         let place = match root {
             Some(root) if root.sid == root.pid => Place::OwnSession,
             Some(root) if root.pgid == root.pid => Place::OwnGroup,
             Some(_) | None => Place::OurGroup,
         };
-        // criu ends a helper that makes control groups by SIGTERM and waits for it, so that must
-        // not be ignored. criu itself blocks it once it restores.
+        // criu ends a helper for control groups by SIGTERM and waits for it, so SIGTERM must not be
+        // ignored. criu blocks it by itself during a restore.
         Apart { place, ignores: sys::OF_A_TERMINAL, lasting: true }
     }
 }
 
 impl Command<'_> {
-    /// Starts it with these files; `None` if it is detached, because it is not our child then.
+    /// Starts criu with these files; `None` if it is detached, because it is not our child then.
     pub(super) fn spawn(
         &self,
         terminal: Option<BorrowedFd<'_>>,
@@ -98,8 +98,8 @@ impl Command<'_> {
         sys::spawn(spawn).map_err(Error::io(format!("start {}", self.program.display())))
     }
 
-    /// Ours, without what changes criu's behaviour, and with a PATH in which criu finds `ip` and
-    /// `iptables`.
+    /// Returns our environment, without variables that change criu's behaviour, and with a PATH in
+    /// which criu finds `ip` and `iptables`.
     fn environment(&self) -> Result<Vec<CString>> {
         for (name, _) in self.variables {
             if name.is_empty() || name.as_bytes().contains(&b'=') {
@@ -136,12 +136,12 @@ fn c_string(option: &'static str, text: &OsStr) -> Result<CString> {
         .map_err(|_| Error::Options { option, problem: format!("{text:?} contains a zero byte") })
 }
 
-/// Where criu and its tools are on systems whose users have no `sbin` in their PATH.
+/// Folders of criu and its tools, for users with no `sbin` in their PATH.
 const SYSTEM_FOLDERS: [&str; 6] =
     ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
-/// The criu to start: the one that the caller named, or the first in PATH and the system's folders.
-/// A name without a slash is searched for as well.
+/// Finds the criu to start: the one that the caller named, or the first in PATH and the system's
+/// folders. A name without a slash is searched for, too.
 pub(super) fn find(named: Option<&Path>) -> Result<PathBuf> {
     let name = named.unwrap_or(Path::new("criu"));
     let mut searched = Vec::new();
@@ -165,7 +165,7 @@ pub(super) fn find(named: Option<&Path>) -> Result<PathBuf> {
     }
 }
 
-/// Why this cannot be started, if it cannot.
+/// Returns the reason why this cannot be started, if there is one.
 fn why_no_program(path: &Path) -> Option<String> {
     let problem = match path.metadata() {
         Err(_) => "does not exist",

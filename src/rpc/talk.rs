@@ -28,24 +28,23 @@ use crate::{
     proto::rpc::{CriuFeatures, CriuOpts, CriuReq, CriuResp},
 };
 
-/// The first release that logs to its standard error if told so, and takes a folder of images by
-/// path.
+/// The first release that can log to its standard error, and takes the image folder by path.
 const LOGS_TO_STDERR: Version = Version::new(3, 19, 0);
 /// The first release that takes any path.
 const TAKES_PATHS: Version = Version::new(4, 2, 0);
-/// How long a request that was made to fail may take to put things right.
+/// The time limit for criu to undo a request that was made to fail.
 const GRACE: Duration = Duration::from_secs(20);
-/// The same for a restore. All that there is of the tree then is criu's own work, which may be
-/// killed; and with images that are cut short criu waits for ever.
+/// The same for a restore. The tree then consists of criu's own processes, which may be killed.
+/// With truncated images criu waits for ever.
 const GRACE_OF_RESTORE: Duration = Duration::from_secs(5);
 
 impl Criu {
-    /// Asks one question, answers events, and hears criu out. The answer is a successful one.
+    /// Sends a request, answers events, and returns the successful answer.
     pub(super) fn talk(&self, ask: Ask<'_>) -> Result<(CriuResp, Option<Version>)> {
         self.talk_to_the_end(ask).map(|(answer, version, _)| (answer, version))
     }
 
-    /// As [`talk`](Criu::talk), and gives what criu printed, too, if it printed it to us.
+    /// Does the same as [`talk`](Criu::talk), and also returns criu's output, if it came to us.
     pub(super) fn talk_to_the_end(&self, mut ask: Ask<'_>) -> Result<(CriuResp, Option<Version>, String)> {
         let mut talk = self.open(&mut ask)?;
         let answer = talk.ask(ask)?;
@@ -53,8 +52,8 @@ impl Criu {
         Ok((answer, version, talk.close()))
     }
 
-    /// Reaches a criu, for a conversation that begins with this question, and asks its version if
-    /// that matters.
+    /// Reaches a criu for a conversation that begins with this request. Asks for its version if it
+    /// matters.
     pub(super) fn open(&self, ask: &mut Ask<'_>) -> Result<Talk> {
         let deadline = self.deadline.and_then(|deadline| Instant::now().checked_add(deadline));
         let mut talk = Talk {
@@ -66,7 +65,7 @@ impl Criu {
             ours: matches!(self.reach, Reach::Swrk(_)),
         };
         if !matches!(self.reach, Reach::Over(_)) && ask.request != Request::Version {
-            // One more question to the same criu costs some forty microseconds.
+            // Another request to the same criu costs some forty microseconds.
             let question = Ask { keep_open: true, ..Ask::new(Request::Version) };
             talk.version = version(talk.exchange(question, Some(ask))?);
             self.told.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&talk.version);
@@ -114,8 +113,8 @@ impl Criu {
         }
     }
 
-    /// Why nobody was asked: the deadline passed before a service had time for us, or the caller
-    /// did not want to wait.
+    /// The error for a call that ended before criu accepted the connection: the deadline passed, or
+    /// the caller cancelled.
     fn gave_up(&self, ask: &Ask<'_>) -> Error {
         let remains = Remains::default();
         let tree = Tree::default();
@@ -129,7 +128,7 @@ impl Criu {
     }
 }
 
-/// The separation from the caller that the criu of a request needs.
+/// Returns the separation from the caller that the criu of a request needs.
 fn apart(request: Request, opts: &CriuOpts, lend: &Lend<'_>) -> Apart {
     match request {
         Request::PageServer | Request::PageServerChild => Apart::SERVER,
@@ -142,7 +141,7 @@ fn apart(request: Request, opts: &CriuOpts, lend: &Lend<'_>) -> Apart {
     }
 }
 
-/// Names the files to a criu that somebody else started, which inherits nothing from us.
+/// Names the files for a service, which inherits nothing from us.
 fn describe_to_another(ask: &mut Ask<'_>, is_service: bool) -> Result<()> {
     match (&ask.files, &mut ask.opts) {
         (Files::InFolder(_), _) if !is_service => Err(swrk_only("a self-dump needs a criu that we start")),
@@ -165,8 +164,8 @@ fn describe_to_another(ask: &mut Ask<'_>, is_service: bool) -> Result<()> {
     }
 }
 
-/// Refuses to restore where criu would tell of the root by a number that means another process
-/// here: whoever owned that would kill a stranger.
+/// Refuses a restore by a service in another pid namespace. The pid of its root means another
+/// process here, which its owner would kill.
 fn means_our_pids(connection: Connection, ask: &Ask<'_>) -> Result<Connection> {
     match ask.request {
         Request::Restore if !connection.shares_pids() => Err(swrk_only(
@@ -180,29 +179,29 @@ fn swrk_only(problem: &str) -> Error {
     Error::Options { option: "Criu", problem: problem.to_owned() }
 }
 
-/// A conversation. Dropped, the socket closes, criu ends, and is reaped.
+/// A conversation. Dropping it closes the socket, and reaps criu.
 #[derive(Debug)]
 pub(super) struct Talk {
-    /// `None` once criu has failed, and gone.
+    /// `None` after criu has failed and ended.
     connection: Option<Connection>,
     pub(super) version: Option<Version>,
-    /// How long a request may take.
+    /// The time limit of a request.
     patience: Option<Duration>,
-    /// When the next one is to be answered, if it was begun already.
+    /// The deadline of the next request, if it was begun already.
     deadline: Option<Instant>,
     cancel: Option<Cancel>,
-    /// Whether we started this criu.
+    /// True if we started this criu.
     ours: bool,
 }
 
-/// How an exchange ended.
+/// The way an exchange ended.
 enum End {
     Answer(Box<CriuResp>),
     Gone,
     Stopped(Stop),
 }
 
-/// Why we made a request fail.
+/// The reason why we made a request fail.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Stop {
     Deadline,
@@ -210,15 +209,16 @@ enum Stop {
 }
 
 impl Talk {
-    /// Asks, and answers events. The answer is a successful one; after an error, criu is gone.
+    /// Sends a request, and answers events. The answer is a successful one; after an error, criu is
+    /// gone.
     pub(super) fn ask(&mut self, mut ask: Ask<'_>) -> Result<CriuResp> {
         self.complete(&mut ask)?;
         let answer = self.exchange(ask, None);
-        self.deadline = None; // the next question begins anew
+        self.deadline = None; // the next request sets its own deadline
         answer
     }
 
-    /// Asks one question, which may be a step on the way to another: a failure is that one's then.
+    /// Sends a request, which may be a step on the way to `purpose`: an error then names that.
     fn exchange(&mut self, mut ask: Ask<'_>, purpose: Option<&Ask<'_>>) -> Result<CriuResp> {
         let begun = self.deadline;
         let mut exchange = Exchange {
@@ -246,7 +246,7 @@ impl Talk {
         let mut by_us = false;
         if ask.request == Request::Restore && !exchange.answered {
             by_us = !matches!(end, Ok(End::Gone)) || !connection.has_ended();
-            connection.kill(); // what it had made so far are its children
+            connection.kill(); // the restored processes are its children
         }
         let remains = Remains { by_us, ..connection.finish() };
         Err(match purpose {
@@ -269,7 +269,7 @@ impl Talk {
             let tree = &exchange.tree;
             Box::new(Gathering { ask, last_event, version, answer, remains: &remains, tree }.failure())
         };
-        // What criu says of a request that we made fail is about that.
+        // After we made a request fail, criu's messages are about that.
         let given_up = || Box::new(Failure { cause: Cause::GivenUp, ..*gather(None) });
         let error = match (end, exchange.refusal) {
             (Err(error), _) => error,
@@ -283,7 +283,7 @@ impl Talk {
         error
     }
 
-    /// Refuses to go on with a criu that is older.
+    /// Fails if this criu is older.
     pub(super) fn needs(&self, since: Version, option: &'static str) -> Result<()> {
         match &self.version {
             Some(version) if *version < since => Err(too_old(option, &since, version)),
@@ -291,8 +291,8 @@ impl Talk {
         }
     }
 
-    /// Refuses to go on where the kernel does not track changes of memory: criu would stumble over
-    /// that.
+    /// Fails if the kernel does not track changes of memory: criu would fail in the middle of its
+    /// work.
     pub(super) fn needs_mem_track(&mut self, purpose: &Ask<'_>) -> Result<()> {
         let features = CriuFeatures { mem_track: Some(true), ..CriuFeatures::default() };
         let ask = Ask { features: Some(features), keep_open: true, ..Ask::new(Request::FeatureCheck) };
@@ -308,7 +308,7 @@ impl Talk {
         }
     }
 
-    /// Names the files of another question to the same criu, which cannot inherit any more.
+    /// Names the files of a further request to the same criu, which cannot inherit any more.
     pub(super) fn describe_again(&self, ask: &mut Ask<'_>) -> Result<()> {
         let (Files::Lent(lend), Some(opts)) = (&ask.files, &mut ask.opts) else { return Ok(()) };
         lend.check()?;
@@ -319,30 +319,31 @@ impl Talk {
         Ok(())
     }
 
-    /// Whether this criu is an ancestor of the process.
+    /// Returns true if this criu is an ancestor of the process.
     pub(super) fn begot(&self, pid: i32) -> bool {
         self.connection.as_ref().is_some_and(|connection| connection.begot(pid))
     }
 
-    /// Ends the conversation, and waits until criu has gone. Gives what it printed.
+    /// Ends the conversation, and waits for criu's end. Returns its output.
     pub(super) fn close(self) -> String {
         self.finish().output
     }
 
-    /// Ends the conversation as [`close`](Talk::close) does, and gives all that criu left.
+    /// Ends the conversation as [`close`](Talk::close) does, and returns all facts about criu's
+    /// end.
     pub(super) fn finish(mut self) -> Remains {
         self.connection.take().map(Connection::finish).unwrap_or_default()
     }
 
-    /// Adds to the options what is ours to say, and finds out what this criu would not understand.
+    /// Completes the options, and rejects those that this criu would not understand.
     pub(super) fn complete(&self, ask: &mut Ask<'_>) -> Result<()> {
         let Some(opts) = &mut ask.opts else { return Ok(()) };
         if let Some(option) = field_with_zero_byte(opts) {
             let problem = "it contains a zero byte or is not UTF-8, which criu's messages cannot carry";
             return Err(Error::Options { option, problem: problem.to_owned() });
         }
-        // A restore tells of its root, whom we have to reap if it fails, and can be stopped at its
-        // events.
+        // Events of a restore report its root, which we reap after a failure. They also make it
+        // possible to stop.
         if ask.hooks.as_ref().is_some_and(|hooks| hooks.wanted()) || ask.request == Request::Restore {
             opts.notify_scripts = Some(true);
         }
@@ -366,27 +367,27 @@ fn too_old(option: &'static str, since: &Version, version: &Version) -> Error {
     Error::TooOld { option, needs: since.clone().into(), found: version.clone().into() }
 }
 
-/// The tree that criu is to work on, before it does.
+/// Returns the tree that criu is to work on, in its state before.
 fn tree_of(ask: &Ask<'_>) -> Tree {
     let is_dump = matches!(ask.request, Request::Dump | Request::PreDump | Request::SinglePreDump);
     let root = ask.opts.as_ref().and_then(|opts| opts.pid).filter(|_| is_dump);
     root.map_or_else(Tree::default, Tree::of)
 }
 
-/// One question and its answer.
+/// One request and its answer.
 struct Exchange {
     session: Session,
     deadline: Option<Instant>,
     stopping: Option<Stop>,
-    /// Whether criu has answered, and so put things right.
+    /// True once criu has answered, and so has undone the request.
     answered: bool,
-    /// The root of the tree that criu is restoring, once it told.
+    /// The root of the tree that criu is restoring, once criu has reported it.
     root: Option<i32>,
-    /// Whether a hook has accepted the images of a dump.
+    /// True once a hook has accepted the images of a dump.
     accepted: bool,
-    /// The event at which a hook refused, and what it said.
+    /// The event that a hook refused, and the hook's error.
     refusal: Option<(String, BoxError)>,
-    /// The tree that is to be dumped.
+    /// The tree to dump.
     tree: Tree,
 }
 
@@ -426,8 +427,8 @@ impl Exchange {
                         let event = Event::named(&name, pid, descriptors.into_iter().next(), &mut external);
                         let is_afterthought = event.is_afterthought();
                         let mut go_on = self.decide(ask.hooks.as_deref_mut(), event);
-                        // A hook takes its time, or cancels. This is the moment at which a refusal
-                        // is sure to be heard.
+                        // A hook takes time, or cancels. A refusal at this moment is sure to be
+                        // heard.
                         if let Some(stop) = self.overdue(cancel).filter(|_| go_on && !is_afterthought) {
                             self.stop(stop, connection, ask);
                             go_on = false;
@@ -447,7 +448,7 @@ impl Exchange {
                 Heard::Cancelled => Stop::Cancelled,
             };
             if let Some(first) = self.stopping {
-                return Ok(End::Stopped(first)); // criu had its time of grace
+                return Ok(End::Stopped(first)); // criu's grace period is over
             }
             if !self.stop(stop, connection, ask) {
                 return Ok(End::Stopped(stop));
@@ -455,7 +456,7 @@ impl Exchange {
         }
     }
 
-    /// Why it is to stop now, unless it is stopping, or must not any more.
+    /// Returns the reason to stop now. `None` if the request is stopping already, or must complete.
     fn overdue(&self, cancel: Option<&Cancel>) -> Option<Stop> {
         if self.stopping.is_some() || self.accepted {
             return None;
@@ -466,8 +467,8 @@ impl Exchange {
         self.deadline.filter(|deadline| *deadline <= Instant::now()).map(|_| Stop::Deadline)
     }
 
-    /// Makes the request fail, and gives it some time for that. Says whether an answer is still to
-    /// be expected.
+    /// Makes the request fail, and gives it time for that. Returns true if an answer is still
+    /// expected.
     fn stop(&mut self, stop: Stop, connection: &Connection, ask: &Ask<'_>) -> bool {
         self.stopping = Some(stop);
         let grace = if ask.request == Request::Restore { GRACE_OF_RESTORE } else { GRACE };
@@ -475,7 +476,7 @@ impl Exchange {
         make_fail(connection, ask)
     }
 
-    /// The answer, unless it only says that we made it fail.
+    /// Ends with the answer, unless it only reports that we made the request fail.
     fn done(&mut self, answer: Box<CriuResp>) -> End {
         self.answered = true;
         match self.stopping {
@@ -484,15 +485,14 @@ impl Exchange {
         }
     }
 
-    /// Whether criu is to go on.
+    /// Decides whether criu is to continue.
     fn decide(&mut self, hooks: Option<&mut (dyn Hooks + '_)>, event: Event<'_>) -> bool {
-        // What was begun is to be undone also where it is we who gave up; but nothing more is
-        // begun.
+        // Cleanup also runs after we gave up. Other steps are refused.
         if self.stopping.is_some() && !event.is_afterthought() {
             return false;
         }
         let name = event.name().to_owned();
-        // Once the images are accepted, and maybe stored, the tree ends as it should.
+        // Once the images are accepted, and maybe stored, the tree must end as requested.
         let accepts = hooks.is_some() && matches!(event, Event::PostDump);
         match hooks.map_or(Ok(()), |hooks| hooks::ask(hooks, event)) {
             Ok(()) => {
@@ -510,8 +510,7 @@ impl Exchange {
     }
 }
 
-/// Makes the request fail in a way that leaves every process whole. Says whether an answer is still
-/// to be expected.
+/// Makes the request fail without harm to any process. Returns true if an answer is still expected.
 fn make_fail(connection: &Connection, ask: &Ask<'_>) -> bool {
     match ask.request {
         Request::Dump | Request::PreDump | Request::SinglePreDump => {
@@ -521,7 +520,7 @@ fn make_fail(connection: &Connection, ask: &Ask<'_>) -> bool {
             connection.go_on(); // it may have been stopped
             connection.forbid_file_writes()
         }
-        // The next event is refused. If there is none, what criu has made so far is killed with it.
+        // The next event is refused. Without a further event, criu's processes are killed with it.
         Request::Restore => true,
         Request::Version
         | Request::Check
@@ -537,12 +536,12 @@ fn make_fail(connection: &Connection, ask: &Ask<'_>) -> bool {
     }
 }
 
-/// Ends the stream of memory, at both ends.
+/// Closes the stream of memory, at both ends.
 fn hang_up(socket: BorrowedFd<'_>) {
-    let _ = shutdown(socket.as_raw_fd(), Shutdown::Both); // it may be over already
+    let _ = shutdown(socket.as_raw_fd(), Shutdown::Both); // it may be closed already
 }
 
-/// The version in an answer.
+/// Returns the version in an answer.
 pub(super) fn version(answer: CriuResp) -> Option<Version> {
     let version = answer.version?;
     let number = |number: i32| u32::try_from(number).unwrap_or(0);

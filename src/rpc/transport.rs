@@ -1,4 +1,4 @@
-//! A criu at the other end of a socket: saying, hearing, and what is left when it has gone.
+//! A criu at the other end of a socket: sends, receives, and collects the facts about its end.
 
 use std::{
     collections::HashSet,
@@ -36,9 +36,9 @@ use crate::{
     sys::{self, Child},
 };
 
-/// A criu at the other end of a socket, for one conversation.
+/// The connection to a criu, for one conversation.
 ///
-/// Dropped early, the socket closes, criu notices, ends, and is reaped.
+/// Dropping it closes the socket, which ends criu, and reaps it.
 #[derive(Debug)]
 pub(super) struct Connection {
     socket: OwnedFd,
@@ -47,32 +47,32 @@ pub(super) struct Connection {
     began: Duration,
 }
 
-/// Where criu's standard output and standard error go. A file, because it takes a megabyte without
-/// anybody reading, and can be read after criu ended.
+/// The destination of criu's standard output and standard error. A file takes a megabyte without a
+/// reader, and can be read after criu ended.
 #[derive(Debug)]
 enum Output {
-    /// A criu that somebody else started.
+    /// The output of a service, which is not ours to read.
     Elsewhere,
     Memory(File),
-    /// By name: a process that is dumped itself must not have it open.
+    /// A named file, because a process that is dumped itself must not have it open.
     Named(PathBuf),
 }
 
-/// What was heard.
+/// The result of a wait for a message.
 #[derive(Debug)]
 pub(super) enum Heard {
     Message(Vec<u8>, Vec<OwnedFd>),
-    /// criu is gone, or its end of the socket is.
+    /// criu has ended, or closed its end of the socket.
     HungUp,
     /// A packet of this many bytes, which is too large for an answer.
     TooLarge(usize),
-    /// Nothing, until the deadline.
+    /// No packet arrived before the deadline.
     Silence,
-    /// The caller does not want to hear any more.
+    /// The caller cancelled.
     Cancelled,
 }
 
-/// What a wait ended with.
+/// The reason why a wait ended.
 enum Wake {
     Socket,
     /// criu has ended.
@@ -81,16 +81,16 @@ enum Wake {
     Cancelled,
 }
 
-/// What criu left behind.
+/// The facts that remain after criu's end.
 #[derive(Debug, Default)]
 pub(super) struct Remains {
     pub(super) exit: Option<ExitStatus>,
     /// True if we killed it.
     pub(super) by_us: bool,
-    /// Its pid, or that of whoever made the socket that it answers at.
+    /// Its pid, or the pid of the process that made the service's socket.
     pub(super) criu: Option<i32>,
     pub(super) output: String,
-    /// When the conversation began, by the clock of the times of files, since 1970.
+    /// The time at which the conversation began, since 1970, by the clock of file times.
     pub(super) since: Option<Duration>,
 }
 
@@ -113,7 +113,7 @@ impl Connection {
     }
 
     /// Starts a `criu swrk` that is not a descendant of this process, so that it can dump this
-    /// process. The output goes to a new file of that name; nothing but the socket stays open here.
+    /// process. The output goes to a new file of that name. Only the socket stays open here.
     pub(super) fn start_detached(
         command: &Command<'_>,
         lent: &[BorrowedFd<'_>],
@@ -127,7 +127,7 @@ impl Connection {
         Ok(Connection { socket, criu, output: Output::Named(output), began })
     }
 
-    /// Connects to a `criu service`; `None` if that took too long, or was cancelled.
+    /// Connects to a `criu service`; `None` after the deadline or a cancel.
     pub(super) fn to_service(
         path: &Path,
         deadline: Option<Instant>,
@@ -135,7 +135,7 @@ impl Connection {
     ) -> Result<Option<Connection>> {
         let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)
             .map_err(failed("make a socket"))?;
-        // A service that accepts nobody lets us wait, for that long at a time.
+        // A service with a full backlog makes us wait, for this long at a time.
         setsockopt(&socket, SendTimeout, &TimeVal::milliseconds(50)).map_err(failed("set a socket up"))?;
         let began = file_time();
         let attempt = || connect(socket.as_raw_fd(), &UnixAddr::new(path)?);
@@ -150,7 +150,7 @@ impl Connection {
         Ok(Some(Connection { socket: above_streams(socket)?, criu: None, output: Output::Elsewhere, began }))
     }
 
-    /// Talks to the criu at the other end of a connected socket.
+    /// Takes over a connected socket with a criu at its other end.
     pub(super) fn over(socket: OwnedFd) -> Result<Connection> {
         if getsockopt(&socket, sockopt::SockType) != Ok(SockType::SeqPacket) {
             let problem = "a connection to criu is a SOCK_SEQPACKET socket, and this is none".to_owned();
@@ -159,8 +159,8 @@ impl Connection {
         Ok(Connection { socket, criu: None, output: Output::Elsewhere, began: file_time() })
     }
 
-    /// Sends one packet, for which a criu that reads nothing lets us wait; says what happened
-    /// instead, if it could not.
+    /// Sends one packet, and waits while criu's buffer is full. Returns what happened instead if it
+    /// could not.
     pub(super) fn say(
         &self,
         packet: &[u8],
@@ -198,8 +198,8 @@ impl Connection {
         })
     }
 
-    /// Waits until the socket is ready, or criu has ended, because a child of a criu that was
-    /// killed can hold the socket open for ever.
+    /// Waits until the socket is ready or criu has ended. A child of a killed criu can hold the
+    /// socket open for ever.
     fn wait(&self, ready: PollFlags, deadline: Option<Instant>, cancel: Option<&Cancel>) -> io::Result<Wake> {
         loop {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -222,7 +222,7 @@ impl Connection {
                 return Ok(Wake::Cancelled);
             }
             if !polled[0].any().unwrap_or(true) {
-                // criu has ended; what it said before is in the socket by now, or was never said.
+                // criu has ended, so its last messages are in the socket by now.
                 let mut socket = [PollFd::new(self.socket.as_fd(), ready)];
                 match poll(&mut socket, PollTimeout::ZERO) {
                     Ok(0) => return Ok(Wake::Ended),
@@ -235,54 +235,54 @@ impl Connection {
         }
     }
 
-    /// Makes the next write into a file fail, of criu and of the children that it works by, which
-    /// ends a dump in a way that leaves the tree whole. Says whether it could.
+    /// Makes criu and its children fail at the next write into a file, which ends a dump without
+    /// harm to the tree. Returns true if it worked.
     pub(super) fn forbid_file_writes(&self) -> bool {
         let Some(criu) = &self.criu else { return false };
         for pid in procfs::descendants(criu.pid()) {
-            let _ = sys::forbid_file_writes(pid); // it has ended already, then
+            let _ = sys::forbid_file_writes(pid); // fails if it has ended already
         }
         sys::forbid_file_writes(criu.pid()).is_ok()
     }
 
-    /// Its pid, if we started it.
+    /// Returns criu's pid, if we started it.
     pub(super) fn pid(&self) -> Option<i32> {
         self.criu.as_ref().map(Child::pid)
     }
 
-    /// Whether criu is an ancestor of the process: a criu in another pid namespace means another
-    /// process by a number.
+    /// Returns true if criu is an ancestor of the process. In another pid namespace its pids mean
+    /// other processes.
     pub(super) fn begot(&self, pid: i32) -> bool {
         self.pid_there().is_some_and(|criu| lineage(pid).contains(&criu))
     }
 
-    /// Its pid, or that of whoever made the socket that it answers at; 0 for one that is not seen
-    /// in our pid namespace.
+    /// Its pid, or the pid of the process that made the service's socket; 0 for a process outside
+    /// of our pid namespace.
     fn pid_there(&self) -> Option<i32> {
         self.pid().or_else(|| getsockopt(&self.socket, PeerCredentials).ok().map(|criu| criu.pid()))
     }
 
-    /// Whether criu means by a number the process that we mean, as far as the socket tells.
+    /// Returns true if criu's pids mean the same as ours, as far as the socket tells.
     pub(super) fn shares_pids(&self) -> bool {
         let there = self.pid_there();
         there.is_none_or(|criu| criu > 0 && procfs::is_in_our_pid_namespace(criu) != Some(false))
     }
 
-    /// Lets criu go on, if somebody stopped it.
+    /// Continues criu, in case it was stopped.
     pub(super) fn go_on(&self) {
         if let Some(criu) = &self.criu {
-            let _ = sys::pidfd_signal(criu.pidfd(), Signal::SIGCONT); // it has ended already, then
+            let _ = sys::pidfd_signal(criu.pidfd(), Signal::SIGCONT); // fails if it has ended already
         }
     }
 
-    /// Kills criu and its children: for requests that touch no process, and for a restore, whose
-    /// tree are the children.
+    /// Kills criu and its children. Use it for requests that touch no process, and for a restore,
+    /// whose tree consists of these children.
     pub(super) fn kill(&self) {
         let Some(criu) = &self.criu else { return };
         let tell = |process: BorrowedFd<'_>, signal| {
-            let _ = sys::pidfd_signal(process, signal); // it has ended already, then
+            let _ = sys::pidfd_signal(process, signal); // fails if it has ended already
         };
-        // One that is stopped makes no more children while they are looked for.
+        // A stopped criu makes no more children while they are collected.
         tell(criu.pidfd(), Signal::SIGSTOP);
         let mut family: Vec<(i32, OwnedFd)> = Vec::new();
         let mut known = HashSet::from([criu.pid()]);
@@ -302,14 +302,14 @@ impl Connection {
         }
     }
 
-    /// Returns true if criu has ended, or does so in a moment: its end of the socket closes a
-    /// little before.
+    /// Returns true if criu has ended, or ends in a moment: its end of the socket closes a little
+    /// earlier.
     pub(super) fn has_ended(&self) -> bool {
         let soon = Instant::now() + Duration::from_millis(100);
         self.criu.as_ref().is_some_and(|criu| sys::wait_readable(criu.pidfd(), Some(soon)).unwrap_or(true))
     }
 
-    /// Hangs up, waits for criu's end, and gathers what it left.
+    /// Closes the socket, waits for criu's end, and collects its facts.
     pub(super) fn finish(self) -> Remains {
         let there = self.pid_there();
         let Connection { socket, criu, output, began } = self;
@@ -327,12 +327,12 @@ impl Connection {
     }
 }
 
-/// How long criu may take to end after its answer, or after the socket closed. It takes a
+/// The time limit for criu to end after its answer, or after the socket closed. It takes a
 /// millisecond.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Now, by the clock that the kernel gives files their times from: it goes by ticks, and lags
-/// behind the finer ones.
+/// Returns the time by the clock of file times, which advances in ticks and lags behind finer
+/// clocks.
 fn file_time() -> Duration {
     clock_gettime(ClockId::CLOCK_REALTIME_COARSE).map_or(Duration::ZERO, Duration::from)
 }
@@ -343,8 +343,8 @@ fn pair() -> Result<(OwnedFd, OwnedFd)> {
     Ok((above_streams(ours)?, above_streams(theirs)?))
 }
 
-/// The descriptor, at a number above the standard streams. In a program that closed those, a new
-/// descriptor takes their place, and whatever the program prints would go into it.
+/// Moves the descriptor above the standard streams. In a program that closed those, a new
+/// descriptor would take their place and receive the program's output.
 fn above_streams(descriptor: OwnedFd) -> Result<OwnedFd> {
     if descriptor.as_raw_fd() > 2 {
         return Ok(descriptor);
@@ -353,7 +353,7 @@ fn above_streams(descriptor: OwnedFd) -> Result<OwnedFd> {
         .map_err(Error::io("move a descriptor above the standard streams"))
 }
 
-/// The last mebibyte of a file, as text.
+/// Reads the last mebibyte of a file, as text.
 fn tail(mut file: File) -> io::Result<String> {
     let size = file.metadata()?.len();
     file.seek(SeekFrom::Start(size.saturating_sub(TAIL)))?;

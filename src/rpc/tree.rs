@@ -27,7 +27,7 @@ impl Tree {
     /// Takes ownership of the process `pid`, which exists, or is a zombie of ours.
     pub(super) fn own(pid: i32) -> Result<Tree> {
         let pidfd = sys::pidfd_open(pid).map_err(|error| {
-            let _ = kill_tree(pid); // a tree that nobody could own
+            let _ = kill_tree(pid); // without a pidfd the tree has no owner
             Error::io(format!("open the revived process {pid}"))(error)
         })?;
         Ok(Tree { root: Child::new(pid, pidfd), status: None })
