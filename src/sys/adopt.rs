@@ -1,6 +1,8 @@
-//! [`Adoption`]: being the heir of orphans for a while; [`NoAdoption`]: being none of those that a restore leaves.
+//! [`Adoption`] makes this process the parent of orphans for a while.
+//! [`NoAdoption`] keeps it from adopting what a failed restore leaves.
 //!
-//! Whether a process is a subreaper is one setting for all of its threads, so its users here take turns.
+//! Being a subreaper is one setting for all threads of a process, so users of this module take
+//! turns.
 
 use std::{
     io,
@@ -9,7 +11,7 @@ use std::{
 
 use nix::sys::prctl;
 
-/// While it exists, descendants of this process whose parents end become its children.
+/// While this exists, descendants of this process whose parents end become its children.
 #[derive(Debug)]
 pub(crate) struct Adoption {
     /// True if the program was a subreaper before.
@@ -20,7 +22,7 @@ pub(crate) struct Adoption {
 struct Turns {
     /// The number of [`Adoption`]s.
     adoptions: u32,
-    /// The program's own setting before the first.
+    /// The program's own setting before the first one.
     before: bool,
     /// The number of [`NoAdoption`]s.
     barred: u32,
@@ -34,11 +36,12 @@ fn turns() -> MutexGuard<'static, Turns> {
 }
 
 impl Adoption {
-    /// Adopts orphans from here on.
+    /// Starts to adopt orphans.
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::WouldBlock`] while there is a [`NoAdoption`], unless the program adopts orphans by itself.
+    /// [`io::ErrorKind::WouldBlock`] while there is a [`NoAdoption`], unless the program adopts
+    /// orphans by itself.
     pub(crate) fn begin() -> io::Result<Adoption> {
         let mut turns = turns();
         if turns.barred > 0 && !prctl::get_child_subreaper()? {
@@ -71,13 +74,13 @@ impl Drop for Adoption {
     }
 }
 
-/// While it exists, this process adopts no orphans, unless it does so by itself. What a failed restore leaves would become
-/// its children otherwise, and look like those that the program started.
+/// While this exists, this process adopts no orphans, unless the program does so anyway. Otherwise
+/// the remains of a failed restore would become its children, like those that the program started.
 #[derive(Debug)]
 pub(crate) struct NoAdoption(());
 
 impl NoAdoption {
-    /// Waits until the last [`Adoption`] is over, which takes as long as a killed tree takes to end.
+    /// Waits for the end of the last [`Adoption`], which lasts until a killed tree has ended.
     pub(crate) fn begin() -> NoAdoption {
         let turns = turns();
         let mut turns =
@@ -93,7 +96,7 @@ impl Drop for NoAdoption {
     }
 }
 
-/// Works while this process adopts no orphans, even if it does so by itself.
+/// Runs `work` while this process adopts no orphans, even if the program usually does.
 pub(crate) fn without_adoption<T>(work: impl FnOnce() -> T) -> io::Result<T> {
     let turns = turns();
     let _turn = OVER.wait_while(turns, |turns| turns.adoptions > 0).unwrap_or_else(PoisonError::into_inner);

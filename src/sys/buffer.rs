@@ -1,4 +1,4 @@
-//! [`Buffer`]: memory that is there at once, in pages as large as the kernel gives.
+//! [`Buffer`]: memory that is allocated at once, in huge pages if possible.
 
 use std::{
     io,
@@ -6,19 +6,19 @@ use std::{
     ptr::{self, NonNull},
 };
 
-/// Zeroed memory of a fixed size that is no part of the heap. Where it can, the kernel backs it by huge pages: filling it
-/// for the first time costs a fraction then.
+/// Zeroed memory of a fixed size, outside the heap. The kernel backs it by huge pages if it can, so
+/// that the first write to it is cheap.
 #[derive(Debug)]
 pub(crate) struct Buffer {
     start: NonNull<u8>,
     length: usize,
 }
 
-/// The size of a huge page, and so what a buffer is aligned to.
+/// The size of a huge page, to which a buffer is aligned.
 const HUGE: usize = 2 << 20;
 
 impl Buffer {
-    /// So many bytes, which must be a multiple of 2 MiB and not 0.
+    /// Allocates `length` bytes, which must be a multiple of 2 MiB and not 0.
     pub(crate) fn new(length: usize) -> io::Result<Buffer> {
         let wide = length.checked_add(HUGE).filter(|_| length > 0 && length.is_multiple_of(HUGE));
         let wide = wide.ok_or(io::ErrorKind::InvalidInput)?;
@@ -33,7 +33,8 @@ impl Buffer {
         let start = first.wrapping_add(before);
         unmap(first, before);
         unmap(start.wrapping_add(length), HUGE - before);
-        // SAFETY: it only advises, about memory that is ours. Kernels without huge pages refuse, and nothing is lost.
+        // SAFETY: the call only gives advice, about memory that is ours. Kernels without huge pages
+        // refuse it, which does no harm.
         unsafe { libc::madvise(start.cast(), length, libc::MADV_HUGEPAGE) };
         let mut buffer = Buffer { start: NonNull::new(start).ok_or(io::ErrorKind::OutOfMemory)?, length };
         // A write to each page makes the kernel provide it.
@@ -41,15 +42,16 @@ impl Buffer {
         Ok(buffer)
     }
 
-    /// Lets the kernel have the memory if it needs it, up to the next write to it. What is read before that is what was there,
-    /// or zeros.
+    /// Lets the kernel reclaim the memory until the next write. Reading returns the old bytes or
+    /// zeros.
     pub(crate) fn lend_to_kernel(&mut self) {
-        // SAFETY: the range is ours, and any bytes are good ones. A kernel that refuses leaves all as it is.
+        // SAFETY: the range is ours, and any bytes are valid. If the kernel refuses, nothing
+        // changes.
         unsafe { libc::madvise(self.start.as_ptr().cast(), self.length, libc::MADV_FREE) };
     }
 }
 
-/// Gives memory back that was mapped, and that nobody knows of any more.
+/// Unmaps memory to which nothing refers any more.
 fn unmap(start: *mut u8, length: usize) {
     if length > 0 {
         // SAFETY: the range lies in a mapping that `Buffer::new` made, and nothing refers to it.
@@ -67,7 +69,8 @@ impl Deref for Buffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: the mapping has this length, was zeroed by the kernel, and lives as long as `self`.
+        // SAFETY: the mapping has this length, was zeroed by the kernel, and lives as long as
+        // `self`.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.length) }
     }
 }

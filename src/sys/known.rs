@@ -1,21 +1,21 @@
-//! [`Known`]: what the kernel knows of a file by itself.
+//! [`Known`]: file metadata from the kernel's cache.
 
 use std::{ffi::CString, io, mem, os::unix::ffi::OsStrExt, path::Path};
 
 use nix::sys::stat::{SFlag, makedev};
 
-/// What the kernel knows of a file without asking whoever has it: where a network file system does not answer, a question
-/// would wait for ever, and could not be interrupted.
+/// File metadata by `statx` with `AT_STATX_DONT_SYNC`: the kernel answers from its cache. A
+/// question to a dead network file system would block for ever and could not be interrupted.
 pub(crate) struct Known(libc::statx);
 
 impl Known {
-    /// Of the file at the path, or behind it if that is a link.
+    /// Reads the metadata of the file at the path; follows symbolic links.
     pub(crate) fn of(path: impl AsRef<Path>) -> io::Result<Known> {
         let path = CString::new(path.as_ref().as_os_str().as_bytes())?;
         let (flags, mask) = (libc::AT_STATX_DONT_SYNC, libc::STATX_BASIC_STATS);
-        // SAFETY: nothing in it minds being zero.
+        // SAFETY: all fields may be zero.
         let mut known: libc::statx = unsafe { mem::zeroed() };
-        // SAFETY: the path is a C string, and the kernel fills in no more than `known`.
+        // SAFETY: the path is a C string, and the kernel writes no more than `known`.
         match unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), flags, mask, &raw mut known) } {
             0 => Ok(Known(known)),
             _ => Err(io::Error::last_os_error()),
@@ -42,30 +42,30 @@ impl Known {
         SFlag::from_bits_truncate(self.0.stx_mode.into()) & SFlag::S_IFMT
     }
 
-    /// The number of the file system.
+    /// Returns the device number of the file system.
     pub(crate) fn dev(&self) -> u64 {
         makedev(self.0.stx_dev_major.into(), self.0.stx_dev_minor.into())
     }
 
-    /// The number of the device that it is.
+    /// Returns the device number of a device file.
     pub(crate) fn rdev(&self) -> u64 {
         makedev(self.0.stx_rdev_major.into(), self.0.stx_rdev_minor.into())
     }
 
-    /// The same, as major and minor.
+    /// Returns the device number as major and minor.
     pub(crate) fn device(&self) -> (u32, u32) {
         (self.0.stx_rdev_major, self.0.stx_rdev_minor)
     }
 
-    /// The index of a pseudo-terminal's slave, if it is one.
+    /// Returns the index of a pseudo-terminal's slave, if it is one.
     pub(crate) fn slave(&self) -> Option<u64> {
         if self.is_char_device() { Known::slave_index(self.device()) } else { None }
     }
 
-    /// The index of the pseudo-terminal's slave that has this number.
+    /// Returns the index of the slave with this device number.
     pub(crate) fn slave_index((major, minor): (u32, u32)) -> Option<u64> {
         const SLAVES: std::ops::RangeInclusive<u32> = 136..=143;
-        // Eight numbers of devices, one after the other.
+        // The slaves have eight consecutive major numbers.
         SLAVES.contains(&major).then(|| (u64::from(major - SLAVES.start()) << 20) + u64::from(minor))
     }
 
@@ -74,7 +74,7 @@ impl Known {
         self.is_char_device() && self.device() == (5, 0)
     }
 
-    /// Whether it is the master of a pseudo-terminal, wherever it has its name.
+    /// Returns true for the master of a pseudo-terminal, whatever its path.
     pub(crate) fn is_master(&self) -> bool {
         self.is_char_device() && self.device() == (5, 2)
     }
@@ -87,7 +87,7 @@ impl Known {
         self.0.stx_nlink
     }
 
-    /// How much it takes, in blocks of 512 bytes.
+    /// Returns the allocated size, in blocks of 512 bytes.
     pub(crate) fn blocks(&self) -> u64 {
         self.0.stx_blocks
     }

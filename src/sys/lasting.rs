@@ -1,7 +1,7 @@
-//! Threads that last as long as the program, to start processes from.
+//! Starts processes from threads that last as long as the program.
 //!
-//! `PR_SET_PDEATHSIG` is about the thread that started a process: a tree that asked for it would be killed as soon as the
-//! thread of the caller ends that revived it.
+//! `PR_SET_PDEATHSIG` refers to the thread that started a process. A tree that asked for it would
+//! be killed as soon as the thread that revived it ends.
 
 use std::{
     fs, io,
@@ -18,9 +18,9 @@ use nix::{sys::signal::SigSet, unistd::gettid};
 
 type Work = Box<dyn FnOnce() + Send>;
 
-/// A thread that works for others.
+/// A thread that starts processes for other threads.
 struct Starter {
-    /// Its process: a forked one has none of our threads.
+    /// The pid of its process: a fork has none of our threads.
     process: u32,
     thread: PathBuf,
     work: Sender<Work>,
@@ -28,11 +28,12 @@ struct Starter {
 
 static STARTERS: Mutex<Vec<Starter>> = Mutex::new(Vec::new());
 
-/// The most threads, each for callers of another kind. Those of one kind more work themselves.
+/// The maximum number of threads, each for one set of inherited attributes. Further callers do
+/// their own work.
 const MOST: usize = 16;
 
-/// Works on a thread that lasts, and is like the calling one in all that a child inherits. Where there can be none, on the
-/// calling one.
+/// Runs `work` on a lasting thread that has all attributes that a child inherits from the caller.
+/// Without such a thread, runs it on the calling thread.
 pub(super) fn on_lasting_thread<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
@@ -80,7 +81,8 @@ fn start() -> io::Result<Starter> {
 
 const STACK: usize = 256 << 10;
 
-/// The attributes that a child inherits from a thread, not from its process, as far as `/proc` shows.
+/// Returns the attributes that a child inherits from a thread rather than its process, as far as
+/// `/proc` shows them.
 fn inherited_from(thread: PathBuf) -> Vec<String> {
     const FIELDS: [&str; 7] =
         ["Uid", "Gid", "Groups", "NoNewPrivs", "Seccomp", "Cpus_allowed", "Mems_allowed"];

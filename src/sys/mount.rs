@@ -1,4 +1,4 @@
-//! [`mount_fuse`]: a file system that a program serves, mounted nowhere.
+//! [`mount_fuse`]: a FUSE file system without a mount point.
 
 use std::{
     ffi::{CStr, CString},
@@ -9,10 +9,11 @@ use std::{
 
 use super::new_descriptor;
 
-/// The topmost folder of a file system that whoever has `device`, an open `/dev/fuse`, serves. It has no place in any tree of
-/// mounts, and is gone when the descriptor and all that is open in it are closed. Processes of other users may read it.
+/// Mounts the FUSE file system that is served through `device`, an open `/dev/fuse`, and returns
+/// its root folder. It is attached to no mount tree, and is gone when the descriptor and all files
+/// in it are closed. Processes of other users may read it.
 pub(crate) fn mount_fuse(device: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    const CLOEXEC: u32 = 1; // of both calls
+    const CLOEXEC: u32 = 1; // the same for both calls
     const NOSUID_NODEV_NOEXEC_RDONLY: u32 = 2 | 4 | 8 | 1;
     // SAFETY: the name is a C string.
     let context = unsafe { libc::syscall(libc::SYS_fsopen, c"fuse".as_ptr(), CLOEXEC) };
@@ -30,7 +31,7 @@ pub(crate) fn mount_fuse(device: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     }
     configure(&context, CREATE, None, None)?;
     let context = context.as_raw_fd();
-    // SAFETY: the call takes numbers alone.
+    // SAFETY: the call takes only numbers.
     new_descriptor(unsafe { libc::syscall(libc::SYS_fsmount, context, CLOEXEC, NOSUID_NODEV_NOEXEC_RDONLY) })
 }
 
@@ -41,7 +42,7 @@ const CREATE: u32 = 6;
 fn configure(context: &OwnedFd, command: u32, key: Option<&CStr>, value: Option<&CStr>) -> io::Result<()> {
     let key = key.map_or(ptr::null(), CStr::as_ptr);
     let value = value.map_or(ptr::null(), CStr::as_ptr);
-    // SAFETY: each pointer is null, where the command takes nothing, or that of a C string.
+    // SAFETY: each pointer is null, where the command takes no text, or a C string.
     match unsafe { libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), command, key, value, 0) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),

@@ -1,4 +1,4 @@
-//! Relations of namespaces.
+//! Relations between namespaces.
 
 use std::{
     fs::File,
@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsRawFd, FromRawFd},
 };
 
-/// The user namespace in which this user namespace was made. An error for the caller's own and those above it.
+/// Opens the parent of a user namespace. Fails for the caller's own namespace and those above it.
 pub(crate) fn parent_namespace(namespace: &File) -> io::Result<File> {
     const NS_GET_PARENT: libc::Ioctl = 0xb702;
     // SAFETY: the call takes no argument and touches no memory of ours.
@@ -18,11 +18,11 @@ pub(crate) fn parent_namespace(namespace: &File) -> io::Result<File> {
     Ok(unsafe { File::from_raw_fd(number) })
 }
 
-/// The user who made a user namespace, by the numbers of the caller's.
+/// Returns the owner of a user namespace, as a uid of the caller's namespace.
 pub(crate) fn namespace_owner(namespace: &File) -> io::Result<u32> {
     const NS_GET_OWNER_UID: libc::Ioctl = 0xb704;
     let mut owner: libc::uid_t = 0;
-    // SAFETY: the kernel writes one user id to the place that it is given.
+    // SAFETY: the kernel writes one user id to the place that it gets.
     match unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_OWNER_UID, &raw mut owner) } {
         0 => Ok(owner),
         _ => Err(io::Error::last_os_error()),

@@ -1,4 +1,4 @@
-//! [`Child`]: a child process that is always reaped, and the thread that does it for those nobody waits for.
+//! [`Child`]: a child process that is always reaped. A thread reaps abandoned children.
 
 use std::{
     collections::BTreeSet,
@@ -25,11 +25,11 @@ use nix::{
     },
 };
 
-/// A child process. Dropped before it ended, it goes on, and its end leaves no zombie.
+/// A child process. If it is dropped before its end, a thread reaps the child later.
 #[derive(Debug)]
 pub(crate) struct Child {
     pid: i32,
-    /// Which of those that have had this number.
+    /// Distinguishes children that had the same pid.
     serial: u64,
     pidfd: Option<OwnedFd>,
 }
@@ -50,8 +50,9 @@ impl Child {
         self.pidfd.as_ref().expect("because only drop takes it").as_fd()
     }
 
-    /// Waits for the end, up to `deadline`; `None` if it did not come. The inner value is `None` where the
-    /// status went to somebody else: a handler that reaps every child, or SIGCHLD being ignored.
+    /// Waits for the end, up to `deadline`; `None` if the child is still running then. The inner
+    /// value is `None` if the status is lost: another handler reaped the child, or SIGCHLD is
+    /// ignored.
     pub(crate) fn wait(&self, deadline: Option<Instant>) -> io::Result<Option<Option<ExitStatus>>> {
         if !wait_readable(self.pidfd(), deadline)? {
             return Ok(None);
@@ -69,24 +70,25 @@ impl Drop for Child {
     }
 }
 
-/// The children that somebody in this program owns: their numbers, and their owners'.
+/// The pids of children that this program owns, with the serial numbers of their [`Child`]s.
 static KNOWN: Mutex<BTreeSet<(i32, u64)>> = Mutex::new(BTreeSet::new());
 
 fn known() -> MutexGuard<'static, BTreeSet<(i32, u64)>> {
     KNOWN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether the number is that of a child that somebody in this program owns.
+/// Returns true if the pid is that of a child with an owner in this program.
 pub(crate) fn is_known_child(pid: i32) -> bool {
     known().range((pid, 0)..=(pid, u64::MAX)).next().is_some()
 }
 
-/// Takes note that the number is free: whoever had it has been reaped, though somebody may still own what is left of it.
+/// Forgets the children with this pid: it was reaped and is free, though a [`Child`] may still
+/// exist.
 pub(crate) fn forget_children(pid: i32) {
     known().retain(|(known, _)| *known != pid);
 }
 
-/// Waits until `descriptor` can be read, up to `deadline`.
+/// Waits until `descriptor` is readable, up to `deadline`.
 pub(crate) fn wait_readable(descriptor: BorrowedFd<'_>, deadline: Option<Instant>) -> io::Result<bool> {
     loop {
         let mut polled = [PollFd::new(descriptor, PollFlags::POLLIN)];
@@ -105,7 +107,8 @@ fn timeout(deadline: Option<Instant>) -> PollTimeout {
     PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
 }
 
-/// Takes the status of a process that has ended, if it is a child of ours and nobody was quicker.
+/// Reaps a process that has ended. Returns `None` if it runs, is not our child, or was reaped
+/// already.
 pub(crate) fn reap(pidfd: BorrowedFd<'_>) -> io::Result<Option<ExitStatus>> {
     loop {
         match waitid(Id::PIDFd(pidfd), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG) {
@@ -121,9 +124,10 @@ pub(crate) fn reap(pidfd: BorrowedFd<'_>) -> io::Result<Option<ExitStatus>> {
     }
 }
 
-/// Reaps the process when it ends, on a thread that all such processes share.
+/// Reaps the process at its end, on a thread that all such processes share.
 ///
-/// Nothing is reaped where that thread cannot be started; there is nobody left to tell.
+/// Nothing is reaped if that thread cannot be started, and there is no caller to return an error
+/// to.
 pub(crate) fn reap_later(pidfd: OwnedFd) {
     if !matches!(wait_readable(pidfd.as_fd(), Some(Instant::now())), Ok(false)) {
         let _ = reap(pidfd.as_fd());
@@ -158,7 +162,8 @@ impl Reaper {
             let descriptors = [self.wake.as_fd()].into_iter().chain(waiting.iter().map(AsFd::as_fd));
             let mut polled: Vec<_> = descriptors.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
             if !matches!(poll(&mut polled, PollTimeout::NONE), Ok(_) | Err(Errno::EINTR)) {
-                thread::sleep(Duration::from_millis(100)); // more processes than files may be open, say
+                // There may be more processes than the limit of open files.
+                thread::sleep(Duration::from_millis(100));
                 polled.clear();
             }
             let ended: Vec<_> = polled.iter().skip(1).map(|fd| fd.any().unwrap_or(false)).collect();

@@ -1,4 +1,4 @@
-//! Calls about the sockets of other processes.
+//! System calls about sockets of other processes.
 
 use std::{
     io,
@@ -7,7 +7,7 @@ use std::{
 
 use super::new_descriptor;
 
-/// Reads the first unread bytes of a TCP socket in repair mode, and leaves them there.
+/// Reads the first unread bytes of a TCP socket in repair mode, without removing them.
 pub(crate) fn peek_in_repair(socket: impl AsFd, count: usize) -> io::Result<Vec<u8>> {
     const NO_QUEUE: libc::c_int = 0;
     const RECEIVED: libc::c_int = 1;
@@ -16,7 +16,7 @@ pub(crate) fn peek_in_repair(socket: impl AsFd, count: usize) -> io::Result<Vec<
     let number = socket.as_fd().as_raw_fd();
     let select = |queue: libc::c_int| {
         let place = (&raw const queue).cast();
-        // SAFETY: the kernel reads no more than `queue`, whose size it is told.
+        // SAFETY: the kernel reads no more than `queue`, whose size it gets.
         match unsafe { libc::setsockopt(number, libc::IPPROTO_TCP, libc::TCP_REPAIR_QUEUE, place, SIZE) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
@@ -38,7 +38,7 @@ pub(crate) fn option(socket: impl AsFd, (level, name): (i32, i32)) -> io::Result
     let mut value = vec![0_u8; 64];
     let mut size: libc::socklen_t = 64;
     let (number, place) = (socket.as_fd().as_raw_fd(), value.as_mut_ptr().cast());
-    // SAFETY: the kernel writes no more than the 64 bytes of `value`, and how many into `size`.
+    // SAFETY: the kernel writes no more than the 64 bytes of `value`, and their number into `size`.
     match unsafe { libc::getsockopt(number, level, name, place, &raw mut size) } {
         0 => {
             value.truncate(usize::try_from(size).unwrap_or(0));
@@ -48,7 +48,7 @@ pub(crate) fn option(socket: impl AsFd, (level, name): (i32, i32)) -> io::Result
     }
 }
 
-/// Sets an option to a value that [`option`] gave.
+/// Sets an option to a value that [`option`] returned.
 pub(crate) fn set_option(socket: impl AsFd, (level, name): (i32, i32), value: &[u8]) -> io::Result<()> {
     let size = libc::socklen_t::try_from(value.len()).map_err(io::Error::other)?;
     let (number, place) = (socket.as_fd().as_raw_fd(), value.as_ptr().cast());

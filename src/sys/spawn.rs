@@ -1,8 +1,8 @@
-//! Starting criu: quickly however large the caller is, with the files it needs and no others.
+//! Starts criu: fast however large the caller is, with the files that it needs and no others.
 //!
-//! `fork` copies the page tables of the caller, which for an agent of many gigabytes takes longer than a
-//! dump. `posix_spawn` does not, but can neither close what others left open, nor ignore SIGXFSZ in the
-//! child, nor detach it. So this is a `clone` with `CLONE_VM | CLONE_VFORK`, as in `posix_spawn` itself: the
+//! `fork` copies the page tables of the caller, which for many gigabytes takes longer than a dump.
+//! `posix_spawn` does not, but it cannot close unknown descriptors, ignore SIGXFSZ in the child, or
+//! detach it. So this is a `clone` with `CLONE_VM | CLONE_VFORK`, as in `posix_spawn` itself. The
 //! child borrows our memory, and our thread sleeps until the child executes or gives up.
 
 use std::{
@@ -23,38 +23,40 @@ use nix::{
 
 use super::{Child, adopt::without_adoption, lasting::on_lasting_thread};
 
-/// What to start, and how.
+/// The parameters of a new process.
 #[derive(Debug)]
 pub(crate) struct Spawn<'a> {
     /// The program, as a path.
     pub(crate) program: CString,
-    /// Its arguments, the first being its own name.
+    /// Its arguments; the first one is its own name.
     pub(crate) arguments: Vec<CString>,
-    /// Its whole environment.
+    /// Its complete environment.
     pub(crate) environment: Vec<CString>,
-    /// Its open files: the first becomes descriptor 0, the next 1, and so on. Nothing else is inherited.
+    /// Its open files: the first becomes descriptor 0, the next 1, and so on. No others are
+    /// inherited.
     pub(crate) files: Vec<BorrowedFd<'a>>,
     pub(crate) place: Place,
-    /// Signals that the program is to ignore, beside those that the caller ignores.
+    /// Signals that the program must ignore, beside those that the caller ignores.
     pub(crate) ignores: &'static [libc::c_int],
-    /// Start it from a thread that lasts as long as the program.
+    /// True to start it from a thread that lasts as long as the program.
     pub(crate) lasting: bool,
 }
 
-/// The session and process group of what is started, which decide whose signals it gets: those of a terminal go to a group.
+/// The session and process group of the new process, which decide the signals that it gets from
+/// terminals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// Our session and our group.
+    /// The caller's session and group.
     OurGroup,
-    /// Our session, and a group of its own.
+    /// The caller's session, and a group of its own.
     OwnGroup,
-    /// A session of its own, and so no controlling terminal.
+    /// A session of its own, without a controlling terminal.
     OwnSession,
     /// A session of its own, as a child of init, or of the nearest subreaper.
     Detached,
 }
 
-/// The signals that a terminal sends, or the kernel because of one.
+/// Signals from a terminal, or from the kernel because of a terminal.
 pub(crate) const OF_A_TERMINAL: &[libc::c_int] =
     &[libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
 
@@ -62,10 +64,11 @@ pub(crate) const OF_A_TERMINAL: &[libc::c_int] =
 pub(crate) const TO_END_PROGRAMS: &[libc::c_int] =
     &[libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
 
-/// Starts a program. `None` if it is detached: then it is not ours to wait for.
+/// Starts a program. Returns `None` if it is detached: then it is not our child.
 ///
-/// The program ignores SIGXFSZ, what it is told to ignore, and what the caller ignores. All other signals are at their
-/// default, as is SIGCHLD always, and SIGTERM unless the program is told to ignore it. No signal is blocked.
+/// The program ignores SIGXFSZ, the signals in `ignores`, and those that the caller ignores. All
+/// other signals have their default action. So has SIGCHLD always, and SIGTERM unless it is in
+/// `ignores`. No signal is blocked.
 pub(crate) fn spawn(spawn: Spawn<'_>) -> io::Result<Option<Child>> {
     let lasting = spawn.lasting;
     let parts = Parts::new(spawn)?;
@@ -87,7 +90,7 @@ fn start_child(parts: &Parts) -> io::Result<Child> {
 
 fn start_detached(parts: &Parts) -> io::Result<()> {
     let mut plan = Plan::new(parts);
-    // A subreaper would become the parent itself, and criu refuses to dump its own ancestors.
+    // A subreaper would adopt criu, and criu refuses to dump its own ancestors.
     without_adoption(|| {
         let (pid, _) = plan.start(detach, 0)?;
         let pid = Pid::from_raw(pid);
@@ -96,12 +99,12 @@ fn start_detached(parts: &Parts) -> io::Result<()> {
     })?
 }
 
-/// The program to start, with files of its own.
+/// The program to start, with its own copies of the files.
 struct Parts {
     program: CString,
     arguments: Vec<CString>,
     environment: Vec<CString>,
-    /// Copies of the files, at numbers above all that they are to get in the child.
+    /// Copies of the files, at numbers above all target numbers.
     sources: Vec<OwnedFd>,
     place: Place,
     ignores: &'static [libc::c_int],
@@ -116,18 +119,18 @@ impl Parts {
     }
 }
 
-/// All that the child needs, made beforehand: between `clone` and `execve` it may not allocate.
+/// All data for the child, prepared because it may not allocate between `clone` and `execve`.
 struct Plan<'a> {
     parts: &'a Parts,
     arguments: Vec<*const libc::c_char>,
     environment: Vec<*const libc::c_char>,
     stack: Vec<u128>,
     inner_stack: Vec<u128>,
-    /// Written by the child, whose memory is ours: why it could not execute; 0 if it could.
+    /// The error of the child's `execve`, which the child writes into our memory; 0 for success.
     errno: libc::c_int,
 }
 
-/// 64 KiB, in units of 16 bytes, which is the alignment that the processors want of a stack.
+/// 64 KiB, in units of 16 bytes, the alignment of a stack.
 const STACK: usize = 64 * 1024 / 16;
 
 impl<'a> Plan<'a> {
@@ -142,36 +145,38 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Runs `child` in a process of its own, on our memory, and sleeps until it executes or exits.
+    /// Runs `child` in a process of its own on our memory, and sleeps until it executes or exits.
     fn start(
         &mut self,
         child: extern "C" fn(*mut libc::c_void) -> libc::c_int,
         flags: libc::c_int,
     ) -> io::Result<(libc::pid_t, Option<OwnedFd>)> {
-        // A handler of ours must not run in the child, where it would find the parent's thread-local state.
+        // The program's signal handlers must not run in the child, with the parent's thread-local
+        // state.
         let mut mask = SigSet::empty();
         pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut mask))?;
         let top = self.stack.as_mut_ptr_range().end;
         let mut pidfd: libc::c_int = -1;
         let flags = flags | libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
         let plan: *mut libc::c_void = ptr::from_mut(self).cast();
-        // SAFETY: the stack is ours, large enough, and outlives the child's use of it because CLONE_VFORK
-        // stops this thread until then; `child` makes async-signal-safe calls only; `plan` outlives it too.
+        // SAFETY: the stack is ours, large enough, and outlives the child's use of it, because
+        // CLONE_VFORK stops this thread until then. So does `plan`. `child` makes only
+        // async-signal-safe calls.
         let pid = unsafe { libc::clone(child, top.cast(), flags, plan, &raw mut pidfd) };
         let failed = io::Error::last_os_error();
         pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&mask), None)?;
         if pid < 0 {
             return Err(failed);
         }
-        // SAFETY: the kernel wrote a descriptor that it made for us; otherwise the number is still -1.
+        // SAFETY: the kernel wrote a new descriptor for us; otherwise the number is still -1.
         let pidfd = (pidfd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(pidfd) });
         Ok((pid, pidfd.map(off_the_streams)))
     }
 
-    /// What became of the child's `execve`.
+    /// Returns the result of the child's `execve`.
     fn outcome(&self) -> io::Result<()> {
-        // SAFETY: the reference the pointer is made of is valid; the read is volatile because the writer was
-        // another process.
+        // SAFETY: the reference is valid; the read is volatile because another process wrote the
+        // value.
         match unsafe { ptr::read_volatile(&raw const self.errno) } {
             0 => Ok(()),
             errno => Err(io::Error::from_raw_os_error(errno)),
@@ -183,10 +188,11 @@ fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
     strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
 }
 
-/// In a program that closed its standard streams the kernel puts a pidfd in their place, where the program prints to.
+/// Moves the pidfd above the standard streams. In a program that closed those, it would receive the
+/// program's output.
 fn off_the_streams(pidfd: OwnedFd) -> OwnedFd {
     match pidfd.as_raw_fd() {
-        0..=2 => duplicate(pidfd.as_fd(), 3).unwrap_or(pidfd), // there it does less harm than none
+        0..=2 => duplicate(pidfd.as_fd(), 3).unwrap_or(pidfd), // low numbers do less harm than no pidfd
         _ => pidfd,
     }
 }
@@ -199,28 +205,29 @@ pub(super) fn duplicate(file: BorrowedFd<'_>, above: RawFd) -> io::Result<OwnedF
 
 /// The detached child's parent: starts the child, and exits so that init inherits it.
 extern "C" fn detach(plan: *mut libc::c_void) -> libc::c_int {
-    // SAFETY: takes nothing, touches nothing of ours.
+    // SAFETY: takes no arguments, touches no memory of ours.
     unsafe { libc::setsid() };
     // SAFETY: `start` passes a valid `Plan`, and its thread sleeps while we use it.
     let inner = unsafe { &mut *plan.cast::<Plan<'_>>() };
     let top = inner.inner_stack.as_mut_ptr_range().end;
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
-    // SAFETY: as in `start`: our own stack, a child that makes async-signal-safe calls only, and a plan that
-    // outlives it.
+    // SAFETY: as in `start`: our own stack, only async-signal-safe calls, and a plan that outlives
+    // the child.
     if unsafe { libc::clone(execute, top.cast(), flags, plan) } < 0 {
         inner.errno = errno();
     }
     0
 }
 
-/// The child: puts signals and files as the program is to find them, and becomes the program.
+/// Runs in the child: sets up signals and files, and executes the program.
 extern "C" fn execute(plan: *mut libc::c_void) -> libc::c_int {
     // SAFETY: `start` or `detach` passes a valid `Plan`, and its process sleeps while we use it.
     let plan = unsafe { &mut *plan.cast::<Plan<'_>>() };
     match plan.parts.place {
-        // SAFETY: takes numbers, touches nothing of ours. A new process leads no group, so it is not refused.
+        // SAFETY: takes numbers, touches no memory of ours. A new process leads no group, so the
+        // call cannot fail.
         Place::OwnGroup => drop(unsafe { libc::setpgid(0, 0) }),
-        // SAFETY: takes nothing, touches nothing of ours.
+        // SAFETY: takes no arguments, touches no memory of ours.
         Place::OwnSession => drop(unsafe { libc::setsid() }),
         Place::OurGroup | Place::Detached => {}
     }
@@ -238,12 +245,12 @@ extern "C" fn execute(plan: *mut libc::c_void) -> libc::c_int {
     127
 }
 
-/// No handler may run here; what is ignored stays so, save for SIGCHLD and SIGTERM, without which criu cannot work: it
-/// ends a helper of a restore by SIGTERM, and waits for its end. A write beyond the file size limit is to fail, not to
-/// kill: that is how a dump is cancelled.
+/// Resets signal handlers. Ignored signals stay ignored, except SIGCHLD and SIGTERM, which criu
+/// needs: it ends a helper of a restore by SIGTERM, and waits for its end. A write beyond the file
+/// size limit must fail instead of killing: that is how a dump is cancelled.
 fn reset_signals(ignores: &[libc::c_int]) {
     for signal in 1..=64 {
-        // SAFETY: a zeroed sigaction is a valid one, with the default handler.
+        // SAFETY: a zeroed sigaction is valid, with the default handler.
         let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
         if !matches!(signal, libc::SIGCHLD | libc::SIGTERM | libc::SIGXFSZ) {
             // SAFETY: `action` is a valid place for the old action.
@@ -253,13 +260,13 @@ fn reset_signals(ignores: &[libc::c_int]) {
             }
         }
         let ignored = signal == libc::SIGXFSZ || ignores.contains(&signal);
-        // One that waits because it is blocked was sent to the caller's group before this process left that. To ignore it
-        // discards it.
+        // A blocked signal may be pending since before this process left the caller's group.
+        // Ignoring a signal discards it.
         let last = if ignored { libc::SIG_IGN } else { libc::SIG_DFL };
         for disposition in [libc::SIG_IGN, last] {
             action.sa_sigaction = disposition;
             action.sa_flags = 0;
-            // SAFETY: `action` is initialized; numbers that name no signal are refused by the kernel. Without
+            // SAFETY: `action` is initialized, and the kernel refuses invalid numbers. Without
             // CLONE_SIGHAND the table is this process's own.
             unsafe { libc::sigaction(signal, &action, ptr::null_mut()) };
         }
@@ -267,22 +274,22 @@ fn reset_signals(ignores: &[libc::c_int]) {
 }
 
 fn unblock_signals() {
-    // SAFETY: a zeroed set is a valid place to write one to.
+    // SAFETY: a zeroed set is a valid place for a set.
     let mut none: libc::sigset_t = unsafe { std::mem::zeroed() };
     // SAFETY: `none` is valid for writing.
     unsafe { libc::sigemptyset(&mut none) };
-    // SAFETY: `none` is initialized, and the old mask is not asked for.
+    // SAFETY: `none` is initialized, and the old mask is not requested.
     unsafe { libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut()) };
 }
 
-/// Puts the files at 0, 1, 2, … and lets nothing else through.
+/// Puts the files at 0, 1, 2, …, and closes all others at `execve`.
 fn place_files(sources: &[OwnedFd]) -> Result<(), libc::c_int> {
-    // SAFETY: takes numbers only, and acts on this process's own table, which no other process shares.
+    // SAFETY: takes only numbers, and acts on this process's own table.
     if unsafe { libc::syscall(libc::SYS_close_range, 0, libc::c_uint::MAX, CLOSE_RANGE_CLOEXEC) } < 0 {
-        // SAFETY: takes a number, gives a number.
+        // SAFETY: takes a number, returns a number.
         let highest = unsafe { libc::sysconf(libc::_SC_OPEN_MAX) };
         for number in 0..RawFd::try_from(highest.clamp(0, 1 << 20)).unwrap_or(1 << 20) {
-            // SAFETY: acts on this process's own table; numbers that are not open are refused.
+            // SAFETY: acts on this process's own table; the kernel refuses closed numbers.
             unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
         }
     }

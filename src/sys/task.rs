@@ -2,7 +2,7 @@
 
 use std::io;
 
-/// Returns true if two descriptors, each of a process and with its number there, are one open file.
+/// Returns true if two descriptors, each of a process, are the same open file.
 pub(crate) fn is_same_file(one: (i32, i32), other: (i32, i32)) -> io::Result<bool> {
     const KCMP_FILE: libc::c_int = 0;
     // SAFETY: the call takes five numbers and touches no memory of ours.
@@ -12,7 +12,8 @@ pub(crate) fn is_same_file(one: (i32, i32), other: (i32, i32)) -> io::Result<boo
         _ => Err(io::Error::last_os_error()),
     }
 }
-/// The processors that the thread may run on, as the kernel's mask: 64 in a word, the lowest first.
+/// Returns the processors that the thread may run on, as the kernel's mask: 64 in a word, lowest
+/// first.
 pub(crate) fn affinity(thread: i32) -> io::Result<Vec<u64>> {
     let mut mask = vec![0_u64; MOST_PROCESSORS / 64];
     let (size, start) = (mask.len() * size_of::<u64>(), mask.as_mut_ptr());
@@ -31,10 +32,10 @@ pub(crate) fn set_affinity(thread: i32, mask: &[u64]) -> io::Result<()> {
     succeeded(done)
 }
 
-/// The most processors that any kernel is built for.
+/// The maximum number of processors of any kernel.
 const MOST_PROCESSORS: usize = 8192;
 
-/// The processors that this machine has, as such a mask; empty if it cannot be told.
+/// Returns the processors of this machine, as the same mask; empty if unknown.
 pub(crate) fn online_processors() -> Vec<u64> {
     let text = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
     let mut mask = Vec::new();
@@ -49,20 +50,20 @@ pub(crate) fn online_processors() -> Vec<u64> {
     mask
 }
 
-/// The I/O priority of the thread, as the kernel writes it: the class, and the priority in it.
+/// Returns the I/O priority of the thread in the kernel's form: the class, and the priority in it.
 pub(crate) fn io_priority(thread: i32) -> io::Result<u32> {
-    // SAFETY: the call takes numbers alone.
+    // SAFETY: the call takes only numbers.
     let priority = unsafe { libc::syscall(libc::SYS_ioprio_get, IOPRIO_WHO_PROCESS, thread) };
     u32::try_from(priority).map_err(|_| io::Error::last_os_error())
 }
 
 /// Sets the I/O priority of the thread.
 pub(crate) fn set_io_priority(thread: i32, priority: u32) -> io::Result<()> {
-    // SAFETY: the call takes numbers alone.
+    // SAFETY: the call takes only numbers.
     succeeded(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, thread, priority) })
 }
 
-/// The kernel's `sched_attr` in its first version: how a thread is scheduled.
+/// The first version of the kernel's `sched_attr`: the scheduling of a thread.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Scheduling {
@@ -71,32 +72,32 @@ pub(crate) struct Scheduling {
     flags: u64,
     nice: i32,
     priority: u32,
-    /// In nanoseconds: the length of a turn, unless the policy is SCHED_DEADLINE.
+    /// In nanoseconds: the time slice, unless the policy is SCHED_DEADLINE.
     pub(crate) runtime: u64,
     deadline: u64,
     period: u64,
 }
 
 impl Scheduling {
-    /// The same with turns of this length.
+    /// Returns the same settings with this time slice.
     pub(crate) fn with_slice(mut self, nanoseconds: u64) -> Scheduling {
         self.runtime = nanoseconds;
         self
     }
 }
 
-/// Asks how the thread is scheduled; 0 is the calling one.
+/// Reads the scheduling of a thread; 0 is the calling one.
 pub(crate) fn scheduling(thread: i32) -> io::Result<Scheduling> {
     let mut told = Scheduling::default();
     let (size, place) = (size_of_val(&told), &raw mut told);
-    // SAFETY: the kernel writes no more than `told`, whose size it is told.
+    // SAFETY: the kernel writes no more than `told`, whose size it gets.
     succeeded(unsafe { libc::syscall(libc::SYS_sched_getattr, thread, place, size, 0) })?;
     Ok(told)
 }
 
-/// Sets how the thread is scheduled.
+/// Sets the scheduling of a thread.
 pub(crate) fn set_scheduling(thread: i32, wanted: &Scheduling) -> io::Result<()> {
-    // SAFETY: the kernel reads as many bytes as the structure says that it has.
+    // SAFETY: the kernel reads the number of bytes that the structure states.
     succeeded(unsafe { libc::syscall(libc::SYS_sched_setattr, thread, &raw const *wanted, 0) })
 }
 

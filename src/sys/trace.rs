@@ -2,7 +2,8 @@
 
 use std::{io, marker::PhantomData};
 
-/// A thread that the calling thread traces. It must not be sent to another: the kernel knows the tracer as a thread.
+/// A thread that the calling thread traces. It must not be sent to another thread: the kernel's
+/// tracer is a thread.
 pub(crate) struct Traced {
     tid: i32,
     _not_send: PhantomData<*const ()>,
@@ -11,28 +12,28 @@ pub(crate) struct Traced {
 /// The position of a traced thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stand {
-    /// It runs, or is about to stop.
+    /// The thread runs, or is about to stop.
     Running,
-    /// Before a system call.
+    /// The thread is before a system call.
     Entry,
-    /// After a system call, with what that came to.
+    /// The thread is after a system call with this result.
     Exit(i64),
-    /// Elsewhere.
+    /// The thread is elsewhere.
     Other,
 }
 
-/// The reason why a traced thread stands.
+/// The reason why a traced thread stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stop {
-    /// It was [interrupted](Traced::interrupt).
+    /// The thread was [interrupted](Traced::interrupt).
     Interrupted,
-    /// Its process is stopped.
+    /// The process is stopped.
     Stopped,
-    /// A signal came, which it gets if that is [passed on](Traced::detach_with).
+    /// A signal arrived, which the thread gets if it is [passed on](Traced::detach_with).
     Signal(i32),
 }
 
-/// Those registers of a thread in `poll` that a dump in between must not change.
+/// The registers of a thread in `poll` that a dump must not change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PollRegisters {
     pub(crate) ip: u64,
@@ -44,10 +45,10 @@ pub(crate) struct PollRegisters {
 }
 
 impl PollRegisters {
-    /// Counts the frames of signals in the memory below the stack, that interrupted the thread as it was
-    /// about to call `ppoll`.
+    /// Counts the signal frames in the memory below the stack whose signals interrupted the thread
+    /// right before a call of `ppoll`.
     pub(crate) fn interrupting_frames(&self, memory: &[u8]) -> usize {
-        // The saved registers dx, ax, cx, sp and ip follow each other.
+        // The saved registers dx, ax, cx, sp and ip are adjacent.
         const PPOLL: u64 = 271;
         let word = |bytes: &[u8], at: usize| {
             bytes[at * 8..].first_chunk().map(|bytes| u64::from_ne_bytes(*bytes)).unwrap_or_default()
@@ -64,8 +65,8 @@ impl PollRegisters {
 pub(crate) struct Registers([u64; COUNT]);
 
 impl Traced {
-    /// Begins to trace a thread, which goes on as it was: one that is stopped can soon be worked with. `past_seccomp` lets
-    /// its system calls pass whatever filters it has.
+    /// Starts to trace a thread, which continues; a stopped thread is soon ready for requests.
+    /// `past_seccomp` lets its system calls pass all filters.
     ///
     /// If the tracer ends, the kernel kills the process.
     pub(crate) fn seize(tid: i32, past_seccomp: bool) -> io::Result<Traced> {
@@ -78,29 +79,29 @@ impl Traced {
         Ok(thread)
     }
 
-    /// As [`seize`](Traced::seize), but if the tracer ends, the thread goes on.
+    /// Does the same as [`seize`](Traced::seize), but if the tracer ends, the thread continues.
     pub(crate) fn seize_gently(tid: i32) -> io::Result<Traced> {
         let thread = Traced { tid, _not_send: PhantomData };
         thread.simply(SEIZE, 0)?;
         Ok(thread)
     }
 
-    /// Lets it stop soon.
+    /// Asks the thread to stop soon.
     pub(crate) fn interrupt(&self) -> io::Result<()> {
         self.simply(INTERRUPT, 0)
     }
 
-    /// The reason why it has stopped; `None` if it has not, or not since this was last asked.
+    /// Returns the reason why it has stopped; `None` if it has not stopped since the last call.
     pub(crate) fn stop(&self) -> io::Result<Option<Stop>> {
         const EVENT_STOP: i32 = 128;
         let tid = libc::id_t::try_from(self.tid).map_err(io::Error::other)?;
-        // The end of a child of ours is not ours to take.
+        // Without WEXITED: the parent waits for the thread's end.
         let options = libc::WSTOPPED | libc::WNOHANG | libc::__WALL;
-        // SAFETY: a zeroed structure is a valid one, and says that there was nothing.
+        // SAFETY: a zeroed structure is valid, and means that there was no event.
         let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-        // SAFETY: the kernel fills in no more than `info`.
+        // SAFETY: the kernel writes no more than `info`.
         succeeded(unsafe { libc::waitid(libc::P_PID, tid, &raw mut info, options) }.into())?;
-        // SAFETY: the kernel fills this field in for `waitid`; else it is zero.
+        // SAFETY: the kernel sets this field for `waitid`; otherwise it is zero.
         let pid = unsafe { info.si_pid() };
         // SAFETY: as above.
         let status = unsafe { info.si_status() };
@@ -112,24 +113,24 @@ impl Traced {
         })
     }
 
-    /// Lets it go, and get this signal, because of which it has stopped.
+    /// Detaches from a thread that a signal stopped, and delivers this signal.
     pub(crate) fn detach_with(&self, signal: i32) -> io::Result<()> {
         self.simply(DETACH, signal.into())
     }
 
-    /// The position of the thread. While it runs, all other requests fail.
+    /// Returns the position of the thread. While it runs, all other requests fail.
     pub(crate) fn stand(&self) -> io::Result<Stand> {
         const ENTRY: u8 = 1;
         const EXIT: u8 = 2;
         let mut info = [0_u64; 16];
         let (size, start) = (size_of_val(&info), info.as_mut_ptr());
-        // SAFETY: the kernel fills in no more than `info`, whose size it is told.
+        // SAFETY: the kernel writes no more than `info`, whose size it gets.
         let told = unsafe { libc::syscall(libc::SYS_ptrace, GET_SYSCALL_INFO, self.tid, size, start) };
         if told < 0 {
             let error = io::Error::last_os_error();
             return if error.raw_os_error() == Some(libc::ESRCH) { Ok(Stand::Running) } else { Err(error) };
         }
-        // The first byte is where it stands; the fourth word is what a system call came to.
+        // The first byte is the position; the fourth word is the result of a system call.
         Ok(match info[0].to_ne_bytes()[0] {
             ENTRY => Stand::Entry,
             EXIT => Stand::Exit(i64::from_ne_bytes(info[3].to_ne_bytes())),
@@ -137,39 +138,40 @@ impl Traced {
         })
     }
 
-    /// Lets it go on to where its next system call begins or ends.
+    /// Continues the thread until its next system call begins or ends.
     pub(crate) fn go_on(&self) -> io::Result<()> {
         self.simply(SYSCALL, 0)
     }
 
-    /// Lets it go. It is as it was before it was traced: stopped, if its process is.
+    /// Detaches from the thread. It is as it was before: stopped, if its process is.
     pub(crate) fn detach(&self) -> io::Result<()> {
         self.simply(DETACH, 0)
     }
 
-    /// A request with a number.
+    /// Makes a request with a number.
     fn simply(&self, request: libc::c_uint, number: libc::c_long) -> io::Result<()> {
-        // SAFETY: the callers' requests take numbers alone.
+        // SAFETY: the callers' requests take only numbers.
         succeeded(unsafe { libc::syscall(libc::SYS_ptrace, request, self.tid, 0_usize, number) })
     }
 
-    /// The signals that it blocks.
+    /// Returns the signals that it blocks.
     pub(crate) fn blocked(&self) -> io::Result<u64> {
         let mut mask = 0_u64;
         let size = size_of_val(&mask);
-        // SAFETY: the kernel fills in no more than `mask`, whose size it is told.
+        // SAFETY: the kernel writes no more than `mask`, whose size it gets.
         succeeded(unsafe { libc::syscall(libc::SYS_ptrace, GETSIGMASK, self.tid, size, &raw mut mask) })?;
         Ok(mask)
     }
 
-    /// Has it block these signals.
+    /// Sets the signals that it blocks.
     pub(crate) fn block(&self, mask: u64) -> io::Result<()> {
         let size = size_of_val(&mask);
         // SAFETY: the kernel reads as many bytes as `mask` has.
         succeeded(unsafe { libc::syscall(libc::SYS_ptrace, SETSIGMASK, self.tid, size, &raw const mask) })
     }
 
-    /// Its registers; an error of the kind `Unsupported` for a program of 32 bits, and on other processors.
+    /// Returns its registers; an error of the kind `Unsupported` for a 32-bit program, and on other
+    /// processors.
     pub(crate) fn registers(&self) -> io::Result<Registers> {
         let mut registers = Registers([0; COUNT]);
         let size = size_of_val(&registers);
@@ -184,18 +186,18 @@ impl Traced {
         self.exchange(SETREGSET, &mut registers).map(drop)
     }
 
-    /// Gets or sets registers; gives how many bytes.
+    /// Reads or writes registers; returns the number of bytes.
     fn exchange(&self, request: libc::c_uint, registers: &mut Registers) -> io::Result<usize> {
         const NT_PRSTATUS: libc::c_long = 1;
         let size = size_of_val(registers);
         let mut part = libc::iovec { iov_base: registers.0.as_mut_ptr().cast(), iov_len: size };
-        // SAFETY: the kernel reads or writes no more than `registers`, whose size it is told.
+        // SAFETY: the kernel reads or writes no more than `registers`, whose size it gets.
         let done = unsafe { libc::syscall(libc::SYS_ptrace, request, self.tid, NT_PRSTATUS, &raw mut part) };
         succeeded(done).map(|()| part.iov_len)
     }
 }
 
-// Not every C library has all of these.
+// Some C libraries lack some of these.
 const SYSCALL: libc::c_uint = 24;
 const DETACH: libc::c_uint = 17;
 const GETREGSET: libc::c_uint = 0x4204;
@@ -219,7 +221,7 @@ const COUNT: usize = 27;
 
 #[cfg(target_arch = "x86_64")]
 impl Registers {
-    /// The system call instruction.
+    /// The instruction for system calls.
     pub(crate) const INSTRUCTION: &'static [u8] = &[0x0f, 0x05];
 
     fn are_known(&self) -> bool {
@@ -228,7 +230,7 @@ impl Registers {
         cs == USER_CS
     }
 
-    /// The same, about to make a system call by the instruction at this address.
+    /// Returns the registers for a system call by the instruction at this address.
     pub(crate) fn before_call(mut self, at: u64, number: u64, arguments: [u64; 3]) -> Registers {
         let [rdi, rsi, rdx] = arguments;
         let (orig_rax, in_no_call) = (15, u64::MAX);
@@ -240,14 +242,14 @@ impl Registers {
         self
     }
 
-    /// The same in `ppoll`, if a `poll` without a time limit was interrupted.
+    /// Returns the registers for `ppoll` instead of an interrupted `poll` without a time limit.
     ///
-    /// The kernel makes either call again by itself, or has it end with EINTR if a handler of a
-    /// signal is to run.
+    /// The kernel restarts either call by itself, or ends it with EINTR if a signal handler is to
+    /// run.
     pub(crate) fn as_ppoll(&self) -> Option<(PollRegisters, Registers)> {
         const RESTART_BY_NOTE: i64 = -516;
         let [r10, ax, dx, si, di, orig_ax, ip, sp] = [7, 10, 12, 13, 14, 15, 16, 19].map(|at| self.0[at]);
-        // The kernel takes 32 bits as the limit.
+        // The kernel uses 32 bits of the limit.
         let forever = dx & (1 << 31) != 0;
         if orig_ax != POLL || ax.cast_signed() != RESTART_BY_NOTE || !forever {
             return None;
@@ -259,8 +261,8 @@ impl Registers {
         Some((PollRegisters { ip, sp, di, si, dx, r10 }, changed))
     }
 
-    /// The same in `poll` again, if it still waits in the `ppoll` of [`as_ppoll`](Registers::as_ppoll);
-    /// or after a `poll` that a signal has interrupted.
+    /// Returns the registers for `poll` again, if the thread still waits in the `ppoll` of
+    /// [`as_ppoll`](Registers::as_ppoll), or after a `poll` that a signal interrupted.
     pub(crate) fn as_poll(&self, was: &PollRegisters, interrupted: bool) -> Option<Registers> {
         let [ax, si, di, orig_ax, ip, sp] = [10, 13, 14, 15, 16, 19].map(|at| self.0[at]);
         if (sp, di, si) != (was.sp, was.di, was.si) {
@@ -271,7 +273,7 @@ impl Registers {
         if (ip, ax, orig_ax) == (was.ip, RESTART, PPOLL) {
             changed.0[15] = POLL;
         } else if (ip.checked_add(2), ax) == (Some(was.ip), PPOLL) {
-            // It is about to make the call.
+            // The thread is about to make the call.
             changed.0[10] = POLL;
         } else {
             return None;
@@ -289,7 +291,7 @@ impl Registers {
 const POLL: u64 = 7;
 #[cfg(target_arch = "x86_64")]
 const PPOLL: u64 = 271;
-/// The result of a call that the kernel makes again, unless a handler of a signal is to run.
+/// The result of a call that the kernel restarts, unless a signal handler is to run.
 #[cfg(target_arch = "x86_64")]
 const RESTART: u64 = -514_i64 as u64;
 #[cfg(target_arch = "x86_64")]
@@ -312,7 +314,7 @@ const COUNT: usize = 34;
 
 #[cfg(target_arch = "aarch64")]
 impl Registers {
-    /// The system call instruction.
+    /// The instruction for system calls.
     pub(crate) const INSTRUCTION: &'static [u8] = &[0x01, 0x00, 0x00, 0xd4];
 
     fn are_known(&self) -> bool {
@@ -321,7 +323,7 @@ impl Registers {
         pstate & OF_32_BITS == 0
     }
 
-    /// The same, about to make a system call by the instruction at this address.
+    /// Returns the registers for a system call by the instruction at this address.
     pub(crate) fn before_call(mut self, at: u64, number: u64, arguments: [u64; 3]) -> Registers {
         self.0[..3].copy_from_slice(&arguments);
         self.0[8] = number;
