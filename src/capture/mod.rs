@@ -92,7 +92,7 @@ pub struct Stored {
 }
 
 impl Stored {
-    /// A capture without the facts that only the platform knows.
+    /// Makes a result without the facts that only the platform knows.
     fn of(digest: Digest256, manifest: ProcsBlob, bytes: u64) -> Stored {
         Stored {
             digest,
@@ -251,9 +251,9 @@ ProcsCapture::new([4242]).cancelled_by(&cancel).run(&FsBlobStore::open(\"capture
         self
     }
 
-    /// Sets the memory that a [chunked](ProcsCapture::chunked) capture uses for its work. The default
-    /// is a pool of up to 1 GiB, which this value and its clones share: captures of one tree at
-    /// every step need no pool of their own.
+    /// Sets the memory that a [chunked](ProcsCapture::chunked) capture uses for its work. The
+    /// default is a pool of up to 1 GiB, which this value and its clones share: captures of one
+    /// tree at every step need no pool of their own.
     #[must_use]
     pub fn buffers(mut self, pool: &BufferPool) -> ProcsCapture {
         self.pool = pool.clone();
@@ -366,7 +366,7 @@ ProcsCapture::new([4242]).cancelled_by(&cancel).run(&FsBlobStore::open(\"capture
         self.checkpoint(store, self.placeholder)
     }
 
-    /// Captures. `placeholder` says whether one is stored where there is no criu.
+    /// Captures. `placeholder` decides whether to store one if there is no criu.
     fn checkpoint(&self, store: &(impl BlobStore + ?Sized), placeholder: bool) -> Result<SelfCapture> {
         if self.job.pids.is_empty() {
             return Err(Error::Options { option: "pids", problem: "no process was named".to_owned() });
@@ -418,8 +418,8 @@ ProcsCapture::new([4242]).cancelled_by(&cancel).run(&FsBlobStore::open(\"capture
     /// Stores the images as an archive, and the manifest.
     fn keep(&self, images: &Trees, store: &dyn BlobStore, until: &Until) -> Result<Stored> {
         until.check(|| "keep the images".to_owned())?;
-        // The open batch protects the archive from collections until the manifest is stored. If one
-        // ran all the same, the commit fails.
+        // The open batch protects the archive from collections until the manifest is stored. If a
+        // collection ran all the same, the commit fails.
         let batch = store.batch_until(until)?;
         let mut archive = pipeline::Hashing::new(store.writer()?, until);
         let bytes = pack(images, &mut archive)?;
@@ -442,7 +442,7 @@ ProcsCapture::new([4242]).cancelled_by(&cancel).run(&FsBlobStore::open(\"capture
 }
 
 impl SelfCapture {
-    /// The capture, in the process that made it; [`Error::Revived`] in a copy.
+    /// Returns the capture in the process that made it; [`Error::Revived`] in a copy.
     fn stored(self) -> Result<Stored> {
         match self {
             SelfCapture::Stored(stored) => Ok(stored),
@@ -472,7 +472,7 @@ struct Unusable {
     why: String,
 }
 
-/// The error as a reason for a placeholder, if it says that nothing can be captured here.
+/// Returns the reason for a placeholder, if the error shows that a capture is impossible here.
 fn unusable(error: &Error) -> Option<Unusable> {
     let (on, what) = match (error, error.failure()) {
         (Error::NoCriu { .. }, _) => ("linux-no-criu", error.to_string()),

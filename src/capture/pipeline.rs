@@ -1,4 +1,4 @@
-//! [`Hashing`]: bytes to a store, and through SHA-256 at the same time.
+//! [`Hashing`]: writes bytes to a store, and hashes them at the same time.
 
 use std::{
     io::{self, Write},
@@ -8,8 +8,7 @@ use std::{
 
 use crate::{Digest256, Result, Until, digest::Hasher, store::BlobWriter, wiped::Wiped};
 
-/// Writes to a store, and hashes in one thread beside it, which is started when there is enough to
-/// hash.
+/// Writes to a store, and hashes in a second thread, which is started once there is enough to hash.
 pub(super) struct Hashing<'a> {
     store: Box<dyn BlobWriter + 'a>,
     until: &'a Until,
@@ -18,25 +17,25 @@ pub(super) struct Hashing<'a> {
     hasher: Side,
 }
 
-/// The place of the hashing.
+/// The thread that hashes: this one, or another.
 enum Side {
     Here(Hasher),
     Beside(Beside),
 }
 
-/// The bytes that go to the thread at once. An archive with fewer bytes gets no thread.
+/// The number of bytes handed to the thread at once. An archive with fewer bytes gets no thread.
 const PIECE: usize = 1 << 20;
 
-/// The most pieces that wait to be hashed.
+/// The maximum number of pieces that wait to be hashed.
 const AHEAD: usize = 4;
 
 impl<'a> Hashing<'a> {
-    /// Every write fails once `until` is over.
+    /// Makes a writer whose writes fail once `until` is over.
     pub(super) fn new(store: Box<dyn BlobWriter + 'a>, until: &'a Until) -> Hashing<'a> {
         Hashing { store, until, pending: Wiped::default(), hasher: Side::Here(Hasher::new()) }
     }
 
-    /// Makes the blob visible under the digest that was computed.
+    /// Commits the blob under the computed digest.
     pub(super) fn commit(mut self) -> Result<Digest256> {
         let mut hasher = match self.hasher {
             Side::Here(hasher) => hasher,
@@ -50,12 +49,12 @@ impl<'a> Hashing<'a> {
         Ok(digest)
     }
 
-    /// Hands the pending bytes on to be hashed.
+    /// Hashes the pending bytes, or hands them to the thread.
     fn hash(&mut self) {
         if let Side::Here(hasher) = &mut self.hasher {
             match Beside::start(hasher.clone()) {
                 Ok(beside) => self.hasher = Side::Beside(beside),
-                Err(_) => hasher.update(&self.pending), // there are too many threads already
+                Err(_) => hasher.update(&self.pending), // the limit of threads is reached
             }
         }
         match &mut self.hasher {
@@ -86,9 +85,9 @@ impl Write for Hashing<'_> {
     }
 }
 
-/// A thread that hashes what it is sent, in order.
+/// A thread that hashes the pieces it receives, in order.
 struct Beside {
-    /// Both are there until the end.
+    /// Both are set until the end.
     send: Option<SyncSender<Wiped>>,
     thread: Option<JoinHandle<Hasher>>,
     returned: Receiver<Wiped>,
@@ -101,7 +100,7 @@ impl Beside {
         let work = move || {
             for piece in receive {
                 hasher.update(&piece);
-                let _ = give_back.try_send(piece); // or it is freed
+                let _ = give_back.try_send(piece); // a full channel frees it
             }
             hasher
         };
@@ -116,7 +115,7 @@ impl Beside {
         let piece = std::mem::replace(bytes, empty);
         let sent = self.send.as_ref().map(|send| send.send(piece));
         if !matches!(sent, Some(Ok(()))) {
-            self.join(); // it panicked
+            self.join(); // the thread panicked
         }
     }
 
@@ -124,7 +123,7 @@ impl Beside {
         self.join().expect("because it is joined once")
     }
 
-    /// Waits for the thread, whose panic goes on here.
+    /// Waits for the thread, and resumes its panic here.
     fn join(&mut self) -> Option<Hasher> {
         self.send = None;
         let thread = self.thread.take()?;
@@ -136,7 +135,7 @@ impl Drop for Beside {
     fn drop(&mut self) {
         self.send = None;
         if let Some(thread) = self.thread.take() {
-            let _ = thread.join(); // what failed first is to be told
+            let _ = thread.join(); // only the first failure is reported
         }
     }
 }

@@ -1,4 +1,4 @@
-//! [`Buffers`]: memory of a tree that waits to be stored, of bounded size.
+//! [`Buffers`]: a bounded queue of memory that waits to be stored.
 
 use std::{
     collections::VecDeque,
@@ -10,22 +10,23 @@ use std::{
 use super::{BufferPool, owner::OwnerMap};
 use crate::{Error, Result, manifest::Window, platform::Buffer};
 
-/// The size of a buffer in bytes: what the kernel gives as one huge page, and eight windows.
+/// The size of a buffer in bytes: one huge page of the kernel, and eight windows.
 pub(super) const SIZE: usize = 2 << 20;
 
-/// Few buffers would make criu and the workers wait for each other in turn.
+/// The minimum number of buffers. With fewer, criu and the workers would wait for each other.
 const FEWEST: usize = 4;
 
-/// A stream that brings nothing for so long leaves a processor idle. It takes a third of that to fill a buffer.
+/// The time after which a stream without data counts as idle, three times as long as filling a
+/// buffer takes. Then a processor is free for a worker.
 const QUIET: Duration = Duration::from_millis(3);
 
-/// How many buffers are made while criu starts, which takes some ten milliseconds: 16 MiB.
+/// Number of buffers that are still allocated while criu starts (some ten milliseconds): 16 MiB.
 const MEANWHILE: usize = 8;
 
 /// Buffers that are filled from streams, emptied by workers, and filled again.
 pub(super) struct Buffers {
     pool: BufferPool,
-    /// How many workers may work whatever goes on: there is a processor for each beside criu's and the receiver's.
+    /// Number of workers that may always run: every processor except criu's and the receiver's.
     always: usize,
     state: Mutex<State>,
     changed: Condvar,
@@ -33,30 +34,30 @@ pub(super) struct Buffers {
 
 #[derive(Default)]
 struct State {
-    /// How many buffers there may be.
+    /// The maximum number of buffers.
     most: usize,
     free: Vec<Buffer>,
-    /// How many buffers there are, free or not.
+    /// The number of buffers that exist, free or not.
     made: usize,
-    /// How many are expected to be brought that were not brought yet.
+    /// The number of expected buffers that have not been filled yet.
     to_come: usize,
-    /// How many are still to be made before the trees stop.
+    /// The number of buffers still to be allocated before the trees are frozen.
     to_warm: usize,
     warming: usize,
     filled: VecDeque<Arc<Filled>>,
-    /// How many windows of the first of them were given to workers.
+    /// The number of windows of the first filled buffer that workers have taken.
     given: usize,
     working: usize,
-    /// How many streams are open.
+    /// The number of open streams.
     streams: usize,
-    /// When one of them last brought a buffer full.
+    /// The time at which a stream last filled a buffer.
     brought: Option<Instant>,
     closed: bool,
     failed: bool,
     failure: Option<Error>,
 }
 
-/// A buffer with memory in it.
+/// A filled buffer, and its windows.
 pub(super) struct Filled {
     pub(super) buffer: Buffer,
     pub(super) windows: Vec<Part>,
@@ -65,20 +66,20 @@ pub(super) struct Filled {
 /// A window in a buffer.
 pub(super) struct Part {
     pub(super) owner: Arc<OwnerMap>,
-    /// The place of its leaf.
+    /// The position of its leaf.
     pub(super) leaf: usize,
     pub(super) window: Window,
     pub(super) range: Range<usize>,
 }
 
-/// What there is to do.
+/// A task for a worker.
 pub(super) enum Task {
-    /// Make a buffer, before it is needed in a hurry.
+    /// Allocate a buffer before it is needed.
     Warm,
     Store(Share),
 }
 
-/// One window of a buffer, so that all workers have something to do when there is one buffer left.
+/// One window of a buffer. All workers can share the last buffer that is left.
 pub(super) struct Share {
     filled: Arc<Filled>,
     window: usize,
@@ -95,7 +96,7 @@ impl Share {
 }
 
 impl Buffers {
-    /// Takes buffers from the pool, within its limit, for so many processors.
+    /// Takes buffers from the pool, within its limit; `processors` is the number of processors.
     pub(super) fn new(pool: &BufferPool, processors: usize) -> Buffers {
         let state = Mutex::new(State { most: that_fit(pool.limit()), ..State::default() });
         let always = processors.saturating_sub(2);
@@ -110,7 +111,8 @@ impl Buffers {
         self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// So many bytes will come, and so many of those that there may be are needed for something else: up to the half.
+    /// Expects `bytes` of memory, and leaves up to half of the limit to `reserved` bytes of the
+    /// store's index.
     pub(super) fn expect(&self, bytes: u64, reserved: u64) {
         let buffers = usize::try_from(bytes.div_ceil(SIZE as u64)).unwrap_or(usize::MAX);
         let mut state = self.state();
@@ -123,8 +125,8 @@ impl Buffers {
         state.free.extend(spare);
     }
 
-    /// Waits until the buffers for what was expected are there, but for some that will be before criu has begun. Memory
-    /// that was never touched is slow, and a tree should not stand still for that.
+    /// Waits until all but [`MEANWHILE`] expected buffers are allocated. Fresh memory is slow, and
+    /// a tree must not stay frozen for that.
     pub(super) fn wait_until_warm(&self) {
         let mut state = self.state();
         while state.to_warm + state.warming > MEANWHILE {
@@ -132,7 +134,7 @@ impl Buffers {
         }
     }
 
-    /// Makes a buffer and puts it with the free ones.
+    /// Allocates a free buffer.
     pub(super) fn warm(&self) {
         let buffer = make();
         let mut state = self.state();
@@ -140,7 +142,7 @@ impl Buffers {
         match buffer {
             Ok(buffer) => state.free.push(buffer),
             Err(_) => {
-                // There is not so much memory. It has to do with what there is.
+                // Out of memory: continue with the buffers we have.
                 state.made -= 1;
                 state.to_warm = 0;
             }
@@ -148,7 +150,7 @@ impl Buffers {
         self.changed.notify_all();
     }
 
-    /// An empty buffer, as soon as there is one.
+    /// Returns an empty buffer; waits until one is free.
     pub(super) fn take(&self) -> Result<Buffer> {
         let mut state = self.state();
         loop {
@@ -157,7 +159,7 @@ impl Buffers {
             }
             if let Some(buffer) = state.free.pop() {
                 if state.is_tight() {
-                    self.changed.notify_all(); // workers may work now
+                    self.changed.notify_all(); // more workers may run now
                 }
                 return Ok(buffer);
             }
@@ -172,7 +174,7 @@ impl Buffers {
         }
     }
 
-    /// Hands a buffer over to the workers.
+    /// Hands a filled buffer to the workers.
     pub(super) fn fill(&self, filled: Filled) {
         let mut state = self.state();
         match filled.windows.is_empty() {
@@ -185,7 +187,7 @@ impl Buffers {
         self.changed.notify_all();
     }
 
-    /// The next task of this worker; `None` when there will be none.
+    /// Returns the next task of this worker; `None` after the end.
     pub(super) fn next(&self, worker: usize) -> Option<Task> {
         let mut state = self.state();
         loop {
@@ -214,8 +216,9 @@ impl Buffers {
         }
     }
 
-    /// While a stream is open its tree stands still, and criu and whoever receives need a processor each: workers
-    /// get the others, unless room becomes scarce, or criu is busy with something else than memory.
+    /// Decides whether a worker may run now. While a stream is open its tree is frozen, and criu
+    /// and the receiver need a processor each. Other workers wait, unless buffers become scarce or
+    /// criu sends no memory.
     fn may_work(&self, state: &State, worker: usize) -> bool {
         state.streams == 0
             || state.closed
@@ -224,13 +227,13 @@ impl Buffers {
             || worker < self.always
     }
 
-    /// A worker is done with a window.
+    /// Records that a worker has stored a window, or failed.
     pub(super) fn done(&self, share: Share, error: Option<Error>) {
         let mut state = self.state();
         state.working -= 1;
         let emptied = Arc::into_inner(share.filled);
         if emptied.is_none() && error.is_none() && state.working > 0 {
-            return; // who waits does so for a buffer, or for all to be done
+            return; // waiters need a buffer or the end of all work
         }
         state.free.extend(emptied.map(|filled| filled.buffer));
         if let Some(error) = error {
@@ -248,7 +251,7 @@ impl Buffers {
         self.changed.notify_all();
     }
 
-    /// Waits until all that was handed over is stored.
+    /// Waits until all filled buffers are stored.
     pub(super) fn drain(&self) -> Result<()> {
         let mut state = self.state();
         while !state.failed && (state.working > 0 || !state.filled.is_empty()) {
@@ -260,7 +263,7 @@ impl Buffers {
         }
     }
 
-    /// No more will come, and what waits is of no use any more: workers go home.
+    /// Ends the work: filled buffers are dropped, and workers exit.
     pub(super) fn close(&self) {
         let mut state = self.state();
         state.closed = true;
@@ -269,13 +272,13 @@ impl Buffers {
         self.changed.notify_all();
     }
 
-    /// The error that stopped the workers.
+    /// Returns the error that stopped the workers.
     pub(super) fn failure(&self) -> Option<Error> {
         self.state().failure.take()
     }
 }
 
-/// What is free by then is for the next capture.
+/// Returns the free buffers to the pool, for the next capture.
 impl Drop for Buffers {
     fn drop(&mut self) {
         let mut state = self.state();
@@ -284,15 +287,16 @@ impl Drop for Buffers {
 }
 
 impl State {
-    /// Whether there is little room, and more to come than fits once workers have made some meanwhile: at least a quarter of
-    /// what comes. Where more came than was expected, nobody knows.
+    /// Returns true if free buffers are scarce: fewer than three quarters of those still expected,
+    /// and at most a quarter of the maximum. After the last expected buffer the rest is unknown, so
+    /// the quarter alone counts.
     fn is_tight(&self) -> bool {
         let room = self.free.len() + self.most.saturating_sub(self.made);
         let little = self.most / 4 + 1;
         room < if self.to_come > 0 { (self.to_come - self.to_come / 4).min(little) } else { little }
     }
 
-    /// The next window to be stored.
+    /// Returns the next window to store.
     fn share(&mut self) -> Option<Share> {
         let filled = self.filled.front()?.clone();
         let window = self.given;
@@ -316,7 +320,7 @@ impl State {
     }
 }
 
-/// How many buffers so many bytes are.
+/// Returns the number of buffers that fit into `bytes`, at least [`FEWEST`].
 fn that_fit(bytes: u64) -> usize {
     usize::try_from(bytes / SIZE as u64).unwrap_or(usize::MAX).max(FEWEST)
 }
@@ -464,13 +468,13 @@ mod tests {
 
     #[test]
     fn room_is_short_only_if_more_is_to_come_than_it_takes() {
-        // Of eight, two and less are little.
+        // Two of eight buffers, and fewer, are scarce.
         let tight = |room: usize, to_come: usize| {
             State { most: 8, made: 8 - room, to_come, ..State::default() }.is_tight()
         };
         assert!(!tight(8, 8) && !tight(3, 100) && !tight(2, 2) && !tight(1, 1));
         assert!(tight(2, 3) && tight(1, 2) && tight(0, 1));
-        // Of a hundred, three too few: until the last dozen, nobody need work.
+        // Three buffers too few for a hundred: workers may wait until the last dozen.
         let many = |to_come: usize| {
             State { most: 400, made: 400 - (to_come - 3), to_come, ..State::default() }.is_tight()
         };

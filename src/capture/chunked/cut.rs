@@ -1,4 +1,4 @@
-//! [`Cutter`]: a stream of memory into windows, in buffers.
+//! [`Cutter`]: cuts a stream of memory into windows, in buffers.
 
 use std::{
     io::Read,
@@ -15,9 +15,9 @@ use crate::{
     pages::{PAGE_SIZE, PageOwner, PageRun, PageSink},
 };
 
-/// Who keeps the maps of one tree.
+/// Keeps the maps of one tree.
 pub(super) trait Maps: Send {
-    /// Whether the round before had memory of this owner; `None` if there are no rounds.
+    /// Returns true if the previous round had memory of this owner; `None` without rounds.
     fn knows(&self, owner: PageOwner) -> Option<bool>;
 
     /// Notes the map of an owner; `false` if the owner has one.
@@ -28,13 +28,13 @@ pub(super) trait Maps: Send {
 pub(super) struct Cutter<'a> {
     buffers: &'a Buffers,
     maps: Box<dyn Maps + 'a>,
-    /// The owner whose memory comes, and how many windows it has so far.
+    /// The owner of the memory that is being received, and the number of its windows so far.
     owner: Option<(Arc<OwnerMap>, usize)>,
     buffer: Option<Filled>,
     used: usize,
-    /// The number of the window that is being filled, and its pages so far.
+    /// The number of the window that is being filled, and a bit for each of its pages.
     window: Option<(u64, u64)>,
-    /// Where it begins in the buffer.
+    /// The start of the window in the buffer.
     start: usize,
     open: bool,
 }
@@ -47,7 +47,7 @@ impl<'a> Cutter<'a> {
         Cutter { buffers, maps, owner: None, buffer: None, used: 0, window: None, start: 0, open: true }
     }
 
-    /// Closes the window that is being filled.
+    /// Ends the window that is being filled.
     fn end_window(&mut self) {
         let Some((_, pages)) = self.window.take() else { return };
         let (Some((owner, windows)), Some(filled)) = (&mut self.owner, &mut self.buffer) else { return };
@@ -61,7 +61,7 @@ impl<'a> Cutter<'a> {
         *windows += 1;
     }
 
-    /// Hands the buffer over.
+    /// Hands the buffer to the workers.
     fn end_buffer(&mut self) {
         if let Some(filled) = self.buffer.take() {
             self.buffers.fill(filled);
@@ -69,7 +69,7 @@ impl<'a> Cutter<'a> {
         self.used = 0;
     }
 
-    /// Begins a window, in a buffer that has room for all of it.
+    /// Begins a window, in a buffer with enough room for it.
     fn begin_window(&mut self, number: u64) -> Result<()> {
         self.end_window();
         if self.used + WINDOW_BYTES > SIZE {

@@ -1,5 +1,4 @@
-//! [`Chunking`], and chunked captures: memory goes from criu's stream to the store, and is cut and
-//! hashed on the way.
+//! [`Chunking`], and chunked captures: memory from criu's stream is cut, hashed and stored.
 //!
 //! [`cut`] receives a stream into buffers, [`buffers`] queues them, and workers here make blobs of
 //! their contents. All blobs of a capture are one batch of the store.
@@ -166,7 +165,7 @@ pub(super) fn run(
         let outcome = platform::checkpoint(job, Some(&streaming), &mut |images| streaming.keep(job, images));
         work.buffers.close();
         outcome.map_err(|error| match work.buffers.failure() {
-            // Workers stop at the deadline too. What criu was doing then says more.
+            // Workers stop at the deadline too, but criu's failure has more details.
             Some(late) if (late.is_timeout() || late.is_cancelled()) && error.failure().is_some() => error,
             // Report the worker's error; criu's own is only its consequence.
             failure => failure.unwrap_or(error),
@@ -192,7 +191,7 @@ struct Work<'a> {
     store: &'a dyn BlobStore,
     until: &'a Until,
     chunking: &'a Chunking,
-    /// Open from the first blob to the commit.
+    /// Set from the first blob to the commit.
     batch: RwLock<Option<Box<dyn BlobBatch + 'a>>>,
     buffers: Buffers,
     /// True if memory comes in rounds.
@@ -241,14 +240,14 @@ impl Work<'_> {
     /// Runs a worker until no work is left.
     fn labour(&self, worker: usize) {
         if worker == 0 {
-            Digest256::of_each(&[]); // what the first call does once, while the tree still runs
+            Digest256::of_each(&[]); // one-time setup, while the tree still runs
         }
         while let Some(task) = self.buffers.next(worker) {
             match task {
                 Task::Warm => self.buffers.warm(),
                 Task::Store(share) => {
-                    // Whatever happens, whoever waits for the buffer must hear of it: the tree may
-                    // stand still.
+                    // Report every outcome, panics included: a receiver may wait for the buffer
+                    // while its tree is frozen.
                     let done =
                         panic::catch_unwind(AssertUnwindSafe(|| self.store(share.part(), share.memory())));
                     let error = match done {
@@ -281,7 +280,7 @@ impl Work<'_> {
         places.iter().zip(&digests).for_each(|(place, digest)| leaf[*place] = Some(*digest));
         let mut blobs: Vec<_> = digests.into_iter().zip(chunks).collect();
         if part.owner.tracked {
-            // What the window is made of turns out when all rounds are over.
+            // The leaf is computed after the last round.
             self.put(&blobs)?;
             part.owner.set_chunks(part.leaf, leaf);
             return Ok(());
@@ -302,7 +301,7 @@ impl Work<'_> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The maps of this last round, as they are stored.
+    /// Returns the map of an owner; with rounds, stores the leaves of the last one first.
     fn map(&self, root: i32, owner: PageOwner, map: &OwnerMap) -> Result<MemoryMap> {
         let chunk = self.chunking.chunk;
         if !map.tracked {
@@ -343,7 +342,7 @@ fn is_zero(bytes: &[u8]) -> bool {
     bytes.chunks(PAGE_SIZE).all(|page| *page == ZEROS[..page.len()])
 }
 
-/// The work, and the scope of its worker threads.
+/// The pipeline, and the scope of its worker threads.
 struct Streaming<'scope, 'env, 'store> {
     work: &'env Work<'store>,
     processors: usize,
@@ -376,8 +375,8 @@ impl Memory for Streaming<'_, '_, '_> {
         let mut before = std::mem::take(&mut *work.known());
         let mut brought = 0;
         for (root, owners) in owners {
-            // What processes share comes whole each time, for its numbers may be those of something
-            // else the next time.
+            // Memory that processes share is sent completely each time, because criu may reuse its
+            // number for another segment.
             for (owner, map) in owners.into_iter().filter(|(owner, _)| matches!(owner, PageOwner::Task(_))) {
                 let runs = map.runs();
                 brought += runs.iter().filter(|run| run.is_present()).map(PageRun::bytes).sum::<u64>();
@@ -418,7 +417,8 @@ impl<'env> Streaming<'_, 'env, '_> {
         let mut frozen = None;
         for (root, folder) in folders(images) {
             let folder = ImageDir::new(folder);
-            // The memory of a tree that this process is a part of had nobody to take it in.
+            // A tree that contains this process is dumped without a page receiver, so its memory is
+            // in the images.
             let mut cutter = self.cutter(root);
             folder.feed(&mut cutter)?;
             cutter.close()?;
@@ -477,7 +477,7 @@ impl<'env> Streaming<'_, 'env, '_> {
     }
 }
 
-/// The folder of each tree, with the pid of its root.
+/// Returns the image folder of each tree, with the pid of its root.
 fn folders<'a>(images: &Images<'a>) -> Vec<(i32, &'a Path)> {
     match images.trees {
         Trees::One(folder) => images.roots.iter().map(|root| (root.as_raw(), folder.as_path())).collect(),
@@ -485,15 +485,15 @@ fn folders<'a>(images: &Images<'a>) -> Vec<(i32, &'a Path)> {
     }
 }
 
-/// The error for a capture that no restore would take.
+/// Makes the error for a capture that no restore would accept.
 fn too_large(error: Error) -> Error {
     Error::store("keep the tree in chunks, of which readers take fewer; capture it as an archive", error)
 }
 
-/// The bytes of a store's index for each chunk.
+/// The size of a store's index for each chunk, in bytes.
 const NOTED: u64 = 16;
 
-/// The images in a folder that are not memory, in order.
+/// Returns the sorted names of the images in a folder that are not memory.
 fn names(folder: &Path) -> Result<Vec<String>> {
     let reading = || Error::io(format!("list {}", folder.display()));
     let mut names = Vec::new();
@@ -508,7 +508,7 @@ fn names(folder: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// An image of fewer bytes shares a blob with others.
+/// A smaller image shares a blob with others.
 const SMALL: u64 = 4096;
 
 fn keep_image(

@@ -1,21 +1,21 @@
-//! [`OwnerMap`]: the memory map of an owner, while its memory comes in.
+//! [`OwnerMap`]: the memory map of an owner, while its memory is being received.
 
 use std::sync::{Mutex, PoisonError};
 
 use crate::{Digest256, pages::PageRun};
 
-/// The map of an owner, in the making.
+/// An incomplete map of an owner.
 #[derive(Debug, Default)]
 pub(super) struct OwnerMap {
-    /// Whether pages may be those of the round before.
+    /// True if runs may refer to pages of the previous round.
     pub(super) tracked: bool,
     pub(super) runs: Mutex<Vec<PageRun>>,
     leaves: Mutex<Vec<Digest256>>,
-    /// The chunks of each window, where they are needed for the next round.
+    /// The chunks of each window, if the next round needs them.
     chunks: Mutex<Vec<Chunks>>,
 }
 
-/// The digest of each chunk, or nothing for one of zeros.
+/// The digest of each chunk, or `None` for a chunk of zeros.
 pub(super) type Chunks = Vec<Option<Digest256>>;
 
 impl OwnerMap {

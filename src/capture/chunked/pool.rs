@@ -1,11 +1,11 @@
-//! [`BufferPool`]: memory that chunked captures use one after the other.
+//! [`BufferPool`]: memory that chunked captures reuse.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::platform::Buffer;
 
-/// Memory for [chunked](crate::ProcsCapture::chunked) captures, which use it one after the other or
-/// share it; see [`ProcsCapture::buffers`](crate::ProcsCapture::buffers).
+/// Memory for [chunked](crate::ProcsCapture::chunked) captures, which reuse or share it; see
+/// [`ProcsCapture::buffers`](crate::ProcsCapture::buffers).
 ///
 /// Memory of a tree is received into buffers, and waits there to be hashed and stored. While there
 /// is room, the tree is frozen only as long as criu needs to send. Beyond the limit, criu waits for
@@ -32,7 +32,7 @@ pub struct BufferPool {
 }
 
 impl Default for BufferPool {
-    /// A pool of up to 1 GiB.
+    /// Makes a pool of up to 1 GiB.
     fn default() -> BufferPool {
         BufferPool::new(1 << 30)
     }
@@ -54,7 +54,7 @@ impl BufferPool {
         self.limit
     }
 
-    /// A pool with the same buffers and another limit.
+    /// Returns a pool with the same buffers and another limit.
     #[cfg(test)]
     pub(super) fn with_limit(&self, limit: u64) -> BufferPool {
         BufferPool { limit, ..self.clone() }
@@ -64,15 +64,15 @@ impl BufferPool {
         self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes up to so many buffers.
+    /// Takes up to `most` buffers.
     pub(super) fn take(&self, most: usize) -> Vec<Buffer> {
         let mut spare = self.lock();
         let rest = spare.len().saturating_sub(most);
         spare.split_off(rest)
     }
 
-    /// Keeps these buffers, wiped, so that there are no more than `most`. This process would store
-    /// their contents if it captured itself.
+    /// Keeps these buffers, wiped, up to `most` in all. A capture of this process would store their
+    /// contents.
     pub(super) fn keep(&self, mut buffers: Vec<Buffer>, most: usize) {
         buffers.truncate(most);
         for buffer in &mut buffers {

@@ -1,4 +1,4 @@
-//! [`Known`]: what memory is made of after rounds of pre-dumps, each of which brings what changed.
+//! [`Known`]: the digest of every page of an owner after a round of pre-dumps.
 
 use std::collections::BTreeMap;
 
@@ -13,22 +13,22 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Known(BTreeMap<u64, Held>);
 
-/// A window. Page `n` is bit `n`.
+/// The pages of a window. Page `n` is bit `n`.
 #[derive(Debug, Default)]
 struct Held {
     pages: u64,
-    /// Those that may be restored late.
+    /// The pages that may be restored lazily.
     lazy: u64,
     /// The chunks of the pages, in order.
     chunks: Chunks,
 }
 
-/// So many pages in one run at most, and up to the next multiple: criu itself makes none that are much longer.
+/// The number of pages at whose multiples a run is split: criu's own runs are hardly longer.
 const LONGEST_RUN: u64 = 8 * WINDOW;
 
 impl Known {
-    /// What these runs come to, whose present pages are these chunks. The others are those of the round before; what that
-    /// had and the runs have not is gone.
+    /// Computes the memory after a round from its runs and the chunks of their present pages. Other
+    /// pages come from the round before. Pages that the runs do not mention are gone.
     pub(super) fn after(runs: &[PageRun], brought: Vec<Chunks>, before: Option<&Known>) -> Result<Known> {
         let mut known = Known::default();
         let mut brought = brought.into_iter().flatten();
@@ -41,7 +41,7 @@ impl Known {
                     held.chunks.extend(brought.by_ref().take(pages.count_ones() as usize));
                 }
             } else if run.is_in_parent() {
-                // Before its pieces are gone through, for a run can claim to be of any length.
+                // Checked before the loop, because a run can claim any length.
                 if before.is_none_or(|before| before.count(run) != run.pages) {
                     return Err(corrupt(run, "are not in the previous dump"));
                 }
@@ -63,7 +63,7 @@ impl Known {
         }
     }
 
-    /// How many pages of the run are here.
+    /// Counts the pages of the run that are known.
     fn count(&self, run: &PageRun) -> u64 {
         let first = run.address / PAGE_SIZE as u64;
         let last = first + (run.pages - 1);
@@ -73,7 +73,7 @@ impl Known {
             .sum()
     }
 
-    /// The runs of all pages, by address.
+    /// Returns the runs of all pages, by address.
     pub(super) fn runs(&self) -> Result<Vec<PageRun>> {
         let mut runs: Vec<PageRun> = Vec::new();
         for (window, held) in &self.0 {
@@ -96,28 +96,28 @@ impl Known {
         Ok(runs)
     }
 
-    /// The leaves of all windows, by address.
+    /// Returns the leaves of all windows, by address.
     pub(super) fn leaves(&self) -> impl Iterator<Item = Leaf> {
         self.0.values().map(|held| Leaf(held.chunks.clone()))
     }
 }
 
 impl Held {
-    /// The chunks of some of its pages.
+    /// Returns the chunks of the given pages.
     fn of(&self, pages: u64) -> impl Iterator<Item = Option<crate::Digest256>> {
         let here = (0..WINDOW).filter(|page| self.pages >> page & 1 == 1);
         here.zip(&self.chunks).filter(move |(page, _)| pages >> page & 1 == 1).map(|(_, chunk)| *chunk)
     }
 }
 
-/// The windows that a run has pages in, and which.
+/// Returns the windows of a run, each with a bit for each of the run's pages.
 fn pieces(run: &PageRun) -> impl Iterator<Item = (u64, u64)> + use<> {
     let first = run.address / PAGE_SIZE as u64;
     let last = first + (run.pages - 1);
     (first / WINDOW..=last / WINDOW).map(move |window| (window, within(window, first, last)))
 }
 
-/// The pages of a window from the first to the last.
+/// Returns the bits of a window's pages from the first to the last.
 fn within(window: u64, first: u64, last: u64) -> u64 {
     let start = window * WINDOW;
     let from = first.saturating_sub(start).min(WINDOW - 1);
@@ -143,12 +143,12 @@ mod tests {
         PageRun::new(page * PAGE_SIZE as u64, pages, flags).unwrap()
     }
 
-    /// A chunk that names its page and its round; some are of zeros.
+    /// Makes a chunk that names its page and its round; some are of zeros.
     fn chunk(page: u64, round: u64) -> Option<Digest256> {
         (!(page + round).is_multiple_of(5)).then(|| Digest256::of(format!("{page} {round}").as_bytes()))
     }
 
-    /// The chunks that workers make of the runs, window by window.
+    /// Returns the chunks that workers make of the runs, window by window.
     fn brought(runs: &[PageRun], round: u64) -> Vec<Chunks> {
         let mut windows = BTreeMap::<u64, Chunks>::new();
         for run in runs.iter().filter(|run| run.is_present()) {
@@ -164,7 +164,7 @@ mod tests {
         Known::after(runs, brought(runs, round), before)
     }
 
-    /// Each page with its flags and its chunk.
+    /// Returns each page with its flags and its chunk.
     fn pages(known: &Known) -> Vec<(u64, u32, Option<Digest256>)> {
         let chunks = known.leaves().flat_map(|leaf| leaf.0);
         let runs = known.runs().unwrap();
@@ -182,7 +182,8 @@ mod tests {
         let runs =
             [run(60, 3, HOLE), run(63, 2, PRESENT), run(66, 4, HOLE), run(201, 1, HOLE), run(300, 1, LAZY)];
         let second = after(&runs, 2, Some(&first)).unwrap();
-        // Holes again; 65 and 200 went with the round before, and 300 was there for one round only.
+        // Holes again: 65 and 200 are gone since the round before, and 300 existed for one round
+        // only.
         let runs = [run(60, 5, HOLE), run(66, 4, HOLE), run(201, 1, HOLE)];
         let third = after(&runs, 3, Some(&second)).unwrap();
         let rounds =
@@ -196,7 +197,7 @@ mod tests {
 
     #[test]
     fn rounds_come_to_what_one_dump_would() {
-        // A page changes, goes and comes as a number of it and of the round says.
+        // Each page changes, vanishes and returns in a pattern of its number and the round.
         let mut before: Option<Known> = None;
         let mut last = BTreeMap::<u64, u64>::new();
         for round in 1..12_u64 {
@@ -232,7 +233,7 @@ mod tests {
             assert!(after(&[hole], 2, None).is_err(), "{hole:?}");
         }
         assert!(after(&[run(10, 100, HOLE)], 2, Some(&first)).is_ok());
-        // What is nowhere.
+        // A page that is in no dump.
         assert!(after(&[run(10, 1, PageRun::LAZY)], 2, Some(&first)).is_err());
         assert!(after(&[run(10, 1, 0)], 2, Some(&first)).is_err());
     }
