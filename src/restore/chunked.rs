@@ -1,5 +1,5 @@
-//! A chunked capture to folders of images: what criu wrote as it was, and memory put together from
-//! its chunks, when it is wanted.
+//! Lays out a chunked capture as folders of images: small images as files, memory from its chunks
+//! when it is read.
 
 use std::{
     fs::File,
@@ -33,8 +33,8 @@ impl LaidOut<'_> {
     }
 }
 
-/// Fetches, verifies and writes all images but memory beneath `folder`. All trees may have `limit`
-/// bytes at most.
+/// Fetches, verifies and writes all images but memory below `folder`. All trees together may have
+/// at most `limit` bytes.
 pub(super) fn lay_out<'a>(
     store: &'a dyn BlobStore,
     blob: &ChunkedBlob,
@@ -62,7 +62,7 @@ pub(super) fn lay_out<'a>(
     }
 }
 
-/// Takes a blob in, with its place among those that were asked for.
+/// Takes a blob, with its index among the requested digests.
 type Each<'a> = &'a mut dyn FnMut(usize, &[u8]) -> Result<()>;
 
 struct Laying<'a> {
@@ -94,7 +94,7 @@ impl<'a> Laying<'a> {
             }
         }
         let mut packed = listing.files.iter().filter(|file| file.content.is_none());
-        // The image that is being written, and how many of its bytes are still to come.
+        // The image that is being written, and the number of its missing bytes.
         let mut open: Option<(File, u64)> = None;
         self.read(&listing.packed, &mut |mut piece| {
             while !piece.is_empty() {
@@ -143,13 +143,13 @@ impl<'a> Laying<'a> {
     }
 }
 
-/// Fetches blobs, verified, unless the time is over.
+/// Fetches verified blobs, until the time limit.
 fn fetch_until(store: &dyn BlobStore, until: &Until, digests: &[Digest256], each: Each<'_>) -> Result<()> {
     until.check(|| "fetch the images of the capture".to_owned())?;
     fetch(store, digests, each)
 }
 
-/// Memory in a store, as the files of pages that criu knows.
+/// Memory in a store, in the form of criu's files of pages.
 struct StoredMemory<'a> {
     store: &'a dyn BlobStore,
     maps: Vec<CutMap>,
@@ -202,7 +202,7 @@ impl PageFiles for StoredMemory<'_> {
             Ok(())
         })?;
 
-        // Where each chunk goes.
+        // The target range of each chunk.
         let (mut digests, mut places) = (Vec::new(), Vec::<Range<usize>>::new());
         let mut used = 0;
         for ((window, _), leaf) in windows.iter().zip(leaves) {
@@ -245,7 +245,7 @@ mod tests {
         }
     }
 
-    /// Lays a tree out in a folder of its own, and gives its files.
+    /// Lays a tree out in a folder, and returns its files.
     fn laid_out(name: &str, store: &MemBlobStore, tree: ChunkedTree) -> Result<Vec<(String, usize)>> {
         let folder = env::temp_dir().join(format!("criu-rpc-laid-out-{name}-{}", process::id()));
         fs::create_dir(&folder).unwrap();
@@ -260,7 +260,7 @@ mod tests {
         laid_out.map(|()| files)
     }
 
-    /// A tree whose listing has these files, packed, and these maps.
+    /// Stores a tree whose listing has these packed files and these maps.
     fn tree(store: &MemBlobStore, sizes: &[u64], maps: &[(u32, Content)], memory_bytes: u64) -> ChunkedTree {
         let put = &mut |bytes: &[u8]| store.put(bytes);
         let mut packed = ContentWriter::new();
@@ -282,7 +282,7 @@ mod tests {
         ChunkedTree { root: 7.into(), images, image_bytes: sizes.iter().sum(), memory_bytes }
     }
 
-    /// A map of windows that are full of zeros.
+    /// Stores a map of windows of zeros.
     fn zeros(store: &MemBlobStore, windows: usize) -> Content {
         let put = &mut |bytes: &[u8]| store.put(bytes);
         let leaf = store.put(&Leaf(vec![None; 64]).encode()).unwrap();

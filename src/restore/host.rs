@@ -1,16 +1,16 @@
-//! Whether this machine can take what another was doing.
+//! Compares the machine of a capture with this one.
 
 use crate::{Error, Result, Warning, manifest::Host};
 
-/// Refuses a capture whose programs may use what this machine lacks.
+/// Refuses a capture whose programs may use features that this machine lacks.
 pub(super) fn check(there: &Host, here: &Host) -> Result<()> {
     if there.arch != here.arch {
         let problem = format!("it was made on {}, and this is {}", there.arch, here.arch);
         return Err(Error::Host { problem });
     }
     if here.cpu.is_empty() && !there.cpu.is_empty() {
-        // Every user can read the list, so it exists. The read failed because there was no
-        // descriptor left, say.
+        // Every user can read the list, so it exists. A failed read has another reason, such as too
+        // many open files.
         return Err(Error::Host {
             problem: "the features of its processor could not be found out".to_owned(),
         });
@@ -24,7 +24,7 @@ pub(super) fn check(there: &Host, here: &Host) -> Result<()> {
     Ok(())
 }
 
-/// What is older here than there, and may be too old.
+/// Warns of versions that are older here than where the capture was made.
 pub(super) fn warnings(there: &Host, here: &Host) -> Vec<Warning> {
     [("kernel", &there.kernel, &here.kernel), ("criu", &there.criu, &here.criu)]
         .into_iter()
@@ -33,7 +33,7 @@ pub(super) fn warnings(there: &Host, here: &Host) -> Vec<Warning> {
         .collect()
 }
 
-/// The first two numbers of a release: what may matter.
+/// Returns the first two numbers of a release, which decide compatibility.
 fn numbers(release: &str) -> Vec<u32> {
     let words = release.split(|letter: char| !letter.is_ascii_digit());
     words.filter_map(|word| word.parse().ok()).take(2).collect()

@@ -151,7 +151,7 @@ fn missing(store: &dyn BlobStore, capture: &Digest256, until: &Until) -> Result<
     for some in blobs.chunks(AT_ONCE) {
         until.check(|| "look for the blobs of the capture".to_owned())?;
         for digest in store.missing(some)? {
-            // A blob that is marked for deletion is given out still.
+            // A blob that is marked for deletion can still be read.
             if !store.is_marked(&digest)? {
                 return Err(Error::Missing { digest });
             }
@@ -160,5 +160,5 @@ fn missing(store: &dyn BlobStore, capture: &Digest256, until: &Until) -> Result<
     Ok(())
 }
 
-/// The number of blobs that are looked for at once.
+/// The number of blobs that are checked at once.
 const AT_ONCE: usize = 1 << 14;

@@ -1,4 +1,4 @@
-//! [`verified`]: a blob through a reader of it, and through SHA-256 at the same time.
+//! [`verified`]: reads a blob and hashes it at the same time.
 
 use std::{
     io::{self, BufRead, Read},
@@ -8,10 +8,10 @@ use std::{
 
 use crate::{Digest256, Error, Result, Until, digest::Hasher, wiped::Wiped};
 
-/// Hands the blob to `consume` while a thread beside it reads and hashes. What `consume` made is
-/// given out only if all bytes were read and the digest is right; a wrong digest is told before
-/// whatever `consume` complains of. A blob of more than `ceiling` bytes is refused, and reading
-/// ends where `until` says so.
+/// Hands the blob to `consume` while another thread reads and hashes it. The result of `consume` is
+/// returned only if all bytes were read and the digest is right. A wrong digest takes precedence
+/// over an error of `consume`. A blob of more than `ceiling` bytes is refused, and reading stops
+/// when `until` expires.
 pub(super) fn verified<T>(
     blob: Box<dyn Read + Send + '_>,
     digest: &Digest256,
@@ -30,7 +30,7 @@ pub(super) fn verified<T>(
         let made = consume(stream);
         let hashed = hashing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         match hashed {
-            // A store whose reader verifies says itself what is damaged.
+            // A store whose reader verifies reports the damage itself.
             Err(error) => {
                 Err(error.downcast::<Error>().unwrap_or_else(Error::io(format!("read the blob {digest}"))))
             }
@@ -50,27 +50,26 @@ pub(super) fn verified<T>(
     })
 }
 
-/// How many pieces may wait to be consumed.
+/// The number of pieces that may wait for the consumer.
 const AHEAD: usize = 4;
 /// The size of a piece, in bytes.
 const PIECE: usize = 1 << 20;
 
-/// The number of pieces that are read after the consumer has failed, to find out whether the digest
-/// is
-/// why.
+/// The number of pieces that are still read after the consumer has failed, to find out whether a
+/// wrong digest is the reason.
 const AFTERWARDS: u32 = 256;
 
-/// What became of the blob.
+/// The result of hashing the blob.
 enum Hashed {
     All(Digest256),
     /// It has more bytes than the ceiling.
     TooLarge,
-    /// Nobody listens any more, and the end is far.
+    /// The consumer has stopped, and the blob is too long to be hashed to its end.
     GivenUp,
 }
 
-/// Reads the blob to its end, and for a while even without a consumer: the digest is needed in any
-/// case.
+/// Reads the blob to its end, and for a while even without a consumer: the digest decides which
+/// error is reported.
 fn hash(
     mut blob: Box<dyn Read + Send + '_>,
     ceiling: u64,
@@ -84,7 +83,7 @@ fn hash(
         may_go_on()?;
         let mut piece = returned.try_recv().unwrap_or_default();
         piece.clear();
-        // What the consumer began with has no room. The vector would leave copies behind as it grows.
+        // The consumer's first vectors are empty. A growing vector would leave copies behind.
         piece.reserve(PIECE + 1);
         if blob.by_ref().take(PIECE as u64).read_to_end(piece.vec())? == 0 {
             return Ok(Hashed::All(hasher.finish()));
@@ -124,7 +123,7 @@ impl BufRead for Stream {
         if self.used == self.current.len()
             && let Ok(next) = self.receive.recv()
         {
-            // It is freed if there is no room for it.
+            // The vector is freed if the channel is full.
             let _ = self.give_back.try_send(std::mem::replace(&mut self.current, next));
             self.used = 0;
         }
@@ -156,7 +155,8 @@ mod tests {
         }
     }
 
-    /// A blob of twelve pieces that is read into large buffers only. A vector that grows is filled from its end on, in small ones.
+    /// A blob of twelve pieces that is read into large buffers only. A growing vector is filled
+    /// through small buffers at its end.
     struct InLargeParts(usize);
 
     impl Read for InLargeParts {
