@@ -46,7 +46,7 @@ pub enum Error {
     NoService {
         /// The socket, as the caller named it.
         socket: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
 
@@ -88,8 +88,8 @@ pub enum Error {
         problem: String,
     },
 
-    /// A hook refused to go on, and criu has undone its work: a tree that was to be dumped goes on
-    /// as before, and of a tree that was to be restored nothing runs.
+    /// A hook refused to continue, and criu has undone its work. A tree to dump continues as
+    /// before; nothing of a tree to restore runs.
     #[non_exhaustive]
     Refused {
         /// criu's name of the event that was refused.
@@ -118,8 +118,8 @@ pub enum Error {
         found: Box<Version>,
     },
 
-    /// Another user has a lock or a process at the moment. Nothing was changed; the same call can
-    /// succeed later.
+    /// Another user holds a lock or a process. Nothing was changed; the same call can succeed
+    /// later.
     #[non_exhaustive]
     Busy {
         /// The object that is in use.
@@ -375,7 +375,7 @@ pub enum Cause {
     FreezeTimeout,
     /// The named control group has no freezer.
     NoFreezer,
-    /// Tasks of the tree live in different namespaces of a kind of which criu allows only one.
+    /// Tasks of the tree are in different namespaces, of a kind of which criu allows only one.
     NestedNamespaces,
     /// A task below the root has a network or mount namespace of its own, which no restore can
     /// create.
@@ -390,11 +390,11 @@ pub enum Cause {
     InFlightTcp,
     /// criu could not hold packets back while it dumps connections.
     NetworkNotLocked,
-    /// An address or a port of a TCP socket cannot be had.
+    /// An address or a port of a TCP socket is not available.
     TcpNotRestored,
     /// The tree has a unix socket whose other end is outside.
     ExternalUnixSocket,
-    /// A unix socket is in a passing state that cannot be dumped.
+    /// A unix socket is in a transient state that cannot be dumped.
     UnixSocketBusy,
     /// A UDP socket holds a datagram back (`UDP_CORK`).
     CorkedSocket,
@@ -536,8 +536,8 @@ impl Cause {
         diagnose::causes()
     }
 
-    /// The stable name, for metrics and logs: that of the variant, such as `PidInUse`. In JSON a
-    /// cause is this name.
+    /// Returns the stable name, for metrics and logs: the name of the variant, such as `PidInUse`.
+    /// In JSON a cause is this name.
     ///
     /// ```
     /// use criu_rpc::Cause;
@@ -549,17 +549,17 @@ impl Cause {
         diagnose::name(self)
     }
 
-    /// The cause with this [name](Cause::name).
+    /// Returns the cause with this [name](Cause::name).
     pub fn from_name(name: &str) -> Option<Cause> {
         Cause::all().find(|cause| cause.name() == name)
     }
 
-    /// What a person can do about it.
+    /// Returns advice for the user.
     pub fn advice(self) -> &'static str {
         diagnose::advice(self)
     }
 
-    /// The options that cure it, if any do: methods of [`DumpOptions`](crate::DumpOptions) and
+    /// Returns the options that cure it: methods of [`DumpOptions`](crate::DumpOptions) and
     /// [`RestoreOptions`](crate::RestoreOptions), `Lend::…`, or arguments of criu, which begin with
     /// `--`.
     pub fn options(self) -> &'static [&'static str] {
@@ -573,22 +573,22 @@ impl fmt::Display for Cause {
     }
 }
 
-/// The state of the process tree after a request that failed.
+/// The state of the process tree after a failed request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[non_exhaustive]
 pub enum Target {
-    /// The request was about no tree.
+    /// The request involved no tree.
     None,
-    /// It runs, as it did before.
+    /// The tree runs as before.
     Running,
-    /// It is stopped: by a signal, or because it was so before.
+    /// The tree is stopped: by a signal, or as it was before.
     Stopped,
-    /// It, or a process of it, is traced; [`Failure::tracer`] says by whom, unless it is by the
-    /// criu that was asked.
+    /// A process of the tree is traced. [`Failure::tracer`] names the tracer, unless it is the criu
+    /// of the request.
     Traced,
-    /// Processes of it have ended while criu worked on it; [`Failure::findings`] names them. A criu
-    /// that is killed takes threads with it.
+    /// Processes of the tree ended while criu worked on it; [`Failure::findings`] names them. A
+    /// killed criu takes threads with it.
     Damaged,
-    /// It does not exist.
+    /// The tree does not exist.
     Gone,
 }

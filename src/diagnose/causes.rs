@@ -1,12 +1,12 @@
-//! The table of causes: for each a summary for people who don't know criu, advice, and the options that
-//! cure it.
+//! The table of causes: for each a summary for people who don't know criu, advice, and the options
+//! that cure it.
 //!
-//! A new cause needs a variant of [`Cause`], a row here, and criu's messages in [`rules`](super::rules).
-//! `docs/failures.md` is made from both.
+//! A new cause needs a variant of [`Cause`], a row here, and criu's messages in
+//! [`rules`](super::rules). `docs/failures.md` is made from both.
 
 use crate::Cause;
 
-/// A cause, in words.
+/// The texts about a cause.
 #[derive(Debug)]
 pub(super) struct Row {
     /// The name of the variant.
@@ -15,13 +15,14 @@ pub(super) struct Row {
     pub(super) summary: &'static str,
     /// The advice for people.
     pub(super) advice: &'static str,
-    /// Options that cure it: methods of the options, `Lend::…`, `Criu::…`, or arguments of criu (`--…`).
+    /// Options that cure it: methods of the options, `Lend::…`, `Criu::…`, or arguments of criu
+    /// (`--…`).
     pub(super) cure: &'static [&'static str],
 }
 
 macro_rules! causes {
     ($( $title:literal { $( $cause:ident: $summary:literal, $advice:literal, [$($cure:literal),*]; )* } )*) => {
-        /// The row of a cause.
+        /// Returns the row of a cause.
         pub(super) fn row(cause: Cause) -> &'static Row {
             match cause {
                 $( $( Cause::$cause => &Row {

@@ -1,4 +1,4 @@
-//! `docs/failures.md` is made from the tables. `UPDATE=1 cargo test --lib failures` writes it anew.
+//! Checks `docs/failures.md` against the tables. `UPDATE=1 cargo test --lib failures` rewrites it.
 
 use std::{env, fmt::Write, fs, path::Path};
 

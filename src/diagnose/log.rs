@@ -1,33 +1,34 @@
-//! criu's output, line by line.
+//! Parses criu's output, line by line.
 //!
-//! criu writes names of the tree into its log as they are, and a name can have line breaks: what follows one can look like
-//! a line of criu's. So a line of the log is one that begins as criu begins it, fits the log that it stands in, and is not
-//! known to be a part of a name. Only those tell causes.
+//! criu writes names of the tree into its log unescaped, and a name can have line breaks. The text
+//! after a line break can look like a line of criu's. So a log line must begin like criu's lines,
+//! fit into the log, and not be a known part of a name. Only such lines tell causes.
 
 use std::collections::HashMap;
 
 use super::rules;
 use crate::plain::plain;
 
-/// What criu printed, sorted.
+/// The output of criu, sorted.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Output {
-    /// The lines of errors, and others that may be the reason of a failure, without time, pid and place in criu's
-    /// source; noise left out.
+    /// Lines of errors, and others that may be the reason of a failure. Time, pid, source position
+    /// and noise are removed.
     pub(crate) errors: Vec<String>,
-    /// Lines that are no log: messages for people, and what the programs printed that criu runs.
+    /// Lines outside the log: messages for people, and output of the programs that criu runs.
     pub(crate) other: String,
-    /// The number of lines of `other` before the first line of the log that can have a name in it.
+    /// The number of lines of `other` before the first log line that can contain a name.
     early: usize,
 }
 
-/// Facts about an output that its text does not tell.
+/// Facts about an output that its text does not show.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
-    /// True if criu was told to write the time before each line; `None` if the log itself has to tell.
+    /// True if criu was told to write the time before each line; `None` if only the log itself
+    /// shows it.
     stamped: Option<bool>,
-    /// Texts that look like lines of the log, and are not: they stand behind a line break in a
-    /// name of the tree, or in the message of criu's answer.
+    /// Texts that look like log lines but are not: they follow a line break in a name of the tree,
+    /// or in the message of criu's answer.
     pieces: Vec<String>,
 }
 
@@ -36,22 +37,23 @@ impl Known {
         Known { stamped, ..Known::default() }
     }
 
-    /// Takes in a name of the tree, or a message: what comes behind its line breaks begins no line of criu's.
+    /// Adds a name of the tree, or a message. The text after its line breaks is not a line of
+    /// criu's.
     pub(crate) fn name(&mut self, name: &str) {
         let pieces = name.trim_end_matches('\n').split('\n').skip(1);
         let pieces = pieces.map(|piece| piece.trim_end_matches(" (deleted)"));
-        // Others would hide lines of criu's.
+        // Other pieces would hide lines of criu's.
         let lines = pieces.filter(|piece| begins(piece).is_some_and(|begun| !begun.text.is_empty()));
         self.pieces.extend(lines.take(CEILING).map(str::to_owned));
     }
 
-    /// Takes in the start of a line that is known to stand in a name.
+    /// Adds the start of a line that is known to be part of a name.
     pub(crate) fn start(&mut self, start: &str) {
         self.pieces.push(start.to_owned());
     }
 }
 
-/// The start of each line of the log, up to the first word of its message.
+/// Returns the start of each log line, up to the first word of its message.
 pub(crate) fn starts(text: &str) -> Vec<&str> {
     let start = |line| {
         let begun: Begun<'_> = begins(line)?;
@@ -62,13 +64,13 @@ pub(crate) fn starts(text: &str) -> Vec<&str> {
 }
 
 impl Output {
-    /// Sorts what criu printed.
+    /// Sorts criu's output.
     #[cfg(test)]
     pub(crate) fn parse(text: &str) -> Output {
         Output::parse_with(text, &Known::default())
     }
 
-    /// Sorts what criu printed. What is kept has no control characters.
+    /// Sorts criu's output, and removes control characters.
     pub(crate) fn parse_with(text: &str, known: &Known) -> Output {
         let mut output = Output::default();
         let mut clock = Clock::of(text, known);
@@ -103,7 +105,7 @@ impl Output {
         output
     }
 
-    /// The line is a part of an error that was begun.
+    /// Appends the line to the error that was begun.
     fn go_on(&mut self, open: Option<&Open>, line: &str) {
         if let Some(error) = open.and_then(|open| self.errors.get_mut(open.index)) {
             error.push_str("\\n");
@@ -111,7 +113,8 @@ impl Output {
         }
     }
 
-    /// Takes what came since an error was begun for the rest of it, if it is known with that, and not without.
+    /// Appends the lines since an error began to it, if a rule knows the whole text but not the
+    /// first line.
     fn complete(&mut self, open: Option<&Open>) {
         let Some(open) = open.filter(|open| self.other.len() - open.other < LONGEST) else { return };
         let begun = &self.errors[open.index];
@@ -125,8 +128,8 @@ impl Output {
         }
     }
 
-    /// The lines that may tell a cause. Of those that are no log, only the ones before the log's first: behind that, a
-    /// name of the tree can have written them.
+    /// Returns the lines that may tell a cause. Outside the log, only the lines before the first
+    /// log line count: a name of the tree may have written later ones.
     pub(crate) fn telling(&self) -> impl Iterator<Item = &str> + Clone {
         let other = self.other.lines().take(self.early);
         self.errors.iter().map(String::as_str).chain(other)
@@ -144,17 +147,17 @@ fn is_hint<'a>(text: &'a str, said: &mut HashMap<&'a str, usize>) -> bool {
     *times == 2
 }
 
-/// The error that was begun last.
+/// The last error, which may continue on the next lines.
 struct Open {
     index: usize,
     /// The length of `other` when the error began.
     other: usize,
 }
 
-/// The most bytes that follow a line break in a name: twice the longest path.
+/// The maximum number of bytes after a line break in a name: twice the longest path.
 const LONGEST: usize = 8 << 10;
 
-/// The times of a log.
+/// The timestamps of a log.
 struct Clock {
     stamped: bool,
     latest: f64,
@@ -164,7 +167,7 @@ impl Clock {
     fn of(text: &str, known: &Known) -> Clock {
         let mut stamps = text.split('\n').filter(|line| begins(line).is_some());
         let first = stamps.next().map(|line| strip_time(line).is_some());
-        // Arguments and files of options can say something else than the request.
+        // Arguments and configuration files can override the request.
         let agrees = |stamped: &bool| {
             text.split('\n').any(|line| begins(line).is_some() && strip_time(line).is_some() == *stamped)
         };
@@ -175,10 +178,11 @@ impl Clock {
     /// Returns true if a line with this time, or without a time, can come next in the log.
     fn fits(&mut self, time: Option<f64>, of_task: bool, text: &str) -> bool {
         let Some(time) = time else {
-            // What criu says before the log is open has no time, and what it says when it cannot run a program.
+            // Messages from before the log is open have no time, nor do those about a program that
+            // cannot be run.
             return !self.stamped || self.latest == 0.0 || text.starts_with("execvp(");
         };
-        // Processes that are restored write at once, each when it comes to it.
+        // Restored processes write concurrently, so their lines can be late.
         let late = if of_task { LATE } else { 0.0 };
         let fits = self.stamped && time + late >= self.latest && time <= self.latest + LONG;
         if fits {
@@ -188,13 +192,13 @@ impl Clock {
     }
 }
 
-/// The most seconds between a process's look at the clock and its writing.
+/// The maximum delay between taking a time and writing the line, in seconds.
 const LATE: f64 = 1.0;
 
-/// A day: no line of a log comes so long after the one before.
+/// A day in seconds: longer than the time between two lines of a log.
 const LONG: f64 = 86_400.0;
 
-/// The threads whose system calls a dump has ended, as criu warns of them.
+/// Returns the threads whose system calls a dump has interrupted, from criu's warnings.
 pub(crate) fn interrupted(text: &str) -> Vec<i32> {
     let mut threads = Vec::new();
     for line in text.lines() {
@@ -211,14 +215,14 @@ pub(crate) fn interrupted(text: &str) -> Vec<i32> {
     threads
 }
 
-/// What criu prints after it has refused an argument, twenty lines that nobody asked for.
+/// The first line of the usage text, twenty lines that criu prints after a rejected argument.
 const USAGE: &str = "Usage:";
 const END_OF_USAGE: &str = "Try -h";
 
-/// How many lines of errors are kept. The first tell the most.
+/// The number of error lines that are kept. The first tell the most.
 const CEILING: usize = 100;
 
-/// Cuts off what is too long, by whole lines if there is more than one.
+/// Cuts a text that is too long, at a line break if there is one.
 fn keep_the_end(text: &mut String) {
     let Some(surplus) = text.len().checked_sub(CEILING_OTHER).filter(|surplus| *surplus > 0) else { return };
     let start = (surplus..).find(|start| text.is_char_boundary(*start)).unwrap_or(text.len());
@@ -226,7 +230,7 @@ fn keep_the_end(text: &mut String) {
     text.drain(..line);
 }
 
-/// How many bytes of other output are kept. Its end tells how the program ended.
+/// The number of bytes of other output that are kept. Its end tells how the program ended.
 const CEILING_OTHER: usize = 16 << 10;
 
 enum Line<'a> {
@@ -234,7 +238,7 @@ enum Line<'a> {
     Error(&'a str),
     /// The text of any other line of the log.
     Log(&'a str),
-    /// Not of the log.
+    /// A line outside the log.
     Other(&'a str),
 }
 
@@ -250,7 +254,7 @@ impl Line<'_> {
     }
 }
 
-/// A line that begins as criu begins one.
+/// A line that begins like criu's lines.
 struct Begun<'a> {
     time: Option<f64>,
     /// True if the line is of a process that is being restored, not of criu itself.
@@ -273,14 +277,14 @@ fn begins(line: &str) -> Option<Begun<'_>> {
     }
 }
 
-/// The seconds of a time like `(00.012345) `, and the text after it.
+/// Parses a time like `(00.012345) `; returns the seconds, and the text after it.
 fn strip_time(line: &str) -> Option<(f64, &str)> {
     let (time, rest) = line.strip_prefix('(')?.split_once(") ")?;
     let plain = time.contains('.') && time.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
     Some((time.parse().ok().filter(|_| plain)?, rest))
 }
 
-/// The text after a pid like `  1234: `, and after `pie: ` where injected code speaks.
+/// Returns the text after a pid like `  1234: `, and after `pie: `, the mark of injected code.
 fn strip_pid(line: &str) -> &str {
     let text = line.trim_start();
     let text = text.strip_prefix("pie: ").unwrap_or(text);
@@ -292,25 +296,25 @@ fn strip_pid(line: &str) -> &str {
     }
 }
 
-/// The text after `Error (criu/files.c:12): `.
+/// Returns the text after `Error (criu/files.c:12): `.
 fn without_place<'a>(line: &'a str, level: &str) -> Option<&'a str> {
     let (place, text) = line.strip_prefix(level)?.trim_start().strip_prefix('(')?.split_once("): ")?;
     let (file, number) = place.split_once(':')?;
     let of_source = file.ends_with(".c") || file.ends_with(".h");
     let is_path = file.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte));
-    // Plugins are built elsewhere.
+    // The path of a plugin's source has no folder.
     let of_criu = file.contains('/') || file.contains("plugin");
     let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
     (of_source && is_path && of_criu && is_number).then_some(text)
 }
 
-/// The message of an answer, without its place in criu's source.
+/// Returns the message of an answer, without its place in criu's source.
 pub(crate) fn message(text: &str) -> &str {
     without_place(text.trim(), "Error").unwrap_or(text.trim())
 }
 
-/// Whether the line says nothing about the failure: it is in every answer of a criu without a privilege that it can
-/// do without, or it only says that there was a failure.
+/// Returns true if the line says nothing about the failure. Either a criu with fewer privileges
+/// always prints it, or it only says that there was a failure.
 pub(crate) fn is_noise(line: &str) -> bool {
     let line = message(line);
     const NOISE: [&str; 10] = [

@@ -1,7 +1,7 @@
-//! Why criu failed: from its answer, its log and what it printed, to a cause and advice.
+//! Finds the cause of a failure of criu, from its answer, its log and its output.
 //!
-//! [`log`] takes criu's output apart, [`rules`] is the table of what criu says, and [`causes`] the table of what it means
-//! and what to do. `docs/failures.md` shows the two tables to people.
+//! [`log`] parses criu's output, [`rules`] maps criu's messages to causes, and [`causes`] has the
+//! meaning and the advice. `docs/failures.md` shows the two tables to people.
 
 mod causes;
 #[cfg(test)]
@@ -20,34 +20,34 @@ pub(crate) use self::{
     rules::cause,
 };
 
-/// All causes, chapter by chapter.
+/// Returns all causes, chapter by chapter.
 pub(crate) fn causes() -> impl Iterator<Item = Cause> {
     causes::CHAPTERS.iter().flat_map(|(_, causes)| causes.iter().copied())
 }
 
-/// The name of its variant.
+/// Returns the name of its variant.
 pub(crate) fn name(cause: Cause) -> &'static str {
     causes::row(cause).name
 }
 
-/// One line on what happened.
+/// Returns the problem in one line.
 pub(crate) fn summary(cause: Cause) -> &'static str {
     causes::row(cause).summary
 }
 
-/// The advice for a cause.
+/// Returns the advice for a cause.
 pub(crate) fn advice(cause: Cause) -> &'static str {
     causes::row(cause).advice
 }
 
-/// The advice if criu gave no reason, by the level and the name of its log.
+/// Returns the advice if criu gave no reason, by the level and the name of its log.
 pub(crate) fn advice_for_unknown(level: i32, log: Option<&str>) -> Option<String> {
     const DEBUG: i32 = 4;
     let log = log.map(|name| format!(", in {}", plain(name))).unwrap_or_default();
     (level >= DEBUG).then(|| format!("read criu's log{log} from its end"))
 }
 
-/// The advice if a process of the tree traces another one.
+/// Returns the advice if a process of the tree traces another one.
 pub(crate) fn advice_for_inner_tracer(tracer: Pid) -> String {
     format!(
         "process {tracer}, which is a part of the tree, traces another one: let it detach before the dump (a debugger, strace, \
@@ -55,16 +55,16 @@ pub(crate) fn advice_for_inner_tracer(tracer: Pid) -> String {
     )
 }
 
-/// The options that cure a cause.
+/// Returns the options that cure a cause.
 pub(crate) fn options(cause: Cause) -> &'static [&'static str] {
     causes::row(cause).cure
 }
 
-/// The line of criu's that tells best what went wrong: the one that a rule knows, else the first error that does not
-/// only follow from others. Harmless lines do not count.
+/// Returns criu's most telling line: one that a rule knows, or else the first error that is not a
+/// mere consequence. Harmless lines do not count.
 pub(crate) fn telling_line(failure: &Failure) -> Option<&str> {
     let log = || failure.log.iter().map(String::as_str);
-    // What is no log counts if it told the cause.
+    // A line outside the log counts if it told the cause.
     let told = |line: &&str| rules::tells(line, failure.cause);
     let known: Vec<_> =
         log().chain(failure.stderr.lines().filter(told)).chain(failure.message.as_deref()).collect();
@@ -74,12 +74,12 @@ pub(crate) fn telling_line(failure: &Failure) -> Option<&str> {
         .or_else(|| errors().next())
 }
 
-/// Returns true if the line tells nothing but what followed from something else.
+/// Returns true if the line only reports a consequence of another error.
 pub(crate) fn only_follows(line: &str) -> bool {
     log::is_noise(line) || rules::is_consequence(line)
 }
 
-/// How criu left, when it did not say why.
+/// Returns criu's exit status as text, for a criu that did not give a reason.
 pub(crate) fn leaving(failure: &Failure) -> String {
     match failure.exit {
         Some(status) if !status.success() => format!(", and ended with {}", status),
@@ -99,7 +99,7 @@ impl fmt::Display for Report<'_> {
     }
 }
 
-/// What is known beyond the first line and the advice.
+/// Writes the details below the first line and the advice.
 fn details(f: &mut fmt::Formatter<'_>, failure: &Failure) -> fmt::Result {
     writeln!(f, "  the tree:    {}", state(failure))?;
     if let Some(version) = &failure.version {
@@ -170,7 +170,7 @@ impl fmt::Display for ErrorReport<'_> {
     }
 }
 
-/// What the tree does once a hook has refused at this event. The words are criu's.
+/// Returns the state of the tree after a hook refused at this event. The event names are criu's.
 fn state_after_refusal(event: &str) -> &'static str {
     match event {
         "pre-restore"

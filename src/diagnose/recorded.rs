@@ -1,4 +1,4 @@
-//! What criu says, and what we make of it: a line for every stem of the tables, with names and numbers as they come.
+//! Tests of the tables: a recorded line for every stem, with names and numbers as criu prints them.
 
 use super::{
     Known, Output,
@@ -294,7 +294,7 @@ const LINES: &[(&str, Cause)] = &[
     ("Unable to set a pipe size: Operation not permitted", Cause::PipesTooSmall),
     ("page-pipe: tee: -1: Operation not permitted", Cause::PipesTooSmall),
     ("page-pipe: splice: -1: Bad file descriptor", Cause::PipesTooSmall),
-    // Not of the log: criu prints these for people.
+    // Not log lines: criu prints these for people.
     ("criu: unrecognized option '--no-such-option'", Cause::OptionsRefused),
     ("/bin/cat: unrecognized option '--no-default-config'", Cause::NotCriu),
     (
@@ -305,14 +305,14 @@ const LINES: &[(&str, Cause)] = &[
     ("Running as non-root requires '--unprivileged'", Cause::NotPrivileged),
 ];
 
-/// Lines that are no errors and tell why, if nothing else does.
+/// Lines that are not errors, but name the cause if no error does.
 const HINTS: &[(&str, Cause)] = &[
     ("Unable to interrupt task: 4242 (No such process)", Cause::NoSuchProcess),
     ("Can't connect to server 127.0.0.1:9999", Cause::PageServer),
     ("sockets: Diag module missing (-2)", Cause::SocketModules),
 ];
 
-/// Lines that are no errors and tell why, if they come more than once and nothing else does.
+/// The same, for lines that count only if criu repeats them.
 const REPEATED: &[(&str, Cause)] =
     &[("Unable to interrupt task: 4242 (Operation not permitted)", Cause::Untraceable)];
 
@@ -329,7 +329,7 @@ const HARMLESS_WARNINGS: &[&str] = &[
     "Unable to interrupt task: 4242 (Operation not permitted)",
 ];
 
-/// How a line comes: with its place, and with time and pid where criu adds them.
+/// Returns the forms of a logged line: with its place, and with time and pid where criu adds them.
 fn as_logged(level: &str, line: &str) -> [String; 4] {
     [
         format!("{level} (criu/some-file.c:1234): {line}"),
@@ -422,7 +422,8 @@ fn a_consequence_counts_if_nothing_else_is_known() {
     assert_eq!(cause_of_log(cascade), Cause::FileChanged);
 }
 
-/// The log of a dump that fails because of a large deleted file, at criu's usual level: without times.
+/// Returns the log of a dump that fails because of a large deleted file, at criu's usual level:
+/// without times.
 fn log_of_ghost(name: &str) -> String {
     format!(
         "Error (criu/util.c:1500): rlimit: Can't setup RLIMIT_NOFILE for self: Operation not permitted\n\
@@ -432,7 +433,7 @@ fn log_of_ghost(name: &str) -> String {
     )
 }
 
-/// As above, with times.
+/// Adds times to a log.
 fn stamped(log: &str) -> String {
     let lines = log.split_inclusive('\n').enumerate();
     lines

@@ -1,12 +1,13 @@
-//! The table of what criu says, and which cause it tells of.
+//! The table of criu's messages, and the cause of each.
 //!
-//! criu's line numbers change with every release and its messages carry names and numbers, so a rule is what the line
-//! begins with and contains: texts in order, with `…` for what varies between them, `#` for a number, `$` for the end.
+//! criu's line numbers change with every release, and its messages contain names and numbers. So a
+//! rule is a pattern of the line: texts in order, with `…` for anything between them, `#` for a
+//! number, `$` for the end.
 
 use crate::{Cause, Request};
 
-/// The cause of a failure, from all that is known: the first line that tells of a cause, then a hint,
-/// then criu's error number, then the first line that only says what followed.
+/// Returns the cause of a failure: from the first line that tells one, else from a hint, else from
+/// criu's error number, else from the first consequence.
 pub(crate) fn cause<'a>(
     request: Request,
     errno: Option<i32>,
@@ -29,15 +30,15 @@ pub(crate) fn cause<'a>(
 
 const ESRCH: i32 = 3;
 const EEXIST: i32 = 17;
-/// On all architectures of criu's but MIPS.
+/// The number is the same on all of criu's architectures but MIPS.
 const EBADRQC: i32 = 56;
 
-/// The first line that tells of a cause, if only by a hint.
+/// Returns the first line that tells of a cause, if only by a hint.
 pub(super) fn telling<'a>(lines: &[&'a str]) -> Option<&'a str> {
     first(CAUSES, lines).or_else(|| first(HINTS, lines)).map(|(line, _)| line)
 }
 
-/// Whether a line that is no error may tell why there was a failure.
+/// Returns true if the line is not an error but may name the reason of a failure.
 pub(super) fn hints(line: &str) -> bool {
     HINTS.iter().any(|(stem, _)| *stem != REFUSED && says(line, stem))
 }
@@ -52,7 +53,7 @@ pub(super) fn begins(line: &str) -> bool {
     CAUSES.iter().any(|(stem, _)| !stem.starts_with('…') && says(line, stem))
 }
 
-/// Whether the line only says what followed from something else.
+/// Returns true if the line only reports a consequence of another error.
 pub(super) fn is_consequence(line: &str) -> bool {
     CONSEQUENCES.iter().any(|(stem, _)| says(line, stem))
 }
@@ -70,8 +71,9 @@ pub(super) fn tells(line: &str, cause: Cause) -> bool {
         .any(|rules| first(rules, &[line]).is_some_and(|(_, told)| told == cause))
 }
 
-/// Returns true if the line begins as the stem says, behind the names of criu's modules such as `mnt: `, and has its other parts in
-/// order. Names of the tree stand in lines as well, so only a stem that begins with `…` may be anywhere.
+/// Returns true if the line matches the stem: begins with its first part, after names of criu's
+/// modules such as `mnt: `, and has the other parts in order. Lines also contain names of the tree,
+/// so only a stem that begins with `…` matches anywhere.
 pub(super) fn says(line: &str, stem: &str) -> bool {
     let mut text = line;
     for _ in 0..3 {
@@ -110,7 +112,7 @@ fn fits(text: &str, stem: &str) -> bool {
     !to_the_end || rest.is_empty()
 }
 
-/// The text after a part that it begins with. A `#` stands for a number.
+/// Returns the text after `part`, if the text begins with it. A `#` stands for a number.
 fn after<'a>(text: &'a str, part: &str) -> Option<&'a str> {
     let mut pieces = part.split('#');
     let mut rest = text.strip_prefix(pieces.next()?)?;
@@ -121,21 +123,22 @@ fn after<'a>(text: &'a str, part: &str) -> Option<&'a str> {
     Some(rest)
 }
 
-/// What criu says, and what it means.
+/// A text of criu's, and its cause.
 pub(super) type Rule = (&'static str, Cause);
 
-/// Errors that tell of a cause. Of two rules for one line the upper one counts.
+/// Errors that tell of a cause. If two rules match a line, the first one counts.
 pub(super) const CAUSES: &[Rule] = &[
-    // Whatever was being written.
+    // The disk is full, whatever was being written.
     ("Can't create ghost …: No space left on device$", Cause::NoSpace),
     ("Can't make ghost …: No space left on device$", Cause::NoSpace),
     // criu and this machine
     ("vdso: Unexpected rt vDSO area bounds", Cause::TooOldForKernel),
     ("vdso: Can't find", Cause::TooOldForKernel),
-    // Said by a criu that may not touch the network, although its kernel can.
+    // criu prints this if it may not use the network, although its kernel can.
     ("kerndat_has_nftables_concat failed when initializing kerndat", Cause::NotPrivileged),
     ("kerndat_… failed when initializing kerndat", Cause::TooOldForKernel),
-    // Of an internet socket: newer kernels do not tell SO_PASSCRED of one, and criu before 4.2 asks.
+    // An internet socket: newer kernels do not report SO_PASSCRED for one, and criu before 4.2
+    // asks.
     ("Can't get 1:16 opt: Operation not supported", Cause::TooOldForKernel),
     ("CRIU needs to have the CAP_SYS_ADMIN or the CAP_CHECKPOINT_RESTORE capability", Cause::NotPrivileged),
     ("Can't get rlimit #: Operation not permitted", Cause::OtherUser),
@@ -243,7 +246,7 @@ pub(super) const CAUSES: &[Rule] = &[
     ("Can't retrieve FDs from socket", Cause::IoUring),
     ("Message reply from daemon is trimmed (4/0)", Cause::IoUring),
     ("Can't create memfd in victim: Too many open files", Cause::DescriptorLimit),
-    // Its code in the tree ended before it had a socket.
+    // criu's code in the tree ended before it had a socket.
     ("Message reply from daemon is trimmed (12/0)", Cause::DescriptorLimit),
     ("Can't dump that handle", Cause::WatchedFile),
     ("Can't find suitable path for handle", Cause::WatchedFile),
@@ -310,7 +313,8 @@ pub(super) const CAUSES: &[Rule] = &[
     ("The root task has another root than mntns", Cause::ChangedRoot),
     ("Can't parse #'s mountinfo", Cause::ChangedRoot),
     ("The --root option is required to restore a mount namespace", Cause::RootFolderNeeded),
-    // Without one it unmounts what the namespace began with, and fails at what is mounted beneath /sys.
+    // Without a root folder criu unmounts the namespace's first mounts, and fails at those beneath
+    // /sys.
     ("Can't umount at ./", Cause::RootFolderNeeded),
     ("Cgroup dir … doesn't exist", Cause::Cgroups),
     ("Abort restore of existing cgroups", Cause::Cgroups),
@@ -358,31 +362,34 @@ pub(super) const CAUSES: &[Rule] = &[
     // Refusals
     ("RPC client reported script error", Cause::RefusedByClient),
     ("One of more action scripts failed", Cause::RefusedByClient),
-    // After what is known to be its reason
+    // Consequences of reasons above
     ("BUG at criu/", Cause::CriuFault),
-    // Messages for options that we always set, and others by the program that starts criu.
+    // Messages about options that we always set, and those of the program that starts criu.
     ("…: unrecognized option '--no-default-config'", Cause::NotCriu),
     ("…: unrecognized option '", Cause::OptionsRefused),
     ("…: error while loading shared libraries: ", Cause::NotCriu),
-    // Whatever was being written, after all that knows how the line begins: a name can have these words, too.
+    // The disk is full. This comes after all rules that match a beginning, because a name can
+    // contain these words, too.
     ("…: No space left on device$", Cause::NoSpace),
 ];
 
-/// Warnings, and lines that are no errors to criu, that tell of a cause. They count if no error does: criu also tells of
-/// what it can do without.
+/// Warnings and other lines that name a cause. They count only without an error, because criu also
+/// warns of problems that it can ignore.
 pub(super) const HINTS: &[Rule] = &[
     ("Unable to interrupt task: … (No such process)", Cause::NoSuchProcess),
     (REFUSED, Cause::Untraceable),
     ("Can't connect to server ", Cause::PageServer),
-    // In every log of a kernel without one of the modules, whether the tree needs it or not.
+    // This is in every log of a kernel without one of the modules, whether the tree needs it or
+    // not.
     ("Diag module missing", Cause::SocketModules),
 ];
 
-/// criu says it of zombies, and takes them all the same. A thread it tries to take several times, and says nothing else if
-/// it cannot.
+/// criu prints it for zombies, and dumps them all the same. It tries to seize a thread several
+/// times, and then prints nothing else.
 const REFUSED: &str = "Unable to interrupt task: … (Operation not permitted)";
 
-/// Errors that follow from others. They count if there is nothing else, since criu does not always say the rest.
+/// Errors that follow from others. They count without another error, since criu does not always
+/// print the reason.
 pub(super) const CONSEQUENCES: &[Rule] = &[
     ("# was stopped by # unexpectedly", Cause::Disturbed),
     ("Unexpected # task interruption, aborting", Cause::Disturbed),
@@ -394,9 +401,9 @@ pub(super) const CONSEQUENCES: &[Rule] = &[
     ("# killed by signal", Cause::TaskDied),
     ("# exited, status=", Cause::TaskDied),
     ("Child … died too early", Cause::TaskDied),
-    // Of a process of a dump, whatever the reason of the failure.
+    // A process of a dump, whatever the reason of the failure.
     ("Unable to detach from …", Cause::Unknown),
-    // Of a thread of a restored process that ended as soon as it went on.
+    // A thread of a restored process that ended as soon as it was resumed.
     ("Unable to detach …: No such process", Cause::TaskDied),
 ];
 

@@ -65,7 +65,7 @@ mod tests {
     use super::*;
     use crate::{Cause, Failure, ProcessProblem, Request, Version, Warning};
 
-    /// A line break, an escape sequence, and a character that turns the direction of writing.
+    /// A line break, an escape sequence, and a character that reverses the direction of writing.
     const HOSTILE: &str = "x\n\u{1b}[31m\u{202e}y";
 
     fn errors() -> Vec<Error> {

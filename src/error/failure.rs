@@ -46,7 +46,7 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// A failure that was found before criu was asked.
+    /// Makes a failure that was found before criu was asked.
     #[cfg_attr(not(target_os = "linux"), allow(dead_code))]
     pub(crate) fn foreseen(request: Request, cause: Cause, findings: Vec<String>) -> Failure {
         Failure {
@@ -86,13 +86,13 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let f = &mut Plain(f);
         match (self.cause, self.telling_line()) {
-            // What criu says then is what it made of our making it stop.
+            // criu's messages then report only the abort.
             (cause @ Cause::GivenUp, _) => write!(f, "{cause}"),
             (cause @ Cause::CriuKilled, _) => {
                 let signal = self.exit.map(|status| format!(" ({status})"));
                 write!(f, "{cause}{}", signal.unwrap_or_default())
             }
-            // What criu says of a process that another has taken is how that went wrong.
+            // criu's messages about a traced process report only what went wrong later.
             (cause @ Cause::Untraceable, _) if self.tracer.is_some() => {
                 let tracer = self.tracer.map(|pid| format!(": process {pid} traces it"));
                 write!(f, "{cause}{}", tracer.unwrap_or_default())
@@ -113,7 +113,7 @@ impl fmt::Debug for Failure {
 
 impl std::error::Error for Failure {}
 
-/// All fields, and the advice. The exit status is in words.
+/// Writes all fields, and the advice. The exit status is in words.
 impl Serialize for Failure {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut fields = serializer.serialize_struct("Failure", 13)?;

@@ -18,7 +18,8 @@ pub enum ProcessProblem {
     Kernel,
     /// It belongs to another user, and the caller is not root.
     NotOurs,
-    /// It is the init of the caller's pid namespace, so its tree is every process of the machine or container.
+    /// It is the init of the caller's pid namespace, so its tree is every process of the machine or
+    /// container.
     Init,
     /// It is this process, or an ancestor of it.
     Ourselves,
