@@ -1,4 +1,4 @@
-//! What `/proc` tells of a process: parsing is apart from reading.
+//! Reads and parses the files of a process in `/proc`; parsing is apart from reading.
 
 use std::{
     collections::HashSet,
@@ -9,7 +9,7 @@ use std::{
 
 use nix::unistd::{self, SysconfVar, sysconf};
 
-/// What we want to know of `/proc/<pid>/stat`.
+/// The fields of `/proc/<pid>/stat` that this crate uses.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Stat {
     /// `R` running, `S` sleeping, `T` stopped, `t` traced, `Z` zombie, …
@@ -18,52 +18,53 @@ pub(crate) struct Stat {
     /// The process group.
     pub(crate) group: i32,
     pub(crate) session: i32,
-    /// The number of its controlling terminal's device, as the kernel has it; 0 for none.
+    /// The device number of its controlling terminal, as the kernel has it; 0 if there is no
+    /// terminal.
     terminal: u32,
-    /// The flags that the kernel keeps of a task.
+    /// The kernel's flags of the task.
     flags: u32,
     /// The start time, in ticks since the machine started.
     pub(crate) start: u64,
-    /// The exit status of a zombie, as `wait` gives it; 0 if we may not see it.
+    /// The exit status of a zombie, in the form of `wait`; 0 if we may not see it.
     pub(crate) exit_code: i32,
 }
 
-/// Names of processes need not be UTF-8: the kernel cuts them anywhere.
+/// Reads a text. Names of processes need not be UTF-8: the kernel truncates them anywhere.
 fn read_text(path: impl AsRef<Path>) -> io::Result<String> {
     fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Whether nobody has the number.
+/// Returns true if no process has the number.
 pub(crate) fn is_free(pid: i32) -> bool {
     matches!(Stat::of(pid), Err(error) if error.kind() == io::ErrorKind::NotFound)
 }
 
 impl Stat {
-    /// What `/proc` tells of `pid`; [`io::ErrorKind::NotFound`] if there is no such process.
+    /// Reads the file for `pid`; [`io::ErrorKind::NotFound`] if there is no such process.
     pub(crate) fn of(pid: i32) -> io::Result<Stat> {
         Stat::read(&format!("/proc/{pid}/stat"))
     }
 
-    /// The same of one thread of a process.
+    /// Reads the file for one thread of a process.
     pub(crate) fn of_thread(pid: i32, thread: i32) -> io::Result<Stat> {
         Stat::read(&format!("/proc/{pid}/task/{thread}/stat"))
     }
 
     fn read(path: &str) -> io::Result<Stat> {
         let text = read_text(path).map_err(|error| match error.raw_os_error() {
-            Some(libc::ESRCH) => io::ErrorKind::NotFound.into(), // it ended while we were reading
+            Some(libc::ESRCH) => io::ErrorKind::NotFound.into(), // the process ended meanwhile
             _ => error,
         })?;
         Stat::parse(&text).ok_or_else(|| io::Error::other(format!("{path} makes no sense")))
     }
 
-    /// Returns true if a terminal controls it.
+    /// Returns true if it has a controlling terminal.
     pub(crate) fn has_terminal(&self) -> bool {
         self.terminal != 0
     }
 
     fn parse(text: &str) -> Option<Stat> {
-        // The name comes second, in parentheses, and may contain any of them.
+        // The name comes second, in parentheses, and may contain parentheses and spaces.
         let (_, rest) = text.rsplit_once(") ")?;
         let mut fields = rest.split_ascii_whitespace();
         Some(Stat {
@@ -78,7 +79,7 @@ impl Stat {
         })
     }
 
-    /// Its controlling terminal, as major and minor.
+    /// Returns the major and minor number of its controlling terminal.
     pub(crate) fn terminal(&self) -> Option<(u32, u32)> {
         let number = self.terminal;
         let device = ((number >> 8) & 0xfff, (number & 0xff) | ((number >> 12) & 0xf_ff00));
@@ -96,13 +97,14 @@ impl Stat {
         self.is_zombie() || self.flags & PF_EXITING != 0
     }
 
-    /// Whether it has ended. A process whose first thread alone has ended looks so, too.
+    /// Returns true if the process has ended. A process whose main thread alone has ended looks the
+    /// same.
     pub(crate) fn is_zombie(&self) -> bool {
         matches!(self.state, 'Z' | 'X' | 'x')
     }
 }
 
-/// Now, in ticks since the machine started, as [`Stat::start`] has it.
+/// Returns the time in ticks since the machine started, as in [`Stat::start`].
 pub(crate) fn ticks() -> u64 {
     let uptime = read_text("/proc/uptime").unwrap_or_default();
     let seconds = uptime.split_ascii_whitespace().next().and_then(|text| text.parse::<f64>().ok());
@@ -112,36 +114,36 @@ pub(crate) fn ticks() -> u64 {
     ticks
 }
 
-/// One number of `/proc/<pid>/status`, such as `Tgid`.
+/// Reads a number of `/proc/<pid>/status`, such as `Tgid`.
 pub(crate) fn status_number(pid: i32, name: &str) -> Option<i32> {
     let text = read_text(format!("/proc/{pid}/status")).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     line.split_ascii_whitespace().next()?.parse().ok()
 }
 
-/// Whether the process is in the pid namespace of this one, so that both mean the same by a number; `None` if it cannot
-/// be told, as of one that has ended.
+/// Returns true if the process is in our pid namespace, so that pids mean the same to both; `None`
+/// if unknown, as for a process that has ended.
 pub(crate) fn is_in_our_pid_namespace(pid: i32) -> Option<bool> {
     let text = read_text(format!("/proc/{pid}/status")).ok()?;
-    // Its numbers in all namespaces from ours down to its own.
+    // The pids in all namespaces, from ours down to the process's own.
     let numbers = text.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
     Some(numbers.split_ascii_whitespace().count() == 1)
 }
 
-/// The numbers of all processes that `/proc` lists.
+/// Returns the pids of all processes in `/proc`.
 pub(crate) fn processes() -> impl Iterator<Item = i32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-/// The numbers of the session and of the process group that a process is in. Two calls are quicker
-/// than a file of `/proc`, and there may be many processes.
+/// Returns the session and the process group of a process. Two system calls are faster than a file
+/// of `/proc`, and there may be many processes.
 pub(crate) fn belongs_to(pid: i32) -> [Option<i32>; 2] {
     let process = Some(unistd::Pid::from_raw(pid));
     [unistd::getsid(process), unistd::getpgid(process)].map(|number| number.ok().map(unistd::Pid::as_raw))
 }
 
-/// The children of a process, of all its threads; none if it has ended.
+/// Returns the children of a process, of all its threads; none if it has ended.
 pub(crate) fn children(pid: i32) -> Vec<i32> {
     let mut children = Vec::new();
     for thread in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
@@ -151,13 +153,13 @@ pub(crate) fn children(pid: i32) -> Vec<i32> {
     children
 }
 
-/// The descendants of a process, parents before their children; none if it has ended. The time that this takes is in
-/// proportion to their number.
+/// Returns the descendants of a process, parents before their children; none if it has ended. The
+/// time is proportional to their number.
 pub(crate) fn descendants(root: i32) -> Vec<i32> {
     tree(root).split_off(1)
 }
 
-/// The process and its descendants, parents before their children.
+/// Returns the process and its descendants, parents before their children.
 pub(crate) fn tree(root: i32) -> Vec<i32> {
     walk(root, children)
 }
@@ -173,13 +175,13 @@ fn walk(root: i32, children: impl Fn(i32) -> Vec<i32>) -> Vec<i32> {
     let mut next = 0;
     while let Some(pid) = tree.get(next).copied() {
         next += 1;
-        // A number can be taken over, or a child be inherited, during the walk.
+        // A pid can be reused, or a child be adopted, during the walk.
         tree.extend(children(pid).into_iter().filter(|child| known.insert(*child)));
     }
     tree
 }
 
-/// The process and all its ancestors, nearest first.
+/// Returns the process and all its ancestors, nearest first.
 pub(crate) fn lineage(pid: i32) -> Vec<i32> {
     let mut line = vec![pid];
     let mut known = HashSet::from([pid]);
@@ -194,44 +196,45 @@ pub(crate) fn lineage(pid: i32) -> Vec<i32> {
     line
 }
 
-/// What we want to know of `/proc/<pid>/status`. What the kernel does not tell is as if it were nothing.
+/// The fields of `/proc/<pid>/status` that this crate uses. Fields that the kernel omits are zero.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Status {
-    /// Who traces it; 0 for nobody.
+    /// The tracer; 0 if the process is not traced.
     tracer: i32,
     /// Real, effective and saved.
     pub(crate) uids: [u32; 3],
     /// Real, effective and saved.
     pub(crate) gids: [u32; 3],
-    /// 0 none, 1 strict, 2 by a filter.
+    /// The mode: 0 none, 1 strict, 2 by a filter.
     pub(crate) seccomp: i32,
     pub(crate) threads: i32,
-    /// Its number in its own pid namespace.
+    /// Its pid in its own pid namespace.
     pub(crate) inner_pid: i32,
-    /// Its session's number there; 0 if the session's leader is outside.
+    /// Its session there; 0 if the session's leader is outside.
     pub(crate) inner_session: i32,
     pub(crate) effective: u64,
     pub(crate) bounding: u64,
-    /// Signals that wait for the thread, or for its process: bit 0 is signal 1.
+    /// Signals that are pending for the thread or its process: bit 0 is signal 1.
     pub(crate) pending: u64,
-    /// Signals that the thread does not take now.
+    /// Signals that the thread blocks.
     blocked: u64,
     /// Signals that have a handler.
     caught: u64,
 }
 
 impl Status {
-    /// `None` if there is no such process, or thread.
+    /// Reads a status; `None` if there is no such process or thread.
     pub(crate) fn read(path: impl AsRef<Path>) -> Option<Status> {
         read_start(path).map(|text| Status::parse(&text))
     }
 
-    /// Who traces it.
+    /// Returns the pid of the tracer.
     pub(crate) fn tracer(&self) -> Option<i32> {
         Some(self.tracer).filter(|tracer| *tracer != 0)
     }
 
-    /// Returns true if a handler of a signal is to run in the thread, or in another one of its process.
+    /// Returns true if a signal handler is about to run in the thread, or in another thread of its
+    /// process.
     pub(crate) fn takes_a_signal(&self) -> bool {
         self.pending & self.caught & !self.blocked != 0
     }
@@ -267,12 +270,12 @@ fn three(text: &str) -> [u32; 3] {
     std::array::from_fn(|_| words.next().unwrap_or(0))
 }
 
-/// One line of `/proc/<pid>/maps`.
+/// A line of `/proc/<pid>/maps`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mapping<'a> {
     pub(crate) start: u64,
     pub(crate) end: u64,
-    /// What is mapped, as the kernel calls it; empty for anonymous memory.
+    /// The mapped file, as the kernel calls it; empty for anonymous memory.
     pub(crate) name: &'a str,
 }
 
@@ -289,22 +292,23 @@ impl Mapping<'_> {
     }
 }
 
-/// One socket of `/proc/<pid>/net/tcp` or `tcp6`, or of a table of the same form, such as `udp`.
+/// A socket of `/proc/<pid>/net/tcp` or `tcp6`, or of a table in the same form, such as `udp`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TcpLine {
-    /// As the kernel numbers them: 1 established, 10 listening, …
+    /// The state, as the kernel numbers it: 1 established, 10 listening, …
     pub(crate) state: u8,
     /// Bytes that were not sent yet.
     pub(crate) unsent: u32,
-    /// Bytes to be read; of a listener, connections that nobody has accepted.
+    /// The number of unread bytes; for a listener, of connections not accepted yet.
     pub(crate) waiting: u32,
-    /// 0 if no process has it open.
+    /// The inode; 0 if no process has the socket open.
     pub(crate) inode: u64,
     pub(crate) local: Endpoint,
     pub(crate) remote: Endpoint,
 }
 
-/// One end of a TCP connection: the address, and the port. An IPv4 address is the same in both tables.
+/// One end of a TCP connection: the address, and the port. An IPv4 address is the same in both
+/// tables.
 pub(crate) type Endpoint = (u128, u16);
 
 impl TcpLine {
@@ -322,7 +326,8 @@ impl TcpLine {
         Some(TcpLine { state, unsent, waiting, inode: words.nth(4)?.parse().ok()?, local, remote })
     }
 
-    /// Returns true if it is a connection, in whatever state, and not a listener or a socket that was never connected.
+    /// Returns true if it is a connection in any state, but not a listener or a socket that was
+    /// never connected.
     pub(crate) fn is_connection(&self) -> bool {
         !matches!(self.state, TcpLine::CLOSED | TcpLine::LISTENING)
     }
@@ -333,7 +338,7 @@ impl TcpLine {
     }
 }
 
-/// Reads `0100007F:928D`. The kernel prints an address as words in the order of its own bytes.
+/// Parses `0100007F:928D`. The kernel prints an address as words in native byte order.
 fn endpoint(text: &str) -> Option<Endpoint> {
     const OF_IPV4: u128 = 0xffff_0000_0000_0000; // as the table of IPv6 prints ::ffff:0:0
     let (address, port) = text.split_once(':')?;
@@ -342,11 +347,11 @@ fn endpoint(text: &str) -> Option<Endpoint> {
     Some((number, u16::from_str_radix(port, 16).ok()?))
 }
 
-/// One line of `/proc/<pid>/mountinfo`.
+/// A line of `/proc/<pid>/mountinfo`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mount<'a> {
     pub(crate) id: i32,
-    /// The folder or file that it covers, as the kernel writes it: a space is `\040`.
+    /// The mount point, as the kernel writes it: a space is `\040`.
     pub(crate) point: &'a str,
     pub(crate) device: (u32, u32),
     /// The kind of file system, such as `ext4`.
@@ -365,8 +370,8 @@ impl Mount<'_> {
     }
 }
 
-/// What `/proc/<pid>/fdinfo/<n>` says of what is watched by an inotify or a fanotify: the devices, as `(major, minor)`.
-/// One that the kernel does not tell is `None`.
+/// Returns the devices that an inotify or fanotify watches, as `(major, minor)`, from the text of
+/// `/proc/<pid>/fdinfo/<n>`. A device that the kernel omits is `None`.
 pub(crate) fn watched_devices(fdinfo: &str) -> impl Iterator<Item = Option<(u32, u32)>> + '_ {
     let watches = fdinfo.lines().filter(|line| {
         line.starts_with("inotify wd:")
@@ -380,19 +385,20 @@ pub(crate) fn watched_devices(fdinfo: &str) -> impl Iterator<Item = Option<(u32,
     })
 }
 
-/// The mode that a descriptor is open for: `O_RDONLY`, `O_WRONLY` or `O_RDWR`; `None` if it is not open.
+/// Returns the access mode of an open descriptor: `O_RDONLY`, `O_WRONLY` or `O_RDWR`; `None` if it
+/// is closed.
 pub(crate) fn access_mode(pid: i32, fd: i32) -> Option<i32> {
     let fdinfo = read_start(format!("/proc/{pid}/fdinfo/{fd}"))?;
     let flags = fdinfo.lines().find_map(|line| line.strip_prefix("flags:"))?;
     Some(i32::from_str_radix(flags.trim(), 8).ok()? & libc::O_ACCMODE)
 }
 
-/// A number that `/proc/<pid>/fdinfo/<n>` has under this name.
+/// Returns a number of `/proc/<pid>/fdinfo/<n>` by its name.
 pub(crate) fn fdinfo_number(fdinfo: &str, name: &str) -> Option<i32> {
     fdinfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.trim().parse().ok())
 }
 
-/// The start of a file in `/proc`, which is all of it unless it is beyond reason; `None` if it cannot be read.
+/// Reads a file in `/proc`, up to a generous limit; `None` if it cannot be read.
 pub(crate) fn read_start(path: impl AsRef<Path>) -> Option<String> {
     let mut bytes = Vec::new();
     File::open(path).ok()?.take(REASON).read_to_end(&mut bytes).ok()?;
@@ -401,7 +407,8 @@ pub(crate) fn read_start(path: impl AsRef<Path>) -> Option<String> {
 
 const REASON: u64 = 1 << 20;
 
-/// Shows the lines of a file in `/proc` one after the other, however many there are. What cannot be read is the end.
+/// Calls `look` for each line of a file in `/proc`, however many there are. A read error ends the
+/// file.
 pub(crate) fn each_line(path: impl AsRef<Path>, mut look: impl FnMut(&str)) {
     let Ok(file) = File::open(path) else { return };
     let mut file = BufReader::new(file);
@@ -515,7 +522,7 @@ mod tests {
 
     #[test]
     fn a_tree_is_walked_in_linear_time_whatever_its_shape() {
-        // A search of the list for each process would take minutes.
+        // Searching the list for each process would take minutes.
         const PROCESSES: i32 = 400_000;
         let wide = walk(1, |pid| if pid == 1 { (2..=PROCESSES).collect() } else { Vec::new() });
         let deep = walk(1, |pid| (pid + 1..=PROCESSES).take(1).collect());

@@ -1,5 +1,5 @@
-//! Things that criu dumps and can never restore, as far as they show before anything is frozen.
-//! After a dump its images tell, and of more.
+//! Finds state that criu dumps and can never restore, as far as it shows before the tree is frozen.
+//! The images show more of it after a dump.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -15,8 +15,8 @@ pub(crate) fn beyond_restore(root: i32) -> Vec<String> {
     problems
 }
 
-/// Processes in other namespaces than their parents. criu makes mount and network namespaces of
-/// descendants if the root has its own.
+/// Returns processes in other namespaces than their parents. criu restores mount and network
+/// namespaces of descendants if the root has its own.
 fn nested_namespaces(tree: &[i32]) -> Vec<String> {
     const KINDS: [(&str, &str); 7] = [
         ("pid", "pid"),
@@ -46,7 +46,7 @@ fn nested_namespaces(tree: &[i32]) -> Vec<String> {
     problems
 }
 
-/// Open files in `/proc` of threads that are not the first of their process.
+/// Returns open files in `/proc` of threads other than main threads.
 fn files_of_threads(tree: &[i32]) -> BTreeSet<String> {
     let in_proc = |descriptor: &Descriptor| descriptor.target.starts_with("/proc");
     let files = tree.iter().flat_map(|pid| Descriptor::all(*pid)).filter(in_proc);

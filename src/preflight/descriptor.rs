@@ -21,7 +21,7 @@ impl Descriptor {
         })
     }
 
-    /// Where `/proc` has the file itself.
+    /// Returns the path of the file itself in `/proc`.
     pub(super) fn path(&self) -> String {
         format!("/proc/{}/fd/{}", self.pid, self.fd)
     }
@@ -34,7 +34,7 @@ impl Descriptor {
         self.target.to_string_lossy()
     }
 
-    /// The inode in a target such as `socket:[4711]`.
+    /// Returns the inode in a target such as `socket:[4711]`.
     pub(super) fn inode_of(&self, kind: &str) -> Option<u64> {
         self.name().strip_prefix(kind)?.strip_prefix(":[")?.strip_suffix(']')?.parse().ok()
     }

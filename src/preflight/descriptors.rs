@@ -1,4 +1,4 @@
-//! Open files: what kind each is, and whether criu can dump that kind.
+//! Open files: the kind of each, and whether criu can dump it.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -50,7 +50,7 @@ pub(super) fn look(view: &mut View<'_>) {
     sockets.look(view);
 }
 
-/// What is the matter with a file that is neither socket nor terminal.
+/// Returns the obstacle of a file that is neither socket nor terminal.
 fn obstacle(view: &View<'_>, descriptor: &Descriptor, mounts: &Mounts) -> Option<(Obstacle, Severity)> {
     let blocks = |obstacle| Some((obstacle, Severity::Blocks));
     let name = descriptor.name();
@@ -105,13 +105,13 @@ fn anonymous(
         "inotify" | "fanotify" => watch(view, &descriptor.info(), mounts),
         "pidfd" => pidfd(view, descriptor),
         "io_uring" => Some((Obstacle::IoUring, Severity::Blocks)),
-        // A criu that was built with libbpf can.
+        // A criu that was built with libbpf can dump it.
         "bpf-map" => Some((Obstacle::UnsupportedFile, Severity::Risk)),
         _ => Some((Obstacle::UnsupportedFile, Severity::Blocks)),
     }
 }
 
-/// criu looks for what an epoll waits for among the files of the process that it finds the epoll in first.
+/// criu resolves the files of an epoll in the first process that has the epoll open.
 fn epoll(descriptor: &Descriptor) -> Option<(Obstacle, Severity)> {
     let info = descriptor.info();
     let targets = info.lines().filter_map(|line| line.strip_prefix("tfd:"));
@@ -123,8 +123,8 @@ fn epoll(descriptor: &Descriptor) -> Option<(Obstacle, Severity)> {
     Some((Obstacle::EpollElsewhere { target }, Severity::Blocks))
 }
 
-/// A file of `/proc` is of one process or thread. At the restore there are those of the tree, but its threads are made
-/// after its files.
+/// A file of `/proc` belongs to a process or thread. A restore makes the tree's processes before
+/// their files, but its threads after them.
 fn of_proc(view: &View<'_>, target: &Path) -> Option<(Obstacle, Severity)> {
     let rest = target.strip_prefix("/proc").ok()?;
     let mut words = rest.iter().map(|word| word.to_string_lossy());
@@ -137,7 +137,7 @@ fn of_proc(view: &View<'_>, target: &Path) -> Option<(Obstacle, Severity)> {
     (!view.has(pid)).then(|| (Obstacle::ProcOutside { of: Pid::from(pid) }, Severity::Risk))
 }
 
-/// criu opens what is watched by its handle, which the kernel's own file systems do not allow.
+/// criu opens a watched file by its handle, which the kernel's own file systems do not allow.
 fn watch(view: &View<'_>, info: &str, mounts: &Mounts) -> Option<(Obstacle, Severity)> {
     let worst = watched_devices(info).filter_map(|device| {
         let kind = device.and_then(|device| mounts.kind_on(device)).unwrap_or("an unknown file system");
@@ -152,7 +152,7 @@ fn watch(view: &View<'_>, info: &str, mounts: &Mounts) -> Option<(Obstacle, Seve
     Some((Obstacle::Watch { on: kind.to_owned() }, severity))
 }
 
-/// The process of a pidfd must be in the tree; one that has ended is none.
+/// Requires the process of a pidfd to be in the tree. The pidfd of an ended process is no obstacle.
 fn pidfd(view: &View<'_>, descriptor: &Descriptor) -> Option<(Obstacle, Severity)> {
     let of = fdinfo_number(&descriptor.info(), "Pid").filter(|pid| *pid > 0 && !view.has(*pid))?;
     Some((Obstacle::PidfdOutside { of: of.into() }, Severity::Blocks))
@@ -164,7 +164,7 @@ pub(crate) fn has_message_queue(root: i32) -> bool {
     descriptors.any(|descriptor| is_message_queue(&descriptor))
 }
 
-/// A queue has a name like `/name`, and no folder.
+/// Returns true for a queue: its name is like `/name`, without a folder.
 fn is_message_queue(descriptor: &Descriptor) -> bool {
     const MQUEUE: nix::sys::statfs::FsType = nix::sys::statfs::FsType(0x1980_0202);
     let is_name = descriptor.target.parent() == Some(Path::new("/"));
@@ -173,7 +173,7 @@ fn is_message_queue(descriptor: &Descriptor) -> bool {
             .is_ok_and(|system| system.filesystem_type() == MQUEUE)
 }
 
-/// What a deleted file needs; it may be mapped or open.
+/// Returns the obstacle of a deleted file, which may be mapped or open.
 pub(super) fn deleted(view: &View<'_>, target: &Path, file: &Known) -> Option<Obstacle> {
     const GHOST_LIMIT: u64 = 1 << 20; // criu's own
     let name = target.to_string_lossy();
@@ -188,7 +188,7 @@ pub(super) fn deleted(view: &View<'_>, target: &Path, file: &Known) -> Option<Ob
         let size = file.blocks() * 512;
         return (file.is_file() && size > limit).then_some(Obstacle::GhostTooLarge { size, limit });
     }
-    // A folder has no second name, and a name can end like that by itself.
+    // A folder has no second name, and a name can end in ` (deleted)` by itself.
     let same = Known::of(target).is_ok_and(|other| (other.dev(), other.ino()) == (file.dev(), file.ino()));
     let linked = view.options.link_remap == Some(true) || file.is_dir() || same;
     (!linked).then_some(Obstacle::DeletedName)
@@ -198,7 +198,7 @@ fn is_external_file(view: &View<'_>, mount: i32, file: &Known) -> bool {
     view.is_external(&format!("file[{mount:x}:{:x}]", file.ino()))
 }
 
-/// The device files that criu dumps by their path.
+/// Returns true for the device files that criu dumps by their path.
 fn is_known_device(file: &Known) -> bool {
     const MEMORY: u32 = 1; // null, zero, random, …
     const MISC_AUTOFS: (u32, u32) = (10, 235);
@@ -210,14 +210,15 @@ fn is_tun(file: &Known) -> bool {
     file.device() == (10, 200)
 }
 
-/// Virtual terminals and serial lines, the terminal of the process, consoles, both sides of pseudo-terminals.
+/// Returns true for virtual terminals, serial lines, the process's terminal, consoles, and both
+/// sides of pseudo-terminals.
 fn is_terminal(file: &Known) -> bool {
     matches!(file.device().0, 4 | 5 | 128..=143 | 188 | 204)
 }
 
 /// A side of a pseudo-terminal.
 enum Terminal {
-    /// By its index, which says which slave belongs to it.
+    /// A master, by the index that its slave has as well.
     Master(u64),
     Slave {
         index: u64,
@@ -274,7 +275,7 @@ impl Terminals {
             !self.masters.contains(index) && !external
         });
         let different: BTreeSet<u64> = self.slaves.iter().map(|(index, ..)| *index).collect();
-        // A job of a shell may have the shell's terminal, and no other.
+        // A shell's job may have the shell's terminal, but no other.
         let allowed = view.options.shell_job == Some(true) && different.len() == 1;
         if allowed || view.options.orphan_pts_master == Some(true) {
             return;
@@ -295,7 +296,7 @@ struct Pipes {
 struct Pipe {
     reads: bool,
     writes: bool,
-    /// Whether it is a standard stream, which a restore gives anew.
+    /// True if it is a standard stream, which a restore replaces.
     is_stream: bool,
     descriptors: Vec<Descriptor>,
 }
@@ -315,7 +316,7 @@ impl Pipes {
         pipe.descriptors.push(descriptor);
     }
 
-    /// criu dumps a pipe of which there is one end, and restores one whose other end nobody has.
+    /// Reports pipes with one end in the tree: criu dumps them, but the restored end has no peer.
     fn look(self, view: &mut View<'_>) {
         let alone = |pipe: &Pipe| pipe.reads != pipe.writes && !pipe.is_stream;
         for (inode, pipe) in self.known.into_iter().filter(|(_, pipe)| alone(pipe)) {
@@ -327,7 +328,7 @@ impl Pipes {
     }
 }
 
-/// For what a file was opened, as `open` has it.
+/// Returns the access mode with which a file was opened, as a flag of `open`.
 fn access_mode(fdinfo: &str) -> Option<u32> {
     let flags = fdinfo.lines().find_map(|line| line.strip_prefix("flags:"))?;
     Some(u32::from_str_radix(flags.trim(), 8).ok()? & 3)

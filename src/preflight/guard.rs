@@ -1,13 +1,14 @@
-//! Guard pages: the kernel made them before it told criu of them.
+//! Guard pages that the kernel supports, but does not show to criu.
 
 use std::fs;
 
 use crate::procfs::{Mapping, each_line};
 
-/// Returns true if the threads of the process have guard pages beneath their stacks that criu takes for memory.
+/// Returns true if the process's threads have guard pages beneath their stacks that criu takes for
+/// memory.
 pub(super) fn is_unseen(pid: i32) -> bool {
     let Some(kernel) = kernel() else { return false };
-    // Reading the library is for the few kernels alone.
+    // The library is read only on the few affected kernels.
     is_affected(kernel, Some(FIRST_GLIBC)) && is_affected(kernel, glibc(pid))
 }
 
@@ -25,7 +26,7 @@ fn kernel() -> Option<Release> {
     release(nix::sys::utsname::uname().ok()?.release().to_str()?)
 }
 
-/// The release of the C library that the process has mapped.
+/// Returns the release of the C library that the process has mapped.
 fn glibc(pid: i32) -> Option<Release> {
     let mut library = None;
     each_line(format!("/proc/{pid}/maps"), |line| {
@@ -36,7 +37,7 @@ fn glibc(pid: i32) -> Option<Release> {
     told(&fs::read(format!("/proc/{pid}/map_files/{start:x}-{end:x}")).ok()?)
 }
 
-/// The release that a C library tells of itself in its data.
+/// Finds the release in the data of a C library.
 fn told(library: &[u8]) -> Option<Release> {
     const BEFORE: &[u8] = b"GNU C Library";
     let at = library.windows(BEFORE.len()).position(|window| window == BEFORE)?;
@@ -44,7 +45,7 @@ fn told(library: &[u8]) -> Option<Release> {
     release(String::from_utf8_lossy(words).rsplit_once("version ")?.1)
 }
 
-/// The first two numbers of `6.13.4-name` or `2.42.`
+/// Parses the first two numbers of `6.13.4-name` or `2.42.`
 fn release(text: &str) -> Option<Release> {
     let mut numbers = text.split(|letter: char| !letter.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))

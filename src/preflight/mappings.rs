@@ -1,4 +1,4 @@
-//! Mapped memory: what is mapped that is no plain file.
+//! Mapped memory that is not an ordinary file.
 
 use std::{
     collections::HashSet,
@@ -33,7 +33,8 @@ fn place(mapping: &Mapping<'_>) -> Place {
     Place::Mapping { start: mapping.start, end: mapping.end, path: PathBuf::from(mapping.name) }
 }
 
-/// What is the matter with a mapping. `seen` are the deleted files that were looked at in this process.
+/// Returns the obstacle of a mapping. `seen` holds the deleted files of this process that were
+/// checked before.
 fn obstacle(
     view: &View<'_>,
     process: &Process,
@@ -55,7 +56,7 @@ fn obstacle(
         return shared.then_some(Obstacle::SystemVMemory);
     }
     if name.starts_with("/[aio]") {
-        return None; // the ring of io_setup, which criu makes anew
+        return None; // the ring of io_setup, which criu recreates
     }
     if !name.starts_with("/dev/") && !name.ends_with(" (deleted)") {
         return None;
@@ -67,7 +68,7 @@ fn obstacle(
     if !file.is_file() && !is_zero {
         return Some(Obstacle::UnsupportedMapping);
     }
-    // A program and its libraries are several mappings each.
+    // A program or a library has several mappings, and needs one check.
     if name.ends_with(" (deleted)") && seen.insert((file.dev(), file.ino())) {
         return deleted(view, Path::new(name), &file);
     }

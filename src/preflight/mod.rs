@@ -220,9 +220,9 @@ pub(crate) fn look(
 /// The tree under search, and the findings.
 struct View<'a> {
     options: &'a CriuOpts,
-    /// The process that asks.
+    /// The caller.
     own: Own,
-    /// From the root down; never empty.
+    /// The processes from the root down; never empty.
     tree: &'a [Process],
     pids: HashSet<i32>,
     version: &'a dyn Fn() -> Option<Version>,
@@ -238,7 +238,7 @@ impl<'a> View<'a> {
         &self.tree[0]
     }
 
-    /// The processes that have not ended.
+    /// Returns the processes that have not ended.
     fn living(&self) -> impl Iterator<Item = &'a Process> + use<'a> {
         self.tree.iter().filter(|process| !process.stat.is_zombie())
     }
@@ -247,7 +247,7 @@ impl<'a> View<'a> {
         self.pids.contains(&pid)
     }
 
-    /// The namespaces that criu will be in.
+    /// Returns the namespaces that criu will be in.
     fn own_spaces(&self) -> &Spaces {
         &self.own.spaces
     }

@@ -1,4 +1,4 @@
-//! Mounts of a process, and what they cover.
+//! The mounts of a process, and the files that they cover.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -20,7 +20,7 @@ pub(super) struct Mounts {
     ids: HashSet<i32>,
     /// The mounts' ids and mount points, in the order of mounting.
     points: Vec<(i32, PathBuf)>,
-    /// True in a mount namespace of the process's own: it can have files of other namespaces.
+    /// True if the process has a mount namespace of its own. It can have files of other namespaces.
     own_namespace: bool,
 }
 
@@ -39,20 +39,20 @@ impl Mounts {
         mounts
     }
 
-    /// Makes the mounts of each namespace known in all: criu dumps a file of any mount namespace of the tree.
+    /// Shares the mounts of all namespaces: criu dumps a file of any mount namespace of the tree.
     pub(super) fn join(namespaces: &mut HashMap<u64, Mounts>) {
         let ids: HashSet<i32> = namespaces.values().flat_map(|mounts| &mounts.ids).copied().collect();
         namespaces.values_mut().for_each(|mounts| mounts.ids.clone_from(&ids));
     }
 
-    /// Returns true if the path of an open file leads to another file, because of a mount. File systems are asked only where
-    /// the table of mounts says so.
+    /// Returns true if a mount covers the path of an open file. File systems are asked only if the
+    /// mount table leaves it open.
     pub(super) fn cover(&self, descriptor: &Descriptor, mount: i32, file: &Known) -> bool {
         if !self.points.iter().any(|(id, _)| *id == mount) {
             return false;
         }
         let above = self.points.iter().filter(|(_, point)| descriptor.target.starts_with(point));
-        // Of mounts on the same folder the last one counts.
+        // The last mount on a folder covers the others.
         let uppermost = above.max_by_key(|(_, point)| point.as_os_str().len());
         if uppermost.is_none_or(|(id, _)| *id == mount) {
             return false;
@@ -70,7 +70,7 @@ impl Mounts {
         self.own_namespace && !self.ids.is_empty() && !self.ids.contains(&mount)
     }
 
-    /// The mount that the program itself is from, if the process does not see it.
+    /// Returns the mount of the program itself, if the process does not see it.
     pub(super) fn unseen_program(&self, pid: i32) -> Option<i32> {
         if !self.own_namespace {
             return None;
@@ -84,7 +84,7 @@ impl Mounts {
     }
 }
 
-/// A path of `mountinfo`, in which some bytes are octal numbers.
+/// Decodes a path of `mountinfo`, in which some bytes are octal numbers.
 fn unescaped(text: &str) -> PathBuf {
     let bytes = text.as_bytes();
     let mut path = Vec::with_capacity(bytes.len());

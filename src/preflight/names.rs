@@ -1,11 +1,11 @@
-//! Names of a tree that have line breaks: criu writes them into its log as they are.
+//! Names with line breaks: criu writes them into its log unescaped.
 
 use std::{fs, os::unix::ffi::OsStrExt, path::Path};
 
 use crate::{Pid, procfs};
 
-/// Shows every name that has a line break of what the processes of a tree have open or mapped, of where they are, and of
-/// themselves.
+/// Calls `show` for every name with a line break: of the tree's open and mapped files, its folders,
+/// and the processes themselves.
 pub(crate) fn broken_names(root: Pid, show: &mut dyn FnMut(&str)) {
     let mut show = |name: &[u8]| {
         if name.contains(&b'\n') {
@@ -41,7 +41,8 @@ pub(crate) fn broken_names(root: Pid, show: &mut dyn FnMut(&str)) {
     }
 }
 
-/// The names of unix sockets, which the kernel lists as they are: what is no line of the list goes on from the line before.
+/// Shows the names of unix sockets. The kernel does not escape them, so a line that does not parse
+/// continues the name before.
 fn sockets(pid: i32, show: &mut dyn FnMut(&[u8])) {
     let mut name = String::new();
     procfs::each_line(format!("/proc/{pid}/net/unix"), |line| {

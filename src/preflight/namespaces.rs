@@ -1,18 +1,18 @@
-//! Namespaces: what the tree must share, and what a restore needs.
+//! Namespaces: those that the tree must share, and those that a restore needs.
 
 use std::{fs, os::unix::fs::MetadataExt};
 
 use super::{Obstacle, Place, Process, Severity, View};
 use crate::procfs::read_start;
 
-/// The namespaces of a process, by their inodes; one that cannot be told is 0.
+/// The namespaces of a process, by their inodes; an unknown one is 0.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Spaces {
     inodes: [u64; KINDS.len()],
 }
 
-/// The kernel's names. In the first ones criu dumps processes that differ, and cannot restore them unless the root has a
-/// namespace of its own above.
+/// The kernel's names. criu dumps processes that differ in the first ones, but restores them only
+/// if the root has a namespace of its own.
 const KINDS: [&str; 9] = ["mnt", "net", "pid", "user", "ipc", "uts", "cgroup", "time", "time_for_children"];
 const MAY_DIFFER: usize = 2;
 
@@ -21,7 +21,7 @@ impl Spaces {
         Spaces::at(&format!("/proc/{pid}/ns"))
     }
 
-    /// Those of the calling thread.
+    /// Returns the namespaces of the calling thread.
     pub(super) fn own() -> Spaces {
         Spaces::at("/proc/thread-self/ns")
     }
@@ -31,12 +31,12 @@ impl Spaces {
         Spaces { inodes: KINDS.map(inode) }
     }
 
-    /// The inode of this kind of namespace.
+    /// Returns the inode of this kind of namespace.
     pub(super) fn inode(&self, kind: &str) -> u64 {
         KINDS.iter().position(|known| *known == kind).map_or(0, |index| self.inodes[index])
     }
 
-    /// Whether both have the same namespace of this kind, as far as can be told.
+    /// Returns true if both have the same namespace of this kind, or if one of them is unknown.
     pub(super) fn share(&self, other: &Spaces, kind: &str) -> bool {
         let (one, other) = (self.inode(kind), other.inode(kind));
         one == other || one == 0 || other == 0
@@ -52,7 +52,7 @@ pub(super) fn look(view: &mut View<'_>) {
             if index < MAY_DIFFER && !root.share(&own, kind) {
                 continue;
             }
-            // A process can have its next children in another time namespace than itself.
+            // A process can put its children into another time namespace than its own.
             let own_time = kind == "time_for_children" && spaces.inode(kind) == spaces.inode("time");
             if !spaces.share(root, kind) && !own_time {
                 view.found(process.pid, Place::Process, Obstacle::NestedNamespace { kind }, Severity::Blocks);

@@ -1,4 +1,4 @@
-//! What is the matter with whole processes: who they belong to, who traces them, which session they are in.
+//! Obstacles of whole processes: their owner, their tracer, their session.
 
 use std::{
     fs::{self, File},
@@ -27,7 +27,7 @@ impl Process {
     }
 }
 
-/// The process that asks, as criu will be when that starts it.
+/// The caller, whose privileges a criu that it starts will have.
 pub(super) struct Own {
     capabilities: u64,
     uid: u32,
@@ -39,11 +39,11 @@ pub(super) struct Own {
 
 impl Own {
     pub(super) fn read() -> Own {
-        // Of the calling thread, which is what starts criu.
+        // The calling thread starts criu, so its status counts.
         let status = Status::read("/proc/thread-self/status").unwrap_or_default();
         let is_root = status.uids[1] == 0;
         Own {
-            // A program that root starts gets all that is not out of bounds.
+            // A program started by root gets its whole bounding set.
             capabilities: if is_root { status.bounding } else { status.effective },
             uid: status.uids[0],
             gid: status.gids[0],
@@ -53,8 +53,8 @@ impl Own {
         }
     }
 
-    /// Returns true if the process is in a user namespace that the caller made, or beneath one. There its user has all
-    /// capabilities.
+    /// Returns true if the process is in a user namespace that the caller made, or beneath one.
+    /// There its user has all capabilities.
     fn rules_over(&self, pid: i32) -> bool {
         const NESTED: usize = 32; // the kernel's limit
         let Ok(mut space) = File::open(format!("/proc/{pid}/ns/user")) else { return false };
@@ -73,7 +73,7 @@ impl Own {
     }
 }
 
-/// The capabilities that matter, by the kernel's numbers.
+/// The capabilities that criu needs, by the kernel's numbers.
 #[derive(Clone, Copy)]
 enum Capability {
     SysPtrace = 19,
@@ -82,7 +82,7 @@ enum Capability {
     CheckpointRestore = 40,
 }
 
-/// The number is one that a process can have.
+/// Checks that the number is a valid pid.
 pub(crate) fn check_number(pid: Pid) -> Result<()> {
     match pid.as_raw() {
         1.. => Ok(()),
@@ -90,8 +90,8 @@ pub(crate) fn check_number(pid: Pid) -> Result<()> {
     }
 }
 
-/// The pid is one of a process that criu can be asked to dump. Of one whose first thread alone has ended, criu itself says
-/// what is the matter.
+/// Checks that criu can be asked to dump the process. If only its main thread has ended, criu
+/// itself reports that.
 pub(crate) fn check_root(root: Pid) -> Result<()> {
     check_number(root)?;
     let refuse = |problem| Err(Error::Process { pid: root, problem });
@@ -108,14 +108,15 @@ pub(crate) fn check_root(root: Pid) -> Result<()> {
         return refuse(ProcessProblem::Zombie);
     }
     match status_number(root.as_raw(), "Tgid") {
-        // The kernel has begun to forget it.
+        // The kernel is about to remove the process.
         Some(0) => refuse(ProcessProblem::Missing),
         Some(group) if group != root.as_raw() => refuse(ProcessProblem::Thread),
         _ => Ok(()),
     }
 }
 
-/// The process and its descendants, from the top down; never empty. One that ends meanwhile is left out.
+/// Returns the process and its descendants, from the top down; never empty. Processes that end
+/// meanwhile are left out.
 pub(super) fn tree(root: Pid) -> Result<Vec<Process>> {
     let gone = || Error::Process { pid: root, problem: ProcessProblem::Missing };
     let mut tree = vec![Process::read(root.as_raw()).ok_or_else(gone)?];
@@ -136,7 +137,7 @@ fn look_at_own(view: &mut View<'_>) {
     let own = &view.own;
     let unprivileged = view.options.unprivileged == Some(true);
     let mut lacks = Vec::new();
-    // With less than root's rights criu is content if it is told so.
+    // A criu without root's capabilities must be told so.
     let restorer = unprivileged && own.can(Capability::CheckpointRestore);
     if !own.can(Capability::SysAdmin) && !restorer {
         lacks.push("CAP_SYS_ADMIN");
@@ -185,7 +186,7 @@ fn look_at(view: &mut View<'_>, process: &Process) {
     }
     let own = &view.own;
     let same = status.uids == [own.uid; 3] && status.gids == [own.gid; 3];
-    // Who may ask the kernel for the resource limits of a process: criu does, of every one.
+    // criu reads the resource limits of each process, which the kernel restricts.
     let other = !same && !own.can(Capability::SysResource) && !own.rules_over(*pid);
     let filtered = status.seccomp != 0 && (own.seccomp || !own.can(Capability::SysAdmin));
     if other {
@@ -199,10 +200,10 @@ fn look_at(view: &mut View<'_>, process: &Process) {
     }
 }
 
-/// SIGTRAP, in a mask of signals.
+/// SIGTRAP, as a bit in a mask of signals.
 const TRAP: u64 = 1 << (5 - 1);
 
-/// The statuses of all threads; of a process with one thread, its own.
+/// Returns the statuses of all threads. For a process with one thread, that is its own status.
 fn thread_statuses(process: &Process) -> Vec<Status> {
     if process.status.threads <= 1 {
         return vec![process.status.clone()];
@@ -211,14 +212,14 @@ fn thread_statuses(process: &Process) -> Vec<Status> {
     threads.filter_map(|thread| Status::read(thread.path().join("status"))).collect()
 }
 
-/// The process that traces this one, or one of its threads.
+/// Returns the process that traces this one, or one of its threads.
 fn tracer(process: &Process, threads: &[Status]) -> Option<i32> {
     let tracer = process.status.tracer().or_else(|| threads.iter().find_map(Status::tracer))?;
-    // The kernel names the thread that traces.
+    // The kernel names the tracing thread.
     Some(status_number(tracer, "Tgid").filter(|group| *group > 0).unwrap_or(tracer))
 }
 
-/// Who traces processes of the tree, from the root down.
+/// Returns the tracers of the tree's processes, from the root down.
 pub(crate) fn tracers(root: Pid) -> impl Iterator<Item = i32> {
     let tree = tree(root).unwrap_or_default().into_iter();
     tree.filter_map(|process| tracer(&process, &thread_statuses(&process)))

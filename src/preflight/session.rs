@@ -1,4 +1,5 @@
-//! Processes outside the tree that hold numbers of it: they are in its sessions and process groups.
+//! Finds processes outside the tree in its sessions and process groups: they keep the tree's pids
+//! in use.
 
 use std::collections::HashSet;
 
@@ -10,7 +11,7 @@ use crate::{
 
 pub(super) fn look(view: &mut View<'_>) {
     if !view.root().spaces.share(view.own_spaces(), "pid") {
-        return; // a restore makes the pid namespace anew, with all its numbers free
+        return; // a restore makes a new pid namespace, with all pids free
     }
     let mut told = HashSet::new();
     for pid in processes() {
@@ -19,8 +20,7 @@ pub(super) fn look(view: &mut View<'_>) {
         }
         let held = belongs_to(pid).into_iter().flatten();
         let Some(leader) = held.into_iter().find(|number| view.has(*number)) else { continue };
-        // One process is told of each session or group, and the others are not looked at. A zombie
-        // is about to be reaped.
+        // One process is enough for each session or group. A zombie is about to be reaped.
         if !told.contains(&leader) && Stat::of(pid).is_ok_and(|stat| !stat.is_zombie()) {
             told.insert(leader);
             view.found(leader, Place::Process, Obstacle::Shared { by: Pid::from(pid) }, Severity::Risk);

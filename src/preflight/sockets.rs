@@ -1,4 +1,4 @@
-//! Sockets: which protocol, and what each is connected to.
+//! Sockets: their protocols and their peers.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -18,7 +18,7 @@ use crate::{
     sys,
 };
 
-/// The tree's sockets, by inode, with the descriptors that each has.
+/// The tree's sockets, by inode, with their descriptors.
 #[derive(Default)]
 pub(super) struct Sockets {
     known: BTreeMap<u64, Vec<Descriptor>>,
@@ -59,7 +59,7 @@ impl Sockets {
     }
 }
 
-/// The kernel's name of a socket's protocol.
+/// Returns the kernel's name of a socket's protocol.
 fn protocol(descriptor: &Descriptor) -> Option<String> {
     sys::socket_protocol(&CString::new(descriptor.path()).ok()?).ok()
 }
@@ -92,12 +92,13 @@ fn unsupported(view: &View<'_>, descriptors: &[Descriptor]) -> Option<(Obstacle,
     Some((Obstacle::UnsupportedSocket { protocol }, severity))
 }
 
-/// What is the matter with a unix socket, by who its peer is.
+/// Returns the obstacle of a unix socket, judged by its peer.
 fn outside(view: &View<'_>, peers: &Peers, inode: u64) -> Option<(Obstacle, Severity)> {
     let severity = match peers.of(inode) {
         unix::Peer::None | unix::Peer::Inside => return None,
         unix::Peer::Outside => Severity::Blocks,
-        // criu dumps a connection that nobody has accepted, although it cannot restore one to a stranger.
+        // criu dumps a connection that was never accepted, but cannot restore one to an outside
+        // process.
         unix::Peer::Waiting => Severity::Risk,
     };
     let is_allowed = view.is_external(&format!("unix[{inode}]"))
@@ -105,13 +106,13 @@ fn outside(view: &View<'_>, peers: &Peers, inode: u64) -> Option<(Obstacle, Seve
     (!is_allowed).then_some((Obstacle::UnixOutside { inode }, severity))
 }
 
-/// A unix socket with connections that were not accepted yet.
+/// Returns the obstacle of a unix socket with connections that were not accepted yet.
 fn in_flight(peers: &Peers, inode: u64) -> Option<(Obstacle, Severity)> {
     let severity = if peers.in_flight(inode)? { Severity::Blocks } else { Severity::Risk };
     Some((Obstacle::UnixInFlight, severity))
 }
 
-/// The netlink sockets with messages that were not read.
+/// Returns the netlink sockets with unread messages.
 fn unread_messages(view: &View<'_>) -> HashSet<u64> {
     let (mut unread, mut seen) = (HashSet::new(), HashSet::new());
     for Process { pid, .. } in view.living().filter(|process| seen.insert(process.spaces.inode("net"))) {
@@ -120,7 +121,7 @@ fn unread_messages(view: &View<'_>) -> HashSet<u64> {
     unread
 }
 
-/// The inode of a netlink socket in a line of `/proc/net/netlink`, if messages wait in it.
+/// Returns the inode in a line of `/proc/net/netlink`, if messages wait in the socket.
 fn with_messages(line: &str) -> Option<u64> {
     let mut words = line.split_ascii_whitespace().skip(4);
     let memory: u64 = words.next()?.parse().ok()?;
@@ -128,7 +129,7 @@ fn with_messages(line: &str) -> Option<u64> {
     (memory > 0).then_some(inode)
 }
 
-/// The UDP sockets that hold a datagram back. One that is on its way to the network is soon gone.
+/// Returns the UDP sockets that hold a datagram back. A datagram that is being sent is soon gone.
 fn corked(view: &View<'_>, known: &BTreeMap<u64, Vec<Descriptor>>) -> HashSet<u64> {
     const ON_ITS_WAY: Duration = Duration::from_millis(20);
     let first = unsent(view, known);
@@ -139,7 +140,7 @@ fn corked(view: &View<'_>, known: &BTreeMap<u64, Vec<Descriptor>>) -> HashSet<u6
     unsent(view, known).intersection(&first).copied().collect()
 }
 
-/// The UDP sockets with a datagram that was not sent yet.
+/// Returns the UDP sockets with an unsent datagram.
 fn unsent(view: &View<'_>, known: &BTreeMap<u64, Vec<Descriptor>>) -> HashSet<u64> {
     let mut unsent = HashSet::new();
     each_socket(view, &["udp", "udp6", "udplite", "udplite6"], |line| {
@@ -150,7 +151,7 @@ fn unsent(view: &View<'_>, known: &BTreeMap<u64, Vec<Descriptor>>) -> HashSet<u6
     unsent
 }
 
-/// Shows the lines of these tables, of each network namespace once.
+/// Calls `look` for the lines of these tables, once for each network namespace.
 fn each_socket(view: &View<'_>, tables: &[&str], mut look: impl FnMut(TcpLine)) {
     let mut seen = HashSet::new();
     for Process { pid, .. } in view.living().filter(|process| seen.insert(process.spaces.inode("net"))) {

@@ -1,5 +1,5 @@
-//! Who is at the other end of a unix socket: the kernel's socket diagnosis tells, over netlink. Only of the caller's
-//! network namespace.
+//! Finds the peers of unix sockets with the kernel's socket diagnosis, over netlink. It covers the
+//! caller's network namespace only.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -12,14 +12,14 @@ use nix::sys::{
     time::{TimeVal, TimeValLike},
 };
 
-/// What is known of the tree's unix sockets.
+/// The unix sockets of the tree, and the sockets around them.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Peers {
     sockets: HashMap<u32, Socket>,
     ours: HashSet<u32>,
-    /// Connections that wait to be accepted by a listener of the tree.
+    /// Connections that wait for a listener of the tree.
     waiting: HashSet<u32>,
-    /// Datagram sockets that have a name, of the tree and others.
+    /// Datagram sockets with a name, in the tree and outside.
     named: HashSet<u32>,
 }
 
@@ -28,30 +28,30 @@ struct Socket {
     inode: u32,
     kind: u8,
     state: u8,
-    /// The inode of the other end; 0 if it has none any more, or none yet.
+    /// The inode of the peer; 0 if there is no peer.
     peer: Option<u32>,
     /// Closed in both directions.
     shut: bool,
-    /// The connections that wait at a listener; 0 for one that was closed.
+    /// The connections that wait at a listener; 0 for a closed one.
     waiting: Vec<u32>,
-    /// Bytes that were sent and not read yet.
+    /// Bytes that were sent but not read yet.
     unread: u32,
     named: bool,
 }
 
-/// The other end of a socket.
+/// The kind of a socket's peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Peer {
-    /// There is none, or nothing is known of the socket.
+    /// The socket has no peer, or is unknown.
     None,
     Inside,
     Outside,
-    /// Somebody outside has not accepted the connection yet.
+    /// The connection waits to be accepted outside of the tree.
     Waiting,
 }
 
 impl Peers {
-    /// Asks the kernel about these sockets; `None` if it does not tell.
+    /// Asks the kernel about these sockets; `None` if it does not answer.
     pub(crate) fn ask(inodes: &HashSet<u64>) -> Option<Peers> {
         let ours = inodes.iter().filter_map(|inode| u32::try_from(*inode).ok()).collect();
         let mut peers = Peers { ours, ..Peers::default() };
@@ -60,7 +60,7 @@ impl Peers {
         setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(1)).ok()?;
         let mut socket = File::from(socket);
         socket.write_all(&request()).ok()?;
-        let mut buffer = vec![0; 64 << 10]; // the kernel's messages have 32 KiB at most
+        let mut buffer = vec![0; 64 << 10]; // the maximum size of the kernel's messages
         loop {
             let count = socket.read(&mut buffer).ok().filter(|count| *count > 0)?;
             match peers.take(&buffer[..count]) {
@@ -76,7 +76,7 @@ impl Peers {
         match socket.peer {
             Some(peer) if self.ours.contains(&peer) => Peer::Inside,
             Some(peer) if peer != 0 => Peer::Outside,
-            // Nobody has the other end: it was closed, or the connection waits to be accepted.
+            // No process has the other end: it was closed, or the connection waits to be accepted.
             _ if socket.state != ESTABLISHED || socket.shut || socket.kind == DATAGRAM => Peer::None,
             _ if self.waiting.contains(&socket.inode) => Peer::Inside,
             Some(_) => Peer::Waiting,
@@ -84,18 +84,19 @@ impl Peers {
         }
     }
 
-    /// Returns true if the other end is a datagram socket with a name, which can be connected to again.
+    /// Returns true if the peer is a datagram socket with a name, to which a restore can connect
+    /// again.
     pub(super) fn can_reconnect(&self, inode: u64) -> bool {
         self.get(inode)
             .is_some_and(|socket| socket.peer.is_some_and(|peer| peer != 0 && self.named.contains(&peer)))
     }
 
-    /// Connections that were not accepted yet, and that are a problem to criu: `Some(true)` if it refuses them,
-    /// `Some(false)` if it leaves them out.
+    /// Returns the problem of connections that were not accepted yet: `Some(true)` if criu refuses
+    /// them, `Some(false)` if it leaves them out.
     pub(super) fn in_flight(&self, inode: u64) -> Option<bool> {
         let socket = self.get(inode)?;
         if socket.waiting.contains(&0) {
-            return Some(true); // it was closed, and may have sent something before
+            return Some(true); // it was closed, maybe after sending data
         }
         let has_peer = socket.peer.is_some_and(|peer| peer != 0);
         let waits = socket.state == ESTABLISHED && socket.kind != DATAGRAM && !socket.shut && !has_peer;
@@ -105,7 +106,7 @@ impl Peers {
         socket.waiting.iter().any(|client| !self.ours.contains(client)).then_some(false)
     }
 
-    /// The inode of the other end, if there is one.
+    /// Returns the inode of the peer, if there is one.
     pub(crate) fn other_end(&self, inode: u64) -> Option<u64> {
         self.get(inode)?.peer.filter(|peer| *peer != 0).map(u64::from)
     }
@@ -114,7 +115,7 @@ impl Peers {
         self.sockets.get(&u32::try_from(inode).ok()?)
     }
 
-    /// Takes in what came with one read.
+    /// Parses the answers of one read.
     fn take(&mut self, mut bytes: &[u8]) -> Turn {
         while let Some(header) = bytes.get(..HEADER) {
             let Ok(length) = usize::try_from(number(&header[..4])) else { return Turn::Failed };
@@ -149,7 +150,7 @@ enum Turn {
 }
 
 impl Socket {
-    /// A `struct unix_diag_msg`, and attributes.
+    /// Parses a `struct unix_diag_msg` and its attributes.
     fn parse(message: &[u8]) -> Option<Socket> {
         let mut attributes = message.get(16..)?;
         let inode = number(message.get(4..8)?);
@@ -180,12 +181,13 @@ impl Socket {
     }
 }
 
-/// Four bytes, as the machine has them.
+/// Reads four bytes in native order.
 fn number(bytes: &[u8]) -> u32 {
     bytes.try_into().map_or(0, u32::from_ne_bytes)
 }
 
-/// A `struct nlmsghdr` and a `struct unix_diag_req`: all unix sockets, with names, peers, waiting connections and queues.
+/// Makes a `struct nlmsghdr` and a `struct unix_diag_req` for all unix sockets, with names, peers,
+/// waiting connections and queues.
 fn request() -> Vec<u8> {
     const SOCK_DIAG_BY_FAMILY: u16 = 20;
     const REQUEST_DUMP: u16 = 0x301;
@@ -195,10 +197,10 @@ fn request() -> Vec<u8> {
     request.extend(40_u32.to_ne_bytes());
     request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
     request.extend(REQUEST_DUMP.to_ne_bytes());
-    request.extend([0; 8]); // number, and from whom: the kernel fills them in
+    request.extend([0; 8]); // sequence number and port: the kernel fills them in
     request.extend([UNIX, 0, 0, 0]);
     for word in [u32::MAX, 0, SHOW_NAME_PEER_WAITING_AND_QUEUES, u32::MAX, u32::MAX] {
-        request.extend(word.to_ne_bytes()); // states, inode, what to show, no cookie
+        request.extend(word.to_ne_bytes()); // states, inode, attributes to show, no cookie
     }
     request
 }
