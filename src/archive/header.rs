@@ -1,14 +1,14 @@
 //! The 512 bytes before each file of a tar archive.
 //!
-//! Written by the `tar` crate; since these bytes are part of a digest, a golden file holds it to them. Read by hand, and
-//! more strictly than the crate does, which skips bytes that make no sense.
+//! The `tar` crate writes headers. Their bytes are part of a digest, so a golden file pins them.
+//! They are parsed here, more strictly than by the crate, which skips invalid bytes.
 
 use super::names::LONGEST;
 
-/// An archive is a row of blocks of this size.
+/// The size of a block: an archive is a sequence of blocks.
 pub(super) const BLOCK: usize = 512;
 
-/// What stands before an entry's content.
+/// The parsed header of an entry: name, type and size.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Header {
     pub(super) name: Vec<u8>,
@@ -16,17 +16,17 @@ pub(super) struct Header {
     pub(super) size: u64,
 }
 
-/// The entries that we can make sense of.
+/// The supported types of entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     File,
     Folder,
-    /// Attributes of the entry that follows.
+    /// Attributes of the next entry.
     Attributes,
 }
 
 impl Header {
-    /// The header of a file; see `docs/formats.md` for each field.
+    /// Makes the header of a file; see `docs/formats.md` for each field.
     ///
     /// # Panics
     ///
@@ -44,7 +44,7 @@ impl Header {
         *header.as_bytes()
     }
 
-    /// What a block says, or what is wrong with it.
+    /// Parses a header block, or returns the reason why it is invalid.
     pub(super) fn decode(block: &[u8; BLOCK]) -> Result<Header, &'static str> {
         if number(&block[CHECKSUM]) != Some(checksum(block)) {
             return Err("its header is damaged");
@@ -61,7 +61,7 @@ impl Header {
     }
 }
 
-/// The name that a block holds, for errors about it.
+/// Returns the name in a block, for errors.
 pub(super) fn name_of(block: &[u8; BLOCK]) -> &[u8] {
     until_zero(&block[..LONGEST])
 }
@@ -86,14 +86,15 @@ fn until_zero(field: &[u8]) -> &[u8] {
     field.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
-/// The sum of all bytes, with spaces in the place of the sum itself.
+/// Sums all bytes, with spaces in the place of the sum itself.
 fn checksum(block: &[u8; BLOCK]) -> u64 {
     let all: u64 = block.iter().map(|byte| u64::from(*byte)).sum();
     let sum: u64 = block[CHECKSUM].iter().map(|byte| u64::from(*byte)).sum();
     all - sum + 8 * u64::from(b' ')
 }
 
-/// Octal digits between spaces and zeros, or GNU's binary form for what is larger than 11 digits.
+/// Parses octal digits between spaces and zeros, or GNU's binary form for numbers of more than 11
+/// digits.
 fn number(field: &[u8]) -> Option<u64> {
     if field[0] == 0x80 {
         let (high, low) = field[1..].split_at_checked(field.len().checked_sub(9)?)?;
@@ -112,7 +113,7 @@ const SIZE: std::ops::Range<usize> = 124..136;
 const CHECKSUM: std::ops::Range<usize> = 148..156;
 const TYPE: usize = 156;
 const MAGIC: std::ops::Range<usize> = 257..265;
-/// Where ustar has the first half of a long name. GNU has times there.
+/// Offset of ustar's name prefix, the first half of a long name. GNU has times there.
 const PREFIX: usize = 345;
 
 const GNU: &[u8; 8] = b"ustar  \0";

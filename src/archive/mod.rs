@@ -1,8 +1,8 @@
-//! A folder of images to a tar archive and back: equal images give equal bytes, and nothing that an
-//! archive says can reach outside the folder it is unpacked in.
+//! Converts folders of images to tar archives and back. Equal images give equal bytes, and an
+//! archive cannot write outside the folder that it is unpacked in.
 //!
-//! The layout is in `docs/formats.md`. Both ways stream, with one buffer and no list of contents; hashing
-//! and storing are the business of the reader or writer that the caller hands in. Start with [`Trees`].
+//! The layout is in `docs/formats.md`. Both directions stream, with one buffer and no list of
+//! contents. The caller's reader or writer hashes and stores. Start with [`Trees`].
 
 mod header;
 mod names;
@@ -17,17 +17,17 @@ pub(crate) use names::{is_image, tree_folder};
 pub(crate) use pack::pack;
 pub(crate) use unpack::{Limits, unpack, unpack_without_memory};
 
-/// The folders that images are in.
+/// The folders of images.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Trees {
-    /// The images of one process tree; they stand at the top of the archive.
+    /// The images of one process tree, at the top of the archive.
     One(PathBuf),
-    /// Those of several, by the pid of each tree's root; they stand in `tree-<pid>/`.
+    /// The images of several trees, by the pid of each root, in `tree-<pid>/`.
     Several(BTreeMap<i32, PathBuf>),
 }
 
-/// What is read or written at once.
+/// Size of the buffer that reads and writes go through.
 const BUFFER: usize = 1 << 20;
 
-/// What errors call the archive.
+/// The name of the archive in errors.
 const WHAT: &str = "archive";

@@ -1,9 +1,9 @@
-//! Which names may stand in an archive.
+//! Rules for the names of files in an archive.
 
-/// Whether criu, or a plugin of criu, could have given this name to an image.
+/// Returns true if criu, or a plugin of criu, could have given this name to an image.
 ///
-/// Names are fixed by pattern rather than by list, so that an image of a later criu is not lost. The
-/// upper-case letters are for plugins (`amdgpu-renderD-128.img`).
+/// Names are fixed by pattern rather than by list, so that an image of a later criu is not lost.
+/// The upper-case letters are for plugins (`amdgpu-renderD-128.img`).
 pub(crate) fn is_image(name: &str) -> bool {
     if ["stats-dump", "irmap-cache"].contains(&name) {
         return true;
@@ -16,12 +16,13 @@ pub(crate) fn is_image(name: &str) -> bool {
         && !is_device(stem)
 }
 
-/// Whether a folder of images may hold it although it is none: what restoring needs nothing of.
+/// Returns true for a file that is not an image but may be in an image folder. A restore needs no
+/// such file.
 pub(super) fn is_byproduct(name: &str) -> bool {
     name == "stats-restore" || name.ends_with(".log") && !name.contains(['/', '\\'])
 }
 
-/// Whether Windows would open a device under this name, whatever ending follows it.
+/// Returns true if Windows would open a device under this name, whatever its extension.
 fn is_device(stem: &str) -> bool {
     let stem = stem.to_ascii_lowercase();
     match stem.strip_prefix("com").or(stem.strip_prefix("lpt")) {
@@ -30,22 +31,22 @@ fn is_device(stem: &str) -> bool {
     }
 }
 
-/// The pid in `tree-<pid>`, if it is written the one way there is to write it.
+/// Parses the pid in `tree-<pid>`; only its canonical form is accepted.
 pub(super) fn tree_pid(folder: &str) -> Option<i32> {
     let digits = folder.strip_prefix("tree-")?;
     let pid = digits.parse::<i32>().ok().filter(|pid| *pid > 0)?;
     (pid.to_string() == digits).then_some(pid)
 }
 
-/// The folder of a tree in an archive of several.
+/// Returns the folder of a tree in an archive of several trees.
 pub(crate) fn tree_folder(pid: i32) -> String {
     format!("tree-{pid}")
 }
 
-/// The file without which a folder is no capture.
+/// The file that every folder of images must have.
 pub(super) const INVENTORY: &str = "inventory.img";
 
-/// The header has this many bytes for a path.
+/// The maximum length of a path in a header, in bytes.
 pub(super) const LONGEST: usize = 100;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Images to an archive.
+//! Writes images to an archive.
 
 use std::{
     fs::{self, File},
@@ -13,15 +13,15 @@ use super::{
 };
 use crate::{Error, Result, wiped::Wiped};
 
-/// Writes the archive of these images to `out`, and tells how many bytes it has.
+/// Writes the archive of these images to `out`, and returns its size in bytes.
 ///
-/// What is no image is left out: logs, statistics of restores, pid files, sockets, folders. An error that
-/// `out` wraps around one of ours comes back as that.
+/// Files that are not images are left out: logs, statistics of restores, pid files, sockets,
+/// folders. An error of ours that `out` wraps is returned as it is.
 ///
 /// # Errors
 ///
-/// [`Error::Corrupt`] if an image is missing or could not be carried: `parent` says that the rest of the
-/// images is in another folder, an image is no regular file, or has a name that readers refuse, or changes
+/// [`Error::Corrupt`] if an image is missing or cannot be stored: `parent` refers to images in
+/// another folder, or an image is not a regular file, has a name that readers refuse, or changes
 /// while it is read.
 pub(crate) fn pack(trees: &Trees, out: &mut dyn Write) -> Result<u64> {
     let mut images = match trees {
@@ -50,7 +50,7 @@ pub(crate) fn pack(trees: &Trees, out: &mut dyn Write) -> Result<u64> {
     blocks.finish()
 }
 
-/// The images in a folder, in no order.
+/// Returns the images in a folder, unsorted.
 fn list(folder: &Path, prefix: &str) -> Result<Vec<Image>> {
     let reading = || Error::io(format!("list {}", folder.display()));
     let mut images = Vec::new();
@@ -136,7 +136,7 @@ struct Blocks<'a> {
 }
 
 impl Blocks<'_> {
-    /// Room for at least one byte. Who fills it moves `filled` on.
+    /// Returns room for at least one byte. The caller that fills it advances `filled`.
     fn space(&mut self) -> Result<&mut [u8]> {
         if self.filled == self.buffer.len() {
             self.flush()?;
@@ -155,13 +155,13 @@ impl Blocks<'_> {
         Ok(())
     }
 
-    /// Zeros up to the next block.
+    /// Writes zeros up to the next block.
     fn pad(&mut self) -> Result<()> {
         // The buffer holds whole blocks, so its end is as far from a block's end as the archive's.
         self.append(&[0; BLOCK][..self.filled.next_multiple_of(BLOCK) - self.filled])
     }
 
-    /// The mark at the end of an archive: two blocks of zeros.
+    /// Writes the end of an archive: two blocks of zeros.
     fn finish(mut self) -> Result<u64> {
         self.append(&[0; 2 * BLOCK])?;
         self.flush()?;

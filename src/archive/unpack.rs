@@ -1,4 +1,4 @@
-//! An archive to images. Archives come from anywhere: everything here is suspicious of them.
+//! Unpacks an archive to images. Archives may be hostile, so everything is checked.
 
 use std::{
     collections::BTreeMap,
@@ -14,49 +14,51 @@ use super::{
 };
 use crate::{Error, Result, private};
 
-/// How much an archive may hold.
+/// Ceilings for the contents of an archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Limits {
-    /// Entries of any sort.
+    /// The number of entries, of any type.
     pub(crate) entries: u64,
-    /// The content of all of them.
+    /// The size of their contents, in bytes.
     pub(crate) bytes: u64,
 }
 
 impl Limits {
-    /// The most bytes that an archive within these limits has.
+    /// Returns the maximum size of an archive within these limits.
     pub(crate) fn archive(&self) -> u64 {
-        const AROUND: u64 = 4 * BLOCK as u64; // of each entry: its header, its attributes, what pads it
+        // For each entry: its header, its attributes, and their padding.
+        const AROUND: u64 = 4 * BLOCK as u64;
         const END: u64 = 32 << 20;
         self.bytes.saturating_add(self.entries.saturating_mul(AROUND)).saturating_add(END)
     }
 }
 
 impl Default for Limits {
-    /// A million files, each of a thread or so, and 1 TiB.
+    /// Allows a million files, for about one thread each, and 1 TiB.
     fn default() -> Limits {
         Limits { entries: 1_000_000, bytes: 1 << 40 }
     }
 }
 
-/// Unpacks an archive into `into`, an empty folder that is nobody else's, and tells where the trees are.
+/// Unpacks an archive into `into`, an empty private folder, and returns the places of the trees.
 ///
-/// The input is read to its very end. An error that it wraps around one of ours comes back as that.
+/// Reads the input to its very end. An error of ours that the input wraps is returned as it is.
 ///
 /// # Errors
 ///
-/// [`Error::Corrupt`] names the entry that is not as it should be. Nothing is ever written outside `into`;
-/// what was written inside before an error is the caller's to remove.
+/// [`Error::Corrupt`] names the invalid entry. Nothing is ever written outside `into`. After an
+/// error the caller removes what was written inside.
 pub(crate) fn unpack(input: impl BufRead, into: &Path, limits: &Limits) -> Result<Trees> {
     unpack_if(input, into, limits, |_| true)
 }
 
-/// Unpacks all but the memory of the processes. Files of pages get their size and take no room.
+/// Unpacks everything but the memory of the processes. Files of pages get their size, but take no
+/// space.
 pub(crate) fn unpack_without_memory(input: impl BufRead, into: &Path, limits: &Limits) -> Result<Trees> {
     unpack_if(input, into, limits, |name| !name.starts_with("pages-"))
 }
 
-/// Unpacks, and writes the contents of the files whose name is `wanted`.
+/// Unpacks, and writes the contents of those files whose names `wanted` accepts.
 fn unpack_if(
     input: impl BufRead,
     into: &Path,
@@ -103,7 +105,7 @@ impl Limits {
     }
 }
 
-/// What becomes of an entry.
+/// The destination of an entry.
 enum Place<'a> {
     Image { tree: Option<i32>, name: &'a str },
     Attributes,
@@ -141,7 +143,7 @@ impl Place<'_> {
     }
 }
 
-/// Whether attributes leave name, size and sort of the next entry alone.
+/// Checks that attributes do not override the name, size or type of the next entry.
 fn harmless(mut attributes: &[u8]) -> Option<()> {
     while !attributes.is_empty() {
         // "<length of the record> <key>=<value>\n"
@@ -158,15 +160,15 @@ fn harmless(mut attributes: &[u8]) -> Option<()> {
     Some(())
 }
 
-/// Where the images go, and which trees were seen.
+/// The target folder, and the trees seen so far.
 struct Layout<'a> {
     into: &'a Path,
-    /// Each tree, and whether it has an inventory.
+    /// Each tree, with true if it has an inventory.
     trees: BTreeMap<Option<i32>, bool>,
 }
 
 impl Layout<'_> {
-    /// The file of an image. It is new: what is there already was in the archive before.
+    /// Creates the file of an image. If the file exists, the archive has it twice.
     fn create(&mut self, tree: Option<i32>, name: &str, header: &Header) -> Result<File> {
         let before = self.trees.keys().next();
         if before.is_some_and(|other| other.is_some() != tree.is_some()) {
@@ -204,11 +206,11 @@ impl Layout<'_> {
     }
 }
 
-/// The archive, block by block.
+/// An archive that is read block by block.
 struct Input<R>(R);
 
 impl<R: BufRead> Input<R> {
-    /// The next header; none at the first block of zeros.
+    /// Reads the next header; `None` at the first block of zeros.
     fn header(&mut self) -> Result<Option<Header>> {
         let mut block = [0; BLOCK];
         let mut filled = 0;
@@ -232,7 +234,7 @@ impl<R: BufRead> Input<R> {
         header.map(Some).map_err(|problem| refuse(header::name_of(&block), problem))
     }
 
-    /// Hands on an entry's content, in parts, and passes over the padding behind it.
+    /// Hands on an entry's content, in parts, and skips its padding.
     fn content(&mut self, header: &Header, mut take: impl FnMut(&[u8]) -> io::Result<()>) -> Result<()> {
         let mut left = header.size;
         while left > 0 {
@@ -258,7 +260,8 @@ impl<R: BufRead> Input<R> {
         Ok(())
     }
 
-    /// Behind the first block of zeros: a second, then nothing but zeros, which some writers pad with.
+    /// Checks the end after the first block of zeros: a second one, then only zeros, with which
+    /// some writers pad.
     fn finish(mut self) -> Result<()> {
         let mut zeros = 0;
         loop {
@@ -279,7 +282,7 @@ impl<R: BufRead> Input<R> {
         if zeros < BLOCK { Err(Error::corrupt(WHAT, "it is cut short")) } else { Ok(()) }
     }
 
-    /// The bytes that are at hand; none at the end.
+    /// Returns the buffered bytes; an empty slice at the end.
     fn part(&mut self) -> Result<&[u8]> {
         while let Err(error) = self.0.fill_buf() {
             if error.kind() != io::ErrorKind::Interrupted {
@@ -294,16 +297,17 @@ fn refuse(name: &[u8], problem: impl std::fmt::Display) -> Error {
     Error::corrupt(WHAT, format!("entry {}: {problem}", readable(name)))
 }
 
-/// A name for a person to read, whatever bytes it has.
+/// Returns a readable name, whatever its bytes.
 fn readable(name: &[u8]) -> String {
     format!("{:?}", String::from_utf8_lossy(name))
 }
 
-/// What writers say of an entry that is of no interest here: owners and times.
+/// Attribute keys that do not matter here: owners, times and comments.
 const HARMLESS: [&[u8]; 8] = [b"mtime", b"atime", b"ctime", b"uid", b"gid", b"uname", b"gname", b"comment"];
 
-/// The most bytes that the attributes of one entry may have.
+/// The maximum size of the attributes of one entry.
 const ATTRIBUTES: u64 = 1 << 16;
 
-/// The most zeros behind the end. Writers fill up their last record, of 10 KiB by default.
+/// The maximum number of zeros after the end. Writers fill up their last record, of 10 KiB by
+/// default.
 const PADDING: usize = 16 << 20;

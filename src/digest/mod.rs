@@ -1,4 +1,6 @@
-//! [`Digest256`]: the name of a blob, and the one place that hashes: [`Hasher`] what comes in pieces, `of_each` many blobs at once.
+//! [`Digest256`]: the name of a blob. All hashing happens here.
+//!
+//! [`Hasher`] takes one stream piece by piece; `of_each` takes many blobs at once.
 
 #[cfg(feature = "multi-buffer")]
 mod multi_buffer;
@@ -16,9 +18,9 @@ use self::one_by_one::of_each;
 
 const PREFIX: &str = "sha256:";
 
-/// The SHA-256 of a blob's bytes: what a blob is called in a [`BlobStore`](crate::BlobStore).
+/// The SHA-256 of a blob's bytes, which is its name in a [`BlobStore`](crate::BlobStore).
 ///
-/// Written, parsed and serialized as `sha256:` and 64 lower-case hexadecimal digits.
+/// Its text and its JSON are `sha256:` and 64 lower-case hexadecimal digits.
 ///
 /// ```
 /// use criu_rpc::Digest256;
@@ -32,29 +34,29 @@ const PREFIX: &str = "sha256:";
 pub struct Digest256([u8; 32]);
 
 impl Digest256 {
-    /// The digest of `bytes`.
+    /// Computes the digest of `bytes`.
     pub fn of(bytes: &[u8]) -> Digest256 {
         let mut hasher = Hasher::new();
         hasher.update(bytes);
         hasher.finish()
     }
 
-    /// The digest of each of these, which takes less time than one after the other where several are computed at once.
+    /// Computes the digest of each piece. Some processors hash several pieces at once in less time.
     pub(crate) fn of_each(pieces: &[&[u8]]) -> Vec<Digest256> {
         of_each(pieces)
     }
 
-    /// The digest with these 32 bytes, which somebody else computed.
+    /// Makes the digest from 32 bytes that were computed elsewhere.
     pub const fn from_bytes(bytes: [u8; 32]) -> Digest256 {
         Digest256(bytes)
     }
 
-    /// The 32 bytes.
+    /// Returns the 32 bytes.
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 
-    /// The 64 hexadecimal digits, without the `sha256:` before them.
+    /// Returns the 64 hexadecimal digits, without `sha256:`.
     pub fn hex(&self) -> String {
         self.to_string().split_off(PREFIX.len())
     }
@@ -116,29 +118,29 @@ impl From<Digest256> for String {
     }
 }
 
-/// The text is not `sha256:` and 64 lower-case hexadecimal digits.
+/// The error for a text that is not `sha256:` and 64 lower-case hexadecimal digits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a digest: expected `sha256:` and 64 lower-case hexadecimal digits")]
 pub struct ParseDigestError;
 
 /// Computes a [`Digest256`] piece by piece.
 ///
-/// It is an [`io::Write`], so bytes can be copied into it.
+/// Bytes can be copied into it, because it is an [`io::Write`].
 #[derive(Debug, Clone, Default)]
 pub struct Hasher(Sha256);
 
 impl Hasher {
-    /// A hasher that has seen nothing yet.
+    /// Makes a hasher without any bytes.
     pub fn new() -> Hasher {
         Hasher::default()
     }
 
-    /// Takes in the next bytes.
+    /// Adds the next bytes.
     pub fn update(&mut self, bytes: &[u8]) {
         self.0.update(bytes);
     }
 
-    /// The digest of all that was taken in.
+    /// Returns the digest of all bytes.
     pub fn finish(self) -> Digest256 {
         Digest256(self.0.finalize().into())
     }

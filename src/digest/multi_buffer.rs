@@ -1,4 +1,4 @@
-//! Digests of several messages at once, where the processor waits for itself when it has one alone.
+//! Hashes several messages at once: a single hash does not keep the processor busy.
 
 use std::sync::OnceLock;
 
@@ -18,9 +18,9 @@ fn at_once(pieces: &[&[u8]]) -> Vec<Digest256> {
     digests.into_iter().map(Digest256).collect()
 }
 
-/// Whether it comes to the same as `sha2` on this processor, for more and fewer messages than it takes at once, every
-/// length that ends a block in its own way, and the shortest and the longest chunks. A digest that is wrong would make a
-/// capture that nobody can read.
+/// Checks on this processor that the result equals `sha2`'s: for batches below and above the native
+/// width, every kind of final block, and the shortest and longest chunks. A wrong digest would make
+/// a capture unreadable.
 fn agrees() -> bool {
     let bytes: Vec<u8> = (0..262_144_u32).map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
     let lengths = [4096, 0, 1, 55, 56, 63, 64, 65, 119, 120, 127, 128, 4095, 4097, 8000];

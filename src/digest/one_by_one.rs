@@ -1,4 +1,4 @@
-//! Digests one after the other.
+//! Hashes one message after the other.
 
 use super::Digest256;
 

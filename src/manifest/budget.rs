@@ -1,24 +1,26 @@
-//! [`Budget`]: the most that the lists of one capture may cost.
+//! [`Budget`]: limits for the lists of one capture.
 //!
-//! A few blobs can name each other again and again, so what a reader does is bounded by what the manifest announces, and by
-//! these ceilings. A capture keeps to them as well, so that whatever is stored can be restored.
+//! A few blobs can refer to each other many times. So a reader's work is limited by the sizes in
+//! the manifest, and by these ceilings. A capture stays within them too, so every stored capture
+//! can be restored.
 
 use super::{ChunkedTree, LISTING_CEILING, Listing, MemoryFile, MemoryMap, chunked::ENTRIES, content::Get};
 use crate::{Error, Result, pages::PAGE_SIZE};
 
-/// The most images of a capture, maps of memory included: as many as an archive may have entries.
+/// The maximum number of images of a capture, maps included: the limit of an archive's entries.
 const IMAGES: u64 = ENTRIES as u64;
 
-/// The most bytes of all maps of a capture: of 32 million windows, which are 8 TiB where memory is dense.
+/// The maximum size of all maps of a capture, in bytes: 32 million windows, or 8 TiB of dense
+/// memory.
 const MAPS: u64 = 1 << 30;
 
-/// The most bytes of a tree's maps beyond what its pages need: for runs without pages.
+/// The bytes that a tree's maps may have beyond the needs of its pages, for runs without pages.
 const RUNS: u64 = 16 << 20;
 
-/// The most bytes of a map for each page: a run and a leaf of its own.
+/// The maximum size of a map for each page, in bytes: a run and a leaf.
 const EACH_PAGE: u64 = 48;
 
-/// The bytes and images that the lists of one capture may still have.
+/// The bytes and images that the lists of one capture may still use.
 #[derive(Debug)]
 pub(crate) struct Budget {
     listings: u64,
@@ -26,7 +28,7 @@ pub(crate) struct Budget {
     images: u64,
 }
 
-/// The pages that the maps of one tree may still have, as its manifest announces them.
+/// The pages that the maps of one tree may still have, by its manifest.
 #[derive(Debug)]
 pub(crate) struct PagesLeft(u64);
 
@@ -35,17 +37,17 @@ impl Budget {
         Budget { listings: LISTING_CEILING, maps: MAPS, images: IMAGES }
     }
 
-    /// Takes off a listing of so many bytes.
+    /// Deducts a listing of this size.
     pub(crate) fn spend_listing(&mut self, bytes: u64) -> Result<()> {
         spend(&mut self.listings, bytes, "bytes of listings")
     }
 
-    /// Takes off so many images.
+    /// Deducts this number of images.
     pub(crate) fn spend_images(&mut self, count: usize) -> Result<()> {
         spend(&mut self.images, count as u64, "images")
     }
 
-    /// Takes off a map of so many bytes.
+    /// Deducts a map of this size.
     pub(crate) fn spend_map(&mut self, bytes: u64) -> Result<()> {
         if bytes > LISTING_CEILING {
             let problem = format!("one has {bytes} bytes, more than {LISTING_CEILING}");
@@ -54,7 +56,7 @@ impl Budget {
         spend(&mut self.maps, bytes, "bytes of maps of memory")
     }
 
-    /// Reads the listing of a tree, whose sizes are those of the manifest.
+    /// Reads the listing of a tree, and checks the sizes in the manifest.
     pub(crate) fn read_listing(
         &mut self,
         tree: &ChunkedTree,
@@ -96,12 +98,12 @@ impl MemoryFile {
 }
 
 impl PagesLeft {
-    /// All that the manifest announces for this tree.
+    /// Starts with all pages that the manifest states for this tree.
     pub(crate) fn of(tree: &ChunkedTree) -> PagesLeft {
         PagesLeft(tree.memory_bytes / PAGE_SIZE as u64)
     }
 
-    /// Checks that the maps had all of them.
+    /// Checks that the maps had all of the pages.
     pub(crate) fn finish(self) -> Result<()> {
         match self.0 {
             0 => Ok(()),

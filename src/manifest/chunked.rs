@@ -1,4 +1,4 @@
-//! [`ChunkedBlob`]: the manifest of version 2, whose memory is cut into chunks.
+//! [`ChunkedBlob`]: the manifest of version 2, with memory in chunks.
 
 use std::{fmt, marker::PhantomData};
 
@@ -10,24 +10,25 @@ use serde::{
 use super::Content;
 use crate::{Digest256, Error, Pid, Result, pages::PageOwner};
 
-/// A capture whose memory is cut into chunks, so that a store keeps what two captures have in common once.
+/// A capture whose memory is cut into chunks. Chunks that captures share are stored once.
 ///
-/// It is complete by itself: nothing of it is in another capture that could not be found without that.
+/// A capture is self-contained: it refers to no other capture.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ChunkedBlob {
     /// The processes that the caller asked for, in its order.
     pub pids: Vec<Pid>,
-    /// The process trees that these are in.
+    /// The trees of these processes.
     pub trees: Vec<ChunkedTree>,
-    /// What it was captured on.
+    /// The machine of the capture.
     pub host: Host,
-    /// When it was captured, in seconds since 1970 began.
+    /// The time of the capture, in seconds since 1970.
     pub taken: u64,
-    /// How long the tree stood still, in microseconds, by criu's clock; of several trees, the one that did longest.
+    /// The time that the tree was frozen, in microseconds, by criu's clock; with several trees, the
+    /// longest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub frozen_us: Option<u64>,
-    /// The capture that the caller said came before. A restore does not need it.
+    /// The previous capture, as the caller named it. A restore does not need it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<Digest256>,
 }
@@ -40,13 +41,13 @@ pub struct ChunkedTree {
     pub root: Pid,
     /// The listing of its images, as JSON.
     pub images: Content,
-    /// How many bytes those images have that are not memory.
+    /// The size of those images that are not memory, in bytes.
     pub image_bytes: u64,
-    /// How many bytes of memory it has.
+    /// The size of the memory, in bytes.
     pub memory_bytes: u64,
 }
 
-/// What a capture was made on.
+/// The machine on which a capture was made.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Host {
@@ -54,16 +55,17 @@ pub struct Host {
     pub criu: String,
     /// The release of the kernel.
     pub kernel: String,
-    /// The architecture, as [`std::env::consts::ARCH`] has it.
+    /// The architecture, as in [`std::env::consts::ARCH`].
     pub arch: String,
-    /// The instruction sets of the processor that a program could have been using, as `/proc/cpuinfo` calls them.
+    /// The processor's instruction sets that a program could use, by their names in
+    /// `/proc/cpuinfo`.
     pub cpu: Vec<String>,
 }
 
-/// What the images of a tree are.
+/// The images of a tree.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Listing {
-    /// Those images that have no content of their own, one after the other.
+    /// The images without content of their own, concatenated.
     pub(crate) packed: Content,
     /// The images that are not memory, by name.
     #[serde(deserialize_with = "bounded")]
@@ -73,10 +75,11 @@ pub(crate) struct Listing {
     pub(crate) memory: Vec<MemoryFile>,
 }
 
-/// The most entries of a list: as many images as a capture may have.
+/// The maximum length of a list: the number of images that a capture may have.
 pub(super) const ENTRIES: usize = 1_000_000;
 
-/// Reads a list, and ends where it is longer than any may be: an entry takes several times as much memory as its text.
+/// Reads a list, and stops at its maximum length: an entry takes several times the memory of its
+/// text.
 fn bounded<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Vec<T>, D::Error> {
     struct Entries<T>(PhantomData<T>);
 
@@ -102,7 +105,7 @@ fn bounded<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Ve
     from.deserialize_seq(Entries(PhantomData))
 }
 
-/// An image as it is.
+/// An image that is not memory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ImageFile {
     pub(crate) name: String,
@@ -114,13 +117,13 @@ pub(crate) struct ImageFile {
 /// The memory of one owner.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct MemoryFile {
-    /// The map, as criu calls it.
+    /// The image name of the map.
     pub(crate) name: String,
-    /// The map, as we have it.
+    /// The map, in this crate's format.
     pub(crate) map: Content,
 }
 
-/// The most bytes that a listing may have. A hundred thousand processes make some fifty million.
+/// The maximum size of a listing, in bytes. A hundred thousand processes make some fifty million.
 pub(crate) const LISTING_CEILING: u64 = 256 << 20;
 
 impl Listing {
@@ -128,7 +131,7 @@ impl Listing {
         serde_json::to_vec(self).expect("because strings, numbers and lists of them have a JSON form")
     }
 
-    /// The listing that `json` is, with no name twice and none that could lead elsewhere.
+    /// Parses a listing. Its names must be unique, and names of images without a path.
     pub(crate) fn from_json(json: &[u8], is_image: impl Fn(&str) -> bool) -> Result<Listing> {
         let corrupt = |problem: String| Error::corrupt("the listing of a capture", problem);
         let listing: Listing = serde_json::from_slice(json).map_err(|error| corrupt(error.to_string()))?;
@@ -162,7 +165,7 @@ mod tests {
     #[test]
     fn a_listing_of_too_many_images_is_refused_before_they_take_memory() {
         let content = format!(r#"{{"bytes":0,"depth":0,"digest":"{}"}}"#, Digest256::of(b""));
-        // What comes after the last that may be is not read, or it would be told.
+        // Entries after the maximum are not read, or their error would be reported.
         let entries = vec![r#"{"name":"","bytes":0}"#; ENTRIES + 1].join(",");
         let json = format!(r#"{{"packed":{content},"files":[{entries},"no entry"],"memory":[]}}"#);
         let error = Listing::from_json(json.as_bytes(), |_| true).unwrap_err().to_string();

@@ -8,39 +8,40 @@ use crate::{Digest256, Error, Result, wiped::Wiped};
 
 /// Bytes of any length, cut into pieces of 64 KiB, each a blob.
 ///
-/// Few bytes are one blob, which `digest` names. More are several, and `digest` names the list of their digests, 32
-/// bytes each; of a list that is too long for one piece, the list of its pieces; and so on, `depth` times.
+/// A piece or less is one blob, which `digest` names. For more pieces, `digest` names the list of
+/// their digests, 32 bytes each. A list that is longer than a piece is cut in the same way, and so
+/// on, `depth` times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Content {
-    /// How many bytes.
+    /// The length in bytes.
     pub bytes: u64,
-    /// How many lists stand above the pieces.
+    /// The number of levels of lists above the pieces.
     pub depth: u8,
     /// The topmost blob.
     pub digest: Digest256,
 }
 
-/// The most bytes that a piece has.
+/// The maximum size of a piece, in bytes.
 pub(crate) const PIECE: usize = 64 * 1024;
 
 /// The length of a digest in a list.
 pub(crate) const DIGEST: usize = 32;
 
-/// The most digests that a list has.
+/// The maximum number of digests in a list.
 const FAN: u64 = (PIECE / DIGEST) as u64;
 
-/// Takes pieces in, and tells their digests.
+/// Stores a piece, and returns its digest.
 pub(crate) type Put<'a> = &'a mut dyn FnMut(&[u8]) -> Result<Digest256>;
 
-/// Gives blobs out, verified: each with its place in the list.
+/// Reads verified blobs; the callback gets each with its index in the list.
 pub(crate) type Get<'a> = &'a dyn Fn(&[Digest256], &mut dyn FnMut(usize, &[u8]) -> Result<()>) -> Result<()>;
 
-/// Bytes that become content piece by piece.
+/// Content that is written piece by piece.
 #[derive(Debug)]
 pub(crate) struct ContentWriter {
     bytes: u64,
-    /// What is not a whole piece yet: of the bytes, of their list, of the list of that.
+    /// The incomplete piece of each level: of the bytes, of their list, of the list of that.
     levels: Vec<Wiped>,
 }
 
@@ -49,7 +50,7 @@ impl ContentWriter {
         ContentWriter { bytes: 0, levels: vec![Wiped::default()] }
     }
 
-    /// Takes in the next bytes.
+    /// Adds the next bytes.
     pub(crate) fn write(&mut self, mut bytes: &[u8], put: Put<'_>) -> Result<()> {
         self.bytes += bytes.len() as u64;
         while !bytes.is_empty() {
@@ -63,7 +64,7 @@ impl ContentWriter {
         Ok(())
     }
 
-    /// Puts what a level has, and notes its digest in the level above.
+    /// Stores the piece of a level, and adds its digest to the level above.
     fn pass_on(&mut self, level: usize, put: Put<'_>) -> Result<()> {
         let digest = put(&self.levels[level])?;
         self.levels[level].clear();
@@ -77,7 +78,7 @@ impl ContentWriter {
         Ok(())
     }
 
-    /// What was written, as content.
+    /// Finishes writing and returns the content.
     pub(crate) fn finish(mut self, put: Put<'_>) -> Result<Content> {
         let mut level = 0;
         while level + 1 < self.levels.len() {
@@ -91,19 +92,19 @@ impl ContentWriter {
 }
 
 impl Content {
-    /// These bytes as content.
+    /// Stores these bytes as content.
     pub(crate) fn of(bytes: &[u8], put: Put<'_>) -> Result<Content> {
         let mut writer = ContentWriter::new();
         writer.write(bytes, put)?;
         writer.finish(put)
     }
 
-    /// Gives the bytes out in order, verified piece by piece.
+    /// Reads the bytes in order, verified piece by piece.
     pub(crate) fn read(&self, get: Get<'_>, out: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
         read_nodes(&[self.root()?], get, out)
     }
 
-    /// Returns all the bytes, which may be no more than `ceiling`.
+    /// Returns all bytes, at most `ceiling` of them.
     pub(crate) fn read_all(&self, get: Get<'_>, ceiling: u64) -> Result<Vec<u8>> {
         if self.bytes > ceiling {
             return Err(self.corrupt(format!("it has {} bytes, more than {ceiling}", self.bytes)));
@@ -116,7 +117,8 @@ impl Content {
         Ok(bytes)
     }
 
-    /// Shows the digests of all blobs that this is made of. Lists in `read` are not read again.
+    /// Calls `show` for the digests of all blobs of this content. Lists in `read` are not read
+    /// again.
     pub(super) fn blobs(
         &self,
         get: Get<'_>,
@@ -128,7 +130,7 @@ impl Content {
         name_nodes(vec![root], get, read, see)
     }
 
-    /// The topmost blob, if the number of levels is the one that follows from the length.
+    /// Returns the topmost blob, if the number of levels matches the length.
     fn root(&self) -> Result<Node> {
         let depth = (0..).find(|depth| self.bytes <= span(*depth)).unwrap_or_default();
         if self.depth != depth {
@@ -144,10 +146,10 @@ impl Content {
     }
 }
 
-/// One blob of a content: a piece, or a list of what is one level deeper.
+/// One blob of a content: a piece, or a list of blobs one level deeper.
 ///
-/// Its length follows from how many bytes are below it, so a few blobs that name each other can not stand for more than the
-/// content says that it has.
+/// Its length follows from the number of bytes below it. So a few blobs that refer to each other
+/// cannot stand for more bytes than the content states.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Node {
     digest: Digest256,
@@ -155,14 +157,14 @@ pub(crate) struct Node {
     bytes: u64,
 }
 
-/// The most bytes below a blob of this level.
+/// Returns the maximum number of bytes below a blob of this level.
 fn span(depth: u8) -> u64 {
-    // Five levels are more than 64 bits of length.
+    // Five levels are enough for a length of 64 bits.
     FAN.saturating_pow(depth.into()).saturating_mul(PIECE as u64)
 }
 
 impl Node {
-    /// The length that the blob must have.
+    /// Returns the length that the blob must have.
     fn length(&self) -> u64 {
         match self.depth {
             0 => self.bytes,
@@ -180,7 +182,7 @@ impl Node {
         Ok(())
     }
 
-    /// The nodes that a list names. The list has the right length.
+    /// Returns the nodes that a list names. The list has the right length.
     fn below<'a>(&self, list: &'a [u8]) -> impl Iterator<Item = Node> + 'a {
         let (depth, mut left) = (self.depth.saturating_sub(1), self.bytes);
         list.chunks_exact(DIGEST).flat_map(<[u8; DIGEST]>::try_from).map(move |digest| {
@@ -191,10 +193,10 @@ impl Node {
     }
 }
 
-/// The most blobs of one request: few, so that little data waits for its turn.
+/// The maximum number of blobs in one request: few, to buffer little data.
 const AT_ONCE: usize = 16;
 
-/// Gives out the bytes below these blobs, which are all of one level.
+/// Hands out the bytes below these blobs, which are all on one level.
 fn read_nodes(nodes: &[Node], get: Get<'_>, out: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
     for some in nodes.chunks(AT_ONCE) {
         for (node, blob) in some.iter().zip(blobs_of(some, get)?) {
@@ -207,7 +209,7 @@ fn read_nodes(nodes: &[Node], get: Get<'_>, out: &mut dyn FnMut(&[u8]) -> Result
     Ok(())
 }
 
-/// Shows what the lists among these blobs name, directly or not.
+/// Calls `show` for the digests in the lists below these nodes.
 fn name_nodes(
     mut nodes: Vec<Node>,
     get: Get<'_>,
@@ -225,7 +227,7 @@ fn name_nodes(
     Ok(())
 }
 
-/// The blobs of these nodes in their order, each of the right length.
+/// Reads the blobs of these nodes in order, and checks their lengths.
 fn blobs_of(nodes: &[Node], get: Get<'_>) -> Result<Vec<Wiped>> {
     let digests: Vec<_> = nodes.iter().map(|node| node.digest).collect();
     let mut blobs: Vec<_> = nodes.iter().map(|_| Wiped::default()).collect();
@@ -237,7 +239,7 @@ fn blobs_of(nodes: &[Node], get: Get<'_>) -> Result<Vec<Wiped>> {
     Ok(blobs)
 }
 
-/// The digests in a list.
+/// Parses the digests in a list.
 pub(crate) fn digests(list: &[u8]) -> Option<Vec<Digest256>> {
     let digests = list.chunks(DIGEST);
     digests.map(|bytes| <[u8; DIGEST]>::try_from(bytes).ok().map(Digest256::from_bytes)).collect()

@@ -1,8 +1,8 @@
-//! [`MemoryMap`]: which pages an owner has, and which blobs they are.
+//! [`MemoryMap`]: the pages of an owner, and the blobs that have them.
 //!
-//! Memory is cut along its addresses: into windows of 64 pages, and those into chunks. What a chunk becomes depends on
-//! nothing around it. A window's chunks are listed in a blob of their own, its *leaf*, so that a window that did not
-//! change costs one digest.
+//! Memory is cut by address: into windows of 64 pages, and those into chunks. A chunk depends only
+//! on its own bytes. The chunks of a window are listed in a blob, its *leaf*, so that an unchanged
+//! window costs one digest.
 
 use super::content::{DIGEST, digests};
 use crate::{
@@ -10,7 +10,7 @@ use crate::{
     pages::{PAGE_SIZE, PageRun},
 };
 
-/// The pages of a window.
+/// The number of pages in a window.
 pub(crate) const WINDOW: u64 = 64;
 
 const MAGIC: &[u8; 8] = b"CRIUMAP1";
@@ -20,25 +20,25 @@ const RUN: usize = 16;
 /// The memory of one owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct MemoryMap {
-    /// How many pages a chunk has: a power of two, up to those of a window.
+    /// The number of pages in a chunk: a power of two, up to those of a window.
     pub(crate) chunk: u32,
     /// The runs of pages, by address.
     pub(crate) runs: Vec<PageRun>,
-    /// The leaves of the windows that have pages here, by address.
+    /// The leaves of the windows with present pages, by address.
     pub(crate) leaves: Vec<Digest256>,
 }
 
-/// 64 pages side by side, the first at a multiple of their size.
+/// 64 adjacent pages, the first at a multiple of their size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Window {
-    /// Which of the pages are here; the first is bit 0.
+    /// A bit for each present page; the first page is bit 0.
     pub(crate) pages: u64,
-    /// How many pages are here in the windows before.
+    /// The number of present pages in the windows before.
     pub(crate) before: u64,
 }
 
 impl Window {
-    /// How many pages each chunk has, in their order. A chunk without pages is none.
+    /// Returns the number of pages of each chunk, in order. Chunks without pages are left out.
     pub(crate) fn chunks(self, chunk: u32) -> impl Iterator<Item = usize> {
         let mask = if chunk == 64 { u64::MAX } else { (1 << chunk) - 1 };
         (0..64 / chunk)
@@ -48,7 +48,7 @@ impl Window {
 }
 
 impl MemoryMap {
-    /// The map as it is stored.
+    /// Encodes the map for a store.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(HEAD + RUN * self.runs.len() + DIGEST * self.leaves.len());
         let mut runs = Vec::new();
@@ -76,7 +76,7 @@ impl MemoryMap {
         bytes
     }
 
-    /// The map that these bytes are: runs in order, and a leaf for each window.
+    /// Decodes a map: sorted runs, and a leaf for each window.
     pub(crate) fn decode(bytes: &[u8]) -> Result<MemoryMap> {
         let corrupt = |problem: &str| Error::corrupt("a map of memory", problem);
         let (head, rest) = bytes.split_at_checked(HEAD).ok_or_else(|| corrupt("it is cut short"))?;
@@ -99,19 +99,20 @@ impl MemoryMap {
         }
         let leaves = digests(leaves).ok_or_else(|| corrupt("it ends inside a digest"))?;
         let map = MemoryMap { chunk, runs, leaves };
-        // A few runs can have more windows than anybody could count.
+        // A few runs can span a huge number of windows, so count one more than there are leaves at
+        // most.
         if map.windows().take(map.leaves.len() + 1).count() != map.leaves.len() {
             return Err(corrupt("its numbers of leaves and windows differ"));
         }
         Ok(map)
     }
 
-    /// The windows that have pages here, by address.
+    /// Returns the windows with present pages, by address.
     pub(crate) fn windows(&self) -> impl Iterator<Item = Window> {
         windows(&self.runs)
     }
 
-    /// How many pages are here.
+    /// Returns the number of present pages.
     pub(crate) fn pages(&self) -> u64 {
         self.runs.iter().filter(|run| run.is_present()).map(|run| run.pages).sum()
     }
@@ -123,7 +124,7 @@ fn run(bytes: &[u8]) -> Result<PageRun> {
     PageRun::new(address, number(8).into(), number(12))
 }
 
-/// The windows of these runs.
+/// Returns the windows of these runs.
 fn windows(runs: &[PageRun]) -> impl Iterator<Item = Window> {
     let mut runs = runs.iter().filter(|run| run.is_present());
     let mut rest: Option<(u64, u64)> = None;
@@ -155,12 +156,12 @@ fn windows(runs: &[PageRun]) -> impl Iterator<Item = Window> {
     })
 }
 
-/// What a window is made of: for each chunk its digest, or nothing for one of zeros.
+/// The chunks of a window: the digest of each, or `None` for a chunk of zeros.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Leaf(pub(crate) Vec<Option<Digest256>>);
 
 impl Leaf {
-    /// The leaf as it is stored.
+    /// Encodes the leaf for a store.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let zeros = self.0.iter().enumerate().filter(|(_, digest)| digest.is_none());
         let zeros = zeros.fold(0_u64, |zeros, (place, _)| zeros | 1 << place);
@@ -171,7 +172,7 @@ impl Leaf {
         bytes
     }
 
-    /// The leaf that these bytes are, of so many chunks.
+    /// Decodes a leaf of this number of chunks.
     pub(crate) fn decode(bytes: &[u8], chunks: usize) -> Result<Leaf> {
         let corrupt = || Error::corrupt("the leaf of a window", "its length does not match its map");
         let (zeros, list) = bytes.split_first_chunk::<8>().ok_or_else(corrupt)?;
@@ -212,7 +213,7 @@ mod tests {
 
     #[test]
     fn windows_have_all_pages_once() {
-        // Runs of all lengths with gaps of all lengths, against a set of pages.
+        // Compare runs and gaps of all lengths with a set of pages.
         let mut runs = Vec::new();
         let mut page = 3;
         for step in 0..200_u64 {
@@ -253,7 +254,7 @@ mod tests {
         for length in 0..bytes.len() {
             assert!(MemoryMap::decode(&bytes[..length]).is_err(), "{length}");
         }
-        // The magic, sizes, the number of runs, an address that no page has, an order that is none.
+        // The magic, sizes, the number of runs, an impossible address, a wrong order.
         for (at, value) in [(0, 0), (8, 3), (8, 128), (12, 1), (16, 2), (23, 1), (24, 1), (41, 0), (32, 9)] {
             let mut damaged = bytes.clone();
             damaged[at] = value;

@@ -1,7 +1,7 @@
-//! [`ProcsBlob`]: the manifest, which says what a capture is.
+//! [`ProcsBlob`]: the manifest of a capture.
 //!
-//! Bytes in, values out: stores are elsewhere, and so is the archive that a manifest names. The format is
-//! in `docs/formats.md`. A kind that exists never changes; what it cannot say goes into a new kind.
+//! This module parses and formats bytes only: stores and the archive are elsewhere. The format is
+//! in `docs/formats.md`. An existing kind never changes; new contents get a new kind.
 
 mod budget;
 mod chunked;
@@ -24,7 +24,7 @@ pub use self::{
 };
 use crate::{Digest256, Error, Pid, Result};
 
-/// What a capture is: the JSON object that is stored last, and whose digest names the whole.
+/// The manifest of a capture: a JSON object that is stored last, and whose digest names the whole.
 ///
 /// ```
 /// use criu_rpc::{Digest256, ProcsBlob};
@@ -55,28 +55,28 @@ pub enum ProcsBlob {
     /// A placeholder: nothing was captured, because the machine had no criu.
     #[serde(rename = "procs.unsupported.v1")]
     Unsupported {
-        /// What the machine was: [`std::env::consts::OS`], or `linux-no-criu`.
+        /// The system of the machine: [`std::env::consts::OS`], or `linux-no-criu`.
         unsupported_on: String,
-        /// What a person should know; it names the processes that were not captured.
+        /// A note for users; it names the processes that were not captured.
         note: String,
     },
 }
 
 impl ProcsBlob {
-    /// The most bytes that a manifest has.
+    /// The maximum size of a manifest, in bytes.
     pub(crate) const CEILING: usize = 1 << 20;
 
-    /// The manifest as it is stored. Equal manifests give equal bytes.
+    /// Formats the manifest for a store. Equal manifests give equal bytes.
     pub fn to_json(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("because strings, numbers and lists of them have a JSON form")
     }
 
-    /// The manifest that `json` is. Fields that we do not know are ignored.
+    /// Parses a manifest. Unknown fields are ignored.
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownKind`] for a manifest of a kind that this version does not know, and
-    /// [`Error::Corrupt`] for what is no manifest at all.
+    /// [`Error::UnknownKind`] for a manifest of an unknown kind, and [`Error::Corrupt`] for bytes
+    /// that are not a manifest.
     ///
     /// ```
     /// use criu_rpc::{Error, ProcsBlob};

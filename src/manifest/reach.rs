@@ -1,4 +1,4 @@
-//! Which blobs a manifest needs.
+//! Finds the blobs that a manifest needs.
 
 use std::collections::HashSet;
 
@@ -8,13 +8,14 @@ use super::{
 };
 use crate::{Digest256, Result};
 
-/// How many leaves are looked into at once.
+/// The number of leaves that are read at once.
 const AT_ONCE: usize = 256;
 
-/// Blobs that were read already, and are not read again.
+/// Blobs that were read before, and are not read again.
 #[derive(Debug, Default)]
 pub(crate) struct Walked {
-    /// Leaves, each with its number of chunks: the same bytes may be something else as well, of which nothing was read.
+    /// Leaves, with their numbers of chunks: the same bytes may also be another kind of blob, which
+    /// was not read.
     leaves: HashSet<(Digest256, usize)>,
     lists: HashSet<Node>,
     listings: HashSet<Content>,
@@ -22,7 +23,8 @@ pub(crate) struct Walked {
 }
 
 impl ProcsBlob {
-    /// Names every blob that the capture needs beside this manifest, some more than once. Nothing in `walked` is read again.
+    /// Shows every blob that the capture needs beside this manifest, some more than once. Blobs in
+    /// `walked` are not read again.
     pub(crate) fn blobs(
         &self,
         get: Get<'_>,
@@ -75,7 +77,7 @@ impl ChunkedTree {
     }
 }
 
-/// The leaves of a map, and the chunks that those name.
+/// Shows the leaves of a map, and their chunks.
 fn chunks(
     map: &MemoryMap,
     get: Get<'_>,

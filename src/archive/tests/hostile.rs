@@ -1,4 +1,4 @@
-//! Archives that somebody made to do harm, or that are damaged.
+//! Tests with malicious and damaged archives.
 
 use super::*;
 
@@ -241,7 +241,7 @@ fn random_damage_neither_panics_nor_gets_outside() {
     assert_eq!(contents(&canary).len(), GOLDEN.len());
 }
 
-/// The problem with an archive of these entries, if it is more than a missing inventory.
+/// Returns the problem with an archive of these entries, beyond a missing inventory.
 #[track_caller]
 fn refused(entries: &[Vec<u8>]) -> String {
     let mut archive = entries.concat();
@@ -251,7 +251,7 @@ fn refused(entries: &[Vec<u8>]) -> String {
     problem
 }
 
-/// Unpacks beside a canary, which must not change.
+/// Unpacks next to a canary file, which must not change.
 #[track_caller]
 fn unpacked(archive: &[u8]) -> Result<()> {
     let scratch = Scratch::new();

@@ -1,4 +1,4 @@
-//! What comes out of an archive is what went in, and a hostile one gets nowhere.
+//! Tests that archives round-trip, and that hostile archives do no harm.
 
 mod hostile;
 mod packing;
@@ -16,7 +16,7 @@ use std::{
 use super::{BUFFER, Limits, Trees, header::BLOCK, pack, unpack, unpack_without_memory};
 use crate::{Digest256, Error, Result};
 
-/// The problem that an [`Error::Corrupt`] tells of, and of what.
+/// Returns the object and the problem of an [`Error::Corrupt`].
 #[track_caller]
 fn refusal<T>(result: Result<T>) -> String {
     match result {
@@ -38,7 +38,7 @@ fn file(name: &str, content: &[u8]) -> Vec<u8> {
     entry(name.as_bytes(), b'0', content)
 }
 
-/// An entry as the tar crate makes it, if it made one like this at all.
+/// Makes an entry like the tar crate, also one that the crate itself refuses.
 fn entry(name: &[u8], kind: u8, content: &[u8]) -> Vec<u8> {
     let mut header = tar::Header::new_gnu();
     header.as_mut_bytes()[..name.len()].copy_from_slice(name);
@@ -51,7 +51,7 @@ fn entry(name: &[u8], kind: u8, content: &[u8]) -> Vec<u8> {
     entry
 }
 
-/// Makes the checksum right again.
+/// Corrects the checksum.
 fn seal(header: &mut [u8]) {
     header[148..156].fill(b' ');
     let sum: u32 = header[..BLOCK].iter().map(|byte| u32::from(*byte)).sum();
@@ -62,7 +62,7 @@ fn end() -> Vec<u8> {
     vec![0; 2 * BLOCK]
 }
 
-/// All files and folders beneath one, and what is in the files.
+/// Returns all files and folders below a folder, with the contents of the files.
 fn contents(folder: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
     let mut all = BTreeMap::new();
     let mut folders = vec![folder.to_owned()];
@@ -81,7 +81,7 @@ fn contents(folder: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
     all
 }
 
-/// Numbers that are the same in each run (xorshift).
+/// Random numbers that are the same in each run (xorshift).
 struct Random(u64);
 
 impl Random {
@@ -125,7 +125,7 @@ impl Random {
     }
 }
 
-/// A folder that goes away with its value.
+/// A folder that is removed on drop.
 struct Scratch(PathBuf);
 
 impl Scratch {

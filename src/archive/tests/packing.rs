@@ -1,4 +1,4 @@
-//! What is packed, and how.
+//! Tests of the packer: the files that it takes, and the bytes that it writes.
 
 use super::*;
 

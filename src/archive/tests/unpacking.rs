@@ -1,4 +1,4 @@
-//! What is unpacked is what was packed.
+//! Tests that unpacking restores what was packed.
 
 use super::*;
 
