@@ -7,8 +7,8 @@ use crate::proto::rpc::{
     JoinNamespace as WireJoinNamespace,
 };
 
-/// The path as a text of the message. Protobuf has UTF-8 only: another path gets a zero byte, so that
-/// the request is refused and criu does not work on another file.
+/// Converts a path to a text of the message. Protobuf has UTF-8 only. Another path gets a zero
+/// byte, so that the request is refused before criu works on a wrong file.
 pub(super) fn text_of(path: &Path) -> String {
     path.to_str().map_or_else(|| format!("{}\0", path.display()), str::to_owned)
 }
@@ -21,9 +21,9 @@ pub enum LogLevel {
     Error,
     /// Errors and warnings. `-v2`, and the default: more makes criu slow on large trees.
     Warn,
-    /// Its steps as well, with times. `-v3`.
+    /// The steps of its work as well, with times. `-v3`.
     Info,
-    /// All of it. `-v4`. A dump of a large tree takes several times as long.
+    /// Everything. `-v4`. A dump of a large tree takes several times as long.
     Debug,
 }
 
@@ -48,12 +48,11 @@ pub enum CgroupMode {
     None,
     /// Restores membership, and the properties of groups that exist.
     Props,
-    /// Makes groups that are missing, with their properties; those that exist are left alone.
-    /// criu's default.
+    /// Creates missing groups, with their properties; leaves existing groups alone. criu's default.
     Soft,
-    /// Makes groups that are missing, and restores the properties of all.
+    /// Creates missing groups, and restores the properties of all.
     Full,
-    /// Makes all groups; one that exists already is an error.
+    /// Creates all groups; an existing group is an error.
     Strict,
 }
 
@@ -129,7 +128,7 @@ impl CpuCap {
     pub const NONE: CpuCap = CpuCap(0);
     /// Those of the floating point unit.
     pub const FPU: CpuCap = CpuCap(1);
-    /// All of them, to the letter.
+    /// All of them, exactly.
     pub const CPU: CpuCap = CpuCap(2);
     /// The instructions that programs may use.
     pub const INS: CpuCap = CpuCap(4);
@@ -147,7 +146,7 @@ impl BitOr for CpuCap {
     }
 }
 
-/// Where a page server listens. `--address`, `--port`.
+/// The address on which a page server listens. `--address`, `--port`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PageServerAddress {
     host: Option<String>,
@@ -155,15 +154,14 @@ pub struct PageServerAddress {
 }
 
 impl PageServerAddress {
-    /// A host and a port. To connect, the host may be a name; to listen, it is a number, and port 0
-    /// means any.
+    /// Makes an address of a host and a port. To connect, the host may be a name. To listen, it is
+    /// a number, and port 0 means any.
     pub fn tcp(host: impl Into<String>, port: u16) -> PageServerAddress {
         PageServerAddress { host: Some(host.into()), port }
     }
 
-    /// To listen on all addresses of IPv4, on this port. Every client that reaches it can write
-    /// into the
-    /// images.
+    /// Makes an address that listens on all addresses of IPv4, on this port. Every client that
+    /// reaches it can write into the images.
     pub fn any(port: u16) -> PageServerAddress {
         PageServerAddress { host: None, port }
     }
@@ -185,12 +183,12 @@ pub struct CgroupRoot {
 }
 
 impl CgroupRoot {
-    /// For all controllers.
+    /// Moves all controllers.
     pub fn all(path: impl AsRef<Path>) -> CgroupRoot {
         CgroupRoot { controller: None, path: text_of(path.as_ref()) }
     }
 
-    /// For one controller.
+    /// Moves one controller.
     pub fn of(controller: impl Into<String>, path: impl AsRef<Path>) -> CgroupRoot {
         CgroupRoot { controller: Some(controller.into()), path: text_of(path.as_ref()) }
     }
@@ -216,7 +214,7 @@ impl EmptyNamespace {
     }
 }
 
-/// A namespace that exists, for a restored tree to join. `--join-ns`. criu 2.3.
+/// An existing namespace, for a restored tree to join. `--join-ns`. criu 2.3.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct JoinNamespace {
     kind: &'static str,
@@ -225,32 +223,32 @@ pub struct JoinNamespace {
 }
 
 impl JoinNamespace {
-    /// A network namespace: a path such as `/run/netns/name`, or the number of a process in it.
+    /// Joins a network namespace: a path such as `/run/netns/name`, or the pid of a process in it.
     pub fn net(file: impl AsRef<Path>) -> JoinNamespace {
         JoinNamespace::of("net", file)
     }
 
-    /// A namespace of host names.
+    /// Joins a namespace of host names.
     pub fn uts(file: impl AsRef<Path>) -> JoinNamespace {
         JoinNamespace::of("uts", file)
     }
 
-    /// A namespace of System V and POSIX objects.
+    /// Joins a namespace of System V and POSIX objects.
     pub fn ipc(file: impl AsRef<Path>) -> JoinNamespace {
         JoinNamespace::of("ipc", file)
     }
 
-    /// A namespace of clocks.
+    /// Joins a namespace of clocks.
     pub fn time(file: impl AsRef<Path>) -> JoinNamespace {
         JoinNamespace::of("time", file)
     }
 
-    /// A mount namespace.
+    /// Joins a mount namespace.
     pub fn mnt(file: impl AsRef<Path>) -> JoinNamespace {
         JoinNamespace::of("mnt", file)
     }
 
-    /// A user namespace, and the user and group to be in it.
+    /// Joins a user namespace, as this user and group.
     pub fn user(file: impl AsRef<Path>, uid: u32, gid: u32) -> JoinNamespace {
         JoinNamespace { extra: Some(format!("{uid},{gid}")), ..JoinNamespace::of("user", file) }
     }

@@ -37,7 +37,7 @@ use crate::proto::rpc::CriuOpts;
 /// ```
 pub struct Options<For> {
     wire: CriuOpts,
-    /// Fields that the message has no place for, encoded.
+    /// Fields that the message does not have, encoded.
     raw: Vec<u8>,
     request: PhantomData<For>,
 }
@@ -73,7 +73,7 @@ pub enum PreDump {}
 #[derive(Debug)]
 pub enum Serve {}
 
-/// Marks the options of a look at the processor.
+/// Marks the options of a request about the processor.
 #[derive(Debug)]
 pub enum Cpu {}
 
@@ -85,23 +85,23 @@ mod sealed {
     use crate::proto::rpc::CriuOpts;
 
     pub trait Rows {
-        /// The fields that this request may use, and no others.
+        /// Keeps the fields that this request may use, and drops all others.
         fn rows_of(opts: &CriuOpts) -> CriuOpts;
     }
 }
 
-/// A message in which no field is set.
+/// Makes a message without any field.
 fn unset() -> CriuOpts {
     CriuOpts { images_dir_fd: -1, ..CriuOpts::default() }
 }
 
 impl<For> Options<For> {
-    /// Options for another request, with the fields that both requests may use. All other fields
-    /// are dropped, and so are those that [`raw_field`](Options::raw_field) set.
+    /// Converts to options of another request. Keeps the fields that both requests may use. All
+    /// other fields are dropped, also those that [`raw_field`](Options::raw_field) set.
     ///
-    /// Some fields mean something else there. `auto_dedup` has a restore remove pages from the
-    /// images that it reads. `lazy_pages` has a dump serve memory, and a restore fetch it. `ps` is
-    /// where a dump sends memory, and where a page server listens.
+    /// Some fields have another meaning there. `auto_dedup` makes a restore remove pages from the
+    /// images that it reads. `lazy_pages` makes a dump serve memory, and a restore fetch it. `ps`
+    /// is the address to which a dump sends memory, and on which a page server listens.
     ///
     /// ```
     /// use criu_rpc::{DumpOptions, RestoreOptions, options::PreDumpOptions};
@@ -117,26 +117,26 @@ impl<For> Options<For> {
         Options { wire: Other::rows_of(&self.wire), raw: Vec::new(), request: PhantomData }
     }
 
-    /// The message as it goes over the wire; the client adds what it lends.
+    /// Returns the message for the wire; the client adds the lent files.
     pub(crate) fn wire(&self) -> CriuOpts {
         self.wire.clone()
     }
 
-    /// The fields that [`raw_field`](Options::raw_field) added to the message.
+    /// Returns the fields that [`raw_field`](Options::raw_field) added to the message.
     pub(crate) fn raw(&self) -> &[u8] {
         &self.raw
     }
 }
 
 impl DumpOptions {
-    /// The same for a pre-dump. criu ignores fields that have no use there.
+    /// Converts to options of a pre-dump. criu ignores fields that have no use there.
     pub(crate) fn for_pre_dump(&self) -> PreDumpOptions {
         Options { wire: self.wire.clone(), raw: self.raw.clone(), request: PhantomData }
     }
 }
 
 impl<For> Default for Options<For> {
-    /// criu's own defaults; criu logs errors and warnings.
+    /// Returns criu's own defaults; criu logs errors and warnings.
     fn default() -> Options<For> {
         Options { wire: unset(), raw: Vec::new(), request: PhantomData }
     }
@@ -155,7 +155,7 @@ impl<For> PartialEq for Options<For> {
 }
 
 impl<For> fmt::Debug for Options<For> {
-    /// The fields that were set.
+    /// Writes the fields that are set.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if *self == Options::default() {
             return f.write_str("Options(default)");
@@ -176,24 +176,24 @@ impl<For> Options<For> {
         self.wire.auto_dedup == Some(true) || self.wire.lazy_pages == Some(true)
     }
 
-    /// Returns true if criu can make a mount namespace: it needs a root folder, or a namespace to
-    /// join. In its older mode it tries without.
+    /// Returns true if criu can make a mount namespace: it has a root folder or a namespace to
+    /// join. In its older mode it needs neither.
     pub(crate) fn can_make_mounts(&self) -> bool {
         let joins = self.wire.join_ns.iter().any(|join| join.ns == "mnt");
         joins || self.wire.root.is_some() || self.wire.mntns_compat_mode == Some(true)
     }
 
-    /// Returns true if the caller has said anything about TCP connections.
+    /// Returns true if the caller has set an option for TCP connections.
     pub(crate) fn names_tcp(&self) -> bool {
         self.wire.tcp_close.is_some() || self.wire.tcp_established.is_some()
     }
 
-    /// Returns true if TCP connections come back closed.
+    /// Returns true if TCP connections are restored as closed.
     pub(crate) fn closes_tcp(&self) -> bool {
         self.wire.tcp_close == Some(true)
     }
 
-    /// Returns true if file locks are to be carried along.
+    /// Returns true if file locks are dumped.
     pub(crate) fn carries_file_locks(&self) -> bool {
         self.wire.file_locks == Some(true)
     }
@@ -207,27 +207,27 @@ impl<For> Options<For> {
         self.wire.leave_running == Some(true)
     }
 
-    /// The largest deleted file to carry along, in bytes.
+    /// Returns the size limit for deleted files in bytes, or `other` if it is not set.
     pub(crate) fn ghost_limit_or(&self, other: u32) -> u32 {
         self.wire.ghost_limit.unwrap_or(other)
     }
 
-    /// Returns true if the caller has said anything about files whose names are deleted.
+    /// Returns true if the caller has set an option for files with deleted names.
     pub(crate) fn names_link_remap(&self) -> bool {
         self.wire.link_remap.is_some()
     }
 
-    /// Returns true if the caller has said how to block network traffic.
+    /// Returns true if the caller has set the way to block network traffic.
     pub(crate) fn names_network_lock(&self) -> bool {
         self.wire.network_lock.is_some()
     }
 
-    /// Returns true if the caller has said anything about file locks.
+    /// Returns true if the caller has set the option for file locks.
     pub(crate) fn names_file_locks(&self) -> bool {
         self.wire.file_locks.is_some()
     }
 
-    /// Returns true if the caller has said anything about the size of deleted files.
+    /// Returns true if the caller has set the size limit for deleted files.
     pub(crate) fn names_ghost_limit(&self) -> bool {
         self.wire.ghost_limit.is_some()
     }

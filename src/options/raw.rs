@@ -1,4 +1,4 @@
-//! The way to fields of `criu_opts` that are younger than the table.
+//! Fields of `criu_opts` that are younger than the table.
 
 use prost::encoding::{WireType, encode_key, encode_varint};
 
@@ -20,9 +20,8 @@ pub enum RawValue {
 }
 
 impl<For> Options<For> {
-    /// Sets a field of `criu_opts` by its number, for a criu that has fields which this version of
-    /// the crate does not know. Nothing is checked: criu ignores what it does not know, and takes
-    /// what it does.
+    /// Sets a field of `criu_opts` by its number, for a criu whose fields this version of the crate
+    /// does not know. Nothing is checked: criu ignores unknown fields and uses the others.
     ///
     /// Numbers from 72 on mean different things in criu's development branch and in forks of it: 72
     /// is `image_io_mode`, `allow_uprobes`, `stream`, `stream_restore` or `compress`. So set one
@@ -37,7 +36,7 @@ impl<For> Options<For> {
     ///
     /// # Panics
     ///
-    /// If the number is none that a field can have: 0, or above 2^29 - 1.
+    /// If the number is not a valid field number: 0, or above 2^29 - 1.
     #[must_use]
     pub fn raw_field(mut self, number: u32, value: RawValue) -> Self {
         assert!((1..1 << 29).contains(&number), "no field can have the number {number}");

@@ -1,4 +1,4 @@
-//! [`External`]: what people name when they say that a resource is somebody else's.
+//! [`External`]: the name of a resource that is not part of the tree.
 
 use std::fmt;
 
@@ -16,14 +16,14 @@ use std::fmt;
 #[non_exhaustive]
 pub enum External {
     /// In a dump, a bind mount at `path` in the tree, and a label for it. In a restore `path` is
-    /// that label, and `label` the path of what to mount there.
+    /// that label, and `label` is the path to mount there.
     Mount {
         /// The mount point, or the label that it got.
         path: String,
         /// The label, or the path to bind there.
         label: String,
     },
-    /// A device that a file system is on, for a dump. A restore names the label:
+    /// A device with a mounted file system, for a dump. A restore names the label:
     /// [`External::DevicePath`].
     Device {
         /// The device's first number.
@@ -80,25 +80,25 @@ pub enum External {
         /// The device outside, maybe with `@bridge`.
         outer: String,
     },
-    /// A network device of the tree's namespace that another program makes at the restore. criu
+    /// A network device of the tree's namespace that another program creates at the restore. criu
     /// 3.16.
     NetDevice {
         /// The device in the tree's namespace.
         name: String,
-        /// Its name where it is made.
+        /// Its name where it is created.
         outer: String,
     },
     /// A macvlan device of the tree's namespace, for a restore.
     Macvlan {
         /// The device in the tree's namespace.
         name: String,
-        /// The device outside that it is made on.
+        /// The device outside on which it is created.
         outer: String,
     },
 }
 
 impl fmt::Display for External {
-    /// As criu writes it.
+    /// Writes the resource as criu does.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             External::Mount { path, label } => write!(f, "mnt[{path}]:{label}"),
@@ -126,7 +126,7 @@ impl From<External> for String {
 mod tests {
     use super::*;
 
-    /// The forms of `criu --help` and criu's manual.
+    /// Compares with the forms in `criu --help` and criu's manual.
     #[test]
     fn every_resource_is_written_as_criu_reads_it() {
         let text = str::to_owned;

@@ -1,10 +1,10 @@
-//! The table: one row a field of `criu_opts`, in the order of criu's own numbers.
+//! The table: a row for each field of `criu_opts`, in the order of criu's field numbers.
 //!
-//! A row names its kind, its field as criu does, the requests that can use it, and the release of
-//! criu that has it if that is younger than 3.0. A field that is not a row is in [`WITHHELD`], with
-//! the reason; the test at the foot sees to that. Kinds: `flag`; `value` (whatever converts into
-//! its type), `path`, `choice` (a type of ours, by its `wire`), `seconds`
-//! (a [`Duration`](std::time::Duration)), and of lists `list`, `paths` and `each`, as `value`, `path` and
+//! A row names its kind, its field as criu does, and the requests that can use it. It names the
+//! release of criu if that is younger than 3.0. A field without a row is in [`WITHHELD`], with the
+//! reason; the test at the end checks that. Kinds: `flag`; `value` (anything that converts into its
+//! type), `path`, `choice` (a type of ours, by its `wire`), `seconds` (a
+//! [`Duration`](std::time::Duration)). Lists are `list`, `paths` and `each`, of `value`, `path` and
 //! `choice`.
 
 use std::{path::Path, time::Duration};
@@ -29,7 +29,7 @@ macro_rules! rows {
             } )*
         });
 
-        /// The fields that are set and that criu does not know before some release.
+        /// Returns the set fields that some releases of criu do not know.
         pub(crate) fn younger_fields(opts: &CriuOpts) -> Vec<(&'static str, Version)> {
             let mut fields = Vec::new();
             $( $( if opts.$field.is_set() {
@@ -38,7 +38,7 @@ macro_rules! rows {
             fields
         }
 
-        /// A field with a text that criu would cut off.
+        /// Returns a field whose text criu would truncate.
         pub(crate) fn field_with_zero_byte(opts: &CriuOpts) -> Option<&'static str> {
             $( if opts.$field.has_zero_byte() {
                 return Some(stringify!($field));
@@ -49,11 +49,11 @@ macro_rules! rows {
         #[cfg(test)]
         const ROWS: &[&str] = &[$(stringify!($field)),*];
 
-        /// The requests that each row names.
+        /// Returns the requests that each row names.
         #[cfg(test)]
         const REQUESTS: &[(&str, &[&str])] = &[$((stringify!($field), &[$(stringify!($request)),+])),*];
 
-        /// A message with every row set.
+        /// Makes a message with every row set.
         #[cfg(test)]
         fn with_every_row() -> CriuOpts {
             let mut opts = CriuOpts { pid: Some(1), ..CriuOpts::default() };
@@ -61,7 +61,7 @@ macro_rules! rows {
             opts
         }
 
-        /// The rows that are set.
+        /// Returns the rows that are set.
         #[cfg(test)]
         fn rows_set(opts: &CriuOpts) -> Vec<&'static str> {
             let mut rows = Vec::new();
@@ -71,7 +71,7 @@ macro_rules! rows {
             rows
         }
     };
-    // One block a request, of the rows that name it.
+    // One block for each request, with the rows that name it.
     (@impls [$($request:ident)*] $rows:tt) => {
         $( rows!(@impl $request $rows); )*
     };
@@ -127,7 +127,7 @@ macro_rules! rows {
     (@body paths $field:ident [] [$(#[$doc:meta])*]) => {
         $(#[$doc])*
         ///
-        /// Call it once for each.
+        /// Call it once for each value.
         #[must_use]
         pub fn $field(mut self, path: impl AsRef<Path>) -> Self {
             self.wire.$field.push(text_of(path.as_ref()));
@@ -154,7 +154,7 @@ macro_rules! rows {
     (@body list $field:ident [$type:ty] [$(#[$doc:meta])*]) => {
         $(#[$doc])*
         ///
-        /// Call it once for each.
+        /// Call it once for each value.
         #[must_use]
         pub fn $field(mut self, one: impl Into<$type>) -> Self {
             self.wire.$field.push(one.into());
@@ -164,7 +164,7 @@ macro_rules! rows {
     (@body each $field:ident [$type:ty] [$(#[$doc:meta])*]) => {
         $(#[$doc])*
         ///
-        /// Call it once for each.
+        /// Call it once for each value.
         #[must_use]
         pub fn $field(mut self, one: $type) -> Self {
             self.wire.$field.push(one.wire());
@@ -178,12 +178,12 @@ trait Field {
     /// Returns true if the field is set.
     fn is_set(&self) -> bool;
 
-    /// Returns true if a text in it has a zero byte: criu would cut it off there.
+    /// Returns true if a text in it has a zero byte, where criu would truncate it.
     fn has_zero_byte(&self) -> bool {
         false
     }
 
-    /// A value for which the field counts as set.
+    /// Returns a value that counts as set.
     #[cfg(test)]
     fn example() -> Self;
 }
@@ -265,34 +265,34 @@ impl Field for Vec<WireJoinNamespace> {
 }
 
 rows! {
-    /// Let the tree go on after the dump. criu by itself kills it.
+    /// Let the tree continue after the dump. criu's default is to kill it.
     flag leave_running, Dump;
     /// Allow unix datagram sockets whose other end is outside the tree. For stream sockets use
     /// [`external`](Self::external) with `unix[inode]`.
     flag ext_unix_sk, Dump Restore;
-    /// Carry established TCP connections along. A restore must be told the same.
+    /// Dump established TCP connections. A restore must be told the same.
     flag tcp_established, Dump Restore;
     /// Accept any path to a device as long as its number is right.
     flag evasive_devices, Dump;
     /// Allow a root task that leads no session, and a terminal from outside. A restore must be told
-    /// the same; it puts the root into criu's session and process group, and takes the terminal
+    /// the same. It puts the root into criu's session and process group, and takes the terminal
     /// from criu's standard input.
     flag shell_job, Dump Restore;
-    /// Carry file locks along. A restore that is not told the same drops them without a word.
+    /// Dump file locks. A restore that is not told the same drops them silently.
     flag file_locks, Dump Restore;
     /// The level of criu's log. The log comes back in a [`Failure`](crate::Failure).
     choice log_level: LogLevel, Dump PreDump Restore Serve Cpu;
     /// Write the log into this file of the work folder instead of handing it to the caller. A name,
     /// not a path.
     path log_file, Dump PreDump Restore Serve Cpu;
-    /// Send the memory to the page server at this address instead of writing it into the folder of
-    /// images; for a page server itself, where to listen. Over a socket of the caller's:
+    /// Send the memory to the page server at this address instead of the folder of images. For a
+    /// page server itself, the address to listen on. For a socket of the caller's:
     /// [`Lend::page_server`](crate::rpc::Lend).
     choice ps: PageServerAddress, Dump PreDump Serve;
     /// The folder that becomes the root of a restored mount namespace; a mount point.
     path root, Dump Restore;
-    /// The folder of the images before these, relative to the folder of the images: pages that are
-    /// there already are left out. Needs a kernel that tracks changes of memory.
+    /// The folder of the previous images, relative to the folder of the images: pages in it are
+    /// left out. Needs a kernel that tracks changes of memory.
     path parent_img, Dump PreDump Serve;
     /// Start to track changes of memory, for the next dump. Needs `CONFIG_MEM_SOFT_DIRTY`.
     flag track_mem, Dump;
@@ -308,7 +308,8 @@ rows! {
     flag force_irmap, Dump PreDump;
     /// The program that criu becomes after the restore, and its arguments.
     list exec_cmd: String, Restore;
-    /// Make the root task a child of the caller, not of criu, so that the caller can wait for it.
+    /// Make the root task a child of the caller instead of criu's, so that the caller can wait for
+    /// it.
     flag rst_sibling, Restore;
     /// Detect bind mounts from outside, without a name for each.
     flag auto_ext_mnt, Dump Restore;
@@ -335,35 +336,34 @@ rows! {
     list external: String, Dump Restore;
     /// A namespace to restore empty, for the caller to fill.
     choice empty_ns: EmptyNamespace, Dump Restore;
-    /// A namespace that exists, for the tree to join.
+    /// An existing namespace for the tree to join.
     each join_ns: JoinNamespace, Restore;
     /// Properties of control groups to dump, as criu's manual writes them.
     value cgroup_props: String, Dump;
     /// A file with such properties.
     path cgroup_props_file, Dump;
-    /// A controller of control groups to dump; without any, all.
+    /// A controller of control groups to dump; without any, all are dumped.
     list cgroup_dump_controller: String, Dump;
-    /// Freeze the tree through this control group, instead of one task after the other.
+    /// Freeze the tree through this control group, instead of task by task.
     path freeze_cgroup, Dump PreDump;
-    /// The time that criu may take to freeze the tree, in whole seconds, rounded up. criu's own
-    /// default is 10. It covers only the freezing; use
-    /// [`Criu::deadline`](crate::rpc::Criu::deadline) for all of it.
+    /// The time limit for freezing the tree, in whole seconds, rounded up. criu's default is 10. It
+    /// covers only the freezing; use [`Criu::deadline`](crate::rpc::Criu::deadline) for all of it.
     seconds timeout, Dump PreDump;
     /// Leave out TCP connections that were not accepted yet.
     flag tcp_skip_in_flight, Dump;
     /// Skip kernel settings that do not exist here.
     flag weak_sysctls, Restore;
     /// Dump: keep memory out of the images, and serve it afterwards, at the address of
-    /// [`ps`](Options::<Dump>::ps), without which the dump is refused. Page server: serve the
-    /// memory of the images in its folder at that address. Restore: fetch memory when it is
-    /// touched, from a server on `lazy-pages.socket` in the work folder.
+    /// [`ps`](Options::<Dump>::ps), which must be set. Page server: serve the memory of the images
+    /// in its folder at that address. Restore: fetch memory when it is touched, from a server on
+    /// `lazy-pages.socket` in the work folder.
     flag lazy_pages, Dump Restore Serve, 3 5;
-    /// Hand the masters of orphaned terminals over, at
+    /// Hand out the masters of orphaned terminals, at
     /// [`Event::OrphanPtsMaster`](crate::rpc::Event::OrphanPtsMaster).
     flag orphan_pts_master, Dump Restore;
-    /// A file of criu's options, which have the last word.
+    /// A file of criu's options, which override all others.
     path config_file, Dump PreDump Restore Serve Cpu, 3 11;
-    /// Drop TCP connections: the sockets come back closed. A restore must be told the same.
+    /// Drop TCP connections: their sockets are restored as closed. A restore must be told the same.
     flag tcp_close, Dump Restore, 3 12;
     /// The security profile to restore into: `apparmor:name` or `selinux:context`, or `none:`.
     value lsm_profile: String, Restore, 3 12;
@@ -379,7 +379,7 @@ rows! {
     flag tls, Dump PreDump Serve, 3 13;
     /// Do not check the name in the page server's certificate.
     flag tls_no_cn_verify, Dump PreDump Serve, 3 13;
-    /// A folder with mounted control groups, so that criu need not mount them.
+    /// A folder with mounted control groups, so that criu does not mount them.
     path cgroup_yard, Dump Restore, 3 14;
     /// The way to read memory before the dump.
     choice pre_dump_mode: PreDumpMode, PreDump, 3 14;
@@ -387,7 +387,7 @@ rows! {
     value lsm_mount_context: String, Restore, 3 16;
     /// The way to hold back packets while criu dumps TCP connections.
     choice network_lock: NetworkLock, Dump, 3 16;
-    /// Restore mounts in the way that criu had before 3.17.
+    /// Restore mounts in the way of criu before 3.17.
     flag mntns_compat_mode, Restore, 3 17;
     /// Accept files whose permissions changed since the dump.
     flag skip_file_rwx_check, Restore, 3 18;
@@ -397,7 +397,7 @@ rows! {
     flag leave_stopped, Dump Restore, 3 19;
 }
 
-/// The fields that callers cannot set, and why.
+/// The fields that callers cannot set, with the reasons.
 #[cfg(test)]
 const WITHHELD: &[(&str, &str)] = &[
     ("images_dir_fd", "lent: Lend::images"),
@@ -416,9 +416,9 @@ const WITHHELD: &[(&str, &str)] = &[
     ("log_to_stderr", "ours: set when the caller names no log file"),
 ];
 
-/// Fields above the last of criu 4.2, which no release has. criu-dev and its forks give one number
-/// several meanings, so the version tells nothing. Each needs a feature check before it becomes a
-/// row.
+/// Fields above the last one of criu 4.2, which are in no release. criu-dev and its forks give one
+/// number several meanings, so the version does not help. Each needs a feature check before it
+/// becomes a row.
 #[cfg(test)]
 const UNSETTLED: &[(u32, &str, &str)] = &[
     (72, "image_io_mode", "criu-dev; elsewhere allow_uprobes, stream, stream_restore or compress"),
