@@ -1,11 +1,13 @@
 //! Checkpoint live process trees into content-addressed storage, and bring them back.
 //!
-//! The work is done by [criu](https://criu.org), to which this crate talks over its RPC. There are two layers:
+//! The work is done by [criu](https://criu.org), to which this crate talks over its RPC. There are
+//! two layers:
 //!
-//! - **The capture**, for those who want processes back: [`ProcsCapture`] takes a live process tree into a
-//!   [`BlobStore`], [`ProcsRestore`] makes a live process tree of what is there. What criu must be told is found out.
-//! - **The client**, for those who know criu: [`Criu`] has a method for each request; what it can be told
-//!   is in [`options`], what it tells while it works in [`rpc`].
+//! - **The capture**, to get processes back: [`ProcsCapture`] stores a live process tree in a
+//!   [`BlobStore`], and [`ProcsRestore`] revives it. They find the right settings of criu by
+//!   themselves.
+//! - **The client**, for those who know criu: [`Criu`] has a method for each request. Its settings
+//!   are in [`options`], its events and results in [`rpc`].
 //!
 //! ```no_run
 //! use criu_rpc::{FsBlobStore, ProcsCapture, ProcsRestore};
@@ -26,50 +28,59 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! # Where things are
+//! # Overview
 //!
 //! | For | see |
 //! |---|---|
-//! | capturing | [`ProcsCapture`] with its result [`Stored`]; [`Chunking`], [`BufferPool`]; [`SelfCapture`] for a process that captures itself; [`Pid`] |
-//! | reviving | [`ProcsRestore`] with a [`Stream`] for each standard stream; [`Restored`] and its [`Tree`]s |
-//! | what to tell a user of a capture or a restore | [`Warning`] |
+//! | capturing | [`ProcsCapture`], [`Stored`], [`Chunking`], [`BufferPool`], [`Pid`] |
+//! | capturing the calling process | [`SelfCapture`] |
+//! | reviving | [`ProcsRestore`], [`Restored`], [`Tree`], [`Stream`] |
+//! | notes for the user of a capture or a restore | [`Warning`] |
 //! | ending a tree, before it is revived | [`kill_tree`], [`kill_session`] |
 //! | stopping a capture or a restore | [`Cancel`]; [`Until`] for work on stores |
 //! | storing | [`BlobStore`], [`BlobStoreExt`]; [`FsBlobStore`], [`MemBlobStore`] |
-//! | stores of other kinds, behind features | `EncryptedBlobStore`, `ObjectBlobStore` |
+//! | other stores, behind features | `EncryptedBlobStore`, `ObjectBlobStore` |
 //! | stores of your own, collections, moving captures | [`store`] |
-//! | what a capture is made of | [`ProcsBlob`], [`manifest`], [`digest`] |
-//! | what would block a capture | [`ProcsCapture::preflight`] |
-//! | what would block a restore | [`ProcsRestore::preflight`] |
-//! | what would block a dump, and criu itself | `Criu` with its `preflight`, on Linux |
+//! | the contents of a capture | [`ProcsBlob`], [`manifest`], [`digest`] |
+//! | obstacles to a capture | [`ProcsCapture::preflight`] |
+//! | obstacles to a restore | [`ProcsRestore::preflight`] |
+//! | obstacles to a dump, and criu itself | `Criu` with its `preflight`, on Linux |
 //! | options for criu | [`DumpOptions`], [`RestoreOptions`], [`options`] |
-//! | failures | [`Error`], [`Result`], [`BoxError`]; [`ProcessProblem`]; [`Failure`] with its [`Cause`], [`Target`], [`Request`] and criu's [`Version`] ([`ParseVersionError`]) |
+//! | failures | [`Error`], [`Result`], [`BoxError`], [`ProcessProblem`] |
+//! | failures of criu | [`Failure`], [`Cause`], [`Target`], [`Request`] |
+//! | releases of criu | [`Version`], [`ParseVersionError`] |
 //!
 //! # Errors
 //!
-//! Errors are sorted by who can act. [`Error::advice`] says what a person can do, and [`Failure::report`] tells all
-//! that is known of a request that criu could not carry out. A capture that fails leaves the tree running as it was.
+//! Error variants are sorted by who can act. [`Error::advice`] says what a person can do.
+//! [`Failure::report`] returns all details of a request that criu could not carry out. A failed
+//! capture leaves the tree running as it was.
 //!
 //! # Platforms
 //!
-//! criu is for Linux, and needs root. Everywhere else, and on Linux without criu, [`ProcsCapture::capture`] stores a placeholder,
-//! which a restore returns as a [`Warning`]. [`ProcsCapture::run`] fails there unless a placeholder was asked for. The module [`rpc`] is there on Linux only; the rest is the
-//! same everywhere.
+//! criu needs Linux and root. On other systems, and on Linux without criu,
+//! [`ProcsCapture::capture`] stores a placeholder, which a restore returns as a [`Warning`]. There
+//! [`ProcsCapture::run`] fails unless the caller asked for a placeholder. The module [`rpc`] exists
+//! on Linux only; the rest is the same everywhere.
 //!
 //! # Speed
 //!
-//! Hashing and encryption want optimized code: `--release`, or `[profile.dev.package."*"] opt-level = 2` in the Cargo.toml of the workspace
-//! that is built. Without, they take fifteen to forty times as long.
+//! Hashing and encryption need optimized code. Build with `--release`, or set
+//! `[profile.dev.package."*"] opt-level = 2` in the Cargo.toml of the workspace. Without
+//! optimization they take fifteen to forty times as long.
 //!
 //! # Features
 //!
 //! None is on by default.
 //!
-//! - `compression`: packs of [`FsBlobStore`] are compressed with zstd, where that makes them smaller: not what is encrypted.
-//! - `conformance`: the suite that every [`BlobStore`] must pass, for authors of stores.
-//! - `encryption`: `EncryptedBlobStore`, which encrypts what another store keeps.
-//! - `multi-buffer`: chunks are hashed several at once: chunked captures and restores take a fifth less time.
-//! - `object-store`: `ObjectBlobStore`, a store in S3, Google Cloud Storage, Azure Blob Storage or on an HTTP server.
+//! - `compression`: compresses packs of [`FsBlobStore`] with zstd if that makes them smaller.
+//!   Encrypted data is never compressed.
+//! - `conformance`: the test suite that every [`BlobStore`] must pass, for authors of stores.
+//! - `encryption`: `EncryptedBlobStore`, which encrypts the contents of another store.
+//! - `multi-buffer`: hashes several chunks at once. Chunked captures and restores take a fifth less
+//!   time.
+//! - `object-store`: `ObjectBlobStore`, a store in S3, Google Cloud Storage, Azure Blob Storage or
+//!   on an HTTP server.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

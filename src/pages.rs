@@ -1,75 +1,77 @@
-//! [`PageSink`]: who takes the memory of a tree in, run of pages by run of pages, as criu sends it.
+//! [`PageSink`]: receives the memory of a tree, run by run, as criu sends it.
 
 use std::io::Read;
 
 use crate::{Error, Result};
 
-/// The size of a page in all that is about pages here, in bytes.
+/// The size of a page in this module, in bytes.
 pub const PAGE_SIZE: usize = 4096;
 
-/// Whose memory it is. In the images each has a map of its own.
+/// The owner of memory. In the images each owner has a map of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum PageOwner {
-    /// The process with this pid, as the images call it: the pid inside its pid namespace.
+    /// The process with this pid, as in the images: the pid inside its pid namespace.
     Task(u32),
     /// The segment of shared memory that criu gave this number. Its addresses are offsets.
     Shared(u64),
 }
 
-/// Pages that follow each other.
+/// A run of adjacent pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PageRun {
-    /// The address of the first one, in bytes.
+    /// The address of the first page, in bytes.
     pub address: u64,
-    /// How many pages.
+    /// The number of pages.
     pub pages: u64,
-    /// criu's bits: 1, the pages are those of the parent; 2, they may be restored late; 4, they are here.
+    /// criu's bits: 1, the pages are those of the parent; 2, they may be restored lazily; 4, they
+    /// are present.
     pub flags: u32,
 }
 
-/// Takes memory in. Runs of one owner come in the order of their addresses, and owners come one after the other.
+/// Receives memory. Runs of one owner come in the order of their addresses, and owners come one
+/// after the other.
 ///
 /// An error from any method makes the dump fail, and the tree goes on.
 pub trait PageSink: Send {
-    /// Whether the memory of this owner is here already, from the dump before. criu asks before it reads memory; pages that
-    /// did not change since come as runs with the bit 1 then, without their bytes. It does so only where memory is
-    /// [tracked](crate::DumpOptions::track_mem) and the folder of the dump before is
-    /// [named](crate::DumpOptions::parent_img).
+    /// Returns true if the memory of this owner is here already, from the previous dump. criu asks
+    /// before it reads memory. Then unchanged pages come as runs with bit 1, without their bytes.
+    /// criu asks only if memory is [tracked](crate::DumpOptions::track_mem) and the folder of the
+    /// previous dump is [named](crate::DumpOptions::parent_img).
     ///
-    /// A sink that keeps nothing from one dump to the next says no, as this does by default. criu's numbers for shared memory
-    /// are worth nothing in the next dump.
+    /// The default is false, for a sink that keeps nothing between dumps. criu's numbers for shared
+    /// memory mean nothing in the next dump.
     fn has_parent(&mut self, owner: PageOwner) -> bool {
         let _ = owner;
         false
     }
 
-    /// Memory of this owner follows.
+    /// Begins the memory of an owner.
     ///
     /// # Errors
     ///
-    /// Whatever keeps the sink from taking it.
+    /// Any error that keeps the sink from receiving it.
     fn open(&mut self, owner: PageOwner) -> Result<()>;
 
-    /// A run of the owner that was opened last. If its pages are [here](PageRun::is_present), `memory` has exactly
-    /// [`bytes`](PageRun::bytes) bytes, and all must be read.
+    /// Receives a run of the current owner. If its pages are [present](PageRun::is_present),
+    /// `memory` has exactly [`bytes`](PageRun::bytes) bytes, and all must be read.
     ///
     /// # Errors
     ///
-    /// Whatever keeps the sink from taking it.
+    /// Any error that keeps the sink from receiving it.
     fn run(&mut self, run: PageRun, memory: &mut dyn Read) -> Result<()>;
 
-    /// All was sent. The tree stands still until this returns.
+    /// Ends the stream. The tree is frozen until this returns.
     ///
     /// # Errors
     ///
-    /// What makes the memory that was taken in worthless after all.
+    /// Any error that makes the received memory useless.
     fn close(&mut self) -> Result<()>;
 }
 
 impl PageOwner {
-    /// The image that tells which pages the owner has.
+    /// Returns the name of the image that maps the owner's pages.
     pub fn map_name(self) -> String {
         match self {
             PageOwner::Task(pid) => format!("pagemap-{pid}.img"),
@@ -77,7 +79,7 @@ impl PageOwner {
         }
     }
 
-    /// The owner whose map has this name, written the one way there is to write it.
+    /// Parses the owner in the name of a map; only its canonical form is accepted.
     pub(crate) fn of_map(name: &str) -> Option<PageOwner> {
         let number = name.strip_prefix("pagemap-")?.strip_suffix(".img")?;
         let owner = match number.strip_prefix("shmem-") {
@@ -89,16 +91,16 @@ impl PageOwner {
 }
 
 impl PageRun {
-    /// The bit of a run whose pages are those of the dump before.
+    /// The bit of a run whose pages are in the previous dump.
     pub(crate) const PARENT: u32 = 1;
 
-    /// The bit of a run whose pages may be restored late.
+    /// The bit of a run whose pages may be restored lazily.
     pub(crate) const LAZY: u32 = 2;
 
-    /// The bit of a run whose pages are here.
+    /// The bit of a run whose pages are present.
     pub(crate) const PRESENT: u32 = 4;
 
-    /// A run whose end can be told, and that starts where a page does.
+    /// Makes a run; fails if it does not start at a page, or its end overflows.
     pub(crate) fn new(address: u64, pages: u64, flags: u32) -> Result<PageRun> {
         let run = PageRun { address, pages, flags };
         let end = pages.checked_mul(PAGE_SIZE as u64).and_then(|bytes| bytes.checked_add(address));
@@ -108,17 +110,17 @@ impl PageRun {
         Ok(run)
     }
 
-    /// How many bytes the pages have.
+    /// Returns the size of the pages, in bytes.
     pub fn bytes(&self) -> u64 {
         self.pages * PAGE_SIZE as u64
     }
 
-    /// Whether the pages are those of the dump before: they have not changed since, and do not come.
+    /// Returns true if the pages are unchanged since the previous dump and are not sent.
     pub fn is_in_parent(&self) -> bool {
         self.flags & (PageRun::PARENT | PageRun::PRESENT) == PageRun::PARENT
     }
 
-    /// Whether the pages come with the run.
+    /// Returns true if the pages come with the run.
     pub fn is_present(&self) -> bool {
         self.flags & PageRun::PRESENT != 0
     }

@@ -1,13 +1,13 @@
-//! [`Pid`]: the number of a process.
+//! [`Pid`]: a process id.
 
 use std::{fmt, num::ParseIntError, process::Child, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-/// The number of a process, as the caller sees it.
+/// A process id, in the caller's pid namespace.
 ///
-/// Made from an `i32`, from the `u32` that [`std::process::Child::id`] and [`std::process::id`] give, and from a
-/// [`Child`] itself. In JSON it is a number.
+/// It is made from an `i32`, from the `u32` of [`std::process::Child::id`] and
+/// [`std::process::id`], and from a [`Child`] itself. In JSON it is a number.
 ///
 /// ```
 /// use criu_rpc::Pid;
@@ -22,12 +22,12 @@ use serde::{Deserialize, Serialize};
 pub struct Pid(i32);
 
 impl Pid {
-    /// The number itself.
+    /// Returns the number.
     pub const fn as_raw(self) -> i32 {
         self.0
     }
 
-    /// The process that calls this.
+    /// Returns the pid of the calling process.
     pub fn own() -> Pid {
         Pid::from(std::process::id())
     }
@@ -40,7 +40,7 @@ impl From<i32> for Pid {
 }
 
 impl From<u32> for Pid {
-    /// Numbers above `i32::MAX`, which no process has, become `i32::MAX`, which none has either.
+    /// Converts numbers above `i32::MAX`, which are no pids, to `i32::MAX`, which is no pid either.
     fn from(number: u32) -> Pid {
         Pid(i32::try_from(number).unwrap_or(i32::MAX))
     }
@@ -61,7 +61,7 @@ impl From<Pid> for i32 {
 impl TryFrom<Pid> for u32 {
     type Error = std::num::TryFromIntError;
 
-    /// Fails for a negative number, which no process has.
+    /// Fails for a negative number, which is not a pid.
     fn try_from(pid: Pid) -> Result<u32, Self::Error> {
         u32::try_from(pid.0)
     }

@@ -1,8 +1,8 @@
-//! Foreign text, made fit for a terminal: words of criu, names and contents of a captured tree,
+//! Escapes foreign text for terminals: messages of criu, names and contents of a captured tree,
 //! bytes of a store.
 //!
-//! Everything that this crate shows to people passes here: errors, failures, warnings and findings
-//! escape what they show, so code that makes one need not.
+//! Everything that this crate shows to people is escaped here, when an error, failure, warning or
+//! finding is displayed. Code that makes one must not escape.
 
 use std::fmt::{self, Write};
 
@@ -22,11 +22,11 @@ impl<W: Write> Write for Plain<W> {
     }
 }
 
-/// The text with every character escaped that does something else than to show itself: control characters and line breaks,
-/// and those of Unicode that turn the direction of writing or are not seen. A tab becomes a space.
+/// Escapes every character that does not show itself: control characters and line breaks, and
+/// Unicode characters that change the direction of writing or are invisible. A tab becomes a space.
 pub(crate) fn plain(text: &str) -> String {
     let mut plain = Plain(String::with_capacity(text.len()));
-    let _ = plain.write_str(text); // a string takes everything
+    let _ = plain.write_str(text); // writing to a string cannot fail
     plain.0
 }
 

@@ -1,4 +1,4 @@
-//! [`Request`]: what criu can be asked to do.
+//! [`Request`]: the requests that criu takes.
 
 use std::fmt;
 
@@ -8,17 +8,17 @@ use serde::Serialize;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[non_exhaustive]
 pub enum Request {
-    /// `VERSION`: which criu is this?
+    /// `VERSION`: get criu's version.
     Version,
-    /// `CHECK`: can this criu work on this kernel?
+    /// `CHECK`: check that criu can work on this kernel.
     Check,
-    /// `FEATURE_CHECK`: which of the kernel's optional features can be used?
+    /// `FEATURE_CHECK`: get the optional kernel features that criu can use.
     FeatureCheck,
     /// `DUMP`: write the state of a process tree into images.
     Dump,
     /// `RESTORE`: make a process tree from images.
     Restore,
-    /// `PRE_DUMP`: write the memory of a running tree into images, and wait for what comes next.
+    /// `PRE_DUMP`: write the memory of a running tree into images, and wait for the next request.
     PreDump,
     /// `SINGLE_PRE_DUMP`: write the memory of a running tree into images.
     SinglePreDump,
@@ -35,7 +35,7 @@ pub enum Request {
 }
 
 impl fmt::Display for Request {
-    /// As a verb phrase: "criu could not ...".
+    /// Writes a verb phrase: "criu could not ...".
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Request::Version => "tell its version",

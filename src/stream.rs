@@ -36,9 +36,9 @@ use crate::{Error, Result};
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Stream {
-    /// The caller's own stream, also in the place of a file.
+    /// The caller's own stream, even if the tree's stream was a file.
     Inherit,
-    /// Nothing: input that is at its end, output that is thrown away (`/dev/null`).
+    /// No stream: input at its end, or discarded output (`/dev/null`).
     Null,
     /// A new pipe. [`Restored`](crate::Restored) has its other end.
     Piped,
@@ -52,10 +52,10 @@ impl<T: Into<Handle>> From<T> for Stream {
     }
 }
 
-/// What a tree gets as a standard stream for which the caller made a choice.
+/// The source of a standard stream for which the caller made a choice.
 #[derive(Debug)]
 pub(crate) enum Chosen {
-    /// The caller's own.
+    /// The stream of the calling process.
     Own,
     File(File),
 }
@@ -77,7 +77,7 @@ pub(crate) struct Ends {
     pub(crate) stderr: Option<PipeReader>,
 }
 
-/// Opens the streams: the tree's ends, and the caller's.
+/// Opens the streams, and returns the tree's ends and the caller's.
 pub(crate) fn open(streams: &[Option<Stream>; 3]) -> Result<([Option<Chosen>; 3], Ends)> {
     let mut ends = Ends::default();
     let mut open = |number: usize| -> io::Result<Option<Chosen>> {

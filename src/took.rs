@@ -1,4 +1,4 @@
-//! [`RestoreTimes`]: where the time of a restore went. A [`Clock`] measures it.
+//! [`RestoreTimes`]: the time of a restore, by phase. A [`Clock`] measures it.
 
 use std::{
     cell::Cell,
@@ -24,17 +24,15 @@ use serde::Serialize;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct RestoreTimes {
-    /// Reads the capture from the store, verifies it, and writes it into the staging folder. The
-    /// memory of a [chunked](crate::ProcsCapture::chunked) capture is read while criu works, and
-    /// counts as [`criu`](RestoreTimes::criu), unless it has to be
-    /// [staged](crate::ProcsRestore::staging).
+    /// The time to read, verify and stage the capture. The memory of a
+    /// [chunked](crate::ProcsCapture::chunked) capture is read while criu works. It counts as
+    /// [`criu`](RestoreTimes::criu), unless it has to be [staged](crate::ProcsRestore::staging).
     pub read: Duration,
-    /// Checks images and files, and edits images for the new standard streams.
+    /// The time to check images and files, and to edit images for the new standard streams.
     pub prepare: Duration,
-    /// Waits for pids that zombies hold, and for TCP connections and terminals that are not free
-    /// yet.
+    /// The wait for pids that zombies hold, and for TCP connections and terminals in use.
     pub wait: Duration,
-    /// Runs criu: from its start until the tree is there, over all attempts.
+    /// The time of criu, from its start until the tree exists, over all attempts.
     pub criu: Duration,
     /// The part of [`criu`](RestoreTimes::criu) in which the root's descendants were forked, if
     /// criu reports it.
@@ -42,12 +40,12 @@ pub struct RestoreTimes {
     /// The part of [`criu`](RestoreTimes::criu) from the fork of the root until all processes were
     /// restored, if criu reports it. It includes [`criu_forking`](RestoreTimes::criu_forking).
     pub criu_restoring: Option<Duration>,
-    /// Takes locks again that criu cannot restore, and removes the staging folder.
+    /// The time to take locks again that criu cannot restore, and to remove the staging folder.
     pub finish: Duration,
 }
 
 impl RestoreTimes {
-    /// The sum of the phases: the time of the whole call.
+    /// Returns the sum of the phases: the time of the whole call.
     pub fn total(&self) -> Duration {
         self.read + self.prepare + self.wait + self.criu + self.finish
     }
@@ -64,7 +62,7 @@ pub(crate) enum Phase {
     Finish,
 }
 
-/// Measures the phases of a restore. Each lap begins where the last one ended, so that no time is
+/// Measures the phases of a restore. Each lap begins at the end of the last one, so that no time is
 /// lost between phases.
 #[derive(Debug)]
 pub(crate) struct Clock {

@@ -1,4 +1,4 @@
-//! [`Until`]: how long work of ours may go on.
+//! [`Until`]: a limit on this crate's own work.
 
 use std::{
     fmt,
@@ -9,10 +9,10 @@ use std::{
 
 use crate::{Error, Result};
 
-/// A limit on work: none, an instant, or a cancellation.
+/// A limit on work: no limit, an instant, or a cancellation.
 ///
-/// Captures and restores make one of their deadline and token, and hand it to the store where it may have to wait
-/// ([`BlobStore::batch_until`](crate::BlobStore::batch_until)). Clones are equal.
+/// Captures and restores make one of their deadline and token, and pass it to the store where it
+/// may wait ([`BlobStore::batch_until`](crate::BlobStore::batch_until)). Clones are equal.
 ///
 /// ```
 /// use std::time::Duration;
@@ -33,21 +33,22 @@ pub struct Until {
     cancelled: Option<Arc<dyn Fn() -> bool + Send + Sync>>,
 }
 
-/// The longest pause between two looks at what is waited for.
+/// The longest pause between two attempts.
 const PAUSE: Duration = Duration::from_millis(20);
 
 impl Until {
-    /// Work that may take as long as it does.
+    /// Sets no limit.
     pub fn forever() -> Until {
         Until::default()
     }
 
-    /// Work that may take this long from now.
+    /// Sets a limit of this time from now.
     pub fn within(time: Duration) -> Until {
         Until { end: Instant::now().checked_add(time), cancelled: None }
     }
 
-    /// Ends the work too when `cancelled` returns true. It is called often, and from any thread.
+    /// Adds a cancellation: the work also ends when `cancelled` returns true. It is called often,
+    /// and from any thread.
     #[must_use]
     pub fn or_when(mut self, cancelled: impl Fn() -> bool + Send + Sync + 'static) -> Until {
         self.cancelled = Some(Arc::new(cancelled));
@@ -64,7 +65,7 @@ impl Until {
         self.end.is_some() || self.cancelled.is_some()
     }
 
-    /// Fails if the work may not go on. `doing` is a verb phrase for the error.
+    /// Fails if the work must end. `doing` is a verb phrase for the error.
     ///
     /// # Errors
     ///
@@ -73,7 +74,7 @@ impl Until {
         self.over().map_or(Ok(()), |error| Err(error(doing())))
     }
 
-    /// Returns the kind of error that ends the work, if it may not go on.
+    /// Returns the kind of error that ends the work, if it must end.
     fn over(&self) -> Option<fn(String) -> Error> {
         if self.cancelled.as_ref().is_some_and(|cancelled| cancelled()) {
             return Some(|doing| Error::Stopped { doing });
@@ -88,7 +89,7 @@ impl Until {
     ///
     /// # Errors
     ///
-    /// Whatever `attempt` says; as [`check`](Until::check) if the work may not go on.
+    /// Errors of `attempt`; as [`check`](Until::check) if the work must end.
     pub fn wait_for<T>(
         &self,
         doing: impl FnOnce() -> String,

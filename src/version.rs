@@ -10,7 +10,7 @@ use serde::Serialize;
 
 /// A release of criu.
 ///
-/// Releases are ordered by their numbers; the name and the git id do not matter for that.
+/// Releases are ordered by their numbers; name and git id do not count.
 ///
 /// ```
 /// use criu_rpc::Version;
@@ -26,7 +26,7 @@ pub struct Version {
     pub major: u32,
     /// The second number.
     pub minor: u32,
-    /// The third number; 0 where criu names none.
+    /// The third number; 0 if criu reports only two.
     pub sublevel: u32,
     /// The commit that criu was built from, for builds from git.
     pub git_id: Option<String>,
@@ -35,7 +35,7 @@ pub struct Version {
 }
 
 impl Version {
-    /// The release with these numbers.
+    /// Makes a release of these numbers.
     pub const fn new(major: u32, minor: u32, sublevel: u32) -> Version {
         Version { major, minor, sublevel, git_id: None, name: None }
     }
@@ -58,7 +58,7 @@ impl fmt::Display for Version {
     }
 }
 
-/// The text is not a release of criu such as `4.2` or `4.1.1`.
+/// The error for a text that is not a release of criu such as `4.2` or `4.1.1`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a release of criu: expected two or three numbers with dots between them")]
 pub struct ParseVersionError;

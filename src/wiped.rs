@@ -1,22 +1,22 @@
-//! [`Wiped`]: bytes of a captured tree, overwritten before their memory is free for something else.
+//! [`Wiped`]: bytes of a captured tree, which are overwritten before their memory is freed.
 //!
-//! A program can capture itself after it has captured others. Its own capture holds its whole
-//! memory, free memory included, and must not hold secrets of others.
+//! A program can capture itself after it has captured other trees. Its own capture includes its
+//! free memory, which must not hold secrets of others.
 
 use std::{
     hint::black_box,
     ops::{Deref, DerefMut},
 };
 
-/// Overwrites what functions that have returned left below the caller's frame on the stack. Stacks
-/// of threads are used again.
+/// Overwrites the stack below the caller's frame, which has data of finished functions. Stacks of
+/// threads are reused.
 #[inline(never)]
 pub(crate) fn wipe_stack() {
     const DEEP: usize = 16 << 10;
     black_box(&mut [0_u8; DEEP]);
 }
 
-/// A vector of bytes that is overwritten when it moves, and when it is dropped.
+/// A vector of bytes that is overwritten when it is moved or dropped.
 #[derive(Debug, Default)]
 pub(crate) struct Wiped(Vec<u8>);
 
@@ -34,7 +34,7 @@ impl Wiped {
         self.0.extend_from_slice(bytes);
     }
 
-    /// Makes it as long, with zeros where it was shorter.
+    /// Changes the length; new bytes are zeros.
     pub(crate) fn resize(&mut self, length: usize) {
         self.reserve(length.saturating_sub(self.0.len()));
         self.0.resize(length, 0);
@@ -48,7 +48,7 @@ impl Wiped {
         self.0.truncate(length);
     }
 
-    /// Makes room for so many bytes more. The vector itself would leave a copy behind.
+    /// Reserves room for `more` bytes. The vector itself would leave a copy behind.
     pub(crate) fn reserve(&mut self, more: usize) {
         let wanted = self.0.len() + more;
         if wanted > self.0.capacity() {
@@ -58,7 +58,7 @@ impl Wiped {
         }
     }
 
-    /// The vector, for what fills it without making it longer than its capacity.
+    /// Returns the vector, for code that fills it within its capacity.
     pub(crate) fn vec(&mut self) -> &mut Vec<u8> {
         &mut self.0
     }
@@ -95,7 +95,7 @@ impl Drop for Wiped {
         let length = self.0.capacity();
         self.0.clear();
         self.0.resize(length, 0);
-        black_box(&mut self.0); // else the compiler may leave that out
+        black_box(&mut self.0); // otherwise the compiler may remove the write
     }
 }
 
