@@ -150,6 +150,19 @@ fn joined(old: &[u8], name: &str, entries: &[Vec<u8>]) -> Result<Vec<u8>> {
     Ok(new)
 }
 
+/// The image `old` with these entries, each with the raw bytes behind it.
+pub(super) fn with_raw(old: &[u8], name: &str, entries: &[(Vec<u8>, Vec<u8>)]) -> Result<Vec<u8>> {
+    let mut new = joined(old, name, &[])?;
+    for (entry, raw) in entries {
+        let size = u32::try_from(entry.len());
+        let size = size.map_err(|_| Error::corrupt(format!("the image {name}"), "an entry is too large"))?;
+        new.extend(size.to_le_bytes());
+        new.extend(entry);
+        new.extend(raw);
+    }
+    Ok(new)
+}
+
 /// The image `old` with entries moved: `moves` has, by the new place of an entry, the old one.
 pub(super) fn moved(old: &[u8], name: &str, moves: &BTreeMap<usize, usize>) -> Result<Vec<u8>> {
     let mut rest = old;

@@ -42,7 +42,7 @@ pub(crate) use self::{
     shared::{Channels, shared_keys, shared_pipes, shared_sockets},
     streams::{LedOut, Lending, Lent, Offer, OfferedTerminal, Was, detach_streams},
     tcp::Missed,
-    unread::InPipe,
+    unread::{InPipe, Queue},
     unsent::Held,
 };
 use crate::{

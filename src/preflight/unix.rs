@@ -111,6 +111,11 @@ impl Peers {
         self.get(inode)?.peer.filter(|peer| *peer != 0).map(u64::from)
     }
 
+    /// The memory of what was sent through a socket and not read yet, in bytes.
+    pub(crate) fn unread_of(&self, inode: u64) -> Option<u32> {
+        Some(self.get(inode)?.unread)
+    }
+
     fn get(&self, inode: u64) -> Option<&Socket> {
         self.sockets.get(&u32::try_from(inode).ok()?)
     }

@@ -1,4 +1,5 @@
 //! A tree whose standard streams are unix sockets, as Node gives its children, is captured and revived without a word.
+//! Empty packets that wait in unix sockets come back.
 
 use std::{
     io::Write,
@@ -9,13 +10,14 @@ use std::{
     process::Command,
 };
 
-use criu_rpc::{Cause, Digest256};
+use criu_rpc::{Cause, Digest256, Warning};
 
 use crate::{
     harness::tests,
     places::Home,
     talk::Talk,
     tree::{OrExplain, Revived, Victim, explain},
+    ways::{Script, WAYS, comes_back as comes_back_each_way},
 };
 
 tests![
@@ -24,6 +26,10 @@ tests![
     a_tree_whose_log_is_a_socket_of_datagrams_is_revived,
     a_process_on_sockets_captures_itself,
     a_socket_that_is_no_standard_stream_still_needs_a_word,
+    empty_packets_come_back_with_all_others_in_order,
+    an_empty_packet_comes_back_at_the_second_capture,
+    empty_packets_that_a_second_capture_cannot_see_are_told,
+    descriptors_that_an_empty_packet_carries_are_told,
 ];
 
 fn victim(streams: [OwnedFd; 3], talk: Talk) -> Victim {
@@ -104,4 +110,127 @@ fn a_socket_that_is_no_standard_stream_still_needs_a_word() {
         explain(&error)
     );
     victim.assert_counts_on(1);
+}
+
+/// Sends packets through pairs of sockets, and tells what waits in each: packets have credentials, an end has none.
+const PACKETS: &str = r"
+import array, os, socket, sys
+os.setsid()
+pairs = []
+def pair(kind, *packets, ends=False):
+    sender, receiver = socket.socketpair(socket.AF_UNIX, kind)
+    for packet in packets:
+        data, rights = packet if isinstance(packet, tuple) else (packet, [])
+        control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', rights))] if rights else []
+        assert sender.sendmsg([data], control) == len(data)
+    if ends: sender.shutdown(socket.SHUT_WR)
+    pairs.append((sender, receiver))
+    return receiver
+def packets(receiver):
+    found = ['offset %d' % receiver.getsockopt(socket.SOL_SOCKET, 42)]
+    receiver.setsockopt(socket.SOL_SOCKET, 42, -1)
+    receiver.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    while True:
+        try: data, control, flags, _ = receiver.recvmsg(1 << 20, 999, socket.MSG_DONTWAIT)
+        except BlockingIOError: return ' '.join(found + ['more'])
+        if not control: return ' '.join(found + ['end'])
+        text = data.decode() if len(data) < 99 else str(len(data))
+        for level, kind, value in control:
+            if kind == socket.SCM_RIGHTS:
+                file = array.array('i', value)[0]
+                text += '+' + os.readlink('/proc/self/fd/%d' % file)
+        found.append('<%s>' % text)
+SEQ, DGRAM = socket.SOCK_SEQPACKET, socket.SOCK_DGRAM
+null = os.open('/dev/null', os.O_RDONLY)
+def serve():
+    print('ready', os.getpid(), flush=True)
+    for line in sys.stdin:
+        if line == 'send\n':
+            pairs[0][0].send(b''), pairs[0][0].send(b'last')
+            print('sent', flush=True)
+        else: print(' / '.join(packets(receiver) for _, receiver in pairs), flush=True)
+";
+
+fn packets(pairs: &str) -> Script {
+    let mut command = Command::new("python3");
+    command.args(["-c", &format!("{PACKETS}\n{pairs}\nserve()\n")]);
+    Script::by(command)
+}
+
+#[track_caller]
+fn wait_in_each_copy(pairs: &str, expected: &str) {
+    comes_back_each_way(|_| packets(pairs), |talk| assert_eq!(talk.ask("?"), expected));
+}
+
+fn empty_packets_come_back_with_all_others_in_order() {
+    let kinds = "
+for kind in (SEQ, DGRAM):
+    pair(kind, b'')
+    pair(kind, b'', b'one', b'')
+    pair(kind, b'one', b'', b'', b'two', b'', b'three').setsockopt(socket.SOL_SOCKET, 42, 2)
+    pair(kind, b'one', b'two')
+    most = socket.socketpair(socket.AF_UNIX, kind)[0].getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - 32
+    pair(kind, b'', b'x' * most)
+pair(SEQ, b'', (b'right', [null]), b'', b'plain')
+pair(DGRAM, b'plain', b'', (b'right', [null]))
+pair(SEQ, b'', b'one', b'', ends=True)
+pair(SEQ, b'one', ends=True)
+";
+    let most = "/proc/sys/net/core/wmem_default";
+    let most: u32 = std::fs::read_to_string(most).unwrap().trim().parse().unwrap();
+    let each = format!(
+        "offset -1 <> more / offset -1 <> <one> <> more / offset 2 <one> <> <> <two> <> <three> more / \
+         offset -1 <one> <two> more / offset -1 <> <{}> more",
+        most - 32
+    );
+    let right = "<right+/dev/null>";
+    let rest = format!(
+        "offset -1 <> {right} <> <plain> more / offset -1 <plain> <> {right} more / offset -1 <> <one> <> end / \
+         offset -1 <one> end"
+    );
+    wait_in_each_copy(kinds, &format!("{each} / {each} / {rest}"));
+}
+
+/// What an earlier capture has looked at is found again, or it is told: the kernel shows it no more, except for the first.
+#[track_caller]
+fn is_captured_again(pairs: &str, revived_with: &str, lost: bool) {
+    for way in WAYS {
+        let home = Home::new();
+        let mut victim = packets(pairs);
+        let members = victim.members();
+        let first = home.capture([victim.pid()]).leave_running(true).run(&home.store()).or_explain();
+        assert_eq!(first.warnings, [], "{way:?}");
+        assert_eq!(victim.ask("send"), "sent");
+        let second = way.capture(&home, victim.pid()).run(&home.store()).or_explain();
+        let what = "empty packets that wait in a unix socket and were looked at before";
+        let expected: &[_] = if lost { &[Warning::Lost { pid: victim.pid().into(), what }] } else { &[] };
+        assert_eq!(second.warnings, expected, "{way:?}");
+        victim.end(&members, way);
+        let mut revived = Revived::from(home.restore(), &home.store(), &second.digest);
+        assert_eq!(revived.ask("?"), format!("offset -1 {revived_with} more"));
+    }
+}
+
+fn an_empty_packet_comes_back_at_the_second_capture() {
+    is_captured_again("pair(SEQ, b'')", "<> <> <last>", false);
+    is_captured_again("pair(SEQ, b'', b'x' * 70000)", "<> <70000> <> <last>", false);
+}
+
+fn empty_packets_that_a_second_capture_cannot_see_are_told() {
+    is_captured_again("pair(SEQ, b'one', b'', b'two')", "<one> <two> <> <last>", true);
+    is_captured_again("pair(DGRAM, b'one', b'', b'two')", "<one> <two> <> <last>", true);
+}
+
+fn descriptors_that_an_empty_packet_carries_are_told() {
+    for way in WAYS {
+        let home = Home::new();
+        let mut victim = packets("pair(SEQ, b'one', (b'', [null]), b'two')");
+        let members = victim.members();
+        let stored = way.capture(&home, victim.pid()).run(&home.store()).or_explain();
+        let what = "descriptors and credentials that wait in a unix socket with an empty packet";
+        assert_eq!(stored.warnings, [Warning::Lost { pid: victim.pid().into(), what }], "{way:?}");
+        victim.end(&members, way);
+        let mut revived = Revived::from(home.restore(), &home.store(), &stored.digest);
+        assert_eq!(revived.ask("?"), "offset -1 <one> <> <two> more");
+    }
 }

@@ -22,7 +22,8 @@ use std::{
 
 use super::{
     files::LastLook,
-    fit, frozen,
+    fit,
+    frozen::{self, Before},
     meeting::{Meeting, Party},
     memory,
     polls::Polls,
@@ -262,7 +263,7 @@ impl<'a> Dump<'a> {
     }
 
     fn dump(&self, tree: &Tree, then: impl Hooks) -> Result<()> {
-        let mut hooks = Noting { dump: self, tree, stream: None, polls: None, then };
+        let mut hooks = Noting { dump: self, tree, stream: None, polls: None, before: None, then };
         let folder =
             File::open(&tree.folder).map_err(Error::io(format!("open {}", tree.folder.display())))?;
         let lend = Lend::images(&folder);
@@ -409,6 +410,8 @@ struct Noting<'a, H> {
     stream: Option<UnixStream>,
     /// Its threads that wait elsewhere meanwhile.
     polls: Option<Polls>,
+    /// What it was like before criu looked into it.
+    before: Option<Before>,
     then: H,
 }
 
@@ -420,10 +423,20 @@ impl<H: Hooks> Hooks for Noting<'_, H> {
         if matches!(event, Event::PostDump) {
             self.stream.as_ref().map_or(Ok(()), check_nothing_left)?;
             let Tree { root, folder, options } = self.tree;
-            self.dump.warn(frozen::note(*root, &ImageDir::new(folder), options, &self.dump.streams)?);
+            self.dump.warn(frozen::note(
+                *root,
+                self.before.take(),
+                &ImageDir::new(folder),
+                options,
+                &self.dump.streams,
+            )?);
         }
-        let ends = matches!(event, Event::PostDump);
+        let (frozen, ends) = (matches!(event, Event::QueryExtFiles(_)), matches!(event, Event::PostDump));
         self.then.on(event)?;
+        if frozen {
+            // Only now no other tree of the capture sends anything.
+            self.before = Some(Before::look(self.tree.root));
+        }
         if let Some(polls) = self.polls.as_mut().filter(|_| ends) {
             polls.look();
         }

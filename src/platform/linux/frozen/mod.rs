@@ -7,6 +7,7 @@ mod links;
 mod locks;
 mod lost;
 pub(super) mod mapped;
+mod packets;
 mod pipes;
 mod queues;
 pub(super) mod settings;
@@ -40,20 +41,36 @@ struct OpenFile {
     target: PathBuf,
 }
 
+/// A tree that stands still, and that criu has not looked into yet.
+pub(super) struct Before {
+    tree: Frozen,
+    packets: Vec<packets::Found>,
+}
+
+impl Before {
+    /// Looks at what criu will miss.
+    pub(super) fn look(root: Pid) -> Before {
+        let tree = Frozen::of(root);
+        Before { packets: packets::look(&tree), tree }
+    }
+}
+
 /// Looks at the tree while it stands still, adds the notes to its images, and mends those. Gives what the caller should
-/// tell its user.
+/// tell its user. `before` is what was seen before criu looked, of which it tells since 3.19.
 ///
 /// # Errors
 ///
 /// The capture fails and the tree goes on: without its notes it would come back as something else.
 pub(super) fn note(
     root: Pid,
+    before: Option<Before>,
     images: &ImageDir,
     options: &DumpOptions,
     streams: &[StreamNote],
 ) -> Result<Vec<Warning>> {
-    let tree = Frozen::of(root);
+    let Before { tree, packets } = before.unwrap_or_else(|| Before::look(root));
     let mut warnings = tree.mend(root, images, options)?;
+    warnings.extend(packets::complete(&packets, images)?);
     locks::complete(&tree, images, options)?;
     tcp::complete(&tree, images)?;
     let mut notes = Notes { mapped: mapped::look(&tree), ..tree.look(streams) };

@@ -93,14 +93,14 @@ fn noted((level, name): (i32, i32), value: Vec<u8>) -> OptionNote {
 }
 
 /// The kind of a socket.
-struct Kind {
-    domain: i32,
-    kind: i32,
+pub(super) struct Kind {
+    pub(super) domain: i32,
+    pub(super) kind: i32,
     protocol: i32,
 }
 
 impl Kind {
-    fn of(socket: &OwnedFd) -> io::Result<Kind> {
+    pub(super) fn of(socket: &OwnedFd) -> io::Result<Kind> {
         let ask = |name| {
             let value = sys::option(socket, (libc::SOL_SOCKET, name))?;
             value.try_into().map(i32::from_ne_bytes).map_err(|_| io::ErrorKind::InvalidData.into())
