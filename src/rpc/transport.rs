@@ -271,7 +271,7 @@ impl Connection {
     /// Continues criu, in case it was stopped.
     pub(super) fn go_on(&self) {
         if let Some(criu) = &self.criu {
-            let _ = sys::pidfd_signal(criu.pidfd(), Signal::SIGCONT); // fails if it has ended already
+            let _ = sys::pidfd_signal(criu.pidfd(), Signal::SIGCONT); // fails if it has ended
         }
     }
 

@@ -93,8 +93,9 @@ impl Tree {
         kill_from(self.root.pid(), self.root.pidfd())
     }
 
-    /// Kills the tree as [`kill`](Tree::kill) does, and reaps the root: all pids of the tree are free
-    /// afterwards, and an earlier capture of it can be revived. Returns the exit status of the root.
+    /// Kills the tree as [`kill`](Tree::kill) does, and reaps the root: all pids of the tree are
+    /// free afterwards, and an earlier capture of it can be revived. Returns the exit status of the
+    /// root.
     ///
     /// # Errors
     ///

@@ -192,7 +192,7 @@ fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
 /// program's output.
 fn off_the_streams(pidfd: OwnedFd) -> OwnedFd {
     match pidfd.as_raw_fd() {
-        0..=2 => duplicate(pidfd.as_fd(), 3).unwrap_or(pidfd), // low numbers do less harm than no pidfd
+        0..=2 => duplicate(pidfd.as_fd(), 3).unwrap_or(pidfd), // a low number beats no pidfd
         _ => pidfd,
     }
 }
