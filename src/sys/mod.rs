@@ -32,7 +32,7 @@ pub(crate) use self::{
     mount::mount_fuse,
     namespace::{namespace_owner, parent_namespace},
     reap::{Child, forget_children, is_known_child, reap, reap_later, wait_readable},
-    socket::{new_socket, option, peek_in_repair, set_option},
+    socket::{new_socket, option, peek_in_repair, peek_packet, set_option},
     spawn::{OF_A_TERMINAL, Place, Spawn, TO_END_PROGRAMS, spawn},
     task::{
         affinity, io_priority, is_same_file, online_processors, scheduling, set_affinity, set_io_priority,

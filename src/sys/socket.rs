@@ -33,6 +33,46 @@ pub(crate) fn peek_in_repair(socket: impl AsFd, count: usize) -> io::Result<Vec<
     Ok(bytes)
 }
 
+/// What was seen of a packet that waits in a unix socket.
+pub(crate) struct Peeked {
+    pub(crate) length: usize,
+    /// True if it has more control messages than there was room for.
+    pub(crate) has_more: bool,
+    /// True if its credentials came along.
+    pub(crate) has_credentials: bool,
+    /// The name of the sender's socket, as the kernel has it; empty without one.
+    pub(crate) from: Vec<u8>,
+}
+
+/// Looks at the next packet of a unix socket, and leaves it there. With `credentials`, which the socket must want
+/// (SO_PASSCRED), there is room for these and no more, so that no descriptor is ever received.
+pub(crate) fn peek_packet(socket: impl AsFd, buffer: &mut [u8], credentials: bool) -> io::Result<Peeked> {
+    let mut control = [0_u64; 4]; // a header and the credentials, aligned as they must be
+    let mut address = [0_u8; 128];
+    let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: nothing in it minds being zero.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_name = address.as_mut_ptr().cast();
+    message.msg_namelen = 128;
+    if credentials {
+        message.msg_control = control.as_mut_ptr().cast();
+        message.msg_controllen = 32;
+    }
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_TRUNC;
+    // SAFETY: `message` names three buffers with their lengths, which live until it is done.
+    let length = unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut message, flags) };
+    let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
+    let name = usize::try_from(message.msg_namelen).unwrap_or(0);
+    Ok(Peeked {
+        length,
+        has_more: message.msg_flags & libc::MSG_CTRUNC != 0,
+        has_credentials: message.msg_controllen > 0,
+        from: address.get(size_of::<libc::sa_family_t>()..name).unwrap_or_default().to_vec(),
+    })
+}
+
 /// Returns the value of an option.
 pub(crate) fn option(socket: impl AsFd, (level, name): (i32, i32)) -> io::Result<Vec<u8>> {
     let mut value = vec![0_u8; 64];

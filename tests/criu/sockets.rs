@@ -14,6 +14,7 @@ use criu_rpc::{Cause, Digest256, Warning};
 
 use crate::{
     harness::tests,
+    outside::{is_lost, is_told},
     places::Home,
     talk::Talk,
     tree::{OrExplain, Revived, Victim, explain},
@@ -30,6 +31,7 @@ tests![
     an_empty_packet_comes_back_at_the_second_capture,
     empty_packets_that_a_second_capture_cannot_see_are_told,
     descriptors_that_an_empty_packet_carries_are_told,
+    the_sender_of_datagrams_is_known_or_it_is_told,
 ];
 
 fn victim(streams: [OwnedFd; 3], talk: Talk) -> Victim {
@@ -232,5 +234,45 @@ fn descriptors_that_an_empty_packet_carries_are_told() {
         victim.end(&members, way);
         let mut revived = Revived::from(home.restore(), &home.store(), &stored.digest);
         assert_eq!(revived.ask("?"), "offset -1 <one> <> <two> more");
+    }
+}
+
+/// Datagrams of two clients wait in a server; `connected` of those are connected to it.
+fn from_clients(connected: usize, clients: usize) -> Script {
+    packets(&format!(
+        "
+name = lambda what: '\\0criu-rpc-%s-%d' % (what, os.getpid())
+names = {{}}
+def client(what):
+    made = socket.socket(socket.AF_UNIX, DGRAM)
+    made.bind(name(what))
+    names[made.getsockname()] = what
+    return made
+server = client('server')
+clients = [client(what) for what in ('first', 'second')[:{clients}]]
+for number, one in enumerate(clients):
+    if number < {connected}: one.connect(name('server'))
+    one.sendto(b'', name('server')), one.sendto(b'x', name('server'))
+pairs.append((clients[0], server))
+def packets(server):
+    found = []
+    while select.select([server], [], [], 0)[0]:
+        data, sender = server.recvfrom(99)
+        found.append('<%s> of %s' % (data.decode(), names.get(sender)))
+    return ' '.join(found)
+import select
+"
+    ))
+}
+
+fn the_sender_of_datagrams_is_known_or_it_is_told() {
+    comes_back_each_way(|_| from_clients(1, 1), |talk| assert_eq!(talk.ask("?"), "<> of first <x> of first"));
+    for (connected, clients) in [(1, 2), (2, 2), (0, 1)] {
+        let what = "addresses of the senders of datagrams that wait in a unix socket";
+        is_told(
+            || from_clients(connected, clients),
+            |warning| is_lost(warning, what),
+            |talk| assert_eq!(talk.ask("?").matches("<x>").count(), clients),
+        );
     }
 }

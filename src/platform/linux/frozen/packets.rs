@@ -7,24 +7,23 @@
 
 use std::{
     collections::HashSet,
-    io::{self, IoSliceMut},
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    io,
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
 };
 
 use nix::{
-    cmsg_space,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
-        socket::{
-            AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixCredentials, recvmsg, send,
-            socketpair,
-        },
+        socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, getsockname, send, socketpair},
         stat::fstat,
     },
 };
 
 use super::{
-    Frozen,
+    Frozen, OpenFile,
     sockets::{Kind, descriptor_of},
 };
 use crate::{
@@ -37,15 +36,17 @@ use crate::{
 const PEEK_OFFSET: (i32, i32) = (libc::SOL_SOCKET, libc::SO_PEEK_OFF);
 const CREDENTIALS: (i32, i32) = (libc::SOL_SOCKET, libc::SO_PASSCRED);
 
-/// A queue with an empty packet, and a process that has its socket.
+/// What criu will not write down of a socket, and a process that has it.
 pub(super) struct Found {
     pid: i32,
-    queue: Queue,
+    /// The queue, if it has empty packets.
+    queue: Option<Queue>,
     /// What cannot be added to the images.
-    lost: Option<&'static str>,
+    lost: Vec<&'static str>,
 }
 
-/// Finds the queues with empty packets, and has the kernel pass over these from now on.
+/// Finds the queues with empty packets, and has the kernel pass over these from now on. Finds the datagrams that will come
+/// from another sender: criu sends all that wait in a socket from one that is connected to it, or from a new one.
 pub(super) fn look(tree: &Frozen) -> Vec<Found> {
     let mut seen = HashSet::new();
     let waiting = tree.files.iter().filter_map(|file| {
@@ -61,24 +62,36 @@ pub(super) fn look(tree: &Frozen) -> Vec<Found> {
         Some(Waiting { pid: file.pid, inode, socket, kind, packets })
     });
     let waiting: Vec<Waiting> = waiting.collect();
-    let passed_over = if waiting.is_empty() { Vec::new() } else { passed_over(tree, &waiting) };
-    waiting.iter().zip(passed_over).filter_map(|(waiting, count)| waiting.found(count)).collect()
+    if waiting.is_empty() {
+        return Vec::new();
+    }
+    let twins: Vec<Option<Twins>> = waiting.iter().map(|waiting| Twins::of(waiting).ok()).collect();
+    let mut asked: HashSet<u64> = tree.files.iter().filter_map(|file| file.inode_of("socket")).collect();
+    asked.extend(twins.iter().flatten().flat_map(|twins| [twins.all.sender, twins.one.sender]));
+    let peers = Peers::ask(&asked).unwrap_or_default();
+    let found = waiting.iter().zip(&twins).filter_map(|(waiting, twins)| {
+        let passed_over = twins.as_ref().and_then(|twins| waiting.passed_over(twins, &peers));
+        let mut found = waiting.found(passed_over.unwrap_or(0));
+        if waiting.changes_senders(tree, &peers) {
+            found.lost.push("addresses of the senders of datagrams that wait in a unix socket");
+        }
+        (found.queue.is_some() || !found.lost.is_empty()).then_some(found)
+    });
+    found.collect()
 }
 
 /// Adds the empty packets to the images, and tells of those that cannot be added.
 pub(super) fn complete(found: &[Found], images: &ImageDir) -> Result<Vec<Warning>> {
-    let queues: Vec<&Queue> = found.iter().map(|found| &found.queue).collect();
+    let queues: Vec<&Queue> = found.iter().filter_map(|found| found.queue.as_ref()).collect();
     let missed = images.add_empty_packets(&queues)?;
-    let lost = found.iter().filter_map(|Found { pid, queue, lost }| {
-        let missed = missed.contains(&queue.inode);
-        let what = if missed {
-            Some("empty packets that wait in a unix socket, and what follows them")
-        } else {
-            *lost
-        };
-        Some(Warning::Lost { pid: Pid::from(*pid), what: what? })
-    });
-    Ok(lost.collect())
+    let mut warnings = Vec::new();
+    for Found { pid, queue, lost } in found {
+        let is_missed = queue.as_ref().is_some_and(|queue| missed.contains(&queue.inode));
+        let missed = is_missed.then_some("empty packets that wait in a unix socket, and what follows them");
+        let lost = lost.iter().copied().chain(missed);
+        warnings.extend(lost.map(|what| Warning::Lost { pid: Pid::from(*pid), what }));
+    }
+    Ok(warnings)
 }
 
 /// A socket in which packets wait.
@@ -92,11 +105,11 @@ struct Waiting {
 
 impl Waiting {
     /// What is to be added to the images, with so many empty packets that the kernel has passed over.
-    fn found(&self, passed_over: usize) -> Option<Found> {
+    fn found(&self, passed_over: usize) -> Found {
         let is_empty = |packet: &&Packet| packet.length == 0;
         let empty = self.packets.iter().filter(is_empty).count();
         if empty + passed_over == 0 {
-            return None;
+            return Found { pid: self.pid, queue: None, lost: Vec::new() };
         }
         let all_empty = empty == self.packets.len();
         let mut queue = Queue { inode: self.inode, ..Queue::default() };
@@ -115,34 +128,66 @@ impl Waiting {
         if all_empty {
             queue.packets.resize(empty + passed_over, Vec::new());
         }
-        Some(Found { pid: self.pid, queue, lost })
+        Found { pid: self.pid, queue: Some(queue), lost: lost.into_iter().collect() }
     }
-}
 
-/// The number of empty packets in each queue that were looked at before, at an earlier capture or by the program, and that
-/// no look finds. But the kernel tells how much memory the sender's packets take, and as much is taken by equal ones.
-fn passed_over(tree: &Frozen, waiting: &[Waiting]) -> Vec<usize> {
-    let twins = waiting.iter().map(|waiting| {
-        let all = Twin::of(waiting.kind, &waiting.packets)?;
-        let one = Twin::of(waiting.kind, &[Packet { length: 0, carries: false }])?;
-        Ok::<_, io::Error>((all, one))
-    });
-    let twins: Vec<_> = twins.map(Result::ok).collect();
-    let mut asked: HashSet<u64> = tree.files.iter().filter_map(|file| file.inode_of("socket")).collect();
-    asked.extend(twins.iter().flatten().flat_map(|(all, one)| [all.sender, one.sender]));
-    let Some(peers) = Peers::ask(&asked) else { return vec![0; waiting.len()] };
-    let count = |waiting: &Waiting, (all, one): &(Twin, Twin)| {
-        let receiver = u64::from(waiting.inode);
+    /// The number of empty packets that were looked at before, at an earlier capture or by the program, and that no look
+    /// finds. But the kernel tells how much memory the sender's packets take, and as much is taken by equal ones.
+    fn passed_over(&self, twins: &Twins, peers: &Peers) -> Option<usize> {
+        let receiver = u64::from(self.inode);
         let sender = peers.other_end(receiver)?;
         if peers.other_end(sender) != Some(receiver) {
             return None; // it may send elsewhere, and others may send here
         }
-        let more = peers.unread_of(sender)?.checked_sub(peers.unread_of(all.sender)?)?;
-        let size = peers.unread_of(one.sender).filter(|size| *size > 0)?;
+        let more = peers.unread_of(sender)?.checked_sub(peers.unread_of(twins.all.sender)?)?;
+        let size = peers.unread_of(twins.one.sender).filter(|size| *size > 0)?;
         usize::try_from(if more % size == 0 { more / size } else { 0 }).ok()
-    };
-    let counts = waiting.iter().zip(&twins).map(|(waiting, twin)| count(waiting, twin.as_ref()?));
-    counts.map(|count| count.unwrap_or(0)).collect()
+    }
+
+    /// Returns true if the addresses of the senders may be others in what criu restores.
+    fn changes_senders(&self, tree: &Frozen, peers: &Peers) -> bool {
+        let receiver = Some(u64::from(self.inode));
+        let connected = tree
+            .files
+            .iter()
+            .filter(|file| file.inode_of("socket").and_then(|inode| peers.other_end(inode)) == receiver);
+        let mut senders: HashSet<Option<Vec<u8>>> = connected.map(name_of).collect();
+        if senders.is_empty() {
+            senders.insert(None);
+        }
+        senders.extend(self.packets.iter().map(|packet| packet.from.clone()));
+        self.kind == SockType::Datagram && senders.len() > 1
+    }
+}
+
+/// The name in an address, if it has one. That of a file ends with a zero, and another begins with one.
+fn named(name: &[u8]) -> Option<Vec<u8>> {
+    let name = if name.first() == Some(&0) { name } else { name.strip_suffix(&[0]).unwrap_or(name) };
+    (!name.is_empty()).then(|| name.to_vec())
+}
+
+/// The name of a socket.
+fn name_of(file: &OpenFile) -> Option<Vec<u8>> {
+    let socket = descriptor_of(file.pid, file.fd).ok()?;
+    let address: UnixAddr = getsockname(socket.as_raw_fd()).ok()?;
+    match address.as_abstract() {
+        Some(name) => Some([&[0], name].concat()),
+        None => named(address.path()?.as_os_str().as_bytes()),
+    }
+}
+
+/// As many packets as wait in a socket, and one that is empty.
+struct Twins {
+    all: Twin,
+    one: Twin,
+}
+
+impl Twins {
+    fn of(waiting: &Waiting) -> io::Result<Twins> {
+        let all = Twin::of(waiting.kind, &waiting.packets)?;
+        let one = Twin::of(waiting.kind, &[Packet { length: 0, carries: false, from: None }])?;
+        Ok(Twins { all, one })
+    }
 }
 
 /// A pair of sockets in which packets wait that have the same lengths as others.
@@ -170,6 +215,8 @@ struct Packet {
     length: usize,
     /// True if it has descriptors or credentials.
     carries: bool,
+    /// The name of the sender's socket, if it has one.
+    from: Option<Vec<u8>>,
 }
 
 /// The packets that wait in a socket, which stays as it was; `None` if there is nothing to read.
@@ -239,18 +286,15 @@ fn begin_at(socket: &OwnedFd, offset: usize) -> io::Result<()> {
 /// Looks at a packet; `None` if there is no other. In a socket that `ended` each packet has credentials, for which
 /// there is room, so that no descriptor can come with it.
 fn peek(socket: &OwnedFd, buffer: &mut [u8], ended: bool) -> io::Result<Option<Packet>> {
-    let mut room = cmsg_space!(UnixCredentials);
-    let mut parts = [IoSliceMut::new(buffer)];
-    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_TRUNC;
-    let got = match recvmsg::<()>(socket.as_raw_fd(), &mut parts, ended.then_some(&mut room), flags) {
-        Ok(got) => got,
-        Err(nix::Error::EAGAIN) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    let carries = got.flags.contains(MsgFlags::MSG_CTRUNC);
-    let credentials = |message| matches!(message, ControlMessageOwned::ScmCredentials(_));
-    let is_packet = !ended || carries || got.cmsgs()?.any(credentials);
-    Ok(is_packet.then_some(Packet { length: got.bytes, carries }))
+    match sys::peek_packet(socket, buffer, ended) {
+        Ok(seen) => {
+            let is_packet = !ended || seen.has_more || seen.has_credentials;
+            let from = named(&seen.from);
+            Ok(is_packet.then_some(Packet { length: seen.length, carries: seen.has_more, from }))
+        }
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Does something that changes an option of a socket, and sets that as it was.
