@@ -42,6 +42,7 @@ tests![
     a_machine_that_lacks_instructions,
     an_external_file_that_is_not_lent,
     several_trees_are_all_looked_at,
+    no_tree_runs_before_all_are_checked,
     a_look_ends_at_its_deadline_and_when_it_is_cancelled,
 ];
 
@@ -400,6 +401,28 @@ fn several_trees_are_all_looked_at() {
         let told = |line: String| line.contains(&format!("{}: there is no such file", path.display()));
         assert!(foresight.blocks.iter().any(|finding| told(finding.to_string())), "{foresight:?}");
     }
+    home.assert_staging_empty();
+}
+
+fn no_tree_runs_before_all_are_checked() {
+    let home = Home::new();
+    let store = home.store();
+    let (ticks, own) = (home.path("ticks"), home.path("own"));
+    let writes = format!("echo ready; while :; do echo tick >> {}; done", ticks.display());
+    let has_open = format!("exec 3>{}; {ANSWERS}", own.display());
+    let programs = [writes, has_open].map(|script| {
+        let mut program = Program::bash(&script);
+        assert_eq!(program.talk.hear(), "ready");
+        program
+    });
+    let pids = programs.each_ref().map(Program::pid);
+    let digest = home.capture(pids).capture(&store).or_explain();
+    programs.into_iter().for_each(Program::end);
+    fs::remove_file(&own).unwrap();
+    let before = fs::metadata(&ticks).unwrap().len();
+    let error = home.restore().restore(&store, &digest).unwrap_err();
+    assert_eq!(error.failure().map(|failure| failure.cause), Some(Cause::FileChanged), "{}", explain(&error));
+    assert_eq!(fs::metadata(&ticks).unwrap().len(), before, "the first tree has run");
     home.assert_staging_empty();
 }
 

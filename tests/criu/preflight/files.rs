@@ -13,7 +13,7 @@ use std::{
 };
 
 use criu_rpc::{
-    DumpOptions, Pid, RestoreOptions,
+    Cause, DumpOptions, Pid, RestoreOptions,
     options::NetworkLock,
     preflight::{Obstacle, Place, Severity},
     rpc::{Key, NoHooks},
@@ -221,7 +221,8 @@ fn pidfds_of_others() {
     let own = std::process::id();
     let victim = perl(&format!("syscall(434, {own}, 0) > 2 or die"));
     let outside = |obstacle: &Obstacle| *obstacle == Obstacle::PidfdOutside { of: Pid::from(own) };
-    blocks(victim.pid(), &defaults(), victim.pid(), None, outside);
+    let obstacle = blocks(victim.pid(), &defaults(), victim.pid(), None, outside);
+    assert_eq!(obstacle.cause(), Cause::PidfdOutside);
     let victim = perl("syscall(434, $$ + 0, 0) > 2 or die");
     assert_eq!(look(victim.pid(), &defaults()), []);
     passes(victim.pid(), &defaults());

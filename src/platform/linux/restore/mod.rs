@@ -16,10 +16,10 @@ use super::{
     pids::Pids,
     relock::Relock,
     staging::Staging,
-    streams::Given,
+    streams::{Given, ToLend},
 };
 use crate::{
-    Criu, Error, Result, Until, Version, Warning,
+    Cause, Criu, Error, Result, Until, Version, Warning,
     image::ImageDir,
     platform::{Revival, Revived, ToRevive, Unread},
     rpc::tree::Tree,
@@ -93,9 +93,14 @@ impl<'a> Reviver<'a> {
         let links = Links::between(&images)?;
         let (mut revived, mut warnings, mut unread) = (AllOrNone(Vec::new()), Vec::new(), Vec::new());
         let mut used = [false; 3];
-        for (place, (tree, images)) in trees.iter().zip(&images).enumerate() {
-            let given = Given::new(self.revival, self.chosen, links.of(place))?;
-            let mut lent = given.lend(images)?;
+        let mut all_lent = Vec::new();
+        for (place, images) in images.iter().enumerate() {
+            all_lent.push(Given::new(self.revival, self.chosen, links.of(place))?.lend(images)?);
+        }
+        if trees.len() > 1 {
+            self.check_all(&images, &all_lent)?;
+        }
+        for ((tree, images), mut lent) in trees.iter().zip(&images).zip(all_lent) {
             images.order_sockets()?;
             images.repeat_polls()?;
             let (tree, more) = self.revive_one(*tree, images, &lent.files)?;
@@ -119,6 +124,28 @@ impl<'a> Reviver<'a> {
         Ok(Revived { trees: std::mem::take(&mut revived.0), warnings, unread })
     }
 
+    /// Checks each of several trees before the first of them runs: what it does cannot be undone.
+    fn check_all(&self, images: &[ImageDir], lent: &[ToLend]) -> Result<()> {
+        for (images, lent) in images.iter().zip(lent) {
+            let pids = Pids::of(images)?;
+            pids.wait_for_zombies(self.patience());
+            let check = Check { revival: self.revival, images, lent: &lent.files, pids: &pids };
+            // A process of another tree, whose files in /proc this one has open, is not there yet.
+            let mut problems = |error: Error| match error.failure() {
+                Some(failure) if failure.cause == Cause::ProcFile => Ok(()),
+                _ => Err(error),
+            };
+            check.run(&mut problems).map_err(|error| self.tell_version(error))?;
+        }
+        Ok(())
+    }
+
+    /// Returns the time to wait for what passes by itself.
+    fn patience(&self) -> Duration {
+        let patience = self.revival.patience.unwrap_or(PATIENCE);
+        self.until.remaining().map_or(patience, |left| patience.min(left))
+    }
+
     fn revive_one(
         &self,
         tree: ToRevive<'_>,
@@ -127,8 +154,7 @@ impl<'a> Reviver<'a> {
     ) -> Result<(Tree, Vec<Warning>)> {
         let held = images.hold_unsent()?;
         let pids = Pids::of(images)?;
-        let patience = self.revival.patience.unwrap_or(PATIENCE);
-        let patience = self.until.remaining().map_or(patience, |left| patience.min(left));
+        let patience = self.patience();
         self.clock.lap(Phase::Prepare);
         let waiting = Instant::now();
         pids.wait_for_zombies(patience);
