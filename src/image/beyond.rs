@@ -32,8 +32,8 @@ impl ImageDir {
         Ok(namespaces.chain(files).chain(unsent).chain(sockets).collect())
     }
 
-    /// Processes in namespaces that criu does not make again. It makes those of the root, and of its descendants only
-    /// mount and network namespaces, if the root has its own of that kind.
+    /// Processes in namespaces that criu does not make again. It makes those of the root, and of
+    /// its descendants only mount and network namespaces, if the root has its own of that kind.
     fn nested_namespaces(&self, processes: &[PstreeEntry]) -> Result<Vec<String>> {
         let criu = self.first::<InventoryEntry>("inventory.img")?.and_then(|inventory| inventory.root_ids);
         let mut all = BTreeMap::new();

@@ -1,5 +1,5 @@
-//! Whether what the images speak of is there. criu does not ask: for pages that a file does not have it waits for ever,
-//! and without some of its images it crashes, or makes something else.
+//! Whether what the images speak of is there. criu does not ask: for pages that a file does not
+//! have it waits for ever, and without some of its images it crashes, or makes something else.
 
 use std::{fs, io};
 
@@ -33,7 +33,8 @@ const NEWEST_VERSION: u32 = 2;
 /// The flags of a run of pages that we know: in the parent, lazy, in the file of pages.
 const KNOWN_FLAGS: u32 = 1 | 2 | PRESENT;
 
-/// Refuses images of a version that we do not know: nothing that is read of them here would be certain.
+/// Refuses images of a version that we do not know: nothing that is read of them here would be
+/// certain.
 pub(crate) fn check_version(images: &ImageDir, request: Request) -> Result<()> {
     let inventory = images.first::<InventoryEntry>("inventory.img")?;
     match inventory.map_or(NEWEST_VERSION, |inventory| inventory.img_version) {
@@ -48,7 +49,8 @@ pub(crate) fn check_version(images: &ImageDir, request: Request) -> Result<()> {
     }
 }
 
-/// Finds out what is missing: of the images of each process and thread, and of the pages that each map speaks of.
+/// Finds out what is missing: of the images of each process and thread, and of the pages that each
+/// map speaks of.
 pub(crate) fn check_complete(images: &ImageDir, memory: MemoryIn) -> Result<()> {
     let processes = images.processes()?;
     if processes.is_empty() {

@@ -13,7 +13,8 @@ use crate::{Error, Result};
 const IMAGE: u32 = 0x5456_4319;
 /// The first number of statistics and caches.
 const SERVICE: u32 = 0x5510_5940;
-/// The largest entry we read, in bytes. An `mm` entry with a hundred thousand mappings has about ten million.
+/// The largest entry we read, in bytes. An `mm` entry with a hundred thousand mappings has about
+/// ten million.
 const CEILING: u32 = 64 << 20;
 
 /// The entries of an image file.
@@ -98,7 +99,8 @@ pub(super) enum Edit {
     Extend(Vec<u8>),
 }
 
-/// The image `old` with its entries as `edit` says, byte by byte otherwise, and then the `added` ones.
+/// The image `old` with its entries as `edit` says, byte by byte otherwise, and then the `added`
+/// ones.
 pub(super) fn rewritten<Old: Message + Default, New: Message>(
     old: &[u8],
     name: &str,

@@ -1,10 +1,11 @@
 //! Opens of `/dev/tty` by sessions whose terminal the tree has both sides of.
 //!
 //! criu has one name for `/dev/tty`, for all processes. If a tree has one terminal outside and one
-//! inside, criu dumps all these opens as external. Here the opens of the inner terminal become opens
-//! of its slave again.
+//! inside, criu dumps all these opens as external. Here the opens of the inner terminal become
+//! opens of its slave again.
 //!
-//! A master of the terminal outside may have leaked into the tree. It becomes a terminal of its own.
+//! A master of the terminal outside may have leaked into the tree. It becomes a terminal of its
+//! own.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,7 +21,8 @@ use crate::{
 const CONTROLLING: u32 = 0x500;
 
 impl ImageDir {
-    /// Joins each open of `/dev/tty` with the terminal in the tree that controls its session, if there is one.
+    /// Joins each open of `/dev/tty` with the terminal in the tree that controls its session, if
+    /// there is one.
     pub(crate) fn join_inner_terminals(&self) -> Result<()> {
         let (mut opens, mut slaves) = (BTreeMap::new(), BTreeMap::new());
         self.each("tty-info.img", |tty: TtyInfoEntry| {
@@ -60,8 +62,9 @@ impl ImageDir {
         self.rewrite::<TtyInfoEntry, TtyInfoEntry>("tty-info.img", edit, &[])
     }
 
-    /// Takes the session from each master in the tree whose slave is outside: that master leaked into
-    /// the tree. criu would make it the controlling terminal, in the place of the one that is lent.
+    /// Takes the session from each master in the tree whose slave is outside: that master leaked
+    /// into the tree. criu would make it the controlling terminal, in the place of the one that is
+    /// lent.
     pub(crate) fn part_leaked_masters(&self) -> Result<()> {
         let (mut masters, mut outside) = (BTreeMap::new(), BTreeSet::new());
         self.each("tty-info.img", |tty: TtyInfoEntry| {

@@ -1,8 +1,10 @@
-//! Files that are open under a deleted name while they have another one, such as the semaphore behind `sem_open`.
+//! Files that are open under a deleted name while they have another one, such as the semaphore
+//! behind `sem_open`.
 //!
-//! criu makes a link to such a file, notes its name, and removes the link after a dump of a tree that goes on, or after the
-//! first restore. So the images are edited while the link is there: the file gets the name that it still has, or becomes
-//! a file whose contents are in the images (criu calls it a ghost).
+//! criu makes a link to such a file, notes its name, and removes the link after a dump of a tree
+//! that goes on, or after the first restore. So the images are edited while the link is there: the
+//! file gets the name that it still has, or becomes a file whose contents are in the images (criu
+//! calls it a ghost).
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,5 +1,5 @@
-//! Locks that criu takes and loses: those of a process on a file that is mapped. When the process closes the descriptor that a
-//! file was mapped from, all its locks on that file end.
+//! Locks that criu takes and loses: those of a process on a file that is mapped. When the process
+//! closes the descriptor that a file was mapped from, all its locks on that file end.
 
 use std::{
     collections::{HashMap, HashSet},

@@ -1,7 +1,7 @@
 //! [`Notes`]: facts about a tree that criu does not write down, kept with its images.
 //!
-//! They are one more field of the only entry of `inventory.img`. criu and older releases of this crate pass over fields
-//! that they do not know, so every image stays what it was to them.
+//! They are one more field of the only entry of `inventory.img`. criu and older releases of this
+//! crate pass over fields that they do not know, so every image stays what it was to them.
 
 use std::fs;
 

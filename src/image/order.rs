@@ -1,14 +1,16 @@
 //! The order of the unix sockets in `files.img`, on which it depends whether criu restores them.
 //!
-//! - criu looks for the peer of a socket among the entries before it. Only the two of a pair may come in any order.
-//!   A dump puts a client that waits to be accepted before its listener if it meets the client first.
-//! - One process makes both sockets of a pair. It is the maker of the socket whose entry comes last, here the *leader*.
-//!   The maker of a file is the process with the lowest pid that holds it. criu crashes if the process holds the other
-//!   socket, too, and is not the maker of that one. Pids wrap around, so a child may have a lower pid than its parent.
-//! - Descriptors that are on their way through a pair are numbers of the sender's maker. If the other socket leads, and
-//!   has another maker, the receiver gets other files.
-//! - criu crashes if that maker is not known when it reads of them: no process holds the sender, and the packet with the
-//!   sender is read later.
+//! - criu looks for the peer of a socket among the entries before it. Only the two of a pair may
+//!   come in any order. A dump puts a client that waits to be accepted before its listener if it
+//!   meets the client first.
+//! - One process makes both sockets of a pair. It is the maker of the socket whose entry comes
+//!   last, here the *leader*. The maker of a file is the process with the lowest pid that holds it.
+//!   criu crashes if the process holds the other socket, too, and is not the maker of that one.
+//!   Pids wrap around, so a child may have a lower pid than its parent.
+//! - Descriptors that are on their way through a pair are numbers of the sender's maker. If the
+//!   other socket leads, and has another maker, the receiver gets other files.
+//! - criu crashes if that maker is not known when it reads of them: no process holds the sender,
+//!   and the packet with the sender is read later.
 //!
 //! All of this is so in criu 3.17 to 4.2.
 
@@ -74,7 +76,8 @@ impl ImageDir {
         Ok(())
     }
 
-    /// Adds which sockets have descriptors in their queues. criu gives those files to who makes the sender.
+    /// Adds which sockets have descriptors in their queues. criu gives those files to who makes the
+    /// sender.
     fn add_packets(&self, sockets: &mut Sockets) -> Result<()> {
         let Some(mut frames) = self.frames("sk-queues.img")? else { return Ok(()) };
         while let Some(packet) = frames.next_entry::<SkPacketEntry>()? {
@@ -95,7 +98,8 @@ struct Sockets {
     /// By the number of the file.
     by_file: HashMap<u32, usize>,
     by_inode: HashMap<u32, usize>,
-    /// The first problem of descriptors that are on their way: a chain of them has one at each link.
+    /// The first problem of descriptors that are on their way: a chain of them has one at each
+    /// link.
     unsent: Option<String>,
 }
 
@@ -188,7 +192,8 @@ impl Sockets {
         (order, problems)
     }
 
-    /// The problem of a datagram socket whose peer has another peer by now. The kernel connects nothing to such a peer.
+    /// The problem of a datagram socket whose peer has another peer by now. The kernel connects
+    /// nothing to such a peer.
     fn refused(&self, socket: usize) -> Option<String> {
         let peer = self.peer(socket)?;
         self.pair(peer).filter(|other| *other != socket).map(|other| {

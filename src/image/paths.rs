@@ -223,7 +223,8 @@ impl ImageDir {
         Ok(locks.into_iter().filter_map(entry).collect())
     }
 
-    /// Has criu take these files in whatever size they have, and begin in some of them at another place.
+    /// Has criu take these files in whatever size they have, and begin in some of them at another
+    /// place.
     pub(crate) fn accept_files(&self, entries: &[(u32, Option<u64>)]) -> Result<()> {
         if entries.is_empty() {
             return Ok(());
@@ -244,7 +245,8 @@ impl ImageDir {
         self.rewrite("files.img", edit, &accepted)
     }
 
-    /// The files whose names were gone at the dump, by their entries, and the entries of other names that they have.
+    /// The files whose names were gone at the dump, by their entries, and the entries of other
+    /// names that they have.
     fn remaps(&self) -> Result<HashMap<u32, Option<u32>>> {
         const LINKED: u32 = 0;
         const GHOST: u32 = 1 << 31;

@@ -1,8 +1,9 @@
 //! Calls of `poll` that a dump has interrupted: a revived thread makes such a call again.
 //!
-//! The kernel loses its note of how the call goes on when criu runs code of its own in the thread, so criu lets the call fail
-//! with EINTR. Programs such as `tail -f` and `script` take that for an error and end. To make the call again is exact where
-//! it has no time limit. Where it has one, the limit begins anew.
+//! The kernel loses its note of how the call goes on when criu runs code of its own in the thread,
+//! so criu lets the call fail with EINTR. Programs such as `tail -f` and `script` take that for an
+//! error and end. To make the call again is exact where it has no time limit. Where it has one, the
+//! limit begins anew.
 
 use prost::Message;
 
@@ -12,7 +13,8 @@ use crate::{
     proto::images::{CoreEntry, SignalQueueEntry, ThreadInfoX86, UserX86RegsEntry, core_entry::March},
 };
 
-/// The number of `poll` on x86-64. Other processors have only `ppoll`, which the kernel restarts by itself.
+/// The number of `poll` on x86-64. Other processors have only `ppoll`, which the kernel restarts by
+/// itself.
 const POLL: u64 = 7;
 const PPOLL: u64 = 271;
 /// The length of the instruction that makes a system call, in bytes.
@@ -23,7 +25,8 @@ const INTERRUPTED: u64 = -4_i64 as u64;
 const COMPAT: u32 = 2;
 
 impl ImageDir {
-    /// Edits the registers of each thread whose `poll` the dump has interrupted, so that it makes the call again.
+    /// Edits the registers of each thread whose `poll` the dump has interrupted, so that it makes
+    /// the call again.
     pub(crate) fn repeat_polls(&self) -> Result<()> {
         for thread in self.polling_threads()? {
             let edit = |core: &CoreEntry| repeating(core).map_or(Edit::Keep, Edit::Extend);
@@ -49,7 +52,8 @@ impl ImageDir {
         Ok(())
     }
 
-    /// The threads that make their `poll` again when they are revived, by their numbers in the tree.
+    /// The threads that make their `poll` again when they are revived, by their numbers in the
+    /// tree.
     pub(crate) fn polling_threads(&self) -> Result<Vec<u32>> {
         let mut polling = Vec::new();
         for process in self.processes()? {
@@ -83,8 +87,8 @@ pub(crate) struct MovedPoll {
 }
 
 impl MovedPoll {
-    /// The fields that make a thread call `poll` again, if it was dumped in its `ppoll`; or that end the
-    /// call, if there are `signals` for the process or for the thread.
+    /// The fields that make a thread call `poll` again, if it was dumped in its `ppoll`; or that
+    /// end the call, if there are `signals` for the process or for the thread.
     fn put_back(&self, core: &CoreEntry, signals: bool) -> Option<Vec<u8>> {
         let info = core.thread_info.as_ref().filter(|_| core.mtype == i32::from(March::X8664))?;
         let registers = &info.gpregs;

@@ -1,8 +1,8 @@
 //! New numbers for the terminals that a tree has both sides of.
 //!
-//! criu makes such a terminal with the number that it had, and fails if another has that number now: a terminal of the
-//! caller's, for instance, that is new. What a program knows of the number is the name of its terminal, and that is asked for
-//! anew each time.
+//! criu makes such a terminal with the number that it had, and fails if another has that number
+//! now: a terminal of the caller's, for instance, that is new. What a program knows of the number
+//! is the name of its terminal, and that is asked for anew each time.
 
 use std::collections::BTreeMap;
 

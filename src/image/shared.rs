@@ -88,7 +88,8 @@ pub(crate) fn shared_pipes(trees: &[Channels]) -> HashSet<u32> {
     trees.iter().flat_map(|tree| tree.pipes.iter().copied()).filter(is_shared).collect()
 }
 
-/// The pairs of sockets that are in different trees: for each, twice the place of the tree and the inode.
+/// The pairs of sockets that are in different trees: for each, twice the place of the tree and the
+/// inode.
 pub(crate) fn shared_sockets(trees: &[Channels]) -> Vec<[(usize, u32); 2]> {
     let mut homes = HashMap::new();
     for (place, tree) in trees.iter().enumerate() {

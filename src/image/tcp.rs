@@ -5,8 +5,8 @@
 //! criu reads the sockets one after the other, and the kernel may deliver data between two of them
 //! although all processes stand still: a timer of `TCP_CORK`, or an acknowledgement that was
 //! delayed, has the sender send. Data that both sockets have in the images does no harm, because
-//! the receiver drops what it has. Data that neither has is [`Missed`]. An end of the stream that the
-//! receiver does not know of is [said once more](super::unsent).
+//! the receiver drops what it has. Data that neither has is [`Missed`]. An end of the stream that
+//! the receiver does not know of is [said once more](super::unsent).
 
 use std::{collections::HashMap, fs, net::Shutdown};
 

@@ -30,12 +30,14 @@ pub(crate) struct InPipe {
 pub(crate) struct Queue {
     pub(crate) inode: u32,
     pub(crate) packets: Vec<Vec<u8>>,
-    /// True if packets that are not empty carry more than their bytes, which only criu can write down.
+    /// True if packets that are not empty carry more than their bytes, which only criu can write
+    /// down.
     pub(crate) others_carry: bool,
 }
 
 impl Queue {
-    /// Returns true if criu wrote down these packets, and those make this queue with the empty ones.
+    /// Returns true if criu wrote down these packets, and those make this queue with the empty
+    /// ones.
     fn continues(&self, written: &[Vec<u8>]) -> bool {
         let others = self.packets.iter().filter(|packet| !packet.is_empty());
         others.eq(written) || (written.is_empty() && !self.others_carry)
@@ -43,7 +45,8 @@ impl Queue {
 }
 
 impl ImageDir {
-    /// The contents of these pipes, by criu's numbers. criu has them if the tree had an end to read from.
+    /// The contents of these pipes, by criu's numbers. criu has them if the tree had an end to read
+    /// from.
     pub(crate) fn in_pipes(&self, pipes: &HashSet<u32>) -> Result<HashMap<u32, InPipe>> {
         let mut contents = HashMap::new();
         let Some(mut frames) = self.frames("pipes-data.img")? else { return Ok(contents) };
@@ -69,8 +72,8 @@ impl ImageDir {
         Ok(packets)
     }
 
-    /// Adds the empty packets to these queues, and all packets where criu wrote down none. Gives the inodes of those
-    /// where criu wrote down something else, which stay as they are.
+    /// Adds the empty packets to these queues, and all packets where criu wrote down none. Gives
+    /// the inodes of those where criu wrote down something else, which stay as they are.
     pub(crate) fn add_empty_packets(&self, queues: &[&Queue]) -> Result<Vec<u32>> {
         if queues.is_empty() {
             return Ok(Vec::new());

@@ -8,10 +8,10 @@
 //! So criu gets such a socket without the data, and the data is written when both sockets are
 //! there. It stays in the image, behind what criu reads.
 //!
-//! An end of a stream is lost likewise. Where one side knows that the other one writes no more, criu
-//! sends that side a packet as if from the other, which the kernel confirms to a socket that may not
-//! be there yet. So criu gets both sockets as ones of which no stream has ended, and each stream is
-//! ended again.
+//! An end of a stream is lost likewise. Where one side knows that the other one writes no more,
+//! criu sends that side a packet as if from the other, which the kernel confirms to a socket that
+//! may not be there yet. So criu gets both sockets as ones of which no stream has ended, and each
+//! stream is ended again.
 //!
 //! The sender may not know yet that the other side has taken some. That is left out: the other side
 //! would confirm what was never sent, and a socket drops every packet that does.
@@ -53,9 +53,9 @@ pub(crate) struct Held {
     pub(crate) ends: Option<Shutdown>,
 }
 
-/// An end of a connection within the tree with data or an end of a stream that the other side has not
-/// taken, or will not have taken in what criu restores. What of it was sent says little: an earlier
-/// dump, which the tree survived, may have the kernel take it all for sent.
+/// An end of a connection within the tree with data or an end of a stream that the other side has
+/// not taken, or will not have taken in what criu restores. What of it was sent says little: an
+/// earlier dump, which the tree survived, may have the kernel take it all for sent.
 struct Unsent {
     /// The number of the open file.
     file: u32,
@@ -218,8 +218,8 @@ impl ImageDir {
     }
 }
 
-/// Takes the byte that stands for the end of a stream out of the numbers of a connection: of the data
-/// that was received, and of the windows.
+/// Takes the byte that stands for the end of a stream out of the numbers of a connection: of the
+/// data that was received, and of the windows.
 fn reopen_windows(socket: &Connection, stream: &mut TcpStreamEntry) {
     let more = |window: Option<u32>| window.map(|bytes| bytes.saturating_add(1));
     if socket.has_received_fin() {

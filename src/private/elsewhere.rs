@@ -9,7 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A new file, to be written and read; an error if anything of that name is there, a dangling link too.
+/// A new file, to be written and read; an error if anything of that name is there, a dangling link
+/// too.
 pub(crate) fn create_file(path: &Path) -> io::Result<File> {
     File::options().read(true).write(true).create_new(true).open(path)
 }
@@ -19,7 +20,8 @@ pub(crate) fn create_folder(path: &Path) -> io::Result<()> {
     fs::create_dir(path)
 }
 
-/// Writes all bytes at this place. Threads may do so at once, because no caller uses the file's cursor.
+/// Writes all bytes at this place. Threads may do so at once, because no caller uses the file's
+/// cursor.
 pub(crate) fn write_at(file: &File, mut bytes: &[u8], mut at: u64) -> io::Result<()> {
     while !bytes.is_empty() {
         match file.seek_write(bytes, at) {
@@ -43,13 +45,14 @@ pub(crate) fn read_at(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usi
     file.seek_read(buffer, at)
 }
 
-/// Nothing: a folder cannot be opened to be synced, and the file system brings names to the disk by itself.
+/// Nothing: a folder cannot be opened to be synced, and the file system brings names to the disk by
+/// itself.
 pub(crate) fn sync_folder(_path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Does it again for a while, if the system says that somebody has the file: one that is being replaced or removed can be neither
-/// opened nor removed for a moment.
+/// Does it again for a while, if the system says that somebody has the file: one that is being
+/// replaced or removed can be neither opened nor removed for a moment.
 pub(crate) fn patiently<T>(mut work: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let end = Instant::now() + PATIENCE;
     loop {
@@ -74,7 +77,8 @@ pub(crate) fn open_file(path: &Path) -> io::Result<File> {
     patiently(|| File::open(path))
 }
 
-/// Nothing: a lock would keep readers out of the file, so age alone tells whether a file is being written.
+/// Nothing: a lock would keep readers out of the file, so age alone tells whether a file is being
+/// written.
 pub(crate) fn hold(_file: &File) -> bool {
     true
 }

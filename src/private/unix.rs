@@ -7,7 +7,8 @@ use std::{
     path::Path,
 };
 
-/// A new file, to be written and read; an error if anything of that name is there, a dangling link too.
+/// A new file, to be written and read; an error if anything of that name is there, a dangling link
+/// too.
 pub(crate) fn create_file(path: &Path) -> io::Result<File> {
     File::options().read(true).write(true).create_new(true).mode(0o600).open(path)
 }
@@ -62,7 +63,8 @@ pub(crate) fn rename_and_close(file: File, from: &Path, to: &Path) -> io::Result
     renamed
 }
 
-/// Removes a file unless its writer lives; of one that cannot be locked, `old` says whether it may go. Tells whether it went.
+/// Removes a file unless its writer lives; of one that cannot be locked, `old` says whether it may
+/// go. Tells whether it went.
 pub(crate) fn remove_unless_held(path: &Path, old: bool) -> io::Result<bool> {
     let file = File::options().read(true).write(true).open(path)?;
     match file.try_lock() {
@@ -75,7 +77,8 @@ pub(crate) fn remove_unless_held(path: &Path, old: bool) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Returns the device of a file, major and minor, and its inode: what the kernel's list of locks calls it by.
+/// Returns the device of a file, major and minor, and its inode: what the kernel's list of locks
+/// calls it by.
 pub(crate) fn identity(file: &File) -> Option<[u64; 3]> {
     let metadata = file.metadata().ok()?;
     let device = metadata.dev();

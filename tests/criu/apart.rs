@@ -1,5 +1,5 @@
-//! Tests in a process of their own, whose children are all theirs; and what is to be whole after a request, and what
-//! is not to be left of it.
+//! Tests in a process of their own, whose children are all theirs; and what is to be whole after a
+//! request, and what is not to be left of it.
 
 use std::{
     collections::BTreeMap,
@@ -133,12 +133,14 @@ fn executable(pid: i32) -> Vec<String> {
     code.map(|line| format!("{pid} {line}")).collect()
 }
 
-/// Makes this process the heir of orphans, or not: those that criu would leave are seen, or are init's to reap.
+/// Makes this process the heir of orphans, or not: those that criu would leave are seen, or are
+/// init's to reap.
 pub(crate) fn inherit_orphans(on: bool) {
     nix::sys::prctl::set_child_subreaper(on).unwrap();
 }
 
-/// This process has these children, and soon no others. Orphans that have ended are reaped, if those are ours to reap.
+/// This process has these children, and soon no others. Orphans that have ended are reaped, if
+/// those are ours to reap.
 #[track_caller]
 pub(crate) fn assert_alone_with(expected: &[i32], after: &str) {
     let own = crate::requests::own();
@@ -171,7 +173,8 @@ fn describe(pid: i32) -> String {
     format!("{pid}: {states}; parent {parent}, tracer {tracer}, {words:?}, in {}", told("wchan"))
 }
 
-/// Asks with a criu that is given up after this time: by a deadline or by another thread. `None` if it was.
+/// Asks with a criu that is given up after this time: by a deadline or by another thread. `None` if
+/// it was.
 #[track_caller]
 pub(crate) fn given_up<T>(
     criu: Criu,

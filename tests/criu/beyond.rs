@@ -20,7 +20,8 @@ tests![
     a_tree_that_could_not_be_revived_is_not_frozen_to_be_ended,
 ];
 
-/// It can be captured with a warning while it goes on, and is left running, and nothing stored, if it were to end.
+/// It can be captured with a warning while it goes on, and is left running, and nothing stored, if
+/// it were to end.
 #[track_caller]
 pub(crate) fn is_never_revived(pid: i32, problem: &str) {
     for way in WAYS {

@@ -31,7 +31,8 @@ fn a_rich_tree_goes_on_after_its_capture_and_again_when_it_is_revived() {
     a_rich_tree(|capture| capture);
 }
 
-/// A tree with children, threads, memory of all kinds, files, pipes and sockets, captured in some way.
+/// A tree with children, threads, memory of all kinds, files, pipes and sockets, captured in some
+/// way.
 pub(crate) fn a_rich_tree(how: impl Fn(ProcsCapture) -> ProcsCapture) {
     let home = Home::new();
     let store = home.store();

@@ -137,7 +137,8 @@ fn captures_that_live_survive_a_collection() {
     let gc = store.gc(&live, Duration::ZERO).or_explain();
     assert!(gc.swept.blobs > 0, "{gc:?}");
     assert!(store.verify().unwrap().damage.is_empty());
-    // A pack with little that is dead in it is left as it is, but what is dead there counts as missing.
+    // A pack with little that is dead in it is left as it is, but what is dead there counts as
+    // missing.
     assert!([0, 2, 3, 5].iter().all(|lost| !store.contains(&captures[*lost]).unwrap()));
     for (digest, count) in live.iter().zip([2, 5]) {
         let mut revived = Revived::from(home.restore(), &store, digest);
@@ -251,7 +252,8 @@ fn a_store_that_becomes_full_leaves_the_tree_as_it_was() {
     let mut counted = 0;
     for room in [0, 1, 100, 3000, 4300] {
         for leave_running in [true, false] {
-            // A small buffer, so that it is full while criu still sends; and a large one, so that it is not.
+            // A small buffer, so that it is full while criu still sends; and a large one, so that
+            // it is not.
             for buffer in [0, 1 << 30] {
                 let store = Full { inner: MemBlobStore::new(), room: AtomicUsize::new(room) };
                 let (chunking, pool) = (Chunking::default(), BufferPool::new(buffer));

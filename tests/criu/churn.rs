@@ -1,5 +1,5 @@
-//! A victim that changes: a ring of pages that a thread goes round all the time, and regions of memory that change as it is told.
-//! It knows what each page has to be.
+//! A victim that changes: a ring of pages that a thread goes round all the time, and regions of
+//! memory that change as it is told. It knows what each page has to be.
 
 use std::{
     collections::BTreeMap,
@@ -99,7 +99,8 @@ impl State {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let ring = self.ring.clone();
         let whole = ring.lock().unwrap();
-        // SAFETY: the copy allocates, which this C library allows, and holds the only lock that there is.
+        // SAFETY: the copy allocates, which this C library allows, and holds the only lock that
+        // there is.
         #[allow(unsafe_code)]
         let side = unsafe { nix::unistd::fork() }.unwrap();
         drop(whole);
@@ -166,7 +167,8 @@ impl Words {
         #[allow(unsafe_code)]
         let start = unsafe { libc::mmap(std::ptr::null_mut(), count * 8, protection, flags, -1, 0) };
         assert_ne!(start, libc::MAP_FAILED);
-        // SAFETY: it has that many words and stays; of those who share it, one at a time does anything.
+        // SAFETY: it has that many words and stays; of those who share it, one at a time does
+        // anything.
         #[allow(unsafe_code)]
         Words::Shared(unsafe { std::slice::from_raw_parts_mut(start.cast::<u64>(), count) })
     }

@@ -93,7 +93,8 @@ fn the_events_of_a_dump_and_a_restore_come_in_order() {
     assert_eq!(events.seen, [&["pre-dump"], asked, &["post-dump"]].concat());
     victim.reap(&members);
 
-    // With an input that ended it would end while criu lets it go, and criu would call that a failure.
+    // With an input that ended it would end while criu lets it go, and criu would call that a
+    // failure.
     let ((input, _end), output) = (pipe(), File::create("/dev/null").unwrap());
     let folder = File::open(home.path("images")).unwrap();
     let lend = Lend::images(&folder).inherit(stdin, &input).inherit(stdout, &output);

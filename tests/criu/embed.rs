@@ -1,4 +1,5 @@
-//! Programs that the crate finds itself in: one that ignores SIGCHLD, one on a machine without criu.
+//! Programs that the crate finds itself in: one that ignores SIGCHLD, one on a machine without
+//! criu.
 
 use std::{env::current_exe, os::unix::net::UnixStream, path::Path, process::Command};
 

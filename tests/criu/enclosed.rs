@@ -28,7 +28,8 @@ tests![
     larger_deleted_files_need_a_word,
 ];
 
-/// A server and its client, both in the tree. The client answers with what the server made of the line.
+/// A server and its client, both in the tree. The client answers with what the server made of the
+/// line.
 fn server_and_client(domain: &str) -> String {
     let (class, address) = match domain {
         "4" => ("IO::Socket::INET", "127.0.0.1"),
@@ -86,7 +87,8 @@ fn data_on_its_way_within_a_tree() {
     );
 }
 
-/// A process with both ends of a connection, each of which has written until nothing more was taken.
+/// A process with both ends of a connection, each of which has written until nothing more was
+/// taken.
 pub(crate) fn stuffed(prepare: &str) -> String {
     format!(
         "use IO::Socket::INET; use Socket qw(:all); \
@@ -147,7 +149,8 @@ fn more_unsent_data_than_a_window_holds() {
     comes_back(|_| Script::perl(&program), |talk| assert_eq!(talk.ask("?"), "all"));
 }
 
-/// One side or both have said that they write no more, some with data before that which was not sent.
+/// One side or both have said that they write no more, some with data before that which was not
+/// sent.
 fn connections_that_are_closing_within_a_tree() {
     needs_tcp();
     const HALF: &str = "shutdown($a, 1);";
@@ -182,8 +185,8 @@ fn connections_that_are_closing_within_a_tree() {
     }
 }
 
-/// The server has closed its end, of which a client with a pool of connections takes no notice. It is revived once: what is
-/// left of the connection then takes the kernel a minute to forget.
+/// The server has closed its end, of which a client with a pool of connections takes no notice. It
+/// is revived once: what is left of the connection then takes the kernel a minute to forget.
 fn connections_whose_other_end_was_closed_within_a_tree() {
     needs_tcp();
     comes_back_times(
@@ -212,7 +215,8 @@ fn connections_to_the_outside_need_a_word() {
     victim.assert_counts_on(0);
 }
 
-/// As the advice says: the tree that goes on keeps its connection, and what is revived later finds it closed at once.
+/// As the advice says: the tree that goes on keeps its connection, and what is revived later finds
+/// it closed at once.
 fn a_connection_to_the_outside_is_closed_in_what_is_revived_and_stays_in_the_tree_that_goes_on() {
     needs_tcp();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -293,7 +297,8 @@ fn locks_whose_taker_has_ended() {
     );
 }
 
-/// As of `flock FILE PROGRAM`: who started the tree holds the lock as well, and does so at the restore.
+/// As of `flock FILE PROGRAM`: who started the tree holds the lock as well, and does so at the
+/// restore.
 fn locks_that_are_shared_with_the_outside_need_a_word() {
     let home = Home::new();
     let path = home.path("lock");

@@ -160,8 +160,8 @@ fn dumped(home: &Home) -> Images {
     images
 }
 
-/// Asks, while another thread kills criu at a random moment, or comes too late. criu is the only child of ours beside
-/// these.
+/// Asks, while another thread kills criu at a random moment, or comes too late. criu is the only
+/// child of ours beside these.
 fn killed_within<T>(limit: Duration, others: &[i32], ask: impl FnOnce() -> Result<T>) -> Result<T> {
     let answered = AtomicBool::new(false);
     let moment = Duration::from_micros(random(limit.as_micros().try_into().unwrap()));
@@ -200,7 +200,8 @@ fn kill_dumps() {
             Ok(_) => {}
             Err(Error::Gone(failure) | Error::Criu(failure)) => {
                 gone += 1;
-                // The other way round: a tree that criu died over can end of that a moment after it was seen to live.
+                // The other way round: a tree that criu died over can end of that a moment after it
+                // was seen to live.
                 assert!(failure.target != Target::Gone || !lives(pid), "{seen:?}: {}", failure.report());
             }
             Err(error) => panic!("{}", explain(error)),
@@ -232,8 +233,9 @@ fn kill_dumps() {
     assert!(gone > 0);
 }
 
-/// Ends what a killed criu leaves of its own: children with which it tries the kernel out. Those are orphans at once, which
-/// nobody but their heir can find. What is of the tree is not ended here.
+/// Ends what a killed criu leaves of its own: children with which it tries the kernel out. Those
+/// are orphans at once, which nobody but their heir can find. What is of the tree is not ended
+/// here.
 fn end_orphans(tree: &[i32]) {
     for pid in children(own()).into_iter().filter(|pid| !tree.contains(pid)) {
         let words = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -269,7 +271,8 @@ fn kill_restores() {
     assert!(gone > 0);
 }
 
-/// A root whose tracer has died may end by the tracer's own breakpoint, and leaves children that nobody knows any more.
+/// A root whose tracer has died may end by the tracer's own breakpoint, and leaves children that
+/// nobody knows any more.
 fn kill_roots() {
     let home = Home::new();
     let images = dumped(&home);

@@ -137,7 +137,8 @@ fn what_tee_writes_goes_on_at_its_end() {
     });
 }
 
-/// As of `program > log`: the log is the standard output itself, for which the restore is given nothing.
+/// As of `program > log`: the log is the standard output itself, for which the restore is given
+/// nothing.
 fn standard_output_in_a_log_goes_on_at_its_end() {
     in_each_way(|way, home| {
         let log = home.path("log");

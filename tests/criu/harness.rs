@@ -15,7 +15,8 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 /// A test: its name, and what it does.
 pub(crate) type Test = (&'static str, fn());
 
-/// A part that this binary plays in other processes: the argument that calls for it, and what it does.
+/// A part that this binary plays in other processes: the argument that calls for it, and what it
+/// does.
 pub(crate) type Part = (&'static str, fn(&[String]));
 
 /// A list of the functions, with their names.
@@ -90,15 +91,16 @@ fn trial((name, test): &'static Test, reason: Option<&String>) -> Trial {
 /// The default number of concurrent tests. Most of them wait, for a program or for init.
 const TESTS_AT_ONCE: usize = 4;
 
-/// Leads a session of its own, if that of the caller is led from outside of this pid namespace, as in a container:
-/// criu cannot dump any process that stays in such a session.
+/// Leads a session of its own, if that of the caller is led from outside of this pid namespace, as
+/// in a container: criu cannot dump any process that stays in such a session.
 fn leave_a_session_from_outside() {
     if nix::unistd::getsid(None).is_ok_and(|session| session.as_raw() == 0) {
         nix::unistd::setsid().expect("a process that leads a group has its session in its own pid namespace");
     }
 }
 
-/// Lets victims be interrupted: what a shell starts in the background ignores the signals of a terminal, and so would they.
+/// Lets victims be interrupted: what a shell starts in the background ignores the signals of a
+/// terminal, and so would they.
 fn hear_interrupts() {
     use nix::sys::signal::{SigHandler, Signal, signal};
     for interrupt in [Signal::SIGINT, Signal::SIGQUIT] {
@@ -108,13 +110,14 @@ fn hear_interrupts() {
     }
 }
 
-/// Keeps from the victims what the caller of the tests left open, such as the pipes of a job server: they have what the
-/// tests give them.
+/// Keeps from the victims what the caller of the tests left open, such as the pipes of a job
+/// server: they have what the tests give them.
 fn inherit_streams_alone() {
     let open = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
     let numbers: Vec<i32> = open.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
     for number in numbers.into_iter().filter(|number| *number > 2) {
-        // SAFETY: it is used for this one call, which says so if the number is that of no file any more.
+        // SAFETY: it is used for this one call, which says so if the number is that of no file any
+        // more.
         #[allow(unsafe_code)]
         let descriptor = unsafe { std::os::fd::BorrowedFd::borrow_raw(number) };
         let _ = fcntl(descriptor, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)); // the folder was closed

@@ -1,4 +1,5 @@
-//! Numbers that a tree is to get back, and what holds them: not only processes, but their groups and sessions.
+//! Numbers that a tree is to get back, and what holds them: not only processes, but their groups
+//! and sessions.
 
 use std::{
     io::ErrorKind,
@@ -44,8 +45,8 @@ impl Drop for Sleeper {
     }
 }
 
-/// A victim that leads a process group in the session of the tests, captured, and ended once another process is in its
-/// group.
+/// A victim that leads a process group in the session of the tests, captured, and ended once
+/// another process is in its group.
 pub(crate) fn captured_with_a_follower(home: &Home, store: &FsBlobStore) -> (i32, Digest256, Sleeper) {
     let mut command = Command::new("/proc/self/exe");
     command.arg("--victim").process_group(0);

@@ -1,4 +1,5 @@
-//! Captures after pre-dumps: what is kept is the memory of the last moment, whatever happened in the rounds before.
+//! Captures after pre-dumps: what is kept is the memory of the last moment, whatever happened in
+//! the rounds before.
 
 use std::{
     fs,

@@ -137,8 +137,8 @@ impl Late {
         panic!("the child was restored too quickly each time");
     }
 
-    /// Has the connection end without a word when its processes end. The kernel would keep its ports
-    /// for a minute if it ended in order.
+    /// Has the connection end without a word when its processes end. The kernel would keep its
+    /// ports for a minute if it ended in order.
     fn silence(&self) {
         const REPAIR: i64 = 19;
         for process in [self.parent, self.child] {

@@ -1,6 +1,8 @@
-//! The other end of a standard stream has leaked into the tree: the stream leads to the capturing process all the same.
+//! The other end of a standard stream has leaked into the tree: the stream leads to the capturing
+//! process all the same.
 //!
-//! The programs get that end as their standard error, and keep it under another number. Real callers forget `O_CLOEXEC`.
+//! The programs get that end as their standard error, and keep it under another number. Real
+//! callers forget `O_CLOEXEC`.
 
 use std::{
     fs::File,

@@ -1,4 +1,5 @@
-//! Nothing leaks: no zombie, no descriptor, no file. Counted in a process of its own, which does nothing else.
+//! Nothing leaks: no zombie, no descriptor, no file. Counted in a process of its own, which does
+//! nothing else.
 
 use std::process::Command;
 
@@ -82,7 +83,8 @@ fn revive_and_let_go(home: &Home) {
     crate::tree::wait_gone(&[pid]);
 }
 
-/// The number of a child is taken, so that the root was made already when the restore fails. By whom it was taken.
+/// The number of a child is taken, so that the root was made already when the restore fails. By
+/// whom it was taken.
 fn fail_to_revive_a_child(home: &Home) -> Victim {
     let store = home.store();
     let victim = Victim::start(&["children=1"]);

@@ -1,4 +1,5 @@
-//! Files that are open under a deleted name while they have another: the tree comes back, as often as is wanted.
+//! Files that are open under a deleted name while they have another: the tree comes back, as often
+//! as is wanted.
 
 use std::{fs, path::Path, process::Command};
 
@@ -99,7 +100,8 @@ fn a_mapping_as_of_a_named_semaphore() {
     assert!(!left.iter().any(|name| name.starts_with("link_remap.")), "{left:?}");
 }
 
-/// A file on NFS that is deleted while it is open gets such a name, and loses it when the last process closes it.
+/// A file on NFS that is deleted while it is open gets such a name, and loses it when the last
+/// process closes it.
 fn a_file_whose_other_name_passes_comes_back_with_its_contents() {
     for way in WAYS {
         let home = Home::new();

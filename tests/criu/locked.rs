@@ -163,7 +163,8 @@ fn a_tree_whose_processes_share_a_lock_gets_it_back() {
     revived.tree().kill().or_explain();
 }
 
-/// A program that has a lock on the first file, and maps the second. It answers whether it has the lock.
+/// A program that has a lock on the first file, and maps the second. It answers whether it has the
+/// lock.
 fn locks_and_maps(locked: &Path, mapped: &Path, how: &str) -> Program {
     let script = "import fcntl, mmap, os, sys\nfiles = [os.open(name, os.O_RDWR | os.O_CREAT, 0o644) for name in sys.argv[1:3]]\n\
                   os.ftruncate(files[1], 4096)\nmemory = mmap.mmap(files[1], 4096, getattr(mmap, sys.argv[3]))\n\
@@ -236,8 +237,9 @@ fn is_locked_by(path: &Path) -> Option<i32> {
     (i32::from(lock.l_type) != nix::libc::F_UNLCK).then_some(lock.l_pid)
 }
 
-/// Threads that wait in a sleep, a read, a poll and for a futex, with two locked ranges of a mapped file. It tells when each
-/// has come out of its wait as it should. Its child has a lock too, and is stopped.
+/// Threads that wait in a sleep, a read, a poll and for a futex, with two locked ranges of a mapped
+/// file. It tells when each has come out of its wait as it should. Its child has a lock too, and is
+/// stopped.
 const WAITERS: &str = r"
 import fcntl, mmap, os, select, signal, sys, threading, time
 file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o644)

@@ -1,7 +1,7 @@
 //! Tests against a real criu, as root. Each module is about one promise.
 //!
-//! Where criu cannot work the tests are skipped, and say why; with `CRIU_TESTS=must` that is a failure. `CRIU` names
-//! another criu to test with.
+//! Where criu cannot work the tests are skipped, and say why; with `CRIU_TESTS=must` that is a
+//! failure. `CRIU` names another criu to test with.
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
 /// The modules, which are for Linux alone.

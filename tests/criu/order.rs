@@ -1,5 +1,5 @@
-//! Trees whose processes have numbers in any order, as after pids wrapped around, come back; and unix sockets in any
-//! order.
+//! Trees whose processes have numbers in any order, as after pids wrapped around, come back; and
+//! unix sockets in any order.
 
 use std::{
     fs,
@@ -24,8 +24,8 @@ tests![
     all_that_children_with_lower_pids_share,
 ];
 
-/// Lets one test at a time take lower pids: free ones below 300. The kernel gives these by itself to no
-/// process, so none has them before a restore.
+/// Lets one test at a time take lower pids: free ones below 300. The kernel gives these by itself
+/// to no process, so none has them before a restore.
 fn take_lower_pids() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
@@ -53,8 +53,8 @@ def lower(flags = 0):
     raise OSError('no lower pid is free')
 ";
 
-/// Each pair of sockets is held by the parent and by two children in one of all the ways that there are; each process
-/// has one end, both, or none.
+/// Each pair of sockets is held by the parent and by two children in one of all the ways that there
+/// are; each process has one end, both, or none.
 fn pairs_of_sockets_that_children_with_lower_pids_share() {
     let _turn = take_lower_pids();
     let script = format!(
@@ -117,8 +117,9 @@ fn a_connection_that_was_not_accepted_yet() {
     );
 }
 
-/// Shares pairs of sockets with a child, sends pipes through them, and counts the pairs through which they all come out.
-/// The words are, for each pair, who holds which end, who sends into which end, and whether the sender keeps the pipe.
+/// Shares pairs of sockets with a child, sends pipes through them, and counts the pairs through
+/// which they all come out. The words are, for each pair, who holds which end, who sends into which
+/// end, and whether the sender keeps the pipe.
 const IN_FLIGHT: &str = r#"
 class Pair:
     def __init__(self, word):
@@ -184,7 +185,8 @@ fn python(home: &Home, program: &str, words: &[String]) -> Script {
     Script::by(command)
 }
 
-/// Each way for a parent and a child to hold a pair, and for one of them to send, in words for [`IN_FLIGHT`].
+/// Each way for a parent and a child to hold a pair, and for one of them to send, in words for
+/// [`IN_FLIGHT`].
 fn ways_to_send() -> Vec<[&'static str; 4]> {
     let mut ways = Vec::new();
     for [parent, child] in [["a", "b"], ["b", "a"], ["a", "ab"], ["b", "ab"], ["ab", "a"], ["ab", "b"], ["ab", "ab"]] {
@@ -196,7 +198,8 @@ fn ways_to_send() -> Vec<[&'static str; 4]> {
     ways
 }
 
-/// Returns true if criu cannot restore it: the process with the lower pid has the receiver alone, and the other has both.
+/// Returns true if criu cannot restore it: the process with the lower pid has the receiver alone,
+/// and the other has both.
 fn is_beyond([parent, child, sender, end]: [&str; 4]) -> bool {
     let [lower, higher] = [child, parent];
     sender == "parent" && higher == "ab" && lower.len() == 1 && lower != end
@@ -237,7 +240,8 @@ fn descriptors_that_no_order_brings_to_their_receiver() {
     }
 }
 
-/// The kernel lets a datagram socket connect to a peer that has none, or that one. It had none at the time.
+/// The kernel lets a datagram socket connect to a peer that has none, or that one. It had none at
+/// the time.
 fn a_socket_whose_peer_has_another_peer() {
     let home = Home::new();
     let victim = Script::perl(&format!(
@@ -251,9 +255,10 @@ fn a_socket_whose_peer_has_another_peer() {
     is_never_revived(victim.pid(), "is connected to the unix socket");
 }
 
-/// A process, five children, and a grandchild, each with a lower pid than its parent: one leads a process group, one is in that
-/// group, one leads a session and has a child there, one has the table of descriptors of its parent, and one has ended. They
-/// share memory, files, and what they wait for.
+/// A process, five children, and a grandchild, each with a lower pid than its parent: one leads a
+/// process group, one is in that group, one leads a session and has a child there, one has the
+/// table of descriptors of its parent, and one has ended. They share memory, files, and what they
+/// wait for.
 const SHARE: &str = r#"
 import fcntl, mmap, pty, select, signal, struct, termios
 memory = mmap.mmap(-1, 1 << 16); memory[:5] = b'begun'

@@ -1,4 +1,5 @@
-//! Deadlines and tokens cover the work of this crate itself: locks, stores that are slow or stuck, and reading.
+//! Deadlines and tokens cover the work of this crate itself: locks, stores that are slow or stuck,
+//! and reading.
 
 use std::{
     fs::File,

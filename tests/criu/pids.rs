@@ -43,7 +43,8 @@ fn a_process_and_its_child_are_one_tree() {
     Revived::from(home.restore(), &store, &stored.digest).assert_counts_on(0);
 }
 
-/// Two victims that can be talked to by socket, since revived trees share what they are given as standard input.
+/// Two victims that can be talked to by socket, since revived trees share what they are given as
+/// standard input.
 fn pair(home: &Home) -> [(Victim, String); 2] {
     let mut pair = ["one", "other"].map(|name| {
         let socket = home.path(name).display().to_string();

@@ -1,5 +1,5 @@
-//! Pipes inside a tree are restored as they were, those too of which one side has ended; pipes that lead out get a new
-//! other side.
+//! Pipes inside a tree are restored as they were, those too of which one side has ended; pipes that
+//! lead out get a new other side.
 
 use std::{
     fs::{self, File},
@@ -272,7 +272,8 @@ fn what_is_between_two_trees_is_neither_lost_nor_there_twice() {
         let mut restored = home.restore().stdin(input).stdout(output).restore(&store, &digest).or_explain();
         let number = |line: String| line.strip_prefix("got item ").unwrap().parse::<u64>().unwrap();
         let first: u64 = number(talk.hear());
-        // What was heard before the capture is not told, but no more than that is missing, and nothing comes again.
+        // What was heard before the capture is not told, but no more than that is missing, and
+        // nothing comes again.
         assert!(way.leave_running || first <= last + 1, "{first} after {last}");
         for next in first + 1..first + 50 {
             assert_eq!(number(talk.hear()), next);

@@ -107,7 +107,8 @@ pub(crate) fn files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// The files in which a store keeps blobs and names: what it notes for its collections does not count.
+/// The files in which a store keeps blobs and names: what it notes for its collections does not
+/// count.
 pub(crate) fn stored_files(store: &Path) -> Vec<PathBuf> {
     ["blobs", "packs", "names", "tmp"].iter().flat_map(|folder| files(&store.join(folder))).collect()
 }
@@ -121,8 +122,8 @@ pub(crate) fn file_of(store: &Path, digest: &Digest256) -> PathBuf {
 
 /// Copies a program that is to be started, or that criu is to make another one's.
 ///
-/// Another process writes the file: in ours, a child that another test starts at the same moment could have it open for
-/// writing for a while, and the kernel executes no such file.
+/// Another process writes the file: in ours, a child that another test starts at the same moment
+/// could have it open for writing for a while, and the kernel executes no such file.
 #[track_caller]
 pub(crate) fn copy_program(from: impl AsRef<Path>, to: &Path) {
     assert!(Command::new("cp").arg(from.as_ref()).arg(to).status().unwrap().success());

@@ -1,5 +1,5 @@
-//! Files that were replaced between a capture and its restore. criu opens paths as root and follows links, so a tree could
-//! be given a file that its user may not even read.
+//! Files that were replaced between a capture and its restore. criu opens paths as root and follows
+//! links, so a tree could be given a file that its user may not even read.
 
 use std::{
     fs,

@@ -451,7 +451,8 @@ fn a_page_server_that_nobody_owns_can_be_told_to_write_its_number() {
     wait_until("the page server is gone", || state(pid).is_none());
 }
 
-/// A page server that nobody owns ends with its first connection: this is the last one there may be.
+/// A page server that nobody owns ends with its first connection: this is the last one there may
+/// be.
 struct EndOf(u16);
 
 impl Drop for EndOf {

@@ -38,7 +38,8 @@ fn digest(answer: &str) -> Digest256 {
     digest.parse().unwrap()
 }
 
-/// Lets the victim capture itself by `command`, goes on with it, ends it, and revives the copy, which says `greeting`.
+/// Lets the victim capture itself by `command`, goes on with it, ends it, and revives the copy,
+/// which says `greeting`.
 #[track_caller]
 fn captures_itself(mut victim: Victim, command: &str, greeting: &str) {
     let home = Home::new();

@@ -1,5 +1,6 @@
-//! Memory that is served to criu while it restores: of large trees, of many at once and one after the other; and what is
-//! left if the restore is given up, the store fails, or there is not enough of something.
+//! Memory that is served to criu while it restores: of large trees, of many at once and one after
+//! the other; and what is left if the restore is given up, the store fails, or there is not enough
+//! of something.
 
 use std::{
     fmt,
@@ -196,7 +197,8 @@ fn possessions() -> Vec<String> {
     all
 }
 
-/// What it has once nothing goes away any more: threads that were joined are listed for a moment longer.
+/// What it has once nothing goes away any more: threads that were joined are listed for a moment
+/// longer.
 fn settled() -> Vec<String> {
     let deadline = Instant::now() + SOON;
     loop {
@@ -248,8 +250,8 @@ fn revive_in_a_row() {
     assert!(memory() < memory_before + 64, "{memory_before} MiB became {}", memory());
 }
 
-/// Makes what is made once and stays: the thread that reaps, and what that has, come with the first child that is
-/// dropped alive. A restore that was given up need not have one.
+/// Makes what is made once and stays: the thread that reaps, and what that has, come with the first
+/// child that is dropped alive. A restore that was given up need not have one.
 fn begin_to_reap(home: &Home, store: &MemBlobStore, digest: &Digest256, members: &[i32]) {
     let (tree, talk) = Revived::from(home.restore(), store, digest).give();
     drop(tree);
@@ -406,7 +408,8 @@ fn asked_for(home: &Home, store: &MemBlobStore, digest: &Digest256) -> Vec<Diges
 fn a_store_that_stalls_is_waited_for() {
     let (home, store) = (Home::new(), MemBlobStore::new());
     let mut victim = Victim::start(&["children=3", "memory=24"]);
-    // Its end is made again too, of which its parent is told by a signal while it waits for its memory.
+    // Its end is made again too, of which its parent is told by a signal while it waits for its
+    // memory.
     victim.ask("zombie");
     let digest = home.capture([victim.pid()]).chunked(Chunking::default()).capture(&store).or_explain();
     victim.end();
@@ -447,7 +450,8 @@ fn fail_in_the_middle() {
     drop(Revived::from(home.restore(), &store, &digest));
 }
 
-/// A place where something is mounted, until this is dropped: a test's folder could not be removed else.
+/// A place where something is mounted, until this is dropped: a test's folder could not be removed
+/// else.
 struct Mounted(String);
 
 impl Drop for Mounted {

@@ -90,7 +90,8 @@ impl Drop for Service {
     }
 }
 
-/// A victim whose standard streams have names, so that criu restores them without anybody lending files.
+/// A victim whose standard streams have names, so that criu restores them without anybody lending
+/// files.
 fn with_named_streams(home: &Home) -> Victim {
     let [input, output] = ["input", "output"].map(|name| {
         let path = home.path(name);

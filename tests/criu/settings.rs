@@ -1,4 +1,5 @@
-//! Settings of processes and threads that criu does not carry along: they are as they were, or it is said that they are not.
+//! Settings of processes and threads that criu does not carry along: they are as they were, or it
+//! is said that they are not.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
@@ -215,7 +216,8 @@ fn a_system_call_that_ends_early_is_told() {
     }
 }
 
-/// What the kernel tells of a thread that waits in a call: its number, its arguments and two registers.
+/// What the kernel tells of a thread that waits in a call: its number, its arguments and two
+/// registers.
 fn waits_in(thread: i32) -> String {
     std::fs::read_to_string(format!("/proc/{thread}/syscall")).unwrap_or_default()
 }
@@ -224,7 +226,8 @@ fn polls(thread: i32) -> bool {
     waits_in(thread).starts_with("7 ")
 }
 
-/// criu lets a `poll` with a limit end in the tree that goes on, but not in the one that is revived.
+/// criu lets a `poll` with a limit end in the tree that goes on, but not in the one that is
+/// revived.
 fn a_revived_thread_polls_again() {
     for way in WAYS {
         let home = Home::new();
@@ -246,7 +249,8 @@ fn a_revived_thread_polls_again() {
     }
 }
 
-/// The call that the original waits in and that of the revived one are what it was, to the last register.
+/// The call that the original waits in and that of the revived one are what it was, to the last
+/// register.
 fn a_thread_that_polls_without_a_limit_notices_nothing() {
     for way in WAYS {
         let home = Home::new();
@@ -274,7 +278,8 @@ fn a_thread_that_polls_without_a_limit_notices_nothing() {
     }
 }
 
-/// A program in python whose threads wait in `poll`, each at a pipe of its own, until they are asked for.
+/// A program in python whose threads wait in `poll`, each at a pipe of its own, until they are
+/// asked for.
 const POLLING_THREADS: &str = "
 import ctypes, os, select, sys, threading
 lib = ctypes.CDLL(None, use_errno=True)
@@ -362,8 +367,8 @@ fn programs_that_take_eintr_for_an_error_go_on() {
     program.talk.until("two\r\ntwo\r\n");
 }
 
-/// The tree is captured again and again, and gets a signal at other moments each time. A `poll` that a
-/// handler interrupts ends, and each signal has its effect.
+/// The tree is captured again and again, and gets a signal at other moments each time. A `poll`
+/// that a handler interrupts ends, and each signal has its effect.
 fn a_thread_that_polls_gets_each_signal() {
     let home = Home::new();
     let mut victim = Script::perl(

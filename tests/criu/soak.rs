@@ -1,4 +1,5 @@
-//! A program that captures and collects for long: memory, descriptors and threads stay what they were.
+//! A program that captures and collects for long: memory, descriptors and threads stay what they
+//! were.
 //!
 //! `CRIU_SOAK` says how many captures there are of each kind.
 
@@ -16,7 +17,8 @@ tests![captures_and_collections_leave_a_program_as_it_was];
 
 const FEWEST: usize = 24;
 
-/// Memory of no file that is in use in KiB, descriptors, threads, and areas of memory of this process.
+/// Memory of no file that is in use in KiB, descriptors, threads, and areas of memory of this
+/// process.
 #[derive(Debug, Clone, Copy)]
 struct Possessions {
     memory: u64,
@@ -32,8 +34,8 @@ impl Possessions {
             let found = rollup.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
             found.unwrap().trim().trim_end_matches(" kB").parse().unwrap()
         };
-        // The kernel takes pages that were marked as free (`MADV_FREE`) when it likes, and swaps others. Pages of the
-        // program's file come and go as the machine has room.
+        // The kernel takes pages that were marked as free (`MADV_FREE`) when it likes, and swaps
+        // others. Pages of the program's file come and go as the machine has room.
         let memory = of("Anonymous") + of("Swap") - of("LazyFree");
         let count = |folder| fs::read_dir(folder).unwrap().count();
         let areas = fs::read_to_string("/proc/self/maps").unwrap().lines().count();
@@ -42,7 +44,8 @@ impl Possessions {
     }
 }
 
-/// Captures and collects, and gives what the process had in the middle and at the end, the most of some captures each.
+/// Captures and collects, and gives what the process had in the middle and at the end, the most of
+/// some captures each.
 fn soak(home: &Home, store: &FsBlobStore, capture: &ProcsCapture, rounds: usize) -> [Possessions; 2] {
     let mut seen = Vec::new();
     for _ in 0..rounds {
@@ -61,7 +64,8 @@ fn soak(home: &Home, store: &FsBlobStore, capture: &ProcsCapture, rounds: usize)
 
 fn captures_and_collections_leave_a_program_as_it_was() {
     let mut command = Command::new("timeout");
-    // What is free goes back to the kernel, always: by default glibc keeps some megabytes of it, now and then.
+    // What is free goes back to the kernel, always: by default glibc keeps some megabytes of it,
+    // now and then.
     command.env("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=65536:glibc.malloc.trim_threshold=65536");
     crate::apart::apart_by(command, "soak");
 }

@@ -1,5 +1,5 @@
-//! A tree whose standard streams are unix sockets, as Node gives its children, is captured and revived without a word.
-//! Empty packets that wait in unix sockets come back.
+//! A tree whose standard streams are unix sockets, as Node gives its children, is captured and
+//! revived without a word. Empty packets that wait in unix sockets come back.
 
 use std::{
     io::Write,
@@ -114,7 +114,8 @@ fn a_socket_that_is_no_standard_stream_still_needs_a_word() {
     victim.assert_counts_on(1);
 }
 
-/// Sends packets through pairs of sockets, and tells what waits in each: packets have credentials, an end has none.
+/// Sends packets through pairs of sockets, and tells what waits in each: packets have credentials,
+/// an end has none.
 const PACKETS: &str = r"
 import array, os, socket, sys
 os.setsid()
@@ -193,7 +194,8 @@ pair(SEQ, b'one', ends=True)
     wait_in_each_copy(kinds, &format!("{each} / {each} / {rest}"));
 }
 
-/// What an earlier capture has looked at is found again, or it is told: the kernel shows it no more, except for the first.
+/// What an earlier capture has looked at is found again, or it is told: the kernel shows it no
+/// more, except for the first.
 #[track_caller]
 fn is_captured_again(pairs: &str, revived_with: &str, lost: bool) {
     for way in WAYS {

@@ -28,7 +28,8 @@ impl Talk {
         Talk { to: Some(File::from(to.into())), from: File::from(from.into()), heard: Vec::new() }
     }
 
-    /// A conversation through two new pipes, and the far ends of them: what to read from, what to write to.
+    /// A conversation through two new pipes, and the far ends of them: what to read from, what to
+    /// write to.
     pub(crate) fn through_pipes() -> (Talk, File, File) {
         let (their_input, to) = pipe();
         let (from, their_output) = pipe();

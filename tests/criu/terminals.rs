@@ -1,4 +1,5 @@
-//! A program that is revived in a terminal has what it had: the session that the terminal controls, its modes, its size.
+//! A program that is revived in a terminal has what it had: the session that the terminal controls,
+//! its modes, its size.
 
 use std::{
     fs,

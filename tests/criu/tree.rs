@@ -1,5 +1,5 @@
-//! [`Victim`] and [`Revived`]: a test's handles on a victim, before and after. Whatever way a test ends, both kill and
-//! reap what they stand for, and nothing else.
+//! [`Victim`] and [`Revived`]: a test's handles on a victim, before and after. Whatever way a test
+//! ends, both kill and reap what they stand for, and nothing else.
 
 use std::{
     fs::File,
@@ -126,10 +126,12 @@ impl Drop for Victim {
     }
 }
 
-/// How long a victim has to end by itself once nobody talks to it. It reaps its children then, which init is slow to.
+/// How long a victim has to end by itself once nobody talks to it. It reaps its children then,
+/// which init is slow to.
 const POLITE: Duration = Duration::from_secs(3);
 
-/// Kills a child of ours and its descendants, those first, while their parents still hold their numbers.
+/// Kills a child of ours and its descendants, those first, while their parents still hold their
+/// numbers.
 fn kill_family(root: i32) {
     let own = i32::try_from(std::process::id()).unwrap();
     if !children(own).contains(&root) {
@@ -166,7 +168,8 @@ impl Revived {
     #[track_caller]
     pub(crate) fn from(restore: ProcsRestore, store: &impl BlobStore, digest: &Digest256) -> Revived {
         let (talk, input, output) = Talk::through_pipes();
-        // Ours may be a file that grows: what was revived with it could not be captured and revived again.
+        // Ours may be a file that grows: what was revived with it could not be captured and revived
+        // again.
         let errors = File::create("/dev/null").unwrap();
         let restore = restore.stdin(input).stdout(output).stderr(errors);
         let foresight = restore.preflight(store, digest).or_explain();

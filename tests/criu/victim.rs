@@ -1,5 +1,6 @@
-//! The victim: a program to be captured. It counts, and answers commands from its standard input on its standard
-//! output, a line each. This is the program; [`Victim`](crate::tree::Victim) is the test's handle on it.
+//! The victim: a program to be captured. It counts, and answers commands from its standard input on
+//! its standard output, a line each. This is the program; [`Victim`](crate::tree::Victim) is the
+//! test's handle on it.
 
 use std::{
     fs::File,
@@ -277,7 +278,8 @@ fn dump_around_criu(images: &str) -> String {
     }
 }
 
-/// `HOW WHOM HOME`: captures its `own` process, the `parent`, the process of a number, or several, with plus signs.
+/// `HOW WHOM HOME`: captures its `own` process, the `parent`, the process of a number, or several,
+/// with plus signs.
 fn capture(words: &str) -> String {
     let [how, whom, home] = words.splitn(3, ' ').collect::<Vec<_>>()[..] else { panic!("{words}") };
     let pids = whom.split('+').map(|whom| match whom {

@@ -1,4 +1,5 @@
-//! Every way to capture a tree and bring it back: left running and ended, as an archive and chunked.
+//! Every way to capture a tree and bring it back: left running and ended, as an archive and
+//! chunked.
 
 use std::process::Command;
 
@@ -10,8 +11,8 @@ use crate::{
     tree::{OrExplain, Revived, Victim, signal, wait_gone},
 };
 
-/// A victim in perl or in a shell: it says `ready PID`, and then answers each line with one. It does not see to the end of
-/// its descendants; this does.
+/// A victim in perl or in a shell: it says `ready PID`, and then answers each line with one. It
+/// does not see to the end of its descendants; this does.
 pub(crate) struct Script(Victim);
 
 impl Script {
@@ -81,8 +82,8 @@ impl Way {
     }
 }
 
-/// Captures a victim in every way without a word about options, ends it, and revives it twice. `check` is asked of the
-/// original that goes on, and of both that were revived.
+/// Captures a victim in every way without a word about options, ends it, and revives it twice.
+/// `check` is asked of the original that goes on, and of both that were revived.
 #[track_caller]
 pub(crate) fn comes_back(start: impl Fn(&Home) -> Script, check: impl Fn(&mut Talk)) {
     comes_back_times(2, start, check);

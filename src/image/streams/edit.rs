@@ -119,7 +119,8 @@ impl Edits {
         Ok(hung_up)
     }
 
-    /// Gives each open file of a terminal that stays a name of its own, and takes out what nothing is open of.
+    /// Gives each open file of a terminal that stays a name of its own, and takes out what nothing
+    /// is open of.
     fn edit_terminals(&self, images: &ImageDir, tables: &Tables, offer: &Offer<'_>) -> Result<Vec<Lending>> {
         let mut of_entry = BTreeMap::new();
         images.each("files.img", |file: FileEntry| {

@@ -1,16 +1,18 @@
-//! Files of a dumped tree whose other side was outside of it, and giving the tree others in their place.
+//! Files of a dumped tree whose other side was outside of it, and giving the tree others in their
+//! place.
 //!
-//! criu can put a file of ours in the place of a resource (`inherit_fd`), but only by the resource's name, and the names
-//! are too coarse: a program in a terminal has one file as all three streams, and the caller may lend a pipe, a
-//! file and nothing. So the images are edited, in one of two ways.
+//! criu can put a file of ours in the place of a resource (`inherit_fd`), but only by the
+//! resource's name, and the names are too coarse: a program in a terminal has one file as all three
+//! streams, and the caller may lend a pipe, a file and nothing. So the images are edited, in one of
+//! two ways.
 //!
-//! - A terminal that is given another terminal stays one, so that criu restores its modes, its size, and the session that it
-//!   controls. Each of its open files gets a name of its own.
-//! - Everything else becomes a regular file of its own, whose name we choose, and that is what criu replaces. It takes whatever
-//!   is lent for it, as it is.
+//! - A terminal that is given another terminal stays one, so that criu restores its modes, its
+//!   size, and the session that it controls. Each of its open files gets a name of its own.
+//! - Everything else becomes a regular file of its own, whose name we choose, and that is what criu
+//!   replaces. It takes whatever is lent for it, as it is.
 //!
-//! The root of the tree decides what is a stream: a child that has the root's standard error as its standard output gets
-//! what the caller gives as standard error.
+//! The root of the tree decides what is a stream: a child that has the root's standard error as its
+//! standard output gets what the caller gives as standard error.
 
 mod edit;
 mod led_out;
@@ -34,7 +36,8 @@ const WRITE_ONLY: u32 = 1;
 /// The caller's offer to the tree.
 #[derive(Debug, Default)]
 pub(crate) struct Offer<'a> {
-    /// The standard streams that are to be replaced wherever they lead, unless to another task of the tree.
+    /// The standard streams that are to be replaced wherever they lead, unless to another task of
+    /// the tree.
     pub(crate) chosen: [bool; 3],
     /// The terminal that each standard stream is, if it is one.
     pub(crate) terminals: [Option<OfferedTerminal>; 3],
@@ -88,14 +91,15 @@ pub(crate) struct Detached {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Was {
     Other,
-    /// A pipe or a socket, for which a program may wait with others by `epoll`: that takes no files.
+    /// A pipe or a socket, for which a program may wait with others by `epoll`: that takes no
+    /// files.
     Channel,
     /// A pipe or a socket that no call waits for.
     Nonblocking,
 }
 
-/// Makes the files that lead out of the tree replaceable, and the root's streams that the caller chose. Gives the files to
-/// lend.
+/// Makes the files that lead out of the tree replaceable, and the root's streams that the caller
+/// chose. Gives the files to lend.
 pub(crate) fn detach_streams(images: &ImageDir, offer: &Offer<'_>) -> Result<Detached> {
     let tables = Tables::read(images, &Inherited(offer.inherited))?;
     let plan = Plan::new(&tables, offer);
@@ -151,7 +155,8 @@ impl<'a> Plan<'a> {
                 Some(Kind::Regular) if offer.chosen[stream] => {
                     files.entry(descriptor.id).or_default().push(stream);
                 }
-                // Its input has ended, and a new one would be news to the tree; what it says may be heard again.
+                // Its input has ended, and a new one would be news to the tree; what it says may be
+                // heard again.
                 Some(Kind::Ended(_)) if offer.chosen[stream] && stream > 0 => {
                     files.entry(descriptor.id).or_default().push(stream);
                 }
@@ -177,9 +182,9 @@ impl<'a> Plan<'a> {
         outside.filter_map(|outside| tables.told.get(&outside.resource)).flatten().copied()
     }
 
-    /// Assigns the root's streams that are files to pipes that are no process's stream. The root has
-    /// saved those pipes to make room for files, as `exec 3>&1 >log` does. Pipes come in the order
-    /// of their descriptors, because programs save one stream after the other.
+    /// Assigns the root's streams that are files to pipes that are no process's stream. The root
+    /// has saved those pipes to make room for files, as `exec 3>&1 >log` does. Pipes come in the
+    /// order of their descriptors, because programs save one stream after the other.
     fn save(&mut self, leads_out: [bool; 3]) {
         let free = |streams: &[usize]| streams.iter().copied().filter(|stream| !leads_out[*stream]).collect();
         let (mut inputs, mut outputs): (Vec<usize>, Vec<usize>) = (free(&[0]), free(&[2, 1]));
@@ -205,8 +210,8 @@ impl<'a> Plan<'a> {
         self.files.retain(|_, streams| !streams.iter().any(|stream| saved.contains(stream)));
     }
 
-    /// Returns true if the root's standard input has ended and is not kept elsewhere, as a shell keeps
-    /// its own while it reads a here-document.
+    /// Returns true if the root's standard input has ended and is not kept elsewhere, as a shell
+    /// keeps its own while it reads a here-document.
     fn input_has_ended(&self) -> bool {
         let is_open = |descriptor: &FdinfoEntry| {
             let outside = self.tables.outside(descriptor.id);

@@ -11,15 +11,17 @@ use crate::{
 /// Open files and descriptors.
 pub(super) struct Tables {
     pub(super) files: HashMap<u32, Kind>,
-    /// The open descriptors, by the number of the table, which tasks may share. Parents' before children's.
+    /// The open descriptors, by the number of the table, which tasks may share. Parents' before
+    /// children's.
     pub(super) descriptors: Vec<(u32, Vec<FdinfoEntry>)>,
     pub(super) terminals: Terminals,
-    /// The standard streams that each resource was when the tree was started, as noted at the capture:
-    /// by the caller's word, or because the caller has the other end.
+    /// The standard streams that each resource was when the tree was started, as noted at the
+    /// capture: by the caller's word, or because the caller has the other end.
     pub(super) told: HashMap<Resource, Vec<usize>>,
 }
 
-/// The facts about an open file that matter. The whole entry takes a hundred times the space, and the images may be hostile.
+/// The facts about an open file that matter. The whole entry takes a hundred times the space, and
+/// the images may be hostile.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Kind {
     Regular,
@@ -148,7 +150,8 @@ fn kind(file: &FileEntry, terminals: &Terminals, inherited: &Inherited<'_>) -> K
     }
 }
 
-/// The terminals whose other side was outside. criu has an entry for each open file of such a terminal.
+/// The terminals whose other side was outside. criu has an entry for each open file of such a
+/// terminal.
 #[derive(Default)]
 pub(super) struct Terminals {
     /// By the number of the entry.
@@ -235,11 +238,12 @@ impl Pipes {
         }
     }
 
-    /// The kind of each file that is an end of a pipe. Of pipes with no other end, some are `ended`. Where
-    /// that was not noted, nothing is certain; the root's streams are the likeliest to lead out.
+    /// The kind of each file that is an end of a pipe. Of pipes with no other end, some are
+    /// `ended`. Where that was not noted, nothing is certain; the root's streams are the likeliest
+    /// to lead out.
     ///
-    /// The end by which the tree uses a pipe that was `told` leads out, even if the tree has the other
-    /// end as well: that one has leaked into the tree.
+    /// The end by which the tree uses a pipe that was `told` leads out, even if the tree has the
+    /// other end as well: that one has leaked into the tree.
     fn leading_out(
         &self,
         ended: Option<&HashSet<u32>>,
@@ -275,7 +279,8 @@ impl Pipes {
     }
 }
 
-/// The unix sockets. criu notes the other end of one that leads out as a socket of its own, or not at all.
+/// The unix sockets. criu notes the other end of one that leads out as a socket of its own, or not
+/// at all.
 #[derive(Default)]
 struct Sockets {
     files: Vec<Socket>,

@@ -1,8 +1,9 @@
-//! TCP connections and file locks that no process outside a tree shares, so criu can carry them along
-//! without an option of the caller's.
+//! TCP connections and file locks that no process outside a tree shares, so criu can carry them
+//! along without an option of the caller's.
 //!
-//! criu refuses both by default, because it cannot know who else relies on them. Here that is looked up, before anything is
-//! frozen. In doubt the answer is no, and criu's error says what to do.
+//! criu refuses both by default, because it cannot know who else relies on them. Here that is
+//! looked up, before anything is frozen. In doubt the answer is no, and criu's error says what to
+//! do.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -59,9 +60,9 @@ impl Enclosed {
         found
     }
 
-    /// Returns true if there are file locks, and each belongs to the tree alone. A lock of `flock` or of
-    /// an open file description is shared with a process outside that has the same description, by
-    /// `fork` for instance.
+    /// Returns true if there are file locks, and each belongs to the tree alone. A lock of `flock`
+    /// or of an open file description is shared with a process outside that has the same
+    /// description, by `fork` for instance.
     pub(super) fn has_own_locks(&self) -> bool {
         let mut found = false;
         let mut shared = Vec::new();
@@ -125,8 +126,8 @@ impl OpenFile {
     }
 }
 
-/// The number of connections of these sockets in the network namespace of the process; `None` if one
-/// of them leads out.
+/// The number of connections of these sockets in the network namespace of the process; `None` if
+/// one of them leads out.
 fn own_connections(pid: i32, sockets: &HashMap<u64, i32>) -> Option<usize> {
     let mut ends = HashMap::<(Endpoint, Endpoint), TcpLine>::new();
     for table in ["tcp", "tcp6"] {

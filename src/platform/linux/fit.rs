@@ -1,5 +1,6 @@
-//! Options that follow from what the tree is, so that nobody need know criu to capture a program: a root that leads
-//! no session, terminals and streams to sockets from outside, and at the restore whatever the images say of the dump.
+//! Options that follow from what the tree is, so that nobody need know criu to capture a program: a
+//! root that leads no session, terminals and streams to sockets from outside, and at the restore
+//! whatever the images say of the dump.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -34,8 +35,8 @@ pub(super) fn for_dump(job: &Job, root: Pid, roots: &[Pid]) -> DumpOptions {
     let enclosed = Enclosed::of(root);
     if !options.names_tcp() && enclosed.has_own_connections() {
         options = options.tcp_established(true);
-        // Both ends stand still. To block their traffic, criu needs a program that many machines lack, and leaves rules
-        // behind when the tree ends.
+        // Both ends stand still. To block their traffic, criu needs a program that many machines
+        // lack, and leaves rules behind when the tree ends.
         if !options.names_network_lock() {
             options = options.network_lock(NetworkLock::Skip);
         }
@@ -53,7 +54,8 @@ pub(super) fn for_dump(job: &Job, root: Pid, roots: &[Pid]) -> DumpOptions {
     options
 }
 
-/// The largest deleted file that is carried along unless the caller says something, in bytes. criu by itself takes one MiB.
+/// The largest deleted file that is carried along unless the caller says something, in bytes. criu
+/// by itself takes one MiB.
 const GHOST_LIMIT: u32 = 256 << 20;
 
 fn leads_no_session(root: Pid) -> bool {
@@ -64,8 +66,8 @@ fn leads_no_session(root: Pid) -> bool {
 struct Outside {
     /// As criu names them.
     terminals: BTreeSet<String>,
-    /// The unix sockets that are standard streams, by inode, and those whose other side another tree of the capture has. A
-    /// restore can give no others anew.
+    /// The unix sockets that are standard streams, by inode, and those whose other side another
+    /// tree of the capture has. A restore can give no others anew.
     sockets: BTreeSet<u64>,
 }
 
@@ -132,8 +134,8 @@ impl Terminals {
         }
     }
 
-    /// Takes out the masters of the root's standard streams that leaked into the tree: those that this
-    /// process has open, too, and those of terminals that the caller `told`.
+    /// Takes out the masters of the root's standard streams that leaked into the tree: those that
+    /// this process has open, too, and those of terminals that the caller `told`.
     fn forget_leaked(&mut self, root: i32, told: &HashSet<&str>) {
         if lineage(Pid::own().as_raw()).contains(&root) {
             return; // the tree has them because this process is a part of it

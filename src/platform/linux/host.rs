@@ -31,8 +31,8 @@ fn same_pages(there: u32, here: usize) -> Result<()> {
     Err(Error::Host { problem })
 }
 
-/// The instruction sets that a program may have found and kept to, of all that `/proc/cpuinfo` lists: much of it says how
-/// the kernel or a virtual machine works, and may differ.
+/// The instruction sets that a program may have found and kept to, of all that `/proc/cpuinfo`
+/// lists: much of it says how the kernel or a virtual machine works, and may differ.
 fn instruction_sets(cpuinfo: &str) -> BTreeSet<String> {
     let lists = cpuinfo.lines().filter_map(|line| {
         let (key, list) = line.split_once(':')?;

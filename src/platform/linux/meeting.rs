@@ -30,7 +30,8 @@ pub(super) struct Party<'a> {
 }
 
 impl Meeting {
-    /// A place for a dump that is to meet the others so many times. All places are taken before the first dump begins.
+    /// A place for a dump that is to meet the others so many times. All places are taken before the
+    /// first dump begins.
     pub(super) fn join(&self, times: usize) -> Party<'_> {
         self.state().parties += 1;
         Party { meeting: self, left: times }

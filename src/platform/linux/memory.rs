@@ -11,8 +11,8 @@ use crate::{
     sys,
 };
 
-/// Refuses a kernel whose pages are of another size than those of the formats: criu counts in the kernel's, so memory of the
-/// tree would be taken for headers of the stream.
+/// Refuses a kernel whose pages are of another size than those of the formats: criu counts in the
+/// kernel's, so memory of the tree would be taken for headers of the stream.
 pub(super) fn check_page_size() -> Result<()> {
     refuse_other_pages(sys::page_size())
 }

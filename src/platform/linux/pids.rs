@@ -86,9 +86,10 @@ impl Pids {
         }
     }
 
-    /// Restores again, a few times, while criu finds a number taken that no process holds. Linux 6.15 and later tell a
-    /// parent that a process has ended before they free the number of its last thread. No call can see such a number.
-    /// The zombies that a failed restore left are waited for as long as `patience` says, in all.
+    /// Restores again, a few times, while criu finds a number taken that no process holds. Linux
+    /// 6.15 and later tell a parent that a process has ended before they free the number of its
+    /// last thread. No call can see such a number. The zombies that a failed restore left are
+    /// waited for as long as `patience` says, in all.
     pub(super) fn retry_until_freed<T>(
         &self,
         patience: Duration,
@@ -132,7 +133,8 @@ impl Pids {
     }
 }
 
-/// Restores up to [`TRIES`] times while that fails because a number is taken and `all_free` is true.
+/// Restores up to [`TRIES`] times while that fails because a number is taken and `all_free` is
+/// true.
 fn retry<T>(all_free: impl Fn() -> bool, mut restore: impl FnMut() -> Result<T>) -> Result<T> {
     for tried in 1..TRIES {
         match restore() {

@@ -66,7 +66,8 @@ impl Polls {
         polls
     }
 
-    /// Notes which threads get a signal once criu lets them go. Called as late as possible before that.
+    /// Notes which threads get a signal once criu lets them go. Called as late as possible before
+    /// that.
     pub(super) fn look(&mut self) {
         for waiting in &mut self.0 {
             let status = Status::read(format!("/proc/{}/status", waiting.thread));
@@ -88,7 +89,8 @@ impl Drop for Polls {
     fn drop(&mut self) {
         let mut room = vec![0; BELOW];
         for_each(&mut self.0, |registers, waiting| {
-            // With one from another time, there is no telling: to end the call is right in either case.
+            // With one from another time, there is no telling: to end the call is right in either
+            // case.
             let interrupted = waiting.interrupted || waiting.frames.max(waiting.frames(&mut room)) > 0;
             registers.as_poll(waiting.was.as_ref()?, interrupted)
         });
@@ -96,8 +98,8 @@ impl Drop for Polls {
 }
 
 impl Waiting {
-    /// The frames of signals that interrupted it as it was about to call `ppoll`. The kernel puts them
-    /// below the stack, and nothing overwrites them while the thread waits.
+    /// The frames of signals that interrupted it as it was about to call `ppoll`. The kernel puts
+    /// them below the stack, and nothing overwrites them while the thread waits.
     fn frames(&self, room: &mut [u8]) -> usize {
         let (Some(was), Some(memory)) = (&self.was, &self.memory) else { return 0 };
         // The lower part may be no memory.

@@ -1,7 +1,9 @@
-//! Takes the locks again that criu has lost, in the processes that had them, while the tree is stopped.
+//! Takes the locks again that criu has lost, in the processes that had them, while the tree is
+//! stopped.
 //!
-//! A lock belongs to the process that takes it, so the process itself has to: it is traced and makes the system call, and then
-//! is as it was. criu is asked to leave the tree stopped for that, and here it is let go on.
+//! A lock belongs to the process that takes it, so the process itself has to: it is traced and
+//! makes the system call, and then is as it was. criu is asked to leave the tree stopped for that,
+//! and here it is let go on.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -48,7 +50,8 @@ impl Relock {
         Ok(Some(Relock { locks, stopped: images.stopped()? }))
     }
 
-    /// Takes the locks in a tree that criu has left stopped, and lets it go on, unless it is to `stay`.
+    /// Takes the locks in a tree that criu has left stopped, and lets it go on, unless it is to
+    /// `stay`.
     pub(super) fn finish(&self, root: Pid, stay: bool, until: &Until) -> Result<Vec<Warning>> {
         let until = Instant::now() + until.remaining().map_or(PATIENCE, |left| left.min(PATIENCE));
         let processes = tree(root.as_raw());
@@ -77,7 +80,8 @@ impl Relock {
         Ok(warnings)
     }
 
-    /// Lets the processes go on that were not stopped at the capture: children first, so that no parent sees a stopped one.
+    /// Lets the processes go on that were not stopped at the capture: children first, so that no
+    /// parent sees a stopped one.
     fn go_on(&self, processes: &[i32], numbers: &HashMap<u32, i32>) -> Result<()> {
         let stay =
             |pid: i32| numbers.iter().any(|(number, other)| *other == pid && self.stopped.contains(number));

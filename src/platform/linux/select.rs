@@ -7,8 +7,8 @@ use crate::{
     procfs::{Stat, lineage, status_number},
 };
 
-/// The roots of the trees that the pids are in, each pid under the highest of its ancestors that is in the list too.
-/// In the list's order.
+/// The roots of the trees that the pids are in, each pid under the highest of its ancestors that is
+/// in the list too. In the list's order.
 pub(super) fn roots(pids: &[Pid]) -> Result<Vec<Pid>> {
     let named: BTreeSet<i32> = pids.iter().map(|pid| pid.as_raw()).collect();
     let (mut seen, mut roots, mut known) = (BTreeSet::new(), Vec::new(), BTreeSet::new());

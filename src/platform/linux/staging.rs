@@ -1,7 +1,8 @@
 //! [`Staging`]: the private folder that images are in for a while.
 //!
-//! Its maker holds a lock on it. A folder whose maker was killed has none, and the next capture or restore removes it: it
-//! holds memory and file contents of a tree. A lock and not a pid tells, because containers may share the folder above.
+//! Its maker holds a lock on it. A folder whose maker was killed has none, and the next capture or
+//! restore removes it: it holds memory and file contents of a tree. A lock and not a pid tells,
+//! because containers may share the folder above.
 
 use std::{
     collections::HashMap,
@@ -46,7 +47,8 @@ type Identity = (u64, u64);
 /// The prefix of the names of these folders.
 const PREFIX: &str = "criu-rpc-";
 
-/// A file in a folder whose maker can hold no lock. Such a folder is left over when it is a day old.
+/// A file in a folder whose maker can hold no lock. Such a folder is left over when it is a day
+/// old.
 const UNLOCKED: &str = "unlocked";
 const LEFTOVER: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -112,7 +114,8 @@ impl Staging {
         let _ = open_folder(itself, name.as_ref()).and_then(|folder| remove(&**itself, folder, name));
     }
 
-    /// Holds nothing of the folder open: for a process that dumps itself, which criu would refuse for the lock.
+    /// Holds nothing of the folder open: for a process that dumps itself, which criu would refuse
+    /// for the lock.
     pub(crate) fn unlock(&mut self) -> Result<()> {
         let path = self.path.join(UNLOCKED);
         private::create_file(&path).map_err(Error::io(format!("make the file {}", path.display())))?;

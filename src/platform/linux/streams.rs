@@ -35,7 +35,8 @@ pub(super) struct Given<'a> {
     streams: [File; 3],
 }
 
-/// The files that criu is lent, by its names, and the bytes that were in those that they replace, by descriptor.
+/// The files that criu is lent, by its names, and the bytes that were in those that they replace,
+/// by descriptor.
 pub(super) struct ToLend {
     pub(super) files: Vec<(String, File)>,
     pub(super) unread: Vec<(u32, Vec<u8>)>,
@@ -135,7 +136,8 @@ impl<'a> Given<'a> {
         if was == Was::Nonblocking && kind.file_type().is_fifo() {
             return nonblocking(file);
         }
-        // An event loop that waits for its input cannot wait for a file, nor for nothing. That of a daemon has ended.
+        // An event loop that waits for its input cannot wait for a file, nor for nothing. That of a
+        // daemon has ended.
         let is_own = self.file(stream).is_none();
         let has_ended = is_null(&kind) || (is_own && kind.is_file());
         if stream == 0 && was != Was::Other && has_ended { ended(&[]) } else { file.try_clone() }
@@ -158,13 +160,15 @@ impl<'a> Given<'a> {
 
 /// Gives the tree's own terminals other numbers where theirs are taken, or beyond what criu tries.
 pub(super) fn renumber(images: &ImageDir) -> Result<()> {
-    /// Half of the terminals that criu opens until it has the number that it wants: others come and go meanwhile.
+    /// Half of the terminals that criu opens until it has the number that it wants: others come and
+    /// go meanwhile.
     const TRIES: u32 = 16;
     let own = images.own_terminals()?;
     if own.is_empty() {
         return Ok(());
     }
-    // The kernel gives the lowest number that is free. Those far above are the least likely to be gone when criu asks.
+    // The kernel gives the lowest number that is free. Those far above are the least likely to be
+    // gone when criu asks.
     let masters: Vec<_> = (0..TRIES).map_while(|_| free_terminal()).collect();
     let free: Vec<u32> = masters.iter().map(|(_, number)| *number).collect();
     let Some(end) = free.first().map(|lowest| lowest + TRIES) else { return Ok(()) };
@@ -207,7 +211,8 @@ fn terminal(file: &File) -> Option<OfferedTerminal> {
     Some(OfferedTerminal { device: known.rdev() ^ known.dev().rotate_left(32), taken })
 }
 
-/// Returns true if the terminal controls a session already. criu would take it away from that session.
+/// Returns true if the terminal controls a session already. criu would take it away from that
+/// session.
 fn is_taken(terminal: &Known) -> bool {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = processes.filter_map(|process| process.file_name().to_str()?.parse::<i32>().ok());

@@ -1,4 +1,5 @@
-//! Waiting for what passes by itself: connections that the kernel has not forgotten, and terminals of programs that come and go.
+//! Waiting for what passes by itself: connections that the kernel has not forgotten, and terminals
+//! of programs that come and go.
 
 use std::{
     thread,
@@ -10,9 +11,9 @@ use crate::{Cause, Error, Result};
 /// The pause between two attempts.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// Restores again while the kernel still has a connection with both addresses of one of the tree's, or another program was
-/// quicker to take the number of a terminal. When a tree ends, its connections go into TIME_WAIT, and the kernel gives them
-/// anew after one or two seconds.
+/// Restores again while the kernel still has a connection with both addresses of one of the tree's,
+/// or another program was quicker to take the number of a terminal. When a tree ends, its
+/// connections go into TIME_WAIT, and the kernel gives them anew after one or two seconds.
 pub(super) fn retry_while_taken<T>(patience: Duration, mut restore: impl FnMut() -> Result<T>) -> Result<T> {
     let deadline = Instant::now().checked_add(patience);
     loop {
@@ -25,8 +26,8 @@ pub(super) fn retry_while_taken<T>(patience: Duration, mut restore: impl FnMut()
     }
 }
 
-/// Returns true if criu could bind but not connect a socket, or if it could not open the terminal of a
-/// given number.
+/// Returns true if criu could bind but not connect a socket, or if it could not open the terminal
+/// of a given number.
 fn is_taken(error: &Error) -> bool {
     const CONNECTION: &str = "Can't connect inet socket back: Cannot assign requested address";
     const TERMINAL: &str = "Unable to open dev/ptmx with specified index";

@@ -1,4 +1,5 @@
-//! What preflight says of a tree is what criu then does: it refuses what blocks, and takes what is clear or cured.
+//! What preflight says of a tree is what criu then does: it refuses what blocks, and takes what is
+//! clear or cured.
 
 pub(crate) mod files;
 pub(crate) mod general;
@@ -101,7 +102,8 @@ fn descriptor_of(fd: i32, target: PathBuf) -> Place {
     Place::Descriptor { fd, target }
 }
 
-/// A victim in perl, for system calls that no safe code makes. It does not see to its children's end; this does.
+/// A victim in perl, for system calls that no safe code makes. It does not see to its children's
+/// end; this does.
 pub(crate) struct Perl(Victim);
 
 impl std::ops::Deref for Perl {

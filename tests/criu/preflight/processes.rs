@@ -115,7 +115,8 @@ fn dead_leaders() {
     blocks(victim.pid(), &defaults(), victim.pid(), Some(Place::Process), dead);
 }
 
-/// The user of a namespace that the caller made is another one, and the caller has all capabilities there.
+/// The user of a namespace that the caller made is another one, and the caller has all capabilities
+/// there.
 fn users_of_a_namespace() {
     const OWN_SPACE: &str = "$me = $$; pipe(R, W); pipe(Q, V); unless (fork) { close W; close Q; <R>; \
         for my $m ('uid', 'gid') { open(M, '>', \"/proc/$me/${m}_map\") or die; print M '0 1000 1'; close M } \
@@ -145,7 +146,8 @@ fn pending_traps() {
     passes(victim.pid(), &defaults());
 }
 
-/// A process that left the tree, and not the session or the group, keeps their number from being free.
+/// A process that left the tree, and not the session or the group, keeps their number from being
+/// free.
 fn sessions_that_are_shared() {
     for group in ["", "setpgrp(0, 0);"] {
         let victim = perl(&format!(

@@ -1,4 +1,5 @@
-//! Captured programs that put criu's words into names: they decide neither the cause nor what a terminal does.
+//! Captured programs that put criu's words into names: they decide neither the cause nor what a
+//! terminal does.
 
 use std::{
     ffi::OsString,

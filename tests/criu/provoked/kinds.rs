@@ -1,4 +1,5 @@
-//! Kinds of files, sockets and namespaces that have causes of their own, each in a program that has one.
+//! Kinds of files, sockets and namespaces that have causes of their own, each in a program that has
+//! one.
 
 use std::{fs, fs::File, process::Command};
 

@@ -78,7 +78,8 @@ fn a_program_that_is_no_criu() {
 }
 
 fn a_criu_whose_children_nobody_may_wait_for() {
-    // As where SIGCHLD is ignored, which shells do not hand on. It has children when there is a network to save.
+    // As where SIGCHLD is ignored, which shells do not hand on. It has children when there is a
+    // network to save.
     let calls = Calls::new(libc::SYS_wait4, &[(2, 0)], libc::ECHILD);
     let mut victim = in_network_namespace();
     let options = || plain().network_lock(NetworkLock::Skip);
@@ -126,8 +127,8 @@ fn a_kernel_that_does_not_tell_of_restartable_sequences() {
     Dumps::new().cured(&mut victim, plain());
 }
 
-/// What criu finds out about the kernel it keeps in `/run`, where that is a tmpfs: it would not look again, and other
-/// tests would take what this one pretends for the truth.
+/// What criu finds out about the kernel it keeps in `/run`, where that is a tmpfs: it would not
+/// look again, and other tests would take what this one pretends for the truth.
 fn criu_remembers_nothing() {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
     if mounts.lines().any(|line| line.split(' ').take(3).skip(1).eq(["/run", "tmpfs"])) {
@@ -186,13 +187,15 @@ fn in_network_namespace() -> Victim {
 
 fn a_plugin_that_is_not_there() {
     let mut dumps = Dumps::new();
-    // Without a folder of plugins criu does not look for any, and not for what the images need either.
+    // Without a folder of plugins criu does not look for any, and not for what the images need
+    // either.
     let folder = dumps.home.folder("plugins");
     dumps.criu = dumps.criu.argument("--libdir").argument(folder);
     let taken = dumps.taken(odd(&[]), &plain());
     let image = taken.image("inventory.img");
     let good = fs::read(&image).unwrap();
-    // A number that says which image it is, its length, and the message; in that, field 12 names the plugins.
+    // A number that says which image it is, its length, and the message; in that, field 12 names
+    // the plugins.
     let field = [&[12 << 3 | 2, 10, 12 << 3 | 2, 8][..], b"a-plugin"].concat();
     let length = u32::from_le_bytes(good[4..8].try_into().unwrap()) + 12;
     let image_with_plugin = [&good[..4], &length.to_le_bytes(), &good[8..], &field].concat();
@@ -220,8 +223,8 @@ fn a_processor_that_lacks_something() {
 
 /// Where in a cpuinfo.img the upper bits are of the features that AMD was first to name.
 fn end_of_amd_features(image: &[u8]) -> Option<usize> {
-    // Two numbers that say which image it is, and its length; the processor, and its length; and of it seven numbers,
-    // each after a tag. The last two are of features, 32 bits, by sevens.
+    // Two numbers that say which image it is, and its length; the processor, and its length; and of
+    // it seven numbers, each after a tag. The last two are of features, 32 bits, by sevens.
     let mut bytes = image.iter().enumerate().skip(12);
     let mut end_of_number = || bytes.find(|(_, byte)| **byte < 0x80);
     for _ in 0..2 + 5 * 2 + 2 + 1 {

@@ -1,8 +1,9 @@
-//! Causes, provoked: a real tree that has what criu cannot take, and what criu makes of it. For every cause that an
-//! option cures, the cure is tried.
+//! Causes, provoked: a real tree that has what criu cannot take, and what criu makes of it. For
+//! every cause that an option cures, the cure is tried.
 //!
-//! [`dumps`], [`forged`], [`kinds`], [`processes`], [`restores`] and [`machine`] are the tests, [`odd`] is the program that has odd things, and [`refusing`]
-//! the kernel that has less than this one.
+//! [`dumps`], [`forged`], [`kinds`], [`processes`], [`restores`] and [`machine`] are the tests,
+//! [`odd`] is the program that has odd things, and [`refusing`] the kernel that has less than this
+//! one.
 
 pub(crate) mod dumps;
 pub(crate) mod forged;

@@ -1,4 +1,5 @@
-//! The odd victim: a program that has something that criu cannot take. It counts, as the other does.
+//! The odd victim: a program that has something that criu cannot take. It counts, as the other
+//! does.
 
 #![allow(unsafe_code)] // for what no safe crate offers; nothing but tests call it
 
@@ -246,7 +247,8 @@ fn stay_in_own_segment() {
 #[cfg(not(target_arch = "x86_64"))]
 fn stay_in_own_segment() {}
 
-/// Does something with the descriptors that only this process has; below 0 where the kernel has no such call.
+/// Does something with the descriptors that only this process has; below 0 where the kernel has no
+/// such call.
 #[cfg(target_arch = "x86_64")]
 pub(super) fn modify_ldt(what: i64, descriptor: &mut [u32]) -> i64 {
     let length = i64::try_from(size_of_val(descriptor)).unwrap();
@@ -280,7 +282,8 @@ fn map(length: i64, file: &OwnedFd) {
     assert!(place > 0, "{}", io::Error::last_os_error());
 }
 
-/// A probe at the end of [`probed`], in one process, for as long as the file is open; None where there are no probes.
+/// A probe at the end of [`probed`], in one process, for as long as the file is open; None where
+/// there are no probes.
 pub(super) fn probe(pid: i32) -> Option<OwnedFd> {
     let kind = fs::read_to_string("/sys/bus/event_source/devices/uprobe/type").ok()?;
     let kind: u64 = kind.trim().parse().unwrap();
@@ -323,6 +326,7 @@ fn descriptor(number: libc::c_long, arguments: [i64; 5]) -> OwnedFd {
 
 /// A system call that no safe crate offers.
 pub(crate) fn syscall(number: libc::c_long, [a, b, c, d, e]: [i64; 5]) -> i64 {
-    // SAFETY: the callers pass numbers, and pointers to what lives past the call and is as large as the call wants.
+    // SAFETY: the callers pass numbers, and pointers to what lives past the call and is as large as
+    // the call wants.
     unsafe { libc::syscall(number, a, b, c, d, e) }
 }

@@ -1,5 +1,5 @@
-//! A kernel that refuses: criu, started under a filter that lets system calls of one kind fail. So a test has a kernel
-//! that is older than this one, or was built without something.
+//! A kernel that refuses: criu, started under a filter that lets system calls of one kind fail. So
+//! a test has a kernel that is older than this one, or was built without something.
 
 #![allow(unsafe_code)] // for the filter; nothing but tests install one
 
@@ -16,14 +16,16 @@ pub(super) struct Calls {
 impl Calls {
     /// Those of a number, with these values for these of its arguments.
     pub(super) fn new(number: libc::c_long, arguments: &[(u32, u32)], errno: i32) -> Calls {
-        // The number comes first, and the lower halves of the arguments later, on a little-endian machine.
+        // The number comes first, and the lower halves of the arguments later, on a little-endian
+        // machine.
         let number = (0, u32::try_from(number).unwrap());
         let arguments = arguments.iter().map(|(place, value)| (16 + 8 * place, *value));
         let conditions = [number].into_iter().chain(arguments).collect();
         Calls { conditions, errno: errno.unsigned_abs() }
     }
 
-    /// None at all. There is a filter nonetheless, which is enough to keep criu from looking at those of others.
+    /// None at all. There is a filter nonetheless, which is enough to keep criu from looking at
+    /// those of others.
     pub(super) fn none() -> Calls {
         Calls { conditions: vec![(0, u32::MAX)], errno: 0 }
     }
@@ -62,7 +64,8 @@ impl Calls {
         steps.push(step(RETURN, 0, libc::SECCOMP_RET_ALLOW));
         let len = u16::try_from(steps.len()).unwrap();
         let program = libc::sock_fprog { len, filter: steps.as_mut_ptr() };
-        // SAFETY: the program points to as many steps as it says, for as long as the kernel reads them.
+        // SAFETY: the program points to as many steps as it says, for as long as the kernel reads
+        // them.
         let result = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &program) };
         assert_eq!(result, 0, "{}", io::Error::last_os_error());
     }

@@ -347,7 +347,8 @@ fn a_terminal_whose_number_is_taken() {
 }
 
 fn a_session_whose_leader_is_no_ancestor() {
-    // The child leads a session, in which its child has a child before it leaves it. Then the first of them ends.
+    // The child leads a session, in which its child has a child before it leaves it. Then the first
+    // of them ends.
     let family = "\
         use POSIX; setsid; pipe(R, W); \
         unless (fork) { my $in_between = fork; setsid if $in_between; close W; while (<STDIN>) {} exit } \
@@ -428,7 +429,8 @@ fn a_program_with_threads_that_ends_at_once() {
         let lend = Lend::images(&folder).inherit(&*taken.keys[0], &input).inherit(&*taken.keys[1], &output);
         taken.criu.restore(&plain().rst_sibling(true), lend, &mut NoHooks)
     };
-    // It is a race of the program's end with criu's going from thread to thread, which one with many threads wins.
+    // It is a race of the program's end with criu's going from thread to thread, which one with
+    // many threads wins.
     for _ in 0..20 {
         match end_at_once(&taken) {
             Ok(mut tree) => drop(tree.wait().unwrap()),

@@ -1,8 +1,8 @@
 //! Process trees to folders of images.
 //!
-//! A tree that is left running is let go as soon as criu is done, and kept afterwards. A tree that is to end is kept
-//! while it is still frozen, inside `post-dump`: only then is criu allowed to kill it. Several trees are dumped side
-//! by side, and end together or not at all.
+//! A tree that is left running is let go as soon as criu is done, and kept afterwards. A tree that
+//! is to end is kept while it is still frozen, inside `post-dump`: only then is criu allowed to
+//! kill it. Several trees are dumped side by side, and end together or not at all.
 
 mod rounds;
 
@@ -219,7 +219,8 @@ impl<'a> Dump<'a> {
         Ok(())
     }
 
-    /// Dumps all trees, and lets each go at once. Our own comes last, because its copy goes on from there.
+    /// Dumps all trees, and lets each go at once. Our own comes last, because its copy goes on from
+    /// there.
     fn leave_running(&self) -> Result<Side> {
         match self.others.as_slice() {
             [] => {}
@@ -227,7 +228,8 @@ impl<'a> Dump<'a> {
             trees => self.leave_all_running(trees)?,
         }
         let Some(own) = &self.own else { return Ok(Side::Original) };
-        // While our own tree stands still nothing can look at it. What is noted now stays true until then, or is of no use.
+        // While our own tree stands still nothing can look at it. What is noted now stays true
+        // until then, or is of no use.
         let tree = frozen::Frozen::of(own.root);
         let notes = tree.look(&self.streams);
         // What libraries had in it may be of trees that were captured before.
@@ -332,7 +334,8 @@ impl<'a> Dump<'a> {
                     Err(until.check(keeping).err().unwrap_or_else(|| first_cause(ends)))
                 }
                 Some(Ok(kept)) => match ends.into_iter().collect::<Result<()>>() {
-                    // criu was lost after it was told to go on. What matters is whether the trees ended.
+                    // criu was lost after it was told to go on. What matters is whether the trees
+                    // ended.
                     Err(error) if self.others.iter().any(Tree::lives) => Err(error),
                     _ => Ok(kept),
                 },
@@ -342,7 +345,8 @@ impl<'a> Dump<'a> {
         })
     }
 
-    /// Checks that nothing is missing of what criu says it wrote, and gives what keeps it from being revived.
+    /// Checks that nothing is missing of what criu says it wrote, and gives what keeps it from
+    /// being revived.
     fn check(&self) -> Result<Vec<String>> {
         let memory = if self.memory.is_some() { MemoryIn::Stream } else { MemoryIn::Folder };
         let mut problems = Vec::new();
@@ -401,8 +405,8 @@ fn first_cause(ends: Vec<Result<()>>) -> Error {
     errors.swap_remove(cause)
 }
 
-/// Notes what is to be known of the tree once its images are written and it still stands still, before the other hooks are
-/// told of that.
+/// Notes what is to be known of the tree once its images are written and it still stands still,
+/// before the other hooks are told of that.
 struct Noting<'a, H> {
     dump: &'a Dump<'a>,
     tree: &'a Tree,
@@ -444,8 +448,9 @@ impl<H: Hooks> Hooks for Noting<'_, H> {
     }
 }
 
-/// Waits for the other trees of the capture when its own is frozen, and again before it is let go: pipes and sockets between
-/// them are dumped as they were at one moment. criu tells of the first since 3.19.
+/// Waits for the other trees of the capture when its own is frozen, and again before it is let go:
+/// pipes and sockets between them are dumped as they were at one moment. criu tells of the first
+/// since 3.19.
 struct Together<'a, H> {
     party: Party<'a>,
     /// True if the tree goes on after the last event.

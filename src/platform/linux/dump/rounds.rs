@@ -1,7 +1,8 @@
 //! [`Rounds`]: pre-dumps of trees that run, so that the dump which ends them has less to send.
 //!
-//! criu clears the kernel's marks of changed pages in each round, and takes a page without one as known from the round before.
-//! So nobody else may clear them in between, and the number of the root must stay that process's.
+//! criu clears the kernel's marks of changed pages in each round, and takes a page without one as
+//! known from the round before. So nobody else may clear them in between, and the number of the
+//! root must stay that process's.
 
 use std::{
     fs::{self, File},
@@ -139,8 +140,8 @@ fn name(root: Pid, round: u32) -> String {
     format!("{root}-{round}")
 }
 
-/// Sees that a root is who it was, and that no other capture clears the marks in its tree: whoever tracks a tree locks the
-/// root's folder in `/proc`, and shares locks on those of its ancestors.
+/// Sees that a root is who it was, and that no other capture clears the marks in its tree: whoever
+/// tracks a tree locks the root's folder in `/proc`, and shares locks on those of its ancestors.
 struct Watch {
     root: Pid,
     folder: Flock<File>,

@@ -16,8 +16,8 @@ use crate::{
     rpc::{Event, Hooks},
 };
 
-/// Compares what criu opened with what was looked at before: between the two, a file could be replaced. And cuts files
-/// back, once nothing else can fail.
+/// Compares what criu opened with what was looked at before: between the two, a file could be
+/// replaced. And cuts files back, once nothing else can fail.
 #[derive(Debug, Clone, Default)]
 pub(in super::super) struct LastLook {
     opened: Vec<Opened>,
@@ -83,7 +83,8 @@ impl Hooks for LastLook {
 }
 
 impl LastLook {
-    /// The error of a look that made criu give up, in the place of the one that says that it refused.
+    /// The error of a look that made criu give up, in the place of the one that says that it
+    /// refused.
     pub(in super::super) fn own_error(error: Error) -> Error {
         match error {
             Error::Refused { event, source } => match source.downcast::<Error>() {
@@ -101,14 +102,16 @@ impl LastLook {
 }
 
 impl Opened {
-    /// A description of the replaced file, for people. A process that has ended has nothing to compare.
+    /// A description of the replaced file, for people. A process that has ended has nothing to
+    /// compare.
     fn replaced(&self, root: &Root) -> Option<String> {
         let found = fs::metadata(&self.link).ok()?;
         let found = (found.dev(), found.ino());
         if found == self.identity {
             return None;
         }
-        // Writing to a file of a layered file system can give it another inode, which its path leads to as well.
+        // Writing to a file of a layered file system can give it another inode, which its path
+        // leads to as well.
         if let Ok(Walked::File(now)) = root.walk(path(&self.path), false)
             && identity(&now.stat) == found
         {

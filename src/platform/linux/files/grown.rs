@@ -1,7 +1,8 @@
 //! Files that went on after the capture: a log that grew, a script that was edited.
 //!
-//! criu wants each file to have the size that it had. Where the tree can go on with what is there now, the size is taken
-//! out of the images, and where it would write over what came since, its place in the file is moved.
+//! criu wants each file to have the size that it had. Where the tree can go on with what is there
+//! now, the size is taken out of the images, and where it would write over what came since, its
+//! place in the file is moved.
 
 use nix::{
     fcntl::OFlag,

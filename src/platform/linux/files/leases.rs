@@ -1,5 +1,6 @@
-//! Leases that other processes have on files of the tree. Opening such a file waits until its holder gives the lease up,
-//! or until the kernel takes it away, after `/proc/sys/fs/lease-break-time`.
+//! Leases that other processes have on files of the tree. Opening such a file waits until its
+//! holder gives the lease up, or until the kernel takes it away, after
+//! `/proc/sys/fs/lease-break-time`.
 
 use std::{collections::HashMap, fs};
 
@@ -39,7 +40,8 @@ struct Lease<'a> {
     shared: bool,
 }
 
-/// A lease, from `1: LEASE  ACTIVE    READ  4242 fe:00:131 0 EOF`. One that is being given up is waited for, too.
+/// A lease, from `1: LEASE  ACTIVE    READ  4242 fe:00:131 0 EOF`. One that is being given up is
+/// waited for, too.
 fn parse(line: &str) -> Option<Lease<'_>> {
     let mut words = line.split_ascii_whitespace().skip(1);
     if words.next()? != "LEASE" || words.next()? == "BREAKER" {

@@ -16,7 +16,8 @@ use crate::{
     image::{ImageDir, LockEntry, NamedFile},
 };
 
-/// Refuses to begin while another process has a lock that the tree is to get back. Nothing stays locked by this.
+/// Refuses to begin while another process has a lock that the tree is to get back. Nothing stays
+/// locked by this.
 pub(super) fn check(images: &ImageDir, files: &[super::File]) -> Result<()> {
     let locks = images.locks()?;
     if locks.is_empty() {
@@ -37,7 +38,8 @@ enum Kind {
     Range,
 }
 
-/// The holder of a lock that stands in the way of this one, for people. What cannot be asked is left to criu.
+/// The holder of a lock that stands in the way of this one, for people. What cannot be asked is
+/// left to criu.
 fn taken(root: &Root, named: &NamedFile, lock: &LockEntry) -> Option<String> {
     const POSIX: u32 = 1;
     const FLOCK: u32 = 2;

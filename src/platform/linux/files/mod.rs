@@ -1,7 +1,7 @@
 //! The files of a tree that is to be revived, as they are on this machine before criu opens them.
 //!
-//! criu opens paths as root, follows links, and compares little. What it would get wrong, or say badly, is found here
-//! first.
+//! criu opens paths as root, follows links, and compares little. What it would get wrong, or say
+//! badly, is found here first.
 
 mod after;
 mod grown;
@@ -50,8 +50,8 @@ enum Now {
 }
 
 impl Files {
-    /// Looks at the files that the tree uses, except for those that are lent. `lent` has their paths without the leading
-    /// slash, as criu names them.
+    /// Looks at the files that the tree uses, except for those that are lent. `lent` has their
+    /// paths without the leading slash, as criu names them.
     pub(super) fn look(images: &ImageDir, lent: &HashSet<&[u8]>) -> Result<Files> {
         // Paths in a mount namespace that criu has yet to make cannot be walked from here.
         if images.has_own_mounts()? {
@@ -75,14 +75,14 @@ impl Files {
         Ok(Files(files.map(look).collect()))
     }
 
-    /// Refuses files that were replaced since the capture, so that the tree would get another's: by a link, or with
-    /// another owner.
+    /// Refuses files that were replaced since the capture, so that the tree would get another's: by
+    /// a link, or with another owner.
     pub(super) fn check_replaced(&self) -> Result<()> {
         refuse(Cause::FileReplaced, self.0.iter().filter_map(File::replaced))
     }
 
-    /// Refuses to begin while files are missing, or of another kind: criu would wait for a named pipe, and
-    /// opening a device can have effects.
+    /// Refuses to begin while files are missing, or of another kind: criu would wait for a named
+    /// pipe, and opening a device can have effects.
     pub(super) fn check_missing(&self) -> Result<()> {
         refuse(
             Cause::FileChanged,
@@ -95,8 +95,8 @@ impl Files {
         locks::check(images, &self.0)
     }
 
-    /// Refuses to begin while another process has a lease on a file that is to be opened: criu would
-    /// wait until the kernel breaks it.
+    /// Refuses to begin while another process has a lease on a file that is to be opened: criu
+    /// would wait until the kernel breaks it.
     pub(super) fn check_leases(&self) -> Result<()> {
         refuse(Cause::LockTaken, leases::taken(&self.0).into_iter())
     }

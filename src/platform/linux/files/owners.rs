@@ -17,8 +17,9 @@ const MOST: usize = 4 << 20;
 /// The bytes of a note without its path.
 const BESIDE: usize = 50;
 
-/// Looks at the files that these images name by path. criu has just seen that the paths lead to them, and the tree stands
-/// still. That is far less work than to ask each process for all that it has mapped.
+/// Looks at the files that these images name by path. criu has just seen that the paths lead to
+/// them, and the tree stands still. That is far less work than to ask each process for all that it
+/// has mapped.
 pub(in super::super) fn look(images: &ImageDir) -> Result<FileNotes> {
     let mut notes = FileNotes::default();
     let Ok(root) = Root::open() else { return Ok(notes) };

@@ -1,7 +1,8 @@
 //! Walks along paths that follow no link.
 //!
-//! The kernel's own names of files, which are what criu writes down, have no links in them. So a link on the way to
-//! a file was put there after the capture, and criu would follow it as root, wherever it leads.
+//! The kernel's own names of files, which are what criu writes down, have no links in them. So a
+//! link on the way to a file was put there after the capture, and criu would follow it as root,
+//! wherever it leads.
 
 use std::{
     fs::{self, File},

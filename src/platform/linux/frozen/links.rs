@@ -1,7 +1,8 @@
-//! Files that are open under a deleted name while they have another: the images get the name that is left.
+//! Files that are open under a deleted name while they have another: the images get the name that
+//! is left.
 //!
-//! glibc makes each named semaphore so, and Python's `multiprocessing` uses those. criu's link to such a file does not
-//! outlive the dump or the first restore, and it is there now.
+//! glibc makes each named semaphore so, and Python's `multiprocessing` uses those. criu's link to
+//! such a file does not outlive the dump or the first restore, and it is there now.
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
@@ -27,8 +28,8 @@ const PATIENCE: Duration = Duration::from_millis(200);
 /// The most names that are checked for one file.
 const MOST_NAMES: u32 = 50_000;
 
-/// Edits the images of the tree so that no link of criu's is needed, where that can be. Files up to `limit` bytes whose
-/// other name is not found go into the images; the warnings tell of those.
+/// Edits the images of the tree so that no link of criu's is needed, where that can be. Files up to
+/// `limit` bytes whose other name is not found go into the images; the warnings tell of those.
 pub(super) fn cure(tree: &Frozen, root: Pid, images: &ImageDir, limit: u64) -> Result<Vec<Warning>> {
     let remaps = images.link_remaps()?;
     if remaps.is_empty() {
@@ -133,8 +134,8 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// A name of the file: in the folder of its deleted name, else below that folder's parents, as far as they are of one
-    /// file system.
+    /// A name of the file: in the folder of its deleted name, else below that folder's parents, as
+    /// far as they are of one file system.
     fn name_of(&self, file: &Known, remap: &LinkRemap) -> Option<Vec<u8>> {
         let mut seen = HashSet::new();
         let mut left = MOST_NAMES;

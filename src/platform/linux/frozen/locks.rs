@@ -1,7 +1,8 @@
-//! Locks of processes on files that they also have mapped, where a restore does not take them again.
+//! Locks of processes on files that they also have mapped, where a restore does not take them
+//! again.
 //!
-//! criu takes such a lock, and later closes the descriptor that it mapped the file from. To close any descriptor of a file ends
-//! all locks (of the kind of `fcntl`) that the process has on it.
+//! criu takes such a lock, and later closes the descriptor that it mapped the file from. To close
+//! any descriptor of a file ends all locks (of the kind of `fcntl`) that the process has on it.
 
 use std::{collections::HashSet, path::PathBuf};
 
@@ -72,7 +73,8 @@ pub(super) fn complete(tree: &Frozen, images: &ImageDir, options: &DumpOptions) 
     images.add_process_locks(&missing)
 }
 
-/// The process and the file of a line such as `1: POSIX  ADVISORY  WRITE 4711 fe:00:1234 0 EOF`, where it has the lock.
+/// The process and the file of a line such as `1: POSIX  ADVISORY  WRITE 4711 fe:00:1234 0 EOF`,
+/// where it has the lock.
 fn posix_lock(line: &str) -> Option<(i32, String)> {
     let mut words = line.split_ascii_whitespace().skip(1);
     (words.next() == Some("POSIX")).then_some(())?;

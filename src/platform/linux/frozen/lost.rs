@@ -24,7 +24,8 @@ pub(super) fn look(tree: &Frozen) -> Vec<Warning> {
         if has_speculation_control(&status) {
             found("speculation control");
         }
-        // The kernel shows a sandbox of Landlock to no process. A program without privileges needs this flag to make one.
+        // The kernel shows a sandbox of Landlock to no process. A program without privileges needs
+        // this flag to make one.
         if gains_no_privileges(&status) && !caller_gains_nothing {
             found("sandbox of Landlock, if it has one");
         }
@@ -41,8 +42,8 @@ pub(super) fn look(tree: &Frozen) -> Vec<Warning> {
     lost
 }
 
-/// Returns true if the process inherited its controlling terminal. It gets none at the restore: criu
-/// forks all processes before it gives the leader of a session its terminal.
+/// Returns true if the process inherited its controlling terminal. It gets none at the restore:
+/// criu forks all processes before it gives the leader of a session its terminal.
 fn inherited_terminal(process: i32, stat: &Stat, tree: &[i32]) -> bool {
     !stat.is_zombie() && stat.has_terminal() && stat.session != process && tree.contains(&stat.session)
 }
@@ -80,7 +81,8 @@ fn is_personality(text: &str) -> bool {
     u32::from_str_radix(text.trim(), 16).is_ok_and(|personality| personality != 0)
 }
 
-/// The start of the list of mappings with their policies. All of it takes the kernel as long as reading the memory.
+/// The start of the list of mappings with their policies. All of it takes the kernel as long as
+/// reading the memory.
 fn first_mapping(process: i32) -> Option<String> {
     let mut start = [0; 256];
     let count = File::open(format!("/proc/{process}/numa_maps")).ok()?.read(&mut start).ok()?;

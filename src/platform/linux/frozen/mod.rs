@@ -1,7 +1,8 @@
-//! A look at a tree that stands still, its images written: what criu does not write down is noted with them.
+//! A look at a tree that stands still, its images written: what criu does not write down is noted
+//! with them.
 //!
-//! The tree waits meanwhile, so a look takes milliseconds. Each subject has a file of its own here, and a field in
-//! [`Notes`].
+//! The tree waits meanwhile, so a look takes milliseconds. Each subject has a file of its own here,
+//! and a field in [`Notes`].
 
 mod links;
 mod locks;
@@ -55,8 +56,9 @@ impl Before {
     }
 }
 
-/// Looks at the tree while it stands still, adds the notes to its images, and mends those. Gives what the caller should
-/// tell its user. `before` is what was seen before criu looked, of which it tells since 3.19.
+/// Looks at the tree while it stands still, adds the notes to its images, and mends those. Gives
+/// what the caller should tell its user. `before` is what was seen before criu looked, of which it
+/// tells since 3.19.
 ///
 /// # Errors
 ///
@@ -105,8 +107,8 @@ impl Frozen {
         Ok(warnings)
     }
 
-    /// Everything that is noted of a tree, with the standard streams that the caller told, and those
-    /// that lead to the caller.
+    /// Everything that is noted of a tree, with the standard streams that the caller told, and
+    /// those that lead to the caller.
     pub(super) fn look(&self, streams: &[StreamNote]) -> Notes {
         Notes {
             pipes: Some(pipes::look(self)),

@@ -1,9 +1,10 @@
 //! Empty packets that wait in unix sockets (SOCK_SEQPACKET, SOCK_DGRAM).
 //!
-//! criu takes an empty packet for the end of a queue, and writes down neither that nor what follows. But the kernel
-//! passes over an empty packet that was looked at, where the reader keeps an offset (SO_PEEK_OFF), as criu does. So
-//! these are looked at before criu comes, which then writes down all others; and then they are added to the images. A
-//! queue of datagrams that begins with an empty one criu takes for an empty queue, so all of it is added.
+//! criu takes an empty packet for the end of a queue, and writes down neither that nor what
+//! follows. But the kernel passes over an empty packet that was looked at, where the reader keeps
+//! an offset (SO_PEEK_OFF), as criu does. So these are looked at before criu comes, which then
+//! writes down all others; and then they are added to the images. A queue of datagrams that begins
+//! with an empty one criu takes for an empty queue, so all of it is added.
 
 use std::{
     collections::HashSet,
@@ -45,8 +46,9 @@ pub(super) struct Found {
     lost: Vec<&'static str>,
 }
 
-/// Finds the queues with empty packets, and has the kernel pass over these from now on. Finds the datagrams that will come
-/// from another sender: criu sends all that wait in a socket from one that is connected to it, or from a new one.
+/// Finds the queues with empty packets, and has the kernel pass over these from now on. Finds the
+/// datagrams that will come from another sender: criu sends all that wait in a socket from one that
+/// is connected to it, or from a new one.
 pub(super) fn look(tree: &Frozen) -> Vec<Found> {
     let mut seen = HashSet::new();
     let waiting = tree.files.iter().filter_map(|file| {
@@ -104,7 +106,8 @@ struct Waiting {
 }
 
 impl Waiting {
-    /// What is to be added to the images, with so many empty packets that the kernel has passed over.
+    /// What is to be added to the images, with so many empty packets that the kernel has passed
+    /// over.
     fn found(&self, passed_over: usize) -> Found {
         let is_empty = |packet: &&Packet| packet.length == 0;
         let empty = self.packets.iter().filter(is_empty).count();
@@ -131,8 +134,9 @@ impl Waiting {
         Found { pid: self.pid, queue: Some(queue), lost: lost.into_iter().collect() }
     }
 
-    /// The number of empty packets that were looked at before, at an earlier capture or by the program, and that no look
-    /// finds. But the kernel tells how much memory the sender's packets take, and as much is taken by equal ones.
+    /// The number of empty packets that were looked at before, at an earlier capture or by the
+    /// program, and that no look finds. But the kernel tells how much memory the sender's packets
+    /// take, and as much is taken by equal ones.
     fn passed_over(&self, twins: &Twins, peers: &Peers) -> Option<usize> {
         let receiver = u64::from(self.inode);
         let sender = peers.other_end(receiver)?;
@@ -160,7 +164,8 @@ impl Waiting {
     }
 }
 
-/// The name in an address, if it has one. That of a file ends with a zero, and another begins with one.
+/// The name in an address, if it has one. That of a file ends with a zero, and another begins with
+/// one.
 fn named(name: &[u8]) -> Option<Vec<u8>> {
     let name = if name.first() == Some(&0) { name } else { name.strip_suffix(&[0]).unwrap_or(name) };
     (!name.is_empty()).then(|| name.to_vec())
@@ -259,7 +264,8 @@ fn read(socket: &OwnedFd, packets: &[Packet]) -> io::Result<Vec<Vec<u8>>> {
     })
 }
 
-/// Looks at each packet once, which marks the empty ones. One that was marked before is seen only if it is the first.
+/// Looks at each packet once, which marks the empty ones. One that was marked before is seen only
+/// if it is the first.
 fn walk(socket: &OwnedFd, tells: bool, ended: bool) -> io::Result<Vec<Packet>> {
     sys::set_option(socket, PEEK_OFFSET, &(-1_i32).to_ne_bytes())?;
     let mut packets: Vec<Packet> = Vec::new();
@@ -283,8 +289,8 @@ fn begin_at(socket: &OwnedFd, offset: usize) -> io::Result<()> {
     sys::set_option(socket, PEEK_OFFSET, &offset.to_ne_bytes())
 }
 
-/// Looks at a packet; `None` if there is no other. In a socket that `ended` each packet has credentials, for which
-/// there is room, so that no descriptor can come with it.
+/// Looks at a packet; `None` if there is no other. In a socket that `ended` each packet has
+/// credentials, for which there is room, so that no descriptor can come with it.
 fn peek(socket: &OwnedFd, buffer: &mut [u8], ended: bool) -> io::Result<Option<Packet>> {
     match sys::peek_packet(socket, buffer, ended) {
         Ok(seen) => {

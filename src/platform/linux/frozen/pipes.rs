@@ -1,7 +1,8 @@
 //! Pipes whose other side has ended, such as that of `seq 60 | while read x` once `seq` is done.
 //!
-//! The images have one end of such a pipe, as they have of a pipe that leads out of the tree. The kernel knows the
-//! difference: a reader without writers hangs up, a writer without readers has an error.
+//! The images have one end of such a pipe, as they have of a pipe that leads out of the tree. The
+//! kernel knows the difference: a reader without writers hangs up, a writer without readers has an
+//! error.
 
 use std::{
     collections::BTreeMap,
@@ -51,8 +52,9 @@ impl Ends<'_> {
     }
 }
 
-/// Returns true if `poll` reports this sign for an end of a pipe. The end is opened once more, as the
-/// same side, which never creates the missing side. If that fails, the other side counts as there.
+/// Returns true if `poll` reports this sign for an end of a pipe. The end is opened once more, as
+/// the same side, which never creates the missing side. If that fails, the other side counts as
+/// there.
 fn reports(end: &OpenFile, mode: &mut OpenOptions, sign: PollFlags) -> bool {
     let mut ask = || -> io::Result<bool> {
         let file = mode.custom_flags(libc::O_NONBLOCK).open(end.path())?;

@@ -1,4 +1,5 @@
-//! Settings of threads and processes that criu does not carry along, and that can be read and set from outside.
+//! Settings of threads and processes that criu does not carry along, and that can be read and set
+//! from outside.
 
 use std::fs;
 

@@ -37,9 +37,9 @@ pub(super) fn look(tree: &Frozen, told: &[StreamNote]) -> Vec<StreamNote> {
     notes.filter(|note| !is_told(note)).collect()
 }
 
-/// Finds pipes that lead to this process and have leaked into the tree, and that are no stream of the
-/// root. The root has moved them to make room for files, so they are taken for the streams that are
-/// files, in order. Those that are `known` are left out.
+/// Finds pipes that lead to this process and have leaked into the tree, and that are no stream of
+/// the root. The root has moved them to make room for files, so they are taken for the streams that
+/// are files, in order. Those that are `known` are left out.
 pub(super) fn moved(tree: &Frozen, known: &[StreamNote]) -> (Vec<StreamNote>, Vec<Warning>) {
     let own = Pid::own().as_raw();
     let (mut notes, mut warnings) = (Vec::new(), Vec::new());
@@ -102,8 +102,8 @@ fn is_open(file: &OpenFile, to_read: bool) -> bool {
 }
 
 impl Frozen {
-    /// Returns true if a standard stream of the root is a file or closed, and is none of those that are
-    /// `known`.
+    /// Returns true if a standard stream of the root is a file or closed, and is none of those that
+    /// are `known`.
     fn has_file_as(&self, stream: u32, known: &[StreamNote]) -> bool {
         let is_file = |file: &OpenFile| file.target.is_absolute() && !file.target.starts_with("/dev/pts");
         let mut streams = self.root_streams();

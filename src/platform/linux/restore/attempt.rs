@@ -37,8 +37,8 @@ pub(super) struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
-    /// Revives the tree. Its memory is served from where it is, or written into the folder first where that
-    /// cannot be.
+    /// Revives the tree. Its memory is served from where it is, or written into the folder first
+    /// where that cannot be.
     pub(super) fn revive(&self) -> Result<Tree> {
         let Some(pages) = self.tree.pages else { return self.restore_from_folder() };
         if !self.options.needs_files() {

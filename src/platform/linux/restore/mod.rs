@@ -39,7 +39,8 @@ pub(crate) struct Reviver<'a> {
     pub(super) until: Until,
     pub(super) clock: &'a Clock,
     pub(super) criu: Criu,
-    /// Descriptors to remove the folder with, if there are no others by then. They are given free before that.
+    /// Descriptors to remove the folder with, if there are no others by then. They are given free
+    /// before that.
     _reserve: [OwnedFd; 2],
     staging: Staging,
 }
@@ -57,7 +58,8 @@ impl<'a> Reviver<'a> {
         }
         criu.program()?;
         let null = File::open("/dev/null").map_err(Error::io("open /dev/null"))?;
-        // Not in the place of a standard stream that the program closed: the tree would be given it.
+        // Not in the place of a standard stream that the program closed: the tree would be given
+        // it.
         let reserve = || sys::duplicate_above(null.as_fd(), 3).map_err(Error::io("keep a descriptor"));
         let _reserve = [reserve()?, reserve()?];
         Ok(Reviver {

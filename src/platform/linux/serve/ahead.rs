@@ -9,8 +9,8 @@ use std::{
 
 use crate::{Error, platform::PageFiles, wiped::Wiped};
 
-/// How many pieces may be there before anybody asks for them: 64 MiB for all, of one file the half of it. As much is read while
-/// criu starts.
+/// How many pieces may be there before anybody asks for them: 64 MiB for all, of one file the half
+/// of it. As much is read while criu starts.
 const AHEAD: usize = 64;
 
 /// Reads pieces of files of pages in the order in which they will be wanted.
@@ -96,7 +96,8 @@ impl<'a> Ahead<'a> {
             let mut bytes = state.idle.pop().unwrap_or_default();
             drop(state);
             bytes.resize(self.pages.files()[piece.0].length(piece.1));
-            // Whatever happens, whoever waits for the piece must have an answer: criu would wait for ever.
+            // Whatever happens, whoever waits for the piece must have an answer: criu would wait
+            // for ever.
             let read = catch_unwind(AssertUnwindSafe(|| self.pages.read(piece.0, piece.1, &mut bytes)));
             let read = match read {
                 Ok(read) => read.map_err(Failure::Error),

@@ -1,4 +1,5 @@
-//! What the kernel asks of whoever serves a file system, and the answers: as much of it as read-only files need.
+//! What the kernel asks of whoever serves a file system, and the answers: as much of it as
+//! read-only files need.
 //!
 //! The layouts are those of `linux/fuse.h`, in the byte order of the machine.
 
@@ -102,7 +103,8 @@ pub(super) fn head(unique: u64, error: i32, bytes: usize) -> [u8; ANSWER_HEAD] {
 /// The most that is read at once, in pages of 4096.
 const MOST_PAGES: u16 = 256;
 
-/// The version that is spoken: that of Linux 5.2, or the kernel's if it is older; and how much is read at once.
+/// The version that is spoken: that of Linux 5.2, or the kernel's if it is older; and how much is
+/// read at once.
 pub(super) fn init(minor: u32) -> Vec<u8> {
     const MAX_PAGES: u32 = 1 << 22;
     const ASYNC_READ: u32 = 1;

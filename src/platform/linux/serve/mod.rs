@@ -1,8 +1,8 @@
 //! Images that need not be anywhere: a folder that this process serves while criu restores from it.
 //!
-//! What criu reads of memory is fetched a moment before and given to it at once, so it takes no room, and no time but the
-//! fetching's. The other images stand in a real folder, and are passed through. [`fuse`] has the kernel's words, [`ahead`]
-//! the pieces of memory; here they meet.
+//! What criu reads of memory is fetched a moment before and given to it at once, so it takes no
+//! room, and no time but the fetching's. The other images stand in a real folder, and are passed
+//! through. [`fuse`] has the kernel's words, [`ahead`] the pieces of memory; here they meet.
 
 mod ahead;
 mod fuse;
@@ -35,14 +35,15 @@ use self::{
 };
 use crate::{Error, Result, platform::PageFiles, sys};
 
-/// Serves `folder` and the files of `pages` as one folder while `work` has it. `None`, and `work` not begun, where that cannot
-/// be: it takes `/dev/fuse` and the privilege to mount.
+/// Serves `folder` and the files of `pages` as one folder while `work` has it. `None`, and `work`
+/// not begun, where that cannot be: it takes `/dev/fuse` and the privilege to mount.
 pub(super) fn served<T>(
     folder: &Path,
     pages: &dyn PageFiles,
     work: impl FnOnce(&OwnedFd) -> Result<T>,
 ) -> Option<Result<T>> {
-    // None of these takes the place of a standard stream that the program closed: another restore would give it to its tree.
+    // None of these takes the place of a standard stream that the program closed: another restore
+    // would give it to its tree.
     let device = File::options().read(true).write(true).open("/dev/fuse").ok()?;
     let device = File::from(sys::duplicate_above(device.as_fd(), 3).ok()?);
     let root = sys::mount_fuse(device.as_fd()).ok()?;
@@ -90,7 +91,8 @@ pub(super) fn served<T>(
     }))
 }
 
-/// Ends the serving when it is dropped, whatever happens. Who still reads gets an error at once, though workers wait for the store.
+/// Ends the serving when it is dropped, whatever happens. Who still reads gets an error at once,
+/// though workers wait for the store.
 struct Ending<'a> {
     server: &'a Server<'a>,
     stop: &'a OwnedFd,
@@ -114,8 +116,8 @@ struct Server<'a> {
     waiting: Mutex<Vec<Waiting>>,
 }
 
-/// The files of the real folder that somebody has asked for. None is held open: a large tree has more of them than a program
-/// may have files.
+/// The files of the real folder that somebody has asked for. None is held open: a large tree has
+/// more of them than a program may have files.
 #[derive(Default)]
 struct Names {
     numbers: HashMap<Vec<u8>, u64>,
@@ -128,14 +130,16 @@ struct Waiting {
     file: usize,
     offset: u64,
     bytes: usize,
-    /// Since when whoever reads has had a signal. It may be its end, for which it must have an answer.
+    /// Since when whoever reads has had a signal. It may be its end, for which it must have an
+    /// answer.
     interrupted: Option<Instant>,
 }
 
 /// The number of the first file of pages; above them come the files of the folder.
 const FIRST: u64 = fuse::ROOT + 1;
 
-/// How long a reader that has been sent a signal waits on. Most signals harm nothing, if the answer comes.
+/// How long a reader that has been sent a signal waits on. Most signals harm nothing, if the answer
+/// comes.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Server<'_> {
