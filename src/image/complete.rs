@@ -1,5 +1,5 @@
-//! Whether what the images speak of is there. criu does not ask: for pages that a file does not
-//! have it waits for ever, and without some of its images it crashes, or makes something else.
+//! Checks that everything the images refer to exists. criu does not check: it waits for ever for
+//! pages that a file does not have. Without some images it crashes, or restores something else.
 
 use std::{fs, io};
 
@@ -17,7 +17,7 @@ const LARGEST_PID: u32 = 4 << 20;
 /// The page is in the file of pages.
 const PRESENT: u32 = 4;
 
-/// Where the memory of a tree is.
+/// Place of a tree's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MemoryIn {
     /// With the images.

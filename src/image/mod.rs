@@ -1,6 +1,6 @@
-//! What criu wrote: its image files, as far as a restore has to look into them.
+//! Images that criu wrote, as far as a restore has to look into them.
 //!
-//! [`frame`] takes a file apart into entries; here is what the entries tell.
+//! [`frame`] splits a file into entries. This module reads the entries.
 
 mod beyond;
 mod complete;
@@ -112,25 +112,25 @@ impl ImageDir {
         Ok(own.is_some() && criu.is_some() && own != criu)
     }
 
-    /// Whether TCP connections were dropped at the dump.
+    /// Returns true if the dump dropped TCP connections.
     pub(crate) fn tcp_closed(&self) -> Result<bool> {
         let inventory = self.first::<InventoryEntry>("inventory.img")?;
         Ok(inventory.and_then(|inventory| inventory.tcp_close).unwrap_or(false))
     }
 
-    /// Whether the dump carries an established TCP connection.
+    /// Returns true if the dump carries an established TCP connection.
     pub(crate) fn has_tcp_streams(&self) -> Result<bool> {
         let folder =
             fs::read_dir(&self.0).map_err(Error::io(format!("read the folder {}", self.0.display())))?;
         Ok(folder.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("tcp-stream-")))
     }
 
-    /// Whether the dump carries file locks.
+    /// Returns true if the dump carries file locks.
     pub(crate) fn has_file_locks(&self) -> Result<bool> {
         Ok(self.frames("filelocks.img")?.is_some_and(|mut frames| matches!(frames.next_bytes(), Ok(Some(_)))))
     }
 
-    /// How long the tree stood still, if the folder has the statistics of a dump.
+    /// Returns the time for which the tree stood still, if the folder has the statistics of a dump.
     pub(crate) fn frozen(&self) -> Option<Duration> {
         let stats: StatsEntry = self.first("stats-dump").ok()??;
         stats.dump.map(|dump| Duration::from_micros(dump.frozen_time.into()))

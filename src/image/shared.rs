@@ -76,8 +76,8 @@ pub(crate) fn shared_keys(trees: &[ImageDir]) -> Result<Vec<String>> {
     Ok(keys)
 }
 
-/// The pipes that more than one tree has. A stream of one tree that leads to the caller is none of
-/// them, unless it is a stream of another tree as well: it has leaked into the others.
+/// The pipes that more than one tree has. A stream that leads to the caller is not shared if only
+/// one tree has it as a stream: it has leaked into the others.
 pub(crate) fn shared_pipes(trees: &[Channels]) -> HashSet<u32> {
     let count = |has: &dyn Fn(&Channels) -> bool| trees.iter().filter(|tree| has(tree)).count();
     let is_shared = |pipe: &u32| {

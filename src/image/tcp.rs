@@ -61,7 +61,7 @@ impl Connection {
         })
     }
 
-    /// What the program has ended by itself and the other side is to hear.
+    /// Returns the directions that the program ended itself; `None` if it has sent no FIN.
     pub(super) fn said(&self) -> Option<Shutdown> {
         // Reading may have ended because of the other side's FIN, whose data is still to come.
         let ends = if self.has_received_fin() { Shutdown::Write } else { self.ends };

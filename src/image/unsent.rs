@@ -49,7 +49,7 @@ pub(crate) struct Held {
     /// The number of bytes before these in the image.
     before: u32,
     count: u32,
-    /// What ends after the data.
+    /// The directions to shut down after the data.
     pub(crate) ends: Option<Shutdown>,
 }
 
@@ -70,7 +70,7 @@ struct Unsent {
     reopens: bool,
     /// True if the other side knew that this one writes no more.
     was_heard: bool,
-    /// Whether it is seen to that the data arrives.
+    /// True if a restore delivers the data.
     curable: bool,
 }
 
@@ -276,7 +276,7 @@ fn next_field<'a>(rest: &mut &'a [u8]) -> Result<Option<(u32, &'a [u8])>, Decode
     Ok(Some((number, &start[..start.len() - rest.len()])))
 }
 
-/// What is in a field that is a message.
+/// Returns the contents of a field that is a message.
 fn contents(mut field: &[u8]) -> Result<&[u8], DecodeError> {
     decode_key(&mut field)?;
     prost::encoding::decode_varint(&mut field)?;

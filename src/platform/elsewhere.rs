@@ -61,7 +61,7 @@ impl DerefMut for Buffer {
     }
 }
 
-/// What nobody asks, where nothing is captured or revived.
+/// Returns an empty host: nothing is captured or revived on this system.
 pub(crate) fn host() -> Host {
     Host::default()
 }
@@ -134,13 +134,13 @@ impl Cancel {
         let _ = self.0.set(()); // it is cancelled already, then
     }
 
-    /// Whether it was cancelled.
+    /// Returns true if this token was cancelled.
     pub fn is_cancelled(&self) -> bool {
         self.0.get().is_some()
     }
 }
 
-/// A process tree that was revived. There is none on this system.
+/// A process tree that was revived. It never exists on this system.
 #[derive(Debug)]
 pub struct Tree(Infallible);
 

@@ -17,7 +17,7 @@ pub(crate) use self::here::{Buffer, Reviver, cannot_work, checkpoint, foresee, h
 pub use self::here::{Cancel, Tree, kill_session, kill_tree};
 pub(crate) use self::means::{Means, means};
 
-/// What to dump, and how.
+/// The trees to dump, and the options.
 #[derive(Debug, Clone)]
 pub(crate) struct Job {
     pub(crate) pids: Vec<Pid>,
@@ -31,7 +31,7 @@ pub(crate) struct Job {
     pub(crate) until: Until,
 }
 
-/// How to revive.
+/// The options of a revival.
 #[derive(Debug, Default)]
 pub(crate) struct Revival {
     pub(crate) options: RestoreOptions,
@@ -55,12 +55,16 @@ pub(crate) struct Revival {
 /// file that the tree executes or has mapped, nor another mode. Files that the caller gives in the
 /// place of others are not checked, nor are files in a mount namespace of the tree's own.
 ///
-/// | The tree had the file open for | [`Continue`](GrownFiles::Continue) | [`CutBack`](GrownFiles::CutBack) | [`Keep`](GrownFiles::Keep) |
+/// | The tree had the file open for | [`Continue`] | [`CutBack`] | [`Keep`] |
 /// |---|---|---|---|
-/// | writing, and was at its end (`> log`) | goes on at the new end | is cut back | goes on where it was |
+/// | writing, at its end (`> log`) | goes on at the new end | is cut back | goes on where it was |
 /// | appending (`>> log`, `a+`) | goes on at the new end | is cut back | goes on at the new end |
-/// | reading only (a script, `tail -f`) | goes on, if it is the same file | goes on, if it is the same file | goes on |
+/// | reading only (a script, `tail -f`) | goes on, if the same file | as `Continue` | goes on |
 /// | reading and writing, or writing in its middle | refused | is cut back | goes on where it was |
+///
+/// [`Continue`]: GrownFiles::Continue
+/// [`CutBack`]: GrownFiles::CutBack
+/// [`Keep`]: GrownFiles::Keep
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum GrownFiles {
@@ -125,13 +129,13 @@ pub struct Unread {
     pub bytes: Vec<u8>,
 }
 
-/// What was dumped.
+/// The images of a dump.
 #[derive(Debug)]
 pub(crate) struct Images<'a> {
     pub(crate) trees: &'a Trees,
     /// The roots of the trees.
     pub(crate) roots: &'a [Pid],
-    /// Which criu made them.
+    /// The version of the criu that made them.
     pub(crate) criu: Option<Version>,
 }
 
@@ -141,7 +145,7 @@ pub(crate) type Keep<'a, T> = &'a mut dyn FnMut(&Images<'_>) -> Result<T>;
 /// Takes memory in while trees are dumped, so that it need not go through the folder. A tree that
 /// this process is a part of cannot be dumped so, and then no other is.
 pub(crate) trait Memory: Sync {
-    /// How many rounds of pre-dumps may come before the dump.
+    /// Returns how many rounds of pre-dumps may come before the dump.
     fn pre_dumps(&self) -> u32;
 
     /// Memory will come, about so many bytes; the trees run still. It comes in rounds if it is
@@ -152,13 +156,13 @@ pub(crate) trait Memory: Sync {
     /// that has not ended before. Gives how many bytes of the processes' own memory came.
     fn end_round(&self) -> Result<u64>;
 
-    /// Who takes in the memory of the tree with this root.
+    /// Returns the sink for the memory of the tree with this root.
     fn sink(&self, root: Pid) -> Box<dyn PageSink + '_>;
 }
 
 /// The files of pages of a folder of images, which need not be in it.
 pub(crate) trait PageFiles: Sync {
-    /// Which there are.
+    /// Returns the files.
     fn files(&self) -> &[PageFile];
 
     /// Reads a whole piece, as long as the buffer is.
@@ -170,22 +174,22 @@ pub(crate) trait PageFiles: Sync {
 pub(crate) struct PageFile {
     /// As criu calls it.
     pub(crate) name: String,
-    /// Where each piece ends, in bytes; none is larger than [`PIECE`].
+    /// The end of each piece, in bytes; no piece is larger than [`PIECE`].
     pub(crate) ends: Vec<u64>,
 }
 
 impl PageFile {
-    /// How many bytes it has.
+    /// Returns the number of bytes in the file.
     pub(crate) fn bytes(&self) -> u64 {
         self.ends.last().copied().unwrap_or(0)
     }
 
-    /// Where a piece is.
+    /// Returns the range of a piece in the file.
     pub(crate) fn range(&self, piece: usize) -> Range<u64> {
         piece.checked_sub(1).map_or(0, |before| self.ends[before])..self.ends[piece]
     }
 
-    /// How many bytes a piece has.
+    /// Returns the number of bytes in a piece.
     pub(crate) fn length(&self, piece: usize) -> usize {
         let range = self.range(piece);
         usize::try_from(range.end - range.start).unwrap_or(0)

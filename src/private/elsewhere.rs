@@ -51,7 +51,7 @@ pub(crate) fn sync_folder(_path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Does it again for a while, if the system says that somebody has the file: one that is being
+/// Retries for a while, if the system says that another process has the file: a file that is being
 /// replaced or removed can be neither opened nor removed for a moment.
 pub(crate) fn patiently<T>(mut work: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let end = Instant::now() + PATIENCE;
@@ -69,7 +69,7 @@ pub(crate) fn patiently<T>(mut work: impl FnMut() -> io::Result<T>) -> io::Resul
 
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// What Windows calls access denied, a sharing violation and a lock violation.
+/// Windows's codes for access denied, a sharing violation and a lock violation.
 const HELD: [i32; 3] = [5, 32, 33];
 
 /// A file to be read, though it is being replaced.

@@ -40,7 +40,7 @@ pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-/// Does it once: nobody is kept from a file by somebody else who has it open.
+/// Runs the work once, without a retry: Unix renames and removes open files.
 pub(crate) fn patiently<T>(mut work: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     work()
 }

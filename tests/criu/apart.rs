@@ -60,7 +60,7 @@ pub(crate) fn random(below: u64) -> u64 {
     RandomState::new().hash_one(()) % below
 }
 
-/// What a request must leave as it was.
+/// The state that a request must leave as it was.
 #[derive(Debug)]
 pub(crate) struct Whole {
     pub(crate) members: Vec<i32>,
@@ -162,7 +162,7 @@ pub(crate) fn assert_alone_with(expected: &[i32], after: &str) {
     }
 }
 
-/// What `/proc` tells of a process that should not be.
+/// Describes a process that should not exist, by `/proc`.
 fn describe(pid: i32) -> String {
     let told = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
     let status = told("status");

@@ -1,4 +1,4 @@
-//! Why criu could not, with real trees and a real criu.
+//! Causes of criu's failures, with real trees and a real criu.
 
 use std::{
     fs::{self, File},

@@ -83,7 +83,8 @@ fn several_trees_are_captured_in_chunks() {
         victim.assert_counts_on(0);
     }
     victims.into_iter().for_each(Victim::end);
-    let (_open, input, _) = Talk::through_pipes(); // without input they would end at once, in the middle of it
+    // Without input the trees would end at once, in the middle of the restore.
+    let (_open, input, _) = Talk::through_pipes();
     let restored = home.restore().stdin(input).restore(&store, &stored.digest).or_explain();
     assert_eq!(restored.trees.len(), 2);
     for mut tree in restored.trees {
@@ -324,7 +325,8 @@ fn a_capture_of_another_processor_is_refused_unless_asked_for() {
     let digest = store.put(&ProcsBlob::Chunked(blob).to_json()).unwrap();
     let error = home.restore().restore(&store, &digest).expect_err("nobody has that");
     assert!(matches!(&error, Error::Host { problem, .. } if problem.contains("avx4096")), "{error:?}");
-    let (_open, input, _) = Talk::through_pipes(); // without input they would end at once, in the middle of it
+    // Without input the trees would end at once, in the middle of the restore.
+    let (_open, input, _) = Talk::through_pipes();
     let restored = home.restore().stdin(input).any_host(true).restore(&store, &digest).or_explain();
     assert!(matches!(restored.warnings.as_slice(), [Warning::Older { what: "criu", .. }]), "{restored:?}");
     for mut tree in restored.trees {
@@ -452,7 +454,8 @@ fn a_store_that_panics_leaves_nothing_waiting() {
     let pids = victims.each_ref().map(Victim::pid);
     let digest = home.capture(pids).chunked(Chunking::default()).capture(&store).or_explain();
     victims.into_iter().for_each(Victim::end);
-    let (_open, input, _) = Talk::through_pipes(); // without input they would end at once, in the middle of it
+    // Without input the trees would end at once, in the middle of the restore.
+    let (_open, input, _) = Talk::through_pipes();
     let restore = home.restore().stdin(input);
     for left in [100, 5000, 12_000] {
         let panicking = Panicking { truth: &store, left: AtomicUsize::new(left) };
@@ -479,7 +482,8 @@ fn all_trees_of_a_capture_are_within_the_limit() {
     let bytes: u64 = blob.trees.iter().map(|tree| tree.image_bytes + tree.memory_bytes).sum();
     let error = home.restore().limit(bytes - 1).restore(&store, &stored.digest).expect_err("it is larger");
     assert!(matches!(&error, Error::Corrupt { problem, .. } if problem.contains("more than")), "{error:?}");
-    let (_open, input, _) = Talk::through_pipes(); // without input they would end at once, in the middle of it
+    // Without input the trees would end at once, in the middle of the restore.
+    let (_open, input, _) = Talk::through_pipes();
     for mut tree in home.restore().stdin(input).limit(bytes).restore(&store, &stored.digest).or_explain().trees {
         tree.kill().unwrap();
         tree.wait().unwrap();

@@ -130,7 +130,7 @@ impl State {
         exit(0);
     }
 
-    /// What there is, or what is wrong with it.
+    /// Checks the memory: returns `fine` and a sum of each region, or the first fault.
     fn check(&self) -> String {
         let mut answer = "fine".to_owned();
         if let Some(broken) = self.ring.lock().unwrap().broken() {
@@ -278,7 +278,7 @@ impl Ring {
         }
     }
 
-    /// Whether the page has the number of the last time that its turn came.
+    /// Returns true if the page has the number of its last turn.
     fn is_fine(&self, page: usize) -> bool {
         let pages = self.words.len() / PAGE;
         let (turns, next) = (self.count / pages as u64, self.count % pages as u64);

@@ -97,7 +97,7 @@ fn where_there_is_no_criu_a_placeholder_is_stored_and_comes_back_as_a_warning() 
     let revived = program.ask(&format!("revive {digest} {}", home.word()));
     assert!(revived.starts_with("revived 0 no process was captured"), "{revived}");
 
-    // A capture that is none cannot be revived there.
+    // A capture that is not a placeholder cannot be revived there.
     let refused = program.ask(&format!("revive {real} {}", home.word()));
     assert!(refused.starts_with("error no criu found"), "{refused}");
     home.assert_staging_empty();

@@ -142,9 +142,10 @@ fn unsent_data_to_a_child() {
 
 fn more_unsent_data_than_a_window_holds() {
     needs_tcp();
+    // 32 is SO_SNDBUFFORCE.
     let program = stuffed(
         "my $a = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $s->sockport) or die; \
-         $b = $s->accept; close $s; setsockopt($a, SOL_SOCKET, 32, 24 << 20) or die;", // SO_SNDBUFFORCE
+         $b = $s->accept; close $s; setsockopt($a, SOL_SOCKET, 32, 24 << 20) or die;",
     ) + "my $n = stuff($a, 3); sub answer { return all($b, $n, 3); }";
     comes_back(|_| Script::perl(&program), |talk| assert_eq!(talk.ask("?"), "all"));
 }

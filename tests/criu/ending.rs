@@ -82,7 +82,7 @@ fn assert_unharmed(home: &Home, victim: &mut Victim, fault: Fault) {
     assert_eq!(victim.ask("child 0 tick"), "count 1", "{fault:?}");
     home.assert_staging_empty();
     let stored = stored_files(&home.path("store"));
-    // Without its manifest an archive is nobody's.
+    // An archive without its manifest belongs to no capture.
     let manifests = stored
         .iter()
         .filter(|file| std::fs::read(file).is_ok_and(|bytes| criu_rpc::ProcsBlob::from_json(&bytes).is_ok()));

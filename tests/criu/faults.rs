@@ -233,9 +233,8 @@ fn kill_dumps() {
     assert!(gone > 0);
 }
 
-/// Ends what a killed criu leaves of its own: children with which it tries the kernel out. Those
-/// are orphans at once, which nobody but their heir can find. What is of the tree is not ended
-/// here.
+/// Ends children of a killed criu with which it tries the kernel out. They are orphans at once, and
+/// only their heir can find them. Processes of the tree are not ended here.
 fn end_orphans(tree: &[i32]) {
     for pid in children(own()).into_iter().filter(|pid| !tree.contains(pid)) {
         let words = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -271,8 +270,8 @@ fn kill_restores() {
     assert!(gone > 0);
 }
 
-/// A root whose tracer has died may end by the tracer's own breakpoint, and leaves children that
-/// nobody knows any more.
+/// A root whose tracer has died may end by the tracer's own breakpoint. No process keeps track of
+/// its children then.
 fn kill_roots() {
     let home = Home::new();
     let images = dumped(&home);
@@ -302,7 +301,7 @@ fn kill_roots() {
     images.revive(&criu(), &RestoreOptions::default()).or_explain().assert_counts_on(1);
 }
 
-/// How long a row of rounds goes on.
+/// The time for which a row of rounds goes on.
 const ROW: Duration = Duration::from_secs(30);
 
 /// `PID FOLDER`: dumps the tree, and stays in the hook.
@@ -312,11 +311,13 @@ pub(crate) fn waits_in_hook(words: &[String]) {
     let mut hooks = |event: Event<'_>| {
         println!("{}", event.name());
         if matches!(event, Event::PostDump) {
-            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink()); // until the test ends
+            // This lasts until the test ends.
+            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
         }
         Ok(())
     };
-    let _ = criu().dump(pid, &DumpOptions::default(), Lend::images(&folder), &mut hooks); // it is killed before
+    // The test kills this process before the dump returns.
+    let _ = criu().dump(pid, &DumpOptions::default(), Lend::images(&folder), &mut hooks);
 }
 
 fn a_caller_that_dies_in_a_hook_lets_the_tree_go_on() {
@@ -368,7 +369,8 @@ struct Mounted<'a>(&'a Path);
 
 impl Drop for Mounted<'_> {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(self.0).status(); // it goes with the namespace at last
+        // At the latest, the mount goes with the namespace.
+        let _ = Command::new("umount").arg("--lazy").arg(self.0).status();
     }
 }
 
@@ -397,7 +399,7 @@ fn dump_from_a_large_caller() {
     wait_until("no criu is left", || children(own()) == [pid]);
 }
 
-/// How long it takes to start criu and hear it.
+/// Returns the shortest time of ten that it takes to start criu and hear it.
 fn best_of_ten() -> Duration {
     let once = |_| {
         let begin = Instant::now();

@@ -138,7 +138,7 @@ fn completed(name: &'static str, test: fn()) -> Completion {
     }
 }
 
-/// What a test that is skipped unwinds with.
+/// The payload with which a skipped test unwinds.
 struct Skip(String);
 
 /// Ends the test here, as one that this criu cannot pass.
@@ -146,7 +146,7 @@ pub(crate) fn skip(reason: &str) -> ! {
     resume_unwind(Box::new(Skip(format!("criu {}: {reason}", version()))))
 }
 
-/// Why nothing can be tested here.
+/// The reason that nothing can be tested here.
 fn unusable() -> Option<String> {
     if !nix::unistd::geteuid().is_root() {
         return Some("this is not root".to_owned());
@@ -177,7 +177,7 @@ pub(crate) fn version() -> Version {
     VERSION.get_or_init(|| criu().version().unwrap()).clone()
 }
 
-/// Whether this criu can dump TCP sockets: before 4.2 it cannot on newer kernels.
+/// Returns true if this criu can dump TCP sockets: before 4.2 it cannot on newer kernels.
 pub(crate) fn dumps_tcp() -> bool {
     version() >= Version::new(4, 2, 0)
 }

@@ -118,7 +118,7 @@ impl<'a> Meddling<'a> {
         self.inner
     }
 
-    /// Which round it is.
+    /// Returns the number of the current round.
     fn round(&self) -> usize {
         let start = format!("{}-", self.root);
         let rounds = names(&self.staging).into_iter().flat_map(|name| {
@@ -255,7 +255,8 @@ fn several_trees_are_pre_dumped_side_by_side() {
     let ProcsBlob::Chunked(blob) = &stored.manifest else { panic!("{:?}", stored.manifest) };
     assert!(blob.trees.len() == 2 && blob.trees.iter().all(|tree| tree.memory_bytes > 4 << 20), "{blob:?}");
     victims.into_iter().for_each(Victim::end);
-    let (_open, input, _) = Talk::through_pipes(); // without input they would end at once, in the middle of it
+    // Without input the trees would end at once, in the middle of the restore.
+    let (_open, input, _) = Talk::through_pipes();
     let restored = home.restore().stdin(input).restore(&store, &stored.digest).or_explain();
     assert_eq!(restored.trees.len(), 2);
     for mut tree in restored.trees {

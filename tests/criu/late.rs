@@ -158,7 +158,7 @@ impl Late {
         }
     }
 
-    /// Whether the child could be kept.
+    /// Holds the child back at the restore. Returns false if the child could not be held.
     fn hold(&self) -> bool {
         let stat = format!("/proc/{}/stat", self.child);
         // The original has ended, so a child of this parent is one that criu has made.

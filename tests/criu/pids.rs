@@ -1,4 +1,4 @@
-//! What a list of pids means.
+//! The meaning of a list of pids.
 
 use std::{
     fs::{self, File},
@@ -172,7 +172,7 @@ fn a_process_that_cannot_be_captured_is_told_before_anything_is_frozen() {
     assert_eq!(crate::places::stored_files(&home.path("store")), [""; 0].map(std::path::PathBuf::from));
 }
 
-/// What criu is asked of this pid, in all the ways there are.
+/// Asks criu to dump this pid in all the ways there are, and returns the errors.
 fn attempts(criu: &Criu, home: &Home, pid: i32) -> Vec<Error> {
     let path = home.folder(&format!("images-{pid}"));
     let folder = File::open(&path).unwrap();

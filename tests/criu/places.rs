@@ -14,7 +14,7 @@ use criu_rpc::{Digest256, FsBlobStore, ProcsCapture, ProcsRestore};
 
 use crate::harness;
 
-/// How long anything may take. Other programs may be busy beside the tests.
+/// The time that anything may take. Other programs may be busy beside the tests.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A folder of the test's own, with a store and a place for images in it; removed at the end.
@@ -81,7 +81,7 @@ impl Home {
 impl Drop for Home {
     fn drop(&mut self) {
         if self.ours {
-            let _ = fs::remove_dir_all(&self.folder); // nobody is left to tell
+            let _ = fs::remove_dir_all(&self.folder); // no caller is left to tell
         }
     }
 }
@@ -149,13 +149,13 @@ pub(crate) fn wait_until(what: &str, mut so: impl FnMut() -> bool) {
     }
 }
 
-/// What state a process is in, as `/proc` calls it; `None` if there is none.
+/// Returns the state of a process, as `/proc` calls it; `None` if the process does not exist.
 pub(crate) fn state(pid: i32) -> Option<char> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(") ")?.1.chars().next()
 }
 
-/// Whether the process exists and has not ended.
+/// Returns true if the process exists and has not ended.
 pub(crate) fn lives(pid: i32) -> bool {
     state(pid).is_some_and(|state| !matches!(state, 'Z' | 'X'))
 }

@@ -59,7 +59,7 @@ pub(crate) struct Images {
 }
 
 impl Images {
-    /// What is to be known of a victim whose images are in this folder, or will be.
+    /// Notes the facts about a victim whose images are in this folder, or will be.
     #[track_caller]
     pub(crate) fn of(victim: &Victim, folder: &Path) -> Images {
         let pid = victim.pid();
@@ -196,7 +196,7 @@ fn an_argument_reaches_criu() {
     images.revive(&lenient, &options).or_explain().assert_counts_on(0);
 }
 
-/// Where the build id of a program begins.
+/// Returns the place at which the build id of a program begins.
 fn build_id(program: &[u8]) -> Option<usize> {
     const NOTE: &[u8] = b"\x04\0\0\0\x14\0\0\0\x03\0\0\0GNU\0";
     program.windows(NOTE.len()).position(|bytes| bytes == NOTE).map(|start| start + NOTE.len())
@@ -214,7 +214,7 @@ fn sending_to(port: u16) -> DumpOptions {
     DumpOptions::default().ps(PageServerAddress::tcp(LOOPBACK, port))
 }
 
-/// Whose memory a page server takes in.
+/// Starts a victim whose memory a page server takes in.
 #[track_caller]
 fn victim() -> Victim {
     let mut victim = Victim::start(&["children=1", "memory=3"]);
@@ -451,8 +451,8 @@ fn a_page_server_that_nobody_owns_can_be_told_to_write_its_number() {
     wait_until("the page server is gone", || state(pid).is_none());
 }
 
-/// A page server that nobody owns ends with its first connection: this is the last one there may
-/// be.
+/// The port of a page server without an owner. Such a server ends with its first connection, which
+/// is made at the latest when this is dropped.
 struct EndOf(u16);
 
 impl Drop for EndOf {

@@ -183,22 +183,24 @@ fn revive_at_once() {
     home.assert_staging_empty();
 }
 
-/// What a program has that may become more.
+/// Lists what this program has that may grow: files, threads and mounts.
 fn possessions() -> Vec<String> {
     let mut all = Vec::new();
     for number in names("/proc/self/fd".as_ref()) {
         let file = fs::read_link(format!("/proc/self/fd/{number}"));
-        all.extend(file.map(|file| format!("{number}: {}", file.display()))); // the folder itself is closed
+        // The folder that was listed is closed by now, so its number is skipped.
+        all.extend(file.map(|file| format!("{number}: {}", file.display())));
     }
     for thread in names("/proc/self/task".as_ref()) {
-        all.extend(fs::read_to_string(format!("/proc/self/task/{thread}/comm"))); // it can have ended
+        // The thread can have ended.
+        all.extend(fs::read_to_string(format!("/proc/self/task/{thread}/comm")));
     }
     all.push(fs::read_to_string("/proc/self/mountinfo").unwrap());
     all
 }
 
-/// What it has once nothing goes away any more: threads that were joined are listed for a moment
-/// longer.
+/// Returns the possessions once nothing goes away any more: threads that were joined are listed for
+/// a moment longer.
 fn settled() -> Vec<String> {
     let deadline = Instant::now() + SOON;
     loop {
@@ -224,7 +226,7 @@ fn assert_nothing_left(home: &Home, members: &[i32], before: &[String], after: &
     }
 }
 
-/// How much memory this program has, in MiB.
+/// Returns the memory of this program, in MiB.
 fn memory() -> u64 {
     let pages = fs::read_to_string("/proc/self/statm").unwrap();
     pages.split(' ').nth(1).unwrap().parse::<u64>().unwrap() >> 8
@@ -297,7 +299,7 @@ fn give_up() {
     assert_eq!(revived.ask("check"), "memory ok 4096 pages");
 }
 
-/// How long it may take until what was given up has ended. criu's last resort would take longer.
+/// The time until all that was given up must have ended. criu's last resort would take longer.
 const SOON: Duration = Duration::from_secs(15);
 
 /// Revives for so long at most.
@@ -394,7 +396,7 @@ impl<F: Fn(&Digest256) -> Result<()> + Send + Sync> BlobStore for Odd<'_, F> {
     }
 }
 
-/// What a restore asks the store for, in this order.
+/// Returns the digests that a restore asks the store for, in order.
 fn asked_for(home: &Home, store: &MemBlobStore, digest: &Digest256) -> Vec<Digest256> {
     let asked = Mutex::new(Vec::new());
     let before = |digest: &Digest256| {
@@ -415,7 +417,7 @@ fn a_store_that_stalls_is_waited_for() {
     victim.end();
     let all = asked_for(&home, &store, &digest).len();
     let count = AtomicUsize::new(0);
-    // Longer than somebody waits who has been sent a signal that would end it.
+    // Longer than a reader may wait that was sent a signal.
     let before = |_: &Digest256| {
         if count.fetch_add(1, Ordering::SeqCst) % (all / 2) == all / 4 {
             thread::sleep(Duration::from_millis(1500));
@@ -456,7 +458,8 @@ struct Mounted(String);
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        let _ = Command::new("umount").args(["--lazy", &self.0]).status(); // it goes with the namespace at last
+        // At the latest, the mount goes with the namespace.
+        let _ = Command::new("umount").args(["--lazy", &self.0]).status();
     }
 }
 
@@ -508,7 +511,7 @@ fn revive_onto_a_full_disk() {
     assert!(revived > 0, "memory took room");
 }
 
-/// What a container is made of: a root of its own, in which this program is.
+/// A script that makes a container: a root of its own, in which this program is.
 const CONTAINER: &str = r#"
     set -e
     mount -t tmpfs tmpfs "$1"

@@ -1,4 +1,4 @@
-//! A `criu service` that somebody else started.
+//! A `criu service` that another process started.
 
 use std::{
     fs::File,
@@ -90,8 +90,7 @@ impl Drop for Service {
     }
 }
 
-/// A victim whose standard streams have names, so that criu restores them without anybody lending
-/// files.
+/// A victim whose standard streams have names, so that criu restores them without lent files.
 fn with_named_streams(home: &Home) -> Victim {
     let [input, output] = ["input", "output"].map(|name| {
         let path = home.path(name);
@@ -138,7 +137,7 @@ fn a_service_dumps_a_tree_and_revives_it() {
     assert_eq!(revived.ask("child 0 check"), "memory ok 256 pages");
     let (mut tree, mut talk) = revived.give();
     talk.hang_up();
-    // Its parent is somebody else.
+    // Another process is its parent.
     let error = tree.wait().unwrap_err();
     assert!(
         matches!(&error, Error::Io { source, .. } if source.raw_os_error() == Some(nix::libc::ECHILD)),
@@ -193,8 +192,9 @@ pub(crate) fn dumps_itself(words: &[String]) {
         Err(error) => explain(&error).replace('\n', "; "),
     };
     println!("{told}");
-    let _ = std::io::stdout().flush(); // whoever listened may have gone
-    let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink()); // an error is an end as well
+    let _ = std::io::stdout().flush(); // the listener may have gone
+    // An error is an end as well.
+    let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
 }
 
 fn a_service_dumps_its_own_client() {
@@ -230,7 +230,7 @@ fn a_service_dumps_its_own_client() {
 }
 
 fn a_service_is_not_asked_what_it_cannot_do() {
-    // There is none at this place: whoever connected would fail in another way.
+    // No service is at this place: a connection would fail in another way.
     let service = Criu::service("/nonexistent/service");
     let home = Home::new();
     let folder = File::open(home.folder("images")).unwrap();
@@ -313,7 +313,7 @@ fn a_service_that_is_killed_before_it_froze_anything_leaves_the_tree_whole() {
     assert_eq!(victim.ask("child 0 check"), "memory ok 256 pages");
 }
 
-/// What becomes of the tree is not ours to promise: somebody else killed criu with its hands on it.
+/// The fate of the tree is not ours to promise: another process killed criu while it held the tree.
 fn a_service_that_is_killed_in_the_middle_of_a_dump_is_told_at_once() {
     let home = Home::new();
     let service = Service::start(&home);

@@ -216,7 +216,7 @@ fn a_system_call_that_ends_early_is_told() {
     }
 }
 
-/// What the kernel tells of a thread that waits in a call: its number, its arguments and two
+/// Returns the kernel's words on a thread that waits in a call: its number, its arguments and two
 /// registers.
 fn waits_in(thread: i32) -> String {
     std::fs::read_to_string(format!("/proc/{thread}/syscall")).unwrap_or_default()

@@ -194,8 +194,8 @@ pair(SEQ, b'one', ends=True)
     wait_in_each_copy(kinds, &format!("{each} / {each} / {rest}"));
 }
 
-/// What an earlier capture has looked at is found again, or it is told: the kernel shows it no
-/// more, except for the first.
+/// Captures twice. The second capture finds the packets that the first has looked at, or warns: the
+/// kernel no longer shows them, except for the first packet.
 #[track_caller]
 fn is_captured_again(pairs: &str, revived_with: &str, lost: bool) {
     for way in WAYS {

@@ -69,7 +69,7 @@ impl BlobWriter for WatchingWriter<'_> {
     }
 }
 
-/// What a [`Failing`] store does wrong.
+/// The fault of a [`Failing`] store.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Fault {
     /// It takes nothing in.
@@ -84,11 +84,11 @@ pub(crate) enum Fault {
     PanicAtPut,
 }
 
-/// What a store panics with.
+/// The payload with which a store panics.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Burst;
 
-/// Panics without a word: who looks for a failure is not to find this one.
+/// Panics without a word, so that a search for failures does not find this one.
 pub(crate) fn burst() -> ! {
     resume_unwind(Box::new(Burst))
 }
@@ -100,7 +100,7 @@ pub(crate) struct Failing {
     pub(crate) fault: Fault,
 }
 
-/// What a [`Failing`] store says, and panics with.
+/// The message of a [`Failing`] store, also in panics.
 pub(crate) const FULL: &str = "the shelf is full";
 
 fn full() -> Error {
@@ -190,7 +190,7 @@ impl BlobStore for Slow {
     }
 }
 
-/// Whether the error, or one that it came from, says this.
+/// Returns true if the error, or one that it came from, says this.
 pub(crate) fn says(error: &(dyn std::error::Error + 'static), text: &str) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {

@@ -41,10 +41,10 @@ fn a_restore_that_hangs_is_given_up_at_the_deadline() {
     apart("hanging");
 }
 
-/// How long a row of rounds goes on.
+/// The time for which a row of rounds goes on.
 const ROW: Duration = Duration::from_secs(40);
 
-/// How long it may take until what was given up has ended. criu's last resort would take longer.
+/// The time until all that was given up must have ended. criu's last resort would take longer.
 const SOON: Duration = Duration::from_secs(15);
 
 fn give_up_dumps() {

@@ -117,7 +117,8 @@ impl Talk {
     /// Ends the conversation, upon which a victim ends.
     pub(crate) fn hang_up(&mut self) {
         if let Some(mut to) = self.to.take() {
-            // A terminal has no end as long as we listen to it. Whoever is gone need not be told.
+            // A terminal has no end as long as we listen to it. A victim that is gone need not be
+            // told.
             let _ = to.write_all(b"exit 0\n");
         }
     }

@@ -165,7 +165,8 @@ fn a_password_is_not_shown_in_a_new_terminal() {
         revived.talk.tell("secret");
         assert!(!revived.talk.until("got 6").contains("secret"));
         revived.talk.tell("known");
-        assert!(revived.talk.until("got 5").contains("known")); // the modes from before are known, too
+        // The modes from before are known, too.
+        assert!(revived.talk.until("got 5").contains("known"));
     });
 }
 

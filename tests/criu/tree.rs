@@ -87,7 +87,7 @@ impl Victim {
         self.end_now();
     }
 
-    /// Reaps it after somebody else killed it, and waits until none of these numbers is taken.
+    /// Reaps it after another process killed it, and waits until none of these numbers is taken.
     #[track_caller]
     pub(crate) fn reap(mut self, members: &[i32]) {
         self.reap_in_place(members);
@@ -126,7 +126,7 @@ impl Drop for Victim {
     }
 }
 
-/// How long a victim has to end by itself once nobody talks to it. It reaps its children then,
+/// The time that a victim has to end by itself after the test hangs up. It reaps its children then,
 /// which init is slow to.
 const POLITE: Duration = Duration::from_secs(3);
 
@@ -188,7 +188,7 @@ impl Revived {
         self.tree.as_mut().expect("because only drop and give take it")
     }
 
-    /// Gives the tree out; whoever has it sees to its end, for which it is enough to hang up.
+    /// Gives the tree out. The caller sees to its end, for which it is enough to hang up.
     pub(crate) fn give(mut self) -> (Tree, Talk) {
         let tree = self.tree.take().expect("because only drop and give take it");
         (tree, std::mem::replace(&mut self.talk, Talk::through_pipes().0))
@@ -233,7 +233,7 @@ pub(crate) fn explain(error: &criu_rpc::Error) -> String {
     }
 }
 
-/// What it came to, or everything that the error knows.
+/// Returns the value, or panics with everything that the error knows.
 pub(crate) trait OrExplain<T> {
     fn or_explain(self) -> T;
 }

@@ -46,11 +46,11 @@ struct State {
     lock: Option<nix::fcntl::Flock<File>>,
     tcp: Option<TcpListener>,
     unix: Option<UnixListener>,
-    /// Where commands come from, if not from standard input.
+    /// The socket that commands come from, if not from standard input.
     serves: Option<UnixListener>,
     connections: Vec<OwnedFd>,
     children: Vec<(Child, Talk)>,
-    /// A child that nobody waits for.
+    /// A child that the victim does not wait for.
     zombie: Option<Child>,
     /// A tree that this victim revived.
     revived: Option<Tree>,
@@ -77,7 +77,7 @@ impl State {
         }
     }
 
-    /// Answers whoever connects, one after the other, until standard input ends.
+    /// Answers clients, one after the other, until standard input ends.
     fn serve(&mut self, listener: &UnixListener) {
         thread::spawn(|| {
             let _ = io::copy(&mut io::stdin(), &mut io::sink()); // an error is an end as well
@@ -327,7 +327,7 @@ fn counting() -> Arc<AtomicU64> {
     count
 }
 
-/// What the word at this place of the memory is to be.
+/// Returns the word that belongs at this place of the memory.
 fn pattern(index: usize) -> u64 {
     ((index / PAGE) as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (index % PAGE) as u64
 }

@@ -1,6 +1,6 @@
-//! Options that follow from what the tree is, so that nobody need know criu to capture a program: a
-//! root that leads no session, terminals and streams to sockets from outside, and at the restore
-//! whatever the images say of the dump.
+//! Options that follow from the tree, so that a caller need not know criu to capture a program: a
+//! root that leads no session, terminals and streams to sockets from outside. At the restore, they
+//! follow from the images.
 
 use std::{
     collections::{BTreeSet, HashSet},

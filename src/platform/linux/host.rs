@@ -1,4 +1,4 @@
-//! What this machine is, as far as a restore has to care.
+//! Properties of this machine that matter to a restore.
 
 use std::{collections::BTreeSet, env::consts::ARCH, fs};
 

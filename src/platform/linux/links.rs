@@ -101,7 +101,8 @@ pub(super) fn full_pipe(inside: Option<&InPipe>) -> io::Result<(OwnedFd, OwnedFd
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
     if let Some(inside) = inside {
         if let Ok(room) = i32::try_from(inside.room) {
-            let _ = fcntl(&writer, FcntlArg::F_SETPIPE_SZ(room)); // it has room for less than the limit anyway
+            // An error is ignored: the pipe keeps the usual room, which is below the limit anyway.
+            let _ = fcntl(&writer, FcntlArg::F_SETPIPE_SZ(room));
         }
         let mut rest = inside.bytes.as_slice();
         while !rest.is_empty() {

@@ -1,5 +1,5 @@
-//! [`Meeting`]: a barrier for several dumps, so that pipes and sockets between their trees are dumped
-//! as they were at one moment.
+//! [`Meeting`]: a barrier for several dumps. It has pipes and sockets between their trees dumped as
+//! they were at one moment.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 

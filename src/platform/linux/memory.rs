@@ -1,4 +1,4 @@
-//! Memory on its way: from criu through a socket to whoever takes it in.
+//! Memory on its way from criu, through a socket, to the sink that takes it in.
 
 use std::{fs, os::unix::net::UnixStream, thread};
 

@@ -22,10 +22,11 @@ pub(super) struct Pids(BTreeSet<i32>);
 impl Pids {
     pub(super) fn of(images: &ImageDir) -> Result<Pids> {
         if images.has_own_pids()? {
-            return Ok(Pids(BTreeSet::new())); // its numbers count in a namespace that is made for it
+            // Its numbers count in a namespace that is made for the tree.
+            return Ok(Pids(BTreeSet::new()));
         }
         let processes = images.processes()?;
-        // Of a zombie the images list arbitrary threads.
+        // The images list arbitrary threads of a zombie.
         let threads = |process: &PstreeEntry| match process.threads.contains(&process.pid) {
             true => process.threads.clone(),
             false => vec![process.pid],

@@ -1,4 +1,4 @@
-//! Which trees a list of pids means, found out before anything is frozen.
+//! Selection of the trees that a list of pids means, before anything is frozen.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -68,7 +68,7 @@ fn check(pid: Pid) -> Result<()> {
     Ok(())
 }
 
-/// Whether this process is a part of the tree.
+/// Returns true if this process is a part of the tree.
 pub(super) fn contains_self(root: Pid) -> bool {
     lineage(Pid::own().as_raw()).contains(&root.as_raw())
 }

@@ -78,7 +78,8 @@ impl Staging {
                 Ok(lock) => lock,
                 Err(Errno::EAGAIN | Errno::ENOENT) => continue,
                 Err(errno) => {
-                    let _ = unlinkat(&above, name.as_str(), UnlinkatFlags::RemoveDir); // that it was made tells less
+                    // An error of the removal tells less than `errno`.
+                    let _ = unlinkat(&above, name.as_str(), UnlinkatFlags::RemoveDir);
                     return Err(Error::io(doing())(errno.into()));
                 }
             };

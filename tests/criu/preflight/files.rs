@@ -122,8 +122,8 @@ fn terminals_from_outside() {
     passes(victim.pid(), &defaults().external(obstacle.external().unwrap()));
 }
 
-/// criu dumps them. A restored program can talk to nobody through them, unless it gets another pipe
-/// in their place.
+/// criu dumps them. A restored program can reach no process through them, unless it gets another
+/// pipe in their place.
 fn pipes_to_the_outside() {
     let home = Home::new();
     let (mut read, write) = pipe();

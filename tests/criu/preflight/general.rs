@@ -53,7 +53,7 @@ fn a_look_takes_milliseconds_and_touches_nothing() {
     assert_eq!(victim.ask("?"), "here");
 }
 
-/// How long this thread has been at work.
+/// Returns the processor time of this thread.
 pub(super) fn processor_time() -> Duration {
     let usage = getrusage(UsageWho::RUSAGE_THREAD).unwrap();
     let micros = |time: TimeVal| Duration::from_micros(u64::try_from(time.num_microseconds()).unwrap());

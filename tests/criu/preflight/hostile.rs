@@ -37,8 +37,8 @@ tests![
 const A_MOMENT: Duration = Duration::from_secs(10);
 
 fn processes_that_come_and_go_are_no_error() {
-    // Some start children that end, others end once they have started the next. Nobody could stop
-    // those: they end by themselves.
+    // Some start children that end, others end once they have started the next. The test
+    // cannot stop those: they end by themselves.
     let victim = perl(
         "$SIG{CHLD} = 'IGNORE'; my $end = time + 4; \
          for (1 .. 2) { unless (fork) { while (time < $end) { fork or POSIX::_exit(0) } sleep 1000 } } \

@@ -1,5 +1,5 @@
-//! What preflight says of a tree is what criu then does: it refuses what blocks, and takes what is
-//! clear or cured.
+//! Preflight says of a tree what criu then does: criu refuses what blocks, and takes what is clear
+//! or cured.
 
 pub(crate) mod files;
 pub(crate) mod general;
@@ -37,7 +37,7 @@ fn look(pid: i32, options: &DumpOptions) -> Vec<Finding> {
     criu().preflight(pid, options).or_explain().findings
 }
 
-/// What criu does, in a folder of its own. Afterwards nothing is stopped that was not before.
+/// Dumps with criu, into a new folder. A process that ran before must not be left stopped.
 #[track_caller]
 fn dump(pid: i32, options: &DumpOptions) -> Result<(), Error> {
     let home = Home::new();

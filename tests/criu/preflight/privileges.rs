@@ -1,4 +1,4 @@
-//! What the caller may do.
+//! Privileges of the caller.
 
 use std::process::Command;
 
@@ -10,7 +10,7 @@ use crate::{
 
 tests![callers_without_privileges, a_caller_without_privileges_hears_that_criu_lacks_them,];
 
-/// Looks and dumps as somebody else, and says what came of it.
+/// Looks and dumps as another user, and returns the findings and the outcome.
 #[track_caller]
 fn as_somebody_else(who: &[&str], pid: i32) -> (Vec<String>, String) {
     let output = Command::new("setpriv")
@@ -25,7 +25,7 @@ fn as_somebody_else(who: &[&str], pid: i32) -> (Vec<String>, String) {
     (lines, last)
 }
 
-/// The process that looks as somebody else.
+/// The process that looks as another user.
 pub(crate) fn main(arguments: &[String]) {
     if arguments[0] == "ask" {
         let asked = [criu().check(), criu().features().map(drop)];

@@ -90,7 +90,7 @@ fn a_criu_whose_children_nobody_may_wait_for() {
 fn a_criu_that_may_not_enlarge_its_pipes() {
     let calls = Calls::new(libc::SYS_fcntl, &[(1, libc::F_SETPIPE_SZ as u32)], libc::EPERM);
     let mut dumps = Dumps::through(&refusing(&calls));
-    // If it could, it would wait for somebody to fetch the memory.
+    // A criu that could enlarge them would wait for a client to fetch the memory.
     dumps.criu = dumps.criu.deadline(Duration::from_secs(20));
     let mut victim = odd(&["memory"]);
     let lazy = plain().lazy_pages(true).ps(PageServerAddress::tcp("127.0.0.1", 0));
@@ -127,8 +127,8 @@ fn a_kernel_that_does_not_tell_of_restartable_sequences() {
     Dumps::new().cured(&mut victim, plain());
 }
 
-/// What criu finds out about the kernel it keeps in `/run`, where that is a tmpfs: it would not
-/// look again, and other tests would take what this one pretends for the truth.
+/// Skips the test where `/run` is a tmpfs: criu keeps there what it finds out about the kernel. It
+/// would not look again, and other tests would take what this one pretends for the truth.
 fn criu_remembers_nothing() {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
     if mounts.lines().any(|line| line.split(' ').take(3).skip(1).eq(["/run", "tmpfs"])) {
@@ -221,7 +221,7 @@ fn a_processor_that_lacks_something() {
     assert_cause(result, Cause::CpuMismatch, Target::None);
 }
 
-/// Where in a cpuinfo.img the upper bits are of the features that AMD was first to name.
+/// Returns the place in a cpuinfo.img of the upper bits of the features that AMD was first to name.
 fn end_of_amd_features(image: &[u8]) -> Option<usize> {
     // Two numbers that say which image it is, and its length; the processor, and its length; and of
     // it seven numbers, each after a tag. The last two are of features, 32 bits, by sevens.
@@ -300,6 +300,6 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status(); // nobody is left to tell
+        let _ = Command::new("umount").arg(&self.0).status(); // no caller is left to tell
     }
 }

@@ -77,7 +77,7 @@ impl Dumps {
         let program = criu().program().unwrap();
         let text = format!("#!/bin/sh\n{}\n", lines.replace("CRIU", &program.display().to_string()));
         write_program(&script, &text);
-        // Everybody may go there.
+        // All users may go there.
         fs::set_permissions(home.path(""), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         Dumps { home, criu: Criu::at(script), count: 0 }
     }
@@ -136,7 +136,7 @@ impl Dumps {
 /// A tree that was dumped, and has ended.
 struct Taken {
     home: Home,
-    /// Where its criu is started from.
+    /// The homes that its criu is started from.
     homes: Vec<Home>,
     criu: Criu,
     members: Vec<i32>,

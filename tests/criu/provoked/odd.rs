@@ -26,7 +26,7 @@ use nix::{
 
 use super::refusing::Calls;
 
-/// What it has; kept until it ends.
+/// Things that the process has; kept until it ends.
 #[derive(Debug, Default)]
 struct Things {
     files: Vec<OwnedFd>,
@@ -83,7 +83,7 @@ fn converse() {
     }
 }
 
-/// What a test probes.
+/// The function that a test probes.
 #[inline(never)]
 pub(super) extern "C" fn probed(count: u64) -> u64 {
     std::hint::black_box(count)
@@ -136,7 +136,7 @@ impl Things {
                 let file = File::options().read(true).write(true).open(value).unwrap();
                 self.locks.push(Flock::lock(file, FlockArg::LockExclusiveNonblock).unwrap());
             }
-            // Nobody accepts the connection.
+            // No process accepts the connection.
             "connecting" | "connecting-and-talking" => {
                 let listener = UnixListener::bind(value).unwrap();
                 let mut end = UnixStream::connect(value).unwrap();
@@ -218,7 +218,8 @@ impl Things {
                 println!("ready {}", std::process::id());
                 let flags = libc::CLONE_VFORK | libc::SIGCHLD;
                 if syscall(libc::SYS_clone, [flags.into(), 0, 0, 0, 0]) == 0 {
-                    let _ = io::stdin().lock().read_line(&mut String::new()); // an error is an end as well
+                    // An error is an end as well.
+                    let _ = io::stdin().lock().read_line(&mut String::new());
                     syscall(libc::SYS_exit_group, [0; 5]);
                 }
             }
@@ -277,7 +278,7 @@ fn io_uring() -> OwnedFd {
 /// Maps so many bytes of the file until the process ends.
 fn map(length: i64, file: &OwnedFd) {
     let (protection, flags, file) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, file.as_raw_fd());
-    // SAFETY: the kernel chooses a place that is free, and nobody touches it.
+    // SAFETY: the kernel chooses a place that is free, and no other code touches it.
     let place = unsafe { libc::syscall(libc::SYS_mmap, 0_i64, length, protection, flags, file, 0_i64) };
     assert!(place > 0, "{}", io::Error::last_os_error());
 }
@@ -297,7 +298,7 @@ pub(super) fn probe(pid: i32) -> Option<OwnedFd> {
     Some(descriptor(libc::SYS_perf_event_open, [pointer, pid.into(), -1, -1, 0]))
 }
 
-/// Where in the file of our program this address is.
+/// Returns the place of this address in the file of our program.
 fn place_in_program(address: u64) -> u64 {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     let number = |text: &str| u64::from_str_radix(text, 16).unwrap();
@@ -320,7 +321,7 @@ fn mount(what: &str, place: &str, kind: &str, flags: u64) {
 fn descriptor(number: libc::c_long, arguments: [i64; 5]) -> OwnedFd {
     let file = syscall(number, arguments);
     assert!(file >= 0, "{}", io::Error::last_os_error());
-    // SAFETY: the kernel has just given us this descriptor, and nobody else knows of it.
+    // SAFETY: the kernel has just given us this descriptor, and no other code knows of it.
     unsafe { OwnedFd::from_raw_fd(i32::try_from(file).unwrap()) }
 }
 

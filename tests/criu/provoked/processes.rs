@@ -65,7 +65,7 @@ fn a_process_that_somebody_traces() {
     let mut victim = odd(&["child=cat"]);
     let (mut dumps, _service) = by_service();
     traced(child(&victim), || refused_as_traced(&mut dumps, &mut victim));
-    // Nobody takes the criu that was asked for a debugger.
+    // The criu that was asked is not taken for a debugger.
     let options = || plain().freeze_cgroup("/nonexistent");
     dumps.refused(&mut victim, &options(), Cause::NoFreezer);
 }
@@ -132,7 +132,7 @@ fn a_process_that_does_not_exist() {
     }
 }
 
-/// Dumps by a service, of which nobody can say before it is asked what it means by a number.
+/// Dumps by a service. Before it is asked, the caller cannot tell what it means by a number.
 fn by_service() -> (Dumps, Service) {
     let mut dumps = Dumps::new();
     let service = Service::start(&dumps.home);

@@ -8,7 +8,7 @@ use std::{io, os::unix::process::CommandExt, process::Command};
 /// The system calls that are to fail.
 #[derive(Debug)]
 pub(super) struct Calls {
-    /// What has to be where in the words that the kernel shows of a call.
+    /// Places in the words that the kernel shows of a call, each with the value it must have.
     conditions: Vec<(u32, u32)>,
     errno: u32,
 }

@@ -159,12 +159,12 @@ pub(super) fn spawn<'scope, T: Send + 'scope>(
     thread::Builder::new().spawn_scoped(scope, work).map_err(Error::io("start a thread"))
 }
 
-/// What a thread came to; its panic goes on here.
+/// Joins a thread and returns its result. A panic of the thread goes on here.
 pub(super) fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// Where a self-dump returned.
+/// The process in which a self-dump returned.
 #[derive(PartialEq)]
 enum Side {
     Original,
@@ -394,7 +394,7 @@ impl<'a> Dump<'a> {
     }
 }
 
-/// Of several failures, the one that the others followed from.
+/// Returns the failure that the others followed from: the first that is not a refusal.
 fn first_cause(ends: Vec<Result<()>>) -> Error {
     let mut errors: Vec<Error> = ends.into_iter().filter_map(Result::err).collect();
     let cause = errors.iter().position(|error| !matches!(error, Error::Refused { .. })).unwrap_or(0);
@@ -414,7 +414,7 @@ struct Noting<'a, H> {
     stream: Option<UnixStream>,
     /// Its threads that wait elsewhere meanwhile.
     polls: Option<Polls>,
-    /// What it was like before criu looked into it.
+    /// The state of the tree before criu looked into it.
     before: Option<Before>,
     then: H,
 }

@@ -1,8 +1,8 @@
 //! [`Rounds`]: pre-dumps of trees that run, so that the dump which ends them has less to send.
 //!
 //! criu clears the kernel's marks of changed pages in each round, and takes a page without one as
-//! known from the round before. So nobody else may clear them in between, and the number of the
-//! root must stay that process's.
+//! known from the round before. So no other process may clear them in between, and the number of
+//! the root must stay that process's.
 
 use std::{
     fs::{self, File},
@@ -45,7 +45,7 @@ pub(super) fn possible(criu: &Criu, rounds: u32) -> Result<u32> {
 pub(super) struct Rounds {
     watched: Vec<Watch>,
     count: u32,
-    /// When criu is to be done with all of them and the dump.
+    /// The moment by which criu is to be done with all rounds and the dump.
     deadline: Option<Instant>,
 }
 
@@ -140,8 +140,9 @@ fn name(root: Pid, round: u32) -> String {
     format!("{root}-{round}")
 }
 
-/// Sees that a root is who it was, and that no other capture clears the marks in its tree: whoever
-/// tracks a tree locks the root's folder in `/proc`, and shares locks on those of its ancestors.
+/// Checks that a root is the same process, and that no other capture clears the marks in its tree.
+/// A capture that tracks a tree locks the root's folder in `/proc`, and shares locks on those of
+/// its ancestors.
 struct Watch {
     root: Pid,
     folder: Flock<File>,
@@ -152,7 +153,7 @@ impl Watch {
     fn over(root: Pid) -> Result<Watch> {
         let line = lineage(root.as_raw());
         let ancestors = line.into_iter().skip(1).filter_map(|pid| {
-            // One that has ended, or that we may not see, nobody tracks.
+            // No capture tracks a process that has ended, or that we may not see.
             lock(pid, FlockArg::LockSharedNonblock).map_err(|errno| taken(errno, root)).transpose()
         });
         let folder =
@@ -164,7 +165,8 @@ impl Watch {
     fn check(&self) -> Result<()> {
         let pid = self.root;
         let is_zombie = Stat::of(pid.as_raw()).is_ok_and(|stat| stat.is_zombie());
-        // The folder stays that of the process it was opened for, whoever has the number now.
+        // The folder stays that of the process it was opened for, even if another has its number
+        // now.
         let problem = match fs::read(format!("/proc/self/fd/{}/stat", self.folder.as_raw_fd())) {
             Ok(_) if !is_zombie => return Ok(()),
             Ok(_) => ProcessProblem::Zombie,
@@ -174,7 +176,7 @@ impl Watch {
     }
 }
 
-/// Locks a process's folder in `/proc`; `None` if there is none.
+/// Locks a process's folder in `/proc`; `None` if it cannot be opened.
 fn lock(pid: i32, how: FlockArg) -> Result<Option<Flock<File>>, Errno> {
     let Ok(folder) = File::open(format!("/proc/{pid}")) else { return Ok(None) };
     Flock::lock(folder, how).map(Some).map_err(|(_, errno)| errno)

@@ -37,12 +37,12 @@ use crate::{
 const PEEK_OFFSET: (i32, i32) = (libc::SOL_SOCKET, libc::SO_PEEK_OFF);
 const CREDENTIALS: (i32, i32) = (libc::SOL_SOCKET, libc::SO_PASSCRED);
 
-/// What criu will not write down of a socket, and a process that has it.
+/// Contents of a socket that criu does not write down, and a process that has the socket.
 pub(super) struct Found {
     pid: i32,
     /// The queue, if it has empty packets.
     queue: Option<Queue>,
-    /// What cannot be added to the images.
+    /// Contents that cannot be added to the images.
     lost: Vec<&'static str>,
 }
 
@@ -106,8 +106,8 @@ struct Waiting {
 }
 
 impl Waiting {
-    /// What is to be added to the images, with so many empty packets that the kernel has passed
-    /// over.
+    /// Returns what is to be added to the images. `passed_over` is the number of empty packets that
+    /// the kernel has passed over.
     fn found(&self, passed_over: usize) -> Found {
         let is_empty = |packet: &&Packet| packet.length == 0;
         let empty = self.packets.iter().filter(is_empty).count();
@@ -215,7 +215,7 @@ impl Twin {
     }
 }
 
-/// What is known of a packet without its contents.
+/// A packet without its contents.
 struct Packet {
     length: usize,
     /// True if it has descriptors or credentials.

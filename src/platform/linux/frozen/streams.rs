@@ -102,8 +102,8 @@ fn is_open(file: &OpenFile, to_read: bool) -> bool {
 }
 
 impl Frozen {
-    /// Returns true if a standard stream of the root is a file or closed, and is none of those that
-    /// are `known`.
+    /// Returns true if a standard stream of the root is a file or closed, and is not among the
+    /// `known`.
     fn has_file_as(&self, stream: u32, known: &[StreamNote]) -> bool {
         let is_file = |file: &OpenFile| file.target.is_absolute() && !file.target.starts_with("/dev/pts");
         let mut streams = self.root_streams();

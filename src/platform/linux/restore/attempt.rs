@@ -1,4 +1,5 @@
-//! [`Attempt`]: has criu revive a tree that was checked, again where what was in the way passes by itself.
+//! [`Attempt`]: has criu revive a tree that was checked. It tries again where an obstacle passes by
+//! itself.
 
 use std::{cell::RefCell, fs::File, os::fd::OwnedFd, time::Duration};
 

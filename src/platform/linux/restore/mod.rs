@@ -28,7 +28,7 @@ use crate::{
     took::{Clock, Phase},
 };
 
-/// How long a reaper may take that is slow, as the init of some containers is.
+/// The time that a slow reaper may take, such as the init of some containers.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A criu that was found, and a private folder for the images that it is to restore.
@@ -84,7 +84,7 @@ impl<'a> Reviver<'a> {
         self.criu.told().as_ref().map(ToString::to_string).unwrap_or_default()
     }
 
-    /// Where the images are to be put.
+    /// The folder for the images.
     pub(crate) fn folder(&self) -> &Path {
         self.staging.path()
     }

@@ -9,8 +9,8 @@ use std::{
 
 use crate::{Error, platform::PageFiles, wiped::Wiped};
 
-/// How many pieces may be there before anybody asks for them: 64 MiB for all, of one file the half
-/// of it. As much is read while criu starts.
+/// The most pieces that are read before criu asks for them: 64 MiB for all files, half of that for
+/// one file. As much is read while criu starts.
 const AHEAD: usize = 64;
 
 /// Reads pieces of files of pages in the order in which they will be wanted.
@@ -40,12 +40,12 @@ enum Slot {
     Loading,
     Ready {
         bytes: Arc<Wiped>,
-        /// How many of the bytes have not been given out yet.
+        /// The number of bytes that have not been given out yet.
         left: usize,
     },
 }
 
-/// Why a piece could not be read.
+/// The reason that a piece could not be read.
 pub(super) enum Failure {
     Error(Error),
     /// The store panicked, with this.
@@ -65,7 +65,7 @@ impl Part {
     }
 }
 
-/// What became of a wish.
+/// The answer to a request for bytes.
 pub(super) enum Found {
     Bytes(Vec<Part>),
     /// They are being read.
@@ -84,7 +84,7 @@ impl<'a> Ahead<'a> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What a worker does until all is over: `ready` is called after each piece.
+    /// Reads pieces until the serving ends or a read fails. Calls `ready` after each piece.
     pub(super) fn labour(&self, ready: &dyn Fn()) {
         let mut state = self.lock();
         while !state.closed && !state.failed {
@@ -96,7 +96,7 @@ impl<'a> Ahead<'a> {
             let mut bytes = state.idle.pop().unwrap_or_default();
             drop(state);
             bytes.resize(self.pages.files()[piece.0].length(piece.1));
-            // Whatever happens, whoever waits for the piece must have an answer: criu would wait
+            // A reader of the piece must have an answer, even if the store panics: criu would wait
             // for ever.
             let read = catch_unwind(AssertUnwindSafe(|| self.pages.read(piece.0, piece.1, &mut bytes)));
             let read = match read {
@@ -121,7 +121,7 @@ impl<'a> Ahead<'a> {
         self.changed.notify_all();
     }
 
-    /// What is to be read next: what somebody waits for, or what comes after that.
+    /// Chooses the piece to read next: one that a reader waits for, or one that comes after it.
     fn choose(&self, state: &mut State) -> Option<Piece> {
         while let Some(piece) = state.wanted.pop() {
             if !state.pieces.contains_key(&piece) {
@@ -161,7 +161,7 @@ impl<'a> Ahead<'a> {
             }
             later = true;
         }
-        // Of what was skipped nobody will ask any more.
+        // No reader will ask for the pieces that were skipped.
         state
             .pieces
             .retain(|piece, slot| piece.0 != file || piece.1 >= first || matches!(slot, Slot::Loading));
@@ -213,13 +213,13 @@ impl<'a> Ahead<'a> {
         self.changed.notify_all();
     }
 
-    /// Lets the workers go, once they are done with what they are reading.
+    /// Stops the workers, once they are done with what they are reading.
     pub(super) fn close(&self) {
         self.lock().closed = true;
         self.changed.notify_all();
     }
 
-    /// Why reading failed, if it did.
+    /// Takes the reason that reading failed, if it did.
     pub(super) fn failure(&self) -> Option<Failure> {
         self.lock().failure.take()
     }

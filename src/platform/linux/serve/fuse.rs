@@ -1,9 +1,9 @@
-//! What the kernel asks of whoever serves a file system, and the answers: as much of it as
+//! Requests of the kernel to a file system in user space, and the answers: as many of them as
 //! read-only files need.
 //!
 //! The layouts are those of `linux/fuse.h`, in the byte order of the machine.
 
-/// Where the topmost folder is.
+/// The node of the topmost folder.
 pub(super) const ROOT: u64 = 1;
 
 /// A request of the kernel's.
@@ -14,7 +14,7 @@ pub(super) struct Request<'a> {
     pub(super) call: Call<'a>,
 }
 
-/// What is asked for; `node` and `file` are numbers that we gave.
+/// The call of a request; `node` is a number that we gave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Call<'a> {
     Init {
@@ -43,13 +43,13 @@ pub(super) enum Call<'a> {
     },
     /// A folder is closed, or something has nothing to write: any answer will do.
     Nothing,
-    /// Whoever waits for the answer to this request has been sent a signal.
+    /// The process that waits for the answer to this request has been sent a signal.
     Interrupt {
         unique: u64,
     },
     /// No answer is wanted.
     Note,
-    /// What read-only files can do without.
+    /// A call that read-only files can do without.
     Other,
 }
 
@@ -90,7 +90,7 @@ fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
 }
 
-/// What stands before an answer of so many bytes. `error` is 0, or the number of an error.
+/// Returns the header of an answer of so many bytes. `error` is 0, or the number of an error.
 pub(super) fn head(unique: u64, error: i32, bytes: usize) -> [u8; ANSWER_HEAD] {
     let length = u32::try_from(ANSWER_HEAD + bytes).unwrap_or(u32::MAX);
     let mut head = [0; ANSWER_HEAD];
@@ -116,14 +116,14 @@ pub(super) fn init(minor: u32) -> Vec<u8> {
     out.0
 }
 
-/// What is at a name.
+/// A node: the folder, or a file in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Node {
     Folder,
     File { node: u64, bytes: u64 },
 }
 
-/// How long the kernel may believe what it was told, in seconds: nothing changes here.
+/// The time for which the kernel may cache an answer, in seconds: nothing changes here.
 const VALID: u64 = 1 << 20;
 
 /// The answer to a look-up.

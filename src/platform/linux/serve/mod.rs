@@ -62,7 +62,7 @@ pub(super) fn served<T>(
         let named = |name: &str| thread::Builder::new().name(name.to_owned());
         let ending = Ending { server: &server, stop: &stop };
         let spawned = named("criu-images").spawn_scoped(scope, || {
-            // Whoever reads is told, should this end early.
+            // Readers get an error, should this end early.
             let _ending = Ending { server: &server, stop: &stop };
             server.serve(&stop)
         });
@@ -101,7 +101,7 @@ struct Ending<'a> {
 impl Drop for Ending<'_> {
     fn drop(&mut self) {
         self.server.ahead.close();
-        // When nobody has the device open any more, the kernel ends what waits for it.
+        // Once no process has the device open, the kernel ends the requests that wait for it.
         self.server.device.lock().unwrap_or_else(PoisonError::into_inner).take();
         let _ = write(self.stop, &1_u64.to_ne_bytes()); // nothing is wrong with it
     }
@@ -116,7 +116,7 @@ struct Server<'a> {
     waiting: Mutex<Vec<Waiting>>,
 }
 
-/// The files of the real folder that somebody has asked for. None is held open: a large tree has
+/// The files of the real folder that readers have asked for. None is held open: a large tree has
 /// more of them than a program may have files.
 #[derive(Default)]
 struct Names {
@@ -130,20 +130,20 @@ struct Waiting {
     file: usize,
     offset: u64,
     bytes: usize,
-    /// Since when whoever reads has had a signal. It may be its end, for which it must have an
-    /// answer.
+    /// The moment at which the reader was sent a signal. The reader may have to end, for which it
+    /// must have an answer.
     interrupted: Option<Instant>,
 }
 
 /// The number of the first file of pages; above them come the files of the folder.
 const FIRST: u64 = fuse::ROOT + 1;
 
-/// How long a reader that has been sent a signal waits on. Most signals harm nothing, if the answer
-/// comes.
+/// The time for which a reader that was sent a signal waits on. Most signals harm nothing, if the
+/// answer comes.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Server<'_> {
-    /// Until it is told to stop, or nobody has the folder any more.
+    /// Serves until it is told to stop, or no process has the folder any more.
     fn serve(&self, stop: &OwnedFd) -> io::Result<()> {
         let mut buffer = vec![0; 64 << 10];
         let Some(device) = self.device() else { return Ok(()) };
@@ -182,7 +182,7 @@ impl Server<'_> {
         }
     }
 
-    /// The device, for as long as somebody is served.
+    /// The device, as long as the folder is served.
     fn device(&self) -> Option<Arc<File>> {
         self.device.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -233,7 +233,7 @@ impl Server<'_> {
         let Some(device) = self.device() else { return Ok(()) };
         match (&*device).write_vectored(slices) {
             Ok(_) => Ok(()),
-            // Nobody waits for it any more.
+            // The reader no longer waits for it.
             Err(error)
                 if [Some(Errno::ENOENT as i32), Some(Errno::ENODEV as i32)]
                     .contains(&error.raw_os_error()) =>
@@ -300,7 +300,7 @@ impl Server<'_> {
     }
 
     fn read_pages(&self, unique: u64, file: usize, offset: u64, bytes: usize) -> io::Result<()> {
-        // Whoever makes the piece ready looks for who waits, with the lock.
+        // A worker that has read the piece looks for waiting readers, with the lock.
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let read = Waiting { unique, file, offset, bytes, interrupted: None };
         match self.ahead.find(file, offset, bytes) {
@@ -336,7 +336,7 @@ impl Server<'_> {
         });
         drop(waiting);
         for (unique, found) in ready {
-            let _ = self.give(unique, found); // whoever reads gets an error when all is closed
+            let _ = self.give(unique, found); // the reader gets an error when all is closed
         }
     }
 
