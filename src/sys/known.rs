@@ -1,6 +1,14 @@
 //! [`Known`]: file metadata from the kernel's cache.
 
-use std::{ffi::CString, io, mem, os::unix::ffi::OsStrExt, path::Path};
+use std::{
+    ffi::{CStr, CString},
+    io, mem,
+    os::{
+        fd::{AsFd, AsRawFd, RawFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
+};
 
 use nix::sys::stat::{SFlag, makedev};
 
@@ -12,11 +20,20 @@ impl Known {
     /// Reads the metadata of the file at the path; follows symbolic links.
     pub(crate) fn of(path: impl AsRef<Path>) -> io::Result<Known> {
         let path = CString::new(path.as_ref().as_os_str().as_bytes())?;
-        let (flags, mask) = (libc::AT_STATX_DONT_SYNC, libc::STATX_BASIC_STATS);
+        Known::at(libc::AT_FDCWD, &path, 0)
+    }
+
+    /// Reads the metadata of an open file. It may be open for nothing but that (`O_PATH`).
+    pub(crate) fn of_open(file: impl AsFd) -> io::Result<Known> {
+        Known::at(file.as_fd().as_raw_fd(), c"", libc::AT_EMPTY_PATH)
+    }
+
+    fn at(folder: RawFd, path: &CStr, flags: libc::c_int) -> io::Result<Known> {
+        let (flags, mask) = (flags | libc::AT_STATX_DONT_SYNC, libc::STATX_BASIC_STATS | libc::STATX_BTIME);
         // SAFETY: all fields may be zero.
         let mut known: libc::statx = unsafe { mem::zeroed() };
         // SAFETY: the path is a C string, and the kernel writes no more than `known`.
-        match unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), flags, mask, &raw mut known) } {
+        match unsafe { libc::statx(folder, path.as_ptr(), flags, mask, &raw mut known) } {
             0 => Ok(Known(known)),
             _ => Err(io::Error::last_os_error()),
         }
@@ -79,6 +96,14 @@ impl Known {
         self.is_char_device() && self.device() == (5, 2)
     }
 
+    /// Returns the time that the file was made at, in nanoseconds since 1970, if the file system
+    /// knows it.
+    pub(crate) fn born(&self) -> Option<i64> {
+        let time = self.0.stx_btime;
+        let known = self.0.stx_mask & libc::STATX_BTIME != 0;
+        known.then(|| time.tv_sec.checked_mul(1_000_000_000)?.checked_add(time.tv_nsec.into())).flatten()
+    }
+
     pub(crate) fn ino(&self) -> u64 {
         self.0.stx_ino
     }
@@ -111,6 +136,11 @@ mod tests {
             assert_eq!((known.is_master(), known.slave()), (path == "/dev/ptmx", None));
             assert!(!known.is_block_device());
         }
+        let file = std::fs::File::open(std::env::current_exe().unwrap()).unwrap();
+        let (known, told) = (Known::of_open(&file).unwrap(), file.metadata().unwrap());
+        assert_eq!(known.ino(), told.ino());
+        let born = told.created().ok().and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
+        assert_eq!(known.born().map(i128::from), born.map(|time| time.as_nanos().cast_signed()));
         assert_eq!(Known::of("/nonexistent").err().map(|error| error.kind()), Some(io::ErrorKind::NotFound));
     }
 }

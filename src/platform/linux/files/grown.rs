@@ -56,7 +56,7 @@ impl Grown {
         for file in files {
             let note = file.note.as_ref();
             let Some((then, now)) = sizes(file, note, choice) else { continue };
-            let fate = fate(&file.named, now, then, note, choice);
+            let fate = fate(file, now, then, choice);
             grown.add(&file.named, now, then, fate);
         }
         grown
@@ -110,13 +110,19 @@ fn sizes<'a>(file: &'a File, note: Option<&FileNote>, choice: GrownFiles) -> Opt
     (u64::try_from(now.st_size) != Ok(then)).then_some((then, now))
 }
 
-fn fate(file: &NamedFile, now: &FileStat, then: u64, note: Option<&FileNote>, choice: GrownFiles) -> Fate {
+/// Returns true if the file is the one that the capture noted. An editor that replaces a file twice can give it the old
+/// inode again, so the time that it was made at is compared where it is known.
+fn is_same(note: &FileNote, now: &FileStat, born: Option<i64>) -> bool {
+    note.ino == now.st_ino && (note.born.is_none() || born.is_none() || note.born == born)
+}
+
+fn fate(File { named: file, born, note, .. }: &File, now: &FileStat, then: u64, choice: GrownFiles) -> Fate {
     let flags = OFlag::from_bits_retain(i32::from_ne_bytes(file.flags.to_ne_bytes()));
     let access = flags & OFlag::O_ACCMODE;
     let (reads, writes) = (access != OFlag::O_WRONLY, access != OFlag::O_RDONLY);
     let appends = flags.contains(OFlag::O_APPEND);
     let shrunk = now.st_size.unsigned_abs() < then;
-    let is_same = note.is_some_and(|note| note.ino == now.st_ino);
+    let is_same = note.as_ref().is_some_and(|note| is_same(note, now, *born));
     match choice {
         _ if file.uses.other => Fate::Refused("the tree has it mapped, or executes it"),
         GrownFiles::Keep if writes && !appends && !shrunk => Fate::Overwritten,
@@ -131,5 +137,25 @@ fn fate(file: &NamedFile, now: &FileStat, then: u64, note: Option<&FileNote>, ch
         _ if reads => Fate::Refused("the tree reads and writes it"),
         _ if file.position == then => Fate::Continued,
         _ => Fate::Refused("the tree was writing in the middle of it"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_another_if_it_was_made_at_another_time() {
+        let now = nix::sys::stat::stat("/").unwrap();
+        let note = |ino, born| FileNote { ino, born, ..FileNote::default() };
+        for (ino, then, born, expected) in [
+            (now.st_ino, Some(7), Some(7), true),
+            (now.st_ino, Some(7), Some(8), false),
+            (now.st_ino, None, Some(8), true),
+            (now.st_ino, Some(7), None, true),
+            (now.st_ino + 1, Some(7), Some(7), false),
+        ] {
+            assert_eq!(is_same(&note(ino, then), &now, born), expected, "{ino} {then:?} {born:?}");
+        }
     }
 }

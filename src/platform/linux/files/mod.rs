@@ -35,6 +35,8 @@ pub(super) struct Files(Vec<File>);
 struct File {
     named: NamedFile,
     now: Now,
+    /// The time that the file now there was made at, in nanoseconds since 1970.
+    born: Option<i64>,
     /// The note that the capture made of it.
     note: Option<FileNote>,
 }
@@ -63,14 +65,14 @@ impl Files {
         let is_lent = |file: &NamedFile| lent.contains(file.path.strip_prefix(b"/").unwrap_or(&file.path));
         let notes = images.notes()?.and_then(|notes| notes.files).unwrap_or_default().files;
         let notes: HashMap<_, _> = notes.into_iter().map(|note| (note.path.clone(), note)).collect();
-        let mut walked = HashMap::<_, Now>::new();
+        let mut walked = HashMap::<_, (Now, Option<i64>)>::new();
         let files = images.named_files()?.into_iter().filter(|file| is_used(file) && !is_lent(file));
         let look = |named: NamedFile| {
             let wanted = named.mode.is_some_and(|mode| kind(mode) == SFlag::S_IFLNK);
             let place = (named.path.clone(), named.place == Place::Opened, wanted);
-            let now = walked.entry(place).or_insert_with(|| look(&root, &named, wanted)).clone();
+            let (now, born) = walked.entry(place).or_insert_with(|| look(&root, &named, wanted)).clone();
             let note = notes.get(&named.path).cloned();
-            File { named, now, note }
+            File { named, now, born, note }
         };
         Ok(Files(files.map(look).collect()))
     }
@@ -124,18 +126,18 @@ pub(super) fn refuse(cause: Cause, findings: impl Iterator<Item = String>) -> Re
     }
 }
 
-/// Looks at a path: at the file if it is to be opened, at its folder if it is to be made.
-fn look(root: &Root, named: &NamedFile, wanted: bool) -> Now {
+/// Looks at a path: at the file if it is to be opened, at its folder if it is to be made. Returns when it was made, too.
+fn look(root: &Root, named: &NamedFile, wanted: bool) -> (Now, Option<i64>) {
     let path = path(&named.path);
     let walked: io::Result<_> = match (named.place, path.parent()) {
         (Place::Opened, _) | (_, None) => root.walk(path, wanted),
         (_, Some(folder)) => root.walk(folder, false),
     };
     match walked {
-        Ok(Walked::File(file)) => Now::There(file.stat),
-        Ok(Walked::Missing) => Now::Missing,
-        Ok(Walked::Link(link)) => Now::Link(link),
-        Err(_) => Now::Unknown,
+        Ok(Walked::File(file)) => (Now::There(file.stat), file.born()),
+        Ok(Walked::Missing) => (Now::Missing, None),
+        Ok(Walked::Link(link)) => (Now::Link(link), None),
+        Err(_) => (Now::Unknown, None),
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
 /// The most bytes of notes. Restores compare less of the files beyond.
 const MOST: usize = 4 << 20;
 /// The bytes of a note without its path.
-const BESIDE: usize = 50;
+const BESIDE: usize = 60;
 
 /// Looks at the files that these images name by path. criu has just seen that the paths lead to
 /// them, and the tree stands still. That is far less work than to ask each process for all that it
@@ -43,6 +43,7 @@ pub(in super::super) fn look(images: &ImageDir) -> Result<FileNotes> {
                 uid: found.stat.st_uid,
                 gid: found.stat.st_gid,
                 size: found.stat.st_size.unsigned_abs(),
+                born: found.born(),
             });
         }
     }

@@ -20,6 +20,8 @@ use nix::{
     sys::stat::{FileStat, Mode, SFlag, fstat},
 };
 
+use crate::sys::Known;
+
 /// The root that criu opens paths from.
 #[derive(Debug)]
 pub(super) struct Root(OwnedFd);
@@ -51,6 +53,13 @@ pub(super) struct Link {
 
 /// Neither opens nor follows the last name of a path.
 const LOOK: OFlag = OFlag::O_PATH.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
+
+impl Found {
+    /// Returns the time that it was made at, in nanoseconds since 1970, if that is known.
+    pub(super) fn born(&self) -> Option<i64> {
+        Known::of_open(&self.fd).ok()?.born()
+    }
+}
 
 impl Root {
     pub(super) fn open() -> io::Result<Root> {
