@@ -52,6 +52,7 @@ pub enum Warning {
     /// database or a named semaphore. The revived tree finds the new contents.
     MappedFileChanged {
         /// The file.
+        #[serde(serialize_with = "in_words")]
         path: PathBuf,
     },
     /// The capture can never be revived. Its tree goes on; for a tree that is to end, the capture
