@@ -1,7 +1,7 @@
 //! [`BlobBatch`]: many blobs that become durable together.
 
 use super::BlobStore;
-use crate::{Digest256, Error, Result};
+use crate::{Digest256, Error, Result, Until};
 
 /// Stores many blobs; see [`BlobStore::batch_until`].
 ///
@@ -54,12 +54,15 @@ pub trait BlobBatch: Send + Sync {
     fn commit(self: Box<Self>) -> Result<()>;
 }
 
-/// The default batch of a store: each blob is stored by itself.
-pub(super) struct OneByOne<'a, S: ?Sized>(&'a S);
+/// The default batch of a store: each blob is stored by itself, while `until` allows.
+pub(super) struct OneByOne<'a, S: ?Sized> {
+    store: &'a S,
+    until: Until,
+}
 
 impl<'a, S: BlobStore + ?Sized> OneByOne<'a, S> {
-    pub(super) fn new(store: &'a S) -> OneByOne<'a, S> {
-        OneByOne(store)
+    pub(super) fn new(store: &'a S, until: &Until) -> OneByOne<'a, S> {
+        OneByOne { store, until: until.clone() }
     }
 }
 
@@ -67,10 +70,11 @@ impl<S: BlobStore + ?Sized> BlobBatch for OneByOne<'_, S> {
     fn put(&self, blobs: &[(Digest256, &[u8])]) -> Result<u64> {
         let mut stored = 0;
         for (digest, bytes) in blobs {
-            if self.0.contains(digest)? {
+            self.until.check(|| "store the blobs of a batch".to_owned())?;
+            if self.store.contains(digest)? {
                 continue;
             }
-            let told = self.0.put(bytes)?;
+            let told = self.store.put(bytes)?;
             if told != *digest {
                 return Err(Error::corrupt(format!("blob {digest}"), format!("it was stored as {told}")));
             }
@@ -80,7 +84,7 @@ impl<S: BlobStore + ?Sized> BlobBatch for OneByOne<'_, S> {
     }
 
     fn put_named(&self, name: &Digest256, bytes: &[u8]) -> Result<()> {
-        self.0.put_named(name, bytes)
+        self.store.put_named(name, bytes)
     }
 
     fn commit(self: Box<Self>) -> Result<()> {

@@ -283,9 +283,9 @@ pub trait BlobStore: fmt::Debug + Send + Sync {
     /// a lock or a server no longer than `until` allows. Captures call this with their deadline and
     /// token.
     ///
-    /// The default checks `until` once, and calls [`put`](BlobStore::put) for each blob, at once. A
-    /// store for which that is costly should override it: a chunked capture is one batch of many
-    /// small blobs.
+    /// The default calls [`put`](BlobStore::put) for each blob, at once, and checks `until` before
+    /// each. A store for which that is costly should override it: a chunked capture is one batch of
+    /// many small blobs.
     ///
     /// # Errors
     ///
@@ -293,7 +293,7 @@ pub trait BlobStore: fmt::Debug + Send + Sync {
     /// and [`Error::Stopped`] as [`Until::check`] says.
     fn batch_until(&self, until: &Until) -> Result<Box<dyn BlobBatch + '_>> {
         until.check(|| "begin a batch".to_owned())?;
-        Ok(Box::new(OneByOne::new(self)))
+        Ok(Box::new(OneByOne::new(self, until)))
     }
 
     /// Stores bytes under a name that is not their digest. Encryption needs this, because its names

@@ -4,7 +4,9 @@ use std::{
     collections::HashSet,
     fs::File,
     path::PathBuf,
-    process, thread,
+    process,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -165,4 +167,47 @@ fn an_encrypted_store_waits_as_the_one_beneath() {
         EncryptedBlobStore::open(FsBlobStore::open(&folder.0).unwrap(), Key::random().unwrap()).unwrap();
     let _held = folder.lock("lock");
     assert_late(store.batch_until(&soon()), &["begin a batch"]);
+}
+
+/// A store of the three methods that every store has. The token is cancelled by the first blob.
+#[derive(Debug)]
+struct Three {
+    blobs: MemBlobStore,
+    puts: AtomicUsize,
+    cancel: Cancel,
+}
+
+impl BlobStore for Three {
+    fn put(&self, bytes: &[u8]) -> Result<Digest256> {
+        self.puts.fetch_add(1, Ordering::Relaxed);
+        self.cancel.cancel();
+        self.blobs.put(bytes)
+    }
+
+    fn get(&self, digest: &Digest256) -> Result<Vec<u8>> {
+        self.blobs.get(digest)
+    }
+
+    fn contains(&self, digest: &Digest256) -> Result<bool> {
+        self.blobs.contains(digest)
+    }
+}
+
+#[test]
+fn a_batch_of_a_store_of_three_methods_ends_between_two_blobs() {
+    let cancel = Cancel::new().unwrap();
+    let store = Three { blobs: MemBlobStore::new(), puts: AtomicUsize::new(0), cancel: cancel.clone() };
+    let blobs = [&b"one"[..], b"two", b"three"].map(|bytes| (Digest256::of(bytes), bytes));
+    let token = cancel.clone();
+    let batch = store.batch_until(&Until::forever().or_when(move || token.is_cancelled())).unwrap();
+    let error = batch.put(&blobs).unwrap_err();
+    assert!(matches!(error, Error::Stopped { .. }), "{error}");
+    assert_eq!(store.puts.load(Ordering::Relaxed), 1);
+    drop(batch);
+    let batch = store.batch_until(&soon()).unwrap();
+    let rest = [(Digest256::of(b"four"), &b"four"[..])];
+    while batch.put(&rest).is_ok() {}
+    assert_late(batch.put(&rest), &["store the blobs"]);
+    store.batch_until(&Until::forever()).unwrap().put(&blobs).unwrap();
+    assert_eq!(store.puts.load(Ordering::Relaxed), 4);
 }
