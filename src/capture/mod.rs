@@ -186,6 +186,9 @@ impl ProcsCapture {
     /// saved its streams in another order, or that has other pipes to the outside, is restored
     /// correctly only if the streams are named. Terminals need no name.
     ///
+    /// The capture and its preflight fail with [`Error::Options`] for a text that cannot be criu's
+    /// name of a file, such as `pipe:12`.
+    ///
     /// ```no_run
     /// # #[cfg(target_os = "linux")]
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -214,7 +217,7 @@ impl ProcsCapture {
     }
 
     fn stream(mut self, number: usize, key: String) -> ProcsCapture {
-        self.job.streams[number] = Some(key);
+        self.job.streams[number] = Some(key.trim_start_matches('/').to_owned());
         self
     }
 

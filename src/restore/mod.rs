@@ -179,11 +179,12 @@ impl ProcsRestore {
     }
 
     /// Replaces a resource of the tree by this file. The key is criu's name of the resource; see
-    /// [`Lend::inherit`](crate::rpc::Lend::inherit). A path has no leading slash
-    /// ([`Key::Path`](crate::rpc::Key::Path) removes it).
+    /// [`Lend::inherit`](crate::rpc::Lend::inherit). criu's names of paths have no leading slash,
+    /// so one is removed. The restore fails with [`Error::Options`] for a text that cannot be such
+    /// a name, such as `pipe:12`; a name that fits nothing in the capture has no effect.
     #[must_use]
     pub fn inherit(mut self, key: impl Into<String>, file: impl Into<File>) -> ProcsRestore {
-        self.revival.inherit.push((key.into(), file.into()));
+        self.revival.inherit.push((key.into().trim_start_matches('/').to_owned(), file.into()));
         self
     }
 

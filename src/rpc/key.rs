@@ -108,6 +108,32 @@ impl fmt::Display for Key {
     }
 }
 
+/// Fails for a text that cannot be criu's name of a resource. A label ([`Key::Label`]) can be any
+/// text that is not the beginning of another name.
+pub(crate) fn check(option: &'static str, key: &str) -> Result<()> {
+    let decimal = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let hex = |text: &str| {
+        let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_hexdigit());
+        text.split_once(':').is_some_and(|(one, other)| is_number(one) && is_number(other))
+    };
+    let inside = |open: &str| key.strip_prefix(open).and_then(|rest| rest.strip_suffix(']'));
+    let (is_right, form) = match key.split([':', '[']).next().unwrap_or_default() {
+        "" => (false, "`pipe:[4711]`, or a path"),
+        "pipe" => (inside("pipe:[").is_some_and(decimal), "`pipe:[4711]`"),
+        "socket" => (inside("socket:[").is_some_and(decimal), "`socket:[4711]`"),
+        "tty" => (inside("tty[").is_some_and(hex), "`tty[8803:19]`"),
+        "file" if key.starts_with("file[") => (inside("file[").is_some_and(hex), "`file[2b:4711]`"),
+        _ => (true, ""),
+    };
+    match is_right {
+        true => Ok(()),
+        false => {
+            let problem = format!("{key:?} is no name that criu gives; it must be like {form} (see `Key`)");
+            Err(Error::Options { option, problem })
+        }
+    }
+}
+
 impl From<Key> for String {
     fn from(key: Key) -> String {
         key.to_string()
@@ -118,6 +144,41 @@ impl From<Key> for String {
 mod tests {
     use super::*;
     use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn a_text_that_is_no_key_is_refused() {
+        for right in [
+            Key::Pipe { inode: 7 },
+            Key::Socket { inode: 7 },
+            Key::Terminal { rdev: 0x8803, dev: 0x1f },
+            Key::File { mount: 43, inode: 7 },
+            Key::Path("/var/log/x".to_owned()),
+            Key::Path("/file".to_owned()),
+            Key::Label("net".to_owned()),
+        ] {
+            check("inherit", &right.to_string()).unwrap();
+        }
+        for wrong in [
+            "",
+            "pipe",
+            "pipe:12",
+            "pipe:[1",
+            "pipe:[]",
+            "pipe:[x]",
+            "pipe[1]",
+            "socket",
+            "socket:[1]2",
+            "tty",
+            "tty:[1:2]",
+            "tty[1]",
+            "tty[1:]",
+            "file[1:x]",
+            ":[1]",
+        ] {
+            let refused = check("stdout", wrong);
+            assert!(matches!(refused, Err(Error::Options { option: "stdout", .. })), "{wrong}: {refused:?}");
+        }
+    }
 
     #[test]
     fn a_key_says_what_a_descriptor_leads_to() {

@@ -52,6 +52,7 @@ pub use self::{
     reply::{About, Dumped, Features, SelfDump},
 };
 pub(crate) use self::{
+    key::check as check_key,
     pages::{check_nothing_left, page_sockets},
     tree::Tree,
 };

@@ -18,6 +18,7 @@ use crate::{
 
 /// Looks at all trees of the job. Without a criu, that is what blocks.
 pub(crate) fn foresee(job: &Job) -> Result<Foresight> {
+    dump::check_streams(job)?;
     let mut foresight = Foresight::default();
     let criu = match dump::criu(job) {
         Err(error @ Error::NoCriu { .. }) => {

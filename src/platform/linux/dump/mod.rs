@@ -38,12 +38,13 @@ use crate::{
     preflight::beyond_restore,
     procfs::{Stat, is_free},
     proto::images::StreamNote,
-    rpc::{Event, Hooks, Lend, NoHooks, SelfDump, check_nothing_left},
+    rpc::{Event, Hooks, Lend, NoHooks, SelfDump, check_key, check_nothing_left},
     sys,
 };
 
 /// Dumps, and keeps what was dumped. Memory goes into the folder of images, or to who takes it in.
 pub(crate) fn checkpoint<T>(job: &Job, memory: Option<&dyn Memory>, keep: Keep<'_, T>) -> Result<Outcome<T>> {
+    check_streams(job)?;
     let criu = criu(job)?;
     if memory.is_some() {
         memory::check_page_size()?;
@@ -100,6 +101,14 @@ pub(crate) fn cannot_work(job: &Job) -> bool {
     let checked = criu(job).and_then(|criu| criu.check());
     // It says less of the reason than a dump does.
     matches!(checked, Err(Error::Criu(_) | Error::Gone(_)))
+}
+
+/// Fails if a standard stream has a name that criu would give to nothing.
+pub(super) fn check_streams(job: &Job) -> Result<()> {
+    let streams = ["stdin", "stdout", "stderr"].into_iter().zip(&job.streams);
+    streams
+        .filter_map(|(option, key)| Some((option, key.as_ref()?)))
+        .try_for_each(|(option, key)| check_key(option, key))
 }
 
 pub(super) fn criu(job: &Job) -> Result<Criu> {

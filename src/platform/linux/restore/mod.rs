@@ -22,7 +22,7 @@ use crate::{
     Cause, Criu, Error, Result, Until, Version, Warning,
     image::ImageDir,
     platform::{Revival, Revived, ToRevive, Unread},
-    rpc::tree::Tree,
+    rpc::{check_key, tree::Tree},
     stream::Chosen,
     sys,
     took::{Clock, Phase},
@@ -52,6 +52,7 @@ impl<'a> Reviver<'a> {
         until: &Until,
         clock: &'a Clock,
     ) -> Result<Reviver<'a>> {
+        revival.inherit.iter().try_for_each(|(key, _)| check_key("inherit", key))?;
         let mut criu = revival.means.criu.as_ref().map_or_else(Criu::new, Criu::at);
         if let Some(cancel) = &revival.means.cancel {
             criu = criu.cancelled_by(cancel);
