@@ -58,6 +58,10 @@ pub struct Foreseen {
     pub problem: String,
     /// The cause of the failure that it would lead to ([`Failure::cause`](crate::Failure::cause)).
     /// `None` if another kind of error would follow, such as [`Error::Host`](crate::Error::Host).
+    ///
+    /// A capture that would end with [`Error::NoCriu`](crate::Error::NoCriu) or
+    /// [`Error::Unrevivable`](crate::Error::Unrevivable), which carry no failure, has the nearest
+    /// cause all the same.
     pub cause: Option<Cause>,
     /// The cure, with the name of the option if there is one.
     pub cure: Option<String>,

@@ -459,6 +459,9 @@ fn streams_that_were_told_are_given_anew_wherever_they_are() {
         let mut output = Talk::new(crate::talk::pipe().1, from);
         program.talk.tell("one");
         assert_eq!((output.hear(), errors.hear()), ("out one".to_owned(), "error one".to_owned()));
+        let unnamed = way.capture(home, [program.pid()]).preflight().or_explain();
+        let cure = format!("ProcsCapture::stdout(\"{output_key}\")");
+        assert!(unnamed.risks.iter().any(|risk| risk.to_string().contains(&cure)), "{unnamed:#?}");
         let capture = way.capture(home, [program.pid()]).stdout(output_key).stderr(error_key);
         assert_eq!(capture.preflight().or_explain().risks, []);
         let stored = capture.run(&home.store()).or_explain();

@@ -56,9 +56,18 @@ pub(crate) fn foresee(job: &Job) -> Result<Foresight> {
 fn foreseen(finding: &Finding) -> Foreseen {
     let problem = format!("process {}{}: {}", finding.pid, finding.place, finding.obstacle);
     let cause = finding.obstacle.cause();
-    // The table of causes has a cure where the finding itself has none.
-    let cure = finding.cure().unwrap_or_else(|| cause.advice());
-    Foreseen { problem, cause: Some(cause), cure: Some(cure.to_owned()) }
+    let cure = match &finding.obstacle {
+        Obstacle::PipeOutside { inode } => {
+            let key = Key::Pipe { inode: *inode };
+            format!(
+                "if it is a standard stream that the program saved: ProcsCapture::stdout(\"{key}\"), or stdin or \
+                 stderr; else ProcsRestore::inherit(\"{key}\", …) at the restore"
+            )
+        }
+        // The table of causes has a cure where the finding itself has none.
+        _ => finding.cure().unwrap_or_else(|| cause.advice()).to_owned(),
+    };
+    Foreseen { problem, cause: Some(cause), cure: Some(cure) }
 }
 
 impl Reviver<'_> {
