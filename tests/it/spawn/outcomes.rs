@@ -1,5 +1,7 @@
 //! The answers and errors that the caller gets.
 
+use criu_rpc::{BlobStore, Digest256, MemBlobStore, ProcsBlob, ProcsCapture, ProcsRestore};
+
 use super::*;
 
 #[test]
@@ -71,7 +73,8 @@ fn a_program_that_is_no_criu_is_told_from_one_that_crashed() {
         let error = Criu::at(program).version().unwrap_err();
         let failure = gone(&error);
         assert_eq!(failure.cause, Cause::NotCriu, "{}", failure.report());
-        assert!(failure.report().to_string().contains("Criu::at"), "{}", failure.report());
+        let report = failure.report().to_string();
+        assert!(report.contains("Criu::at") && report.contains(&format!("/{program}")), "{report}");
     }
     for (lines, cause) in [
         ("echo 'criu: error while loading shared libraries: libnl-3.so.200' >&2; exit 127", Cause::NotCriu),
@@ -115,4 +118,24 @@ fn a_child_of_criu_that_holds_the_socket_keeps_nobody_waiting() {
     let pid: i32 = script.told("pid").trim().parse().unwrap();
     kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap(); // which shows that it lived all the while
     assert_eq!(gone(&error).exit.unwrap().code(), Some(5));
+}
+
+#[test]
+fn a_name_that_criu_never_gives_is_refused() {
+    let store = MemBlobStore::new();
+    let manifest = ProcsBlob::Criu { criu_dump: Digest256::of(b""), pids: vec![7.into()] };
+    let digest = store.put(&manifest.to_json()).unwrap();
+    for key in ["", "/", "tty", "pipe:12", "socket:[1"] {
+        let capture = ProcsCapture::new([std::process::id()]).stdout(key);
+        let restore = ProcsRestore::new().inherit(key, fs::File::open("/dev/null").unwrap());
+        for (error, at) in [
+            (capture.capture(&store).map(drop), "stdout"),
+            (capture.preflight().map(drop), "stdout"),
+            (restore.restore(&store, &digest).map(drop), "inherit"),
+            (restore.preflight(&store, &digest).map(drop), "inherit"),
+        ] {
+            let refused = matches!(&error, Err(Error::Options { option, .. }) if *option == at);
+            assert!(refused, "{key:?} {at}: {error:?}");
+        }
+    }
 }
