@@ -93,7 +93,7 @@ impl ProcsBlob {
         }
         // serde would also take the fields from a list, in their order.
         if json.trim_ascii_start().first() != Some(&b'{') {
-            return Err(corrupt("it is not a JSON object"));
+            return Err(corrupt("it is not a JSON object, so this blob is not a capture"));
         }
         let Kind { kind } = serde_json::from_slice(json).map_err(|error| corrupt(error.to_string()))?;
         if !KINDS.contains(&kind.as_str()) {
@@ -103,8 +103,16 @@ impl ProcsBlob {
     }
 }
 
+/// Parses the manifest with this digest. An error names it.
+pub(crate) fn parse(digest: &Digest256, json: &[u8]) -> Result<ProcsBlob> {
+    ProcsBlob::from_json(json).map_err(|error| match error {
+        Error::Corrupt { problem, .. } => Error::corrupt(format!("the manifest {digest}"), problem),
+        error => error,
+    })
+}
+
 fn corrupt(problem: impl Into<String>) -> Error {
-    Error::corrupt("manifest", problem)
+    Error::corrupt("the manifest", problem)
 }
 
 #[derive(Deserialize)]

@@ -16,6 +16,7 @@ use crate::{
     BlobStore, Digest256, Error, ProcsBlob, RestoreOptions, RestoreTimes, Result, Stream, Tree, Unread,
     Until, Warning,
     archive::{Limits, Trees, unpack},
+    manifest::parse,
     platform::{self, GrownFiles, Revival, Revived, Reviver, ToRevive, means},
     stream::{self, Ends},
     took::{Clock, Phase},
@@ -263,7 +264,7 @@ impl ProcsRestore {
         let until = self.revival.means.until();
         let json = manifest(&store, digest, &until)?;
         let marked = store.is_marked(digest)?;
-        let mut restored = self.restore_manifest(store, &json, &until, &clock)?;
+        let mut restored = self.restore_manifest(store, digest, &json, &until, &clock)?;
         if marked {
             restored.warnings.push(Warning::Marked { capture: *digest });
         }
@@ -275,13 +276,14 @@ impl ProcsRestore {
     fn restore_manifest(
         &self,
         store: &(impl BlobStore + ?Sized),
+        digest: &Digest256,
         json: &[u8],
         until: &Until,
         clock: &Clock,
     ) -> Result<Restored> {
         let (chosen, ends) = stream::open(&self.revival.streams)?;
         let reviver = || Reviver::new(&self.revival, &chosen, until, clock);
-        match ProcsBlob::from_json(json)? {
+        match parse(digest, json)? {
             ProcsBlob::Unsupported { unsupported_on: on, note } => {
                 let warnings = vec![Warning::Unsupported { on, note }];
                 clock.lap(Phase::Read);

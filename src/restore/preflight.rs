@@ -4,7 +4,7 @@ use super::{ProcsRestore, chunked, host, manifest};
 use crate::{
     BlobStore, Digest256, Error, Foreseen, Foresight, ProcsBlob, Result, Until, Warning,
     archive::unpack_without_memory,
-    manifest::ChunkedBlob,
+    manifest::{ChunkedBlob, parse},
     platform::{self, Reviver, ToRevive},
     store::reachable_until,
     stream,
@@ -98,7 +98,7 @@ impl ProcsRestore {
         let clock = Clock::start();
         let (chosen, _ends) = stream::open(&self.revival.streams)?;
         let reviver = || Reviver::new(&self.revival, &chosen, until, &clock);
-        match ProcsBlob::from_json(&json)? {
+        match parse(digest, &json)? {
             ProcsBlob::Unsupported { unsupported_on: on, note } => {
                 foresight.blocks.push(Foreseen::new(Warning::Unsupported { on, note }));
                 Ok(())

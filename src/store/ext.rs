@@ -1,7 +1,7 @@
 //! [`BlobStoreExt`]: methods of every store.
 
 use super::{BlobBatch, BlobStore, reach::read_manifest};
-use crate::{Digest256, ProcsBlob, Result, Until};
+use crate::{Digest256, ProcsBlob, Result, Until, manifest};
 
 /// Methods of every [`BlobStore`], for its callers. A store implements [`BlobStore`] and has these.
 ///
@@ -35,7 +35,7 @@ pub trait BlobStoreExt: BlobStore {
     /// - [`Error::UnknownKind`](crate::Error::UnknownKind) for a capture by a later version
     /// - errors of the store
     fn manifest(&self, capture: &Digest256) -> Result<ProcsBlob> {
-        ProcsBlob::from_json(&read_manifest(self, capture)?)
+        manifest::parse(capture, &read_manifest(self, capture)?)
     }
 }
 

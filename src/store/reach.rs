@@ -6,7 +6,12 @@ use std::{
 };
 
 use super::{BlobStore, fetch};
-use crate::{Digest256, Error, ProcsBlob, Result, Until, digest::Hasher, manifest::Walked, wiped::Wiped};
+use crate::{
+    Digest256, Error, ProcsBlob, Result, Until,
+    digest::Hasher,
+    manifest::{Walked, parse},
+    wiped::Wiped,
+};
 
 /// Returns all blobs that these captures need, including their manifests: those that a collection
 /// must keep, and that a copy must have.
@@ -64,7 +69,7 @@ fn walk(
     name(manifest);
     let reading = || format!("read the lists of the capture {manifest}");
     until.check(reading)?;
-    let blob = ProcsBlob::from_json(&read_manifest(store, manifest)?)?;
+    let blob = parse(manifest, &read_manifest(store, manifest)?)?;
     let get = |digests: &[Digest256], each: &mut dyn FnMut(usize, &[u8]) -> Result<()>| {
         until.check(reading)?;
         fetch(store, digests, each)
@@ -121,7 +126,7 @@ pub fn copy_capture_until(
 ) -> Result<u64> {
     let copying = || format!("copy the capture {digest}");
     let json = read_manifest(from, digest)?;
-    let manifest = ProcsBlob::from_json(&json)?;
+    let manifest = parse(digest, &json)?;
     let batch = to.batch_until(until)?;
     let mut bytes = 0;
     if let ProcsBlob::Criu { criu_dump, .. } = &manifest {

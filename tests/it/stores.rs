@@ -34,6 +34,20 @@ fn the_store_in_a_folder_conforms() {
 }
 
 #[test]
+fn a_file_is_no_store_and_a_blob_that_is_no_manifest_is_named() {
+    use criu_rpc::BlobStoreExt;
+    let folder = Folder::new();
+    let file = folder.join("file");
+    fs::write(&file, "text").unwrap();
+    let Err(Error::Io { source, .. }) = FsBlobStore::open(&file) else { panic!("it is none") };
+    assert_eq!(source.to_string(), "it is a file, not a folder");
+    let store = MemBlobStore::new();
+    let digest = store.put(b"text").unwrap();
+    let error = store.manifest(&digest).unwrap_err().to_string();
+    assert!(error.contains(&format!("the manifest {digest}")) && error.contains("not a capture"), "{error}");
+}
+
+#[test]
 fn a_store_of_three_methods_conforms() {
     conformance::check(Minimal::default);
 }

@@ -39,7 +39,7 @@ mod verify;
 
 use std::{
     fs,
-    io::{Cursor, Read, Seek as _, SeekFrom},
+    io::{self, Cursor, Read, Seek as _, SeekFrom},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
     time::Duration,
@@ -109,6 +109,10 @@ impl FsBlobStore {
     fn open_on(root: &Path, disk: Disk) -> Result<FsBlobStore> {
         let opening = || format!("open the blob store in {}", root.display());
         let root = std::path::absolute(root).map_err(Error::io(opening()))?;
+        if root.exists() && !root.is_dir() {
+            let problem = io::Error::new(io::ErrorKind::NotADirectory, "it is a file, not a folder");
+            return Err(Error::io(opening())(problem));
+        }
         let (blobs, tmp) = (root.join("blobs").join("sha256"), root.join("tmp"));
         let (packs, names) = (root.join("packs"), root.join("names"));
         for folder in [&blobs, &tmp, &packs, &names] {
