@@ -262,8 +262,9 @@ impl Error {
             ),
             Error::Process { problem, .. } => Some(problem.advice()),
             Error::Unrevivable { .. } => Some(
-                "remove what the message names before the capture, or start the tree without it: for instance, with a \
-                 namespace around the whole tree instead of around a child",
+                "remove what the message names before the capture, or start the tree without it: put a namespace around \
+                 the whole tree instead of around a child; close a file of a thread (`/proc/<pid>/task/<tid>/…`, \
+                 `/proc/thread-self/…`), or open that of its process (`/proc/<pid>/…`)",
             ),
             Error::Unsupported { .. } => Some("use Linux, with criu"),
             Error::Missing { .. } => Some(
@@ -298,7 +299,8 @@ impl Error {
                  wait for ever for images that are cut short",
             ),
             Error::Overdue { .. } => Some(
-                "allow more time (`deadline`), if it was too little; or remove the cause of the delay, which the error names",
+                "allow more time (`deadline`), if it was too little; if the error names a process or a lock, wait until it \
+                 is done or end it",
             ),
             Error::TimedOut(_) => Some("allow more time (`deadline`), if it was too little"),
             Error::Cancelled(_) | Error::Stopped { .. } => None,

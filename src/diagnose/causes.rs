@@ -348,9 +348,9 @@ causes! {
              `ProcsRestore::stderr`; with the client, `Lend::inherit`",
             ["Lend::inherit"];
         FileChanged:
-            "a file differs from what it was at the dump",
-            "put the file back as it was at the dump (name, size and, for programs, contents). If it grew since, as \
-             logs do, choose with `ProcsRestore::grown_files`. To give the tree another file, use \
+            "a file or folder is missing, or differs from what it was at the dump",
+            "put it back as it was at the dump (name and kind; of a file also the size and, for programs, the \
+             contents). If a file grew since, as logs do, choose with `ProcsRestore::grown_files`. To give the tree another file, use \
              `ProcsRestore::stdin`, `ProcsRestore::stdout` or `ProcsRestore::stderr` for a standard stream, else \
              `ProcsRestore::inherit` with the path without its leading slash; with the client, `Lend::inherit`",
             ["ProcsRestore::grown_files", "Lend::inherit"];
@@ -497,8 +497,8 @@ causes! {
     "Restores" {
         PidInUse:
             "a pid of the tree is in use",
-            "end the tree that has these pids (`kill_tree`; after a dump with `leave_running` it is the original) and \
-             wait until it is reaped: a zombie still holds its pid. Or restore in a new pid namespace, by a program \
+            "end the tree that has these pids (`kill_tree`; after a dump with `leave_running` it is the original), or \
+             what is left of its session (`kill_session`), and wait until it is reaped: a zombie still holds its pid. Or restore in a new pid namespace, by a program \
              in `unshare --pid --fork --mount-proc`",
             [];
         NewPidNamespace:

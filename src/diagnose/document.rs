@@ -99,6 +99,7 @@ const WORDS: &[&str] = &[
     "unshare --ipc program",
     "ulimit -v",
     "kill_tree",
+    "kill_session",
     "unshare --pid --fork --mount-proc",
     "socket:[inode]",
     "ProcsCapture",

@@ -301,10 +301,10 @@ impl fmt::Display for Obstacle {
         match self {
             Obstacle::Capability { name } => write!(f, "criu would have to run without {name}"),
             Obstacle::OtherUser { uid } => {
-                write!(f, "belongs to user {uid}, and we have no CAP_SYS_RESOURCE")
+                write!(f, "belongs to user {uid}, and the caller has no CAP_SYS_RESOURCE")
             }
             Obstacle::Traced { by } => write!(f, "is traced by process {by}"),
-            Obstacle::Seccomp => f.write_str("has a seccomp filter, and we have no CAP_SYS_ADMIN"),
+            Obstacle::Seccomp => f.write_str("has a seccomp filter, and the caller has no CAP_SYS_ADMIN"),
             Obstacle::PendingTrap => f.write_str("a SIGTRAP waits to be delivered"),
             Obstacle::GuardPages => {
                 f.write_str("has threads, whose guard pages criu cannot tell from memory on this kernel")

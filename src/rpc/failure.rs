@@ -56,7 +56,7 @@ impl Gathering<'_, '_> {
             Some(root) => self.tree.condition(root, tracer, lost),
             None => Condition { target: Target::None, findings: Vec::new() },
         };
-        let Condition { target, findings } = condition;
+        let Condition { target, mut findings } = condition;
         let cause = match diagnose::cause(request, errno, lines) {
             // If only the main thread has ended, criu's one message is that it cannot detach.
             Cause::NoSuchProcess if self.pid().is_some_and(ended_first_thread_alone) => {
@@ -96,6 +96,9 @@ impl Gathering<'_, '_> {
             Cause::DamagedImages | Cause::Unknown if self.image_is_missing() => Cause::NoImages,
             cause => cause,
         };
+        if let (Cause::NotCriu, Some(program)) = (cause, &self.remains.program) {
+            findings.push(format!("the program is {}", program.display()));
+        }
         Failure {
             request,
             cause,

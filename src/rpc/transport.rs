@@ -45,6 +45,8 @@ pub(super) struct Connection {
     criu: Option<Child>,
     output: Output,
     began: Duration,
+    /// The program, if we started it.
+    program: Option<PathBuf>,
 }
 
 /// The destination of criu's standard output and standard error. A file takes a megabyte without a
@@ -92,6 +94,8 @@ pub(super) struct Remains {
     pub(super) output: String,
     /// The time at which the conversation began, since 1970, by the clock of file times.
     pub(super) since: Option<Duration>,
+    /// The program, if we started it.
+    pub(super) program: Option<PathBuf>,
 }
 
 impl Connection {
@@ -109,7 +113,13 @@ impl Connection {
         let (socket, theirs) = pair()?;
         let began = file_time();
         let criu = command.spawn(terminal, output.as_fd(), theirs.as_fd(), lent, apart)?;
-        Ok(Connection { socket, criu, output: Output::Memory(output.into()), began })
+        Ok(Connection {
+            socket,
+            criu,
+            output: Output::Memory(output.into()),
+            began,
+            program: Some(command.program.into()),
+        })
     }
 
     /// Starts a `criu swrk` that is not a descendant of this process, so that it can dump this
@@ -124,7 +134,13 @@ impl Connection {
         let (socket, theirs) = pair()?;
         let began = file_time();
         let criu = command.spawn(None, file.as_fd(), theirs.as_fd(), lent, Apart::DETACHED)?;
-        Ok(Connection { socket, criu, output: Output::Named(output), began })
+        Ok(Connection {
+            socket,
+            criu,
+            output: Output::Named(output),
+            began,
+            program: Some(command.program.into()),
+        })
     }
 
     /// Connects to a `criu service`; `None` after the deadline or a cancel.
@@ -147,7 +163,13 @@ impl Connection {
                 return Ok(None);
             }
         }
-        Ok(Some(Connection { socket: above_streams(socket)?, criu: None, output: Output::Elsewhere, began }))
+        Ok(Some(Connection {
+            socket: above_streams(socket)?,
+            criu: None,
+            output: Output::Elsewhere,
+            began,
+            program: None,
+        }))
     }
 
     /// Takes over a connected socket with a criu at its other end.
@@ -156,7 +178,7 @@ impl Connection {
             let problem = "a connection to criu is a SOCK_SEQPACKET socket, and this is none".to_owned();
             return Err(Error::Options { option: "Criu::over", problem });
         }
-        Ok(Connection { socket, criu: None, output: Output::Elsewhere, began: file_time() })
+        Ok(Connection { socket, criu: None, output: Output::Elsewhere, began: file_time(), program: None })
     }
 
     /// Sends one packet, and waits while criu's buffer is full. Returns what happened instead if it
@@ -312,7 +334,7 @@ impl Connection {
     /// Closes the socket, waits for criu's end, and collects its facts.
     pub(super) fn finish(self) -> Remains {
         let there = self.pid_there();
-        let Connection { socket, criu, output, began } = self;
+        let Connection { socket, criu, output, began, program } = self;
         drop(socket);
         let deadline = Instant::now() + PATIENCE;
         let exit = criu.and_then(|criu| criu.wait(Some(deadline)).ok().flatten().flatten());
@@ -323,7 +345,8 @@ impl Connection {
                 let _ = fs::remove_file(&path);
             }),
         };
-        Remains { exit, by_us: false, criu: there, output: text.unwrap_or_default(), since: Some(began) }
+        let output = text.unwrap_or_default();
+        Remains { exit, by_us: false, criu: there, output, since: Some(began), program }
     }
 }
 
