@@ -11,19 +11,20 @@ use crate::Cause;
 const HEAD: &str = "\
 # When criu fails: causes and cures
 
-An `Error` that comes from criu carries a `Failure`. Its `cause` is one of the causes below. `advice()`
-returns the advice, `telling_line()` the line of criu's output that shows the cause, and `report()` all
-facts.
+An `Error` that comes from criu carries a `Failure`. Its `cause` is one of the causes below.
+`advice()` returns the advice, `telling_line()` the line of criu's output that shows the cause, and
+`report()` all facts.
 
 In criu's messages, `…` stands for variable text. The last column lists methods of `DumpOptions` and
 `RestoreOptions`; `Lend::…` is a file lent for one request; `--…` is an argument for criu, set with
 `Criu::argument`. Causes without an option are cured outside of criu. `ProcsCapture::options` sets
 options of a capture. `ProcsRestore` finds those that it needs in the images.
 
-`ProcsRestore::preflight` finds many failures of a restore beforehand, with the same causes. A restore
-makes the same checks before it starts criu.
+`ProcsRestore::preflight` finds many failures of a restore beforehand, with the same causes. A
+restore makes the same checks before it starts criu.
 
-This page is made from the tables in `src/diagnose`: edit those, then run `UPDATE=1 cargo test --lib failures`.
+This page is made from the tables in `src/diagnose`: edit those, then run
+`UPDATE=1 cargo test --lib failures`.
 ";
 
 #[test]

@@ -33,7 +33,7 @@ pub(crate) fn peek_in_repair(socket: impl AsFd, count: usize) -> io::Result<Vec<
     Ok(bytes)
 }
 
-/// What was seen of a packet that waits in a unix socket.
+/// A packet that waits in a unix socket.
 pub(crate) struct Peeked {
     pub(crate) length: usize,
     /// True if it has more control messages than there was room for.
@@ -44,8 +44,9 @@ pub(crate) struct Peeked {
     pub(crate) from: Vec<u8>,
 }
 
-/// Looks at the next packet of a unix socket, and leaves it there. With `credentials`, which the socket must want
-/// (SO_PASSCRED), there is room for these and no more, so that no descriptor is ever received.
+/// Looks at the next packet of a unix socket, and leaves it there. With `credentials`, which the
+/// socket must want (SO_PASSCRED), there is room for these and no more, so no descriptor is ever
+/// received.
 pub(crate) fn peek_packet(socket: impl AsFd, buffer: &mut [u8], credentials: bool) -> io::Result<Peeked> {
     let mut control = [0_u64; 4]; // a header and the credentials, aligned as they must be
     let mut address = [0_u8; 128];
