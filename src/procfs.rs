@@ -388,9 +388,14 @@ pub(crate) fn watched_devices(fdinfo: &str) -> impl Iterator<Item = Option<(u32,
 /// Returns the access mode of an open descriptor: `O_RDONLY`, `O_WRONLY` or `O_RDWR`; `None` if it
 /// is closed.
 pub(crate) fn access_mode(pid: i32, fd: i32) -> Option<i32> {
+    open_flags(pid, fd).map(|flags| flags & libc::O_ACCMODE)
+}
+
+/// Returns the flags of an open descriptor, such as `O_APPEND`; `None` if it is closed.
+pub(crate) fn open_flags(pid: i32, fd: i32) -> Option<i32> {
     let fdinfo = read_start(format!("/proc/{pid}/fdinfo/{fd}"))?;
     let flags = fdinfo.lines().find_map(|line| line.strip_prefix("flags:"))?;
-    Some(i32::from_str_radix(flags.trim(), 8).ok()? & libc::O_ACCMODE)
+    i32::from_str_radix(flags.trim(), 8).ok()
 }
 
 /// Returns a number of `/proc/<pid>/fdinfo/<n>` by its name.

@@ -39,7 +39,8 @@ pub enum Warning {
         here: String,
     },
     /// A file that the tree was writing at its end has grown since the capture. The tree continues
-    /// at the new end, so no data is lost; see [`GrownFiles`](crate::GrownFiles).
+    /// at the new end; see [`GrownFiles`](crate::GrownFiles). It has its own position: if another
+    /// process writes to the file later, without appending, they overwrite each other's data.
     FileContinued {
         /// The file.
         path: String,
@@ -151,6 +152,30 @@ pub enum Warning {
         #[serde(serialize_with = "in_words")]
         path: PathBuf,
     },
+    /// A process shares a file with a process outside of the tree: the capturing one, one in
+    /// another tree of the capture, or the parent of the root. A revived tree does not share it.
+    /// This names each file once.
+    ///
+    /// They write at one position, because the one has inherited the open file from the other
+    /// (`caller > log`). After a restore each has its own position, and they overwrite each other's
+    /// data. The restore of two such trees can fail, because the first writes before the second is
+    /// restored. Or the file is deleted (`deleted`), such as a temporary one: the revived tree gets
+    /// a copy, and each side misses what the other writes.
+    ///
+    /// Open a file with a name for appending (`>>`), or give the stream at the restore:
+    /// [`Stream::Inherit`](crate::Stream::Inherit), or the file. A memfd, which counts as deleted,
+    /// cannot be given.
+    FileShared {
+        /// The process in the tree.
+        pid: Pid,
+        /// The file.
+        #[serde(serialize_with = "in_words")]
+        path: PathBuf,
+        /// The process outside.
+        with: Pid,
+        /// True if the file is deleted, so the revived tree gets a copy.
+        deleted: bool,
+    },
 }
 
 /// A path as text, with replacement characters for what is not UTF-8.
@@ -226,6 +251,20 @@ impl fmt::Display for Warning {
             Warning::Copied { pid, path } => write!(
                 f,
                 "the revived process {pid} will have a copy of {}: that name was deleted, and no other was found",
+                path.display()
+            ),
+            Warning::FileShared { pid, path, with, deleted: false } => write!(
+                f,
+                "process {pid} writes to {} at the same position as process {with}: after a restore each has its own, \
+                 and they overwrite each other's data; open it for appending (>>), or give it at the restore, such \
+                 as by `ProcsRestore::stdout(Stream::Inherit)`",
+                path.display()
+            ),
+            Warning::FileShared { pid, path, with, deleted: true } => write!(
+                f,
+                "process {pid} shares the deleted file {} with process {with}: after a restore the tree has a copy, \
+                 and neither gets what the other writes; give the file at the restore, such as by \
+                 `ProcsRestore::stdout`, which does not replace a memfd",
                 path.display()
             ),
         }

@@ -137,6 +137,8 @@ mod tests {
             Warning::LockLost { pid, path: text().into() },
             Warning::NotSet { pid, what: "CPU affinity", problem: text() },
             Warning::Copied { pid, path: text().into() },
+            Warning::FileShared { pid, path: text().into(), with: pid, deleted: false },
+            Warning::FileShared { pid, path: text().into(), with: pid, deleted: true },
         ] {
             assert_plain(&warning.to_string());
         }

@@ -62,13 +62,19 @@ pub(crate) struct Revival {
 /// | reading only (a script, `tail -f`) | goes on, if the same file | as `Continue` | goes on |
 /// | reading and writing, or writing in its middle | refused | is cut back | goes on where it was |
 ///
+/// A revived tree has its own position in a file. If it shared that with another process
+/// ([`Warning::FileShared`](crate::Warning::FileShared)), they overwrite each other's data, unless
+/// the file is open for appending or given at the restore.
+///
 /// [`Continue`]: GrownFiles::Continue
 /// [`CutBack`]: GrownFiles::CutBack
 /// [`Keep`]: GrownFiles::Keep
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum GrownFiles {
-    /// Continues where no data written since the capture can be lost, and refuses the rest.
+    /// Continues where no data written since the capture is lost, and refuses the rest. It cannot
+    /// prevent that another process, which writes to the same file without appending, overwrites
+    /// data after the restore.
     ///
     /// A tree that writes at the end of a file continues at its new end. A
     /// [`Warning`](crate::Warning) names each such file.

@@ -59,6 +59,11 @@ impl Known {
         SFlag::from_bits_truncate(self.0.stx_mode.into()) & SFlag::S_IFMT
     }
 
+    /// Returns the number of names that the file has; 0 if it is deleted.
+    pub(crate) fn links(&self) -> u32 {
+        self.0.stx_nlink
+    }
+
     /// Returns the device number of the file system.
     pub(crate) fn dev(&self) -> u64 {
         makedev(self.0.stx_dev_major.into(), self.0.stx_dev_minor.into())

@@ -23,7 +23,7 @@ modules! { many overdue soak }
 // Those of signals, of the ends of processes, and of what listens.
 modules! { signals }
 // Options that a tree needs and the crate adds.
-modules! { beyond enclosed inet late links order outside settings ways }
+modules! { beyond enclosed inet late links order outside settings shared ways }
 
 // What criu loses by itself.
 modules! { crossing everything mapped }
@@ -41,6 +41,7 @@ fn main() {
         ("--churn", churn::main),
         ("--served", served::main),
         ("--session", program::main),
+        ("--shares", shared::main),
         ("--dumps-itself", service::dumps_itself),
         ("--waits-in-hook", faults::waits_in_hook),
     ];
@@ -57,6 +58,7 @@ fn main() {
         deadline::TESTS,
         embed::TESTS,
         enclosed::TESTS,
+        shared::TESTS,
         ending::TESTS,
         faults::TESTS,
         foreseen::TESTS,

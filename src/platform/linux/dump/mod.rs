@@ -247,7 +247,7 @@ impl<'a> Dump<'a> {
             SelfDump::Dumped(dumped) => {
                 self.warn_of_interrupted(&dumped.interrupted, own)?;
                 let images = ImageDir::new(&own.folder);
-                self.warn(tree.mend(own.root, &images, &own.options)?);
+                self.warn(tree.mend(own.root, &images, &own.options, &self.roots)?);
                 frozen::write(&notes, &images)?;
                 Ok(Side::Original)
             }
@@ -441,6 +441,7 @@ impl<H: Hooks> Hooks for Noting<'_, H> {
                 self.before.take(),
                 &ImageDir::new(folder),
                 options,
+                &self.dump.roots,
                 &self.dump.streams,
             )?);
         }

@@ -12,6 +12,7 @@ mod packets;
 mod pipes;
 mod queues;
 pub(super) mod settings;
+mod shared;
 pub(super) mod sockets;
 mod streams;
 mod tcp;
@@ -57,8 +58,8 @@ impl Before {
 }
 
 /// Looks at the tree while it stands still, adds the notes to its images, and mends those. Gives
-/// what the caller should tell its user. `before` is what was seen before criu looked, of which it
-/// tells since 3.19.
+/// what the caller should tell its user. `roots` are those of all trees of the capture. `before` is
+/// what was seen before criu looked, of which it tells since 3.19.
 ///
 /// # Errors
 ///
@@ -68,10 +69,11 @@ pub(super) fn note(
     before: Option<Before>,
     images: &ImageDir,
     options: &DumpOptions,
+    roots: &[Pid],
     streams: &[StreamNote],
 ) -> Result<Vec<Warning>> {
     let Before { tree, packets } = before.unwrap_or_else(|| Before::look(root));
-    let mut warnings = tree.mend(root, images, options)?;
+    let mut warnings = tree.mend(root, images, options, roots)?;
     warnings.extend(packets::complete(&packets, images)?);
     locks::complete(&tree, images, options)?;
     tcp::complete(&tree, images)?;
@@ -97,13 +99,21 @@ impl Frozen {
         Frozen { pids, files }
     }
 
-    /// Makes of the images what can be restored, as far as they are not.
-    pub(super) fn mend(&self, root: Pid, images: &ImageDir, options: &DumpOptions) -> Result<Vec<Warning>> {
+    /// Makes of the images what can be restored, as far as they are not. `roots` are those of all
+    /// trees of the capture.
+    pub(super) fn mend(
+        &self,
+        root: Pid,
+        images: &ImageDir,
+        options: &DumpOptions,
+        roots: &[Pid],
+    ) -> Result<Vec<Warning>> {
         settings::check_policies(self)?;
         let mut warnings = links::cure(self, root, images, options.ghost_limit_or(0).into())?;
         warnings.extend(lost::look(self));
         warnings.extend(queues::look(self));
         warnings.extend(locks::look(self));
+        warnings.extend(shared::look(self, roots));
         Ok(warnings)
     }
 

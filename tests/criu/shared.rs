@@ -1,0 +1,206 @@
+//! Files whose position a tree shares with the caller or another tree, and deleted files that both
+//! have open: the capture tells of each, and a restore that is given the file loses no line.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    os::{fd::AsFd, unix::fs::FileExt},
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use criu_rpc::{Pid, Stream, Warning};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use crate::{
+    harness::tests,
+    places::{Home, wait_until},
+    program::{Program, Way, in_each_way, only_tree},
+    talk::Talk,
+    tree::{OrExplain, Revived},
+};
+
+tests![
+    a_log_that_the_caller_shares_is_told_and_keeps_every_line_if_it_is_given,
+    a_log_that_the_caller_shares_keeps_every_line_by_inherit,
+    a_deleted_file_of_the_caller_is_told_and_stays_the_same_if_it_is_given,
+    a_memfd_of_the_caller_is_told,
+    a_log_that_two_trees_share_is_told_for_each,
+    files_that_are_shared_without_harm_are_not_told,
+];
+
+/// Writes each line that it reads.
+fn echoing() -> Command {
+    let mut command = Command::new("bash");
+    command.args(["-c", "while read line; do echo $line; done"]);
+    command
+}
+
+fn wait_for(log: &Path, text: &str) {
+    wait_until("it has written", || fs::read_to_string(log).unwrap() == text);
+}
+
+fn a_log_that_the_caller_shares_is_told_and_keeps_every_line_if_it_is_given() {
+    in_each_way(|way, home| {
+        let path = home.path("log");
+        let mut log = File::create(&path).unwrap();
+        let mut program = Program::between(&echoing(), None, Some(log.try_clone().unwrap()));
+        program.talk.tell("one");
+        wait_for(&path, "one\n");
+        let pid = program.pid();
+        let stored = way.capture(home, [pid]).run(&home.store()).or_explain();
+        let told = Warning::FileShared {
+            pid: Pid::from(pid),
+            path: path.clone(),
+            with: Pid::own(),
+            deleted: false,
+        };
+        assert_eq!(stored.warnings, [told]);
+        program.end();
+        log.write_all(b"caller\n").unwrap();
+        let (mut talk, input, _) = Talk::through_pipes();
+        let restore = home.restore().stdin(input).stdout(log.try_clone().unwrap());
+        let restored = restore.restore(&home.store(), &stored.digest).or_explain();
+        log.write_all(b"caller again\n").unwrap();
+        talk.tell("after");
+        wait_for(&path, "one\ncaller\ncaller again\nafter\n");
+        log.write_all(b"last\n").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "one\ncaller\ncaller again\nafter\nlast\n");
+        drop(Revived::new(only_tree(restored), talk));
+    });
+}
+
+/// As of `caller > log`.
+fn a_log_that_the_caller_shares_keeps_every_line_by_inherit() {
+    in_each_way(|way, home| {
+        let log = File::create(home.path("log")).unwrap();
+        let mut caller = Command::new("/proc/self/exe");
+        caller.args(["--shares", &home.word()]);
+        caller.args([way.leave_running, way.chunked].map(|choice| choice.to_string()));
+        let ended = caller.stdin(Stdio::null()).stdout(log).stderr(Stdio::piped()).output();
+        let ended = ended.unwrap();
+        assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    });
+}
+
+/// The caller whose standard output is the log.
+pub(crate) fn main(words: &[String]) {
+    let [folder, leave_running, chunked] = words else { panic!("{words:?}") };
+    let way = Way { leave_running: leave_running == "true", chunked: chunked == "true" };
+    let home = &Home::of_another(folder);
+    let path = home.path("log");
+    let mut log = File::from(io::stdout().as_fd().try_clone_to_owned().unwrap());
+    log.write_all(b"caller\n").unwrap();
+    let mut program = Program::between(&echoing(), None, Some(log.try_clone().unwrap()));
+    program.talk.tell("one");
+    wait_for(&path, "caller\none\n");
+    let stored = way.capture(home, [program.pid()]).run(&home.store()).or_explain();
+    assert!(
+        matches!(stored.warnings.as_slice(), [Warning::FileShared { deleted: false, .. }]),
+        "{:?}",
+        stored.warnings
+    );
+    program.end();
+    log.write_all(b"caller again\n").unwrap();
+    let (mut talk, input, _) = Talk::through_pipes();
+    let restore = home.restore().stdin(input).stdout(Stream::Inherit);
+    let restored = restore.restore(&home.store(), &stored.digest).or_explain();
+    log.write_all(b"caller on\n").unwrap();
+    talk.tell("after");
+    wait_for(&path, "caller\none\ncaller again\ncaller on\nafter\n");
+    log.write_all(b"last\n").unwrap();
+    wait_for(&path, "caller\none\ncaller again\ncaller on\nafter\nlast\n");
+    drop(Revived::new(only_tree(restored), talk));
+}
+
+fn a_deleted_file_of_the_caller_is_told_and_stays_the_same_if_it_is_given() {
+    in_each_way(|way, home| {
+        let path = home.path("temporary");
+        let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        stays_the_same(way, home, &file, &path);
+    });
+}
+
+fn a_memfd_of_the_caller_is_told() {
+    let home = Home::new();
+    let file = File::from(memfd_create("of the caller", MFdFlags::MFD_CLOEXEC).unwrap());
+    let program = Program::between(&echoing(), None, Some(file.try_clone().unwrap()));
+    let stored = home.capture([program.pid()]).run(&home.store()).or_explain();
+    let (pid, path) = (Pid::from(program.pid()), "/memfd:of the caller".into());
+    let told = Warning::FileShared { pid, path, with: Pid::own(), deleted: true };
+    assert_eq!(stored.warnings, [told]);
+    program.end();
+}
+
+/// A program writes to a file without a name, which the caller has open as well.
+#[track_caller]
+fn stays_the_same(way: Way, home: &Home, mut file: &File, path: &Path) {
+    let has = |text: &str| {
+        wait_until("it has written", || file.metadata().unwrap().len() >= text.len() as u64);
+        let mut found = vec![0; text.len() + 1];
+        let length = file.read_at(&mut found, 0).unwrap(); // the position stays
+        assert_eq!(String::from_utf8_lossy(&found[..length]), text);
+    };
+    let mut program = Program::between(&echoing(), None, Some(file.try_clone().unwrap()));
+    program.talk.tell("one");
+    has("one\n");
+    let pid = program.pid();
+    let stored = way.capture(home, [pid]).run(&home.store()).or_explain();
+    let told = Warning::FileShared {
+        pid: Pid::from(pid),
+        path: path.to_owned(),
+        with: Pid::own(),
+        deleted: true,
+    };
+    assert_eq!(stored.warnings, [told]);
+    program.end();
+    file.write_all(b"caller\n").unwrap();
+    let (mut talk, input, _) = Talk::through_pipes();
+    let restore = home.restore().stdin(input).stdout(file.try_clone().unwrap());
+    let restored = restore.restore(&home.store(), &stored.digest).or_explain();
+    talk.tell("after");
+    has("one\ncaller\nafter\n");
+    drop(Revived::new(only_tree(restored), talk));
+}
+
+fn a_log_that_two_trees_share_is_told_for_each() {
+    let home = Home::new();
+    let path = home.path("log");
+    let log = File::create(&path).unwrap();
+    let logs = [log.try_clone().unwrap(), log];
+    let programs = logs.map(|log| Program::between(&echoing(), None, Some(log)));
+    let [one, other] = programs.each_ref().map(|program| Pid::from(program.pid()));
+    let stored = home.capture([one, other].map(Pid::as_raw)).run(&home.store()).or_explain();
+    let told = |pid, with| Warning::FileShared { pid, path: path.clone(), with, deleted: false };
+    // The trees are dumped side by side.
+    assert_eq!(stored.warnings.len(), 2, "{:?}", stored.warnings);
+    assert!(stored.warnings.contains(&told(one, other)), "{:?}", stored.warnings);
+    assert!(stored.warnings.contains(&told(other, one)), "{:?}", stored.warnings);
+    programs.into_iter().for_each(Program::end);
+}
+
+fn files_that_are_shared_without_harm_are_not_told() {
+    let home = Home::new();
+    let path = home.path("log");
+    let appended = File::options().create(true).append(true).open(&path).unwrap();
+    let open_apart = || File::options().write(true).open(&path).unwrap();
+    let (apart, read) = (open_apart(), File::open(&path).unwrap());
+    // Deleted, and neither can write to it.
+    fs::write(home.path("temporary"), "").unwrap();
+    let temporary = File::open(home.path("temporary")).unwrap();
+    fs::remove_file(home.path("temporary")).unwrap();
+    let starts: [(&str, Option<File>, Stdio); 4] = [
+        ("appends", Some(appended.try_clone().unwrap()), Stdio::null()),
+        ("writes, by an open file of its own", Some(open_apart()), Stdio::null()),
+        ("reads", None, read.try_clone().unwrap().into()),
+        ("reads a deleted file", None, temporary.try_clone().unwrap().into()),
+    ];
+    for (what, output, errors) in starts {
+        let program = Program::with(&echoing(), None, output, errors);
+        let stored = home.capture([program.pid()]).run(&home.store()).or_explain();
+        assert_eq!(stored.warnings, [], "{what}");
+        program.end();
+    }
+    drop((appended, apart, read, temporary)); // open until here
+}
