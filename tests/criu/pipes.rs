@@ -459,6 +459,9 @@ fn streams_that_were_told_are_given_anew_wherever_they_are() {
         let mut output = Talk::new(crate::talk::pipe().1, from);
         program.talk.tell("one");
         assert_eq!((output.hear(), errors.hear()), ("out one".to_owned(), "error one".to_owned()));
+        // While bash writes to 6, that is its standard output for a moment.
+        let output_of = format!("/proc/{}/fd/1", program.pid());
+        wait_until("it reads again", || fs::read_link(&output_of).is_ok_and(|file| file == *"/dev/null"));
         let unnamed = way.capture(home, [program.pid()]).preflight().or_explain();
         let cure = format!("ProcsCapture::stdout(\"{output_key}\")");
         assert!(unnamed.risks.iter().any(|risk| risk.to_string().contains(&cure)), "{unnamed:#?}");
