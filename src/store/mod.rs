@@ -21,6 +21,7 @@ pub mod conformance;
 #[cfg(feature = "encryption")]
 mod encrypted;
 mod ext;
+mod fetch;
 mod fs;
 mod mem;
 #[cfg(feature = "object-store")]
@@ -31,13 +32,12 @@ mod reach;
 use std::{
     fmt,
     io::{self, Cursor, Read, Write},
-    ops::Range,
     sync::Arc,
 };
 
-use self::batch::OneByOne;
 #[cfg(feature = "encryption")]
 pub use self::encrypted::{EncryptedBlobStore, Key, Padding};
+pub(crate) use self::fetch::{fetch, fetch_into};
 #[cfg(feature = "object-store")]
 pub use self::object::{NobodyWrites, ObjectBlobStore};
 pub use self::{
@@ -47,6 +47,7 @@ pub use self::{
     mem::MemBlobStore,
     reach::{copy_capture, copy_capture_until, reachable, reachable_until},
 };
+use self::{batch::OneByOne, fetch::verify};
 use crate::{
     Digest256, Error, Result, Until,
     wiped::{Wiped, wipe_stack},
@@ -378,90 +379,6 @@ impl<S: ?Sized> Write for Collected<'_, S> {
     }
 }
 
-/// Reads and verifies many blobs: `each` gets the index of a digest, and its bytes. A damaged or
-/// missing blob is read once more by itself, because the store may have another copy.
-pub(crate) fn fetch(
-    store: &(impl BlobStore + ?Sized),
-    digests: &[Digest256],
-    each: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
-) -> Result<()> {
-    let mut came = vec![false; digests.len()];
-    // A store may ignore an error of `each`. Then the blob must not count as taken.
-    let mut refusal = None;
-    let given = store.get_many(digests, &mut |place, bytes| {
-        let digest = digests
-            .get(place)
-            .ok_or_else(|| Error::store("find blobs", "it returned more blobs than requested"))?;
-        if refusal.is_some() {
-            return Err(Error::store("find blobs", "it goes on after an error"));
-        }
-        if Digest256::of(bytes) == *digest && !std::mem::replace(&mut came[place], true) {
-            refusal = each(place, bytes).err();
-        }
-        match &refusal {
-            Some(_) => Err(Error::store("find blobs", "one was refused")),
-            None => Ok(()),
-        }
-    });
-    match refusal {
-        Some(refusal) => return Err(refusal),
-        None => given?,
-    }
-    for (place, digest) in digests.iter().enumerate().filter(|(place, _)| !came[*place]) {
-        each(place, &Wiped::from(get_verified(store, digest)?))?;
-    }
-    Ok(())
-}
-
-fn get_verified(store: &(impl BlobStore + ?Sized), digest: &Digest256) -> Result<Vec<u8>> {
-    let bytes = store.get(digest)?;
-    verify(digest, &bytes, || format!("blob {digest}"))?;
-    Ok(bytes)
-}
-
-/// Reads and verifies many blobs into the buffers of `into`, which have their lengths. A damaged or
-/// missing blob is read once more by itself.
-pub(crate) fn fetch_into(
-    store: &(impl BlobStore + ?Sized),
-    digests: &[Digest256],
-    places: &[Range<usize>],
-    into: &mut [u8],
-) -> Result<()> {
-    assert_eq!(digests.len(), places.len(), "each blob has a place");
-    store.get_many(digests, &mut |place, bytes| {
-        let place = places
-            .get(place)
-            .ok_or_else(|| Error::store("find blobs", "it returned more blobs than requested"))?;
-        if place.len() == bytes.len() {
-            into[place.clone()].copy_from_slice(bytes);
-        }
-        Ok(())
-    })?;
-    let found: Vec<_> = places.iter().map(|place| &into[place.clone()]).collect();
-    let found = Digest256::of_each(&found);
-    for ((digest, place), found) in digests.iter().zip(places).zip(found) {
-        if found == *digest {
-            continue;
-        }
-        let again = Wiped::from(get_verified(store, digest)?);
-        if again.len() != place.len() {
-            let problem = format!("it has {} bytes where {} are wanted", again.len(), place.len());
-            return Err(Error::corrupt(format!("the chunk {digest}"), problem));
-        }
-        into[place.clone()].copy_from_slice(&again);
-    }
-    Ok(())
-}
-
-/// Compares the digest of a store's bytes with the expected one.
-fn verify(digest: &Digest256, bytes: &[u8], what: impl FnOnce() -> String) -> Result<()> {
-    let found = Digest256::of(bytes);
-    if found != *digest {
-        return Err(Error::corrupt(what(), format!("its {} bytes have the digest {found}", bytes.len())));
-    }
-    Ok(())
-}
-
 /// Implements the trait for a pointer to a store. It forwards every method, so overrides of
 /// defaults stay in effect.
 macro_rules! pointers {
@@ -527,107 +444,3 @@ macro_rules! pointers {
 }
 
 pointers!(&S, Box<S>, Arc<S>);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A store that returns many blobs wrongly, each in a different way, and one correctly.
-    #[derive(Debug)]
-    struct Careless(MemBlobStore);
-
-    impl BlobStore for Careless {
-        fn put(&self, bytes: &[u8]) -> Result<Digest256> {
-            self.0.put(bytes)
-        }
-
-        fn get(&self, digest: &Digest256) -> Result<Vec<u8>> {
-            self.0.get(digest)
-        }
-
-        fn contains(&self, digest: &Digest256) -> Result<bool> {
-            self.0.contains(digest)
-        }
-
-        fn get_many(
-            &self,
-            digests: &[Digest256],
-            each: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
-        ) -> Result<()> {
-            each(0, &self.0.get(&digests[0])?)?;
-            each(0, &self.0.get(&digests[0])?)?;
-            each(1, b"four")?;
-            each(2, b"of another length")
-        }
-    }
-
-    #[test]
-    fn what_a_store_gives_wrongly_among_many_is_asked_for_by_itself() {
-        let store = Careless(MemBlobStore::new());
-        let digests = [b"good", b"evil", b"long", b"gone"].map(|bytes| store.put(bytes).unwrap());
-        let places = [0..4, 4..8, 8..12, 12..16];
-        let mut into = [7; 16];
-        fetch_into(&store, &digests, &places, &mut into).unwrap();
-        assert_eq!(&into, b"goodevillonggone");
-
-        let absent = [digests[0], digests[1], digests[2], Digest256::of(b"lost")];
-        let lost = fetch_into(&store, &absent, &places, &mut into);
-        assert!(matches!(lost, Err(Error::Missing { digest }) if digest == absent[3]), "{lost:?}");
-        let mut found = [const { Vec::new() }; 4];
-        fetch(&store, &digests, &mut |place, bytes| {
-            found[place].extend_from_slice(bytes);
-            Ok(())
-        })
-        .unwrap();
-        assert_eq!(found.concat(), b"goodevillonggone");
-
-        let longer = [0..4, 4..8, 8..13, 12..16];
-        let lost = fetch_into(&store, &digests, &longer, &mut into);
-        assert!(matches!(lost, Err(Error::Corrupt { .. })), "{lost:?}");
-    }
-
-    /// A store that ignores errors of its callers.
-    #[derive(Debug)]
-    struct Deaf(MemBlobStore);
-
-    impl BlobStore for Deaf {
-        fn put(&self, bytes: &[u8]) -> Result<Digest256> {
-            self.0.put(bytes)
-        }
-
-        fn get(&self, digest: &Digest256) -> Result<Vec<u8>> {
-            self.0.get(digest)
-        }
-
-        fn contains(&self, digest: &Digest256) -> Result<bool> {
-            self.0.contains(digest)
-        }
-
-        fn get_many(
-            &self,
-            digests: &[Digest256],
-            each: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
-        ) -> Result<()> {
-            for (place, digest) in digests.iter().enumerate() {
-                let _ = each(place, &self.0.get(digest)?);
-            }
-            Ok(())
-        }
-    }
-
-    #[test]
-    fn a_blob_that_was_refused_is_told_even_if_the_store_ignores_it() {
-        let store = Deaf(MemBlobStore::new());
-        let digests = [b"good", b"evil", b"last"].map(|bytes| store.put(bytes).unwrap());
-        let mut taken = Vec::new();
-        let refused = fetch(&store, &digests, &mut |place, _| {
-            taken.push(place);
-            if place == 1 { Err(Error::corrupt("the second blob", "it is evil")) } else { Ok(()) }
-        });
-        assert!(
-            matches!(&refused, Err(Error::Corrupt { what, .. }) if what == "the second blob"),
-            "{refused:?}"
-        );
-        assert_eq!(taken, [0, 1], "nothing more is handed on");
-    }
-}

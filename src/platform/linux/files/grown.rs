@@ -110,8 +110,8 @@ fn sizes<'a>(file: &'a File, note: Option<&FileNote>, choice: GrownFiles) -> Opt
     (u64::try_from(now.st_size) != Ok(then)).then_some((then, now))
 }
 
-/// Returns true if the file is the one that the capture noted. An editor that replaces a file twice can give it the old
-/// inode again, so the time that it was made at is compared where it is known.
+/// Returns true if the file is the one that the capture noted. An editor that replaces a file twice
+/// can give it the old inode again, so the time of its birth is compared where it is known.
 fn is_same(note: &FileNote, now: &FileStat, born: Option<i64>) -> bool {
     note.ino == now.st_ino && (note.born.is_none() || born.is_none() || note.born == born)
 }

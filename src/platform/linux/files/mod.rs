@@ -126,7 +126,8 @@ pub(super) fn refuse(cause: Cause, findings: impl Iterator<Item = String>) -> Re
     }
 }
 
-/// Looks at a path: at the file if it is to be opened, at its folder if it is to be made. Returns when it was made, too.
+/// Looks at a path: at the file if it is to be opened, at its folder if it is to be made. Returns
+/// the time of the file's birth, too.
 fn look(root: &Root, named: &NamedFile, wanted: bool) -> (Now, Option<i64>) {
     let path = path(&named.path);
     let walked: io::Result<_> = match (named.place, path.parent()) {
