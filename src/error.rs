@@ -287,7 +287,9 @@ impl Error {
             Error::UnknownKind { .. } => Some("use a newer version of this crate, which made the capture"),
             Error::TooOld { .. } => Some("install a newer criu, or leave the option out"),
             Error::Busy { .. } => Some("wait until the other one is done, and try again"),
-            Error::Over { .. } => Some("begin a new conversation: a new `Row`, or a new connection"),
+            Error::Over { .. } => {
+                Some("begin a new conversation (`Criu::pre_dumps`), or make a new connection (`Criu::over`)")
+            }
             Error::Options { .. }
             | Error::Protocol { .. }
             | Error::Refused { .. }
