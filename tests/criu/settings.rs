@@ -356,7 +356,7 @@ fn programs_that_take_eintr_for_an_error_go_on() {
     });
     let home = Home::new();
     let mut command = std::process::Command::new("script");
-    command.args(["-q", "-c", "cat", "/dev/null"]);
+    command.args(["-q", "-c", "exec cat", "/dev/null"]);
     let mut program = Program::on_pipes(&command);
     program.talk.tell("one");
     program.talk.until("one\r\none\r\n");
