@@ -31,6 +31,7 @@ tests![
     a_socket_whose_other_end_has_leaked_is_given_anew,
     an_input_whose_writer_has_leaked_into_another_tree_is_given_anew,
     streams_that_leaked_and_were_moved_are_given_anew,
+    a_socket_that_leaked_and_was_moved_is_given_anew,
     a_pipe_that_leaked_and_is_no_stream_is_told,
 ];
 
@@ -238,6 +239,50 @@ fn streams_that_leaked_and_were_moved_are_given_anew() {
             assert_eq!(talk.ask("new"), "new 6");
             talk.close();
             assert_eq!(talk.hear(), "END");
+        });
+    }
+}
+
+/// A socket leads both ways, so it is taken for the first stream that is a file.
+fn a_socket_that_leaked_and_was_moved_is_given_anew() {
+    for stream in [0, 1] {
+        in_each_way(|way, home| {
+            let (here, there) = UnixStream::pair().unwrap();
+            let leaked = File::from(OwnedFd::from(here.try_clone().unwrap()));
+            let there = File::from(OwnedFd::from(there));
+            let files = ["</dev/null", ">/dev/null"][stream as usize];
+            let (input, output) = match stream {
+                0 => (Some(there), None),
+                _ => (None, Some(there)),
+            };
+            let script = format!(
+                "exec 9>&2 2>/dev/null 7<&{stream} {files}; x=5; echo ready >&7; \
+                 while read -u 7 l; do echo $l $((x += 1)) >&7; done; echo END >&7"
+            );
+            let program = Program::with(&bash(&script), input, output, leaked.into());
+            let mut talk = Talk::new(here.try_clone().unwrap(), here);
+            assert_eq!(talk.hear(), "ready");
+            let stored = way.capture(home, [program.pid()]).run(&home.store()).or_explain();
+            let pid = criu_rpc::Pid::from(program.pid());
+            let told = |warning: &Warning| {
+                matches!(warning, Warning::StreamAssumed { pid: of, stream: one, .. } if *of == pid && *one == stream)
+            };
+            assert!(stored.warnings.iter().any(told), "{:?}", stored.warnings);
+            if way.leave_running {
+                assert_eq!(talk.ask("old"), "old 6");
+            }
+            program.end();
+            let (here, there) = UnixStream::pair().unwrap();
+            let (there, nothing) = (OwnedFd::from(there), || File::open("/dev/null").unwrap());
+            let restore = match stream {
+                0 => home.restore().stdin(there).stdout(nothing()),
+                _ => home.restore().stdin(nothing()).stdout(there),
+            };
+            let restored = restore.stderr(nothing()).restore(&home.store(), &stored.digest).or_explain();
+            let _ended = crate::tree::Revived::new(only_tree(restored), Talk::new(pipe().1, pipe().0));
+            let mut talk = Talk::new(here.try_clone().unwrap(), here);
+            assert_eq!(talk.ask("new"), "new 6");
+            talk.close();
         });
     }
 }

@@ -37,36 +37,28 @@ pub(super) fn look(tree: &Frozen, told: &[StreamNote]) -> Vec<StreamNote> {
     notes.filter(|note| !is_told(note)).collect()
 }
 
-/// Finds pipes that lead to this process and have leaked into the tree, and that are no stream of
-/// the root. The root has moved them to make room for files, so they are taken for the streams that
-/// are files, in order. Those that are `known` are left out.
+/// Finds pipes and sockets that lead to this process, whose other end has leaked into the tree, and
+/// that are no stream of the root. The root has moved them to make room for files, so they are
+/// taken for the streams that are files, in order. Those that are `known` are left out.
 pub(super) fn moved(tree: &Frozen, known: &[StreamNote]) -> (Vec<StreamNote>, Vec<Warning>) {
     let own = Pid::own().as_raw();
     let (mut notes, mut warnings) = (Vec::new(), Vec::new());
     if tree.pids.contains(&own) {
         return (notes, warnings);
     }
-    let inner = ends(tree.files.iter());
     let own: Vec<OpenFile> = open_files(own).collect();
-    let ours = ends(own.iter());
+    let leaks = Leaks::between(&tree.files, &own);
     let mut free: Vec<u32> = (0..=2).filter(|stream| tree.has_file_as(*stream, known)).collect();
     let mut seen = HashSet::new();
     let known: HashSet<&str> = known.iter().map(|note| note.key.as_str()).collect();
     for file in &tree.files {
-        let Some(pipe) = file.inode_of("pipe") else { continue };
+        let Some(way) = leaks.leads_here(file) else { continue };
         let (Some(key), Ok(descriptor)) = (file.target.to_str(), u32::try_from(file.fd)) else { continue };
-        // The end that this process has not is the one that the tree was given.
-        let reads = match ours.get(&pipe) {
-            Some(Ends { reads: false, writes: true }) => true,
-            Some(Ends { reads: true, writes: false }) => false,
-            _ => continue,
-        };
-        let has_leaked = inner.get(&pipe).is_some_and(|ends| ends.reads && ends.writes);
-        if !has_leaked || !is_open(file, reads) || known.contains(key) || !seen.insert(pipe) {
+        if known.contains(key) || !seen.insert(key) {
             continue;
         }
         let (pid, key) = (Pid::from(file.pid), key.to_owned());
-        let place = free.iter().position(|stream| (*stream == 0) == reads);
+        let place = free.iter().position(|stream| way == Way::Both || (*stream == 0) == (way == Way::In));
         warnings.push(match place.map(|place| free.remove(place)) {
             Some(stream) => {
                 notes.push(StreamNote { stream, key: key.clone() });
@@ -78,6 +70,52 @@ pub(super) fn moved(tree: &Frozen, known: &[StreamNote]) -> (Vec<StreamNote>, Ve
     (notes, warnings)
 }
 
+/// The way that data takes through a file of the tree.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    In,
+    Out,
+    Both,
+}
+
+/// Pipes and sockets of which both ends are in the tree, and one in this process as well.
+struct Leaks {
+    pipes: Pipes,
+    own_pipes: Pipes,
+    sockets: HashSet<u64>,
+    own_sockets: HashSet<u64>,
+    peers: Option<Peers>,
+}
+
+impl Leaks {
+    fn between(tree: &[OpenFile], own: &[OpenFile]) -> Leaks {
+        let sockets = |files: &[OpenFile]| files.iter().filter_map(|file| file.inode_of("socket")).collect();
+        let (inner, own_sockets): (HashSet<u64>, HashSet<u64>) = (sockets(tree), sockets(own));
+        let peers = if inner.is_disjoint(&own_sockets) { None } else { Peers::ask(&inner) };
+        Leaks { pipes: ends(tree.iter()), own_pipes: ends(own.iter()), sockets: inner, own_sockets, peers }
+    }
+
+    /// Returns the way of a file that leads to this process. The end that this process lacks is the
+    /// one that the tree was given.
+    fn leads_here(&self, file: &OpenFile) -> Option<Way> {
+        if let Some(socket) = file.inode_of("socket") {
+            let end = self.peers.as_ref()?.other_end(socket)?;
+            let is_ours = self.own_sockets.contains(&end) && !self.own_sockets.contains(&socket);
+            return (is_ours && self.sockets.contains(&end)).then_some(Way::Both);
+        }
+        let pipe = file.inode_of("pipe")?;
+        let way = match self.own_pipes.get(&pipe)? {
+            Ends { reads: false, writes: true } => Way::In,
+            Ends { reads: true, writes: false } => Way::Out,
+            _ => return None,
+        };
+        let has_leaked = self.pipes.get(&pipe).is_some_and(|ends| ends.reads && ends.writes);
+        (has_leaked && is_open(file, way == Way::In)).then_some(way)
+    }
+}
+
+type Pipes = HashMap<u64, Ends>;
+
 /// The ends of a pipe that some files are.
 #[derive(Default)]
 struct Ends {
@@ -85,8 +123,8 @@ struct Ends {
     writes: bool,
 }
 
-fn ends<'a>(files: impl Iterator<Item = &'a OpenFile>) -> HashMap<u64, Ends> {
-    let mut pipes = HashMap::<u64, Ends>::new();
+fn ends<'a>(files: impl Iterator<Item = &'a OpenFile>) -> Pipes {
+    let mut pipes = Pipes::new();
     for (file, pipe) in files.filter_map(|file| Some((file, file.inode_of("pipe")?))) {
         let ends = pipes.entry(pipe).or_default();
         ends.reads |= is_open(file, true);
