@@ -140,7 +140,7 @@ pub use stream::Stream;
 pub use took::RestoreTimes;
 pub use until::Until;
 pub use version::{ParseVersionError, Version};
-pub use warning::Warning;
+pub use warning::{Shared, Warning};
 
 #[doc = include_str!("../README.md")] // its example is tested
 #[cfg(doctest)]

@@ -400,6 +400,11 @@ pub(crate) fn open_flags(pid: i32, fd: i32) -> Option<i32> {
 
 /// Returns a number of `/proc/<pid>/fdinfo/<n>` by its name.
 pub(crate) fn fdinfo_number(fdinfo: &str, name: &str) -> Option<i32> {
+    fdinfo_value(fdinfo, name)
+}
+
+/// The same, for numbers of other sizes.
+pub(crate) fn fdinfo_value<T: std::str::FromStr>(fdinfo: &str, name: &str) -> Option<T> {
     fdinfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.trim().parse().ok())
 }
 

@@ -152,19 +152,12 @@ pub enum Warning {
         #[serde(serialize_with = "in_words")]
         path: PathBuf,
     },
-    /// A process shares a file with a process outside of the tree: the capturing one, one in
+    /// A process shares an open file with a process outside of the tree: the capturing one, one in
     /// another tree of the capture, or the parent of the root. A revived tree does not share it.
     /// This names each file once.
     ///
-    /// They write at one position, because the one has inherited the open file from the other
-    /// (`caller > log`). After a restore each has its own position, and they overwrite each other's
-    /// data. The restore of two such trees can fail, because the first writes before the second is
-    /// restored. Or the file is deleted (`deleted`), such as a temporary one: the revived tree gets
-    /// a copy, and each side misses what the other writes.
-    ///
-    /// Open a file with a name for appending (`>>`), or give the stream at the restore:
-    /// [`Stream::Inherit`](crate::Stream::Inherit), or the file. A memfd, which counts as deleted,
-    /// cannot be given.
+    /// Give the file at the restore: [`Stream::Inherit`](crate::Stream::Inherit), or the file
+    /// itself. A memfd, which counts as deleted, cannot be given.
     FileShared {
         /// The process in the tree.
         pid: Pid,
@@ -173,9 +166,27 @@ pub enum Warning {
         path: PathBuf,
         /// The process outside.
         with: Pid,
-        /// True if the file is deleted, so the revived tree gets a copy.
-        deleted: bool,
+        /// What they share, and so what is lost.
+        what: Shared,
     },
+}
+
+/// What two processes share of a file ([`Warning::FileShared`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[non_exhaustive]
+pub enum Shared {
+    /// The position at which both write, because the one has inherited the open file from the other
+    /// (`caller > log`). After a restore each has its own position, and they overwrite each other's
+    /// data. The restore of two such trees can fail, because the first writes before the second is
+    /// restored. A file that is open for appending (`>>`) has no such position.
+    Written,
+    /// The position at which both read (`while read line; do tool; done < list`). After a restore
+    /// each has its own position, and reads what the other has read. Not told at the file's end,
+    /// nor of a file that was not read yet and is no standard input.
+    Read,
+    /// A deleted file, such as a temporary one: the revived tree gets a copy, and each side misses
+    /// what the other writes.
+    Deleted,
 }
 
 /// A path as text, with replacement characters for what is not UTF-8.
@@ -253,14 +264,21 @@ impl fmt::Display for Warning {
                 "the revived process {pid} will have a copy of {}: that name was deleted, and no other was found",
                 path.display()
             ),
-            Warning::FileShared { pid, path, with, deleted: false } => write!(
+            Warning::FileShared { pid, path, with, what: Shared::Written } => write!(
                 f,
                 "process {pid} writes to {} at the same position as process {with}: after a restore each has its own, \
                  and they overwrite each other's data; open it for appending (>>), or give it at the restore, such \
                  as by `ProcsRestore::stdout(Stream::Inherit)`",
                 path.display()
             ),
-            Warning::FileShared { pid, path, with, deleted: true } => write!(
+            Warning::FileShared { pid, path, with, what: Shared::Read } => write!(
+                f,
+                "process {pid} reads {} at the same position as process {with}: after a restore each has its own, and \
+                 reads what the other has read; give the file at the restore, such as by \
+                 `ProcsRestore::stdin(Stream::Inherit)`",
+                path.display()
+            ),
+            Warning::FileShared { pid, path, with, what: Shared::Deleted } => write!(
                 f,
                 "process {pid} shares the deleted file {} with process {with}: after a restore the tree has a copy, \
                  and neither gets what the other writes; give the file at the restore, such as by \

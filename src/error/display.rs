@@ -63,7 +63,7 @@ mod tests {
     use std::io;
 
     use super::*;
-    use crate::{Cause, Failure, ProcessProblem, Request, Version, Warning};
+    use crate::{Cause, Failure, ProcessProblem, Request, Shared, Version, Warning};
 
     /// A line break, an escape sequence, and a character that reverses the direction of writing.
     const HOSTILE: &str = "x\n\u{1b}[31m\u{202e}y";
@@ -137,8 +137,9 @@ mod tests {
             Warning::LockLost { pid, path: text().into() },
             Warning::NotSet { pid, what: "CPU affinity", problem: text() },
             Warning::Copied { pid, path: text().into() },
-            Warning::FileShared { pid, path: text().into(), with: pid, deleted: false },
-            Warning::FileShared { pid, path: text().into(), with: pid, deleted: true },
+            Warning::FileShared { pid, path: text().into(), with: pid, what: Shared::Written },
+            Warning::FileShared { pid, path: text().into(), with: pid, what: Shared::Read },
+            Warning::FileShared { pid, path: text().into(), with: pid, what: Shared::Deleted },
         ] {
             assert_plain(&warning.to_string());
         }

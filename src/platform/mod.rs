@@ -63,8 +63,8 @@ pub(crate) struct Revival {
 /// | reading and writing, or writing in its middle | refused | is cut back | goes on where it was |
 ///
 /// A revived tree has its own position in a file. If it shared that with another process
-/// ([`Warning::FileShared`](crate::Warning::FileShared)), they overwrite each other's data, unless
-/// the file is open for appending or given at the restore.
+/// ([`Warning::FileShared`](crate::Warning::FileShared)), they overwrite each other's data, or read
+/// it twice, unless the file is open for appending or given at the restore.
 ///
 /// [`Continue`]: GrownFiles::Continue
 /// [`CutBack`]: GrownFiles::CutBack

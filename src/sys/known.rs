@@ -64,6 +64,11 @@ impl Known {
         self.0.stx_nlink
     }
 
+    /// Returns the size in bytes.
+    pub(crate) fn size(&self) -> u64 {
+        self.0.stx_size
+    }
+
     /// Returns the device number of the file system.
     pub(crate) fn dev(&self) -> u64 {
         makedev(self.0.stx_dev_major.into(), self.0.stx_dev_minor.into())

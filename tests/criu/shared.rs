@@ -3,20 +3,20 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Write},
+    io::{self, Read, Write},
     os::{fd::AsFd, unix::fs::FileExt},
     path::Path,
     process::{Command, Stdio},
 };
 
-use criu_rpc::{Pid, Stream, Warning};
+use criu_rpc::{Pid, Shared, Stream, Warning};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::{
     harness::tests,
     places::{Home, wait_until},
     program::{Program, Way, in_each_way, only_tree},
-    talk::Talk,
+    talk::{Talk, pipe},
     tree::{OrExplain, Revived},
 };
 
@@ -26,6 +26,7 @@ tests![
     a_deleted_file_of_the_caller_is_told_and_stays_the_same_if_it_is_given,
     a_memfd_of_the_caller_is_told,
     a_log_that_two_trees_share_is_told_for_each,
+    a_list_that_the_caller_shares_is_told_and_every_line_is_read_once_if_it_is_given,
     files_that_are_shared_without_harm_are_not_told,
 ];
 
@@ -53,7 +54,7 @@ fn a_log_that_the_caller_shares_is_told_and_keeps_every_line_if_it_is_given() {
             pid: Pid::from(pid),
             path: path.clone(),
             with: Pid::own(),
-            deleted: false,
+            what: Shared::Written,
         };
         assert_eq!(stored.warnings, [told]);
         program.end();
@@ -96,7 +97,7 @@ pub(crate) fn main(words: &[String]) {
     wait_for(&path, "caller\none\n");
     let stored = way.capture(home, [program.pid()]).run(&home.store()).or_explain();
     assert!(
-        matches!(stored.warnings.as_slice(), [Warning::FileShared { deleted: false, .. }]),
+        matches!(stored.warnings.as_slice(), [Warning::FileShared { what: Shared::Written, .. }]),
         "{:?}",
         stored.warnings
     );
@@ -128,7 +129,7 @@ fn a_memfd_of_the_caller_is_told() {
     let program = Program::between(&echoing(), None, Some(file.try_clone().unwrap()));
     let stored = home.capture([program.pid()]).run(&home.store()).or_explain();
     let (pid, path) = (Pid::from(program.pid()), "/memfd:of the caller".into());
-    let told = Warning::FileShared { pid, path, with: Pid::own(), deleted: true };
+    let told = Warning::FileShared { pid, path, with: Pid::own(), what: Shared::Deleted };
     assert_eq!(stored.warnings, [told]);
     program.end();
 }
@@ -151,7 +152,7 @@ fn stays_the_same(way: Way, home: &Home, mut file: &File, path: &Path) {
         pid: Pid::from(pid),
         path: path.to_owned(),
         with: Pid::own(),
-        deleted: true,
+        what: Shared::Deleted,
     };
     assert_eq!(stored.warnings, [told]);
     program.end();
@@ -172,12 +173,54 @@ fn a_log_that_two_trees_share_is_told_for_each() {
     let programs = logs.map(|log| Program::between(&echoing(), None, Some(log)));
     let [one, other] = programs.each_ref().map(|program| Pid::from(program.pid()));
     let stored = home.capture([one, other].map(Pid::as_raw)).run(&home.store()).or_explain();
-    let told = |pid, with| Warning::FileShared { pid, path: path.clone(), with, deleted: false };
+    let told = |pid, with| Warning::FileShared { pid, path: path.clone(), with, what: Shared::Written };
     // The trees are dumped side by side.
     assert_eq!(stored.warnings.len(), 2, "{:?}", stored.warnings);
     assert!(stored.warnings.contains(&told(one, other)), "{:?}", stored.warnings);
     assert!(stored.warnings.contains(&told(other, one)), "{:?}", stored.warnings);
     programs.into_iter().for_each(Program::end);
+}
+
+/// As of `while read line; do tool; done < list`. With a name, and deleted as a here-document is.
+fn a_list_that_the_caller_shares_is_told_and_every_line_is_read_once_if_it_is_given() {
+    const READS: &str = "while read -u 2; do read line; echo $line; done";
+    for deleted in [false, true] {
+        in_each_way(|way, home| {
+            let path = home.path("list");
+            fs::write(&path, "one\ntwo\nthree\nfour\nfive\n").unwrap();
+            let list = File::open(&path).unwrap();
+            if deleted {
+                fs::remove_file(&path).unwrap();
+            }
+            let mut command = Command::new("bash");
+            command.args(["-c", READS]);
+            let ((go_on, go), (answers, output)) = (pipe(), pipe());
+            let input = list.try_clone().unwrap();
+            let program = Program::with(&command, Some(input), Some(output), go_on.into());
+            let mut talk = Talk::new(go, answers);
+            assert_eq!(talk.ask(""), "one");
+            let stored = way.capture(home, [program.pid()]).run(&home.store()).or_explain();
+            let pid = Pid::from(program.pid());
+            let told = Warning::FileShared { pid, path: path.clone(), with: Pid::own(), what: Shared::Read };
+            assert_eq!(stored.warnings, [told]);
+            if way.leave_running {
+                assert_eq!(talk.ask(""), "two");
+            }
+            program.end();
+            if !way.leave_running {
+                let mut line = [0; 4];
+                (&list).read_exact(&mut line).unwrap();
+                assert_eq!(line, *b"two\n");
+            }
+            let ((go_on, go), (answers, output)) = (pipe(), pipe());
+            let restore = home.restore().stdin(list.try_clone().unwrap()).stdout(output).stderr(go_on);
+            let restored = restore.restore(&home.store(), &stored.digest).or_explain();
+            let mut talk = Talk::new(go, answers);
+            assert_eq!(talk.ask(""), "three");
+            assert_eq!(talk.ask(""), "four");
+            drop(Revived::new(only_tree(restored), talk));
+        });
+    }
 }
 
 fn files_that_are_shared_without_harm_are_not_told() {

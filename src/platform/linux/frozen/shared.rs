@@ -10,8 +10,8 @@ use std::{
 
 use super::{Frozen, OpenFile, open_files};
 use crate::{
-    Pid, Warning,
-    procfs::{Stat, access_mode, open_flags, tree},
+    Pid, Shared, Warning,
+    procfs::{Stat, access_mode, fdinfo_value, open_flags, read_start, tree},
     sys::{self, Known},
 };
 
@@ -33,21 +33,19 @@ pub(super) fn look(tree: &Frozen, roots: &[Pid]) -> Vec<Warning> {
         }
     }
     let (mut warnings, mut told) = (Vec::new(), HashSet::new());
-    for (file, Regular { inode, deleted }) in files {
-        if told.contains(&inode) {
-            continue;
-        }
-        let is_shared = |other: &&OpenFile| match deleted {
-            true => file.can_write() || other.can_write(),
-            false => file.is_shared_with(other),
-        };
-        if !deleted && !file.writes_at_its_position() {
-            continue;
-        }
-        if let Some(other) = outside.get(&inode).into_iter().flatten().find(is_shared) {
-            told.insert(inode);
-            let (pid, path, with) = (Pid::from(file.pid), file.name(deleted), Pid::from(other.pid));
-            warnings.push(Warning::FileShared { pid, path, with, deleted });
+    for (file, regular) in files {
+        let others = outside.get(&regular.inode).into_iter().flatten();
+        let shared = others.filter_map(|other| Some((other.pid, file.shares(&regular, other)?)));
+        // Of several, the one that costs the most data.
+        let Some((with, what)) = shared.min_by_key(|(_, what)| *what as u8) else { continue };
+        if told.insert(regular.inode) {
+            let path = file.name(regular.deleted);
+            warnings.push(Warning::FileShared {
+                pid: Pid::from(file.pid),
+                path,
+                with: Pid::from(with),
+                what,
+            });
         }
     }
     warnings
@@ -71,13 +69,14 @@ struct Regular {
     inode: Inode,
     /// True if the file has no name any more.
     deleted: bool,
+    size: u64,
 }
 
 impl Regular {
     fn of(file: &OpenFile) -> Option<Regular> {
         let known = file.target.is_absolute().then(|| Known::of(file.path()).ok())?;
         let known = known.filter(Known::is_file)?;
-        Some(Regular { inode: (known.dev(), known.ino()), deleted: known.links() == 0 })
+        Some(Regular { inode: (known.dev(), known.ino()), deleted: known.links() == 0, size: known.size() })
     }
 }
 
@@ -86,10 +85,30 @@ impl OpenFile {
         access_mode(self.pid, self.fd).is_some_and(|mode| mode != libc::O_RDONLY)
     }
 
-    /// Returns true if it is open for writing, and not for appending.
-    fn writes_at_its_position(&self) -> bool {
-        let appends = |flags: i32| flags & libc::O_APPEND != 0;
-        self.can_write() && !open_flags(self.pid, self.fd).is_none_or(appends)
+    /// Returns what it shares with another open file of the same inode, if that does harm.
+    fn shares(&self, regular: &Regular, other: &OpenFile) -> Option<Shared> {
+        if regular.deleted && (self.can_write() || other.can_write()) {
+            return Some(Shared::Deleted);
+        }
+        let what = match self.can_write() {
+            true if self.appends() => return None,
+            true => Shared::Written,
+            false if self.will_read(regular.size) => Shared::Read,
+            false => return None,
+        };
+        self.is_shared_with(other).then_some(what)
+    }
+
+    fn appends(&self) -> bool {
+        open_flags(self.pid, self.fd).is_none_or(|flags| flags & libc::O_APPEND != 0)
+    }
+
+    /// Returns true if the file is read at its position, as far as that can be seen: a file which
+    /// was left open by mistake, or is read at other places, is at its begin.
+    fn will_read(&self, size: u64) -> bool {
+        let info = read_start(format!("/proc/{}/fdinfo/{}", self.pid, self.fd));
+        let position = info.and_then(|info| fdinfo_value::<u64>(&info, "pos"));
+        position.is_some_and(|position| position < size && (position > 0 || self.fd == 0))
     }
 
     fn is_shared_with(&self, other: &OpenFile) -> bool {
