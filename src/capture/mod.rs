@@ -291,6 +291,9 @@ ProcsCapture::new([4242]).cancelled_by(&cancel).run(&FsBlobStore::open(\"capture
     /// [`leave_running(false)`](ProcsCapture::leave_running), which ends the tree. It takes
     /// milliseconds for a small tree. Later changes are not seen.
     ///
+    /// The risks include what a revived tree will lack, of which the capture would
+    /// [warn](crate::Warning::Lost), as far as it shows while the tree runs.
+    ///
     /// Off Linux, and without criu, that is the finding.
     ///
     /// # Errors

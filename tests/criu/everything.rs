@@ -95,6 +95,9 @@ fn a_thread_whose_policy_criu_cannot_restore_is_told_before_the_tree_ends() {
     let home = Home::new();
     let mut victim = start(&home, &["deadline"]);
     let way = Way { ends: true, chunked: true };
+    let foreseen = way.capture(&home, victim.pid()).preflight().or_explain();
+    let is_told = foreseen.blocks.iter().any(|block| block.problem.contains("SCHED_DEADLINE"));
+    assert!(is_told, "{foreseen:?}");
     let error = way.capture(&home, victim.pid()).run(&home.store()).unwrap_err();
     let told = matches!(&error, Error::Unrevivable { problems, .. } if problems[0].contains("SCHED_DEADLINE"));
     assert!(told, "{}", explain(&error));

@@ -90,7 +90,11 @@ fn what_is_lost_is_told() {
             "syscall(135, 0x40000); my $m = pack('Q', 1); syscall(238, 1, $m, 64); sub answer { return 'here'; }",
         );
         let (pid, members) = (victim.pid(), victim.members());
+        let foreseen = way.capture(&home, pid).preflight().or_explain();
         let stored = way.capture(&home, pid).run(&home.store()).or_explain();
+        let risks: Vec<_> = foreseen.risks.iter().map(|risk| risk.problem.clone()).collect();
+        let warnings: Vec<_> = stored.warnings.iter().map(Warning::to_string).collect();
+        assert_eq!((risks, foreseen.blocks), (warnings, vec![]));
         let told: Vec<_> = stored
             .warnings
             .iter()

@@ -3,6 +3,7 @@
 use super::{
     checks::{Check, whole_images},
     dump, fit,
+    frozen::Frozen,
     links::Links,
     pids::Pids,
     restore::Reviver,
@@ -48,6 +49,10 @@ pub(crate) fn foresee(job: &Job) -> Result<Foresight> {
                 Severity::Blocks => foresight.blocks.push(foreseen(finding)),
                 Severity::Risk => foresight.risks.push(foreseen(finding)),
             }
+        }
+        match Frozen::of(root).losses(&roots) {
+            Ok(losses) => losses.iter().for_each(|loss| foresight.risk(loss)),
+            Err(error) => foresight.block(error)?,
         }
     }
     Ok(foresight)

@@ -108,13 +108,19 @@ impl Frozen {
         options: &DumpOptions,
         roots: &[Pid],
     ) -> Result<Vec<Warning>> {
+        let cured = links::cure(self, root, images, options.ghost_limit_or(0).into())?;
+        Ok([cured, self.losses(roots)?].concat())
+    }
+
+    /// Looks for what a revived tree will lack. `roots` are those of all trees of the capture. The
+    /// tree may run: then it is what it would lack by now.
+    ///
+    /// # Errors
+    ///
+    /// [`Unrevivable`](crate::Error::Unrevivable).
+    pub(super) fn losses(&self, roots: &[Pid]) -> Result<Vec<Warning>> {
         settings::check_policies(self)?;
-        let mut warnings = links::cure(self, root, images, options.ghost_limit_or(0).into())?;
-        warnings.extend(lost::look(self));
-        warnings.extend(queues::look(self));
-        warnings.extend(locks::look(self));
-        warnings.extend(shared::look(self, roots));
-        Ok(warnings)
+        Ok([lost::look(self), queues::look(self), locks::look(self), shared::look(self, roots)].concat())
     }
 
     /// Everything that is noted of a tree, with the standard streams that the caller told, and
