@@ -20,6 +20,7 @@ use crate::{
 tests![
     a_process_that_captures_itself_goes_on_and_its_copy_knows_itself,
     the_copy_is_told_by_an_error_where_there_is_no_other_way,
+    packets_behind_an_empty_one_come_back,
     a_process_that_leads_no_session_captures_itself,
     a_subreaper_captures_itself,
     a_child_captures_the_tree_around_it,
@@ -99,6 +100,18 @@ fn a_process_that_captures_itself_goes_on_and_its_copy_knows_itself() {
 
 fn the_copy_is_told_by_an_error_where_there_is_no_other_way() {
     captures_itself(Victim::start(&FLAGS), "capture plain own", "revived by error");
+}
+
+/// criu takes an empty packet for the end of a queue.
+fn packets_behind_an_empty_one_come_back() {
+    let home = Home::new();
+    let mut victim = Victim::start(&["packets=one,,two,"]);
+    let digest = digest(&victim.ask(&format!("capture run own {}", home.word())));
+    assert_eq!(victim.ask("packets"), "(one)()(two)()", "in the one that goes on");
+    victim.end();
+    let mut revived = Revived::from(home.restore(), &home.store(), &digest);
+    assert_eq!(revived.talk.hear(), "revived");
+    assert_eq!(revived.ask("packets"), "(one)()(two)()");
 }
 
 fn a_process_that_leads_no_session_captures_itself() {

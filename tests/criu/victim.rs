@@ -27,12 +27,25 @@ use criu_rpc::{
     rpc::{Lend, NoHooks},
 };
 
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
+
 use crate::{
     harness::criu,
     places::Home,
     talk::{Talk, pipe},
     tree::explain,
 };
+
+/// A pair of sockets for packets; these wait in the first.
+fn packets(words: &str) -> (OwnedFd, OwnedFd) {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let (reader, writer) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
+    for word in words.split(',') {
+        let to = std::os::fd::AsRawFd::as_raw_fd(&writer);
+        send(to, word.as_bytes(), MsgFlags::empty()).unwrap();
+    }
+    (reader, writer)
+}
 
 /// The size of a page, in words.
 const PAGE: usize = 512;
@@ -49,6 +62,8 @@ struct State {
     /// The socket that commands come from, if not from standard input.
     serves: Option<UnixListener>,
     connections: Vec<OwnedFd>,
+    /// A pair of sockets, in which packets wait.
+    packets: Option<(OwnedFd, OwnedFd)>,
     children: Vec<(Child, Talk)>,
     /// A child that the victim does not wait for.
     zombie: Option<Child>,
@@ -111,6 +126,7 @@ impl State {
             }
             "listen" if value == "tcp" => self.tcp = Some(TcpListener::bind("127.0.0.1:0").unwrap()),
             "serve" => self.serves = Some(UnixListener::bind(value).unwrap()),
+            "packets" => self.packets = Some(packets(value)),
             "parent-death" => nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).unwrap(),
             "subreaper" => nix::sys::prctl::set_child_subreaper(true).unwrap(),
             "listen" => self.unix = Some(UnixListener::bind(value).unwrap()),
@@ -175,6 +191,15 @@ impl State {
                 let mut line = String::new();
                 BufReader::new(connection).read_line(&mut line).unwrap();
                 line.trim_end().to_owned()
+            }
+            "packets" => {
+                let socket = std::os::fd::AsRawFd::as_raw_fd(&self.packets.as_ref().unwrap().0);
+                let mut words = Vec::new();
+                let mut bytes = [0; 64];
+                while let Ok(count) = recv(socket, &mut bytes, MsgFlags::MSG_DONTWAIT) {
+                    words.push(format!("({})", String::from_utf8_lossy(&bytes[..count])));
+                }
+                words.concat()
             }
             "zombie" => {
                 let child = self.zombie.insert(Command::new("/bin/true").spawn().unwrap());

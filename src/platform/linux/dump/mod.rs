@@ -239,15 +239,15 @@ impl<'a> Dump<'a> {
         let Some(own) = &self.own else { return Ok(Side::Original) };
         // While our own tree stands still nothing can look at it. What is noted now stays true
         // until then, or is of no use.
-        let tree = frozen::Frozen::of(own.root);
-        let notes = tree.look(&self.streams);
+        let before = Before::look(own.root);
+        let notes = before.notes(&self.streams);
         // What libraries had in it may be of trees that were captured before.
         sys::trim_heap();
         match self.criu.dump_around_self(own.root, &own.options, &own.folder)? {
             SelfDump::Dumped(dumped) => {
                 self.warn_of_interrupted(&dumped.interrupted, own)?;
                 let images = ImageDir::new(&own.folder);
-                self.warn(tree.mend(own.root, &images, &own.options, &self.roots)?);
+                self.warn(before.mend(own.root, &images, &own.options, &self.roots)?);
                 frozen::write(&notes, &images)?;
                 Ok(Side::Original)
             }

@@ -55,6 +55,34 @@ impl Before {
         let tree = Frozen::of(root);
         Before { packets: packets::look(&tree), tree }
     }
+
+    /// Everything that is noted of a tree, with the standard streams that the caller told, and
+    /// those that lead to the caller.
+    pub(super) fn notes(&self, streams: &[StreamNote]) -> Notes {
+        Notes {
+            pipes: Some(pipes::look(&self.tree)),
+            threads: settings::look(&self.tree),
+            sockets: sockets::look(&self.tree),
+            sessions: settings::sessions(&self.tree),
+            mapped: mapped::look(&self.tree),
+            streams: [streams, streams::look(&self.tree, streams).as_slice()].concat(),
+            ..Notes::default()
+        }
+    }
+
+    /// Makes of the images what can be restored, as far as they are not. `roots` are those of all
+    /// trees of the capture.
+    pub(super) fn mend(
+        &self,
+        root: Pid,
+        images: &ImageDir,
+        options: &DumpOptions,
+        roots: &[Pid],
+    ) -> Result<Vec<Warning>> {
+        let cured = links::cure(&self.tree, root, images, options.ghost_limit_or(0).into())?;
+        let packets = packets::complete(&self.packets, images)?;
+        Ok([cured, self.tree.losses(roots)?, packets].concat())
+    }
 }
 
 /// Looks at the tree while it stands still, adds the notes to its images, and mends those. Gives
@@ -72,13 +100,13 @@ pub(super) fn note(
     roots: &[Pid],
     streams: &[StreamNote],
 ) -> Result<Vec<Warning>> {
-    let Before { tree, packets } = before.unwrap_or_else(|| Before::look(root));
-    let mut warnings = tree.mend(root, images, options, roots)?;
-    warnings.extend(packets::complete(&packets, images)?);
-    locks::complete(&tree, images, options)?;
-    tcp::complete(&tree, images)?;
-    let mut notes = Notes { mapped: mapped::look(&tree), ..tree.look(streams) };
-    let (moved, told) = streams::moved(&tree, &notes.streams);
+    let before = before.unwrap_or_else(|| Before::look(root));
+    let mut warnings = before.mend(root, images, options, roots)?;
+    let tree = &before.tree;
+    locks::complete(tree, images, options)?;
+    tcp::complete(tree, images)?;
+    let mut notes = before.notes(streams);
+    let (moved, told) = streams::moved(tree, &notes.streams);
     notes.streams.extend(moved);
     warnings.extend(told);
     write(&notes, images)?;
@@ -99,19 +127,6 @@ impl Frozen {
         Frozen { pids, files }
     }
 
-    /// Makes of the images what can be restored, as far as they are not. `roots` are those of all
-    /// trees of the capture.
-    pub(super) fn mend(
-        &self,
-        root: Pid,
-        images: &ImageDir,
-        options: &DumpOptions,
-        roots: &[Pid],
-    ) -> Result<Vec<Warning>> {
-        let cured = links::cure(self, root, images, options.ghost_limit_or(0).into())?;
-        Ok([cured, self.losses(roots)?].concat())
-    }
-
     /// Looks for what a revived tree will lack. `roots` are those of all trees of the capture. The
     /// tree may run: then it is what it would lack by now.
     ///
@@ -121,19 +136,6 @@ impl Frozen {
     pub(super) fn losses(&self, roots: &[Pid]) -> Result<Vec<Warning>> {
         settings::check_policies(self)?;
         Ok([lost::look(self), queues::look(self), locks::look(self), shared::look(self, roots)].concat())
-    }
-
-    /// Everything that is noted of a tree, with the standard streams that the caller told, and
-    /// those that lead to the caller.
-    pub(super) fn look(&self, streams: &[StreamNote]) -> Notes {
-        Notes {
-            pipes: Some(pipes::look(self)),
-            threads: settings::look(self),
-            sockets: sockets::look(self),
-            sessions: settings::sessions(self),
-            streams: [streams, streams::look(self, streams).as_slice()].concat(),
-            ..Notes::default()
-        }
     }
 }
 
