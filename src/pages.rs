@@ -4,8 +4,11 @@ use std::io::Read;
 
 use crate::{Error, Result};
 
-/// The size of a page in this module, in bytes.
-pub const PAGE_SIZE: usize = 4096;
+/// The size of a kernel's pages: a power of two from 4096 to 65536 bytes.
+///
+/// Kernels for x86-64 have pages of 4096 bytes. Those for aarch64 may have 4096, 16384 or 65536.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PageSize(u32);
 
 /// The owner of memory. In the images each owner has a map of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -21,6 +24,8 @@ pub enum PageOwner {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PageRun {
+    /// The size of each page.
+    pub page_size: PageSize,
     /// The address of the first page, in bytes.
     pub address: u64,
     /// The number of pages.
@@ -70,6 +75,40 @@ pub trait PageSink: Send {
     fn close(&mut self) -> Result<()>;
 }
 
+impl PageSize {
+    /// The smallest pages: 4096 bytes.
+    pub const SMALLEST: PageSize = PageSize(4096);
+
+    const LARGEST: u32 = 65536;
+
+    /// The sizes that tests try.
+    #[cfg(test)]
+    pub(crate) const TESTED: [PageSize; 3] = [PageSize(4096), PageSize(16384), PageSize(65536)];
+
+    /// Returns the size; `None` if kernels that criu supports have no pages of this size.
+    ///
+    /// ```
+    /// use criu_rpc::rpc::PageSize;
+    ///
+    /// assert_eq!(PageSize::new(16384).map(PageSize::bytes), Some(16384));
+    /// assert_eq!(PageSize::new(5000), None);
+    /// ```
+    pub fn new(bytes: u64) -> Option<PageSize> {
+        let size = u32::try_from(bytes).ok().filter(|bytes| bytes.is_power_of_two())?;
+        (PageSize::SMALLEST.0..=PageSize::LARGEST).contains(&size).then_some(PageSize(size))
+    }
+
+    /// Returns the number of bytes.
+    pub const fn bytes(self) -> u64 {
+        self.0 as u64
+    }
+
+    /// Returns the number of bytes, as the length of memory of this program.
+    pub(crate) const fn length(self) -> usize {
+        self.0 as usize
+    }
+}
+
 impl PageOwner {
     /// Returns the name of the image that maps the owner's pages.
     pub fn map_name(self) -> String {
@@ -101,18 +140,23 @@ impl PageRun {
     pub(crate) const PRESENT: u32 = 4;
 
     /// Makes a run; fails if it does not start at a page, or its end overflows.
-    pub(crate) fn new(address: u64, pages: u64, flags: u32) -> Result<PageRun> {
-        let run = PageRun { address, pages, flags };
-        let end = pages.checked_mul(PAGE_SIZE as u64).and_then(|bytes| bytes.checked_add(address));
-        if !address.is_multiple_of(PAGE_SIZE as u64) || pages == 0 || end.is_none() {
+    pub(crate) fn new(page_size: PageSize, address: u64, pages: u64, flags: u32) -> Result<PageRun> {
+        let run = PageRun { page_size, address, pages, flags };
+        let end = pages.checked_mul(page_size.bytes()).and_then(|bytes| bytes.checked_add(address));
+        if !address.is_multiple_of(page_size.bytes()) || pages == 0 || end.is_none() {
             return Err(Error::corrupt("a map of pages", format!("{pages} pages at {address:#x}")));
         }
         Ok(run)
     }
 
-    /// Returns the size of the pages, in bytes.
+    /// Returns the number of the first page: its address in pages.
+    pub(crate) fn first(&self) -> u64 {
+        self.address / self.page_size.bytes()
+    }
+
+    /// Returns the size of all pages, in bytes.
     pub fn bytes(&self) -> u64 {
-        self.pages * PAGE_SIZE as u64
+        self.pages * self.page_size.bytes()
     }
 
     /// Returns true if the pages are unchanged since the previous dump and are not sent.

@@ -6,12 +6,10 @@ use std::{fs, io};
 use super::ImageDir;
 use crate::{
     Cause, Error, Failure, Request, Result,
-    pages::{PageOwner, PageRun},
+    pages::{PageOwner, PageRun, PageSize},
     proto::images::{InventoryEntry, MmEntry, PagemapEntry, PagemapHead, VmaEntry},
 };
 
-/// The smallest page that any processor has which criu runs on, in bytes.
-const PAGE: u64 = 4096;
 /// The largest pid that Linux gives.
 const LARGEST_PID: u32 = 4 << 20;
 /// The page is in the file of pages.
@@ -51,7 +49,7 @@ pub(crate) fn check_version(images: &ImageDir, request: Request) -> Result<()> {
 
 /// Finds out what is missing: of the images of each process and thread, and of the pages that each
 /// map speaks of.
-pub(crate) fn check_complete(images: &ImageDir, memory: MemoryIn) -> Result<()> {
+pub(crate) fn check_complete(images: &ImageDir, memory: MemoryIn, page_size: PageSize) -> Result<()> {
     let processes = images.processes()?;
     if processes.is_empty() {
         return Err(Error::corrupt("the image pstree.img", "it is missing, or has no process"));
@@ -79,7 +77,7 @@ pub(crate) fn check_complete(images: &ImageDir, memory: MemoryIn) -> Result<()> 
     for entry in fs::read_dir(images.path()).map_err(Error::io("read the folder of images"))?.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if name.starts_with("pagemap-") {
-            check_pages(images, &name)?;
+            check_pages(images, &name, page_size)?;
         }
     }
     Ok(())
@@ -143,7 +141,7 @@ fn must_exist(images: &ImageDir, name: &str) -> Result<()> {
 }
 
 /// Holds a map of pages against its file of pages.
-fn check_pages(images: &ImageDir, pagemap: &str) -> Result<()> {
+fn check_pages(images: &ImageDir, pagemap: &str, page_size: PageSize) -> Result<()> {
     let Some(mut frames) = images.frames(pagemap)? else { return Ok(()) };
     let Some(head) = frames.next_entry::<PagemapHead>()? else { return Ok(()) };
     let mut pages = 0_u64;
@@ -162,7 +160,7 @@ fn check_pages(images: &ImageDir, pagemap: &str) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
         Err(error) => return Err(Error::io(format!("look at the image {file}"))(error)),
     };
-    let wanted = pages.saturating_mul(PAGE);
+    let wanted = pages.saturating_mul(page_size.bytes());
     if size < wanted {
         let problem = format!("it has {size} bytes, and {pagemap} speaks of at least {wanted}");
         return Err(Error::corrupt(format!("the image {file}"), problem));
@@ -216,7 +214,7 @@ mod tests {
         };
         let images = folder("regions", &[("mm-7.img", mm.encode_to_vec())]);
         let check = |pid, address, pages| {
-            let run = PageRun::new(address, pages, PageRun::PRESENT).unwrap();
+            let run = PageRun::new(PageSize::SMALLEST, address, pages, PageRun::PRESENT).unwrap();
             images.check_regions(PageOwner::Task(pid), &[run])
         };
         for (address, pages, there) in [
@@ -237,6 +235,31 @@ mod tests {
     }
 
     #[test]
+    fn a_file_with_fewer_pages_than_its_map_is_refused() {
+        for page_size in PageSize::TESTED {
+            let entries = [(0x1_0000, 3), (0x20_0000, 2)].map(|(vaddr, pages)| {
+                let nr_pages = Some(pages);
+                PagemapEntry { vaddr, nr_pages, flags: Some(PRESENT), ..PagemapEntry::default() }
+                    .encode_to_vec()
+            });
+            let head = PagemapHead { pages_id: 1 }.encode_to_vec();
+            let image = frame::image(0x5608_4025, std::iter::once(head).chain(entries)).unwrap();
+            let images = folder(&format!("short-{}", page_size.bytes()), &[]);
+            fs::write(images.path().join("pagemap-1.img"), image).unwrap();
+            let checked = |bytes: usize| {
+                fs::write(images.path().join("pages-1.img"), vec![0; bytes]).unwrap();
+                check_pages(&images, "pagemap-1.img", page_size)
+            };
+            let whole = 5 * page_size.length();
+            assert!(checked(whole).is_ok(), "{page_size:?}");
+            for bytes in [whole - 1, whole - page_size.length(), 5 * page_size.length() / 4, 0] {
+                assert!(checked(bytes).is_err(), "{page_size:?} {bytes}");
+            }
+            fs::remove_dir_all(images.path()).unwrap();
+        }
+    }
+
+    #[test]
     fn flags_of_pages_that_are_not_known_are_refused() {
         let entry = PagemapEntry { flags: Some(4 | 8), nr_pages: Some(0), ..PagemapEntry::default() };
         let mut image = frame::image(
@@ -247,11 +270,11 @@ mod tests {
         let images = folder("flags", &[]);
         let path = images.path().join("pagemap-1.img");
         fs::write(&path, &image).unwrap();
-        let error = check_pages(&images, "pagemap-1.img").unwrap_err().to_string();
+        let error = check_pages(&images, "pagemap-1.img", PageSize::SMALLEST).unwrap_err().to_string();
         assert!(error.contains("0x8"), "{error}");
         *image.iter_mut().rfind(|byte| **byte == 12).unwrap() = 4;
         fs::write(&path, &image).unwrap();
-        check_pages(&images, "pagemap-1.img").unwrap();
+        check_pages(&images, "pagemap-1.img", PageSize::SMALLEST).unwrap();
         fs::remove_dir_all(images.path()).unwrap();
     }
 }

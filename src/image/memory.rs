@@ -10,7 +10,7 @@ use prost::Message;
 use super::{ImageDir, frame};
 use crate::{
     Error, Result,
-    pages::{PageOwner, PageRun, PageSink},
+    pages::{PageOwner, PageRun, PageSink, PageSize},
     proto::images::{PagemapEntry, PagemapHead},
 };
 
@@ -28,11 +28,11 @@ impl ImageDir {
     }
 
     /// Gives all memory that is in the folder to a sink, without closing it.
-    pub(crate) fn feed(&self, sink: &mut dyn PageSink) -> Result<()> {
-        self.owners()?.into_iter().try_for_each(|owner| self.feed_one(owner, sink))
+    pub(crate) fn feed(&self, page_size: PageSize, sink: &mut dyn PageSink) -> Result<()> {
+        self.owners()?.into_iter().try_for_each(|owner| self.feed_one(owner, page_size, sink))
     }
 
-    fn feed_one(&self, owner: PageOwner, sink: &mut dyn PageSink) -> Result<()> {
+    fn feed_one(&self, owner: PageOwner, page_size: PageSize, sink: &mut dyn PageSink) -> Result<()> {
         let name = owner.map_name();
         let Some(mut frames) = self.frames(&name)? else { return Ok(()) };
         let Some(head) = frames.next_entry::<PagemapHead>()? else { return Ok(()) };
@@ -49,10 +49,10 @@ impl ImageDir {
             let count = entry.nr_pages.unwrap_or(entry.compat_nr_pages.into());
             let parent = u32::from(entry.in_parent == Some(true));
             let flags = entry.flags.unwrap_or(if parent == 1 { 0 } else { PageRun::PRESENT }) | parent;
-            let run = PageRun::new(entry.vaddr, count, flags)?;
+            let run = PageRun::new(page_size, entry.vaddr, count, flags)?;
             sink.run(run, &mut pages.by_ref().take(if run.is_present() { run.bytes() } else { 0 }))?;
         }
-        // Pages of another size than ours would leave some over.
+        // Pages of another size leave some over.
         let mut left = [0];
         if pages.read(&mut left).map_err(Error::io(format!("read the image {file}")))? > 0 {
             return Err(Error::corrupt(

@@ -5,7 +5,7 @@
 //! can be restored.
 
 use super::{ChunkedTree, LISTING_CEILING, Listing, MemoryFile, MemoryMap, chunked::ENTRIES, content::Get};
-use crate::{Error, Result, pages::PAGE_SIZE};
+use crate::{Error, Result, pages::PageSize};
 
 /// The maximum number of images of a capture, maps included: the limit of an archive's entries.
 const IMAGES: u64 = ENTRIES as u64;
@@ -17,7 +17,7 @@ const MAPS: u64 = 1 << 30;
 /// The bytes that a tree's maps may have beyond the needs of its pages, for runs without pages.
 const RUNS: u64 = 16 << 20;
 
-/// The maximum size of a map for each page, in bytes: a run and a leaf.
+/// The maximum size of a map for each page of the smallest size, in bytes: a run and a leaf.
 const EACH_PAGE: u64 = 48;
 
 /// The bytes and images that the lists of one capture may still use.
@@ -28,9 +28,9 @@ pub(crate) struct Budget {
     images: u64,
 }
 
-/// The pages that the maps of one tree may still have, by its manifest.
+/// The bytes of memory that the maps of one tree may still have, by its manifest.
 #[derive(Debug)]
-pub(crate) struct PagesLeft(u64);
+pub(crate) struct MemoryLeft(u64);
 
 impl Budget {
     pub(crate) fn new() -> Budget {
@@ -72,11 +72,13 @@ impl Budget {
                 format!("its images have {bytes} bytes, and the manifest says {}", tree.image_bytes);
             return Err(Error::corrupt("the listing of a capture", problem));
         }
-        let pages = tree.memory_bytes / PAGE_SIZE as u64;
+        let pages = tree.memory_bytes / PageSize::SMALLEST.bytes();
         let enough = pages.saturating_mul(EACH_PAGE).saturating_add(RUNS);
         let bytes = listing.memory.iter().map(|memory| memory.map.bytes).fold(0, u64::saturating_add);
         if bytes > enough {
-            let problem = format!("its maps have {bytes} bytes, and {enough} are enough for {pages} pages");
+            let memory = tree.memory_bytes;
+            let problem =
+                format!("its maps have {bytes} bytes, and {enough} are enough for {memory} bytes of memory");
             return Err(Error::corrupt("the listing of a capture", problem));
         }
         listing.memory.iter().try_for_each(|memory| self.spend_map(memory.map.bytes))?;
@@ -85,31 +87,32 @@ impl Budget {
 }
 
 impl MemoryFile {
-    /// Reads the map, unless it has more pages than the tree has left.
-    pub(crate) fn read(&self, left: &mut PagesLeft, get: Get<'_>) -> Result<MemoryMap> {
+    /// Reads the map, unless it has more memory than the tree has left.
+    pub(crate) fn read(&self, left: &mut MemoryLeft, get: Get<'_>) -> Result<MemoryMap> {
         let map = MemoryMap::decode(&self.map.read_all(get, LISTING_CEILING)?)?;
-        let pages = map.pages();
-        left.0 = left.0.checked_sub(pages).ok_or_else(|| {
-            let problem = format!("it has {pages} pages, and the manifest leaves {} for it", left.0);
+        let bytes = map.bytes();
+        left.0 = left.0.checked_sub(bytes).ok_or_else(|| {
+            let problem =
+                format!("it has {bytes} bytes of memory, and the manifest leaves {} for it", left.0);
             Error::corrupt(format!("the map {}", self.name), problem)
         })?;
         Ok(map)
     }
 }
 
-impl PagesLeft {
-    /// Starts with all pages that the manifest states for this tree.
-    pub(crate) fn of(tree: &ChunkedTree) -> PagesLeft {
-        PagesLeft(tree.memory_bytes / PAGE_SIZE as u64)
+impl MemoryLeft {
+    /// Starts with all memory that the manifest states for this tree.
+    pub(crate) fn of(tree: &ChunkedTree) -> MemoryLeft {
+        MemoryLeft(tree.memory_bytes)
     }
 
-    /// Checks that the maps had all of the pages.
+    /// Checks that the maps had all of the memory.
     pub(crate) fn finish(self) -> Result<()> {
         match self.0 {
             0 => Ok(()),
             left => Err(Error::corrupt(
                 "the listing of a capture",
-                format!("the manifest announces {left} pages more than its maps have"),
+                format!("the manifest announces {left} bytes of memory more than its maps have"),
             )),
         }
     }

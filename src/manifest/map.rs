@@ -1,17 +1,23 @@
 //! [`MemoryMap`]: the pages of an owner, and the blobs that have them.
 //!
-//! Memory is cut by address: into windows of 64 pages, and those into chunks. A chunk depends only
+//! Memory is cut by address: into windows of 256 KiB, and those into chunks. A chunk depends only
 //! on its own bytes. The chunks of a window are listed in a blob, its *leaf*, so that an unchanged
 //! window costs one digest.
 
 use super::content::{DIGEST, digests};
 use crate::{
     Digest256, Error, Result,
-    pages::{PAGE_SIZE, PageRun},
+    pages::{PageRun, PageSize},
 };
 
-/// The number of pages in a window.
-pub(crate) const WINDOW: u64 = 64;
+/// The size of a window, in bytes: 64 of the smallest pages, and fewer larger ones. So a mask of 64
+/// bits has a bit for each page, and a window fits into a buffer.
+pub(crate) const WINDOW_BYTES: usize = 64 * PageSize::SMALLEST.length();
+
+/// Returns the number of pages in a window: 64, 32, 16, 8 or 4.
+pub(crate) fn window_pages(page_size: PageSize) -> u64 {
+    (WINDOW_BYTES / page_size.length()) as u64
+}
 
 const MAGIC: &[u8; 8] = b"CRIUMAP1";
 const HEAD: usize = 24;
@@ -20,6 +26,8 @@ const RUN: usize = 16;
 /// The memory of one owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct MemoryMap {
+    /// The size of the pages.
+    pub(crate) page_size: PageSize,
     /// The number of pages in a chunk: a power of two, up to those of a window.
     pub(crate) chunk: u32,
     /// The runs of pages, by address.
@@ -28,7 +36,7 @@ pub(crate) struct MemoryMap {
     pub(crate) leaves: Vec<Digest256>,
 }
 
-/// 64 adjacent pages, the first at a multiple of their size.
+/// [`WINDOW_BYTES`] of adjacent pages, which begin at a multiple of that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Window {
     /// A bit for each present page; the first page is bit 0.
@@ -57,13 +65,13 @@ impl MemoryMap {
             while left > 0 {
                 let pages = u32::try_from(left).unwrap_or(1 << 31);
                 runs.push((address, pages, run.flags));
-                address += u64::from(pages) * PAGE_SIZE as u64;
+                address += u64::from(pages) * self.page_size.bytes();
                 left -= u64::from(pages);
             }
         }
         bytes.extend(MAGIC);
         bytes.extend(self.chunk.to_le_bytes());
-        bytes.extend(4096_u32.to_le_bytes());
+        bytes.extend(u32::try_from(self.page_size.bytes()).unwrap_or(0).to_le_bytes());
         bytes.extend((runs.len() as u64).to_le_bytes());
         for (address, pages, flags) in runs {
             bytes.extend(address.to_le_bytes());
@@ -81,24 +89,27 @@ impl MemoryMap {
         let corrupt = |problem: &str| Error::corrupt("a map of memory", problem);
         let (head, rest) = bytes.split_at_checked(HEAD).ok_or_else(|| corrupt("it is cut short"))?;
         let number = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
-        if head[..8] != *MAGIC || number(12) != 4096 {
+        if head[..8] != *MAGIC {
             return Err(corrupt("it is not a memory map of a known version"));
         }
+        let page_size = PageSize::new(number(12).into())
+            .ok_or_else(|| corrupt(&format!("its pages of {} bytes are not supported", number(12))))?;
         let chunk = number(8);
-        if !chunk.is_power_of_two() || u64::from(chunk) > WINDOW {
+        if !chunk.is_power_of_two() || u64::from(chunk) > window_pages(page_size) {
             return Err(corrupt("its chunk size is not supported"));
         }
         let count = u64::from(number(16)) | u64::from(number(20)) << 32;
         let length = usize::try_from(count).ok().and_then(|count| count.checked_mul(RUN));
         let split = length.and_then(|length| rest.split_at_checked(length));
         let (runs, leaves) = split.ok_or_else(|| corrupt("it is cut short"))?;
-        let runs: Vec<_> = runs.chunks_exact(RUN).map(run).collect::<Result<_>>()?;
+        let runs: Vec<_> =
+            runs.chunks_exact(RUN).map(|bytes| run(page_size, bytes)).collect::<Result<_>>()?;
         let end = |run: &PageRun| run.address + run.bytes();
         if runs.windows(2).any(|pair| end(&pair[0]) > pair[1].address) {
             return Err(corrupt("its runs are not in order"));
         }
         let leaves = digests(leaves).ok_or_else(|| corrupt("it ends inside a digest"))?;
-        let map = MemoryMap { chunk, runs, leaves };
+        let map = MemoryMap { page_size, chunk, runs, leaves };
         // A few runs can span a huge number of windows, so count one more than there are leaves at
         // most.
         if map.windows().take(map.leaves.len() + 1).count() != map.leaves.len() {
@@ -109,42 +120,43 @@ impl MemoryMap {
 
     /// Returns the windows with present pages, by address.
     pub(crate) fn windows(&self) -> impl Iterator<Item = Window> {
-        windows(&self.runs)
+        windows(self.page_size, &self.runs)
     }
 
-    /// Returns the number of present pages.
-    pub(crate) fn pages(&self) -> u64 {
-        self.runs.iter().filter(|run| run.is_present()).map(|run| run.pages).sum()
+    /// Returns the size of the present pages, in bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.runs.iter().filter(|run| run.is_present()).map(PageRun::bytes).fold(0, u64::saturating_add)
     }
 }
 
-fn run(bytes: &[u8]) -> Result<PageRun> {
+fn run(page_size: PageSize, bytes: &[u8]) -> Result<PageRun> {
     let number = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
     let address = u64::from(number(0)) | u64::from(number(4)) << 32;
-    PageRun::new(address, number(8).into(), number(12))
+    PageRun::new(page_size, address, number(8).into(), number(12))
 }
 
 /// Returns the windows of these runs.
-fn windows(runs: &[PageRun]) -> impl Iterator<Item = Window> {
+fn windows(page_size: PageSize, runs: &[PageRun]) -> impl Iterator<Item = Window> {
+    let in_window = window_pages(page_size);
     let mut runs = runs.iter().filter(|run| run.is_present());
     let mut rest: Option<(u64, u64)> = None;
     let mut before = 0;
     std::iter::from_fn(move || {
-        let mut next = || runs.next().map(|run| (run.address / PAGE_SIZE as u64, run.pages));
+        let mut next = || runs.next().map(|run| (run.first(), run.pages));
         if rest.is_none() {
             rest = Some(next()?);
         }
         let (first, _) = rest?;
-        let index = first / WINDOW;
+        let index = first / in_window;
         let mut pages = 0_u64;
         while let Some((page, count)) = rest.take().or_else(&mut next) {
-            if page / WINDOW != index {
+            if page / in_window != index {
                 rest = Some((page, count));
                 break;
             }
-            let room = WINDOW - page % WINDOW;
+            let room = in_window - page % in_window;
             let here = count.min(room);
-            pages |= (u64::MAX >> (WINDOW - here)) << (page % WINDOW);
+            pages |= (u64::MAX >> (64 - here)) << (page % in_window);
             if count > here {
                 rest = Some((page + here, count - here));
                 break;
@@ -190,12 +202,18 @@ impl Leaf {
 mod tests {
     use super::*;
 
+    const SMALLEST: PageSize = PageSize::SMALLEST;
+
     fn run(page: u64, pages: u64, flags: u32) -> PageRun {
-        PageRun::new(page * PAGE_SIZE as u64, pages, flags).unwrap()
+        run_of(SMALLEST, page, pages, flags)
+    }
+
+    fn run_of(page_size: PageSize, page: u64, pages: u64, flags: u32) -> PageRun {
+        PageRun::new(page_size, page * page_size.bytes(), pages, flags).unwrap()
     }
 
     fn shown(runs: &[PageRun]) -> Vec<(u64, u64)> {
-        windows(runs).map(|window| (window.pages, window.before)).collect()
+        windows(SMALLEST, runs).map(|window| (window.pages, window.before)).collect()
     }
 
     #[test]
@@ -212,25 +230,39 @@ mod tests {
     }
 
     #[test]
+    fn a_window_has_fewer_pages_if_they_are_larger() {
+        assert_eq!(PageSize::TESTED.map(window_pages), [64, 16, 4]);
+        let page_size = PageSize::new(65536).unwrap();
+        let run = |page, pages| run_of(page_size, page, pages, 4);
+        let found: Vec<_> = windows(page_size, &[run(1, 2), run(3, 6), run(400, 1)]).collect();
+        let found: Vec<_> = found.iter().map(|window| (window.pages, window.before)).collect();
+        assert_eq!(found, [(0b1110, 0), (0b1111, 3), (1, 7), (1, 8)]);
+    }
+
+    #[test]
     fn windows_have_all_pages_once() {
+        PageSize::TESTED.into_iter().for_each(have_all_pages_once);
+    }
+
+    fn have_all_pages_once(page_size: PageSize) {
         // Compare runs and gaps of all lengths with a set of pages.
         let mut runs = Vec::new();
         let mut page = 3;
         for step in 0..200_u64 {
             let pages = step * step % 150 + 1;
-            runs.push(run(page, pages, if step % 7 == 0 { 2 } else { 6 }));
+            runs.push(run_of(page_size, page, pages, if step % 7 == 0 { 2 } else { 6 }));
             page += pages + step * 5 % 70;
         }
         let present = runs.iter().filter(|run| run.is_present());
-        let pages: Vec<u64> =
-            present.flat_map(|run| (0..run.pages).map(|page| run.address / 4096 + page)).collect();
+        let pages: Vec<u64> = present.flat_map(|run| (0..run.pages).map(|page| run.first() + page)).collect();
         let mut expected = std::collections::BTreeMap::<u64, u64>::new();
         for page in &pages {
-            *expected.entry(page / 64).or_default() |= 1 << (page % 64);
+            let in_window = 262_144 / page_size.bytes();
+            *expected.entry(page / in_window).or_default() |= 1 << (page % in_window);
         }
-        let found: Vec<u64> = windows(&runs).map(|window| window.pages).collect();
+        let found: Vec<u64> = windows(page_size, &runs).map(|window| window.pages).collect();
         assert_eq!(found, expected.into_values().collect::<Vec<_>>());
-        let last = windows(&runs).last().unwrap();
+        let last = windows(page_size, &runs).last().unwrap();
         assert_eq!(last.before + u64::from(last.pages.count_ones()), pages.len() as u64);
     }
 
@@ -245,17 +277,28 @@ mod tests {
 
     #[test]
     fn a_map_comes_back_and_a_damaged_one_is_refused() {
+        for page_size in PageSize::TESTED {
+            comes_back(page_size);
+        }
+    }
+
+    fn comes_back(page_size: PageSize) {
+        let run = |page, pages, flags| run_of(page_size, page, pages, flags);
         let runs = vec![run(1, 2, 6), run(3, 500, 4), run(900, 1, 2)];
-        let leaves = windows(&runs).map(|window| Digest256::of(&window.pages.to_le_bytes())).collect();
-        let map = MemoryMap { chunk: 4, runs, leaves };
+        let leaves =
+            windows(page_size, &runs).map(|window| Digest256::of(&window.pages.to_le_bytes())).collect();
+        let map = MemoryMap { page_size, chunk: 4, runs, leaves };
         let bytes = map.encode();
+        assert_eq!(bytes[12..16], u32::try_from(page_size.bytes()).unwrap().to_le_bytes());
         assert_eq!(MemoryMap::decode(&bytes).unwrap(), map);
-        assert_eq!(map.pages(), 502);
+        assert_eq!(map.bytes(), 502 * page_size.bytes());
         for length in 0..bytes.len() {
             assert!(MemoryMap::decode(&bytes[..length]).is_err(), "{length}");
         }
         // The magic, sizes, the number of runs, an impossible address, a wrong order.
-        for (at, value) in [(0, 0), (8, 3), (8, 128), (12, 1), (16, 2), (23, 1), (24, 1), (41, 0), (32, 9)] {
+        let order = if page_size.bytes() == 65536 { 42 } else { 41 };
+        for (at, value) in [(0, 0), (8, 3), (8, 128), (12, 1), (16, 2), (23, 1), (24, 1), (order, 0), (32, 9)]
+        {
             let mut damaged = bytes.clone();
             damaged[at] = value;
             assert!(MemoryMap::decode(&damaged).is_err(), "{at}");
@@ -263,10 +306,30 @@ mod tests {
     }
 
     #[test]
+    fn pages_of_a_size_that_no_kernel_has_are_refused_by_it() {
+        let map = MemoryMap { page_size: SMALLEST, chunk: 1, runs: Vec::new(), leaves: Vec::new() };
+        for bytes in [0, 1, 2048, 4095, 5000, 12288, 131_072, u32::MAX] {
+            let mut other = map.encode();
+            other[12..16].copy_from_slice(&u32::to_le_bytes(bytes));
+            let error = MemoryMap::decode(&other).unwrap_err();
+            assert!(matches!(error, Error::Corrupt { .. }), "{error}");
+            assert!(error.to_string().contains(&format!("pages of {bytes} bytes")), "{error}");
+        }
+        // A chunk has at most the pages of a window.
+        for page_size in PageSize::TESTED {
+            for chunk in [1, 4, 8, 16, 32, 64, 128] {
+                let map = MemoryMap { page_size, chunk, ..map.clone() };
+                let fits = u64::from(chunk) <= window_pages(page_size);
+                assert_eq!(MemoryMap::decode(&map.encode()).is_ok(), fits, "{page_size:?} {chunk}");
+            }
+        }
+    }
+
+    #[test]
     fn windows_beyond_number_are_refused_at_once() {
         let pages = u64::from(u32::MAX);
         let runs = (0..1 << 16).map(|place| run(place * pages, pages, 4)).collect();
-        let map = MemoryMap { chunk: 1, runs, leaves: vec![Digest256::of(b"")] };
+        let map = MemoryMap { page_size: SMALLEST, chunk: 1, runs, leaves: vec![Digest256::of(b"")] };
         assert!(MemoryMap::decode(&map.encode()).is_err());
     }
 

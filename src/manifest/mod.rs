@@ -12,10 +12,10 @@ mod reach;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::{
-    budget::{Budget, PagesLeft},
+    budget::{Budget, MemoryLeft},
     chunked::{ImageFile, LISTING_CEILING, Listing, MemoryFile},
     content::ContentWriter,
-    map::{Leaf, MemoryMap, WINDOW, Window},
+    map::{Leaf, MemoryMap, WINDOW_BYTES, Window, window_pages},
     reach::Walked,
 };
 pub use self::{

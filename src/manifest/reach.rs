@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::{
-    Budget, ChunkedBlob, ChunkedTree, Content, Leaf, MemoryMap, PagesLeft, ProcsBlob,
+    Budget, ChunkedBlob, ChunkedTree, Content, Leaf, MemoryLeft, MemoryMap, ProcsBlob,
     content::{Get, Node},
 };
 use crate::{Digest256, Result};
@@ -66,7 +66,7 @@ impl ChunkedTree {
         for file in listing.files.iter().filter_map(|file| file.content) {
             file.blobs(get, &mut walked.lists, name)?;
         }
-        let mut left = PagesLeft::of(self);
+        let mut left = MemoryLeft::of(self);
         for memory in &listing.memory {
             if walked.maps.insert(memory.map) {
                 memory.map.blobs(get, &mut walked.lists, name)?;

@@ -12,7 +12,10 @@ use std::{
 };
 
 use super::{Job, Keep, Memory, Outcome, Revival, Revived, ToRevive};
-use crate::{Error, Foreseen, Foresight, Pid, Result, Until, manifest::Host, stream::Chosen, took::Clock};
+use crate::{
+    Error, Foreseen, Foresight, Pid, Result, Until, manifest::Host, pages::PageSize, stream::Chosen,
+    took::Clock,
+};
 
 /// Dumps nothing.
 pub(crate) fn checkpoint<T>(
@@ -33,6 +36,11 @@ pub(crate) fn foresee(_job: &Job) -> Result<Foresight> {
 /// Returns true if criu can dump nothing here. Always false: other systems report that earlier.
 pub(crate) fn cannot_work(_job: &Job) -> bool {
     false
+}
+
+/// The size of the pages of what is never captured here.
+pub(crate) fn page_size() -> PageSize {
+    PageSize::SMALLEST
 }
 
 /// Memory for what is never captured here.

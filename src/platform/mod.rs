@@ -4,8 +4,9 @@
 use std::{fs::File, ops::Range, path::Path, time::Duration};
 
 use crate::{
-    DumpOptions, Pid, RestoreOptions, Result, Stream, Until, Version, Warning, archive::Trees,
-    pages::PageSink,
+    DumpOptions, Pid, RestoreOptions, Result, Stream, Until, Version, Warning,
+    archive::Trees,
+    pages::{PageSink, PageSize},
 };
 
 #[cfg_attr(target_os = "linux", path = "linux/mod.rs")]
@@ -13,7 +14,7 @@ use crate::{
 mod here;
 mod means;
 
-pub(crate) use self::here::{Buffer, Reviver, cannot_work, checkpoint, foresee, host};
+pub(crate) use self::here::{Buffer, Reviver, cannot_work, checkpoint, foresee, host, page_size};
 pub use self::here::{Cancel, Tree, kill_session, kill_tree};
 pub(crate) use self::means::{Means, means};
 
@@ -170,6 +171,9 @@ pub(crate) trait Memory: Sync {
 pub(crate) trait PageFiles: Sync {
     /// Returns the files.
     fn files(&self) -> &[PageFile];
+
+    /// Returns the size of the pages; `None` without pages.
+    fn page_size(&self) -> Option<PageSize>;
 
     /// Reads a whole piece, as long as the buffer is.
     fn read(&self, file: usize, piece: usize, into: &mut [u8]) -> Result<()>;

@@ -13,9 +13,9 @@ use crate::{
     archive::{is_image, tree_folder},
     image::ImageDir,
     manifest::{
-        Budget, ChunkedBlob, ChunkedTree, Content, ImageFile, Leaf, Listing, MemoryMap, PagesLeft, Window,
+        Budget, ChunkedBlob, ChunkedTree, Content, ImageFile, Leaf, Listing, MemoryLeft, MemoryMap, Window,
     },
-    pages::{PAGE_SIZE, PageOwner},
+    pages::{PageOwner, PageSize},
     platform::{PIECE, PageFile, PageFiles, ToRevive},
     private,
     store::{fetch, fetch_into},
@@ -118,15 +118,15 @@ impl<'a> Laying<'a> {
     fn memory(&mut self, listing: &Listing, tree: &ChunkedTree, folder: &Path) -> Result<StoredMemory<'a>> {
         let (store, until) = (self.store, self.until);
         let get = |digests: &[Digest256], each: Each<'_>| fetch_until(store, until, digests, each);
-        let mut left = PagesLeft::of(tree);
-        let mut memory = StoredMemory { store, maps: Vec::new(), files: Vec::new() };
+        let mut left = MemoryLeft::of(tree);
+        let mut memory = StoredMemory { store, page_size: None, maps: Vec::new(), files: Vec::new() };
         let images = ImageDir::new(folder);
         for (id, file) in (1..).zip(&listing.memory) {
             let map = file.read(&mut left, &get)?;
             let owner = PageOwner::of_map(&file.name)
                 .ok_or_else(|| Error::corrupt("the listing of a capture", "it has a map without an owner"))?;
             images.write_map(owner, id, &map.runs)?;
-            memory.add(format!("pages-{id}.img"), map);
+            memory.add(format!("pages-{id}.img"), map)?;
         }
         left.finish()?;
         if memory.bytes() != tree.memory_bytes {
@@ -152,6 +152,8 @@ fn fetch_until(store: &dyn BlobStore, until: &Until, digests: &[Digest256], each
 /// Memory in a store, in the form of criu's files of pages.
 struct StoredMemory<'a> {
     store: &'a dyn BlobStore,
+    /// The size of the pages of all maps.
+    page_size: Option<PageSize>,
     maps: Vec<CutMap>,
     files: Vec<PageFile>,
 }
@@ -165,21 +167,27 @@ struct CutMap {
 
 impl StoredMemory<'_> {
     /// Cuts a map into pieces of whole windows.
-    fn add(&mut self, name: String, map: MemoryMap) {
+    fn add(&mut self, name: String, map: MemoryMap) -> Result<()> {
+        let page_size = *self.page_size.get_or_insert(map.page_size);
+        if map.page_size != page_size {
+            return Err(Error::corrupt("the maps of memory", "their pages have different sizes"));
+        }
+        let pages = map.bytes() / page_size.bytes();
         let windows: Vec<_> = map.windows().zip(map.leaves.iter().copied()).collect();
         let (mut pieces, mut ends) = (Vec::new(), Vec::new());
         let (mut first, mut start) = (0, 0);
         for place in 1..=windows.len() {
-            let end = windows.get(place).map_or(map.pages(), |(window, _)| window.before);
-            let next_end = windows.get(place + 1).map_or(map.pages(), |(window, _)| window.before);
-            if place == windows.len() || (next_end - start) * PAGE_SIZE as u64 > PIECE as u64 {
+            let end = windows.get(place).map_or(pages, |(window, _)| window.before);
+            let next_end = windows.get(place + 1).map_or(pages, |(window, _)| window.before);
+            if place == windows.len() || (next_end - start) * page_size.bytes() > PIECE as u64 {
                 pieces.push(first..place);
-                ends.push(end * PAGE_SIZE as u64);
+                ends.push(end * page_size.bytes());
                 (first, start) = (place, end);
             }
         }
         self.maps.push(CutMap { chunk: map.chunk, windows, pieces });
         self.files.push(PageFile { name, ends });
+        Ok(())
     }
 
     fn bytes(&self) -> u64 {
@@ -192,8 +200,13 @@ impl PageFiles for StoredMemory<'_> {
         &self.files
     }
 
+    fn page_size(&self) -> Option<PageSize> {
+        self.page_size
+    }
+
     fn read(&self, file: usize, piece: usize, into: &mut [u8]) -> Result<()> {
         let map = &self.maps[file];
+        let page = self.page_size.map_or(0, PageSize::length);
         let windows = &map.windows[map.pieces[piece].clone()];
         let mut leaves = vec![Leaf(Vec::new()); windows.len()];
         let digests: Vec<_> = windows.iter().map(|(_, leaf)| *leaf).collect();
@@ -207,7 +220,7 @@ impl PageFiles for StoredMemory<'_> {
         let mut used = 0;
         for ((window, _), leaf) in windows.iter().zip(leaves) {
             for (pages, digest) in window.chunks(map.chunk).zip(leaf.0) {
-                let place = used..used + pages * PAGE_SIZE;
+                let place = used..used + pages * page;
                 used = place.end;
                 match digest {
                     Some(digest) => {
@@ -224,13 +237,13 @@ impl PageFiles for StoredMemory<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::{env, fs, process};
+    use std::{env, fs, io::Read, process};
 
     use super::*;
     use crate::{
         MemBlobStore,
         manifest::{ContentWriter, Host, MemoryFile},
-        pages::PageRun,
+        pages::{PageRun, PageSink},
     };
 
     fn chunked(tree: ChunkedTree) -> ChunkedBlob {
@@ -286,8 +299,111 @@ mod tests {
     fn zeros(store: &MemBlobStore, windows: usize) -> Content {
         let put = &mut |bytes: &[u8]| store.put(bytes);
         let leaf = store.put(&Leaf(vec![None; 64]).encode()).unwrap();
-        let runs = vec![PageRun::new(0, windows as u64 * 64, 4).unwrap()];
-        Content::of(&MemoryMap { chunk: 1, runs, leaves: vec![leaf; windows] }.encode(), put).unwrap()
+        let page_size = PageSize::SMALLEST;
+        let runs = vec![PageRun::new(page_size, 0, windows as u64 * 64, 4).unwrap()];
+        Content::of(&MemoryMap { page_size, chunk: 1, runs, leaves: vec![leaf; windows] }.encode(), put)
+            .unwrap()
+    }
+
+    /// Remembers its runs and their memory.
+    #[derive(Default)]
+    struct Fed(Vec<PageRun>, Vec<u8>);
+
+    impl PageSink for Fed {
+        fn open(&mut self, _owner: PageOwner) -> Result<()> {
+            Ok(())
+        }
+
+        fn run(&mut self, run: PageRun, memory: &mut dyn Read) -> Result<()> {
+            self.0.push(run);
+            memory.read_to_end(&mut self.1).map(drop).map_err(Error::io("read"))
+        }
+
+        fn close(&mut self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Stores memory whose pages are numbered, and returns its map.
+    fn numbered(
+        store: &MemBlobStore,
+        page_size: PageSize,
+        chunk: u32,
+        runs: &[PageRun],
+    ) -> (Content, Vec<u8>) {
+        let runs = runs.to_vec();
+        let mut map = MemoryMap { page_size, chunk, runs, leaves: Vec::new() };
+        let length = page_size.length();
+        let mut memory = vec![0; usize::try_from(map.bytes()).unwrap()];
+        for (number, page) in memory.chunks_mut(length).enumerate().filter(|(page, _)| page % 3 > 0) {
+            page.fill(u8::try_from(number % 250).unwrap());
+            page[..8].copy_from_slice(&number.to_le_bytes());
+        }
+        let mut rest = memory.as_slice();
+        for window in map.windows().collect::<Vec<_>>() {
+            let chunks = window.chunks(chunk).map(|pages| {
+                let (bytes, after) = rest.split_at(pages * length);
+                rest = after;
+                bytes.iter().any(|byte| *byte != 0).then(|| store.put(bytes).unwrap())
+            });
+            let leaf = Leaf(chunks.collect());
+            map.leaves.push(store.put(&leaf.encode()).unwrap());
+        }
+        (Content::of(&map.encode(), &mut |bytes| store.put(bytes)).unwrap(), memory)
+    }
+
+    #[test]
+    fn memory_becomes_images_of_pages_of_its_size() {
+        for page_size in PageSize::TESTED {
+            let run = |page: u64, pages, flags| {
+                PageRun::new(page_size, page * page_size.bytes(), pages, flags).unwrap()
+            };
+            let runs = [run(3, 2, 4), run(7, 9, 2), run(62, 70, 6), run(640, 530, 4), run(5000, 1, 4)];
+            for chunk in [1, 2, 4] {
+                let store = MemBlobStore::new();
+                let (map, memory) = numbered(&store, page_size, chunk, &runs);
+                let blob = chunked(tree(&store, &[], &[(7, map)], memory.len() as u64));
+                let name = format!("criu-rpc-pages-{}-{chunk}-{}", page_size.bytes(), process::id());
+                let folder = env::temp_dir().join(name);
+                fs::create_dir(&folder).unwrap();
+                let until = Until::forever();
+                let laid_out = lay_out(&store, &blob, &folder, 1 << 40, &until).unwrap();
+                let pages = laid_out[0].to_revive().pages.unwrap();
+                assert_eq!(pages.page_size(), Some(page_size));
+                let file = &pages.files()[0];
+                let mut found = Vec::new();
+                for piece in 0..file.ends.len() {
+                    let mut bytes = vec![1; file.length(piece)];
+                    assert!(bytes.len() <= PIECE && bytes.len().is_multiple_of(page_size.length()));
+                    pages.read(0, piece, &mut bytes).unwrap();
+                    found.extend(bytes);
+                }
+                assert!(found == memory, "{page_size:?} {chunk}");
+                // The folder has what criu would have written.
+                fs::write(folder.join(&file.name), &found).unwrap();
+                let mut fed = Fed::default();
+                ImageDir::new(&folder).feed(page_size, &mut fed).unwrap();
+                assert!(fed.0 == runs && fed.1 == memory, "{page_size:?} {chunk}: {:?}", fed.0);
+                for other in PageSize::TESTED.into_iter().filter(|other| *other < page_size) {
+                    let fed = ImageDir::new(&folder).feed(other, &mut Fed::default());
+                    assert!(matches!(fed, Err(Error::Corrupt { .. })), "{page_size:?} {other:?}");
+                }
+                fs::remove_dir_all(&folder).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn maps_of_pages_of_different_sizes_are_refused() {
+        let store = MemBlobStore::new();
+        let maps = [(7, 4096), (8, 65536)].map(|(pid, bytes)| {
+            let page_size = PageSize::new(bytes).unwrap();
+            let runs = [PageRun::new(page_size, 0, 1, 4).unwrap()];
+            (pid, numbered(&store, page_size, 1, &runs).0)
+        });
+        laid_out("one-size", &store, tree(&store, &[], &maps[..1], 4096)).unwrap();
+        let error = laid_out("sizes", &store, tree(&store, &[], &maps, 4096 + 65536)).unwrap_err();
+        assert!(error.to_string().contains("different sizes"), "{error}");
     }
 
     #[test]

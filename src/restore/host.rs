@@ -15,14 +15,37 @@ pub(super) fn check(there: &Host, here: &Host) -> Result<()> {
             problem: "the features of its processor could not be found out".to_owned(),
         });
     }
-    let missing: Vec<_> =
-        there.cpu.iter().filter(|set| !here.cpu.contains(set)).map(String::as_str).collect();
+    let needed =
+        there.cpu.iter().filter(|set| there.arch != "aarch64" || !IDLE_ON_ARM.contains(&set.as_str()));
+    let missing: Vec<_> = needed.filter(|set| !here.cpu.contains(set)).map(String::as_str).collect();
     if !missing.is_empty() {
         let problem = format!("the processor lacks {}, which its programs may use", missing.join(", "));
         return Err(Error::Host { problem });
     }
     Ok(())
 }
+
+/// Words in `/proc/cpuinfo` of aarch64 that a running program does not depend on: services of the
+/// kernel, hints that other processors ignore, and features that kernels switch on and off.
+///
+/// `paca` is not among them: with it, return addresses on the stack are signed, and only a processor
+/// with the feature can use them.
+const IDLE_ON_ARM: [&str; 14] = [
+    "bti",
+    "cpuid",
+    "dcpodp",
+    "dcpop",
+    "dgh",
+    "evtstrm",
+    "mte",
+    "mte3",
+    "mtefar",
+    "mtestoreonly",
+    "pacg",
+    "rprfm",
+    "sb",
+    "ssbs",
+];
 
 /// Warns of versions that are older here than where the capture was made.
 pub(super) fn warnings(there: &Host, here: &Host) -> Vec<Warning> {
@@ -57,6 +80,23 @@ mod tests {
         let error = check(&there, &host("6.18.5", "x86_64", &["sse"])).unwrap_err();
         assert!(error.to_string().contains("avx2") && error.advice().is_some(), "{error}");
         assert!(check(&there, &host("6.18.5", "aarch64", &["avx2", "sse"])).is_err());
+    }
+
+    #[test]
+    fn what_a_kernel_switches_off_is_not_missed_on_aarch64() {
+        let there =
+            host("6.12.0", "aarch64", &["asimd", "atomics", "bti", "cpuid", "evtstrm", "mte", "paca", "sve"]);
+        assert!(check(&there, &host("6.12.0", "aarch64", &["asimd", "atomics", "paca", "sve"])).is_ok());
+        for (here, missing) in [
+            (["asimd", "atomics", "sve"], "paca"),
+            (["asimd", "atomics", "paca"], "sve"),
+            (["asimd", "paca", "sve"], "atomics"),
+        ] {
+            let error = check(&there, &host("6.12.0", "aarch64", &here)).unwrap_err();
+            assert!(error.to_string().contains(&format!("lacks {missing},")), "{error}");
+        }
+        // Words of one architecture mean nothing on another.
+        assert!(check(&host("6.12", "riscv64", &["sb"]), &host("6.12", "riscv64", &["zba"])).is_err());
     }
 
     #[test]

@@ -56,7 +56,7 @@ pub(crate) use self::{
     pages::{check_nothing_left, page_sockets},
     tree::Tree,
 };
-pub use crate::pages::{PAGE_SIZE, PageOwner, PageRun, PageSink};
+pub use crate::pages::{PageOwner, PageRun, PageSink, PageSize};
 use crate::{
     DumpOptions, Error, Pid, Request, RestoreOptions, Result, Version, diagnose,
     options::{CpuInfoOptions, PageServerOptions, PreDumpOptions},

@@ -17,7 +17,8 @@ use nix::{
 
 use crate::{
     Error, Result,
-    pages::{PageOwner, PageRun, PageSink},
+    pages::{PageOwner, PageRun, PageSink, PageSize},
+    sys,
 };
 
 /// The end of a stream of memory.
@@ -87,7 +88,11 @@ pub enum PageStream {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn receive_pages(socket: &UnixStream, sink: &mut dyn PageSink) -> Result<PageStream> {
-    let received = Receiver { socket, long: None, owner: None }.run(sink);
+    receive(socket, sys::page_size(), sink)
+}
+
+fn receive(socket: &UnixStream, page_size: PageSize, sink: &mut dyn PageSink) -> Result<PageStream> {
+    let received = Receiver { socket, page_size, long: None, owner: None }.run(sink);
     if received.is_err() {
         let _ = socket.shutdown(Shutdown::Both); // so that criu fails now
     }
@@ -96,6 +101,8 @@ pub fn receive_pages(socket: &UnixStream, sink: &mut dyn PageSink) -> Result<Pag
 
 struct Receiver<'a> {
     socket: &'a UnixStream,
+    /// The size of the kernel's pages, in which criu counts.
+    page_size: PageSize,
     /// True if headers have the length of 4.2 and later; unknown before the first.
     long: Option<bool>,
     /// The owner that was opened last, as criu numbers it.
@@ -172,7 +179,7 @@ impl Receiver<'_> {
         if self.owner != Some(header.owner) {
             return Err(corrupt(format!("pages of the owner {:#x}, which is not open", header.owner)));
         }
-        let run = PageRun::new(header.address, header.pages, flags)?;
+        let run = PageRun::new(self.page_size, header.address, header.pages, flags)?;
         let mut memory = self.socket.take(if run.is_present() { run.bytes() } else { 0 });
         let taken = sink.run(run, &mut memory);
         let left = memory.limit();
@@ -342,6 +349,10 @@ mod tests {
 
     /// Receives a stream; returns its result and all answers to it.
     fn receive(sink: &mut Sink, stream: &[u8]) -> (Result<PageStream>, Vec<u8>) {
+        receive_of(PageSize::SMALLEST, sink, stream)
+    }
+
+    fn receive_of(page_size: PageSize, sink: &mut Sink, stream: &[u8]) -> (Result<PageStream>, Vec<u8>) {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         thread::scope(|scope| {
             let mut reader = theirs.try_clone().unwrap();
@@ -353,7 +364,7 @@ mod tests {
             });
             let _ = theirs.write_all(stream); // the receiver may have closed the stream
             theirs.shutdown(Shutdown::Write).unwrap();
-            let received = receive_pages(&ours, sink);
+            let received = super::receive(&ours, page_size, sink);
             drop(ours);
             (received, answers.join().unwrap())
         })
@@ -385,6 +396,32 @@ mod tests {
             assert_eq!(sink.opened, [PageOwner::Shared(7), PageOwner::Task(7), PageOwner::Task(8)]);
             let shown: Vec<_> = sink.runs.iter().map(|run| (run.is_in_parent(), run.pages)).collect();
             assert_eq!((shown, sink.bytes), (vec![(true, 3), (false, 1)], 4096));
+        }
+    }
+
+    #[test]
+    fn pages_have_the_size_of_the_kernels() {
+        for page_size in PageSize::TESTED {
+            let address = 4 * page_size.bytes();
+            let stream = |memory: usize| {
+                [
+                    header(true, OPEN, 0, 0, TASK),
+                    header(true, ADD | PageRun::PRESENT << 16, 3, address, TASK),
+                    vec![9; memory],
+                    header(true, CLOSE, 0, 0, 0),
+                ]
+                .concat()
+            };
+            let mut sink = Sink::default();
+            let (received, _) = receive_of(page_size, &mut sink, &stream(3 * page_size.length()));
+            assert_eq!(received.unwrap(), PageStream::Whole);
+            let run = PageRun { page_size, address, pages: 3, flags: PageRun::PRESENT };
+            assert_eq!((sink.runs, sink.bytes), (vec![run], 3 * page_size.length()));
+            // The stream of a kernel with pages of another size.
+            for other in PageSize::TESTED.into_iter().filter(|other| *other != page_size) {
+                let (received, _) = receive_of(page_size, &mut Sink::default(), &stream(3 * other.length()));
+                assert!(!matches!(received, Ok(PageStream::Whole)), "{page_size:?} {other:?}");
+            }
         }
     }
 

@@ -202,7 +202,7 @@ mod tests {
             ChunkedBlob, ChunkedTree, Content, ContentWriter, Host, ImageFile, Leaf, Listing, MemoryFile,
             MemoryMap,
         },
-        pages::PageRun,
+        pages::{PageRun, PageSize},
     };
 
     /// Stores the smallest possible capture, with these files among its images: its manifest, one
@@ -211,8 +211,10 @@ mod tests {
         let put = &mut |bytes: &[u8]| store.put(bytes);
         let chunk = put(&[seed; 4096]).unwrap();
         let leaf = put(&Leaf(vec![Some(chunk)]).encode()).unwrap();
-        let runs = vec![PageRun::new(4096 * 64, 1, 4).unwrap()];
-        let map = Content::of(&MemoryMap { chunk: 1, runs, leaves: vec![leaf] }.encode(), put).unwrap();
+        let page_size = PageSize::SMALLEST;
+        let runs = vec![PageRun::new(page_size, 4096 * 64, 1, 4).unwrap()];
+        let map =
+            Content::of(&MemoryMap { page_size, chunk: 1, runs, leaves: vec![leaf] }.encode(), put).unwrap();
         let memory = vec![MemoryFile { name: "pagemap-7.img".into(), map }];
         let listing = Listing { packed: ContentWriter::new().finish(put).unwrap(), files, memory };
         let image_bytes = listing.files.iter().map(|file| file.bytes).sum();

@@ -38,7 +38,7 @@ impl Buffer {
         unsafe { libc::madvise(start.cast(), length, libc::MADV_HUGEPAGE) };
         let mut buffer = Buffer { start: NonNull::new(start).ok_or(io::ErrorKind::OutOfMemory)?, length };
         // A write to each page makes the kernel provide it.
-        buffer.iter_mut().step_by(4096).for_each(|byte| *byte = 0);
+        buffer.iter_mut().step_by(super::page_size().length()).for_each(|byte| *byte = 0);
         Ok(buffer)
     }
 

@@ -24,6 +24,8 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
 };
 
+use crate::pages::PageSize;
+
 pub(crate) use self::{
     adopt::{Adoption, NoAdoption},
     buffer::Buffer,
@@ -198,9 +200,10 @@ pub(crate) fn trim_heap() {
     }
 }
 
-/// Returns the size of the kernel's pages in bytes; 0 if it is unknown.
-pub(crate) fn page_size() -> usize {
+/// Returns the size of the kernel's pages. criu supports no kernel with pages of another size than
+/// a [`PageSize`] can have.
+pub(crate) fn page_size() -> PageSize {
     // SAFETY: it takes a number and returns one.
     let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    usize::try_from(bytes).unwrap_or(0)
+    u64::try_from(bytes).ok().and_then(PageSize::new).unwrap_or(PageSize::SMALLEST)
 }

@@ -11,8 +11,8 @@ use super::{
 };
 use crate::{
     Error, Result,
-    manifest::{WINDOW, Window},
-    pages::{PAGE_SIZE, PageOwner, PageRun, PageSink},
+    manifest::{WINDOW_BYTES, Window, window_pages},
+    pages::{PageOwner, PageRun, PageSink},
 };
 
 /// Keeps the maps of one tree.
@@ -38,8 +38,6 @@ pub(super) struct Cutter<'a> {
     start: usize,
     open: bool,
 }
-
-const WINDOW_BYTES: usize = 64 * PAGE_SIZE;
 
 impl<'a> Cutter<'a> {
     pub(super) fn new(buffers: &'a Buffers, maps: Box<dyn Maps + 'a>) -> Cutter<'a> {
@@ -84,19 +82,20 @@ impl<'a> Cutter<'a> {
     }
 
     fn take(&mut self, run: PageRun, memory: &mut dyn Read) -> Result<()> {
-        let (mut page, mut left) = (run.address / PAGE_SIZE as u64, run.pages);
+        let in_window = window_pages(run.page_size);
+        let (mut page, mut left) = (run.first(), run.pages);
         while left > 0 {
-            let number = page / WINDOW;
+            let number = page / in_window;
             if self.window.is_none_or(|(current, _)| current != number) {
                 self.begin_window(number)?;
             }
-            let first = page % WINDOW;
-            let here = left.min(WINDOW - first);
+            let first = page % in_window;
+            let here = left.min(in_window - first);
             let (Some((_, pages)), Some(filled)) = (&mut self.window, &mut self.buffer) else {
                 return Ok(());
             };
-            *pages |= (u64::MAX >> (WINDOW - here)) << first;
-            let bytes = usize::try_from(here).unwrap_or(0) * PAGE_SIZE;
+            *pages |= (u64::MAX >> (64 - here)) << first;
+            let bytes = usize::try_from(here).unwrap_or(0) * run.page_size.length();
             let room = &mut filled.buffer[self.used..self.used + bytes];
             memory.read_exact(room).map_err(Error::io("receive memory"))?;
             self.used += bytes;

@@ -8,6 +8,8 @@ mod cut;
 mod owner;
 mod pool;
 mod rounds;
+#[cfg(test)]
+mod tests;
 
 use std::{
     any::Any,
@@ -38,9 +40,9 @@ use crate::{
     image::ImageDir,
     manifest::{
         Budget, ChunkedBlob, ChunkedTree, Content, ContentWriter, Host, ImageFile, Leaf, Listing, MemoryFile,
-        MemoryMap,
+        MemoryMap, WINDOW_BYTES,
     },
-    pages::{PAGE_SIZE, PageOwner, PageRun, PageSink},
+    pages::{PageOwner, PageRun, PageSink, PageSize},
     platform::{self, Images, Job, Memory, Outcome},
     store::BlobBatch,
     wiped::Wiped,
@@ -58,29 +60,30 @@ use crate::{
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Chunking {
-    chunk: u32,
+    /// In bytes: a power of two, up to the size of a window.
+    chunk: u64,
     parent: Option<Digest256>,
     pre_dumps: u32,
 }
 
 impl Default for Chunking {
-    /// Chunks of 4096 bytes, no pre-dumps.
+    /// Chunks of one page, no pre-dumps.
     fn default() -> Chunking {
-        Chunking { chunk: 1, parent: None, pre_dumps: 0 }
+        Chunking { chunk: PageSize::SMALLEST.bytes(), parent: None, pre_dumps: 0 }
     }
 }
 
 impl Chunking {
-    /// Sets the size of a chunk of memory in bytes: 4096 to 262144, rounded up to a power of two.
-    /// Chunks begin at multiples of their size in the memory of a process.
+    /// Sets the size of a chunk of memory in bytes: 4096 to 262144, rounded up to a power of two,
+    /// and to a page of the kernel. Chunks begin at multiples of their size in the memory of a
+    /// process.
     ///
     /// Small chunks cost least for small scattered changes, which most programs make. Large chunks
     /// are fewer, which suits a store without [batches](crate::BlobStoreExt::batch) of its own.
     /// `docs/formats.md` has measurements.
     #[must_use]
     pub fn chunk(mut self, bytes: u64) -> Chunking {
-        let pages = bytes.div_ceil(PAGE_SIZE as u64).clamp(1, 64).next_power_of_two();
-        self.chunk = u32::try_from(pages).unwrap_or(64);
+        self.chunk = bytes.clamp(PageSize::SMALLEST.bytes(), WINDOW_BYTES as u64).next_power_of_two();
         self
     }
 
@@ -103,15 +106,13 @@ impl Chunking {
     /// needs some 35 bytes of this program's memory. The [deadline](crate::ProcsCapture::deadline)
     /// covers all rounds together.
     ///
-    /// Pre-dumps need a kernel that tracks changes of memory (`CONFIG_MEM_SOFT_DIRTY`) and criu
-    /// 3.17. Without these, and for a process that captures itself, the capture has no pre-dumps:
-    /// see [`Stored::pre_dumps`](crate::Stored::pre_dumps).
-    ///
-    /// [Chunks](Chunking::chunk) must have 4096 bytes, because the kernel tracks pages. It has one
-    /// set of marks for all programs. If trees overlap, only one capture with pre-dumps can run at
-    /// a time, and others fail at once. **No other program may clear the marks meanwhile**
-    /// (`/proc/<pid>/clear_refs`, and criu with [`track_mem`](crate::DumpOptions::track_mem)):
-    /// changes would be missed.
+    ///Pre-dumps need a kernel that tracks changes of memory (`CONFIG_MEM_SOFT_DIRTY`) and criu
+    ///3.17. Without these, and for a process that captures itself, the capture has no pre-dumps:
+    ///see [`Stored::pre_dumps`](crate::Stored::pre_dumps).  [Chunks](Chunking::chunk) must have one
+    ///page, because the kernel tracks pages. It has one set of marks for all programs. If trees
+    ///overlap, only one capture with pre-dumps can run at a time, and others fail at once. **No
+    ///other program may clear the marks meanwhile** (`/proc/<pid>/clear_refs`, and criu with
+    ///[`track_mem`](crate::DumpOptions::track_mem)): changes would be missed.
     ///
     /// ```no_run
     /// use criu_rpc::{Chunking, FsBlobStore, ProcsCapture};
@@ -127,13 +128,19 @@ impl Chunking {
         self
     }
 
-    fn check(&self) -> Result<()> {
-        match self.pre_dumps > 0 && self.chunk != 1 {
+    /// Returns the number of pages in a chunk.
+    fn pages(&self, page_size: PageSize) -> Result<u32> {
+        let pages = u32::try_from(self.chunk / page_size.bytes()).unwrap_or(1).max(1);
+        match self.pre_dumps > 0 && pages > 1 {
             true => Err(Error::Options {
                 option: "pre_dumps",
-                problem: "chunks must have 4096 bytes, because the kernel tracks pages".to_owned(),
+                problem: format!(
+                    "chunks have {} bytes, and must have {}, because the kernel tracks pages",
+                    self.chunk,
+                    page_size.bytes()
+                ),
             }),
-            false => Ok(()),
+            false => Ok(pages),
         }
     }
 }
@@ -145,20 +152,8 @@ pub(super) fn run(
     pool: &BufferPool,
     store: &dyn BlobStore,
 ) -> Result<Outcome<Stored>> {
-    chunking.check()?;
     let processors = thread::available_parallelism().map_or(1, |count| count.get());
-    let work = Work {
-        store,
-        until: &job.until,
-        chunking,
-        batch: RwLock::new(None),
-        buffers: Buffers::new(pool, processors),
-        tracked: AtomicBool::new(false),
-        owners: Mutex::default(),
-        known: Mutex::default(),
-        stored: AtomicU64::new(0),
-        panic: Mutex::default(),
-    };
+    let work = Work::new(store, &job.until, chunking, platform::page_size(), Buffers::new(pool, processors))?;
     let outcome = thread::scope(|scope| {
         let _close = Closing(&work.buffers);
         let streaming = Streaming { work: &work, processors, scope };
@@ -191,6 +186,9 @@ struct Work<'a> {
     store: &'a dyn BlobStore,
     until: &'a Until,
     chunking: &'a Chunking,
+    page_size: PageSize,
+    /// The number of pages in a chunk.
+    chunk: u32,
     /// Set from the first blob to the commit.
     batch: RwLock<Option<Box<dyn BlobBatch + 'a>>>,
     buffers: Buffers,
@@ -208,7 +206,30 @@ struct Work<'a> {
 
 type Owners = BTreeMap<PageOwner, Arc<OwnerMap>>;
 
-impl Work<'_> {
+impl<'a> Work<'a> {
+    fn new(
+        store: &'a dyn BlobStore,
+        until: &'a Until,
+        chunking: &'a Chunking,
+        page_size: PageSize,
+        buffers: Buffers,
+    ) -> Result<Work<'a>> {
+        Ok(Work {
+            store,
+            until,
+            chunking,
+            page_size,
+            chunk: chunking.pages(page_size)?,
+            batch: RwLock::new(None),
+            buffers,
+            tracked: AtomicBool::new(false),
+            owners: Mutex::default(),
+            known: Mutex::default(),
+            stored: AtomicU64::new(0),
+            panic: Mutex::default(),
+        })
+    }
+
     fn start(&self) -> Result<()> {
         let mut batch = self.batch.write().unwrap_or_else(PoisonError::into_inner);
         if batch.is_none() {
@@ -267,8 +288,8 @@ impl Work<'_> {
     fn store(&self, part: &Part, memory: &[u8]) -> Result<()> {
         let mut rest = memory;
         let (mut leaf, mut places, mut chunks) = (Vec::new(), Vec::new(), Vec::new());
-        for pages in part.window.chunks(self.chunking.chunk) {
-            let (chunk, after) = rest.split_at(pages * PAGE_SIZE);
+        for pages in part.window.chunks(self.chunk) {
+            let (chunk, after) = rest.split_at(pages * self.page_size.length());
             rest = after;
             if !is_zero(chunk) {
                 places.push(leaf.len());
@@ -303,16 +324,17 @@ impl Work<'_> {
 
     /// Returns the map of an owner; with rounds, stores the leaves of the last one first.
     fn map(&self, root: i32, owner: PageOwner, map: &OwnerMap) -> Result<MemoryMap> {
-        let chunk = self.chunking.chunk;
+        let (page_size, chunk) = (self.page_size, self.chunk);
         if !map.tracked {
-            return Ok(MemoryMap { chunk, runs: map.runs(), leaves: map.leaves() });
+            return Ok(MemoryMap { page_size, chunk, runs: map.runs(), leaves: map.leaves() });
         }
         let before = self.known().remove(&(root, owner));
-        let known = Known::after(&map.runs(), map.chunks(), before.as_ref())?;
+        let known = Known::after(page_size, &map.runs(), map.chunks(), before.as_ref())?;
         let leaves: Vec<Vec<u8>> = known.leaves().map(|leaf| leaf.encode()).collect();
         let blobs: Vec<_> = leaves.iter().map(|leaf| (Digest256::of(leaf), leaf.as_slice())).collect();
         self.put(&blobs)?;
         Ok(MemoryMap {
+            page_size,
             chunk,
             runs: known.runs()?,
             leaves: blobs.iter().map(|(digest, _)| *digest).collect(),
@@ -338,8 +360,8 @@ impl Maps for TreeMaps<'_, '_> {
 }
 
 fn is_zero(bytes: &[u8]) -> bool {
-    const ZEROS: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
-    bytes.chunks(PAGE_SIZE).all(|page| *page == ZEROS[..page.len()])
+    const ZEROS: [u8; 4096] = [0; 4096];
+    bytes.chunks(ZEROS.len()).all(|page| *page == ZEROS[..page.len()])
 }
 
 /// The pipeline, and the scope of its worker threads.
@@ -357,7 +379,7 @@ impl Memory for Streaming<'_, '_, '_> {
     fn prepare(&self, bytes: u64, tracked: bool) -> Result<()> {
         self.work.tracked.store(tracked, Ordering::Relaxed);
         self.work.start()?;
-        let chunks = bytes / (u64::from(self.work.chunking.chunk) * PAGE_SIZE as u64);
+        let chunks = bytes / (u64::from(self.work.chunk) * self.work.page_size.bytes());
         self.work.buffers.expect(bytes, chunks * NOTED);
         self.start_workers()?;
         self.work.buffers.wait_until_warm();
@@ -380,7 +402,12 @@ impl Memory for Streaming<'_, '_, '_> {
             for (owner, map) in owners.into_iter().filter(|(owner, _)| matches!(owner, PageOwner::Task(_))) {
                 let runs = map.runs();
                 brought += runs.iter().filter(|run| run.is_present()).map(PageRun::bytes).sum::<u64>();
-                let known = Known::after(&runs, map.chunks(), before.remove(&(root, owner)).as_ref())?;
+                let known = Known::after(
+                    work.page_size,
+                    &runs,
+                    map.chunks(),
+                    before.remove(&(root, owner)).as_ref(),
+                )?;
                 work.known().insert((root, owner), known);
             }
         }
@@ -420,7 +447,7 @@ impl<'env> Streaming<'_, 'env, '_> {
             // A tree that contains this process is dumped without a page receiver, so its memory is
             // in the images.
             let mut cutter = self.cutter(root);
-            folder.feed(&mut cutter)?;
+            folder.feed(work.page_size, &mut cutter)?;
             cutter.close()?;
             drop(cutter);
             frozen = frozen.max(folder.frozen());
@@ -459,11 +486,11 @@ impl<'env> Streaming<'_, 'env, '_> {
         }
         let owners = self.work.owners().remove(&root).unwrap_or_default();
         folder.check_owners(|owner| owners.contains_key(&owner))?;
-        let (mut memory, mut pages) = (Vec::new(), 0);
+        let (mut memory, mut memory_bytes) = (Vec::new(), 0);
         for (owner, map) in owners {
             let map = self.work.map(root, owner, &map)?;
             folder.check_regions(owner, &map.runs)?;
-            pages += map.pages();
+            memory_bytes += map.bytes();
             let map = Content::of(&map.encode(), put)?;
             budget.spend_map(map.bytes).map_err(too_large)?;
             memory.push(MemoryFile { name: owner.map_name(), map });
@@ -473,7 +500,7 @@ impl<'env> Streaming<'_, 'env, '_> {
         let images = Content::of(&listing.to_json(), put)?;
         budget.spend_images(listing.files.len() + listing.memory.len()).map_err(too_large)?;
         budget.spend_listing(images.bytes).map_err(too_large)?;
-        Ok(ChunkedTree { root: root.into(), images, image_bytes, memory_bytes: pages * PAGE_SIZE as u64 })
+        Ok(ChunkedTree { root: root.into(), images, image_bytes, memory_bytes })
     }
 }
 
@@ -509,7 +536,7 @@ fn names(folder: &Path) -> Result<Vec<String>> {
 }
 
 /// A smaller image shares a blob with others.
-const SMALL: u64 = 4096;
+const SMALL: usize = 4096;
 
 fn keep_image(
     folder: &Path,
@@ -519,10 +546,10 @@ fn keep_image(
 ) -> Result<ImageFile> {
     let reading = || Error::io(format!("read the image {name}"));
     let mut file = File::open(folder.join(&name)).map_err(reading())?;
-    let small = file.metadata().map_err(reading())?.len() < SMALL;
+    let small = file.metadata().map_err(reading())?.len() < SMALL as u64;
     let mut own = ContentWriter::new();
     let mut bytes = 0;
-    let mut buffer = Wiped::zeroed(if small { PAGE_SIZE } else { 1 << 18 });
+    let mut buffer = Wiped::zeroed(if small { SMALL } else { 1 << 18 });
     loop {
         let count = file.read(&mut buffer).map_err(reading())?;
         if count == 0 {

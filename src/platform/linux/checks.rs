@@ -8,13 +8,13 @@ use std::{collections::HashSet, fs::File};
 use super::{
     files::{Files, Grown, refuse},
     fit,
-    host::check_page_size,
+    host::checked_page_size,
     pids::Pids,
 };
 use crate::{
     Cause, Error, Request, RestoreOptions, Result,
     image::{ImageDir, MemoryIn, check_complete, check_version},
-    platform::{Revival, ToRevive},
+    platform::{PageFiles, Revival, ToRevive},
 };
 
 /// Takes a problem that keeps a tree from being revived. `Err` ends the checks.
@@ -26,8 +26,8 @@ pub(super) fn whole_images(trees: &[ToRevive<'_>]) -> Result<Vec<ImageDir>> {
         let images = ImageDir::new(tree.folder);
         let memory = if tree.pages.is_some() { MemoryIn::Blobs } else { MemoryIn::Folder };
         check_version(&images, Request::Restore)?;
-        check_complete(&images, memory)?;
-        check_page_size(&images)?;
+        let page_size = checked_page_size(&images, tree.pages.and_then(PageFiles::page_size))?;
+        check_complete(&images, memory, page_size)?;
         Ok(images)
     };
     trees.iter().map(whole).collect()

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, env::consts::ARCH, fs};
 
-use crate::{Error, Result, image::ImageDir, manifest::Host, sys};
+use crate::{Error, Result, image::ImageDir, manifest::Host, pages::PageSize, sys};
 
 /// This machine. Which criu it has, the caller knows.
 pub(crate) fn host() -> Host {
@@ -16,19 +16,27 @@ pub(crate) fn host() -> Host {
     }
 }
 
-/// Refuses images of a kernel whose pages have another size: criu counts in pages, and memory would
-/// come back in other places.
-pub(super) fn check_page_size(images: &ImageDir) -> Result<()> {
+/// Returns the size of the pages of these images, or the smallest if neither their notes nor the
+/// maps of memory in a store (`stored`) tell it.
+///
+/// Refuses images of a kernel whose pages have another size than those here: criu counts in pages,
+/// and memory would come back in other places.
+pub(super) fn checked_page_size(images: &ImageDir, stored: Option<PageSize>) -> Result<PageSize> {
     let noted = images.notes()?.and_then(|notes| notes.page_size);
-    noted.map_or(Ok(()), |there| same_pages(there, sys::page_size()))
+    page_size_of(noted, stored, sys::page_size())
 }
 
-fn same_pages(there: u32, here: usize) -> Result<()> {
-    if usize::try_from(there) == Ok(here) {
-        return Ok(());
+fn page_size_of(noted: Option<u32>, stored: Option<PageSize>, here: PageSize) -> Result<PageSize> {
+    for there in noted.map(u64::from).into_iter().chain(stored.map(PageSize::bytes)) {
+        if there != here.bytes() {
+            let problem = format!(
+                "it was made on a kernel with pages of {there} bytes, and those here have {}",
+                here.bytes()
+            );
+            return Err(Error::Host { problem });
+        }
     }
-    let problem = format!("it was made on a kernel with pages of {there} bytes, and those here have {here}");
-    Err(Error::Host { problem })
+    Ok(if noted.is_some() || stored.is_some() { here } else { PageSize::SMALLEST })
 }
 
 /// The instruction sets that a program may have found and kept to, of all that `/proc/cpuinfo`
@@ -74,7 +82,7 @@ fn is_instruction_set(flag: &str) -> bool {
     STARTS.iter().any(|start| flag.starts_with(start)) || NAMES.contains(&flag)
 }
 
-/// Elsewhere the list has little else.
+/// Elsewhere the list has little else; a restore ignores the rest.
 #[cfg(not(target_arch = "x86_64"))]
 fn is_instruction_set(_flag: &str) -> bool {
     true
@@ -86,12 +94,26 @@ mod tests {
 
     #[test]
     fn images_of_a_kernel_with_other_pages_are_refused() {
-        assert!(same_pages(4096, 4096).is_ok());
-        for (there, here) in [(65536, 4096), (4096, 16384), (0, 4096)] {
-            let error = same_pages(there, here).unwrap_err();
-            assert!(matches!(error, Error::Host { .. }), "{error}");
-            let both = [there.to_string(), here.to_string()];
-            assert!(both.iter().all(|size| error.to_string().contains(size)), "{error}");
+        let sizes = [4096, 16384, 65536].map(|bytes| PageSize::new(bytes).unwrap());
+        for here in sizes {
+            let noted = u32::try_from(here.bytes()).ok();
+            for (noted, stored) in [(noted, None), (None, Some(here)), (noted, Some(here))] {
+                assert_eq!(page_size_of(noted, stored, here).unwrap(), here);
+            }
+            assert_eq!(page_size_of(None, None, here).unwrap(), PageSize::SMALLEST);
+            let other = sizes.into_iter().filter(|size| *size != here).map(PageSize::bytes);
+            for there in other.chain([0, 5000]) {
+                let noted_there = u32::try_from(there).ok();
+                let mut wrong = vec![(noted_there, None), (noted_there, Some(here))];
+                wrong.extend(PageSize::new(there).map(|size| (noted, Some(size))));
+                for (noted, stored) in wrong {
+                    let error = page_size_of(noted, stored, here).unwrap_err();
+                    assert!(matches!(error, Error::Host { .. }), "{error}");
+                    for bytes in [there, here.bytes()] {
+                        assert!(error.to_string().contains(&format!(" {bytes}")), "{error}");
+                    }
+                }
+            }
         }
     }
 

@@ -4,31 +4,11 @@ use std::{fs, os::unix::net::UnixStream, thread};
 
 use crate::{
     Error, Pid, Result,
-    pages::PAGE_SIZE,
     platform::Memory,
     procfs::tree,
     rpc::{PageStream, check_nothing_left, page_sockets, receive_pages},
     sys,
 };
-
-/// Refuses a kernel whose pages are of another size than those of the formats: criu counts in the
-/// kernel's, so memory of the tree would be taken for headers of the stream.
-pub(super) fn check_page_size() -> Result<()> {
-    refuse_other_pages(sys::page_size())
-}
-
-fn refuse_other_pages(bytes: usize) -> Result<()> {
-    match bytes {
-        PAGE_SIZE => Ok(()),
-        _ => Err(Error::Options {
-            option: "chunked",
-            problem: format!(
-                "this kernel has pages of {bytes} bytes, and chunked captures are made of pages of {PAGE_SIZE}: capture it as an \
-                 archive, without `chunked`"
-            ),
-        }),
-    }
-}
 
 /// Dumps a tree while its memory is taken in. `dump` gets the socket that is to be lent, and drops
 /// it, and the other end.
@@ -57,7 +37,7 @@ pub(super) fn stream<T>(
 pub(super) fn expected(roots: impl Iterator<Item = Pid>) -> u64 {
     let processes = roots.flat_map(|root| tree(root.as_raw()));
     let pages = processes.fold(0_u64, |pages, pid| pages.saturating_add(own_pages(pid).unwrap_or(0)));
-    pages.saturating_mul(PAGE_SIZE as u64)
+    pages.saturating_mul(sys::page_size().bytes())
 }
 
 /// The pages in memory that are of no file.
@@ -66,19 +46,4 @@ fn own_pages(pid: i32) -> Option<u64> {
     let mut fields = statm.split_ascii_whitespace().skip(1).map(|field| field.parse::<u64>().ok());
     let (resident, shared) = (fields.next()??, fields.next()??);
     Some(resident.saturating_sub(shared))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_kernel_with_other_pages_is_refused_by_its_size() {
-        assert!(refuse_other_pages(4096).is_ok());
-        for bytes in [0, 8192, 16384, 65536] {
-            let error = refuse_other_pages(bytes).unwrap_err();
-            assert!(matches!(error, Error::Options { option: "chunked", .. }), "{error}");
-            assert!(error.to_string().contains(&format!("pages of {bytes} bytes")), "{error}");
-        }
-    }
 }

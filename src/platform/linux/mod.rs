@@ -35,4 +35,4 @@ pub use crate::rpc::{
     kill::{kill_session, kill_tree},
     tree::Tree,
 };
-pub(crate) use crate::sys::Buffer;
+pub(crate) use crate::sys::{Buffer, page_size};

@@ -104,7 +104,7 @@ impl Waiting {
         let (Some(was), Some(memory)) = (&self.was, &self.memory) else { return 0 };
         // The lower part may be no memory.
         (0..room.len())
-            .step_by(PAGE)
+            .step_by(STEP)
             .find_map(|skipped| {
                 let part = &mut room[skipped..];
                 let start = was.sp.checked_sub(part.len() as u64)?;
@@ -116,8 +116,9 @@ impl Waiting {
 
 /// Memory below the stack that is looked at: more than a frame takes with all registers of any
 /// processor.
-const BELOW: usize = 4 * PAGE;
-const PAGE: usize = 4096;
+const BELOW: usize = 4 * STEP;
+/// The smallest size of a page: memory begins at a multiple of it.
+const STEP: usize = 4096;
 
 /// Interrupts each thread, and gives it the registers that `change` says.
 fn for_each(all: &mut [Waiting], mut change: impl FnMut(&Registers, &mut Waiting) -> Option<Registers>) {

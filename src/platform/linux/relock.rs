@@ -263,7 +263,7 @@ fn places(process: i32, memory: &File) -> io::Result<(u64, u64)> {
             executable.insert(place, (mapping.start, mapping.end));
         } else if permissions == "rw-p" && (room.is_none() || mapping.name == "[stack]") {
             room =
-                Some(mapping.start + (mapping.end - mapping.start - PAGE.min(mapping.end - mapping.start)));
+                Some(mapping.start + (mapping.end - mapping.start - ROOM.min(mapping.end - mapping.start)));
         }
     });
     let found = executable.iter().find_map(|(start, end)| instruction(memory, *start, *end));
@@ -274,7 +274,8 @@ fn places(process: i32, memory: &File) -> io::Result<(u64, u64)> {
     ))
 }
 
-const PAGE: u64 = 4096;
+/// The size of the memory to write: no more than the smallest page.
+const ROOM: u64 = 4096;
 
 /// Finds an instruction for system calls between two addresses, if not too far from the first.
 fn instruction(memory: &File, start: u64, end: u64) -> Option<u64> {

@@ -46,9 +46,6 @@ use crate::{
 pub(crate) fn checkpoint<T>(job: &Job, memory: Option<&dyn Memory>, keep: Keep<'_, T>) -> Result<Outcome<T>> {
     check_streams(job)?;
     let criu = criu(job)?;
-    if memory.is_some() {
-        memory::check_page_size()?;
-    }
     let mut staging = Staging::new(job.means.staging.as_deref())?;
     let mut dump = Dump::plan(job, criu, &staging)?;
     if !job.leave_running {
@@ -363,7 +360,7 @@ impl<'a> Dump<'a> {
         let images: Vec<_> = trees.map(|tree| ImageDir::new(&tree.folder)).collect();
         for images in &images {
             check_version(images, Request::Dump)?;
-            check_complete(images, memory)?;
+            check_complete(images, memory, sys::page_size())?;
             problems.extend(images.beyond_restore()?);
         }
         self.warn_of_outside(&images)?;

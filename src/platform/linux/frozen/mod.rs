@@ -115,7 +115,7 @@ pub(super) fn note(
 
 /// Adds what was noted of a tree to its images, with what they say of its files.
 pub(super) fn write(notes: &Notes, images: &ImageDir) -> Result<()> {
-    let page_size = u32::try_from(sys::page_size()).ok();
+    let page_size = u32::try_from(sys::page_size().bytes()).ok();
     images.write_notes(&Notes { files: Some(owners(images)?), page_size, ..notes.clone() })
 }
 

@@ -233,7 +233,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::{Result, platform::PageFile};
+    use crate::{Result, pages::PageSize, platform::PageFile};
 
     /// Files whose bytes tell their place, in pieces of seven bytes.
     struct Numbers {
@@ -258,6 +258,10 @@ mod tests {
     impl PageFiles for Numbers {
         fn files(&self) -> &[PageFile] {
             &self.files
+        }
+
+        fn page_size(&self) -> Option<PageSize> {
+            None
         }
 
         fn read(&self, file: usize, piece: usize, into: &mut [u8]) -> Result<()> {

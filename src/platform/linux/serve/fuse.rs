@@ -3,6 +3,8 @@
 //!
 //! The layouts are those of `linux/fuse.h`, in the byte order of the machine.
 
+use crate::pages::PageSize;
+
 /// The node of the topmost folder.
 pub(super) const ROOT: u64 = 1;
 
@@ -100,19 +102,20 @@ pub(super) fn head(unique: u64, error: i32, bytes: usize) -> [u8; ANSWER_HEAD] {
     head
 }
 
-/// The most that is read at once, in pages of 4096.
-const MOST_PAGES: u16 = 256;
+/// The maximum size of a read, in bytes.
+pub(super) const LONGEST_READ: usize = 1 << 20;
 
-/// The version that is spoken: that of Linux 5.2, or the kernel's if it is older; and how much is
-/// read at once.
-pub(super) fn init(minor: u32) -> Vec<u8> {
+/// Answers the kernel's greeting: with the version of Linux 5.2, or the kernel's if it is older,
+/// and the maximum size of a read, which the kernel counts in its pages.
+pub(super) fn init(minor: u32, page_size: PageSize) -> Vec<u8> {
     const MAX_PAGES: u32 = 1 << 22;
     const ASYNC_READ: u32 = 1;
     let mut out = Words::default();
     out.u32(7).u32(minor.min(31)).u32(1 << 20).u32(ASYNC_READ | MAX_PAGES);
     out.u32(0); // queues of a size of the kernel's choice
     out.u32(4096).u32(1); // what is written at once, and how exact times are
-    out.bytes(&MOST_PAGES.to_ne_bytes()).bytes(&[0; 34]);
+    let most_pages = u16::try_from(LONGEST_READ / page_size.length()).unwrap_or(u16::MAX);
+    out.bytes(&most_pages.to_ne_bytes()).bytes(&[0; 34]);
     out.0
 }
 
@@ -220,10 +223,19 @@ mod tests {
     }
 
     #[test]
+    fn a_read_is_a_mebibyte_whatever_the_pages() {
+        for (page_size, pages) in PageSize::TESTED.into_iter().zip([256_u16, 64, 16]) {
+            let answer = init(45, page_size);
+            assert_eq!(answer[28..30], pages.to_ne_bytes(), "{page_size:?}");
+            assert_eq!(u64::from(pages) * page_size.bytes(), 1 << 20);
+        }
+    }
+
+    #[test]
     fn answers_have_the_sizes_that_the_kernel_wants() {
         let file = Node::File { node: 5, bytes: 513 };
         assert_eq!((entry(file).len(), attributes(file).len()), (128, 104));
-        assert_eq!((opened(true).len(), init(45).len()), (16, 64));
+        assert_eq!((opened(true).len(), init(45, PageSize::SMALLEST).len()), (16, 64));
         assert_eq!(
             head(3, 5, 100),
             *[&116_u32.to_ne_bytes()[..], &(-5_i32).to_ne_bytes(), &3_u64.to_ne_bytes()].concat()

@@ -198,7 +198,7 @@ impl Server<'_> {
                 Some(file) => return self.read_pages(request.unique, file, offset, bytes),
                 None => self.read_file(node, offset, bytes),
             },
-            Call::Init { minor } => Ok(fuse::init(minor)),
+            Call::Init { minor } => Ok(fuse::init(minor, sys::page_size())),
             Call::Lookup { name } => self.look_up(name).map(fuse::entry),
             Call::Attributes { node } => self.node(node).map(fuse::attributes),
             Call::OpenFolder => Ok(fuse::opened(false)),
@@ -293,7 +293,7 @@ impl Server<'_> {
 
     fn read_file(&self, node: u64, offset: u64, bytes: usize) -> std::result::Result<Vec<u8>, Errno> {
         let file = File::open(self.path_of(node)?).map_err(|error| number_of(&error))?;
-        let mut buffer = vec![0; bytes.min(1 << 20)];
+        let mut buffer = vec![0; bytes.min(fuse::LONGEST_READ)];
         let count = file.read_at(&mut buffer, offset).map_err(|error| number_of(&error))?;
         buffer.truncate(count);
         Ok(buffer)
