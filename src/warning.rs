@@ -49,9 +49,12 @@ pub enum Warning {
         /// Its size now.
         now: u64,
     },
-    /// A file that the tree has mapped shared and writable was changed since the capture, such as a
-    /// database or a named semaphore. The revived tree finds the new contents.
-    MappedFileChanged {
+    /// A file that the tree reads, executes or has mapped was changed or replaced since the capture,
+    /// and has the same size. The revived tree finds the new contents.
+    ///
+    /// Contents are compared where the tree had at most 1 MiB mapped shared and writable, such as a
+    /// named semaphore. Else the time of the last change is.
+    FileChanged {
         /// The file.
         #[serde(serialize_with = "in_words")]
         path: PathBuf,
@@ -216,9 +219,9 @@ impl fmt::Display for Warning {
             Warning::Older { what, there, here } => {
                 write!(f, "the {what} is {here}, older than the {there} that the capture was made with")
             }
-            Warning::MappedFileChanged { path } => write!(
+            Warning::FileChanged { path } => write!(
                 f,
-                "{} was changed since the capture, and the tree has it mapped: it finds the new contents",
+                "{} was changed since the capture, and has the same size: the tree finds the new contents",
                 path.display()
             ),
             Warning::Unrevivable { problem } => write!(f, "the capture can never be revived: {problem}"),

@@ -26,6 +26,7 @@ tests![
     a_file_that_is_followed_may_have_grown,
     a_script_that_was_edited_is_read_on,
     a_script_that_was_replaced_is_refused,
+    what_changed_in_a_file_of_the_same_size_is_told,
     a_file_that_is_read_and_written_is_refused_unless_it_is_cut_back_or_kept,
     a_file_that_was_written_in_its_middle_is_refused,
     a_file_that_shrank_is_refused_unless_it_is_kept,
@@ -224,6 +225,38 @@ fn a_script_that_was_edited_is_read_on() {
     });
 }
 
+/// A file that is read, one that is read and written, the program, and one that is only written.
+fn what_changed_in_a_file_of_the_same_size_is_told() {
+    in_each_way(|way, home| {
+        let [read, both, written, program] = ["read", "both", "written", "bash"].map(|name| home.path(name));
+        for path in [&read, &both, &written] {
+            fs::write(path, "one\ntwo\n").unwrap();
+        }
+        fs::copy("/bin/bash", &program).unwrap();
+        let mut command = Command::new(&program);
+        command.args(["-c", "exec 3<$0 4<>$1 5<>/dev/null 5>>$2; while read; do read -u 3 l; read -u 4 m; echo $l $m; done"]);
+        command.args([&read, &both, &written]);
+        let mut victim = Program::on_pipes(&command);
+        assert_eq!(victim.talk.ask(""), "one one");
+        let (store, digest) = way.captured(home, victim);
+        let (same, warnings) = revived(home.restore(), &store, &digest);
+        assert_eq!(warnings, []);
+        drop(same);
+        for path in [&read, &both, &written] {
+            fs::write(path, "new\nnow\n").unwrap();
+        }
+        fs::copy("/bin/bash", home.path("new")).unwrap();
+        fs::rename(home.path("new"), &program).unwrap();
+        let told = [program, both, read].map(|path| Warning::FileChanged { path });
+        let foresight = home.restore().preflight(&store, &digest).or_explain();
+        let risks: Vec<_> = foresight.risks.iter().map(|risk| risk.problem.clone()).collect();
+        assert_eq!(risks, told.each_ref().map(Warning::to_string));
+        let (mut changed, warnings) = revived(home.restore(), &store, &digest);
+        assert_eq!(warnings, told);
+        assert_eq!(changed.ask(""), "now now");
+    });
+}
+
 fn a_script_that_was_replaced_is_refused() {
     let home = Home::new();
     let (path, store, digest) = script(Way { leave_running: true, chunked: false }, &home);
@@ -243,10 +276,11 @@ fn a_script_that_was_replaced_is_refused() {
     let (mut kept, _) = revived(home.restore().grown_files(GrownFiles::Keep), &store, &digest);
     assert_eq!(["2", "3", "4"].map(|line| kept.ask(line)), ["got 2", "got 3", "new 4"]);
     drop(kept);
-    // Of the size that it had it is taken for the same, by criu as well.
+    // criu takes it for the same if it has the size that it had.
     fs::write(home.path("new"), text).unwrap();
     fs::rename(home.path("new"), &path).unwrap();
-    let (mut same, _) = revived(home.restore(), &store, &digest);
+    let (mut same, warnings) = revived(home.restore(), &store, &digest);
+    assert_eq!(warnings, [Warning::FileChanged { path }]);
     assert_eq!(same.ask("2"), "got 2");
 }
 

@@ -46,7 +46,7 @@ fn a_mapped_file_that_was_changed_is_told() {
         }
         let (mut revived, mut warnings) = on_pipes_warned(home.restore(), &home.store(), &digest);
         warnings.sort_by_key(ToString::to_string);
-        let told = |path: &std::path::PathBuf| Warning::MappedFileChanged { path: path.clone() };
+        let told = |path: &std::path::PathBuf| Warning::FileChanged { path: path.clone() };
         let mut changed: Vec<_> = paths[1..].iter().map(told).collect();
         changed.sort_by_key(ToString::to_string);
         assert_eq!((revived.ask("?").as_str(), warnings), ("then now! now!", changed));

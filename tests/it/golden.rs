@@ -96,7 +96,7 @@ fn a_warning_of_a_path_that_is_not_utf_8_becomes_json() {
     let path = || std::path::PathBuf::from(std::ffi::OsString::from_vec(b"/tmp/\xff".to_vec()));
     let pid = 7.into();
     for warning in [
-        Warning::MappedFileChanged { path: path() },
+        Warning::FileChanged { path: path() },
         Warning::LockLost { pid, path: path() },
         Warning::ProcOfOther { path: path() },
         Warning::Copied { pid, path: path() },

@@ -88,7 +88,9 @@ impl Reviver<'_> {
             let pids = Pids::of(images)?;
             let check = Check { revival: self.revival, images, lent: &lent.files, pids: &pids };
             let checked = check.run(&mut |error| foresight.block(error))?;
-            let risks = checked.grown.risks().chain(images.missed_beyond_restore()?);
+            let changed = checked.files.changed(images)?;
+            let changed = changed.iter().map(ToString::to_string);
+            let risks = checked.grown.risks().chain(changed).chain(images.missed_beyond_restore()?);
             risks.for_each(|risk| foresight.risk(risk));
             let zombies = pids.held_by_zombies().into_iter();
             foresight.risks.extend(zombies.map(|problem| Foreseen {

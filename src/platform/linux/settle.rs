@@ -65,7 +65,7 @@ impl<H: Hooks> Settle<H> {
         let mapped = std::mem::take(&mut self.mapped);
         let changed = mapped.iter().filter_map(|note| mapped::changed(*numbers.get(&note.pid)?, note));
         let changed: BTreeSet<_> = changed.collect();
-        self.warnings.extend(changed.into_iter().map(|path| Warning::MappedFileChanged { path }));
+        self.warnings.extend(changed.into_iter().map(|path| Warning::FileChanged { path }));
         for note in std::mem::take(&mut self.sockets) {
             let Some(process) = numbers.get(&note.pid) else { continue };
             self.try_to("options of its sockets", *process, sockets::set(*process, &note));

@@ -11,7 +11,7 @@ mod owners;
 mod walk;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     ffi::OsStr,
     io,
     os::unix::ffi::OsStrExt,
@@ -112,7 +112,19 @@ impl Files {
     /// criu has opened them.
     pub(super) fn settle(&self, images: &ImageDir, grown: Grown) -> Result<(LastLook, Vec<Warning>)> {
         images.accept_files(&grown.entries)?;
-        Ok((self.last_look(images, grown.cuts)?, grown.warnings))
+        let warnings = [grown.warnings, self.changed(images)?].concat();
+        Ok((self.last_look(images, grown.cuts)?, warnings))
+    }
+
+    /// Tells of files that the tree reads, executes or has mapped, and that were written to or
+    /// replaced since the capture without another size. Contents that the capture noted are
+    /// compared later.
+    pub(super) fn changed(&self, images: &ImageDir) -> Result<Vec<Warning>> {
+        let noted = images.notes()?.map(|notes| notes.mapped).unwrap_or_default();
+        let noted: HashSet<_> = noted.into_iter().map(|note| note.path).collect();
+        let changed = self.0.iter().filter(|file| file.is_changed() && !noted.contains(&file.named.path));
+        let paths: BTreeSet<_> = changed.map(|file| path(&file.named.path).to_owned()).collect();
+        Ok(paths.into_iter().map(|path| Warning::FileChanged { path }).collect())
     }
 }
 
@@ -165,6 +177,23 @@ impl File {
             }
             _ => None,
         }
+    }
+
+    /// Returns true if the tree finds other contents of the same size, as far as the time of the
+    /// last change tells. The kernel's own file systems make up such times.
+    fn is_changed(&self) -> bool {
+        let NamedFile { path, uses, place, flags, .. } = &self.named;
+        let Some((Now::There(now), then)) = self.note.as_ref().map(|note| (&self.now, note)) else {
+            return false;
+        };
+        let made_up = [b"/proc/".as_slice(), b"/sys/"].iter().any(|start| path.starts_with(start));
+        let reads = i32::from_ne_bytes(flags.to_ne_bytes()) & libc::O_ACCMODE != libc::O_WRONLY;
+        *place == Place::Opened
+            && kind(now.st_mode) == SFlag::S_IFREG
+            && !made_up
+            && (uses.other || reads)
+            && now.st_size.unsigned_abs() == then.size
+            && then.modified.is_some_and(|then| then != owners::modified(now))
     }
 
     /// A description of the file whose kind is not that of the capture, for people.

@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 
+use nix::sys::stat::FileStat;
+
 use super::{
     path,
     walk::{Root, Walked},
@@ -15,7 +17,7 @@ use crate::{
 /// The most bytes of notes. Restores compare less of the files beyond.
 const MOST: usize = 4 << 20;
 /// The bytes of a note without its path.
-const BESIDE: usize = 60;
+const BESIDE: usize = 70;
 
 /// Looks at the files that these images name by path. criu has just seen that the paths lead to
 /// them, and the tree stands still. That is far less work than to ask each process for all that it
@@ -44,8 +46,14 @@ pub(in super::super) fn look(images: &ImageDir) -> Result<FileNotes> {
                 gid: found.stat.st_gid,
                 size: found.stat.st_size.unsigned_abs(),
                 born: found.born(),
+                modified: Some(modified(&found.stat)),
             });
         }
     }
     Ok(notes)
+}
+
+/// The time of the last change of a file's contents, in nanoseconds since 1970.
+pub(super) fn modified(of: &FileStat) -> i64 {
+    of.st_mtime.saturating_mul(1_000_000_000).saturating_add(of.st_mtime_nsec)
 }
