@@ -49,11 +49,12 @@ pub enum Warning {
         /// Its size now.
         now: u64,
     },
-    /// A file that the tree reads, executes or has mapped was changed or replaced since the capture,
-    /// and has the same size. The revived tree finds the new contents.
+    /// A file that the tree reads, executes or has mapped was written to or replaced since the
+    /// capture, and has the same size. The revived tree finds the present contents.
     ///
     /// Contents are compared where the tree had at most 1 MiB mapped shared and writable, such as a
-    /// named semaphore. Else the time of the last change is.
+    /// named semaphore. Else the time of the last change is: a file that was put back as it was
+    /// counts as changed, unless it has that time as well.
     FileChanged {
         /// The file.
         #[serde(serialize_with = "in_words")]
@@ -221,7 +222,7 @@ impl fmt::Display for Warning {
             }
             Warning::FileChanged { path } => write!(
                 f,
-                "{} was changed since the capture, and has the same size: the tree finds the new contents",
+                "{} was written to or replaced since the capture: the tree finds the present contents",
                 path.display()
             ),
             Warning::Unrevivable { problem } => write!(f, "the capture can never be revived: {problem}"),

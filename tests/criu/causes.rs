@@ -161,7 +161,7 @@ fn file_changed(change: fn(&std::path::Path)) {
     crate::tree::wait_gone(&members);
 
     fs::write(&path, "line 00\nline 01\n").unwrap();
-    assert_eq!(Revived::from(home.restore(), &store, &digest).ask("file"), "line 00");
+    assert_eq!(Revived::after_changes(home.restore(), &store, &digest).ask("file"), "line 00");
 }
 
 fn a_process_that_is_dumped_by_somebody_else() {

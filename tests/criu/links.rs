@@ -135,7 +135,7 @@ fn a_file_whose_other_name_is_found_has_no_copy() {
         victim.end(&members, way);
         assert_eq!(names(&folder), ["second"]);
         fs::write(folder.join("second"), "xyz").unwrap();
-        let mut revived = Revived::from(home.restore(), &home.store(), &digest);
+        let mut revived = Revived::after_changes(home.restore(), &home.store(), &digest);
         assert_eq!(revived.ask("?"), "xyz 1");
         assert_eq!(names(&folder), ["second"]);
     }

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use criu_rpc::{BlobStore, Digest256, ProcsRestore, Tree};
+use criu_rpc::{BlobStore, Digest256, ProcsRestore, Tree, Warning};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -167,6 +167,22 @@ impl Revived {
     /// Revives a capture of one tree, with new pipes to talk through.
     #[track_caller]
     pub(crate) fn from(restore: ProcsRestore, store: &impl BlobStore, digest: &Digest256) -> Revived {
+        let (revived, warnings) = Revived::warned(restore, store, digest);
+        assert_eq!(warnings, []);
+        revived
+    }
+
+    /// The same, of a tree whose files were written to since the capture.
+    #[track_caller]
+    pub(crate) fn after_changes(restore: ProcsRestore, store: &impl BlobStore, digest: &Digest256) -> Revived {
+        let (revived, mut warnings) = Revived::warned(restore, store, digest);
+        warnings.retain(|warning| !matches!(warning, Warning::FileChanged { .. }));
+        assert_eq!(warnings, []);
+        revived
+    }
+
+    #[track_caller]
+    fn warned(restore: ProcsRestore, store: &impl BlobStore, digest: &Digest256) -> (Revived, Vec<Warning>) {
         let (talk, input, output) = Talk::through_pipes();
         // Ours may be a file that grows: what was revived with it could not be captured and revived
         // again.
@@ -175,9 +191,8 @@ impl Revived {
         let foresight = restore.preflight(store, digest).or_explain();
         let mut restored = restore.restore(store, digest).or_explain();
         assert_eq!(foresight.blocks, [], "the restore succeeded");
-        assert_eq!(restored.warnings, []);
         assert_eq!(restored.trees.len(), 1);
-        Revived::new(restored.trees.remove(0), talk)
+        (Revived::new(restored.trees.remove(0), talk), restored.warnings)
     }
 
     pub(crate) fn new(tree: Tree, talk: Talk) -> Revived {

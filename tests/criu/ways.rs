@@ -83,7 +83,8 @@ impl Way {
 }
 
 /// Captures a victim in every way without a word about options, ends it, and revives it twice.
-/// `check` is asked of the original that goes on, and of both that were revived.
+/// `check` is asked of the original that goes on, and of both that were revived. It may write to
+/// files of the tree.
 #[track_caller]
 pub(crate) fn comes_back(start: impl Fn(&Home) -> Script, check: impl Fn(&mut Talk)) {
     comes_back_times(2, start, check);
@@ -104,7 +105,7 @@ pub(crate) fn comes_back_times(times: u32, start: impl Fn(&Home) -> Script, chec
         }
         victim.end(&members, way);
         for _ in 0..times {
-            let mut revived = Revived::from(home.restore(), &home.store(), &stored.digest);
+            let mut revived = Revived::after_changes(home.restore(), &home.store(), &stored.digest);
             check(&mut revived.talk);
             let members = crate::places::family(revived.pid());
             for descendant in members.iter().skip(1).rev() {
