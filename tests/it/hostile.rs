@@ -176,7 +176,7 @@ fn maps_have_no_more_memory_than_the_manifest_announces() {
     let maps: Vec<_> =
         (1000..1200).map(|pid| format!(r#"{{"name":"pagemap-{pid}.img","map":{map}}}"#)).collect();
     let small = capture(&store, &[], &maps[..1], 0, 4096);
-    refused(store.clone(), small, "it has 6400000 pages");
+    refused(store.clone(), small, "it has 26214400000 bytes of memory");
     // If its size is announced, the map is read once.
     let large = capture(&store, &[], &maps, 0, u64::MAX);
     assert!(walk(store, large).unwrap() > 4);
