@@ -12,6 +12,7 @@ pub use self::chunked::{BufferPool, Chunking};
 use crate::{
     BlobStore, Cause, Digest256, DumpOptions, Error, Foresight, Pid, ProcsBlob, Result, Until, Warning,
     archive::{Trees, pack},
+    manifest::Additions,
     platform::{self, Job, Means, Outcome, means},
 };
 
@@ -51,6 +52,7 @@ use crate::{
 pub struct ProcsCapture {
     job: Job,
     chunking: Option<Chunking>,
+    additions: Additions,
     pool: BufferPool,
     placeholder: bool,
     placeholder_if_unusable: bool,
@@ -130,6 +132,7 @@ impl ProcsCapture {
         ProcsCapture {
             job,
             chunking: None,
+            additions: Additions::default(),
             pool: BufferPool::default(),
             placeholder: false,
             placeholder_if_unusable: false,
@@ -251,6 +254,50 @@ ProcsCapture::new([4242]).cancelled_by(&cancel).run(&FsBlobStore::open(\"capture
     #[must_use]
     pub fn chunked(mut self, chunking: Chunking) -> ProcsCapture {
         self.chunking = Some(chunking);
+        self
+    }
+
+    /// Adds a label to the manifest of a [chunked](ProcsCapture::chunked) capture: a name, and any
+    /// text. A label with the same name is replaced. The crate gives labels no meaning; a reader
+    /// finds them in [`ChunkedBlob::labels`](crate::manifest::ChunkedBlob::labels).
+    ///
+    /// A name has 1 to 256 bytes. All names and texts together have at most 64 KiB.
+    ///
+    /// ```no_run
+    /// use criu_rpc::{BlobStore, Chunking, FsBlobStore, ProcsBlob, ProcsCapture};
+    ///
+    /// let store = FsBlobStore::open("captures")?;
+    /// let capture = ProcsCapture::new([4242]).chunked(Chunking::default()).label("step", "17");
+    /// let digest = capture.run(&store)?.digest;
+    /// if let ProcsBlob::Chunked(manifest) = ProcsBlob::from_json(&store.get(&digest)?)? {
+    ///     assert_eq!(manifest.labels["step"], "17");
+    /// }
+    /// # Ok::<(), criu_rpc::Error>(())
+    /// ```
+    ///
+    /// The capture fails with [`Error::Options`] beyond these limits, and without `chunked`: the
+    /// other manifests have no labels. A placeholder loses them.
+    #[must_use]
+    pub fn label(mut self, name: impl Into<String>, text: impl Into<String>) -> ProcsCapture {
+        self.additions.labels.insert(name.into(), text.into());
+        self
+    }
+
+    /// Attaches a blob to a [chunked](ProcsCapture::chunked) capture, under a name: something that
+    /// belongs to it, such as a snapshot of its files. The blob is kept and copied with the capture
+    /// ([`reachable`](crate::store::reachable), [`copy_capture`](crate::store::copy_capture)). A
+    /// restore ignores it; a reader finds it in
+    /// [`ChunkedBlob::attached`](crate::manifest::ChunkedBlob::attached).
+    ///
+    /// The blob can have any size and form. If it is a manifest, its own blobs are not kept for it:
+    /// give its digest to `reachable`, too. It must be in the store before the capture, and no
+    /// collection may remove it meanwhile. Limits are those of [`label`](ProcsCapture::label).
+    ///
+    /// The capture fails with [`Error::Missing`], before anything is frozen, if the store lacks the
+    /// blob.
+    #[must_use]
+    pub fn attach(mut self, name: impl Into<String>, digest: Digest256) -> ProcsCapture {
+        self.additions.attached.insert(name.into(), digest);
         self
     }
 
@@ -384,12 +431,13 @@ ProcsCapture::new([4242]).cancelled_by(&cancel).run(&FsBlobStore::open(\"capture
             });
         }
         let store: &dyn BlobStore = &store;
+        self.check_additions(store)?;
         let job = Job { until: self.job.means.until(), ..self.job.clone() };
         let outcome = match &self.chunking {
             None => {
                 platform::checkpoint(&job, None, &mut |images| self.keep(images.trees, store, &job.until))
             }
-            Some(chunking) => chunked::run(&job, chunking, &self.pool, store),
+            Some(chunking) => chunked::run(&job, chunking, &self.additions, &self.pool, store),
         };
         match outcome {
             Ok(Outcome::Kept(stored, facts)) => Ok(SelfCapture::Stored(Stored {
@@ -407,6 +455,22 @@ ProcsCapture::new([4242]).cancelled_by(&cancel).run(&FsBlobStore::open(\"capture
                 _ => Err(error),
             },
         }
+    }
+
+    /// Refuses labels and attached blobs that cannot be part of the capture.
+    fn check_additions(&self, store: &dyn BlobStore) -> Result<()> {
+        if self.chunking.is_none() && !self.additions.is_empty() {
+            let option = if self.additions.labels.is_empty() { "attach" } else { "label" };
+            let problem = "only the manifest of a chunked capture has room for it".to_owned();
+            return Err(Error::Options { option, problem });
+        }
+        self.additions.check()?;
+        for digest in self.additions.attached.values() {
+            if !store.contains(digest)? {
+                return Err(Error::Missing { digest: *digest });
+            }
+        }
+        Ok(())
     }
 
     /// Returns true if the caller wants a placeholder for this error.

@@ -1,18 +1,18 @@
 //! [`ChunkedBlob`]: the manifest of version 2, with memory in chunks.
 
-use std::{fmt, marker::PhantomData};
+use std::{collections::BTreeMap, fmt, marker::PhantomData};
 
 use serde::{
     Deserialize, Deserializer, Serialize,
     de::{Error as _, SeqAccess, Visitor},
 };
 
-use super::Content;
+use super::{Content, additions};
 use crate::{Digest256, Error, Pid, Result, pages::PageOwner};
 
 /// A capture whose memory is cut into chunks. Chunks that captures share are stored once.
 ///
-/// A capture is self-contained: it refers to no other capture.
+/// A capture is self-contained: a restore needs no other capture.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ChunkedBlob {
@@ -31,6 +31,12 @@ pub struct ChunkedBlob {
     /// The previous capture, as the caller named it. A restore does not need it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<Digest256>,
+    /// The caller's [labels](crate::ProcsCapture::label), by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "additions::bounded")]
+    pub labels: BTreeMap<String, String>,
+    /// The blobs that the caller [attached](crate::ProcsCapture::attach), by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "additions::bounded")]
+    pub attached: BTreeMap<String, Digest256>,
 }
 
 /// One process tree of a [`ChunkedBlob`].

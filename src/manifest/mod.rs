@@ -3,6 +3,7 @@
 //! This module parses and formats bytes only: stores and the archive are elsewhere. The format is
 //! in `docs/formats.md`. An existing kind never changes; new contents get a new kind.
 
+mod additions;
 mod budget;
 mod chunked;
 mod content;
@@ -12,6 +13,7 @@ mod reach;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::{
+    additions::Additions,
     budget::{Budget, MemoryLeft},
     chunked::{ImageFile, LISTING_CEILING, Listing, MemoryFile},
     content::ContentWriter,
@@ -206,6 +208,8 @@ mod tests {
                 taken: 1,
                 frozen_us,
                 parent,
+                labels: [("step".to_owned(), "7".to_owned())].into(),
+                attached: [("files".to_owned(), Digest256::of(b"files"))].into(),
             }))
         };
         for blob in [unsupported, criu, chunked(None, None), chunked(Some(5), Some(Digest256::of(b"")))] {

@@ -42,8 +42,20 @@ impl ProcsBlob {
     }
 }
 
+impl ProcsBlob {
+    /// Returns the blobs of any length and form that the capture needs. The others are small.
+    pub(crate) fn opaque(&self) -> HashSet<Digest256> {
+        match self {
+            ProcsBlob::Criu { criu_dump, .. } => [*criu_dump].into(),
+            ProcsBlob::Chunked(blob) => blob.attached.values().copied().collect(),
+            ProcsBlob::Unsupported { .. } => HashSet::new(),
+        }
+    }
+}
+
 impl ChunkedBlob {
     fn blobs(&self, get: Get<'_>, walked: &mut Walked, name: &mut dyn FnMut(&Digest256)) -> Result<()> {
+        self.attached.values().for_each(&mut *name);
         let mut budget = Budget::new();
         self.trees.iter().try_for_each(|tree| tree.blobs(get, walked, &mut budget, name))
     }

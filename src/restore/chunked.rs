@@ -237,7 +237,7 @@ impl PageFiles for StoredMemory<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::{env, fs, io::Read, process};
+    use std::{collections::BTreeMap, env, fs, io::Read, process};
 
     use super::*;
     use crate::{
@@ -255,6 +255,8 @@ mod tests {
             taken: 1,
             frozen_us: None,
             parent: None,
+            labels: BTreeMap::new(),
+            attached: BTreeMap::new(),
         }
     }
 

@@ -129,23 +129,23 @@ pub fn copy_capture_until(
     let manifest = parse(digest, &json)?;
     let batch = to.batch_until(until)?;
     let mut bytes = 0;
-    if let ProcsBlob::Criu { criu_dump, .. } = &manifest {
-        bytes += copy_large(from, to, criu_dump, until)?;
-    } else {
-        let (mut seen, mut wanted) = (HashSet::new(), Vec::new());
-        walk(from, digest, until, &mut Walked::default(), &mut |digest| {
-            if seen.insert(*digest) {
-                wanted.push(*digest);
-            }
-        })?;
-        for some in wanted[1..].chunks(AT_ONCE) {
-            let missing = to.missing(some)?;
-            fetch(from, &missing, &mut |place, blob| {
-                until.check(copying)?;
-                bytes += batch.put(&[(missing[place], blob)])?;
-                Ok(())
-            })?;
+    let opaque = manifest.opaque();
+    for digest in &opaque {
+        bytes += copy_large(from, to, digest, until)?;
+    }
+    let (mut seen, mut wanted) = (opaque, Vec::new());
+    walk(from, digest, until, &mut Walked::default(), &mut |digest| {
+        if seen.insert(*digest) {
+            wanted.push(*digest);
         }
+    })?;
+    for some in wanted[1..].chunks(AT_ONCE) {
+        let missing = to.missing(some)?;
+        fetch(from, &missing, &mut |place, blob| {
+            until.check(copying)?;
+            bytes += batch.put(&[(missing[place], blob)])?;
+            Ok(())
+        })?;
     }
     bytes += batch.put(&[(*digest, &json)])?;
     until.check(copying)?;
@@ -195,6 +195,8 @@ fn copy_large(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::{
         MemBlobStore,
@@ -226,6 +228,8 @@ mod tests {
             taken: u64::from(seed),
             frozen_us: None,
             parent: None,
+            labels: BTreeMap::new(),
+            attached: BTreeMap::new(),
         }));
         [put(&manifest.to_json()).unwrap(), leaf, chunk]
     }

@@ -38,6 +38,7 @@ tests![
     a_store_that_hangs_does_not_keep_criu_past_its_deadline,
     a_store_that_panics_leaves_nothing_waiting,
     all_trees_of_a_capture_are_within_the_limit,
+    labels_and_attached_blobs_are_part_of_a_capture,
 ];
 
 fn a_rich_tree_goes_on_and_is_revived_from_chunks() {
@@ -488,4 +489,22 @@ fn all_trees_of_a_capture_are_within_the_limit() {
         tree.kill().unwrap();
         tree.wait().unwrap();
     }
+}
+
+fn labels_and_attached_blobs_are_part_of_a_capture() {
+    let home = Home::new();
+    let store = home.store();
+    let files = store.put(b"a snapshot of files").unwrap();
+    let victim = Victim::start(&["memory=1"]);
+    let capture = home.capture([victim.pid()]).chunked(Chunking::default());
+    let stored = capture.label("step", "16").label("step", "17").attach("files", files).run(&store).or_explain();
+    victim.end();
+    let read = ProcsBlob::from_json(&store.get(&stored.digest).unwrap()).unwrap();
+    assert_eq!(read, stored.manifest);
+    let ProcsBlob::Chunked(blob) = read else { panic!("{read:?}") };
+    assert_eq!(blob.labels, [("step".to_owned(), "17".to_owned())].into());
+    assert_eq!(blob.attached, [("files".to_owned(), files)].into());
+    assert!(reachable(&store, &[stored.digest]).unwrap().contains(&files));
+    let mut revived = Revived::from(home.restore(), &store, &stored.digest);
+    assert_eq!(revived.ask("check"), "memory ok 256 pages");
 }

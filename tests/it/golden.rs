@@ -22,6 +22,7 @@ mod theirs {
 
 const CRIU: &[u8] = include_bytes!("../data/procs.criu.v1.json");
 const CHUNKED: &[u8] = include_bytes!("../data/procs.criu.v2.json");
+const LABELLED: &[u8] = include_bytes!("../data/procs.criu.v2-labels.json");
 const UNSUPPORTED: &[u8] = include_bytes!("../data/procs.unsupported.v1.json");
 
 fn criu() -> ProcsBlob {
@@ -62,6 +63,21 @@ fn a_chunked_manifest_is_read_and_written_as_ever() {
     assert_eq!(host.cpu, ["aes", "avx", "avx2"]);
     assert_eq!((blob.taken, blob.frozen_us), (1_795_392_000, Some(9120)));
     assert_eq!(blob.parent, Some(Digest256::of(b"a capture")));
+    assert!(blob.labels.is_empty() && blob.attached.is_empty());
+}
+
+#[test]
+fn a_manifest_with_labels_is_read_and_written_as_ever() {
+    let manifest = ProcsBlob::from_json(LABELLED).unwrap();
+    assert_eq!(String::from_utf8(manifest.to_json()).unwrap(), String::from_utf8_lossy(LABELLED));
+    let ProcsBlob::Chunked(mut blob) = manifest else { panic!("{manifest:?}") };
+    let labels: Vec<_> = blob.labels.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
+    assert_eq!(labels, [("agent", "a \"b\""), ("step", "17")]);
+    let attached: Vec<_> = blob.attached.iter().map(|(name, digest)| (name.as_str(), *digest)).collect();
+    assert_eq!(attached, [("files", Digest256::of(b"a file system")), ("log", Digest256::of(b"a log"))]);
+    // Without them it is a manifest of before.
+    (blob.labels, blob.attached) = Default::default();
+    assert_eq!(ProcsBlob::Chunked(blob).to_json(), CHUNKED);
 }
 
 #[test]

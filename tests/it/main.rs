@@ -3,6 +3,7 @@
 
 #[cfg(target_os = "linux")]
 mod apart;
+mod attached;
 mod crash;
 mod cycles;
 #[cfg(feature = "encryption")]

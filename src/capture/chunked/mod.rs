@@ -39,8 +39,8 @@ use crate::{
     archive::{Trees, is_image},
     image::ImageDir,
     manifest::{
-        Budget, ChunkedBlob, ChunkedTree, Content, ContentWriter, Host, ImageFile, Leaf, Listing, MemoryFile,
-        MemoryMap, WINDOW_BYTES,
+        Additions, Budget, ChunkedBlob, ChunkedTree, Content, ContentWriter, Host, ImageFile, Leaf, Listing,
+        MemoryFile, MemoryMap, WINDOW_BYTES,
     },
     pages::{PageOwner, PageRun, PageSink, PageSize},
     platform::{self, Images, Job, Memory, Outcome},
@@ -149,6 +149,7 @@ impl Chunking {
 pub(super) fn run(
     job: &Job,
     chunking: &Chunking,
+    additions: &Additions,
     pool: &BufferPool,
     store: &dyn BlobStore,
 ) -> Result<Outcome<Stored>> {
@@ -156,7 +157,7 @@ pub(super) fn run(
     let work = Work::new(store, &job.until, chunking, platform::page_size(), Buffers::new(pool, processors))?;
     let outcome = thread::scope(|scope| {
         let _close = Closing(&work.buffers);
-        let streaming = Streaming { work: &work, processors, scope };
+        let streaming = Streaming { work: &work, additions, processors, scope };
         let outcome = platform::checkpoint(job, Some(&streaming), &mut |images| streaming.keep(job, images));
         work.buffers.close();
         outcome.map_err(|error| match work.buffers.failure() {
@@ -367,6 +368,7 @@ fn is_zero(bytes: &[u8]) -> bool {
 /// The pipeline, and the scope of its worker threads.
 struct Streaming<'scope, 'env, 'store> {
     work: &'env Work<'store>,
+    additions: &'env Additions,
     processors: usize,
     scope: &'scope Scope<'scope, 'env>,
 }
@@ -470,8 +472,15 @@ impl<'env> Streaming<'_, 'env, '_> {
             taken: since.map_or(0, |since| since.as_secs()),
             frozen_us: frozen.and_then(|frozen| u64::try_from(frozen.as_micros()).ok()),
             parent: work.chunking.parent,
+            labels: self.additions.labels.clone(),
+            attached: self.additions.attached.clone(),
         }));
-        let digest = work.put_one(&manifest.to_json())?;
+        let json = manifest.to_json();
+        if json.len() > ProcsBlob::CEILING {
+            let problem = format!("its manifest has {} bytes, more than {}", json.len(), ProcsBlob::CEILING);
+            return Err(Error::store("keep the capture", problem));
+        }
+        let digest = work.put_one(&json)?;
         work.commit()?;
         let bytes = work.stored.load(Ordering::Relaxed);
         Ok(Stored::of(digest, manifest, bytes))
