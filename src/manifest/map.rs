@@ -39,6 +39,8 @@ pub(crate) struct MemoryMap {
 /// [`WINDOW_BYTES`] of adjacent pages, which begin at a multiple of that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Window {
+    /// Its address, in windows.
+    pub(crate) number: u64,
     /// A bit for each present page; the first page is bit 0.
     pub(crate) pages: u64,
     /// The number of present pages in the windows before.
@@ -129,6 +131,50 @@ impl MemoryMap {
     }
 }
 
+/// The windows of a map, to be found by address. It takes some 24 bytes for each window.
+#[derive(Debug)]
+pub(crate) struct WindowTable {
+    page_size: PageSize,
+    chunk: u32,
+    windows: Vec<Window>,
+}
+
+/// The place of a page in a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// The number of the window's leaf among those of the map.
+    pub(crate) leaf: usize,
+    pub(crate) window: Window,
+    /// The number of the chunk among those of the leaf.
+    pub(crate) chunk: usize,
+    /// The offset of the page in the chunk, in bytes.
+    pub(crate) offset: usize,
+}
+
+#[cfg_attr(not(test), expect(dead_code, reason = "a restore that fetches single pages is to use it"))]
+impl WindowTable {
+    pub(crate) fn of(map: &MemoryMap) -> WindowTable {
+        WindowTable { page_size: map.page_size, chunk: map.chunk, windows: map.windows().collect() }
+    }
+
+    /// Returns the place of the page with this address, by the map alone; `None` if it is not present.
+    pub(crate) fn find(&self, address: u64) -> Option<Place> {
+        let page = address / self.page_size.bytes();
+        let number = page / window_pages(self.page_size);
+        let leaf = self.windows.binary_search_by_key(&number, |window| window.number).ok()?;
+        let window = self.windows[leaf];
+        let bit = u32::try_from(page % window_pages(self.page_size)).ok()?;
+        if window.pages >> bit & 1 == 0 {
+            return None;
+        }
+        let before = |pages: u64| Window { pages: window.pages & pages, ..window };
+        let start = bit / self.chunk * self.chunk;
+        let (earlier, up_to) = ((1 << start) - 1, (1 << bit) - 1);
+        let offset = (window.pages & up_to & !earlier).count_ones() as usize * self.page_size.length();
+        Some(Place { leaf, window, chunk: before(earlier).chunks(self.chunk).count(), offset })
+    }
+}
+
 fn run(page_size: PageSize, bytes: &[u8]) -> Result<PageRun> {
     let number = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
     let address = u64::from(number(0)) | u64::from(number(4)) << 32;
@@ -162,7 +208,7 @@ fn windows(page_size: PageSize, runs: &[PageRun]) -> impl Iterator<Item = Window
                 break;
             }
         }
-        let window = Window { pages, before };
+        let window = Window { number: index, pages, before };
         before += u64::from(pages.count_ones());
         Some(window)
     })
@@ -268,11 +314,43 @@ mod tests {
 
     #[test]
     fn chunks_are_cut_along_addresses() {
-        let window = |pages| Window { pages, before: 0 };
+        let window = |pages| Window { number: 0, pages, before: 0 };
         assert_eq!(window(0b1011).chunks(1).collect::<Vec<_>>(), [1, 1, 1]);
         assert_eq!(window(0b1011).chunks(2).collect::<Vec<_>>(), [2, 1]);
         assert_eq!(window(u64::MAX).chunks(64).collect::<Vec<_>>(), [64]);
         assert_eq!(window(1 << 63).chunks(16).collect::<Vec<_>>(), [1]);
+    }
+
+    #[test]
+    fn a_page_is_found_by_its_address() {
+        for page_size in PageSize::TESTED {
+            let run = |page, pages, flags| run_of(page_size, page, pages, flags);
+            let runs = [run(3, 2, 4), run(5, 1, 2), run(61, 70, 6), run(640, 131, 4), run(5000, 1, 4)];
+            let whole = u32::try_from(window_pages(page_size)).unwrap();
+            for chunk in [1, 2, 4, whole] {
+                let map = MemoryMap { page_size, chunk, runs: runs.to_vec(), leaves: Vec::new() };
+                let table = WindowTable::of(&map);
+                // The places of all pages, in order, from the cuts that a capture makes.
+                let mut places = Vec::new();
+                for (leaf, window) in map.windows().enumerate() {
+                    for (number, pages) in window.chunks(chunk).enumerate() {
+                        let offsets = (0..pages).map(|page| page * page_size.length());
+                        places.extend(offsets.map(|offset| Place { leaf, window, chunk: number, offset }));
+                    }
+                }
+                let present = |page: u64| {
+                    let has = |run: &&PageRun| (run.first()..run.first() + run.pages).contains(&page);
+                    runs.iter().filter(|run| run.is_present()).any(|run| has(&run))
+                };
+                let mut expected = places.into_iter();
+                for page in 0..5200 {
+                    let found = table.find(page * page_size.bytes() + 7);
+                    assert_eq!(found, if present(page) { expected.next() } else { None }, "{page}");
+                }
+                assert_eq!(expected.next(), None);
+                assert_eq!(table.find(u64::MAX), None);
+            }
+        }
     }
 
     #[test]

@@ -379,7 +379,7 @@ mod tests {
     }
 
     fn part(leaf: usize) -> Part {
-        let window = Window { pages: 1, before: 0 };
+        let window = Window { number: 0, pages: 1, before: 0 };
         Part { owner: Arc::default(), leaf, window, range: leaf * 4096..(leaf + 1) * 4096 }
     }
 

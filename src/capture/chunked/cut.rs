@@ -47,9 +47,9 @@ impl<'a> Cutter<'a> {
 
     /// Ends the window that is being filled.
     fn end_window(&mut self) {
-        let Some((_, pages)) = self.window.take() else { return };
+        let Some((number, pages)) = self.window.take() else { return };
         let (Some((owner, windows)), Some(filled)) = (&mut self.owner, &mut self.buffer) else { return };
-        let window = Window { pages, before: 0 };
+        let window = Window { number, pages, before: 0 };
         filled.windows.push(Part {
             owner: owner.clone(),
             leaf: *windows,
