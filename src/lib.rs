@@ -91,6 +91,7 @@ pub mod digest;
 mod error;
 mod foresight;
 mod image;
+mod lock;
 pub mod manifest;
 pub mod options;
 mod pages;
@@ -113,6 +114,7 @@ pub mod store;
 mod stream;
 #[cfg(target_os = "linux")]
 mod sys;
+mod threads;
 mod took;
 mod until;
 mod version;

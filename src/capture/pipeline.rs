@@ -6,7 +6,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use crate::{Digest256, Result, Until, digest::Hasher, store::BlobWriter, wiped::Wiped};
+use crate::{Digest256, Result, Until, digest::Hasher, store::BlobWriter, threads::joined, wiped::Wiped};
 
 /// Writes to a store, and hashes in a second thread, which is started once there is enough to hash.
 pub(super) struct Hashing<'a> {
@@ -127,7 +127,7 @@ impl Beside {
     fn join(&mut self) -> Option<Hasher> {
         self.send = None;
         let thread = self.thread.take()?;
-        Some(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        Some(joined(thread.join()))
     }
 }
 

@@ -6,7 +6,12 @@ use std::{
     thread,
 };
 
-use crate::{Digest256, Error, Result, Until, digest::Hasher, wiped::Wiped};
+use crate::{
+    Digest256, Error, Result, Until,
+    digest::Hasher,
+    threads::{joined, spawn},
+    wiped::Wiped,
+};
 
 /// Hands the blob to `consume` while another thread reads and hashes it. The result of `consume` is
 /// returned only if all bytes were read and the digest is right. A wrong digest takes precedence
@@ -24,11 +29,10 @@ pub(super) fn verified<T>(
         let (give_back, returned) = sync_channel(AHEAD + 2);
         let reading = || until.check(|| format!("read the blob {digest}")).map_err(io::Error::other);
         let hash = move || hash(blob, ceiling, reading, &send, &returned);
-        let hashing =
-            thread::Builder::new().spawn_scoped(scope, hash).map_err(Error::io("start a thread"))?;
+        let hashing = spawn(scope, hash)?;
         let stream = Stream { receive, give_back, current: Wiped::default(), used: 0 };
         let made = consume(stream);
-        let hashed = hashing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let hashed = joined(hashing.join());
         match hashed {
             // A store whose reader verifies reports the damage itself.
             Err(error) => {

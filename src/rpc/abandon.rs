@@ -4,7 +4,6 @@ use std::{
     collections::BTreeSet,
     fs,
     os::fd::AsFd,
-    sync::{Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -21,7 +20,9 @@ use super::{
     transport::Connection,
 };
 use crate::{
-    Error, Request, Result, image, procfs,
+    Error, Request, Result, image,
+    lock::Mutex,
+    procfs,
     sys::{self, NoAdoption},
 };
 
@@ -50,7 +51,7 @@ pub(super) struct Offspring {
 static CLAIMED: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
 
 fn claimed() -> std::sync::MutexGuard<'static, BTreeSet<i32>> {
-    CLAIMED.lock().unwrap_or_else(PoisonError::into_inner)
+    CLAIMED.lock()
 }
 
 /// The time limit for finding and ending the remains of a restore.

@@ -32,7 +32,7 @@ use std::{
     fs::File,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -59,6 +59,7 @@ pub(crate) use self::{
 pub use crate::pages::{PageOwner, PageRun, PageSink, PageSize};
 use crate::{
     DumpOptions, Error, Pid, Request, RestoreOptions, Result, Version, diagnose,
+    lock::Mutex,
     options::{CpuInfoOptions, PageServerOptions, PreDumpOptions},
     preflight::{self, Preflight},
     proto::rpc::{CriuFeatures, CriuOpts, CriuResp},
@@ -107,7 +108,7 @@ impl Default for Reach {
 impl Criu {
     /// Returns the release of the criu that answered last, without a request.
     pub(crate) fn told(&self) -> Option<Version> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.told.lock().clone()
     }
 
     /// Uses the criu in `PATH` or the system's usual folders. Each request starts it as

@@ -4,7 +4,6 @@
 use std::{
     fs::File,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
-    sync::PoisonError,
     time::{Duration, Instant},
 };
 
@@ -68,7 +67,7 @@ impl Criu {
             // Another request to the same criu costs some forty microseconds.
             let question = Ask { keep_open: true, ..Ask::new(Request::Version) };
             talk.version = version(talk.exchange(question, Some(ask))?);
-            self.told.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&talk.version);
+            self.told.lock().clone_from(&talk.version);
         }
         Ok(talk)
     }
@@ -86,7 +85,7 @@ impl Criu {
                 return means_our_pids(connection.ok_or_else(|| self.gave_up(ask))?, ask);
             }
             Reach::Over(socket) => {
-                let socket = socket.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let socket = socket.lock().take();
                 let socket = socket.ok_or_else(|| Error::Over {
                     reason: "this connection carries one request, and has carried it",
                 })?;

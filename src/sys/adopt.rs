@@ -4,10 +4,9 @@
 //! Being a subreaper is one setting for all threads of a process, so users of this module take
 //! turns.
 
-use std::{
-    io,
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
-};
+use std::{io, sync::MutexGuard};
+
+use crate::lock::{Condvar, Mutex};
 
 use nix::sys::prctl;
 
@@ -32,7 +31,7 @@ static TURNS: Mutex<Turns> = Mutex::new(Turns { adoptions: 0, before: false, bar
 static OVER: Condvar = Condvar::new();
 
 fn turns() -> MutexGuard<'static, Turns> {
-    TURNS.lock().unwrap_or_else(PoisonError::into_inner)
+    TURNS.lock()
 }
 
 impl Adoption {
@@ -83,8 +82,7 @@ impl NoAdoption {
     /// Waits for the end of the last [`Adoption`], which lasts until a killed tree has ended.
     pub(crate) fn begin() -> NoAdoption {
         let turns = turns();
-        let mut turns =
-            OVER.wait_while(turns, |turns| turns.adoptions > 0).unwrap_or_else(PoisonError::into_inner);
+        let mut turns = OVER.wait_while(turns, |turns| turns.adoptions > 0);
         turns.barred += 1;
         NoAdoption(())
     }
@@ -99,7 +97,7 @@ impl Drop for NoAdoption {
 /// Runs `work` while this process adopts no orphans, even if the program usually does.
 pub(crate) fn without_adoption<T>(work: impl FnOnce() -> T) -> io::Result<T> {
     let turns = turns();
-    let _turn = OVER.wait_while(turns, |turns| turns.adoptions > 0).unwrap_or_else(PoisonError::into_inner);
+    let _turn = OVER.wait_while(turns, |turns| turns.adoptions > 0);
     let adopts = prctl::get_child_subreaper().unwrap_or(false);
     if adopts {
         prctl::set_child_subreaper(false)?;

@@ -7,12 +7,11 @@ use std::{
     fs, io,
     path::PathBuf,
     process,
-    sync::{
-        Mutex, PoisonError,
-        mpsc::{Sender, channel},
-    },
+    sync::mpsc::{Sender, channel},
     thread,
 };
+
+use crate::lock::Mutex;
 
 use nix::{sys::signal::SigSet, unistd::gettid};
 
@@ -50,7 +49,7 @@ pub(super) fn on_lasting_thread<T: Send + 'static>(
 }
 
 fn starter() -> Option<Sender<Work>> {
-    let mut starters = STARTERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut starters = STARTERS.lock();
     starters.retain(|starter| starter.process == process::id());
     let ours = inherited_from("/proc/thread-self".into());
     if let Some(starter) = starters.iter().find(|starter| inherited_from(starter.thread.clone()) == ours) {

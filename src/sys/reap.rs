@@ -9,12 +9,14 @@ use std::{
     },
     process::ExitStatus,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, MutexGuard, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
 };
+
+use crate::lock::Mutex;
 
 use nix::{
     errno::Errno,
@@ -74,7 +76,7 @@ impl Drop for Child {
 static KNOWN: Mutex<BTreeSet<(i32, u64)>> = Mutex::new(BTreeSet::new());
 
 fn known() -> MutexGuard<'static, BTreeSet<(i32, u64)>> {
-    KNOWN.lock().unwrap_or_else(PoisonError::into_inner)
+    KNOWN.lock()
 }
 
 /// Returns true if the pid is that of a child with an owner in this program.
@@ -135,7 +137,7 @@ pub(crate) fn reap_later(pidfd: OwnedFd) {
     }
     static REAPER: OnceLock<Option<Arc<Reaper>>> = OnceLock::new();
     if let Some(reaper) = REAPER.get_or_init(|| Reaper::start().ok()) {
-        reaper.processes.lock().unwrap_or_else(PoisonError::into_inner).push(pidfd);
+        reaper.processes.lock().push(pidfd);
         let _ = reaper.wake.write(1);
     }
 }
@@ -158,7 +160,7 @@ impl Reaper {
     fn run(&self) {
         let mut waiting: Vec<OwnedFd> = Vec::new();
         loop {
-            waiting.append(&mut self.processes.lock().unwrap_or_else(PoisonError::into_inner));
+            waiting.append(&mut self.processes.lock());
             let descriptors = [self.wake.as_fd()].into_iter().chain(waiting.iter().map(AsFd::as_fd));
             let mut polled: Vec<_> = descriptors.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
             if !matches!(poll(&mut polled, PollTimeout::NONE), Ok(_) | Err(Errno::EINTR)) {

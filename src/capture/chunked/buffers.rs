@@ -3,12 +3,17 @@
 use std::{
     collections::VecDeque,
     ops::Range,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard},
     time::{Duration, Instant},
 };
 
 use super::{BufferPool, owner::OwnerMap};
-use crate::{Error, Result, manifest::Window, platform::Buffer};
+use crate::{
+    Error, Result,
+    lock::{Condvar, Mutex},
+    manifest::Window,
+    platform::Buffer,
+};
 
 /// The size of a buffer in bytes: one huge page of the kernel, and eight windows.
 pub(super) const SIZE: usize = 2 << 20;
@@ -104,11 +109,11 @@ impl Buffers {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+        self.changed.wait(state)
     }
 
     /// Expects `bytes` of memory, and leaves up to half of the limit to `reserved` bytes of the
@@ -128,10 +133,7 @@ impl Buffers {
     /// Waits until all but [`MEANWHILE`] expected buffers are allocated. Fresh memory is slow, and
     /// a tree must not stay frozen for that.
     pub(super) fn wait_until_warm(&self) {
-        let mut state = self.state();
-        while state.to_warm + state.warming > MEANWHILE {
-            state = self.wait(state);
-        }
+        drop(self.changed.wait_while(self.state(), |state| state.to_warm + state.warming > MEANWHILE));
     }
 
     /// Allocates a free buffer.
@@ -208,10 +210,7 @@ impl Buffers {
             }
             state = match state.filled.is_empty() {
                 true => self.wait(state),
-                false => {
-                    let waited = self.changed.wait_timeout(state, QUIET);
-                    waited.unwrap_or_else(PoisonError::into_inner).0
-                }
+                false => self.changed.wait_timeout(state, QUIET),
             };
         }
     }

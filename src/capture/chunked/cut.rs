@@ -1,9 +1,6 @@
 //! [`Cutter`]: cuts a stream of memory into windows, in buffers.
 
-use std::{
-    io::Read,
-    sync::{Arc, PoisonError},
-};
+use std::{io::Read, sync::Arc};
 
 use super::{
     buffers::{Buffers, Filled, Part, SIZE},
@@ -128,7 +125,7 @@ impl PageSink for Cutter<'_> {
         if run.is_in_parent() && !owner.tracked {
             return Err(Error::corrupt("criu's stream of memory", "it has pages of an earlier dump"));
         }
-        let mut runs = owner.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut runs = owner.runs.lock();
         if runs.last().is_some_and(|last| last.address + last.bytes() > run.address) {
             return Err(Error::corrupt("criu's stream of memory", "its pages are not in order"));
         }

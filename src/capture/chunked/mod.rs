@@ -19,7 +19,7 @@ use std::{
     panic::{self, AssertUnwindSafe},
     path::Path,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        Arc, MutexGuard,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, Scope},
@@ -38,6 +38,7 @@ use crate::{
     BlobStore, Digest256, Error, Pid, ProcsBlob, Result, Until,
     archive::{Trees, is_image},
     image::ImageDir,
+    lock::{Mutex, RwLock},
     manifest::{
         Additions, Budget, ChunkedBlob, ChunkedTree, Content, ContentWriter, Host, ImageFile, Leaf, Listing,
         MemoryFile, MemoryMap, WINDOW_BYTES,
@@ -167,7 +168,7 @@ pub(super) fn run(
             failure => failure.unwrap_or(error),
         })
     });
-    match work.panic.into_inner().unwrap_or_else(PoisonError::into_inner) {
+    match work.panic.into_inner() {
         Some(panic) => panic::resume_unwind(panic),
         None => outcome,
     }
@@ -232,7 +233,7 @@ impl<'a> Work<'a> {
     }
 
     fn start(&self) -> Result<()> {
-        let mut batch = self.batch.write().unwrap_or_else(PoisonError::into_inner);
+        let mut batch = self.batch.write();
         if batch.is_none() {
             *batch = Some(self.store.batch_until(self.until)?);
         }
@@ -240,7 +241,7 @@ impl<'a> Work<'a> {
     }
 
     fn put(&self, blobs: &[(Digest256, &[u8])]) -> Result<()> {
-        let batch = self.batch.read().unwrap_or_else(PoisonError::into_inner);
+        let batch = self.batch.read();
         let batch = batch.as_ref().ok_or_else(|| Error::store("store a blob", "the capture has ended"))?;
         self.until.check(|| "keep the memory of the tree".to_owned())?;
         self.stored.fetch_add(batch.put(blobs)?, Ordering::Relaxed);
@@ -254,7 +255,7 @@ impl<'a> Work<'a> {
     }
 
     fn commit(&self) -> Result<()> {
-        let batch = self.batch.write().unwrap_or_else(PoisonError::into_inner).take();
+        let batch = self.batch.write().take();
         self.until.check(|| "keep the capture".to_owned())?;
         batch.map_or(Ok(()), |batch| batch.commit())
     }
@@ -275,7 +276,7 @@ impl<'a> Work<'a> {
                     let error = match done {
                         Ok(done) => done.err(),
                         Err(panic) => {
-                            let mut first = self.panic.lock().unwrap_or_else(PoisonError::into_inner);
+                            let mut first = self.panic.lock();
                             first.get_or_insert(panic);
                             Some(Error::store("store a blob", "the store panicked"))
                         }
@@ -316,11 +317,11 @@ impl<'a> Work<'a> {
     }
 
     fn owners(&self) -> MutexGuard<'_, BTreeMap<i32, Owners>> {
-        self.owners.lock().unwrap_or_else(PoisonError::into_inner)
+        self.owners.lock()
     }
 
     fn known(&self) -> MutexGuard<'_, BTreeMap<(i32, PageOwner), Known>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock()
     }
 
     /// Returns the map of an owner; with rounds, stores the leaves of the last one first.
@@ -437,7 +438,7 @@ impl<'env> Streaming<'_, 'env, '_> {
     /// Stores images and maps as blobs, and commits the batch.
     fn keep(&self, job: &Job, images: &Images<'_>) -> Result<Stored> {
         let work = self.work;
-        let began = work.batch.read().unwrap_or_else(PoisonError::into_inner).is_some();
+        let began = work.batch.read().is_some();
         if !began {
             work.start()?;
             self.start_workers()?;

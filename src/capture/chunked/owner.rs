@@ -1,8 +1,6 @@
 //! [`OwnerMap`]: the memory map of an owner, while its memory is being received.
 
-use std::sync::{Mutex, PoisonError};
-
-use crate::{Digest256, pages::PageRun};
+use crate::{Digest256, lock::Mutex, pages::PageRun};
 
 /// An incomplete map of an owner.
 #[derive(Debug, Default)]
@@ -24,7 +22,7 @@ impl OwnerMap {
     }
 
     pub(super) fn set_chunks(&self, place: usize, found: Chunks) {
-        let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut chunks = self.chunks.lock();
         if chunks.len() <= place {
             chunks.resize(place + 1, Chunks::new());
         }
@@ -32,11 +30,11 @@ impl OwnerMap {
     }
 
     pub(super) fn chunks(&self) -> Vec<Chunks> {
-        std::mem::take(&mut *self.chunks.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.chunks.lock())
     }
 
     pub(super) fn set_leaf(&self, place: usize, digest: Digest256) {
-        let mut leaves = self.leaves.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut leaves = self.leaves.lock();
         if leaves.len() <= place {
             leaves.resize(place + 1, Digest256::from_bytes([0; 32]));
         }
@@ -44,10 +42,10 @@ impl OwnerMap {
     }
 
     pub(super) fn runs(&self) -> Vec<PageRun> {
-        std::mem::take(&mut *self.runs.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.runs.lock())
     }
 
     pub(super) fn leaves(&self) -> Vec<Digest256> {
-        std::mem::take(&mut *self.leaves.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.leaves.lock())
     }
 }

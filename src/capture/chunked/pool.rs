@@ -1,8 +1,8 @@
 //! [`BufferPool`]: memory that chunked captures reuse.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
-use crate::platform::Buffer;
+use crate::{lock::Mutex, platform::Buffer};
 
 /// Memory for [chunked](crate::ProcsCapture::chunked) captures, which reuse or share it; see
 /// [`ProcsCapture::buffers`](crate::ProcsCapture::buffers).
@@ -61,7 +61,7 @@ impl BufferPool {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Vec<Buffer>> {
-        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+        self.spare.lock()
     }
 
     /// Takes up to `most` buffers.

@@ -1,7 +1,9 @@
 //! [`Meeting`]: a barrier for several dumps. It has pipes and sockets between their trees dumped as
 //! they were at one moment.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::MutexGuard;
+
+use crate::lock::{Condvar, Mutex};
 
 /// The dumps of one capture.
 #[derive(Default)]
@@ -38,7 +40,7 @@ impl Meeting {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 
@@ -65,7 +67,7 @@ impl Party<'_> {
         }
         let before = state.met;
         while state.met == before && !state.broken {
-            state = self.meeting.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.meeting.changed.wait(state);
         }
         state.met != before
     }

@@ -8,6 +8,7 @@ use crate::{
     procfs::tree,
     rpc::{PageStream, check_nothing_left, page_sockets, receive_pages},
     sys,
+    threads::{joined, spawn},
 };
 
 /// Dumps a tree while its memory is taken in. `dump` gets the socket that is to be lent, and drops
@@ -20,10 +21,9 @@ pub(super) fn stream<T>(
     let (ours, theirs) = page_sockets().map_err(Error::io("make a socket for memory"))?;
     thread::scope(|scope| {
         let receive = || receive_pages(&ours, &mut *memory.sink(root));
-        let receiver =
-            thread::Builder::new().spawn_scoped(scope, receive).map_err(Error::io("start a thread"))?;
+        let receiver = spawn(scope, receive)?;
         let dumped = dump(theirs, &ours);
-        let received = receiver.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let received = joined(receiver.join());
         match (dumped, received) {
             // Why we hung up says more than what criu makes of that.
             (_, Err(error)) | (Err(error), Ok(_)) => Err(error),

@@ -16,7 +16,6 @@ use std::{
     },
     path::{Path, PathBuf},
     process,
-    sync::{Mutex, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -29,7 +28,7 @@ use nix::{
     unistd::{UnlinkatFlags, geteuid, unlinkat},
 };
 
-use crate::{Error, Result, private, sys};
+use crate::{Error, Result, lock::Mutex, private, sys};
 
 /// A folder that only we can open, removed with all that is in it when dropped.
 #[derive(Debug)]
@@ -214,7 +213,7 @@ fn lock(folder: File) -> Option<Flock<File>> {
 /// Removes the folders that programs left when they were killed.
 fn sweep(above: &File, parent: &Path) {
     static SWEPT: Mutex<Option<HashMap<PathBuf, Instant>>> = Mutex::new(None);
-    let mut swept = SWEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut swept = SWEPT.lock();
     let swept = swept.get_or_insert_default();
     swept.retain(|_, when| when.elapsed() < PAUSE);
     if swept.contains_key(parent) {

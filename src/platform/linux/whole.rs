@@ -11,6 +11,7 @@ use crate::{
     Error, Result, Until,
     platform::{PageFile, PageFiles},
     private,
+    threads::{joined, spawn},
     wiped::Wiped,
 };
 
@@ -49,11 +50,10 @@ pub(super) fn write(folder: &Path, pages: &dyn PageFiles, until: &Until) -> Resu
     };
     let others = thread::available_parallelism().map_or(1, |count| count.get()).min(pieces.len());
     thread::scope(|scope| {
-        let threads: Vec<_> =
-            (1..others).map_while(|_| thread::Builder::new().spawn_scoped(scope, work).ok()).collect();
+        let threads: Vec<_> = (1..others).map_while(|_| spawn(scope, work).ok()).collect();
         let mut done = work();
         for thread in threads {
-            let other = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            let other = joined(thread.join());
             done = done.and(other);
         }
         done

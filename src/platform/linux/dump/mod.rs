@@ -12,11 +12,8 @@ use std::{
     mem,
     os::unix::net::UnixStream,
     path::PathBuf,
-    sync::{
-        Condvar, Mutex, PoisonError,
-        mpsc::{self, Sender},
-    },
-    thread::{self, Scope, ScopedJoinHandle},
+    sync::mpsc::{self, Sender},
+    thread,
     time::Duration,
 };
 
@@ -34,12 +31,14 @@ use crate::{
     BoxError, Criu, DumpOptions, Error, Pid, Request, Result, Until, Warning,
     archive::Trees,
     image::{ImageDir, LedOut, MemoryIn, check_complete, check_version, shared_keys},
+    lock::{Condvar, Mutex},
     platform::{Facts, Images, Job, Keep, Memory, Outcome},
     preflight::beyond_restore,
     procfs::{Stat, is_free},
     proto::images::StreamNote,
     rpc::{Event, Hooks, Lend, NoHooks, SelfDump, check_key, check_nothing_left},
     sys,
+    threads::{joined, spawn},
 };
 
 /// Dumps, and keeps what was dumped. Memory goes into the folder of images, or to who takes it in.
@@ -157,19 +156,6 @@ impl Tree {
     }
 }
 
-/// Starts a thread, if the system lets us.
-pub(super) fn spawn<'scope, T: Send + 'scope>(
-    scope: &'scope Scope<'scope, '_>,
-    work: impl FnOnce() -> T + Send + 'scope,
-) -> Result<ScopedJoinHandle<'scope, T>> {
-    thread::Builder::new().spawn_scoped(scope, work).map_err(Error::io("start a thread"))
-}
-
-/// Joins a thread and returns its result. A panic of the thread goes on here.
-pub(super) fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
-    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-}
-
 /// The process in which a self-dump returned.
 #[derive(PartialEq)]
 enum Side {
@@ -265,7 +251,7 @@ impl<'a> Dump<'a> {
                     spawn(scope, move || self.dump(tree, Together { party, lets_go: true, then: NoHooks }))
                 })
                 .collect();
-            let ends: Vec<Result<()>> = dumps.into_iter().map(|dump| join(dump?)).collect();
+            let ends: Vec<Result<()>> = dumps.into_iter().map(|dump| joined(dump?.join())).collect();
             if ends.iter().all(Result::is_ok) { Ok(()) } else { Err(first_cause(ends)) }
         })
     }
@@ -333,7 +319,7 @@ impl<'a> Dump<'a> {
             let all_frozen = told.into_iter().count() == self.others.len();
             let kept = all_frozen.then(|| keep(&self.made()));
             let may_end = verdict.decide(matches!(kept, Some(Ok(_))));
-            let ends: Vec<Result<()>> = dumps.into_iter().map(|dump| join(dump?)).collect();
+            let ends: Vec<Result<()>> = dumps.into_iter().map(|dump| joined(dump?.join())).collect();
             match kept {
                 // The trees were let go while the store was at work.
                 Some(Ok(_)) if !may_end => {
@@ -388,14 +374,14 @@ impl<'a> Dump<'a> {
     }
 
     fn warn(&self, warnings: Vec<Warning>) {
-        self.warnings.lock().unwrap_or_else(PoisonError::into_inner).extend(warnings);
+        self.warnings.lock().extend(warnings);
     }
 
     fn facts(&self) -> Facts {
         let trees = self.others.iter().chain(&self.own);
         let frozen = trees.filter_map(|tree| ImageDir::new(&tree.folder).frozen()).max();
         let pre_dumps = self.rounds.as_ref().map_or(0, |rounds| rounds.count());
-        let warnings = mem::take(&mut *self.warnings.lock().unwrap_or_else(PoisonError::into_inner));
+        let warnings = mem::take(&mut *self.warnings.lock());
         Facts { roots: self.roots.clone(), frozen, pre_dumps, warnings }
     }
 }
@@ -509,7 +495,7 @@ struct Verdict<'a> {
 impl Verdict<'_> {
     /// Decides, unless it is decided, and returns what was.
     fn decide(&self, may_end: bool) -> bool {
-        let mut decided = self.decided.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut decided = self.decided.lock();
         let decided = *decided.get_or_insert(may_end);
         self.changed.notify_all();
         decided
@@ -517,7 +503,7 @@ impl Verdict<'_> {
 
     /// Waits for the decision, but keeps no tree frozen for a store that is late.
     fn wait(&self) -> bool {
-        let mut decided = self.decided.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut decided = self.decided.lock();
         loop {
             if let Some(decided) = *decided {
                 return decided;
@@ -526,8 +512,7 @@ impl Verdict<'_> {
                 drop(decided);
                 return self.decide(false);
             }
-            let waited = self.changed.wait_timeout(decided, LOOK);
-            decided = waited.unwrap_or_else(PoisonError::into_inner).0;
+            decided = self.changed.wait_timeout(decided, LOOK);
         }
     }
 }

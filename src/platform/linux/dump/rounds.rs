@@ -19,13 +19,14 @@ use nix::{
 
 use super::{
     super::{memory, polls::Polls, staging::Staging},
-    Tree, join, spawn,
+    Tree,
 };
 use crate::{
     Criu, DumpOptions, Error, Pid, ProcessProblem, Result, Version,
     platform::Memory,
     procfs::{Stat, lineage},
     rpc::Lend,
+    threads::{joined, spawn},
 };
 
 /// The first release that takes a pre-dump alone.
@@ -81,7 +82,8 @@ impl Rounds {
                     let pre_dump = |tree| self.pre_dump(&criu, tree, round, memory, staging);
                     let pre_dumps: Vec<_> =
                         trees.iter().map(|tree| spawn(scope, move || pre_dump(tree))).collect();
-                    let ends: Vec<Result<()>> = pre_dumps.into_iter().map(|end| join(end?)).collect();
+                    let ends: Vec<Result<()>> =
+                        pre_dumps.into_iter().map(|end| joined(end?.join())).collect();
                     ends.into_iter().collect::<Result<()>>()
                 })?,
             }

@@ -4,10 +4,15 @@ use std::{
     any::Any,
     collections::{BTreeMap, HashMap},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard},
 };
 
-use crate::{Error, platform::PageFiles, wiped::Wiped};
+use crate::{
+    Error,
+    lock::{Condvar, Mutex},
+    platform::PageFiles,
+    wiped::Wiped,
+};
 
 /// The most pieces that are read before criu asks for them: 64 MiB for all files, half of that for
 /// one file. As much is read while criu starts.
@@ -81,7 +86,7 @@ impl<'a> Ahead<'a> {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Reads pieces until the serving ends or a read fails. Calls `ready` after each piece.
@@ -89,7 +94,7 @@ impl<'a> Ahead<'a> {
         let mut state = self.lock();
         while !state.closed && !state.failed {
             let Some(piece) = self.choose(&mut state) else {
-                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = self.changed.wait(state);
                 continue;
             };
             state.pieces.insert(piece, Slot::Loading);

@@ -17,7 +17,7 @@ use std::{
     },
     panic::resume_unwind,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -33,7 +33,7 @@ use self::{
     ahead::{Ahead, Failure, Found, Part},
     fuse::{Call, Node, Request},
 };
-use crate::{Error, Result, platform::PageFiles, sys};
+use crate::{Error, Result, lock::Mutex, platform::PageFiles, sys, threads::joined};
 
 /// Serves `folder` and the files of `pages` as one folder while `work` has it. `None`, and `work`
 /// not begun, where that cannot be: it takes `/dev/fuse` and the privilege to mount.
@@ -77,7 +77,7 @@ pub(super) fn served<T>(
         };
         drop(root);
         drop(ending);
-        let served = spawned.join().unwrap_or_else(|panic| resume_unwind(panic));
+        let served = joined(spawned.join());
         // What kept us from serving is why criu could not go on.
         match (outcome, server.ahead.failure()) {
             (Err(_), Some(Failure::Error(failure))) => Err(failure),
@@ -102,7 +102,7 @@ impl Drop for Ending<'_> {
     fn drop(&mut self) {
         self.server.ahead.close();
         // Once no process has the device open, the kernel ends the requests that wait for it.
-        self.server.device.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.server.device.lock().take();
         let _ = write(self.stop, &1_u64.to_ne_bytes()); // nothing is wrong with it
     }
 }
@@ -184,7 +184,7 @@ impl Server<'_> {
 
     /// The device, as long as the folder is served.
     fn device(&self) -> Option<Arc<File>> {
-        self.device.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.device.lock().clone()
     }
 
     fn answer(&self, request: &Request<'_>) -> io::Result<()> {
@@ -255,7 +255,7 @@ impl Server<'_> {
         if let Some(number) = pages.iter().position(|file| file.name.as_bytes() == name) {
             return self.node(FIRST + number as u64);
         }
-        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut names = self.names.lock();
         let node = match names.numbers.get(name) {
             Some(node) => *node,
             None => {
@@ -287,7 +287,7 @@ impl Server<'_> {
     }
 
     fn path_of(&self, node: u64) -> std::result::Result<PathBuf, Errno> {
-        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let names = self.names.lock();
         names.paths.get(&node).cloned().ok_or(Errno::ENOENT)
     }
 
@@ -301,7 +301,7 @@ impl Server<'_> {
 
     fn read_pages(&self, unique: u64, file: usize, offset: u64, bytes: usize) -> io::Result<()> {
         // A worker that has read the piece looks for waiting readers, with the lock.
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.waiting.lock();
         let read = Waiting { unique, file, offset, bytes, interrupted: None };
         match self.ahead.find(file, offset, bytes) {
             Found::Later => {
@@ -326,7 +326,7 @@ impl Server<'_> {
     /// Answers all whose pieces are there now.
     fn answer_waiting(&self) {
         let mut ready = Vec::new();
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.waiting.lock();
         waiting.retain(|read| match self.ahead.find(read.file, read.offset, read.bytes) {
             Found::Later => true,
             found => {
@@ -341,20 +341,20 @@ impl Server<'_> {
     }
 
     fn note_interrupt(&self, unique: u64) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.waiting.lock();
         if let Some(read) = waiting.iter_mut().find(|read| read.unique == unique) {
             read.interrupted.get_or_insert_with(Instant::now);
         }
     }
 
     fn anybody_is_interrupted(&self) -> bool {
-        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let waiting = self.waiting.lock();
         waiting.iter().any(|read| read.interrupted.is_some())
     }
 
     /// Gives those an error that have to end, while the store lets them wait.
     fn give_up_interrupted(&self) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.waiting.lock();
         let mut late = Vec::new();
         waiting.retain(|read| {
             let on_time = read.interrupted.is_none_or(|since| since.elapsed() < PATIENCE);

@@ -1,0 +1,37 @@
+//! Threads that work for one call: started in its scope, and joined before it returns.
+
+use std::{
+    panic::resume_unwind,
+    thread::{self, Scope, ScopedJoinHandle},
+};
+
+use crate::{Error, Result};
+
+/// Starts a thread, if the system lets us.
+pub(crate) fn spawn<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> Result<ScopedJoinHandle<'scope, T>> {
+    thread::Builder::new().spawn_scoped(scope, work).map_err(Error::io("start a thread"))
+}
+
+/// Returns the result of a thread that was joined. A panic of the thread goes on here.
+pub(crate) fn joined<T>(result: thread::Result<T>) -> T {
+    result.unwrap_or_else(|panic| resume_unwind(panic))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::catch_unwind;
+
+    use super::*;
+
+    #[test]
+    fn a_panic_goes_on_where_the_thread_is_joined() {
+        assert_eq!(thread::scope(|scope| joined(spawn(scope, || 7).unwrap().join())), 7);
+        let panicked = catch_unwind(|| {
+            thread::scope(|scope| joined(spawn(scope, || -> () { panic!("in the thread") }).unwrap().join()))
+        });
+        assert_eq!(panicked.unwrap_err().downcast_ref::<&str>(), Some(&"in the thread"));
+    }
+}
