@@ -203,7 +203,10 @@ def show(message):
         print(message["content"]["evalue"], flush=True)
 print("ready", flush=True)
 for line in sys.stdin:
-    client.execute_interactive(line, timeout=60, output_hook=show)
+    # Otherwise the kernel may abort the question that follows an error, without any output.
+    reply = client.execute_interactive(line, timeout=60, output_hook=show, stop_on_error=False)
+    if reply["content"]["status"] == "aborted":
+        print("aborted", flush=True)
 client.stop_channels()
 manager.shutdown_kernel()
 "#,
