@@ -18,6 +18,7 @@ mod renumber;
 mod shared;
 mod streams;
 mod tcp;
+mod timers;
 mod unread;
 mod unsent;
 

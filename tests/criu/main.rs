@@ -26,7 +26,7 @@ modules! { signals }
 modules! { beyond enclosed inet late links order outside settings shared ways }
 
 // What criu loses by itself.
-modules! { crossing everything mapped }
+modules! { crossing everything mapped timers }
 
 #[cfg(target_os = "linux")]
 fn main() {
@@ -53,6 +53,7 @@ fn main() {
         client::TESTS,
         crossing::TESTS,
         everything::TESTS,
+        timers::TESTS,
         mapped::TESTS,
         damage::TESTS,
         deadline::TESTS,
