@@ -23,6 +23,9 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
             return Ok(ExitCode::FAILURE);
         }
     };
+    for warning in &stored.warnings {
+        eprintln!("warning: {warning}");
+    }
     eprintln!("{} bytes; the tree was frozen for {:.1?}", stored.bytes, stored.frozen.unwrap_or_default());
     println!("{}", stored.digest);
     Ok(ExitCode::SUCCESS)
