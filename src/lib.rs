@@ -90,6 +90,9 @@ mod diagnose;
 pub mod digest;
 mod error;
 mod foresight;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzz;
 mod image;
 mod lock;
 pub mod manifest;

@@ -585,3 +585,11 @@ fn says_where(options: &PageServerOptions, lend: &Lend<'_>) -> Result<()> {
 fn interrupted(output: &str) -> Vec<Pid> {
     diagnose::interrupted(output).into_iter().map(Pid::from).collect()
 }
+
+/// Takes a packet of criu's, for fuzzers.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz_packet(bytes: &[u8]) {
+    for request in [Request::Dump, Request::Restore, Request::Version] {
+        let _ = session::Session::new(request).hear(bytes);
+    }
+}
