@@ -90,8 +90,8 @@ mod diagnose;
 pub mod digest;
 mod error;
 mod foresight;
-#[cfg(fuzzing)]
 #[doc(hidden)]
+#[cfg(all(fuzzing, target_os = "linux"))]
 pub mod fuzz;
 mod image;
 mod lock;

@@ -9,7 +9,7 @@ use std::{
 
 /// The floors from the bottom up. A module uses modules of lower floors. Those of the lowest floor,
 /// the words, may also use each other.
-const FLOORS: [(&str, &[&str]); 8] = [
+const FLOORS: [(&str, &[&str]); 9] = [
     (
         "words",
         &[
@@ -39,6 +39,7 @@ const FLOORS: [(&str, &[&str]); 8] = [
     ("talk", &["rpc"]),
     ("choice", &["platform"]),
     ("work", &["capture", "restore"]),
+    ("fuzzers", &["fuzz"]),
 ];
 
 /// The modules that may use one that is not below, each with the reason.
@@ -49,7 +50,8 @@ const EXCEPTIONS: [(&str, &str, &str); 2] = [
 
 /// The modules that may name an operating system. `lib.rs` may do so in attributes of modules and
 /// of their re-exports.
-const KNOW_THE_SYSTEM: [&str; 7] = ["platform", "preflight", "private", "procfs", "rpc", "stream", "sys"];
+const KNOW_THE_SYSTEM: [&str; 8] =
+    ["fuzz", "platform", "preflight", "private", "procfs", "rpc", "stream", "sys"];
 
 /// The names of operating systems in attributes.
 const SYSTEM: [&str; 4] = ["target_os", "target_family", "unix", "windows"];
