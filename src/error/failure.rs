@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Serialize, Serializer, ser::SerializeStruct};
 
-use crate::{Cause, Pid, Request, Target, Version, diagnose, plain::Plain};
+use crate::{Cause, Pid, Request, Version, diagnose, plain::Plain};
 
 /// A request that criu could not carry out, with all facts about it.
 ///
@@ -132,6 +132,26 @@ impl Serialize for Failure {
         fields.serialize_field("version", &self.version)?;
         fields.end()
     }
+}
+
+/// The state of the process tree after a failed request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[non_exhaustive]
+pub enum Target {
+    /// The request involved no tree.
+    None,
+    /// The tree runs as before.
+    Running,
+    /// The tree is stopped: by a signal, or as it was before.
+    Stopped,
+    /// A process of the tree is traced. [`Failure::tracer`] names the tracer, unless it is the criu
+    /// of the request.
+    Traced,
+    /// Processes of the tree ended while criu worked on it; [`Failure::findings`] names them. A
+    /// killed criu takes threads with it.
+    Damaged,
+    /// The tree does not exist.
+    Gone,
 }
 
 #[cfg(test)]
