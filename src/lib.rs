@@ -113,6 +113,8 @@ mod request;
 mod restore;
 #[cfg(target_os = "linux")]
 pub mod rpc;
+#[cfg(target_os = "linux")]
+mod serve;
 pub mod store;
 mod stream;
 #[cfg(target_os = "linux")]

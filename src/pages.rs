@@ -1,6 +1,7 @@
-//! [`PageSink`]: receives the memory of a tree, run by run, as criu sends it.
+//! Pages of memory on their way: [`PageSink`] receives those of a tree, run by run, as criu sends
+//! them; [`PageFiles`] gives them back as criu's files.
 
-use std::io::Read;
+use std::{io::Read, ops::Range};
 
 use crate::{Error, Result};
 
@@ -169,3 +170,45 @@ impl PageRun {
         self.flags & PageRun::PRESENT != 0
     }
 }
+
+/// The files of pages of a folder of images, which need not be in it.
+pub(crate) trait PageFiles: Sync {
+    /// Returns the files.
+    fn files(&self) -> &[PageFile];
+
+    /// Returns the size of the pages; `None` without pages.
+    fn page_size(&self) -> Option<PageSize>;
+
+    /// Reads a whole piece, as long as the buffer is.
+    fn read(&self, file: usize, piece: usize, into: &mut [u8]) -> Result<()>;
+}
+
+/// A file of pages, in pieces.
+#[derive(Debug)]
+pub(crate) struct PageFile {
+    /// As criu calls it.
+    pub(crate) name: String,
+    /// The end of each piece, in bytes; no piece is larger than [`PIECE`].
+    pub(crate) ends: Vec<u64>,
+}
+
+impl PageFile {
+    /// Returns the number of bytes in the file.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.ends.last().copied().unwrap_or(0)
+    }
+
+    /// Returns the range of a piece in the file.
+    pub(crate) fn range(&self, piece: usize) -> Range<u64> {
+        piece.checked_sub(1).map_or(0, |before| self.ends[before])..self.ends[piece]
+    }
+
+    /// Returns the number of bytes in a piece.
+    pub(crate) fn length(&self, piece: usize) -> usize {
+        let range = self.range(piece);
+        usize::try_from(range.end - range.start).unwrap_or(0)
+    }
+}
+
+/// The most bytes that a piece has.
+pub(crate) const PIECE: usize = 1 << 20;

@@ -1,12 +1,12 @@
 //! The one place that knows the platform: how a process tree becomes a folder of images and back.
 //! On Linux by criu; elsewhere not at all.
 
-use std::{fs::File, ops::Range, path::Path, time::Duration};
+use std::{fs::File, path::Path, time::Duration};
 
 use crate::{
     DumpOptions, Pid, RestoreOptions, Result, Stream, Until, Version, Warning,
     archive::Trees,
-    pages::{PageSink, PageSize},
+    pages::{PageFiles, PageSink},
 };
 
 #[cfg_attr(target_os = "linux", path = "linux/mod.rs")]
@@ -166,48 +166,6 @@ pub(crate) trait Memory: Sync {
     /// Returns the sink for the memory of the tree with this root.
     fn sink(&self, root: Pid) -> Box<dyn PageSink + '_>;
 }
-
-/// The files of pages of a folder of images, which need not be in it.
-pub(crate) trait PageFiles: Sync {
-    /// Returns the files.
-    fn files(&self) -> &[PageFile];
-
-    /// Returns the size of the pages; `None` without pages.
-    fn page_size(&self) -> Option<PageSize>;
-
-    /// Reads a whole piece, as long as the buffer is.
-    fn read(&self, file: usize, piece: usize, into: &mut [u8]) -> Result<()>;
-}
-
-/// A file of pages, in pieces.
-#[derive(Debug)]
-pub(crate) struct PageFile {
-    /// As criu calls it.
-    pub(crate) name: String,
-    /// The end of each piece, in bytes; no piece is larger than [`PIECE`].
-    pub(crate) ends: Vec<u64>,
-}
-
-impl PageFile {
-    /// Returns the number of bytes in the file.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.ends.last().copied().unwrap_or(0)
-    }
-
-    /// Returns the range of a piece in the file.
-    pub(crate) fn range(&self, piece: usize) -> Range<u64> {
-        piece.checked_sub(1).map_or(0, |before| self.ends[before])..self.ends[piece]
-    }
-
-    /// Returns the number of bytes in a piece.
-    pub(crate) fn length(&self, piece: usize) -> usize {
-        let range = self.range(piece);
-        usize::try_from(range.end - range.start).unwrap_or(0)
-    }
-}
-
-/// The most bytes that a piece has.
-pub(crate) const PIECE: usize = 1 << 20;
 
 /// A folder of images that is to become a process tree.
 #[derive(Clone, Copy)]

@@ -15,8 +15,8 @@ use crate::{
     manifest::{
         Budget, ChunkedBlob, ChunkedTree, Content, ImageFile, Leaf, Listing, MemoryLeft, MemoryMap, Window,
     },
-    pages::{PageOwner, PageSize},
-    platform::{PIECE, PageFile, PageFiles, ToRevive},
+    pages::{PIECE, PageFile, PageFiles, PageOwner, PageSize},
+    platform::ToRevive,
     private,
     store::{fetch, fetch_into},
 };

@@ -36,7 +36,7 @@ const FLOORS: [(&str, &[&str]); 9] = [
     ("stores", &["store"]),
     ("kernel", &["procfs", "sys"]),
     ("foresight", &["preflight"]),
-    ("talk", &["rpc"]),
+    ("talk", &["rpc", "serve"]),
     ("choice", &["platform"]),
     ("work", &["capture", "restore"]),
     ("fuzzers", &["fuzz"]),
@@ -50,8 +50,8 @@ const EXCEPTIONS: [(&str, &str, &str); 2] = [
 
 /// The modules that may name an operating system. `lib.rs` may do so in attributes of modules and
 /// of their re-exports.
-const KNOW_THE_SYSTEM: [&str; 8] =
-    ["fuzz", "platform", "preflight", "private", "procfs", "rpc", "stream", "sys"];
+const KNOW_THE_SYSTEM: [&str; 9] =
+    ["fuzz", "platform", "preflight", "private", "procfs", "rpc", "serve", "stream", "sys"];
 
 /// The names of operating systems in attributes.
 const SYSTEM: [&str; 4] = ["target_os", "target_family", "unix", "windows"];

@@ -14,7 +14,8 @@ use super::{
 use crate::{
     Cause, Error, Request, RestoreOptions, Result,
     image::{ImageDir, MemoryIn, check_complete, check_version},
-    platform::{PageFiles, Revival, ToRevive},
+    pages::PageFiles,
+    platform::{Revival, ToRevive},
 };
 
 /// Takes a problem that keeps a tree from being revived. `Err` ends the checks.

@@ -16,7 +16,6 @@ mod polls;
 mod relock;
 mod restore;
 mod select;
-mod serve;
 mod settle;
 mod staging;
 mod streams;

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     Error, Result, Until,
-    platform::{PageFile, PageFiles},
+    pages::{PageFile, PageFiles},
     private,
     threads::{joined, spawn},
     wiped::Wiped,

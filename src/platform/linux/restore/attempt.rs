@@ -5,7 +5,7 @@ use std::{cell::RefCell, fs::File, os::fd::OwnedFd, time::Duration};
 
 use super::{
     super::{
-        files::LastLook, pids::Pids, relock::Relock, serve, settle::Settle, streams::renumber,
+        files::LastLook, pids::Pids, relock::Relock, settle::Settle, streams::renumber,
         taken::retry_while_taken, unsent::Unsent, whole,
     },
     AllOrNone, Reviver,
@@ -13,8 +13,10 @@ use super::{
 use crate::{
     Error, RestoreOptions, Result, Warning,
     image::{Held, ImageDir, Notes},
-    platform::{PageFiles, ToRevive},
+    pages::PageFiles,
+    platform::ToRevive,
     rpc::{Lend, tree::Tree},
+    serve,
     took::Phase,
 };
 

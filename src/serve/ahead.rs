@@ -10,7 +10,7 @@ use std::{
 use crate::{
     Error,
     lock::{Condvar, Mutex},
-    platform::PageFiles,
+    pages::PageFiles,
     wiped::Wiped,
 };
 
@@ -238,7 +238,10 @@ mod tests {
     };
 
     use super::*;
-    use crate::{Result, pages::PageSize, platform::PageFile};
+    use crate::{
+        Result,
+        pages::{PageFile, PageSize},
+    };
 
     /// Files whose bytes tell their place, in pieces of seven bytes.
     struct Numbers {

@@ -33,11 +33,11 @@ use self::{
     ahead::{Ahead, Failure, Found, Part},
     fuse::{Call, Node, Request},
 };
-use crate::{Error, Result, lock::Mutex, platform::PageFiles, sys, threads::joined};
+use crate::{Error, Result, lock::Mutex, pages::PageFiles, sys, threads::joined};
 
 /// Serves `folder` and the files of `pages` as one folder while `work` has it. `None`, and `work`
 /// not begun, where that cannot be: it takes `/dev/fuse` and the privilege to mount.
-pub(super) fn served<T>(
+pub(crate) fn served<T>(
     folder: &Path,
     pages: &dyn PageFiles,
     work: impl FnOnce(&OwnedFd) -> Result<T>,
