@@ -66,10 +66,9 @@ pub enum Warning {
         /// The problem that prevents a restore.
         problem: String,
     },
-    /// The capture ended a waiting system call of this process with EINTR: `nanosleep` or another
-    /// call with a time limit, in the tree that goes on and in the revived one; `poll` with a time
-    /// limit, or with a seccomp filter, in the tree that goes on. A revived thread calls `poll`
-    /// again, on x86-64.
+    /// The capture ended a waiting system call of this process with EINTR. In the tree that goes on
+    /// these are `epoll_wait`, most calls with a time limit, and a few others. A revived thread
+    /// makes those without a limit again, and `poll`, on x86-64; `docs/platforms.md` has the list.
     Interrupted {
         /// The process.
         pid: Pid,

@@ -1,9 +1,12 @@
-//! Calls of `poll` that a dump has interrupted: a revived thread makes such a call again.
+//! System calls that a dump has interrupted: a revived thread makes some of them again.
 //!
-//! The kernel loses its note of how the call goes on when criu runs code of its own in the thread,
+//! The kernel loses its note of how a `poll` goes on when criu runs code of its own in the thread,
 //! so criu lets the call fail with EINTR. Programs such as `tail -f` and `script` take that for an
 //! error and end. To make the call again is exact where it has no time limit. Where it has one, the
 //! limit begins anew.
+//!
+//! Other calls, such as `epoll_wait`, end with EINTR whenever a thread is interrupted. They are
+//! made again only where that is exact.
 
 use prost::Message;
 
@@ -17,18 +20,28 @@ use crate::{
 /// itself.
 const POLL: u64 = 7;
 const PPOLL: u64 = 271;
+const SEMOP: u64 = 65;
+const RT_SIGTIMEDWAIT: u64 = 128;
+const FUTEX: u64 = 202;
+const IO_GETEVENTS: u64 = 208;
+const SEMTIMEDOP: u64 = 220;
+const EPOLL_WAIT: u64 = 232;
+const EPOLL_PWAIT: u64 = 281;
+const EPOLL_PWAIT2: u64 = 441;
 /// The length of the instruction that makes a system call, in bytes.
 const SYSCALL: u64 = 2;
 /// The result of a call that failed with EINTR.
 const INTERRUPTED: u64 = -4_i64 as u64;
+/// The number of the call of a thread outside of one.
+const NO_CALL: u64 = u64::MAX;
 /// The mode of registers of a program of 32 bits, whose calls have other numbers.
 const COMPAT: u32 = 2;
 
 impl ImageDir {
-    /// Edits the registers of each thread whose `poll` the dump has interrupted, so that it makes
-    /// the call again.
-    pub(crate) fn repeat_polls(&self) -> Result<()> {
-        for thread in self.polling_threads()? {
+    /// Edits the registers of each thread whose call the dump has interrupted, so that it makes the
+    /// call again.
+    pub(crate) fn repeat_calls(&self) -> Result<()> {
+        for thread in self.repeating_threads()? {
             let edit = |core: &CoreEntry| repeating(core).map_or(Edit::Keep, Edit::Extend);
             self.rewrite::<CoreEntry, CoreEntry>(&core_image(thread), edit, &[])?;
         }
@@ -52,25 +65,33 @@ impl ImageDir {
         Ok(())
     }
 
-    /// The threads that make their `poll` again when they are revived, by their numbers in the
-    /// tree.
-    pub(crate) fn polling_threads(&self) -> Result<Vec<u32>> {
-        let mut polling = Vec::new();
+    /// The threads that make their call again when they are revived, by their numbers in the tree.
+    pub(crate) fn repeating_threads(&self) -> Result<Vec<u32>> {
+        self.threads_that(|core| repeating(core).is_some())
+    }
+
+    /// The threads whose call the dump has ended with EINTR, by their numbers in the tree.
+    pub(crate) fn interrupted_threads(&self) -> Result<Vec<u32>> {
+        self.threads_that(|core| ended_early(core).is_some())
+    }
+
+    /// The threads to which no signal comes: the call of another one really ends with EINTR.
+    fn threads_that(&self, so: impl Fn(&CoreEntry) -> bool) -> Result<Vec<u32>> {
+        let mut found = Vec::new();
         for process in self.processes()? {
             let leader: Option<CoreEntry> = self.first(&core_image(process.pid))?;
-            // The call of a thread to which a signal comes really ends with EINTR.
             if leader.is_none_or(|leader| leader.tc.is_some_and(|task| has_signals(task.signals_s.as_ref())))
             {
                 continue;
             }
             for thread in process.threads {
                 let core: Option<CoreEntry> = self.first(&core_image(thread))?;
-                if core.is_some_and(|core| repeating(&core).is_some()) {
-                    polling.push(thread);
+                if core.is_some_and(|core| so(&core)) {
+                    found.push(thread);
                 }
             }
         }
-        Ok(polling)
+        Ok(found)
     }
 }
 
@@ -117,20 +138,44 @@ fn has_signals(queue: Option<&SignalQueueEntry>) -> bool {
     queue.is_some_and(|queue| !queue.signals.is_empty())
 }
 
-/// The fields that make a thread call `poll` again, if a dump has interrupted that.
+/// The fields that make a thread call again what a dump has interrupted, if that is to be.
 fn repeating(core: &CoreEntry) -> Option<Vec<u8>> {
-    let info = core.thread_info.as_ref().filter(|_| core.mtype == i32::from(March::X8664))?;
+    let info = ended_early(core)?;
     let registers = &info.gpregs;
-    let interrupted =
-        registers.orig_ax == POLL && registers.ax == INTERRUPTED && registers.mode != Some(COMPAT);
-    let signals = core.thread_core.as_ref().is_some_and(|thread| has_signals(thread.signals_p.as_ref()));
-    if !interrupted || signals {
-        return None;
-    }
-    let gpregs = UserX86RegsEntry { ax: POLL, ip: registers.ip.checked_sub(SYSCALL)?, ..*registers };
+    let ip = registers.ip.checked_sub(SYSCALL).filter(|_| is_repeated(registers))?;
+    let gpregs = UserX86RegsEntry { ax: registers.orig_ax, ip, ..*registers };
     let thread_info = Some(ThreadInfoX86 { gpregs, ..info.clone() });
     Some(CoreEntry { mtype: core.mtype, thread_info, ..CoreEntry::default() }.encode_to_vec())
 }
+
+/// Returns the thread's state if the thread has come out of a call with EINTR, and not by a signal.
+fn ended_early(core: &CoreEntry) -> Option<&ThreadInfoX86> {
+    let info = core.thread_info.as_ref().filter(|_| core.mtype == i32::from(March::X8664))?;
+    let registers = &info.gpregs;
+    let signals = core.thread_core.as_ref().is_some_and(|thread| has_signals(thread.signals_p.as_ref()));
+    let in_call = registers.orig_ax != NO_CALL && registers.mode != Some(COMPAT);
+    (in_call && registers.ax == INTERRUPTED && !signals).then_some(info)
+}
+
+/// Returns true for `poll`, and for calls that have no limit, or an absolute one. Programs compute
+/// how much of another limit is left when such a call ends with EINTR.
+fn is_repeated(registers: &UserX86RegsEntry) -> bool {
+    let &UserX86RegsEntry { si, dx, r10, r8, .. } = registers;
+    match registers.orig_ax {
+        POLL | SEMOP => true,
+        EPOLL_WAIT | EPOLL_PWAIT => r10 & (1 << 31) != 0, // an int
+        EPOLL_PWAIT2 | SEMTIMEDOP => r10 == 0,
+        RT_SIGTIMEDWAIT => dx == 0,
+        IO_GETEVENTS => r8 == 0,
+        FUTEX => si & FUTEX_COMMAND == FUTEX_WAIT_BITSET,
+        _ => false,
+    }
+}
+
+/// The call of `futex` that waits until an absolute time.
+const FUTEX_WAIT_BITSET: u64 = 9;
+/// Without the bits for the clock and for a futex of one process.
+const FUTEX_COMMAND: u64 = 0x7f;
 
 #[cfg(test)]
 mod tests {
@@ -163,6 +208,48 @@ mod tests {
         let edited = CoreEntry::decode(edited.as_slice()).unwrap();
         assert_eq!(edited, with(|registers| (registers.ax, registers.ip) = (POLL, 1000)));
         assert_eq!(repeating(&edited), None, "once");
+    }
+
+    #[test]
+    fn calls_without_a_limit_or_with_an_absolute_one_are_made_again() {
+        let call = |number, si, dx, r10, r8| {
+            with(|registers| {
+                (registers.orig_ax, registers.si, registers.dx) = (number, si, dx);
+                (registers.r10, registers.r8) = (r10, r8);
+            })
+        };
+        let none = u64::from(u32::MAX);
+        for repeated in [
+            call(EPOLL_WAIT, 1, 1, none, 1),
+            call(EPOLL_PWAIT, 1, 1, none, 1),
+            call(EPOLL_PWAIT2, 1, 1, 0, 1),
+            call(SEMOP, 1, 1, 1, 1),
+            call(SEMTIMEDOP, 1, 1, 0, 1),
+            call(RT_SIGTIMEDWAIT, 1, 0, 1, 1),
+            call(IO_GETEVENTS, 1, 1, 1, 0),
+            call(FUTEX, 9, 1, 1, 1),
+            call(FUTEX, 0x189, 1, 1, 1),
+        ] {
+            let edited = [repeated.encode_to_vec(), repeating(&repeated).unwrap()].concat();
+            let edited = CoreEntry::decode(edited.as_slice()).unwrap().thread_info.unwrap().gpregs;
+            let number = repeated.thread_info.unwrap().gpregs.orig_ax;
+            assert_eq!((edited.ax, edited.ip), (number, 1000));
+        }
+        for ended in [
+            call(EPOLL_WAIT, 0, 0, 1000, 0),
+            call(EPOLL_PWAIT, 0, 0, 1000, 0),
+            call(EPOLL_PWAIT2, 0, 0, 1, 0),
+            call(SEMTIMEDOP, 0, 0, 1, 0),
+            call(RT_SIGTIMEDWAIT, 0, 1, 0, 0),
+            call(IO_GETEVENTS, 0, 0, 0, 1),
+            call(FUTEX, 0x80, 0, 1, 0),
+            call(35, 0, 0, 0, 0), // nanosleep
+            call(45, 0, 0, 0, 0), // recvfrom
+            call(0, 0, 0, 0, 0),  // read
+        ] {
+            assert_eq!(repeating(&ended), None, "{ended:?}");
+            assert!(ended_early(&ended).is_some());
+        }
     }
 
     #[test]

@@ -20,6 +20,7 @@ tests![
     a_sandbox_of_landlock_is_told,
     a_tree_comes_back_into_its_control_group,
     a_system_call_that_ends_early_is_told,
+    a_revived_thread_waits_again_where_that_is_exact,
     a_revived_thread_polls_again,
     a_thread_that_polls_without_a_limit_notices_nothing,
     all_threads_poll_on,
@@ -202,21 +203,94 @@ fn wait_until_in_call(pid: i32, number: u32) {
     });
 }
 
-/// criu cannot have the kernel go on with a call that waits for a limited time.
+/// criu cannot have the kernel go on with a sleep. The kernel itself ends `epoll_wait`.
 fn a_system_call_that_ends_early_is_told() {
-    for way in WAYS {
+    let sleep = (35, "syscall(35, $time, 0)");
+    let epoll = (232, "syscall(232, syscall(291, 0), $time, 1, 600000)");
+    for (way, (number, call)) in WAYS.into_iter().flat_map(|way| [(way, sleep), (way, epoll)]) {
         let home = Home::new();
-        let mut victim = waits_in_a_call("syscall(35, $time, 0)");
+        let mut victim = waits_in_a_call(call);
         let (pid, members) = (victim.pid(), victim.members());
-        wait_until_in_call(pid, 35);
+        wait_until_in_call(pid, number);
         let stored = way.capture(&home, pid).run(&home.store()).or_explain();
-        assert_eq!(stored.warnings, [Warning::Interrupted { pid: pid.into() }]);
+        assert_eq!(stored.warnings, [Warning::Interrupted { pid: pid.into() }], "{way:?} {call}");
         if !way.ends {
-            assert_eq!(victim.ask("go on"), "-1 4");
+            assert_eq!(victim.ask("go on"), "-1 4", "{way:?} {call}");
         }
         victim.end(&members, way);
         let mut revived = Revived::from(home.restore(), &home.store(), &stored.digest);
-        assert_eq!(revived.ask("go on"), "-1 4");
+        assert_eq!(revived.ask("go on"), "-1 4", "{way:?} {call}");
+    }
+}
+
+/// A program in python whose threads wait in calls that end with EINTR when a thread is stopped,
+/// but have no limit or an absolute one, until they are asked for.
+const WAITING_THREADS: &str = "
+import ctypes, os, signal, struct, sys, threading, time
+lib = ctypes.CDLL(None, use_errno=True)
+os.setsid()
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+signals = struct.pack('Q', 1 << (signal.SIGUSR1 - 1))
+later = struct.pack('2q', int(time.monotonic()) + 100000, 0)
+room = ctypes.create_string_buffer(100)
+word = ctypes.c_int(0)
+read, write = os.pipe()
+epoll = lib.epoll_create1(0)
+lib.epoll_ctl(epoll, 1, read, struct.pack('=IQ', 1, 0))
+calls = [(232, epoll, room, 1, -1), (281, epoll, room, 1, -1, 0, 8), (128, signals, 0, 0, 8),
+    (202, ctypes.byref(word), 9, 0, later, 0, -1)]
+told = [None] * len(calls)
+def wait(at):
+    result = lib.syscall(*calls[at])
+    told[at] = (result, ctypes.get_errno() if result < 0 else 0)
+threads = [threading.Thread(target=wait, args=(at,), daemon=True) for at in range(len(calls))]
+for thread in threads: thread.start()
+print('ready', os.getpid(), flush=True)
+for line in sys.stdin:
+    if line == 'exit 0\\n': os._exit(0)
+    if None in told:
+        os.write(write, b'x')
+        os.kill(os.getpid(), signal.SIGUSR1)
+        lib.syscall(202, ctypes.byref(word), 1, 1, 0, 0, 0)
+    for thread in threads: thread.join()
+    print(told, flush=True)
+";
+
+/// The kernel's words on the threads that wait in these calls.
+fn waiting_threads(pid: i32) -> Vec<String> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let calls = threads.map(|thread| waits_in(thread.file_name().to_str().unwrap().parse().unwrap()));
+    let is_one = |call: &String| match call.split(' ').collect::<Vec<_>>()[..] {
+        ["202", _, command, ..] => command == "0x9",
+        [number, ..] => ["128", "232", "281"].contains(&number),
+        [] => false,
+    };
+    let mut found: Vec<_> = calls.filter(is_one).collect();
+    found.sort();
+    found
+}
+
+fn a_revived_thread_waits_again_where_that_is_exact() {
+    for way in WAYS {
+        let home = Home::new();
+        let mut command = std::process::Command::new("python3");
+        command.args(["-c", WAITING_THREADS]);
+        let mut victim = Script::by(command);
+        let (pid, members) = (victim.pid(), victim.members());
+        wait_until("all threads wait", || waiting_threads(pid).len() == 4);
+        let calls = waiting_threads(pid);
+        let stored = way.capture(&home, pid).run(&home.store()).or_explain();
+        let told = if way.ends { vec![] } else { vec![Warning::Interrupted { pid: pid.into() }] };
+        assert_eq!(stored.warnings, told, "{way:?}");
+        if !way.ends {
+            assert_eq!(victim.ask("go on"), "[(-1, 4), (-1, 4), (-1, 4), (-1, 4)]", "{way:?}");
+        }
+        victim.end(&members, way);
+        for _ in 0..2 {
+            let mut revived = Revived::from(home.restore(), &home.store(), &stored.digest);
+            wait_until("all threads wait as before", || waiting_threads(pid) == calls);
+            assert_eq!(revived.ask("go on"), "[(1, 0), (1, 0), (10, 0), (0, 0)]", "{way:?}");
+        }
     }
 }
 

@@ -274,23 +274,29 @@ impl<'a> Dump<'a> {
         self.warn_of_interrupted(&dumped.interrupted, tree)
     }
 
-    /// Tells of each process that has a thread whose system call the dump has ended.
-    fn warn_of_interrupted(&self, threads: &[Pid], tree: &Tree) -> Result<()> {
-        if threads.is_empty() {
+    /// Tells of each process that has a thread whose system call the dump has ended. criu names
+    /// some of these threads.
+    fn warn_of_interrupted(&self, named: &[Pid], tree: &Tree) -> Result<()> {
+        let images = ImageDir::new(&tree.folder);
+        let found = images.interrupted_threads()?;
+        if named.is_empty() && found.is_empty() {
             return Ok(());
         }
-        let images = ImageDir::new(&tree.folder);
         let processes = images.processes()?;
-        let polling = if tree.options.leaves_running() { Vec::new() } else { images.polling_threads()? };
         let of_threads = processes
             .iter()
             .flat_map(|process| process.threads.iter().map(|thread| (*thread, Pid::from(process.pid))));
         let of_threads: HashMap<u32, Pid> = of_threads.collect();
-        // In a pid namespace of its own the tree has other numbers.
-        let process = |thread: &Pid| *of_threads.get(&thread.as_raw().unsigned_abs()).unwrap_or(&tree.root);
-        // What is revived polls again, so only a tree that goes on hears of it.
-        let told = threads.iter().filter(|thread| !polling.contains(&thread.as_raw().unsigned_abs()));
-        let processes: BTreeSet<Pid> = told.map(process).collect();
+        // What is revived makes these calls again, so only a tree that goes on hears of them.
+        let repeating =
+            if tree.options.leaves_running() { Vec::new() } else { images.repeating_threads()? };
+        let named = named.iter().map(|thread| thread.as_raw().unsigned_abs());
+        let threads: BTreeSet<u32> =
+            named.chain(found).filter(|thread| !repeating.contains(thread)).collect();
+        // In a pid namespace of its own the tree has other numbers than those outside of it.
+        let within = images.has_own_pids()?;
+        let process = |thread| of_threads.get(&thread).filter(|_| !within).copied().unwrap_or(tree.root);
+        let processes: BTreeSet<Pid> = threads.into_iter().map(process).collect();
         self.warn(processes.into_iter().map(|pid| Warning::Interrupted { pid }).collect());
         Ok(())
     }

@@ -105,7 +105,7 @@ impl<'a> Reviver<'a> {
         }
         for ((tree, images), mut lent) in trees.iter().zip(&images).zip(all_lent) {
             images.order_sockets()?;
-            images.repeat_polls()?;
+            images.repeat_calls()?;
             images.mend_timers()?;
             let (tree, more) = self.revive_one(*tree, images, &lent.files)?;
             unread.extend(lent.unread.drain(..).map(|(descriptor, bytes)| Unread {
