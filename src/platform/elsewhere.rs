@@ -52,7 +52,7 @@ impl Buffer {
         Ok(Buffer(vec![0; length]))
     }
 
-    pub(crate) fn lend_to_kernel(&mut self) {}
+    pub(crate) fn mark_reclaimable(&mut self) {}
 }
 
 impl Deref for Buffer {

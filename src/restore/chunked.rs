@@ -22,12 +22,12 @@ use crate::{
 };
 
 /// One tree: its images in a folder, and its memory in the store.
-pub(super) struct LaidOut<'a> {
+pub(super) struct StagedTree<'a> {
     folder: PathBuf,
     memory: StoredMemory<'a>,
 }
 
-impl LaidOut<'_> {
+impl StagedTree<'_> {
     pub(super) fn to_revive(&self) -> ToRevive<'_> {
         ToRevive { folder: &self.folder, pages: Some(&self.memory) }
     }
@@ -35,25 +35,25 @@ impl LaidOut<'_> {
 
 /// Fetches, verifies and writes all images but memory below `folder`. All trees together may have
 /// at most `limit` bytes.
-pub(super) fn lay_out<'a>(
+pub(super) fn write_images<'a>(
     store: &'a dyn BlobStore,
     blob: &ChunkedBlob,
     folder: &Path,
     limit: u64,
     until: &'a Until,
-) -> Result<Vec<LaidOut<'a>>> {
+) -> Result<Vec<StagedTree<'a>>> {
     let bytes = blob.trees.iter().flat_map(|tree| [tree.image_bytes, tree.memory_bytes]);
     if bytes.fold(0, u64::saturating_add) > limit {
         return Err(Error::corrupt("the capture", format!("it has more than {limit} bytes")));
     }
-    let mut laying = Laying { store, until, budget: Budget::new() };
+    let mut writer = ImageWriter { store, until, budget: Budget::new() };
     let lay = |tree: &ChunkedTree| match blob.trees.len() {
-        1 => laying.tree(tree, folder.to_owned()),
+        1 => writer.tree(tree, folder.to_owned()),
         _ => {
             let folder = folder.join(tree_folder(tree.root.as_raw()));
             private::create_folder(&folder)
                 .map_err(Error::io(format!("make the folder {}", folder.display())))?;
-            laying.tree(tree, folder)
+            writer.tree(tree, folder)
         }
     };
     match blob.trees.is_empty() {
@@ -65,20 +65,20 @@ pub(super) fn lay_out<'a>(
 /// Takes a blob, with its index among the requested digests.
 type Each<'a> = &'a mut dyn FnMut(usize, &[u8]) -> Result<()>;
 
-struct Laying<'a> {
+struct ImageWriter<'a> {
     store: &'a dyn BlobStore,
     until: &'a Until,
     budget: Budget,
 }
 
-impl<'a> Laying<'a> {
-    fn tree(&mut self, tree: &ChunkedTree, folder: PathBuf) -> Result<LaidOut<'a>> {
+impl<'a> ImageWriter<'a> {
+    fn tree(&mut self, tree: &ChunkedTree, folder: PathBuf) -> Result<StagedTree<'a>> {
         let (store, until) = (self.store, self.until);
         let get = |digests: &[Digest256], each: Each<'_>| fetch_until(store, until, digests, each);
         let listing = self.budget.read_listing(tree, &get, is_image)?;
         self.files(&listing, &folder)?;
         let memory = self.memory(&listing, tree, &folder)?;
-        Ok(LaidOut { folder, memory })
+        Ok(StagedTree { folder, memory })
     }
 
     fn files(&self, listing: &Listing, folder: &Path) -> Result<()> {
@@ -261,10 +261,10 @@ mod tests {
     }
 
     /// Lays a tree out in a folder, and returns its files.
-    fn laid_out(name: &str, store: &MemBlobStore, tree: ChunkedTree) -> Result<Vec<(String, usize)>> {
+    fn staged(name: &str, store: &MemBlobStore, tree: ChunkedTree) -> Result<Vec<(String, usize)>> {
         let folder = env::temp_dir().join(format!("criu-rpc-laid-out-{name}-{}", process::id()));
         fs::create_dir(&folder).unwrap();
-        let laid_out = lay_out(store, &chunked(tree), &folder, 1 << 40, &Until::forever()).map(drop);
+        let staged = write_images(store, &chunked(tree), &folder, 1 << 40, &Until::forever()).map(drop);
         let files = fs::read_dir(&folder).unwrap().map(|entry| {
             let entry = entry.unwrap();
             (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap().len())
@@ -272,7 +272,7 @@ mod tests {
         let mut files: Vec<_> = files.collect();
         files.sort();
         fs::remove_dir_all(&folder).unwrap();
-        laid_out.map(|()| files)
+        staged.map(|()| files)
     }
 
     /// Stores a tree whose listing has these packed files and these maps.
@@ -369,8 +369,8 @@ mod tests {
                 let folder = env::temp_dir().join(name);
                 fs::create_dir(&folder).unwrap();
                 let until = Until::forever();
-                let laid_out = lay_out(&store, &blob, &folder, 1 << 40, &until).unwrap();
-                let pages = laid_out[0].to_revive().pages.unwrap();
+                let staged = write_images(&store, &blob, &folder, 1 << 40, &until).unwrap();
+                let pages = staged[0].to_revive().pages.unwrap();
                 assert_eq!(pages.page_size(), Some(page_size));
                 let file = &pages.files()[0];
                 let mut found = Vec::new();
@@ -403,8 +403,8 @@ mod tests {
             let runs = [PageRun::new(page_size, 0, 1, 4).unwrap()];
             (pid, numbered(&store, page_size, 1, &runs).0)
         });
-        laid_out("one-size", &store, tree(&store, &[], &maps[..1], 4096)).unwrap();
-        let error = laid_out("sizes", &store, tree(&store, &[], &maps, 4096 + 65536)).unwrap_err();
+        staged("one-size", &store, tree(&store, &[], &maps[..1], 4096)).unwrap();
+        let error = staged("sizes", &store, tree(&store, &[], &maps, 4096 + 65536)).unwrap_err();
         assert!(error.to_string().contains("different sizes"), "{error}");
     }
 
@@ -417,7 +417,7 @@ mod tests {
             ("mixed", vec![0, 1, 65_535, 0, 3, 65_536, 200_000, 0]),
             ("many", vec![3000; 100]),
         ] {
-            let files = laid_out(name, &store, tree(&store, &sizes, &[], 0)).unwrap();
+            let files = staged(name, &store, tree(&store, &sizes, &[], 0)).unwrap();
             let found: Vec<_> = files.iter().map(|(_, bytes)| *bytes as u64).collect();
             assert_eq!(found, sizes, "{name}");
         }
@@ -429,7 +429,7 @@ mod tests {
         let map = zeros(&store, 20_000);
         let maps: Vec<_> = (0..3000).map(|pid| (1000 + pid, map)).collect();
         let bytes = 20_000 * 64 * 4096;
-        assert_eq!(laid_out("right", &store, tree(&store, &[], &maps[..2], 2 * bytes)).unwrap().len(), 2);
+        assert_eq!(staged("right", &store, tree(&store, &[], &maps[..2], 2 * bytes)).unwrap().len(), 2);
         for (name, maps, memory) in [
             ("page", &maps[..], 4096),
             ("two", &maps[..], 2 * bytes),
@@ -437,7 +437,7 @@ mod tests {
             ("all", &maps[..], 3000 * bytes),
             ("nothing", &maps[..1], 0),
         ] {
-            let error = laid_out(name, &store, tree(&store, &[], maps, memory)).unwrap_err();
+            let error = staged(name, &store, tree(&store, &[], maps, memory)).unwrap_err();
             assert!(matches!(error, Error::Corrupt { .. }), "{name}: {error}");
         }
     }
@@ -452,7 +452,7 @@ mod tests {
             for bytes in [0, 1, 1 << 27, 1 << 38] {
                 let images = Content { bytes, depth, digest: top };
                 let lie = ChunkedTree { root: 7.into(), images, image_bytes: 0, memory_bytes: 0 };
-                let error = laid_out(&format!("{depth}-{bytes}"), &store, lie).unwrap_err();
+                let error = staged(&format!("{depth}-{bytes}"), &store, lie).unwrap_err();
                 assert!(matches!(error, Error::Corrupt { .. }), "{error}");
             }
         }

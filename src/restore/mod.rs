@@ -295,8 +295,9 @@ impl ProcsRestore {
                 if !self.any_host {
                     host::check(&blob.host, &here)?;
                 }
-                let laid_out = chunked::lay_out(&store, &blob, reviver.folder(), self.limits().bytes, until)?;
-                let trees: Vec<_> = laid_out.iter().map(chunked::LaidOut::to_revive).collect();
+                let staged =
+                    chunked::write_images(&store, &blob, reviver.folder(), self.limits().bytes, until)?;
+                let trees: Vec<_> = staged.iter().map(chunked::StagedTree::to_revive).collect();
                 clock.lap(Phase::Read);
                 let mut revived = reviver.revive(&trees)?;
                 here.criu = reviver.criu();

@@ -132,8 +132,8 @@ impl ProcsRestore {
         if !self.any_host {
             host::check(&blob.host, &here).or_else(|error| foresight.block(error))?;
         }
-        let laid_out = chunked::lay_out(store, blob, reviver.folder(), self.limits().bytes, until)?;
-        let trees: Vec<_> = laid_out.iter().map(chunked::LaidOut::to_revive).collect();
+        let staged = chunked::write_images(store, blob, reviver.folder(), self.limits().bytes, until)?;
+        let trees: Vec<_> = staged.iter().map(chunked::StagedTree::to_revive).collect();
         reviver.foresee(&trees, foresight)?;
         here.criu = reviver.criu();
         host::warnings(&blob.host, &here).into_iter().for_each(|warning| foresight.risk(warning));

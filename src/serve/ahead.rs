@@ -90,7 +90,7 @@ impl<'a> Ahead<'a> {
     }
 
     /// Reads pieces until the serving ends or a read fails. Calls `ready` after each piece.
-    pub(super) fn labour(&self, ready: &dyn Fn()) {
+    pub(super) fn run_worker(&self, ready: &dyn Fn()) {
         let mut state = self.lock();
         while !state.closed && !state.failed {
             let Some(piece) = self.choose(&mut state) else {
@@ -301,8 +301,8 @@ mod tests {
             }
         };
         thread::scope(|scope| {
-            scope.spawn(|| ahead.labour(&|| {}));
-            scope.spawn(|| ahead.labour(&|| {}));
+            scope.spawn(|| ahead.run_worker(&|| {}));
+            scope.spawn(|| ahead.run_worker(&|| {}));
             let done = work(&read);
             ahead.close();
             done

@@ -68,8 +68,8 @@ pub(crate) fn served<T>(
         });
         let spawned = spawned.map_err(Error::io("start a thread"))?;
         let count = thread::available_parallelism().map_or(1, |count| count.get());
-        let labour = || server.ahead.labour(&|| server.answer_waiting());
-        let workers = (0..count).filter_map(|_| named("criu-memory").spawn_scoped(scope, labour).ok());
+        let run = || server.ahead.run_worker(&|| server.answer_waiting());
+        let workers = (0..count).filter_map(|_| named("criu-memory").spawn_scoped(scope, run).ok());
         let workers: Vec<_> = workers.collect();
         let outcome = match workers.is_empty() {
             true => Err(Error::io("start a thread")(io::ErrorKind::WouldBlock.into())),
@@ -153,7 +153,7 @@ impl Server<'_> {
                 PollFd::new(stop.as_fd(), PollFlags::POLLIN),
             ];
             let timeout =
-                if self.anybody_is_interrupted() { PollTimeout::from(100_u8) } else { PollTimeout::NONE };
+                if self.is_any_interrupted() { PollTimeout::from(100_u8) } else { PollTimeout::NONE };
             match poll(&mut both, timeout) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(error) => return Err(error.into()),
@@ -347,7 +347,7 @@ impl Server<'_> {
         }
     }
 
-    fn anybody_is_interrupted(&self) -> bool {
+    fn is_any_interrupted(&self) -> bool {
         let waiting = self.waiting.lock();
         waiting.iter().any(|read| read.interrupted.is_some())
     }

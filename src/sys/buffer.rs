@@ -44,7 +44,7 @@ impl Buffer {
 
     /// Lets the kernel reclaim the memory until the next write. Reading returns the old bytes or
     /// zeros.
-    pub(crate) fn lend_to_kernel(&mut self) {
+    pub(crate) fn mark_reclaimable(&mut self) {
         // SAFETY: the range is ours, and any bytes are valid. If the kernel refuses, nothing
         // changes.
         unsafe { libc::madvise(self.start.as_ptr().cast(), self.length, libc::MADV_FREE) };

@@ -31,7 +31,7 @@ use self::{
     buffers::{Buffers, Part, Task},
     cut::{Cutter, Maps},
     owner::OwnerMap,
-    rounds::Known,
+    rounds::TrackedPages,
 };
 use super::Stored;
 use crate::{
@@ -155,20 +155,26 @@ pub(super) fn run(
     store: &dyn BlobStore,
 ) -> Result<Outcome<Stored>> {
     let processors = thread::available_parallelism().map_or(1, |count| count.get());
-    let work = Work::new(store, &job.until, chunking, platform::page_size(), Buffers::new(pool, processors))?;
+    let pipeline = ChunkPipeline::new(
+        store,
+        &job.until,
+        chunking,
+        platform::page_size(),
+        Buffers::new(pool, processors),
+    )?;
     let outcome = thread::scope(|scope| {
-        let _close = Closing(&work.buffers);
-        let streaming = Streaming { work: &work, additions, processors, scope };
+        let _close = Closing(&pipeline.buffers);
+        let streaming = Streaming { pipeline: &pipeline, additions, processors, scope };
         let outcome = platform::checkpoint(job, Some(&streaming), &mut |images| streaming.keep(job, images));
-        work.buffers.close();
-        outcome.map_err(|error| match work.buffers.failure() {
+        pipeline.buffers.close();
+        outcome.map_err(|error| match pipeline.buffers.failure() {
             // Workers stop at the deadline too, but criu's failure has more details.
             Some(late) if (late.is_timeout() || late.is_cancelled()) && error.failure().is_some() => error,
             // Report the worker's error; criu's own is only its consequence.
             failure => failure.unwrap_or(error),
         })
     });
-    match work.panic.into_inner() {
+    match pipeline.panic.into_inner() {
         Some(panic) => panic::resume_unwind(panic),
         None => outcome,
     }
@@ -184,7 +190,7 @@ impl Drop for Closing<'_> {
 }
 
 /// The state that all threads of a capture share.
-struct Work<'a> {
+struct ChunkPipeline<'a> {
     store: &'a dyn BlobStore,
     until: &'a Until,
     chunking: &'a Chunking,
@@ -199,7 +205,7 @@ struct Work<'a> {
     /// The unfinished maps of memory, by the roots of their trees.
     owners: Mutex<BTreeMap<i32, Owners>>,
     /// The page digests of the previous round, for each process.
-    known: Mutex<BTreeMap<(i32, PageOwner), Known>>,
+    known: Mutex<BTreeMap<(i32, PageOwner), TrackedPages>>,
     /// The number of bytes that were new to the store.
     stored: AtomicU64,
     /// The panic of a store in a worker, which is resumed in the caller.
@@ -208,15 +214,15 @@ struct Work<'a> {
 
 type Owners = BTreeMap<PageOwner, Arc<OwnerMap>>;
 
-impl<'a> Work<'a> {
+impl<'a> ChunkPipeline<'a> {
     fn new(
         store: &'a dyn BlobStore,
         until: &'a Until,
         chunking: &'a Chunking,
         page_size: PageSize,
         buffers: Buffers,
-    ) -> Result<Work<'a>> {
-        Ok(Work {
+    ) -> Result<ChunkPipeline<'a>> {
+        Ok(ChunkPipeline {
             store,
             until,
             chunking,
@@ -261,7 +267,7 @@ impl<'a> Work<'a> {
     }
 
     /// Runs a worker until no work is left.
-    fn labour(&self, worker: usize) {
+    fn run_worker(&self, worker: usize) {
         if worker == 0 {
             Digest256::of_each(&[]); // one-time setup, while the tree still runs
         }
@@ -320,7 +326,7 @@ impl<'a> Work<'a> {
         self.owners.lock()
     }
 
-    fn known(&self) -> MutexGuard<'_, BTreeMap<(i32, PageOwner), Known>> {
+    fn known(&self) -> MutexGuard<'_, BTreeMap<(i32, PageOwner), TrackedPages>> {
         self.known.lock()
     }
 
@@ -331,7 +337,7 @@ impl<'a> Work<'a> {
             return Ok(MemoryMap { page_size, chunk, runs: map.runs(), leaves: map.leaves() });
         }
         let before = self.known().remove(&(root, owner));
-        let known = Known::after(page_size, &map.runs(), map.chunks(), before.as_ref())?;
+        let known = TrackedPages::after(page_size, &map.runs(), map.chunks(), before.as_ref())?;
         let leaves: Vec<Vec<u8>> = known.leaves().map(|leaf| leaf.encode()).collect();
         let blobs: Vec<_> = leaves.iter().map(|leaf| (Digest256::of(leaf), leaf.as_slice())).collect();
         self.put(&blobs)?;
@@ -346,18 +352,18 @@ impl<'a> Work<'a> {
 
 /// The maps of one tree.
 struct TreeMaps<'env, 'store> {
-    work: &'env Work<'store>,
+    pipeline: &'env ChunkPipeline<'store>,
     root: i32,
 }
 
 impl Maps for TreeMaps<'_, '_> {
     fn knows(&self, owner: PageOwner) -> Option<bool> {
-        let tracked = self.work.tracked.load(Ordering::Relaxed);
-        tracked.then(|| self.work.known().contains_key(&(self.root, owner)))
+        let tracked = self.pipeline.tracked.load(Ordering::Relaxed);
+        tracked.then(|| self.pipeline.known().contains_key(&(self.root, owner)))
     }
 
     fn note(&self, owner: PageOwner, map: Arc<OwnerMap>) -> bool {
-        self.work.owners().entry(self.root).or_default().insert(owner, map).is_none()
+        self.pipeline.owners().entry(self.root).or_default().insert(owner, map).is_none()
     }
 }
 
@@ -368,7 +374,7 @@ fn is_zero(bytes: &[u8]) -> bool {
 
 /// The pipeline, and the scope of its worker threads.
 struct Streaming<'scope, 'env, 'store> {
-    work: &'env Work<'store>,
+    pipeline: &'env ChunkPipeline<'store>,
     additions: &'env Additions,
     processors: usize,
     scope: &'scope Scope<'scope, 'env>,
@@ -376,16 +382,16 @@ struct Streaming<'scope, 'env, 'store> {
 
 impl Memory for Streaming<'_, '_, '_> {
     fn pre_dumps(&self) -> u32 {
-        self.work.chunking.pre_dumps
+        self.pipeline.chunking.pre_dumps
     }
 
     fn prepare(&self, bytes: u64, tracked: bool) -> Result<()> {
-        self.work.tracked.store(tracked, Ordering::Relaxed);
-        self.work.start()?;
-        let chunks = bytes / (u64::from(self.work.chunk) * self.work.page_size.bytes());
-        self.work.buffers.expect(bytes, chunks * NOTED);
+        self.pipeline.tracked.store(tracked, Ordering::Relaxed);
+        self.pipeline.start()?;
+        let chunks = bytes / (u64::from(self.pipeline.chunk) * self.pipeline.page_size.bytes());
+        self.pipeline.buffers.expect(bytes, chunks * NOTED);
         self.start_workers()?;
-        self.work.buffers.wait_until_warm();
+        self.pipeline.buffers.wait_until_warm();
         Ok(())
     }
 
@@ -394,10 +400,10 @@ impl Memory for Streaming<'_, '_, '_> {
     }
 
     fn end_round(&self) -> Result<u64> {
-        let work = self.work;
-        work.buffers.drain()?;
-        let owners = std::mem::take(&mut *work.owners());
-        let mut before = std::mem::take(&mut *work.known());
+        let pipeline = self.pipeline;
+        pipeline.buffers.drain()?;
+        let owners = std::mem::take(&mut *pipeline.owners());
+        let mut before = std::mem::take(&mut *pipeline.known());
         let mut brought = 0;
         for (root, owners) in owners {
             // Memory that processes share is sent completely each time, because criu may reuse its
@@ -405,13 +411,13 @@ impl Memory for Streaming<'_, '_, '_> {
             for (owner, map) in owners.into_iter().filter(|(owner, _)| matches!(owner, PageOwner::Task(_))) {
                 let runs = map.runs();
                 brought += runs.iter().filter(|run| run.is_present()).map(PageRun::bytes).sum::<u64>();
-                let known = Known::after(
-                    work.page_size,
+                let known = TrackedPages::after(
+                    pipeline.page_size,
                     &runs,
                     map.chunks(),
                     before.remove(&(root, owner)).as_ref(),
                 )?;
-                work.known().insert((root, owner), known);
+                pipeline.known().insert((root, owner), known);
             }
         }
         Ok(brought)
@@ -420,14 +426,14 @@ impl Memory for Streaming<'_, '_, '_> {
 
 impl<'env> Streaming<'_, 'env, '_> {
     fn cutter(&self, root: i32) -> Cutter<'env> {
-        Cutter::new(&self.work.buffers, Box::new(TreeMaps { work: self.work, root }))
+        Cutter::new(&self.pipeline.buffers, Box::new(TreeMaps { pipeline: self.pipeline, root }))
     }
 
     fn start_workers(&self) -> Result<()> {
         for worker in 0..self.processors {
-            let work = self.work;
-            let labour = move || work.labour(worker);
-            let started = thread::Builder::new().spawn_scoped(self.scope, labour);
+            let pipeline = self.pipeline;
+            let run = move || pipeline.run_worker(worker);
+            let started = thread::Builder::new().spawn_scoped(self.scope, run);
             if let (0, Err(error)) = (worker, started) {
                 return Err(Error::io("start a thread")(error));
             }
@@ -437,10 +443,10 @@ impl<'env> Streaming<'_, 'env, '_> {
 
     /// Stores images and maps as blobs, and commits the batch.
     fn keep(&self, job: &Job, images: &Images<'_>) -> Result<Stored> {
-        let work = self.work;
-        let began = work.batch.read().is_some();
+        let pipeline = self.pipeline;
+        let began = pipeline.batch.read().is_some();
         if !began {
-            work.start()?;
+            pipeline.start()?;
             self.start_workers()?;
         }
         let mut trees = Vec::new();
@@ -450,13 +456,13 @@ impl<'env> Streaming<'_, 'env, '_> {
             // A tree that contains this process is dumped without a page receiver, so its memory is
             // in the images.
             let mut cutter = self.cutter(root);
-            folder.feed(work.page_size, &mut cutter)?;
+            folder.feed(pipeline.page_size, &mut cutter)?;
             cutter.close()?;
             drop(cutter);
             frozen = frozen.max(folder.frozen());
             trees.push((root, folder));
         }
-        work.buffers.drain()?;
+        pipeline.buffers.drain()?;
         let mut budget = Budget::new();
         let trees = trees
             .into_iter()
@@ -472,7 +478,7 @@ impl<'env> Streaming<'_, 'env, '_> {
             },
             taken: since.map_or(0, |since| since.as_secs()),
             frozen_us: frozen.and_then(|frozen| u64::try_from(frozen.as_micros()).ok()),
-            parent: work.chunking.parent,
+            parent: pipeline.chunking.parent,
             labels: self.additions.labels.clone(),
             attached: self.additions.attached.clone(),
         }));
@@ -481,24 +487,24 @@ impl<'env> Streaming<'_, 'env, '_> {
             let problem = format!("its manifest has {} bytes, more than {}", json.len(), ProcsBlob::CEILING);
             return Err(Error::store("keep the capture", problem));
         }
-        let digest = work.put_one(&json)?;
-        work.commit()?;
-        let bytes = work.stored.load(Ordering::Relaxed);
+        let digest = pipeline.put_one(&json)?;
+        pipeline.commit()?;
+        let bytes = pipeline.stored.load(Ordering::Relaxed);
         Ok(Stored::of(digest, manifest, bytes))
     }
 
     fn tree(&self, root: i32, folder: &ImageDir, budget: &mut Budget) -> Result<ChunkedTree> {
-        let put = &mut |bytes: &[u8]| self.work.put_one(bytes);
+        let put = &mut |bytes: &[u8]| self.pipeline.put_one(bytes);
         let mut packed = ContentWriter::new();
         let mut files = Vec::new();
         for name in names(folder.path())? {
             files.push(keep_image(folder.path(), name, &mut packed, put)?);
         }
-        let owners = self.work.owners().remove(&root).unwrap_or_default();
+        let owners = self.pipeline.owners().remove(&root).unwrap_or_default();
         folder.check_owners(|owner| owners.contains_key(&owner))?;
         let (mut memory, mut memory_bytes) = (Vec::new(), 0);
         for (owner, map) in owners {
-            let map = self.work.map(root, owner, &map)?;
+            let map = self.pipeline.map(root, owner, &map)?;
             folder.check_regions(owner, &map.runs)?;
             memory_bytes += map.bytes();
             let map = Content::of(&map.encode(), put)?;

@@ -77,7 +77,7 @@ impl BufferPool {
         buffers.truncate(most);
         for buffer in &mut buffers {
             buffer.fill(0);
-            buffer.lend_to_kernel();
+            buffer.mark_reclaimable();
         }
         let mut spare = self.lock();
         spare.extend(buffers);

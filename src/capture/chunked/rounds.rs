@@ -1,4 +1,4 @@
-//! [`Known`]: the digest of every page of an owner after a round of pre-dumps.
+//! [`TrackedPages`]: the digest of every page of an owner after a round of pre-dumps.
 
 use std::collections::BTreeMap;
 
@@ -11,14 +11,14 @@ use crate::{
 
 /// All pages of an owner at the end of a round, as chunks of one page.
 #[derive(Debug)]
-pub(super) struct Known {
+pub(super) struct TrackedPages {
     page_size: PageSize,
-    windows: BTreeMap<u64, Held>,
+    windows: BTreeMap<u64, TrackedWindow>,
 }
 
 /// The pages of a window. Page `n` is bit `n`.
 #[derive(Debug, Default)]
-struct Held {
+struct TrackedWindow {
     pages: u64,
     /// The pages that may be restored lazily.
     lazy: u64,
@@ -29,16 +29,16 @@ struct Held {
 /// The number of windows at whose multiples a run is split: criu's own runs are hardly longer.
 const LONGEST_RUN: u64 = 8;
 
-impl Known {
+impl TrackedPages {
     /// Computes the memory after a round from its runs and the chunks of their present pages. Other
     /// pages come from the round before. Pages that the runs do not mention are gone.
     pub(super) fn after(
         page_size: PageSize,
         runs: &[PageRun],
         brought: Vec<Chunks>,
-        before: Option<&Known>,
-    ) -> Result<Known> {
-        let mut known = Known { page_size, windows: BTreeMap::new() };
+        before: Option<&TrackedPages>,
+    ) -> Result<TrackedPages> {
+        let mut known = TrackedPages { page_size, windows: BTreeMap::new() };
         let mut brought = brought.into_iter().flatten();
         for run in runs {
             if run.is_present() {
@@ -111,7 +111,7 @@ impl Known {
     }
 }
 
-impl Held {
+impl TrackedWindow {
     /// Returns the chunks of the given pages.
     fn of(&self, pages: u64) -> impl Iterator<Item = Option<crate::Digest256>> {
         let here = (0..64_u64).filter(|page| self.pages >> page & 1 == 1);
@@ -175,12 +175,12 @@ mod tests {
         windows.into_values().collect()
     }
 
-    fn after(runs: &[PageRun], round: u64, before: Option<&Known>) -> Result<Known> {
-        Known::after(runs[0].page_size, runs, brought(runs, round), before)
+    fn after(runs: &[PageRun], round: u64, before: Option<&TrackedPages>) -> Result<TrackedPages> {
+        TrackedPages::after(runs[0].page_size, runs, brought(runs, round), before)
     }
 
     /// Returns each page with its flags and its chunk.
-    fn pages(known: &Known) -> Vec<(u64, u32, Option<Digest256>)> {
+    fn pages(known: &TrackedPages) -> Vec<(u64, u32, Option<Digest256>)> {
         let chunks = known.leaves().flat_map(|leaf| leaf.0);
         let runs = known.runs().unwrap();
         let pages = runs.iter().flat_map(|run| (0..run.pages).map(|page| (run.first() + page, run.flags)));
@@ -215,7 +215,7 @@ mod tests {
 
     fn come_to_what_one_dump_would(page_size: PageSize) {
         // Each page changes, vanishes and returns in a pattern of its number and the round.
-        let mut before: Option<Known> = None;
+        let mut before: Option<TrackedPages> = None;
         let mut last = BTreeMap::<u64, u64>::new();
         for round in 1..12_u64 {
             let mut runs = Vec::<PageRun>::new();
@@ -259,11 +259,11 @@ mod tests {
     fn pages_and_chunks_must_be_as_many() {
         let runs = [run(62, 4, PRESENT)];
         let chunks = brought(&runs, 1);
-        assert!(Known::after(SMALLEST, &runs, chunks.clone(), None).is_ok());
-        assert!(Known::after(SMALLEST, &runs, chunks[..1].to_vec(), None).is_err());
-        assert!(Known::after(SMALLEST, &runs[..0], chunks.clone(), None).is_err());
+        assert!(TrackedPages::after(SMALLEST, &runs, chunks.clone(), None).is_ok());
+        assert!(TrackedPages::after(SMALLEST, &runs, chunks[..1].to_vec(), None).is_err());
+        assert!(TrackedPages::after(SMALLEST, &runs[..0], chunks.clone(), None).is_err());
         let more = [chunks, vec![vec![None]]].concat();
-        assert!(Known::after(SMALLEST, &runs, more, None).is_err());
+        assert!(TrackedPages::after(SMALLEST, &runs, more, None).is_err());
     }
 
     #[test]

@@ -16,23 +16,23 @@ fn memory(page_size: PageSize, pages: usize) -> Vec<u8> {
 }
 
 /// Receives memory of one owner as a capture does, and returns its map.
-fn receive(work: &Work<'_>, runs: &[PageRun], mut memory: &[u8]) -> MemoryMap {
-    work.start().unwrap();
+fn receive(pipeline: &ChunkPipeline<'_>, runs: &[PageRun], mut memory: &[u8]) -> MemoryMap {
+    pipeline.start().unwrap();
     thread::scope(|scope| {
-        let _close = Closing(&work.buffers);
-        scope.spawn(|| work.labour(0));
-        let mut cutter = Cutter::new(&work.buffers, Box::new(TreeMaps { work, root: 7 }));
+        let _close = Closing(&pipeline.buffers);
+        scope.spawn(|| pipeline.run_worker(0));
+        let mut cutter = Cutter::new(&pipeline.buffers, Box::new(TreeMaps { pipeline, root: 7 }));
         cutter.open(OWNER).unwrap();
         for run in runs {
             cutter.run(*run, &mut memory.by_ref().take(run.bytes())).unwrap();
         }
         cutter.close().unwrap();
-        work.buffers.drain().unwrap();
+        pipeline.buffers.drain().unwrap();
     });
     assert!(memory.is_empty());
-    let map = work.owners().remove(&7).unwrap().remove(&OWNER).unwrap();
-    let map = work.map(7, OWNER, &map).unwrap();
-    work.commit().unwrap();
+    let map = pipeline.owners().remove(&7).unwrap().remove(&OWNER).unwrap();
+    let map = pipeline.map(7, OWNER, &map).unwrap();
+    pipeline.commit().unwrap();
     map
 }
 
@@ -63,12 +63,12 @@ fn memory_comes_back_from_its_chunks_whatever_the_size_of_its_pages() {
                 let (store, until) = (MemBlobStore::new(), Until::forever());
                 let chunking = Chunking::default().chunk(bytes);
                 let buffers = Buffers::new(&BufferPool::new(16 << 20), 2);
-                let work = Work::new(&store, &until, &chunking, page_size, buffers).unwrap();
-                if tracked && work.chunk > 1 {
+                let pipeline = ChunkPipeline::new(&store, &until, &chunking, page_size, buffers).unwrap();
+                if tracked && pipeline.chunk > 1 {
                     continue; // not with pre-dumps
                 }
-                work.tracked.store(tracked, Ordering::Relaxed);
-                let map = receive(&work, &runs, &memory);
+                pipeline.tracked.store(tracked, Ordering::Relaxed);
+                let map = receive(&pipeline, &runs, &memory);
                 assert_eq!(MemoryMap::decode(&map.encode()).unwrap(), map);
                 assert_eq!((map.page_size, map.bytes()), (page_size, memory.len() as u64));
                 let chunks = chunks(&store, &map);

@@ -204,9 +204,9 @@ impl<'a> Dump<'a> {
         rounds.run(&self.criu, &self.others, most, memory, staging)?;
         for tree in &mut self.others {
             let options = fit::for_dump(job, tree.root, &self.roots).leave_running(job.leave_running);
-            tree.options = rounds.follow(options, tree.root);
+            tree.options = rounds.with_parent_images(options, tree.root);
         }
-        self.criu = rounds.hurry(&self.criu)?;
+        self.criu = rounds.with_remaining_time(&self.criu)?;
         self.rounds = Some(rounds);
         Ok(())
     }
@@ -316,8 +316,8 @@ impl<'a> Dump<'a> {
             let (tell, told) = mpsc::channel();
             let mut dumps = Vec::new();
             for (tree, party) in self.others.iter().zip(parties) {
-                let waiter = Waiter { frozen: Some(tell.clone()), verdict };
-                let together = Together { party, lets_go: false, then: waiter };
+                let barrier = PostDumpBarrier { frozen: Some(tell.clone()), verdict };
+                let together = Together { party, lets_go: false, then: barrier };
                 dumps.push(spawn(scope, move || self.dump(tree, together)));
             }
             drop(tell);
@@ -471,12 +471,12 @@ impl<H: Hooks> Hooks for Together<'_, H> {
 }
 
 /// Tells when its tree is frozen and all images are written, and waits for the verdict.
-struct Waiter<'a> {
+struct PostDumpBarrier<'a> {
     frozen: Option<Sender<()>>,
     verdict: &'a Verdict<'a>,
 }
 
-impl Hooks for Waiter<'_> {
+impl Hooks for PostDumpBarrier<'_> {
     fn on(&mut self, event: Event<'_>) -> Result<(), BoxError> {
         if !matches!(event, Event::PostDump) {
             return Ok(());

@@ -75,7 +75,7 @@ impl Rounds {
             for tree in trees {
                 staging.folder(&name(tree.root, round))?;
             }
-            let criu = self.hurry(criu)?;
+            let criu = self.with_remaining_time(criu)?;
             match trees {
                 [tree] => self.pre_dump(&criu, tree, round, memory, staging)?,
                 trees => thread::scope(|scope| {
@@ -110,7 +110,7 @@ impl Rounds {
     ) -> Result<()> {
         let path = staging.path().join(name(tree.root, round));
         let folder = File::open(&path).map_err(Error::io(format!("open {}", path.display())))?;
-        let options = self.follow(tree.options.clone(), tree.root).for_pre_dump();
+        let options = self.with_parent_images(tree.options.clone(), tree.root).for_pre_dump();
         memory::stream(memory, tree.root, |socket, _| {
             let _polls = Polls::of(tree.root);
             criu.pre_dump(tree.root, &options, Lend::images(&folder).page_server(&socket))
@@ -118,7 +118,7 @@ impl Rounds {
     }
 
     /// Options for what comes after the rounds so far.
-    pub(super) fn follow(&self, options: DumpOptions, root: Pid) -> DumpOptions {
+    pub(super) fn with_parent_images(&self, options: DumpOptions, root: Pid) -> DumpOptions {
         match self.count {
             0 => options,
             round => options.track_mem(true).parent_img(format!("../{}", name(root, round))),
@@ -126,7 +126,7 @@ impl Rounds {
     }
 
     /// A criu that has the time that is left, for trees that are what they were.
-    pub(super) fn hurry(&self, criu: &Criu) -> Result<Criu> {
+    pub(super) fn with_remaining_time(&self, criu: &Criu) -> Result<Criu> {
         self.watched.iter().try_for_each(Watch::check)?;
         let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         Ok(left.map_or(criu.clone(), |left| criu.clone().deadline(left)))
