@@ -14,7 +14,7 @@ use nix::{
 };
 
 use super::{
-    ask::{Ask, Files},
+    call::{Call, Files},
     failure::{open_in, pid_in_use},
     kill::kill_from,
     transport::Connection,
@@ -34,7 +34,7 @@ use crate::{
 /// restores of one root never run at the same time. A pid must have been free when criu was told to
 /// begin, and criu must not report that the root's pid is taken. A process is killed only if it
 /// differs from ordinary processes and its parent is the one that criu's process would have.
-pub(super) struct Offspring {
+pub(super) struct UnfinishedRestore {
     /// The pid of the root, claimed by us.
     root: Option<i32>,
     /// The other pids of the tree; after criu was told to begin, only those that were free then.
@@ -57,17 +57,22 @@ fn claimed() -> std::sync::MutexGuard<'static, BTreeSet<i32>> {
 /// The time limit for finding and ending the remains of a restore.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-impl Offspring {
+impl UnfinishedRestore {
     /// Reads the pids of the tree from the images.
     ///
     /// # Errors
     ///
     /// [`Error::Criu`] if another restore of the same root is going on in this program.
-    pub(super) fn expected(ask: &Ask<'_>, connection: &Connection) -> Result<Offspring> {
-        let nobody =
-            Ok(Offspring { root: None, others: Vec::new(), name: None, begun: false, _init_is_heir: None });
-        let (Request::Restore, Files::Lent(lend)) = (ask.request, &ask.files) else { return nobody };
-        if ask.opts.as_ref().and_then(|opts| opts.rst_sibling) != Some(true) {
+    pub(super) fn expected(call: &Call<'_>, connection: &Connection) -> Result<UnfinishedRestore> {
+        let nobody = Ok(UnfinishedRestore {
+            root: None,
+            others: Vec::new(),
+            name: None,
+            begun: false,
+            _init_is_heir: None,
+        });
+        let (Request::Restore, Files::Lent(lend)) = (call.request, &call.files) else { return nobody };
+        if call.opts.as_ref().and_then(|opts| opts.rst_sibling) != Some(true) {
             return nobody;
         }
         let pids = open_in(lend.images, "pstree.img").ok().and_then(|file| image::tree_pids(file).ok());
@@ -84,7 +89,7 @@ impl Offspring {
         let others = others.iter().copied().filter(|pid| *pid > 1).collect();
         let name = connection.pid().and_then(name_of);
         let _init_is_heir = Some(NoAdoption::begin());
-        Ok(Offspring { root: Some(root), others, name, begun: false, _init_is_heir })
+        Ok(UnfinishedRestore { root: Some(root), others, name, begun: false, _init_is_heir })
     }
 
     /// Notes that criu is about to be told to continue after this event.
@@ -183,7 +188,7 @@ fn has_clocks_of_its_own(pid: i32) -> bool {
     namespace(&pid.to_string()).is_some_and(|its| namespace("self").is_some_and(|ours| its != ours))
 }
 
-impl Drop for Offspring {
+impl Drop for UnfinishedRestore {
     fn drop(&mut self) {
         if let Some(pid) = self.root {
             claimed().remove(&pid);

@@ -16,9 +16,9 @@ use nix::{
 };
 
 use super::{
-    ask::{Ask, Files, LOG},
+    call::{Call, Files, LOG},
     condition::{Condition, Tree, ended_first_thread_alone},
-    transport::Remains,
+    transport::CriuExit,
 };
 use crate::{
     Cause, Failure, Pid, Request, Target, Version, diagnose, image::lines_in_names, plain::plain, preflight,
@@ -26,24 +26,24 @@ use crate::{
 };
 
 /// The facts that a [`Failure`] is made from.
-pub(super) struct Gathering<'a, 'ask> {
-    pub(super) ask: &'a Ask<'ask>,
+pub(super) struct FailureContext<'a, 'call> {
+    pub(super) call: &'a Call<'call>,
     pub(super) last_event: Option<&'a str>,
     pub(super) version: Option<Version>,
     pub(super) answer: Option<&'a CriuResp>,
-    pub(super) remains: &'a Remains,
+    pub(super) criu_exit: &'a CriuExit,
     /// The state of the tree before its dump.
     pub(super) tree: &'a Tree,
 }
 
-impl Gathering<'_, '_> {
+impl FailureContext<'_, '_> {
     pub(super) fn failure(self) -> Failure {
-        let request = self.ask.request;
+        let request = self.call.request;
         let errno = self.answer.and_then(|answer| answer.cr_errno);
         let said = self.answer.and_then(|answer| answer.cr_errmsg.as_deref());
         let log = self.log_file();
-        let known = self.known(said, [Some(&*self.remains.output), log.as_deref()]);
-        let mut output = diagnose::Output::parse_with(&self.remains.output, &known);
+        let known = self.known(said, [Some(&*self.criu_exit.output), log.as_deref()]);
+        let mut output = diagnose::Output::parse_with(&self.criu_exit.output, &known);
         if let Some(log) = log {
             output.errors.extend(diagnose::Output::parse_with(&log, &known).errors);
         }
@@ -51,7 +51,7 @@ impl Gathering<'_, '_> {
         let message = message.as_deref();
         let lines = output.telling().chain(message);
         let tracer = self.tracer();
-        let lost = self.answer.is_none() && self.remains.exit.is_some_and(|status| !status.success());
+        let lost = self.answer.is_none() && self.criu_exit.status.is_some_and(|status| !status.success());
         let condition = match self.pid() {
             Some(root) => self.tree.condition(root, tracer, lost),
             None => Condition { target: Target::None, findings: Vec::new() },
@@ -96,7 +96,7 @@ impl Gathering<'_, '_> {
             Cause::DamagedImages | Cause::Unknown if self.image_is_missing() => Cause::NoImages,
             cause => cause,
         };
-        if let (Cause::NotCriu, Some(program)) = (cause, &self.remains.program) {
+        if let (Cause::NotCriu, Some(program)) = (cause, &self.criu_exit.program) {
             findings.push(format!("the program is {}", program.display()));
         }
         Failure {
@@ -110,7 +110,7 @@ impl Gathering<'_, '_> {
             log: output.errors,
             stderr: output.other,
             findings,
-            exit: self.remains.exit,
+            exit: self.criu_exit.status,
             advice: self.advice(cause, tracer),
             version: self.version,
         }
@@ -124,7 +124,7 @@ impl Gathering<'_, '_> {
                 is_inside.then(|| diagnose::advice_for_inner_tracer(tracer))
             }
             (Cause::Unknown, ..) => {
-                let opts = self.ask.opts.as_ref()?;
+                let opts = self.call.opts.as_ref()?;
                 let to_file = opts.log_to_stderr.is_none() && opts.log_file.is_some();
                 let file = opts.log_file.as_deref().filter(|_| to_file);
                 diagnose::advice_for_unknown(opts.log_level.unwrap_or(0), file)
@@ -136,7 +136,7 @@ impl Gathering<'_, '_> {
     /// Collects facts about criu's output: whether it has times, and names with line breaks in it.
     fn known(&self, message: Option<&str>, texts: [Option<&str>; 2]) -> diagnose::Known {
         const WITH_TIMES: i32 = 3;
-        let level = self.ask.opts.as_ref().and_then(|opts| opts.log_level);
+        let level = self.call.opts.as_ref().and_then(|opts| opts.log_level);
         let mut known = diagnose::Known::new(level.map(|level| level >= WITH_TIMES));
         known.name(message.unwrap_or_default());
         let starts: Vec<_> = texts.into_iter().flatten().flat_map(diagnose::starts).collect();
@@ -145,7 +145,7 @@ impl Gathering<'_, '_> {
         }
         if let Some(pid) = self.pid() {
             preflight::broken_names(Pid::from(pid), &mut |name| known.name(name));
-        } else if let (Request::Restore, Files::Lent(lend)) = (self.ask.request, &self.ask.files) {
+        } else if let (Request::Restore, Files::Lent(lend)) = (self.call.request, &self.call.files) {
             let folder = format!("/proc/self/fd/{}", lend.images.as_raw_fd());
             for start in lines_in_names(folder.as_ref(), &starts) {
                 known.start(start);
@@ -156,20 +156,20 @@ impl Gathering<'_, '_> {
 
     /// Returns true if the program that we started has exited without a message of criu's protocol.
     fn said_nothing(&self) -> bool {
-        let ended = self.remains.exit.is_some_and(|status| status.code().is_some());
+        let ended = self.criu_exit.status.is_some_and(|status| status.code().is_some());
         ended && self.version.is_none() && self.answer.is_none() && self.last_event.is_none()
     }
 
     /// Returns true if memory was to be sent to the address of a page server.
     fn sends_memory_away(&self) -> bool {
-        let server = self.ask.opts.as_ref().and_then(|opts| opts.ps.as_ref());
-        let sends = matches!(self.ask.request, Request::Dump | Request::PreDump);
+        let server = self.call.opts.as_ref().and_then(|opts| opts.ps.as_ref());
+        let sends = matches!(self.call.request, Request::Dump | Request::PreDump);
         sends && server.is_some_and(|server| server.fd.is_none())
     }
 
     /// Returns the signal that killed criu before its answer, unless we sent it.
     fn killed_by(&self) -> Option<i32> {
-        let ended = self.remains.exit.filter(|_| self.answer.is_none() && !self.remains.by_us);
+        let ended = self.criu_exit.status.filter(|_| self.answer.is_none() && !self.criu_exit.by_us);
         ended.and_then(|status| status.signal())
     }
 
@@ -178,7 +178,7 @@ impl Gathering<'_, '_> {
     fn lacks_privileges(&self, output: &diagnose::Output, message: Option<&str>) -> bool {
         const SYS_ADMIN: u64 = 1 << 21;
         const CHECKPOINT_RESTORE: u64 = 1 << 40;
-        let is_ours = self.remains.exit.is_some();
+        let is_ours = self.criu_exit.status.is_some();
         let refused =
             |line: &str| line.contains("Permission denied") || line.contains("Operation not permitted");
         let mut lines = output.telling().chain(message);
@@ -194,27 +194,27 @@ impl Gathering<'_, '_> {
 
     /// Returns true if the first image that this request reads is missing.
     fn image_is_missing(&self) -> bool {
-        let name = match self.ask.request {
+        let name = match self.call.request {
             Request::Restore => "inventory.img",
             Request::CpuinfoCheck => "cpuinfo.img",
             _ => return false,
         };
-        let Files::Lent(lend) = &self.ask.files else { return false };
+        let Files::Lent(lend) = &self.call.files else { return false };
         open_in(lend.images, name).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     }
 
     /// Returns true if the image folder is deleted, so that no file can be created in it.
     fn folder_was_deleted(&self) -> bool {
-        let Files::Lent(lend) = &self.ask.files else { return false };
+        let Files::Lent(lend) = &self.call.files else { return false };
         fstat(lend.images).is_ok_and(|folder| folder.st_nlink == 0)
     }
 
     /// Reads the log, if it went to a file. A log that was not written since the conversation began
     /// belongs to an earlier request.
     fn log_file(&self) -> Option<String> {
-        let opts = self.ask.opts.as_ref()?;
+        let opts = self.call.opts.as_ref()?;
         let name = opts.log_file.as_deref().unwrap_or(LOG);
-        let file = match &self.ask.files {
+        let file = match &self.call.files {
             _ if opts.log_to_stderr.is_some() => return None,
             Files::Lent(lend) => open_in(lend.work.unwrap_or(lend.images), name),
             Files::InFolder(path) => File::open(path).and_then(|folder| open_in(folder.as_fd(), name)),
@@ -222,7 +222,7 @@ impl Gathering<'_, '_> {
         };
         let file = file.ok()?;
         let written = file.metadata().ok()?.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
-        if self.remains.since.is_none_or(|since| written < since) {
+        if self.criu_exit.since.is_none_or(|since| written < since) {
             return None;
         }
         let mut text = Vec::new();
@@ -232,14 +232,15 @@ impl Gathering<'_, '_> {
 
     /// Returns the root of the tree to dump.
     fn pid(&self) -> Option<i32> {
-        let is_dump = matches!(self.ask.request, Request::Dump | Request::PreDump | Request::SinglePreDump);
-        self.ask.opts.as_ref()?.pid.filter(|_| is_dump)
+        let is_dump = matches!(self.call.request, Request::Dump | Request::PreDump | Request::SinglePreDump);
+        self.call.opts.as_ref()?.pid.filter(|_| is_dump)
     }
 
     /// Returns the tracer of a process of the tree, except criu. A criu that we started has ended
     /// by now. A service may hold this tree a moment longer, and other trees too.
     fn tracer(&self) -> Option<Pid> {
-        let is_criu = |pid: &i32| self.remains.criu.is_some_and(|criu| procfs::lineage(*pid).contains(&criu));
+        let is_criu =
+            |pid: &i32| self.criu_exit.criu.is_some_and(|criu| procfs::lineage(*pid).contains(&criu));
         let tracer = preflight::tracers(Pid::from(self.pid()?)).find(|tracer| !is_criu(tracer));
         tracer.map(Pid::from)
     }

@@ -146,7 +146,7 @@ impl Event<'_> {
     }
 
     /// Returns true if criu ignores a refusal of this event.
-    pub(super) fn is_afterthought(&self) -> bool {
+    pub(super) fn ignores_refusal(&self) -> bool {
         matches!(self, Event::NetworkUnlock | Event::PreResume | Event::PostResume)
     }
 
@@ -178,7 +178,7 @@ impl Event<'_> {
 }
 
 /// Calls the hooks; a panic counts as a refusal.
-pub(super) fn ask(hooks: &mut dyn Hooks, event: Event<'_>) -> Result<(), BoxError> {
+pub(super) fn run_hook(hooks: &mut dyn Hooks, event: Event<'_>) -> Result<(), BoxError> {
     catch_unwind(AssertUnwindSafe(|| hooks.on(event))).unwrap_or_else(|panic| {
         let text = panic
             .downcast_ref::<&str>()

@@ -4,7 +4,7 @@
 //! serves memory (`lazy_pages`) takes only the port from the request, and would listen on all
 //! addresses.
 
-use super::ask::{Ask, Files};
+use super::call::{Call, Files};
 use crate::{Error, Request, Result};
 
 /// Returns the address for criu's argument `--address`, if the request cannot carry it.
@@ -13,12 +13,12 @@ use crate::{Error, Request, Result};
 ///
 /// [`Error::Options`] if criu would listen on all addresses unasked. `ours` is true if criu is
 /// started here.
-pub(super) fn address(ask: &Ask<'_>, ours: bool) -> Result<Option<String>> {
-    let serves = matches!(ask.request, Request::Dump | Request::PageServer | Request::PageServerChild);
-    let Some(opts) = ask.opts.as_ref().filter(|opts| serves && opts.lazy_pages == Some(true)) else {
+pub(super) fn address(call: &Call<'_>, ours: bool) -> Result<Option<String>> {
+    let serves = matches!(call.request, Request::Dump | Request::PageServer | Request::PageServerChild);
+    let Some(opts) = call.opts.as_ref().filter(|opts| serves && opts.lazy_pages == Some(true)) else {
         return Ok(None);
     };
-    if matches!(&ask.files, Files::Lent(lend) if lend.page_server.is_some()) {
+    if matches!(&call.files, Files::Lent(lend) if lend.page_server.is_some()) {
         return refused(
             "Lend::page_server",
             "criu serves memory (`lazy_pages`) on a port only: name it with `ps`",

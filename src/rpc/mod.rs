@@ -7,7 +7,7 @@
 // `talk` connects the two.
 
 mod abandon;
-mod ask;
+mod call;
 pub(crate) mod cancel;
 mod condition;
 mod failure;
@@ -37,7 +37,7 @@ use std::{
 };
 
 use self::{
-    ask::{Ask, Files},
+    call::{Call, Files},
     cancel::Cancel,
     page_server::Told,
     session::options,
@@ -85,7 +85,7 @@ pub struct Criu {
     deadline: Option<Duration>,
     cancel: Option<Cancel>,
     /// The release of the last criu; clones of the handle share it.
-    told: Arc<Mutex<Option<Version>>>,
+    last_version: Arc<Mutex<Option<Version>>>,
 }
 
 /// The way to reach criu.
@@ -107,8 +107,8 @@ impl Default for Reach {
 
 impl Criu {
     /// Returns the release of the criu that answered last, without a request.
-    pub(crate) fn told(&self) -> Option<Version> {
-        self.told.lock().clone()
+    pub(crate) fn last_version(&self) -> Option<Version> {
+        self.last_version.lock().clone()
     }
 
     /// Uses the criu in `PATH` or the system's usual folders. Each request starts it as
@@ -239,7 +239,7 @@ impl Criu {
     /// # Ok::<(), criu_rpc::Error>(())
     /// ```
     pub fn version(&self) -> Result<Version> {
-        let (answer, _) = self.talk(Ask::new(Request::Version))?;
+        let (answer, _) = self.call(Call::new(Request::Version))?;
         talk::version(answer).ok_or_else(|| protocol(Request::Version, "an answer without a version"))
     }
 
@@ -252,10 +252,10 @@ impl Criu {
         // Before 4.2 criu needs a folder, and writes a log into it without log_to_stderr.
         let root = File::open("/").map_err(Error::io("open /"))?;
         let opts = CriuOpts { log_to_stderr: Some(true), ..options() };
-        self.talk(Ask {
+        self.call(Call {
             opts: Some(opts),
             files: Files::Lent(Lend::images(&root)),
-            ..Ask::new(Request::Check)
+            ..Call::new(Request::Check)
         })?;
         Ok(())
     }
@@ -268,7 +268,7 @@ impl Criu {
     /// [`Error::Criu`] if criu cannot tell.
     pub fn features(&self) -> Result<Features> {
         let (answer, _) =
-            self.talk(Ask { features: Some(all_features()), ..Ask::new(Request::FeatureCheck) })?;
+            self.call(Call { features: Some(all_features()), ..Call::new(Request::FeatureCheck) })?;
         features(&answer)
     }
 
@@ -279,11 +279,11 @@ impl Criu {
     ///
     /// As these two.
     pub fn about(&self) -> Result<About> {
-        let mut ask = Ask { features: Some(all_features()), ..Ask::new(Request::FeatureCheck) };
-        let mut talk = self.open(&mut ask)?;
-        let answer = talk.ask(ask)?;
-        let version = talk.version.clone();
-        talk.close();
+        let mut call = Call { features: Some(all_features()), ..Call::new(Request::FeatureCheck) };
+        let mut conversation = self.open(&mut call)?;
+        let answer = conversation.call(call)?;
+        let version = conversation.version.clone();
+        conversation.close();
         let version = version.ok_or_else(|| protocol(Request::Version, "an answer without a version"))?;
         Ok(About { version, features: features(&answer)? })
     }
@@ -339,14 +339,14 @@ impl Criu {
         hooks: &mut dyn Hooks,
     ) -> Result<Dumped> {
         let opts = CriuOpts { pid: Some(self.root(pid.into())?), ..options.wire() };
-        let ask = Ask {
+        let call = Call {
             opts: Some(opts),
             raw: options.raw(),
             files: Files::Lent(lend),
             hooks: Some(hooks),
-            ..Ask::new(Request::Dump)
+            ..Call::new(Request::Dump)
         };
-        let (_, version, output) = self.talk_to_the_end(ask)?;
+        let (_, version, output) = self.call_to_the_end(call)?;
         Ok(Dumped { version, interrupted: interrupted(&output) })
     }
 
@@ -362,17 +362,17 @@ impl Criu {
     /// if the kernel does not track memory. The tree runs on.
     pub fn pre_dump(&self, pid: impl Into<Pid>, options: &PreDumpOptions, lend: Lend<'_>) -> Result<()> {
         let opts = CriuOpts { pid: Some(self.root(pid.into())?), ..options.wire() };
-        let mut ask = Ask {
+        let mut call = Call {
             opts: Some(opts),
             raw: options.raw(),
             files: Files::Lent(lend),
-            ..Ask::new(Request::SinglePreDump)
+            ..Call::new(Request::SinglePreDump)
         };
-        let mut talk = self.open(&mut ask)?;
-        talk.needs(Version::new(3, 17, 0), "pre_dump")?;
-        talk.needs_mem_track(&ask)?;
-        talk.ask(ask)?;
-        talk.close();
+        let mut conversation = self.open(&mut call)?;
+        conversation.needs(Version::new(3, 17, 0), "pre_dump")?;
+        conversation.needs_mem_track(&call)?;
+        conversation.call(call)?;
+        conversation.close();
         Ok(())
     }
 
@@ -393,19 +393,19 @@ impl Criu {
     /// listen.
     pub fn page_server(&self, options: &PageServerOptions, lend: Lend<'_>) -> Result<PageServer> {
         says_where(options, &lend)?;
-        let mut ask = Ask {
+        let mut call = Call {
             opts: Some(options.wire()),
             raw: options.raw(),
             files: Files::Lent(lend.clone()),
             keep_open: true,
-            ..Ask::new(Request::PageServerChild)
+            ..Call::new(Request::PageServerChild)
         };
-        let mut talk = self.open(&mut ask)?;
-        talk.complete(&mut ask)?;
-        let told = Told::keep(ask.opts.as_ref(), &lend)?;
-        let server = talk.ask(ask)?.ps.unwrap_or_default();
+        let mut conversation = self.open(&mut call)?;
+        conversation.complete(&mut call)?;
+        let told = Told::keep(call.opts.as_ref(), &lend)?;
+        let server = conversation.call(call)?.ps.unwrap_or_default();
         match server.pid {
-            Some(pid) if pid > 1 => Ok(PageServer::new(talk, pid, port(server.port), told)),
+            Some(pid) if pid > 1 => Ok(PageServer::new(conversation, pid, port(server.port), told)),
             pid => Err(protocol(Request::PageServerChild, &format!("success with the pid {pid:?}"))),
         }
     }
@@ -425,11 +425,11 @@ impl Criu {
     /// listen.
     pub fn page_server_daemon(&self, options: &PageServerOptions, lend: Lend<'_>) -> Result<Option<u16>> {
         says_where(options, &lend)?;
-        let (answer, _) = self.talk(Ask {
+        let (answer, _) = self.call(Call {
             opts: Some(options.wire()),
             raw: options.raw(),
             files: Files::Lent(lend),
-            ..Ask::new(Request::PageServer)
+            ..Call::new(Request::PageServer)
         })?;
         Ok(port(answer.ps.unwrap_or_default().port))
     }
@@ -455,7 +455,7 @@ impl Criu {
 
     fn cpuinfo(&self, request: Request, options: &CpuInfoOptions, lend: Lend<'_>) -> Result<()> {
         let files = Files::Lent(lend);
-        self.talk(Ask { opts: Some(options.wire()), raw: options.raw(), files, ..Ask::new(request) })?;
+        self.call(Call { opts: Some(options.wire()), raw: options.raw(), files, ..Call::new(request) })?;
         Ok(())
     }
 
@@ -491,13 +491,13 @@ impl Criu {
     ) -> Result<SelfDump> {
         let pid = Some(self.root(pid.into())?);
         let opts = CriuOpts { pid, leave_running: Some(true), ..options.wire() };
-        let ask = Ask {
+        let call = Call {
             opts: Some(opts),
             raw: options.raw(),
             files: Files::InFolder(images),
-            ..Ask::new(Request::Dump)
+            ..Call::new(Request::Dump)
         };
-        let (answer, version, output) = self.talk_to_the_end(ask)?;
+        let (answer, version, output) = self.call_to_the_end(call)?;
         match answer.dump.and_then(|dump| dump.restored) {
             Some(true) => Ok(SelfDump::Restored),
             _ => Ok(SelfDump::Dumped(Dumped { version, interrupted: interrupted(&output) })),
@@ -522,14 +522,14 @@ impl Criu {
     /// is init's to reap, and holds its pid until then.
     pub fn restore(&self, options: &RestoreOptions, lend: Lend<'_>, hooks: &mut dyn Hooks) -> Result<Tree> {
         let opts = options.wire();
-        let ask = Ask {
+        let call = Call {
             opts: Some(opts),
             raw: options.raw(),
             files: Files::Lent(lend),
             hooks: Some(hooks),
-            ..Ask::new(Request::Restore)
+            ..Call::new(Request::Restore)
         };
-        let (answer, _) = self.talk(ask)?;
+        let (answer, _) = self.call(call)?;
         match answer.restore.map(|restore| restore.pid) {
             Some(pid) if pid > 1 => Tree::own(pid),
             pid => Err(protocol(Request::Restore, &format!("success with the pid {pid:?}"))),

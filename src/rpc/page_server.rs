@@ -13,11 +13,11 @@ use nix::sys::signal::Signal;
 
 use super::{
     Lend,
-    ask::{Ask, Files},
+    call::{Call, Files},
     condition::Tree,
-    failure::Gathering,
-    talk::Talk,
-    transport::Remains,
+    failure::FailureContext,
+    talk::Conversation,
+    transport::CriuExit,
 };
 use crate::{
     Error, Failure, Pid, Request, Result, Version,
@@ -32,7 +32,7 @@ use crate::{
 /// server that is not visibly a descendant of its criu is left alone: that of a service in another
 /// pid namespace, or of a service that became a daemon.
 pub struct PageServer {
-    talk: Option<Talk>,
+    conversation: Option<Conversation>,
     pid: i32,
     /// `None` if the pid may mean another process here.
     pidfd: Option<OwnedFd>,
@@ -58,9 +58,9 @@ impl Told {
 }
 
 impl PageServer {
-    pub(super) fn new(talk: Talk, pid: i32, port: Option<u16>, told: Told) -> PageServer {
-        let pidfd = sys::pidfd_open(pid).ok().filter(|_| talk.begot(pid));
-        PageServer { talk: Some(talk), pid, pidfd, port, told }
+    pub(super) fn new(conversation: Conversation, pid: i32, port: Option<u16>, told: Told) -> PageServer {
+        let pidfd = sys::pidfd_open(pid).ok().filter(|_| conversation.is_ancestor_of(pid));
+        PageServer { conversation: Some(conversation), pid, pidfd, port, told }
     }
 
     /// Returns the pid that criu reported. If a service is in another pid namespace, the pid is
@@ -116,28 +116,29 @@ impl PageServer {
 
     /// Asks criu, the server's parent, for its exit status.
     fn reap(&mut self) -> Result<End> {
-        let mut talk = self.talk.take().expect("because only this takes it, once");
+        let mut conversation = self.conversation.take().expect("because only this takes it, once");
         let child = u32::try_from(self.pid).ok();
-        let answer = talk.ask(Ask { child, ..Ask::new(Request::WaitPid) })?;
+        let answer = conversation.call(Call { child, ..Call::new(Request::WaitPid) })?;
         let status = answer.status.map(ExitStatus::from_raw).ok_or_else(|| Error::Protocol {
             request: Request::WaitPid,
             problem: "an answer without a status".to_owned(),
         })?;
-        Ok(End { status, version: talk.version.clone(), answer, remains: talk.finish() })
+        Ok(End { status, version: conversation.version.clone(), answer, criu_exit: conversation.finish() })
     }
 
     /// Collects the facts about a failed page server.
     fn failure(&self, end: End) -> Failure {
-        let End { status, version, answer, remains } = end;
+        let End { status, version, answer, criu_exit } = end;
         let mut lend = Lend::images(&self.told.images);
         lend.work = self.told.work.as_ref().map(AsFd::as_fd);
         let opts = self.told.opts.clone();
-        let ask = Ask { opts, files: Files::Lent(lend), ..Ask::new(Request::WaitPid) };
+        let call = Call { opts, files: Files::Lent(lend), ..Call::new(Request::WaitPid) };
         // A page server that a signal killed counts as a criu that did not answer.
         let answer = Some(&answer).filter(|_| status.signal().is_none());
-        let remains = Remains { exit: Some(status), ..remains };
+        let criu_exit = CriuExit { status: Some(status), ..criu_exit };
         let tree = Tree::default();
-        Gathering { ask: &ask, last_event: None, version, answer, remains: &remains, tree: &tree }.failure()
+        FailureContext { call: &call, last_event: None, version, answer, criu_exit: &criu_exit, tree: &tree }
+            .failure()
     }
 }
 
@@ -146,7 +147,7 @@ struct End {
     status: ExitStatus,
     version: Option<Version>,
     answer: CriuResp,
-    remains: Remains,
+    criu_exit: CriuExit,
 }
 
 impl Drop for PageServer {

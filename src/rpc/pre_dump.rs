@@ -2,9 +2,9 @@
 
 use super::{
     Criu, Dumped, Lend,
-    ask::{Ask, Files},
+    call::{Call, Files},
     hooks::Hooks,
-    talk::Talk,
+    talk::Conversation,
 };
 use crate::{DumpOptions, Pid, Request, Result, options::PreDumpOptions, proto::rpc::CriuOpts};
 
@@ -33,12 +33,12 @@ use crate::{DumpOptions, Pid, Request, Result, options::PreDumpOptions, proto::r
 pub struct PreDumps {
     criu: Criu,
     pid: Pid,
-    talk: Option<Talk>,
+    conversation: Option<Conversation>,
 }
 
 impl PreDumps {
     pub(super) fn new(criu: Criu, pid: Pid) -> PreDumps {
-        PreDumps { criu, pid, talk: None }
+        PreDumps { criu, pid, conversation: None }
     }
 
     /// Writes the tree's memory into the lent folder. The tree is frozen only for a moment.
@@ -48,11 +48,11 @@ impl PreDumps {
     /// As [`Criu::pre_dump`]. An error ends the row, because criu exits after a failed pre-dump.
     pub fn pre_dump(mut self, options: &PreDumpOptions, lend: Lend<'_>) -> Result<PreDumps> {
         let opts = CriuOpts { pid: Some(self.criu.root(self.pid)?), ..options.wire() };
-        self.ask(Ask {
+        self.call(Call {
             opts: Some(opts),
             raw: options.raw(),
             files: Files::Lent(lend),
-            ..Ask::new(Request::PreDump)
+            ..Call::new(Request::PreDump)
         })?;
         Ok(self)
     }
@@ -64,34 +64,34 @@ impl PreDumps {
     /// As [`Criu::dump`].
     pub fn dump(mut self, options: &DumpOptions, lend: Lend<'_>, hooks: &mut dyn Hooks) -> Result<Dumped> {
         let opts = CriuOpts { pid: Some(self.criu.root(self.pid)?), ..options.wire() };
-        self.ask(Ask {
+        self.call(Call {
             opts: Some(opts),
             raw: options.raw(),
             files: Files::Lent(lend),
             hooks: Some(hooks),
-            ..Ask::new(Request::Dump)
+            ..Call::new(Request::Dump)
         })?;
-        let talk = self.talk.take().expect("because it was asked just now");
-        let version = talk.version.clone();
-        talk.close();
+        let conversation = self.conversation.take().expect("because it was asked just now");
+        let version = conversation.version.clone();
+        conversation.close();
         Ok(Dumped { version, interrupted: Vec::new() })
     }
 
     /// Sends a request. The first one starts criu; later ones lend files to the same criu.
-    fn ask(&mut self, mut ask: Ask<'_>) -> Result<()> {
-        let talk = match self.talk.take() {
+    fn call(&mut self, mut call: Call<'_>) -> Result<()> {
+        let conversation = match self.conversation.take() {
             None => {
-                let mut talk = self.criu.open(&mut ask)?;
-                if ask.request == Request::PreDump {
-                    talk.needs_mem_track(&ask)?;
+                let mut conversation = self.criu.open(&mut call)?;
+                if call.request == Request::PreDump {
+                    conversation.needs_mem_track(&call)?;
                 }
-                self.talk.insert(talk)
+                self.conversation.insert(conversation)
             }
-            Some(talk) => {
-                talk.describe_again(&mut ask)?;
-                self.talk.insert(talk)
+            Some(conversation) => {
+                conversation.describe_again(&mut call)?;
+                self.conversation.insert(conversation)
             }
         };
-        talk.ask(ask).map(|_| ())
+        conversation.call(call).map(|_| ())
     }
 }

@@ -11,15 +11,15 @@ use nix::sys::socket::{Shutdown, shutdown};
 
 use super::{
     Cancel, Criu, Lend, Reach,
-    abandon::Offspring,
-    ask::{Ask, Files, LOG},
+    abandon::UnfinishedRestore,
+    call::{Call, Files, LOG},
     condition::Tree,
-    failure::{Gathering, open_in},
+    failure::{FailureContext, open_in},
     hooks::{self, Event, Hooks},
     listen, packet,
     session::{Session, Step},
     swrk::{self, Apart, Command, FIRST_LENT},
-    transport::{Connection, Heard, Remains},
+    transport::{Connection, CriuExit, Heard},
 };
 use crate::{
     BoxError, Cause, Error, Failure, Pid, Request, Result, Version, image,
@@ -39,64 +39,64 @@ const GRACE_OF_RESTORE: Duration = Duration::from_secs(5);
 
 impl Criu {
     /// Sends a request, answers events, and returns the successful answer.
-    pub(super) fn talk(&self, ask: Ask<'_>) -> Result<(CriuResp, Option<Version>)> {
-        self.talk_to_the_end(ask).map(|(answer, version, _)| (answer, version))
+    pub(super) fn call(&self, call: Call<'_>) -> Result<(CriuResp, Option<Version>)> {
+        self.call_to_the_end(call).map(|(answer, version, _)| (answer, version))
     }
 
     /// Does the same as [`talk`](Criu::talk), and also returns criu's output, if it came to us.
-    pub(super) fn talk_to_the_end(&self, mut ask: Ask<'_>) -> Result<(CriuResp, Option<Version>, String)> {
-        let mut talk = self.open(&mut ask)?;
-        let answer = talk.ask(ask)?;
-        let version = talk.version.clone();
-        Ok((answer, version, talk.close()))
+    pub(super) fn call_to_the_end(&self, mut call: Call<'_>) -> Result<(CriuResp, Option<Version>, String)> {
+        let mut conversation = self.open(&mut call)?;
+        let answer = conversation.call(call)?;
+        let version = conversation.version.clone();
+        Ok((answer, version, conversation.close()))
     }
 
     /// Reaches a criu for a conversation that begins with this request. Asks for its version if it
     /// matters.
-    pub(super) fn open(&self, ask: &mut Ask<'_>) -> Result<Talk> {
+    pub(super) fn open(&self, call: &mut Call<'_>) -> Result<Conversation> {
         let deadline = self.deadline.and_then(|deadline| Instant::now().checked_add(deadline));
-        let mut talk = Talk {
-            connection: Some(self.connect(ask, deadline)?),
+        let mut conversation = Conversation {
+            connection: Some(self.connect(call, deadline)?),
             version: None,
             patience: self.deadline,
             deadline,
             cancel: self.cancel.clone(),
             ours: matches!(self.reach, Reach::Swrk(_)),
         };
-        if !matches!(self.reach, Reach::Over(_)) && ask.request != Request::Version {
+        if !matches!(self.reach, Reach::Over(_)) && call.request != Request::Version {
             // Another request to the same criu costs some forty microseconds.
-            let question = Ask { keep_open: true, ..Ask::new(Request::Version) };
-            talk.version = version(talk.exchange(question, Some(ask))?);
-            self.told.lock().clone_from(&talk.version);
+            let question = Call { keep_open: true, ..Call::new(Request::Version) };
+            conversation.version = version(conversation.exchange(question, Some(call))?);
+            self.last_version.lock().clone_from(&conversation.version);
         }
-        Ok(talk)
+        Ok(conversation)
     }
 
-    fn connect(&self, ask: &mut Ask<'_>, deadline: Option<Instant>) -> Result<Connection> {
-        if let Files::Lent(lend) = &ask.files {
+    fn connect(&self, call: &mut Call<'_>, deadline: Option<Instant>) -> Result<Connection> {
+        if let Files::Lent(lend) = &call.files {
             lend.check()?;
         }
-        let address = listen::address(ask, matches!(self.reach, Reach::Swrk(_)))?;
+        let address = listen::address(call, matches!(self.reach, Reach::Swrk(_)))?;
         let program = match &self.reach {
             Reach::Swrk(program) => swrk::find(program.as_deref())?,
             Reach::Service(path) => {
-                describe_to_another(ask, true)?;
+                describe_to_another(call, true)?;
                 let connection = Connection::to_service(path, deadline, self.cancel.as_ref())?;
-                return means_our_pids(connection.ok_or_else(|| self.gave_up(ask))?, ask);
+                return require_same_pid_namespace(connection.ok_or_else(|| self.gave_up(call))?, call);
             }
             Reach::Over(socket) => {
                 let socket = socket.lock().take();
                 let socket = socket.ok_or_else(|| Error::Over {
                     reason: "this connection carries one request, and has carried it",
                 })?;
-                describe_to_another(ask, false)?;
-                return means_our_pids(Connection::over(socket)?, ask);
+                describe_to_another(call, false)?;
+                return require_same_pid_namespace(Connection::over(socket)?, call);
             }
         };
         let mut arguments = self.arguments.clone();
         arguments.extend(address.into_iter().flat_map(|address| ["--address".into(), address.into()]));
         let command = Command { program: &program, arguments: &arguments, variables: &self.variables };
-        match (&ask.files, &mut ask.opts) {
+        match (&call.files, &mut call.opts) {
             (Files::InFolder(path), Some(opts)) => {
                 let folder =
                     File::open(path).map_err(Error::io(format!("open the folder {}", path.display())))?;
@@ -105,7 +105,7 @@ impl Criu {
             }
             (Files::Lent(lend), Some(opts)) => {
                 let lent = lend.describe(opts, FIRST_LENT);
-                let apart = apart(ask.request, opts, lend);
+                let apart = apart(call.request, opts, lend);
                 Connection::start(&command, lend.terminal, &lent, apart)
             }
             _ => Connection::start(&command, None, &[], Apart::SESSION),
@@ -114,11 +114,17 @@ impl Criu {
 
     /// The error for a call that ended before criu accepted the connection: the deadline passed, or
     /// the caller cancelled.
-    fn gave_up(&self, ask: &Ask<'_>) -> Error {
-        let remains = Remains::default();
+    fn gave_up(&self, call: &Call<'_>) -> Error {
+        let criu_exit = CriuExit::default();
         let tree = Tree::default();
-        let nothing =
-            Gathering { ask, last_event: None, version: None, answer: None, remains: &remains, tree: &tree };
+        let nothing = FailureContext {
+            call,
+            last_event: None,
+            version: None,
+            answer: None,
+            criu_exit: &criu_exit,
+            tree: &tree,
+        };
         let failure = Box::new(Failure { cause: Cause::GivenUp, ..nothing.failure() });
         match self.cancel.as_ref().is_some_and(Cancel::is_cancelled) {
             true => Error::Cancelled(failure),
@@ -141,19 +147,19 @@ fn apart(request: Request, opts: &CriuOpts, lend: &Lend<'_>) -> Apart {
 }
 
 /// Names the files for a service, which inherits nothing from us.
-fn describe_to_another(ask: &mut Ask<'_>, is_service: bool) -> Result<()> {
-    match (&ask.files, &mut ask.opts) {
-        (Files::InFolder(_), _) if !is_service => Err(swrk_only("a self-dump needs a criu that we start")),
+fn describe_to_another(call: &mut Call<'_>, is_service: bool) -> Result<()> {
+    match (&call.files, &mut call.opts) {
+        (Files::InFolder(_), _) if !is_service => Err(unsupported("a self-dump needs a criu that we start")),
         (Files::InFolder(path), Some(opts)) => {
             let path = std::path::absolute(path).map_err(Error::io("find the folder for images"))?;
             opts.images_dir = Some(path.to_string_lossy().into_owned());
             Ok(())
         }
         (Files::Lent(lend), _) if lend.needs_inheritance() => {
-            Err(swrk_only("files to inherit can be lent to a criu that we start only"))
+            Err(unsupported("files to inherit can be lent to a criu that we start only"))
         }
         (_, Some(opts)) if is_service && opts.rst_sibling == Some(true) => {
-            Err(swrk_only("a service cannot make the tree our child: leave out `rst_sibling`"))
+            Err(unsupported("a service cannot make the tree our child: leave out `rst_sibling`"))
         }
         (Files::Lent(lend), Some(opts)) => {
             lend.describe(opts, FIRST_LENT);
@@ -165,22 +171,22 @@ fn describe_to_another(ask: &mut Ask<'_>, is_service: bool) -> Result<()> {
 
 /// Refuses a restore by a service in another pid namespace. The pid of its root means another
 /// process here, which its owner would kill.
-fn means_our_pids(connection: Connection, ask: &Ask<'_>) -> Result<Connection> {
-    match ask.request {
-        Request::Restore if !connection.shares_pids() => Err(swrk_only(
+fn require_same_pid_namespace(connection: Connection, call: &Call<'_>) -> Result<Connection> {
+    match call.request {
+        Request::Restore if !connection.shares_pids() => Err(unsupported(
             "a service in another pid namespace cannot give us the tree: its numbers are others",
         )),
         _ => Ok(connection),
     }
 }
 
-fn swrk_only(problem: &str) -> Error {
+fn unsupported(problem: &str) -> Error {
     Error::Options { option: "Criu", problem: problem.to_owned() }
 }
 
 /// A conversation. Dropping it closes the socket, and reaps criu.
 #[derive(Debug)]
-pub(super) struct Talk {
+pub(super) struct Conversation {
     /// `None` after criu has failed and ended.
     connection: Option<Connection>,
     pub(super) version: Option<Version>,
@@ -207,35 +213,35 @@ enum Stop {
     Cancelled,
 }
 
-impl Talk {
+impl Conversation {
     /// Sends a request, and answers events. The answer is a successful one; after an error, criu is
     /// gone.
-    pub(super) fn ask(&mut self, mut ask: Ask<'_>) -> Result<CriuResp> {
-        self.complete(&mut ask)?;
-        let answer = self.exchange(ask, None);
+    pub(super) fn call(&mut self, mut call: Call<'_>) -> Result<CriuResp> {
+        self.complete(&mut call)?;
+        let answer = self.exchange(call, None);
         self.deadline = None; // the next request sets its own deadline
         answer
     }
 
     /// Sends a request, which may be a step on the way to `purpose`: an error then names that.
-    fn exchange(&mut self, mut ask: Ask<'_>, purpose: Option<&Ask<'_>>) -> Result<CriuResp> {
+    fn exchange(&mut self, mut call: Call<'_>, purpose: Option<&Call<'_>>) -> Result<CriuResp> {
         let begun = self.deadline;
         let mut exchange = Exchange {
-            session: Session::new(ask.request),
+            session: Session::new(call.request),
             deadline: begun.or_else(|| Instant::now().checked_add(self.patience?)),
             stopping: None,
             answered: false,
             root: None,
             accepted: false,
             refusal: None,
-            tree: tree_of(&ask),
+            tree: tree_of(&call),
         };
         let connection = self
             .connection
             .take()
             .ok_or_else(|| Error::Over { reason: "a request before this one failed" })?;
-        let mut offspring = Offspring::expected(&ask, &connection)?;
-        let end = match exchange.run(&connection, &mut ask, &mut offspring, self.cancel.as_ref()) {
+        let mut unfinished = UnfinishedRestore::expected(&call, &connection)?;
+        let end = match exchange.run(&connection, &mut call, &mut unfinished, self.cancel.as_ref()) {
             Ok(End::Answer(answer)) if answer.success => {
                 self.connection = Some(connection);
                 return Ok(*answer);
@@ -243,30 +249,32 @@ impl Talk {
             end => end,
         };
         let mut by_us = false;
-        if ask.request == Request::Restore && !exchange.answered {
+        if call.request == Request::Restore && !exchange.answered {
             by_us = !matches!(end, Ok(End::Gone)) || !connection.has_ended();
             connection.kill(); // the restored processes are its children
         }
-        let remains = Remains { by_us, ..connection.finish() };
+        let criu_exit = CriuExit { by_us, ..connection.finish() };
         Err(match purpose {
-            Some(purpose) => self.failed(purpose, exchange, end, remains, offspring),
-            None => self.failed(&ask, exchange, end, remains, offspring),
+            Some(purpose) => self.failed(purpose, exchange, end, criu_exit, unfinished),
+            None => self.failed(&call, exchange, end, criu_exit, unfinished),
         })
     }
 
     fn failed(
         &self,
-        ask: &Ask<'_>,
+        call: &Call<'_>,
         exchange: Exchange,
         end: Result<End>,
-        remains: Remains,
-        offspring: Offspring,
+        criu_exit: CriuExit,
+        unfinished: UnfinishedRestore,
     ) -> Error {
         let last_event = exchange.session.last_event.as_deref();
         let gather = |answer: Option<&CriuResp>| {
             let version = self.version.clone();
             let tree = &exchange.tree;
-            Box::new(Gathering { ask, last_event, version, answer, remains: &remains, tree }.failure())
+            Box::new(
+                FailureContext { call, last_event, version, answer, criu_exit: &criu_exit, tree }.failure(),
+            )
         };
         // After we made a request fail, criu's messages are about that.
         let given_up = || Box::new(Failure { cause: Cause::GivenUp, ..*gather(None) });
@@ -278,7 +286,7 @@ impl Talk {
             (Ok(End::Answer(answer)), None) => Error::Criu(gather(Some(&answer))),
             (Ok(End::Gone), None) => Error::Gone(gather(None)),
         };
-        offspring.clear(!exchange.answered, exchange.root, &error);
+        unfinished.clear(!exchange.answered, exchange.root, &error);
         error
     }
 
@@ -292,35 +300,41 @@ impl Talk {
 
     /// Fails if the kernel does not track changes of memory: criu would fail in the middle of its
     /// work.
-    pub(super) fn needs_mem_track(&mut self, purpose: &Ask<'_>) -> Result<()> {
+    pub(super) fn needs_mem_track(&mut self, purpose: &Call<'_>) -> Result<()> {
         let features = CriuFeatures { mem_track: Some(true), ..CriuFeatures::default() };
-        let ask = Ask { features: Some(features), keep_open: true, ..Ask::new(Request::FeatureCheck) };
-        match self.ask(ask)?.features.and_then(|features| features.mem_track) {
+        let call = Call { features: Some(features), keep_open: true, ..Call::new(Request::FeatureCheck) };
+        match self.call(call)?.features.and_then(|features| features.mem_track) {
             Some(true) => Ok(()),
             _ => {
-                let (version, remains) = (self.version.clone(), &Remains::default());
+                let (version, criu_exit) = (self.version.clone(), &CriuExit::default());
                 let tree = &Tree::default();
-                let gathering =
-                    Gathering { ask: purpose, last_event: None, version, answer: None, remains, tree };
+                let gathering = FailureContext {
+                    call: purpose,
+                    last_event: None,
+                    version,
+                    answer: None,
+                    criu_exit,
+                    tree,
+                };
                 Err(Error::Criu(Box::new(Failure { cause: Cause::MemoryTracking, ..gathering.failure() })))
             }
         }
     }
 
     /// Names the files of a further request to the same criu, which cannot inherit any more.
-    pub(super) fn describe_again(&self, ask: &mut Ask<'_>) -> Result<()> {
-        let (Files::Lent(lend), Some(opts)) = (&ask.files, &mut ask.opts) else { return Ok(()) };
+    pub(super) fn describe_again(&self, call: &mut Call<'_>) -> Result<()> {
+        let (Files::Lent(lend), Some(opts)) = (&call.files, &mut call.opts) else { return Ok(()) };
         lend.check()?;
         if lend.needs_inheritance() {
-            return Err(swrk_only("files to inherit must be lent with the first request of a row"));
+            return Err(unsupported("files to inherit must be lent with the first request of a row"));
         }
         lend.describe(opts, FIRST_LENT);
         Ok(())
     }
 
     /// Returns true if this criu is an ancestor of the process.
-    pub(super) fn begot(&self, pid: i32) -> bool {
-        self.connection.as_ref().is_some_and(|connection| connection.begot(pid))
+    pub(super) fn is_ancestor_of(&self, pid: i32) -> bool {
+        self.connection.as_ref().is_some_and(|connection| connection.is_ancestor_of(pid))
     }
 
     /// Ends the conversation, and waits for criu's end. Returns its output.
@@ -330,20 +344,20 @@ impl Talk {
 
     /// Ends the conversation as [`close`](Talk::close) does, and returns all facts about criu's
     /// end.
-    pub(super) fn finish(mut self) -> Remains {
+    pub(super) fn finish(mut self) -> CriuExit {
         self.connection.take().map(Connection::finish).unwrap_or_default()
     }
 
     /// Completes the options, and rejects those that this criu would not understand.
-    pub(super) fn complete(&self, ask: &mut Ask<'_>) -> Result<()> {
-        let Some(opts) = &mut ask.opts else { return Ok(()) };
+    pub(super) fn complete(&self, call: &mut Call<'_>) -> Result<()> {
+        let Some(opts) = &mut call.opts else { return Ok(()) };
         if let Some(option) = field_with_zero_byte(opts) {
             let problem = "it contains a zero byte or is not UTF-8, which criu's messages cannot carry";
             return Err(Error::Options { option, problem: problem.to_owned() });
         }
         // Events of a restore report its root, which we reap after a failure. They also make it
         // possible to stop.
-        if ask.hooks.as_ref().is_some_and(|hooks| hooks.wanted()) || ask.request == Request::Restore {
+        if call.hooks.as_ref().is_some_and(|hooks| hooks.wanted()) || call.request == Request::Restore {
             opts.notify_scripts = Some(true);
         }
         opts.log_level.get_or_insert(2);
@@ -351,7 +365,7 @@ impl Talk {
         if self.ours && opts.log_file.is_none() && *version >= LOGS_TO_STDERR {
             opts.log_to_stderr = Some(true);
         }
-        let by_path = matches!(ask.files, Files::InFolder(_));
+        let by_path = matches!(call.files, Files::InFolder(_));
         let takes_path = if self.ours { LOGS_TO_STDERR } else { TAKES_PATHS };
         let self_dump = (by_path && *version < takes_path).then_some(("dump_self", takes_path));
         let fields = younger_fields(opts).into_iter().chain(self_dump);
@@ -367,9 +381,9 @@ fn too_old(option: &'static str, since: &Version, version: &Version) -> Error {
 }
 
 /// Returns the tree that criu is to work on, in its state before.
-fn tree_of(ask: &Ask<'_>) -> Tree {
-    let is_dump = matches!(ask.request, Request::Dump | Request::PreDump | Request::SinglePreDump);
-    let root = ask.opts.as_ref().and_then(|opts| opts.pid).filter(|_| is_dump);
+fn tree_of(call: &Call<'_>) -> Tree {
+    let is_dump = matches!(call.request, Request::Dump | Request::PreDump | Request::SinglePreDump);
+    let root = call.opts.as_ref().and_then(|opts| opts.pid).filter(|_| is_dump);
     root.map_or_else(Tree::default, Tree::of)
 }
 
@@ -394,17 +408,17 @@ impl Exchange {
     fn run(
         &mut self,
         connection: &Connection,
-        ask: &mut Ask<'_>,
-        offspring: &mut Offspring,
+        call: &mut Call<'_>,
+        unfinished: &mut UnfinishedRestore,
         cancel: Option<&Cancel>,
     ) -> Result<End> {
         let message = CriuReq {
-            features: ask.features,
-            keep_open: ask.keep_open.then_some(true),
-            pid: ask.child,
-            ..self.session.open(ask.opts.clone())
+            features: call.features,
+            keep_open: call.keep_open.then_some(true),
+            pid: call.child,
+            ..self.session.open(call.opts.clone())
         };
-        let mut unsaid = Some(packet::encode(message, ask.raw));
+        let mut unsaid = Some(packet::encode(message, call.raw));
         loop {
             let cancel = cancel.filter(|_| self.stopping.is_none() && !self.accepted);
             let heard = match unsaid.take() {
@@ -424,16 +438,16 @@ impl Exchange {
                         self.root = pid.map(Pid::as_raw).or(self.root);
                         let mut external = Vec::new();
                         let event = Event::named(&name, pid, descriptors.into_iter().next(), &mut external);
-                        let is_afterthought = event.is_afterthought();
-                        let mut go_on = self.decide(ask.hooks.as_deref_mut(), event);
+                        let ignores_refusal = event.ignores_refusal();
+                        let mut go_on = self.decide(call.hooks.as_deref_mut(), event);
                         // A hook takes time, or cancels. A refusal at this moment is sure to be
                         // heard.
-                        if let Some(stop) = self.overdue(cancel).filter(|_| go_on && !is_afterthought) {
-                            self.stop(stop, connection, ask);
+                        if let Some(stop) = self.overdue(cancel).filter(|_| go_on && !ignores_refusal) {
+                            self.stop(stop, connection, call);
                             go_on = false;
                         }
                         if go_on {
-                            offspring.go_on(&name);
+                            unfinished.go_on(&name);
                         }
                         unsaid = Some(packet::encode(self.session.acknowledge(go_on, external), &[]));
                         continue;
@@ -449,7 +463,7 @@ impl Exchange {
             if let Some(first) = self.stopping {
                 return Ok(End::Stopped(first)); // criu's grace period is over
             }
-            if !self.stop(stop, connection, ask) {
+            if !self.stop(stop, connection, call) {
                 return Ok(End::Stopped(stop));
             }
         }
@@ -468,11 +482,11 @@ impl Exchange {
 
     /// Makes the request fail, and gives it time for that. Returns true if an answer is still
     /// expected.
-    fn stop(&mut self, stop: Stop, connection: &Connection, ask: &Ask<'_>) -> bool {
+    fn stop(&mut self, stop: Stop, connection: &Connection, call: &Call<'_>) -> bool {
         self.stopping = Some(stop);
-        let grace = if ask.request == Request::Restore { GRACE_OF_RESTORE } else { GRACE };
+        let grace = if call.request == Request::Restore { GRACE_OF_RESTORE } else { GRACE };
         self.deadline = Some(Instant::now() + grace);
-        make_fail(connection, ask)
+        make_fail(connection, call)
     }
 
     /// Ends with the answer, unless it only reports that we made the request fail.
@@ -487,13 +501,13 @@ impl Exchange {
     /// Decides whether criu is to continue.
     fn decide(&mut self, hooks: Option<&mut (dyn Hooks + '_)>, event: Event<'_>) -> bool {
         // Cleanup also runs after we gave up. Other steps are refused.
-        if self.stopping.is_some() && !event.is_afterthought() {
+        if self.stopping.is_some() && !event.ignores_refusal() {
             return false;
         }
         let name = event.name().to_owned();
         // Once the images are accepted, and maybe stored, the tree must end as requested.
         let accepts = hooks.is_some() && matches!(event, Event::PostDump);
-        match hooks.map_or(Ok(()), |hooks| hooks::ask(hooks, event)) {
+        match hooks.map_or(Ok(()), |hooks| hooks::run_hook(hooks, event)) {
             Ok(()) => {
                 if accepts {
                     self.accepted = true;
@@ -510,10 +524,10 @@ impl Exchange {
 }
 
 /// Makes the request fail without harm to any process. Returns true if an answer is still expected.
-fn make_fail(connection: &Connection, ask: &Ask<'_>) -> bool {
-    match ask.request {
+fn make_fail(connection: &Connection, call: &Call<'_>) -> bool {
+    match call.request {
         Request::Dump | Request::PreDump | Request::SinglePreDump => {
-            if let Files::Lent(Lend { page_server: Some(socket), .. }) = &ask.files {
+            if let Files::Lent(Lend { page_server: Some(socket), .. }) = &call.files {
                 hang_up(*socket);
             }
             connection.go_on(); // it may have been stopped

@@ -85,8 +85,8 @@ enum Wake {
 
 /// The facts that remain after criu's end.
 #[derive(Debug, Default)]
-pub(super) struct Remains {
-    pub(super) exit: Option<ExitStatus>,
+pub(super) struct CriuExit {
+    pub(super) status: Option<ExitStatus>,
     /// True if we killed it.
     pub(super) by_us: bool,
     /// Its pid, or the pid of the process that made the service's socket.
@@ -106,7 +106,7 @@ impl Connection {
         lent: &[BorrowedFd<'_>],
         apart: Apart,
     ) -> Result<Connection> {
-        let output = above_streams(
+        let output = move_above_stdio(
             memfd_create(c"criu output", MFdFlags::MFD_CLOEXEC)
                 .map_err(failed("make a file for criu's output"))?,
         )?;
@@ -164,7 +164,7 @@ impl Connection {
             }
         }
         Ok(Some(Connection {
-            socket: above_streams(socket)?,
+            socket: move_above_stdio(socket)?,
             criu: None,
             output: Output::Elsewhere,
             began,
@@ -274,7 +274,7 @@ impl Connection {
 
     /// Returns true if criu is an ancestor of the process. In another pid namespace its pids mean
     /// other processes.
-    pub(super) fn begot(&self, pid: i32) -> bool {
+    pub(super) fn is_ancestor_of(&self, pid: i32) -> bool {
         self.pid_there().is_some_and(|criu| lineage(pid).contains(&criu))
     }
 
@@ -332,12 +332,12 @@ impl Connection {
     }
 
     /// Closes the socket, waits for criu's end, and collects its facts.
-    pub(super) fn finish(self) -> Remains {
+    pub(super) fn finish(self) -> CriuExit {
         let there = self.pid_there();
         let Connection { socket, criu, output, began, program } = self;
         drop(socket);
         let deadline = Instant::now() + PATIENCE;
-        let exit = criu.and_then(|criu| criu.wait(Some(deadline)).ok().flatten().flatten());
+        let status = criu.and_then(|criu| criu.wait(Some(deadline)).ok().flatten().flatten());
         let text = match output {
             Output::Elsewhere => Ok(String::new()),
             Output::Memory(file) => tail(file),
@@ -346,7 +346,7 @@ impl Connection {
             }),
         };
         let output = text.unwrap_or_default();
-        Remains { exit, by_us: false, criu: there, output, since: Some(began), program }
+        CriuExit { status, by_us: false, criu: there, output, since: Some(began), program }
     }
 }
 
@@ -363,12 +363,12 @@ fn file_time() -> Duration {
 fn pair() -> Result<(OwnedFd, OwnedFd)> {
     let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC);
     let (ours, theirs) = pair.map_err(failed("make a socket pair"))?;
-    Ok((above_streams(ours)?, above_streams(theirs)?))
+    Ok((move_above_stdio(ours)?, move_above_stdio(theirs)?))
 }
 
 /// Moves the descriptor above the standard streams. In a program that closed those, a new
 /// descriptor would take their place and receive the program's output.
-fn above_streams(descriptor: OwnedFd) -> Result<OwnedFd> {
+fn move_above_stdio(descriptor: OwnedFd) -> Result<OwnedFd> {
     if descriptor.as_raw_fd() > 2 {
         return Ok(descriptor);
     }

@@ -170,7 +170,7 @@ impl<'a> Plan<'a> {
         }
         // SAFETY: the kernel wrote a new descriptor for us; otherwise the number is still -1.
         let pidfd = (pidfd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(pidfd) });
-        Ok((pid, pidfd.map(off_the_streams)))
+        Ok((pid, pidfd.map(move_above_stdio)))
     }
 
     /// Returns the result of the child's `execve`.
@@ -190,7 +190,7 @@ fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
 
 /// Moves the pidfd above the standard streams. In a program that closed those, it would receive the
 /// program's output.
-fn off_the_streams(pidfd: OwnedFd) -> OwnedFd {
+fn move_above_stdio(pidfd: OwnedFd) -> OwnedFd {
     match pidfd.as_raw_fd() {
         0..=2 => duplicate(pidfd.as_fd(), 3).unwrap_or(pidfd), // a low number beats no pidfd
         _ => pidfd,

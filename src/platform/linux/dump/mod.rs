@@ -302,7 +302,7 @@ impl<'a> Dump<'a> {
     }
 
     fn made(&self) -> Images<'_> {
-        Images { trees: &self.images, roots: &self.roots, criu: self.criu.told() }
+        Images { trees: &self.images, roots: &self.roots, criu: self.criu.last_version() }
     }
 
     /// Dumps all trees, keeps the images while all are frozen, and lets them end.

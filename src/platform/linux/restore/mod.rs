@@ -82,7 +82,7 @@ impl<'a> Reviver<'a> {
 
     /// The criu that revived, as it calls itself.
     pub(crate) fn criu(&self) -> String {
-        self.criu.told().as_ref().map(ToString::to_string).unwrap_or_default()
+        self.criu.last_version().as_ref().map(ToString::to_string).unwrap_or_default()
     }
 
     /// The folder for the images.

@@ -1,4 +1,4 @@
-//! [`Ask`]: a request to criu, with its options and files.
+//! [`Call`]: a request to criu, with its options and files.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// A request, with its options, files and hooks.
-pub(super) struct Ask<'a> {
+pub(super) struct Call<'a> {
     pub(super) request: Request,
     pub(super) opts: Option<CriuOpts>,
     /// More options, encoded.
@@ -31,9 +31,9 @@ pub(super) enum Files<'a> {
     InFolder(&'a Path),
 }
 
-impl Ask<'_> {
+impl Call<'_> {
     pub(super) fn new(request: Request) -> Self {
-        Ask {
+        Call {
             request,
             opts: None,
             raw: &[],
