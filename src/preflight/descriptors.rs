@@ -10,7 +10,7 @@ use super::{Obstacle, Place, Severity, View, descriptor::Descriptor, mounts::Mou
 use crate::{
     Pid,
     procfs::{self, fdinfo_number, watched_devices},
-    sys::Known,
+    sys::Statx,
 };
 
 pub(super) fn look(view: &mut View<'_>) {
@@ -66,7 +66,7 @@ fn obstacle(view: &View<'_>, descriptor: &Descriptor, mounts: &Mounts) -> Option
     if is_message_queue(descriptor) {
         return blocks(Obstacle::MessageQueue);
     }
-    let file = Known::of(descriptor.path()).ok()?;
+    let file = Statx::of(descriptor.path()).ok()?;
     if file.is_block_device() || (file.is_char_device() && !is_known_device(&file)) {
         return blocks(Obstacle::UnsupportedFile);
     }
@@ -174,7 +174,7 @@ fn is_message_queue(descriptor: &Descriptor) -> bool {
 }
 
 /// Returns the obstacle of a deleted file, which may be mapped or open.
-pub(super) fn deleted(view: &View<'_>, target: &Path, file: &Known) -> Option<Obstacle> {
+pub(super) fn deleted(view: &View<'_>, target: &Path, file: &Statx) -> Option<Obstacle> {
     const GHOST_LIMIT: u64 = 1 << 20; // criu's own
     let name = target.to_string_lossy();
     let made_by_kernel = ["/memfd:", "/dev/zero", "/SYSV", "/anon_hugepage", "/[aio]"]
@@ -189,30 +189,30 @@ pub(super) fn deleted(view: &View<'_>, target: &Path, file: &Known) -> Option<Ob
         return (file.is_file() && size > limit).then_some(Obstacle::GhostTooLarge { size, limit });
     }
     // A folder has no second name, and a name can end in ` (deleted)` by itself.
-    let same = Known::of(target).is_ok_and(|other| (other.dev(), other.ino()) == (file.dev(), file.ino()));
+    let same = Statx::of(target).is_ok_and(|other| (other.dev(), other.ino()) == (file.dev(), file.ino()));
     let linked = view.options.link_remap == Some(true) || file.is_dir() || same;
     (!linked).then_some(Obstacle::DeletedName)
 }
 
-fn is_external_file(view: &View<'_>, mount: i32, file: &Known) -> bool {
+fn is_external_file(view: &View<'_>, mount: i32, file: &Statx) -> bool {
     view.is_external(&format!("file[{mount:x}:{:x}]", file.ino()))
 }
 
 /// Returns true for the device files that criu dumps by their path.
-fn is_known_device(file: &Known) -> bool {
+fn is_known_device(file: &Statx) -> bool {
     const MEMORY: u32 = 1; // null, zero, random, …
     const MISC_AUTOFS: (u32, u32) = (10, 235);
     let device = file.device();
     device.0 == MEMORY || device == MISC_AUTOFS || is_tun(file) || is_terminal(file)
 }
 
-fn is_tun(file: &Known) -> bool {
+fn is_tun(file: &Statx) -> bool {
     file.device() == (10, 200)
 }
 
 /// Returns true for virtual terminals, serial lines, the process's terminal, consoles, and both
 /// sides of pseudo-terminals.
-fn is_terminal(file: &Known) -> bool {
+fn is_terminal(file: &Statx) -> bool {
     matches!(file.device().0, 4 | 5 | 128..=143 | 188 | 204)
 }
 
@@ -234,7 +234,7 @@ impl Terminal {
         if !descriptor.target.is_absolute() {
             return None;
         }
-        let file = Known::of(descriptor.path()).ok()?;
+        let file = Statx::of(descriptor.path()).ok()?;
         if file.is_master() {
             let index = fdinfo_number(&descriptor.info(), "tty-index")?;
             return Some(Terminal::Master(u64::try_from(index).ok()?));

@@ -8,7 +8,7 @@ use std::{
 use super::{Obstacle, Place, Process, Severity, View, descriptors::deleted};
 use crate::{
     procfs::{Mapping, each_line},
-    sys::Known,
+    sys::Statx,
 };
 
 pub(super) fn look(view: &mut View<'_>) {
@@ -62,7 +62,7 @@ fn obstacle(
         return None;
     }
     let (start, end) = (mapping.start, mapping.end);
-    let file = Known::of(format!("/proc/{}/map_files/{start:x}-{end:x}", process.pid)).ok()?;
+    let file = Statx::of(format!("/proc/{}/map_files/{start:x}-{end:x}", process.pid)).ok()?;
     const ZERO: (u32, u32) = (1, 5);
     let is_zero = file.is_char_device() && file.device() == ZERO;
     if !file.is_file() && !is_zero {

@@ -50,7 +50,7 @@ pub(crate) use self::{
 };
 use self::{
     namespaces::Spaces,
-    process::{Own, Process},
+    process::{Caller, Process},
 };
 use crate::{DumpOptions, Pid, Result, Version, plain::Plain, proto::rpc::CriuOpts};
 
@@ -202,7 +202,7 @@ pub(crate) fn look(
     let tree = process::tree(root)?;
     let pids = tree.iter().map(|process| process.pid).collect();
     let mut view =
-        View { options: &options, own: Own::read(), tree: &tree, pids, version, findings: Vec::new() };
+        View { options: &options, caller: Caller::read(), tree: &tree, pids, version, findings: Vec::new() };
     if options.track_mem == Some(true) && !tracks_memory()? {
         view.found(root.as_raw(), Place::Process, Obstacle::NoMemoryTracking, Severity::Blocks);
     }
@@ -220,8 +220,7 @@ pub(crate) fn look(
 /// The tree under search, and the findings.
 struct View<'a> {
     options: &'a CriuOpts,
-    /// The caller.
-    own: Own,
+    caller: Caller,
     /// The processes from the root down; never empty.
     tree: &'a [Process],
     pids: HashSet<i32>,
@@ -249,7 +248,7 @@ impl<'a> View<'a> {
 
     /// Returns the namespaces that criu will be in.
     fn own_spaces(&self) -> &Spaces {
-        &self.own.spaces
+        &self.caller.spaces
     }
 
     /// Returns true if the options name this resource as external.

@@ -10,7 +10,7 @@ use std::{
 use super::{Process, View, descriptor::Descriptor};
 use crate::{
     procfs::{Mount, each_line, fdinfo_number, read_start},
-    sys::Known,
+    sys::Statx,
 };
 
 /// The mounts that a process sees.
@@ -47,7 +47,7 @@ impl Mounts {
 
     /// Returns true if a mount covers the path of an open file. File systems are asked only if the
     /// mount table leaves it open.
-    pub(super) fn cover(&self, descriptor: &Descriptor, mount: i32, file: &Known) -> bool {
+    pub(super) fn cover(&self, descriptor: &Descriptor, mount: i32, file: &Statx) -> bool {
         if !self.points.iter().any(|(id, _)| *id == mount) {
             return false;
         }
@@ -58,7 +58,7 @@ impl Mounts {
             return false;
         }
         let path = descriptor.target.strip_prefix("/").unwrap_or(&descriptor.target);
-        let there = Known::of(Path::new(&format!("/proc/{}/root", descriptor.pid)).join(path));
+        let there = Statx::of(Path::new(&format!("/proc/{}/root", descriptor.pid)).join(path));
         there.map_or(true, |there| (there.dev(), there.ino()) != (file.dev(), file.ino()))
     }
 

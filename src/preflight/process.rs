@@ -28,7 +28,7 @@ impl Process {
 }
 
 /// The caller, whose privileges a criu that it starts will have.
-pub(super) struct Own {
+pub(super) struct Caller {
     capabilities: u64,
     uid: u32,
     gid: u32,
@@ -37,12 +37,12 @@ pub(super) struct Own {
     pub(super) spaces: Spaces,
 }
 
-impl Own {
-    pub(super) fn read() -> Own {
+impl Caller {
+    pub(super) fn read() -> Caller {
         // The calling thread starts criu, so its status counts.
         let status = Status::read("/proc/thread-self/status").unwrap_or_default();
         let is_root = status.uids[1] == 0;
-        Own {
+        Caller {
             // A program started by root gets its whole bounding set.
             capabilities: if is_root { status.bounding } else { status.effective },
             uid: status.uids[0],
@@ -134,15 +134,15 @@ pub(super) fn look(view: &mut View<'_>) {
 
 fn look_at_own(view: &mut View<'_>) {
     let root = view.root().pid;
-    let own = &view.own;
+    let caller = &view.caller;
     let unprivileged = view.options.unprivileged == Some(true);
     let mut lacks = Vec::new();
     // A criu without root's capabilities must be told so.
-    let restorer = unprivileged && own.can(Capability::CheckpointRestore);
-    if !own.can(Capability::SysAdmin) && !restorer {
+    let restorer = unprivileged && caller.can(Capability::CheckpointRestore);
+    if !caller.can(Capability::SysAdmin) && !restorer {
         lacks.push("CAP_SYS_ADMIN");
     }
-    if !own.can(Capability::SysPtrace) && !unprivileged {
+    if !caller.can(Capability::SysPtrace) && !unprivileged {
         lacks.push("CAP_SYS_PTRACE");
     }
     for name in lacks {
@@ -184,11 +184,11 @@ fn look_at(view: &mut View<'_>, process: &Process) {
         }
         return;
     }
-    let own = &view.own;
-    let same = status.uids == [own.uid; 3] && status.gids == [own.gid; 3];
+    let caller = &view.caller;
+    let same = status.uids == [caller.uid; 3] && status.gids == [caller.gid; 3];
     // criu reads the resource limits of each process, which the kernel restricts.
-    let other = !same && !own.can(Capability::SysResource) && !own.rules_over(*pid);
-    let filtered = status.seccomp != 0 && (own.seccomp || !own.can(Capability::SysAdmin));
+    let other = !same && !caller.can(Capability::SysResource) && !caller.rules_over(*pid);
+    let filtered = status.seccomp != 0 && (caller.seccomp || !caller.can(Capability::SysAdmin));
     if other {
         view.found(*pid, Place::Process, Obstacle::OtherUser { uid: status.uids[0] }, Severity::Blocks);
     }

@@ -7,13 +7,13 @@
 mod adopt;
 mod buffer;
 mod helper;
-mod known;
 mod lasting;
 mod mount;
 mod namespace;
 mod reap;
 mod socket;
 mod spawn;
+mod statx;
 mod task;
 mod trace;
 
@@ -30,12 +30,12 @@ pub(crate) use self::{
     adopt::{Adoption, NoAdoption},
     buffer::Buffer,
     helper::in_another_process,
-    known::Known,
     mount::mount_fuse,
     namespace::{namespace_owner, parent_namespace},
     reap::{Child, forget_children, is_known_child, reap, reap_later, wait_readable},
     socket::{new_socket, option, peek_in_repair, peek_packet, set_option},
     spawn::{OF_A_TERMINAL, Place, Spawn, TO_END_PROGRAMS, spawn},
+    statx::Statx,
     task::{
         affinity, io_priority, is_same_file, online_processors, scheduling, set_affinity, set_io_priority,
         set_scheduling,

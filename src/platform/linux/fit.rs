@@ -17,7 +17,7 @@ use crate::{
     platform::Job,
     preflight::{Peer, Peers},
     procfs::{Stat, fdinfo_number, lineage, read_start, tree},
-    sys::{Known, is_same_file},
+    sys::{Statx, is_same_file},
 };
 
 /// The caller's options, and what this tree needs beyond them.
@@ -119,7 +119,7 @@ struct Terminals {
 
 impl Terminals {
     fn add(&mut self, pid: i32, descriptor: &DirEntry, is_root_stream: bool) {
-        let Ok(file) = Known::of(descriptor.path()) else { return };
+        let Ok(file) = Statx::of(descriptor.path()) else { return };
         let name = || format!("tty[{:x}:{:x}]", file.rdev(), file.dev());
         if file.is_master() {
             self.masters.extend(Master::of(pid, descriptor, &file));
@@ -130,7 +130,7 @@ impl Terminals {
             self.slaves.insert((index, file.dev(), name()));
         } else if file.is_controlling_terminal() {
             let device = Stat::of(pid).ok().and_then(|stat| stat.terminal());
-            self.controlling.insert((device.and_then(Known::slave_index), name()));
+            self.controlling.insert((device.and_then(Statx::slave_index), name()));
         }
     }
 
@@ -176,7 +176,7 @@ struct Master {
 }
 
 impl Master {
-    fn of(pid: i32, descriptor: &DirEntry, file: &Known) -> Option<Master> {
+    fn of(pid: i32, descriptor: &DirEntry, file: &Statx) -> Option<Master> {
         let number = descriptor.file_name().to_str()?.parse().ok()?;
         let info = read_start(format!("/proc/{pid}/fdinfo/{number}"))?;
         let index = u64::try_from(fdinfo_number(&info, "tty-index")?).ok()?;

@@ -22,7 +22,7 @@ use crate::{
     Cause, Error, Failure, Pid, Request, Result, Until, Warning,
     image::{ImageDir, LostLock},
     procfs::{Mapping, Stat, Status, each_line, tree},
-    sys::{self, Known, Registers, Stand, Traced},
+    sys::{self, Registers, Stand, Statx, Traced},
     wiped::Wiped,
 };
 
@@ -103,7 +103,7 @@ fn path(bytes: &[u8]) -> &Path {
 
 /// The device and inode of the file at a path of the images.
 fn identity(name: &[u8]) -> Option<(u64, u64)> {
-    let file = Known::of(Path::new("/").join(path(name))).ok()?;
+    let file = Statx::of(Path::new("/").join(path(name))).ok()?;
     Some((file.dev(), file.ino()))
 }
 

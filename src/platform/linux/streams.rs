@@ -22,7 +22,7 @@ use crate::{
     platform::Revival,
     procfs::Stat,
     stream::Chosen,
-    sys::{Known, terminal_size},
+    sys::{Statx, terminal_size},
 };
 
 /// The standard streams to give to a tree.
@@ -201,7 +201,7 @@ fn is_null(file: &fs::Metadata) -> bool {
 
 /// The terminal that a file is the slave of.
 fn terminal(file: &File) -> Option<OfferedTerminal> {
-    let known = Known::of(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?;
+    let known = Statx::of(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?;
     known.slave()?;
     let taken = is_taken(&known).then(|| {
         let (rows, columns) = terminal_size(file.as_fd()).unwrap_or_default();
@@ -213,7 +213,7 @@ fn terminal(file: &File) -> Option<OfferedTerminal> {
 
 /// Returns true if the terminal controls a session already. criu would take it away from that
 /// session.
-fn is_taken(terminal: &Known) -> bool {
+fn is_taken(terminal: &Statx) -> bool {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = processes.filter_map(|process| process.file_name().to_str()?.parse::<i32>().ok());
     let mut has_number =
@@ -221,7 +221,7 @@ fn is_taken(terminal: &Known) -> bool {
     has_number.any(|pid| {
         // In another container the number is another terminal's.
         let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-        let known = files.filter_map(|file| Known::of(file.path()).ok());
+        let known = files.filter_map(|file| Statx::of(file.path()).ok());
         let mut same_number = known.filter(|known| known.slave() == terminal.slave()).peekable();
         same_number.peek().is_none() || same_number.any(|known| known.dev() == terminal.dev())
     })

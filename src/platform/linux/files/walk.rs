@@ -20,7 +20,7 @@ use nix::{
     sys::stat::{FileStat, Mode, SFlag, fstat},
 };
 
-use crate::sys::Known;
+use crate::sys::Statx;
 
 /// The root that criu opens paths from.
 #[derive(Debug)]
@@ -57,7 +57,7 @@ const LOOK: OFlag = OFlag::O_PATH.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXE
 impl Found {
     /// Returns the time that it was made at, in nanoseconds since 1970, if that is known.
     pub(super) fn born(&self) -> Option<i64> {
-        Known::of_open(&self.fd).ok()?.born()
+        Statx::of_open(&self.fd).ok()?.born()
     }
 }
 

@@ -20,7 +20,7 @@ use super::Frozen;
 use crate::{
     Pid, Result, Warning,
     image::{GhostMeta, ImageDir, LinkCure, LinkRemap},
-    sys::Known,
+    sys::Statx,
 };
 
 /// The most time that a frozen tree waits for a search.
@@ -91,9 +91,9 @@ fn relative(name: &[u8]) -> &Path {
 
 impl Frozen {
     /// A path to the file: criu's link, or the descriptor of a process of the tree.
-    fn held(&self, base: &Path, remap: &LinkRemap) -> Option<(PathBuf, Known)> {
+    fn held(&self, base: &Path, remap: &LinkRemap) -> Option<(PathBuf, Statx)> {
         let link = base.join(relative(&remap.link_name));
-        if let Ok(file) = Known::of(&link) {
+        if let Ok(file) = Statx::of(&link) {
             return Some((link, file));
         }
         let mut deleted = Path::new("/").join(relative(&remap.name)).into_os_string();
@@ -101,7 +101,7 @@ impl Frozen {
         let deleted = PathBuf::from(deleted);
         let open = self.files.iter().find(|file| file.target == deleted).map(|file| file.path().into());
         let held: PathBuf = open.or_else(|| self.mapped(&deleted))?;
-        Known::of(&held).ok().map(|file| (held, file))
+        Statx::of(&held).ok().map(|file| (held, file))
     }
 
     /// A mapping of this file.
@@ -136,13 +136,13 @@ struct Search<'a> {
 impl Search<'_> {
     /// A name of the file: in the folder of its deleted name, else below that folder's parents, as
     /// far as they are of one file system.
-    fn name_of(&self, file: &Known, remap: &LinkRemap) -> Option<Vec<u8>> {
+    fn name_of(&self, file: &Statx, remap: &LinkRemap) -> Option<Vec<u8>> {
         let mut seen = HashSet::new();
         let mut left = MOST_NAMES;
         let deleted = self.base.join(relative(&remap.name));
         let mut device = None;
         for top in deleted.ancestors().skip(1).take_while(|folder| folder.starts_with(self.base)) {
-            let Ok(here) = Known::of(top) else { continue }; // deleted as well
+            let Ok(here) = Statx::of(top) else { continue }; // deleted as well
             if *device.get_or_insert(here.dev()) != here.dev() {
                 break;
             }
@@ -158,13 +158,13 @@ impl Search<'_> {
         &self,
         top: &Path,
         device: u64,
-        file: &Known,
+        file: &Statx,
         seen: &mut HashSet<PathBuf>,
         left: &mut u32,
     ) -> Option<PathBuf> {
         let mut folders = VecDeque::from([top.to_path_buf()]);
         while let Some(folder) = folders.pop_front() {
-            if !seen.insert(folder.clone()) || !Known::of(&folder).is_ok_and(|folder| folder.dev() == device)
+            if !seen.insert(folder.clone()) || !Statx::of(&folder).is_ok_and(|folder| folder.dev() == device)
             {
                 continue;
             }
@@ -185,9 +185,9 @@ impl Search<'_> {
 }
 
 /// Returns true if this is a lasting name of the file.
-fn is_name(path: &Path, file: &Known) -> bool {
+fn is_name(path: &Path, file: &Statx) -> bool {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     // criu's own, and that of a file on NFS that is deleted while it is open.
     let passes = name.starts_with("link_remap.") || name.starts_with(".nfs");
-    !passes && Known::of(path).is_ok_and(|other| (other.dev(), other.ino()) == (file.dev(), file.ino()))
+    !passes && Statx::of(path).is_ok_and(|other| (other.dev(), other.ino()) == (file.dev(), file.ino()))
 }

@@ -13,7 +13,7 @@ use super::{Frozen, OpenFile};
 use crate::{
     Pid, Warning,
     procfs::{TcpLine, each_line, fdinfo_number, read_start},
-    sys::{self, Known},
+    sys::{self, Statx},
 };
 
 /// Looks for what is lost, and gives one warning for each process and kind.
@@ -98,7 +98,7 @@ fn has_events(file: &OpenFile) -> bool {
 fn masters(tree: &Frozen) -> BTreeSet<i32> {
     let (mut masters, mut slaves) = (Vec::new(), BTreeSet::new());
     for file in tree.files.iter().filter(|file| file.target.starts_with("/dev")) {
-        let Ok(known) = Known::of(file.path()) else { continue };
+        let Ok(known) = Statx::of(file.path()) else { continue };
         if known.is_master() {
             masters.push(file);
         }

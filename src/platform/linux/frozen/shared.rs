@@ -12,7 +12,7 @@ use super::{Frozen, OpenFile, open_files};
 use crate::{
     Pid, Shared, Warning,
     procfs::{Stat, access_mode, fdinfo_value, open_flags, read_start, tree},
-    sys::{self, Known},
+    sys::{self, Statx},
 };
 
 /// Finds files that the tree shares with this process, another tree of the capture, or the parent
@@ -74,8 +74,8 @@ struct Regular {
 
 impl Regular {
     fn of(file: &OpenFile) -> Option<Regular> {
-        let known = file.target.is_absolute().then(|| Known::of(file.path()).ok())?;
-        let known = known.filter(Known::is_file)?;
+        let known = file.target.is_absolute().then(|| Statx::of(file.path()).ok())?;
+        let known = known.filter(Statx::is_file)?;
         Some(Regular { inode: (known.dev(), known.ino()), deleted: known.links() == 0, size: known.size() })
     }
 }

@@ -1,4 +1,4 @@
-//! [`Known`]: file metadata from the kernel's cache.
+//! [`Statx`]: file metadata from the kernel's cache.
 
 use std::{
     ffi::{CStr, CString},
@@ -14,27 +14,27 @@ use nix::sys::stat::{SFlag, makedev};
 
 /// File metadata by `statx` with `AT_STATX_DONT_SYNC`: the kernel answers from its cache. A
 /// question to a dead network file system would block for ever and could not be interrupted.
-pub(crate) struct Known(libc::statx);
+pub(crate) struct Statx(libc::statx);
 
-impl Known {
+impl Statx {
     /// Reads the metadata of the file at the path; follows symbolic links.
-    pub(crate) fn of(path: impl AsRef<Path>) -> io::Result<Known> {
+    pub(crate) fn of(path: impl AsRef<Path>) -> io::Result<Statx> {
         let path = CString::new(path.as_ref().as_os_str().as_bytes())?;
-        Known::at(libc::AT_FDCWD, &path, 0)
+        Statx::at(libc::AT_FDCWD, &path, 0)
     }
 
     /// Reads the metadata of an open file. It may be open for nothing but that (`O_PATH`).
-    pub(crate) fn of_open(file: impl AsFd) -> io::Result<Known> {
-        Known::at(file.as_fd().as_raw_fd(), c"", libc::AT_EMPTY_PATH)
+    pub(crate) fn of_open(file: impl AsFd) -> io::Result<Statx> {
+        Statx::at(file.as_fd().as_raw_fd(), c"", libc::AT_EMPTY_PATH)
     }
 
-    fn at(folder: RawFd, path: &CStr, flags: libc::c_int) -> io::Result<Known> {
+    fn at(folder: RawFd, path: &CStr, flags: libc::c_int) -> io::Result<Statx> {
         let (flags, mask) = (flags | libc::AT_STATX_DONT_SYNC, libc::STATX_BASIC_STATS | libc::STATX_BTIME);
         // SAFETY: all fields may be zero.
-        let mut known: libc::statx = unsafe { mem::zeroed() };
-        // SAFETY: the path is a C string, and the kernel writes no more than `known`.
-        match unsafe { libc::statx(folder, path.as_ptr(), flags, mask, &raw mut known) } {
-            0 => Ok(Known(known)),
+        let mut found: libc::statx = unsafe { mem::zeroed() };
+        // SAFETY: the path is a C string, and the kernel writes no more than `found`.
+        match unsafe { libc::statx(folder, path.as_ptr(), flags, mask, &raw mut found) } {
+            0 => Ok(Statx(found)),
             _ => Err(io::Error::last_os_error()),
         }
     }
@@ -86,7 +86,7 @@ impl Known {
 
     /// Returns the index of a pseudo-terminal's slave, if it is one.
     pub(crate) fn slave(&self) -> Option<u64> {
-        if self.is_char_device() { Known::slave_index(self.device()) } else { None }
+        if self.is_char_device() { Statx::slave_index(self.device()) } else { None }
     }
 
     /// Returns the index of the slave with this device number.
@@ -138,7 +138,7 @@ mod tests {
     fn it_is_what_everybody_else_is_told() {
         for path in ["/proc/self/exe", "/proc", "/dev/null", "/dev/ptmx"] {
             let Ok(told) = std::fs::metadata(path) else { continue };
-            let known = Known::of(path).unwrap();
+            let known = Statx::of(path).unwrap();
             assert_eq!((known.dev(), known.ino(), known.rdev()), (told.dev(), told.ino(), told.rdev()));
             assert_eq!((u64::from(known.nlink()), known.blocks()), (told.nlink(), told.blocks()));
             assert_eq!((known.is_file(), known.is_dir()), (told.is_file(), told.is_dir()));
@@ -147,10 +147,10 @@ mod tests {
             assert!(!known.is_block_device());
         }
         let file = std::fs::File::open(std::env::current_exe().unwrap()).unwrap();
-        let (known, told) = (Known::of_open(&file).unwrap(), file.metadata().unwrap());
+        let (known, told) = (Statx::of_open(&file).unwrap(), file.metadata().unwrap());
         assert_eq!(known.ino(), told.ino());
         let born = told.created().ok().and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
         assert_eq!(known.born().map(i128::from), born.map(|time| time.as_nanos().cast_signed()));
-        assert_eq!(Known::of("/nonexistent").err().map(|error| error.kind()), Some(io::ErrorKind::NotFound));
+        assert_eq!(Statx::of("/nonexistent").err().map(|error| error.kind()), Some(io::ErrorKind::NotFound));
     }
 }
