@@ -26,7 +26,7 @@ modules! { signals }
 modules! { beyond enclosed inet late links order outside settings shared ways }
 
 // What criu loses by itself.
-modules! { crossing everything mapped timers }
+modules! { crossing everything mapped timers wakeups }
 
 #[cfg(target_os = "linux")]
 fn main() {
@@ -54,6 +54,7 @@ fn main() {
         crossing::TESTS,
         everything::TESTS,
         timers::TESTS,
+        wakeups::TESTS,
         mapped::TESTS,
         damage::TESTS,
         deadline::TESTS,
