@@ -28,8 +28,8 @@ impl Error {
                  capture again from an undamaged store (`copy_capture`); or go back to another capture",
             ),
             Error::Host { .. } => Some(
-                "revive it on a machine that has these features; or set `any_host(true)`, if you know that the programs \
-                 do not use them",
+                "revive it on a machine that has these features; or set `any_host(true)`, if they are the processor's and \
+                 you know that the programs do not use them",
             ),
             Error::WrongKey => Some("open the store with the key that it was created with"),
             Error::Capture { .. } => Some(

@@ -12,6 +12,8 @@ use std::{
 
 use criu_rpc::{BlobStore, BufferPool, Chunking, Digest256, Error, MemBlobStore, ProcsBlob, RestoreOptions, Warning, store::{copy_capture, reachable}};
 
+use serde_json::{Value, json};
+
 use crate::{
     capture::a_rich_tree,
     harness::tests,
@@ -39,6 +41,7 @@ tests![
     a_store_that_panics_leaves_nothing_waiting,
     all_trees_of_a_capture_are_within_the_limit,
     labels_and_attached_blobs_are_part_of_a_capture,
+    a_capture_of_a_kernel_with_other_pages_is_refused,
 ];
 
 fn a_rich_tree_goes_on_and_is_revived_from_chunks() {
@@ -507,4 +510,39 @@ fn labels_and_attached_blobs_are_part_of_a_capture() {
     assert!(reachable(&store, &[stored.digest]).unwrap().contains(&files));
     let mut revived = Revived::from(home.restore(), &store, &stored.digest);
     assert_eq!(revived.ask("check"), "memory ok 256 pages");
+}
+
+fn a_capture_of_a_kernel_with_other_pages_is_refused() {
+    let home = Home::new();
+    let store = MemBlobStore::new();
+    let victim = Victim::start(&["memory=1"]);
+    let digest = home.capture([victim.pid()]).chunked(Chunking::default()).capture(&store).or_explain();
+    victim.end();
+    // Put maps with one page of another size in the place of its maps.
+    let with_pages = |bytes: u32| {
+        let content = |bytes: &[u8]| json!({ "bytes": bytes.len(), "depth": 0, "digest": store.put(bytes).unwrap() });
+        let mut manifest: Value = serde_json::from_slice(&store.get(&digest).unwrap()).unwrap();
+        let images = manifest["trees"][0]["images"]["digest"].as_str().unwrap().parse().unwrap();
+        let mut listing: Value = serde_json::from_slice(&store.get(&images).unwrap()).unwrap();
+        let mut map = b"CRIUMAP1".to_vec();
+        map.extend([1, bytes].iter().flat_map(|number| number.to_le_bytes()));
+        map.extend([1_u64, 0x40_0000].iter().flat_map(|number| number.to_le_bytes()));
+        map.extend([1_u32, 4].iter().flat_map(|number| number.to_le_bytes()));
+        let zeros = 1_u64;
+        map.extend(store.put(&zeros.to_le_bytes()).unwrap().as_bytes());
+        let memory = listing["memory"].as_array_mut().unwrap();
+        memory.iter_mut().for_each(|file| file["map"] = content(&map));
+        manifest["trees"][0]["memory_bytes"] = (u64::from(bytes) * memory.len() as u64).into();
+        manifest["trees"][0]["images"] = content(&serde_json::to_vec(&listing).unwrap());
+        store.put(&serde_json::to_vec(&manifest).unwrap()).unwrap()
+    };
+    for bytes in [16384, 65536] {
+        let error = home.restore().restore(&store, &with_pages(bytes)).unwrap_err();
+        assert!(matches!(error, Error::Host { .. }), "{error}");
+        assert!(error.to_string().contains(&format!("pages of {bytes} bytes")), "{error}");
+        let problems = home.restore().preflight(&store, &with_pages(bytes));
+        assert!(!matches!(&problems, Ok(found) if found.blocks.is_empty()), "{problems:?}");
+    }
+    let error = home.restore().restore(&store, &with_pages(8192 + 1)).unwrap_err();
+    assert!(matches!(error, Error::Corrupt { .. }), "{error}");
 }
