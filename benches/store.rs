@@ -4,6 +4,9 @@
 //! cargo bench --bench store [-- MIB …]     10 and 1024 MiB by default
 //! ```
 //!
+//! With the features `compression` and `encryption` there is a row for each kind of store that they
+//! offer.
+//!
 //! Chunks of 4 KiB, half of which compress, in calls of 64 by two threads. Their digests are
 //! computed beforehand, so that a put measures the store alone. A get verifies all of them.
 
@@ -12,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use criu_rpc::{BlobStore, BlobStoreExt, Digest256, FsBlobStore};
+use criu_rpc::{BlobStore, BlobStoreExt, Digest256, FsBlobStore, store::StoreOptions};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -21,27 +24,55 @@ fn main() -> Result<()> {
     let sizes = arguments.map(|mib| mib.parse()).collect::<std::result::Result<Vec<usize>, _>>()?;
     let sizes = if sizes.is_empty() { vec![10, 1024] } else { sizes };
     println!(
-        "{:>6}  {:>9} {:>9} {:>9}  {:>9} {:>9} {:>9}  {:>9} {:>9}",
-        "MiB", "open, ms", "put", "commit", "dup put", "commit", "load", "get 1 thr", "get 2 thr"
+        "{:>6} {:>12}  {:>9} {:>9} {:>9}  {:>9} {:>9} {:>9}  {:>9} {:>9}  {:>9}",
+        "MiB",
+        "store",
+        "open, ms",
+        "put",
+        "commit",
+        "dup put",
+        "commit",
+        "load",
+        "get 1 thr",
+        "get 2 thr",
+        "each, µs"
     );
     for mib in sizes {
         for _ in 0..if mib < 100 { 7 } else { 3 } {
-            measure(mib)?;
+            for (name, options) in kinds() {
+                measure(mib, name, &options)?;
+            }
         }
     }
     Ok(())
 }
 
-fn measure(mib: usize) -> Result<()> {
+/// The kinds of stores that this build has.
+fn kinds() -> Vec<(&'static str, StoreOptions)> {
+    #[allow(unused_mut, reason = "some builds have one kind only")]
+    let mut kinds = vec![("plain", StoreOptions::new())];
+    #[cfg(feature = "compression")]
+    kinds.push(("compressed", StoreOptions::new().compression(true)));
+    #[cfg(feature = "encryption")]
+    {
+        let sealed = StoreOptions::new().encryption(criu_rpc::store::Key::from_bytes([7; 32]));
+        kinds.push(("encrypted", sealed.clone()));
+        #[cfg(feature = "compression")]
+        kinds.push(("both", sealed.compression(true)));
+    }
+    kinds
+}
+
+fn measure(mib: usize, name: &str, options: &StoreOptions) -> Result<()> {
     let folder = env::temp_dir().join(format!("criu-rpc-bench-store-{}", std::process::id()));
     let memory = memory(mib << 20);
     let chunks: Vec<(Digest256, &[u8])> =
         memory.chunks(CHUNK).map(|chunk| (Digest256::of(chunk), chunk)).collect();
-    let store = FsBlobStore::open(&folder)?;
+    let store = options.open(&folder)?;
     let (open, put, commit) = capture(&store, &chunks)?;
     let (_, again, again_commit) = capture(&store, &chunks)?;
 
-    let store = FsBlobStore::open(&folder)?;
+    let store = options.open(&folder)?;
     let digests: Vec<_> = chunks.iter().map(|(digest, _)| *digest).collect();
     let start = Instant::now();
     store.get(&digests[0])?;
@@ -58,9 +89,15 @@ fn measure(mib: usize) -> Result<()> {
             .try_for_each(|thread| thread.join().expect("it does not panic"))
     })?;
     let two = start.elapsed();
+    // One by one, at random places.
+    let start = Instant::now();
+    for n in 0..SINGLE {
+        store.get(&digests[n * 7919 % digests.len()])?;
+    }
+    let each = start.elapsed() / u32::try_from(SINGLE)?;
     let ms = |time: Duration| format!("{:.2}", time.as_secs_f64() * 1e3);
     println!(
-        "{mib:>6}  {:>9} {:>9} {:>9}  {:>9} {:>9} {:>9}  {:>9} {:>9}",
+        "{mib:>6} {name:>12}  {:>9} {:>9} {:>9}  {:>9} {:>9} {:>9}  {:>9} {:>9}  {:>9.1}",
         ms(open),
         ms(put),
         ms(commit),
@@ -68,7 +105,8 @@ fn measure(mib: usize) -> Result<()> {
         ms(again_commit),
         ms(load),
         ms(one),
-        ms(two)
+        ms(two),
+        each.as_secs_f64() * 1e6
     );
     fs::remove_dir_all(&folder)?;
     Ok(())
@@ -121,3 +159,6 @@ fn memory(length: usize) -> Vec<u8> {
 }
 
 const CHUNK: usize = 4096;
+
+/// The number of blobs that are read one by one.
+const SINGLE: usize = 500;

@@ -39,7 +39,8 @@
 //! | ending a tree, before it is revived | [`kill_tree`], [`kill_session`] |
 //! | stopping a capture or a restore | [`Cancel`]; [`Until`] for work on stores |
 //! | storing | [`BlobStore`], [`BlobStoreExt`]; [`FsBlobStore`], [`MemBlobStore`] |
-//! | other stores, behind features | `EncryptedBlobStore`, `ObjectBlobStore` |
+//! | compressing and encrypting stores, behind features | [`store::StoreOptions`] |
+//! | stores in a cloud, behind a feature | `ObjectBlobStore` |
 //! | stores of your own, collections, moving captures | [`store`] |
 //! | the contents of a capture | [`ProcsBlob`], [`manifest`], [`digest`] |
 //! | obstacles to a capture | [`ProcsCapture::preflight`] |
@@ -73,10 +74,9 @@
 //!
 //! None is on by default.
 //!
-//! - `compression`: compresses packs of [`FsBlobStore`] with zstd if that makes them smaller.
-//!   Encrypted data is never compressed.
+//! - `compression`: [`store::StoreOptions`] can compress packs with zstd.
 //! - `conformance`: the test suite that every [`BlobStore`] must pass, for authors of stores.
-//! - `encryption`: `EncryptedBlobStore`, which encrypts the contents of another store.
+//! - `encryption`: [`store::StoreOptions`] can encrypt a store.
 //! - `multi-buffer`: hashes several chunks at once. Chunked captures and restores take a fifth less
 //!   time.
 //! - `object-store`: `ObjectBlobStore`, a store in S3, Google Cloud Storage, Azure Blob Storage or
@@ -138,8 +138,6 @@ pub use request::Request;
 pub use restore::{ProcsRestore, Restored};
 #[cfg(target_os = "linux")]
 pub use rpc::Criu;
-#[cfg(feature = "encryption")]
-pub use store::EncryptedBlobStore;
 #[cfg(feature = "object-store")]
 pub use store::ObjectBlobStore;
 pub use store::{BlobStore, BlobStoreExt, FsBlobStore, MemBlobStore};

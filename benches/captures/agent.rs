@@ -118,7 +118,7 @@ struct Ours {
 impl Ours {
     fn new(capture: fn(Pid, &dyn BlobStore) -> Result<Stored>) -> Result<Ours> {
         let folder = Folder::temporary()?;
-        Ok(Ours { capture, store: FsBlobStore::open(folder.path())?, folder })
+        Ok(Ours { capture, store: ours::open(folder.path())?, folder })
     }
 }
 
@@ -178,7 +178,7 @@ impl Drop for Elsewhere {
 
 /// `--keeper STORE`: captures each pid that a line names, and answers with a line.
 pub(crate) fn keeper(arguments: &[String]) -> Result<()> {
-    let store = FsBlobStore::open(arguments.first().ok_or("into which store?")?)?;
+    let store = ours::open(arguments.first().ok_or("into which store?")?)?;
     for pid in io::stdin().lines() {
         let pid: i32 = pid?.parse()?;
         println!("{}", ours::v2(pid.into(), &store)?.digest);

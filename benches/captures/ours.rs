@@ -1,8 +1,10 @@
 //! The measured side: captures into a store.
 
-use std::sync::LazyLock;
+use std::{path::Path, sync::LazyLock};
 
-use criu_rpc::{BlobStore, BufferPool, Chunking, FsBlobStore, MemBlobStore, Pid, ProcsCapture, Stored};
+use criu_rpc::{
+    BlobStore, BufferPool, Chunking, FsBlobStore, MemBlobStore, Pid, ProcsCapture, Stored, store::StoreOptions,
+};
 
 use crate::{
     places::Folder,
@@ -22,12 +24,21 @@ impl Store {
             return Ok(Store { blobs: Box::new(MemBlobStore::new()), _folder: None });
         }
         let folder = Folder::temporary()?;
-        Ok(Store { blobs: Box::new(FsBlobStore::open(folder.path())?), _folder: Some(folder) })
+        Ok(Store { blobs: Box::new(open(folder.path())?), _folder: Some(folder) })
     }
 
     pub(crate) fn blobs(&self) -> &dyn BlobStore {
         &*self.blobs
     }
+}
+
+/// Opens a store. It compresses if the program was built with `compression`: `scripts/bench` builds
+/// it twice.
+pub(crate) fn open(folder: impl AsRef<Path>) -> Result<FsBlobStore> {
+    let options = StoreOptions::new();
+    #[cfg(feature = "compression")]
+    let options = options.compression(true);
+    Ok(options.open(folder)?)
 }
 
 /// A capture of version 1, the archive.

@@ -2,7 +2,7 @@
 
 use std::{env, fs, process::Command};
 
-use criu_rpc::{BufferPool, FsBlobStore};
+use criu_rpc::BufferPool;
 
 use crate::{
     ours,
@@ -46,7 +46,7 @@ fn measure(mib: usize, settings: &Settings, runs: &mut Runs) -> Result<()> {
 /// `--one-capture PID STORE`: captures, and prints the peak memory of this process.
 pub(crate) fn main(arguments: &[String]) -> Result<()> {
     let [pid, store] = arguments else { return Err("which pid, into which store?".into()) };
-    let store = FsBlobStore::open(store)?;
+    let store = ours::open(store)?;
     let pid: i32 = pid.parse()?;
     ours::v2_by(pid.into(), &BufferPool::new((MIB << 20) as u64), &store)?;
     println!("{}", peak_memory()? << 10);

@@ -37,16 +37,7 @@ pub trait BlobBatch: Send + Sync {
     /// [`Error::Store`] or [`Error::Io`] if the store cannot.
     fn put(&self, blobs: &[(Digest256, &[u8])]) -> Result<u64>;
 
-    /// Stores bytes under a name; see [`BlobStore::put_named`]. Some stores show some names before
-    /// the commit, and keep them without a commit: if the bytes are long, or if the name needs a
-    /// file of its own.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Store`] or [`Error::Io`] if the store cannot.
-    fn put_named(&self, name: &Digest256, bytes: &[u8]) -> Result<()>;
-
-    /// Makes all blobs and names of the batch durable.
+    /// Makes all blobs of the batch durable.
     ///
     /// # Errors
     ///
@@ -81,10 +72,6 @@ impl<S: BlobStore + ?Sized> BlobBatch for OneByOne<'_, S> {
             stored += bytes.len() as u64;
         }
         Ok(stored)
-    }
-
-    fn put_named(&self, name: &Digest256, bytes: &[u8]) -> Result<()> {
-        self.store.put_named(name, bytes)
     }
 
     fn commit(self: Box<Self>) -> Result<()> {

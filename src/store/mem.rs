@@ -25,7 +25,6 @@ use crate::{Digest256, Error, Result, Until};
 #[derive(Debug, Default)]
 pub struct MemBlobStore {
     blobs: Shelf,
-    names: Shelf,
 }
 
 impl MemBlobStore {
@@ -34,7 +33,7 @@ impl MemBlobStore {
         MemBlobStore::default()
     }
 
-    /// Returns the number of blobs. Bytes under names do not count.
+    /// Returns the number of blobs.
     pub fn len(&self) -> usize {
         self.blobs.read().len()
     }
@@ -99,26 +98,13 @@ impl BlobStore for MemBlobStore {
         until.check(|| "begin a batch".to_owned())?;
         Ok(Box::new(MemBatch(self)))
     }
-
-    fn put_named(&self, name: &Digest256, bytes: &[u8]) -> Result<()> {
-        self.names.insert(*name, bytes.to_vec());
-        Ok(())
-    }
-
-    fn get_named(&self, name: &Digest256) -> Result<Vec<u8>> {
-        Ok(self.names.find(name)?.0.to_vec())
-    }
-
-    fn contains_named(&self, name: &Digest256) -> Result<bool> {
-        Ok(self.names.read().contains_key(name))
-    }
 }
 
 fn verify(digest: &Digest256, bytes: &[u8]) -> Result<()> {
     super::verify(digest, bytes, || format!("blob {digest} in memory"))
 }
 
-/// Blobs by digest, or bytes by name.
+/// Blobs by digest.
 #[derive(Debug, Default)]
 struct Shelf(RwLock<HashMap<Digest256, Blob>>);
 
@@ -202,10 +188,6 @@ impl BlobBatch for MemBatch<'_> {
             }
         }
         Ok(stored)
-    }
-
-    fn put_named(&self, name: &Digest256, bytes: &[u8]) -> Result<()> {
-        self.0.put_named(name, bytes)
     }
 
     fn commit(self: Box<Self>) -> Result<()> {

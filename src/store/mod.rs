@@ -5,29 +5,30 @@
 //! | using a store | [`BlobStore`], [`BlobStoreExt`] |
 //! | a folder, memory | [`FsBlobStore`], [`MemBlobStore`] |
 //! | S3, Google Cloud Storage, Azure, HTTP | `ObjectBlobStore`, with the feature `object-store` |
-//! | encryption (feature `encryption`) | `EncryptedBlobStore`, `Key`, `Padding` |
+//! | compression, encryption (features of the same names) | [`StoreOptions`], `Key`, `Padding` |
 //! | a store of your own | [`BlobStore`], [`BlobWriter`], [`BlobBatch`] |
 //! | testing your own store (feature `conformance`) | `conformance` |
 //! | removing captures | [`FsBlobStore::gc`], [`reachable`]; [`Gc`] with its [`Tally`]; [`Usage`] |
 //! | finding damage | [`FsBlobStore::verify`], [`Verified`] with its [`Damage`] |
 //! | moving captures | [`copy_capture`] |
 
-// Start with the trait. `batch` stores many blobs at once, `mem` and `fs` are stores, `encrypted`
-// is a store over another one.
+// Start with the trait. `batch` stores many blobs at once, `mem`, `fs` and `object` are stores,
+// `pack` and `codec` are the form in which the last two keep blobs.
 
 mod batch;
+mod codec;
 #[cfg(feature = "conformance")]
 pub mod conformance;
-#[cfg(feature = "encryption")]
-mod encrypted;
 mod ext;
 mod fetch;
 mod fs;
 mod mem;
+mod name;
 #[cfg(feature = "object-store")]
 mod object;
 mod pack;
 mod reach;
+mod read_at;
 
 use std::{
     fmt,
@@ -36,12 +37,13 @@ use std::{
 };
 
 #[cfg(feature = "encryption")]
-pub use self::encrypted::{EncryptedBlobStore, Key, Padding};
+pub use self::codec::{Key, Padding};
 pub(crate) use self::fetch::{fetch, fetch_into};
 #[cfg(feature = "object-store")]
 pub use self::object::{NobodyWrites, ObjectBlobStore};
 pub use self::{
     batch::BlobBatch,
+    codec::StoreOptions,
     ext::BlobStoreExt,
     fs::{Damage, FsBlobStore, Gc, Tally, Usage, Verified},
     mem::MemBlobStore,
@@ -296,45 +298,6 @@ pub trait BlobStore: fmt::Debug + Send + Sync {
         until.check(|| "begin a batch".to_owned())?;
         Ok(Box::new(OneByOne::new(self, until)))
     }
-
-    /// Stores bytes under a name that is not their digest. Encryption needs this, because its names
-    /// must not reveal contents. Names are separate from digests. Storing a name again replaces its
-    /// bytes, completely or not at all.
-    ///
-    /// The default is an error.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Store`] or [`Error::Io`] if the store cannot.
-    fn put_named(&self, name: &Digest256, bytes: &[u8]) -> Result<()> {
-        let _ = (name, bytes);
-        Err(no_names())
-    }
-
-    /// Returns the bytes of this name, as they were stored.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Missing`] if the name does not exist, [`Error::Corrupt`] if the store detects that
-    /// its bytes are damaged.
-    fn get_named(&self, name: &Digest256) -> Result<Vec<u8>> {
-        let _ = name;
-        Err(no_names())
-    }
-
-    /// Returns true if the store has this name.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Store`] or [`Error::Io`] if the store cannot tell.
-    fn contains_named(&self, name: &Digest256) -> Result<bool> {
-        let _ = name;
-        Err(no_names())
-    }
-}
-
-fn no_names() -> Error {
-    Error::store("store bytes under a name", "it keeps blobs by digest only")
 }
 
 /// Stores one blob, piece by piece; see [`BlobStore::writer`].
@@ -426,18 +389,6 @@ macro_rules! pointers {
 
             fn batch_until(&self, until: &Until) -> Result<Box<dyn BlobBatch + '_>> {
                 (**self).batch_until(until)
-            }
-
-            fn put_named(&self, name: &Digest256, bytes: &[u8]) -> Result<()> {
-                (**self).put_named(name, bytes)
-            }
-
-            fn get_named(&self, name: &Digest256) -> Result<Vec<u8>> {
-                (**self).get_named(name)
-            }
-
-            fn contains_named(&self, name: &Digest256) -> Result<bool> {
-                (**self).contains_named(name)
             }
         }
     )*};

@@ -156,8 +156,9 @@ pub(crate) fn main(words: &[String]) {
 fn store(kind: &str, home: &Home) -> Box<dyn BlobStore> {
     #[cfg(feature = "encryption")]
     if kind.starts_with("sealed") {
-        let key = criu_rpc::store::Key::from_bytes([7; 32]);
-        return Box::new(criu_rpc::EncryptedBlobStore::open(home.store(), key).unwrap());
+        use criu_rpc::store::{Key, StoreOptions};
+        let options = StoreOptions::new().encryption(Key::from_bytes([7; 32]));
+        return Box::new(options.open(home.path("sealed")).unwrap());
     }
     let _ = kind;
     Box::new(home.store())

@@ -3,10 +3,10 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use criu_rpc::{BlobStore, BlobStoreExt, Digest256, Error, FsBlobStore};
+use criu_rpc::{BlobStore, BlobStoreExt, Error, FsBlobStore};
 
 use crate::{
-    stores::{Folder, files_below},
+    stores::Folder,
     stores_packs::{Blobs, assert_all, blobs, digests, open, packs, put},
 };
 
@@ -181,37 +181,6 @@ fn packs_that_swap_their_names_give_what_they_have() {
     // A handle with an older view returns nothing wrong.
     count_lost(&store, &one);
     count_lost(&store, &other);
-}
-
-#[test]
-fn names_that_are_damaged_or_swapped_are_told() {
-    let folder = Folder::new();
-    let store = open(&folder);
-    let (one, other) = (Digest256::of(b"one"), Digest256::of(b"other"));
-    store.put_named(&one, b"bytes of one").unwrap();
-    store.put_named(&other, b"bytes of other").unwrap();
-    let files = files_below(&folder.join("names"));
-    swap(&files[0], &files[1]);
-    for name in [&one, &other] {
-        assert!(matches!(store.get_named(name), Err(Error::Corrupt { .. })));
-    }
-    let verified = store.verify().unwrap();
-    assert_eq!(verified.damage.len(), 2);
-    store.quarantine(&verified).unwrap();
-    assert!(matches!(store.get_named(&one), Err(Error::Missing { .. })));
-    store.put_named(&one, b"again").unwrap();
-    assert_eq!(store.get_named(&one).unwrap(), b"again");
-
-    let batch = store.batch().unwrap();
-    batch.put_named(&one, &[9; 5000]).unwrap();
-    batch.commit().unwrap();
-    let pack = packs(&folder).remove(0);
-    let mut bytes = fs::read(&pack).unwrap();
-    let last = bytes.len() - 1;
-    bytes[last] ^= 0x80;
-    fs::write(&pack, bytes).unwrap();
-    // The file has an older value, which is no valid answer.
-    assert!(matches!(store.get_named(&one), Err(Error::Corrupt { .. })));
 }
 
 #[test]

@@ -8,9 +8,9 @@ use std::{
     thread,
 };
 
-use criu_rpc::{BlobStore, BlobStoreExt, Digest256, Error, FsBlobStore};
+use criu_rpc::{BlobStore, BlobStoreExt, Digest256, Error, FsBlobStore, store::StoreOptions};
 
-use crate::stores::{Folder, files_below};
+use crate::stores::{Folder, files_below, unpack};
 
 #[test]
 fn a_batch_is_one_pack_that_appears_at_the_commit() {
@@ -40,14 +40,33 @@ fn a_batch_that_is_dropped_leaves_nothing() {
     let batch = store.batch().unwrap();
     batch.put(&pairs(&blobs)).unwrap();
     batch.put(&[(Digest256::of(&[7; LONG]), &[7; LONG])]).unwrap();
-    batch.put_named(&Digest256::of(b"name"), b"bytes").unwrap();
     drop(batch);
     assert_eq!(files_below(&folder), Vec::<PathBuf>::new());
     assert_eq!(store.missing(&digests(&blobs)).unwrap(), digests(&blobs));
-    assert!(!store.contains_named(&Digest256::of(b"name")).unwrap());
     // It takes nothing from the next batch either.
     put(&store, &blobs);
     assert_all(&store, &blobs);
+}
+
+/// A store of a build before stores could be encrypted. The second pack is compressed.
+#[test]
+fn a_store_of_old_is_read() {
+    let folder = Folder::new();
+    unpack(include_str!("../data/store-v1.txt"), &folder);
+    let store = FsBlobStore::open(&folder).unwrap();
+    for bytes in [b"one".as_slice(), b"", b"loose"] {
+        assert_eq!(store.get(&Digest256::of(bytes)).unwrap(), bytes);
+    }
+    let words = b"a word, ".repeat(100);
+    let read = store.get(&Digest256::of(&words));
+    if cfg!(feature = "compression") {
+        assert!(read.unwrap() == words);
+        let verified = store.verify().unwrap();
+        assert_eq!((verified.blobs, verified.damage.len()), (6, 0));
+    } else {
+        let said = read.unwrap_err().report().to_string();
+        assert!(said.contains("built without the feature `compression`"), "{said}");
+    }
 }
 
 #[test]
@@ -181,28 +200,6 @@ fn many_are_given_out_in_any_order_and_as_often_as_asked() {
     assert!(matches!(store.get_many(&asked, refuse), Err(Error::Store { .. })));
 }
 
-#[test]
-fn the_newest_bytes_of_a_name_win_wherever_they_are() {
-    let folder = Folder::new();
-    let (store, other) = (open(&folder), open(&folder));
-    let name = Digest256::of(b"a name");
-    assert!(matches!(store.get_named(&name), Err(Error::Missing { .. })));
-    store.put_named(&name, b"first").unwrap();
-    for round in 0..3_u8 {
-        let batch = other.batch().unwrap();
-        batch.put_named(&name, b"hidden by what follows").unwrap();
-        batch.put_named(&name, &[round; 10]).unwrap();
-        assert_ne!(store.get_named(&name).unwrap(), [round; 10]);
-        batch.commit().unwrap();
-        assert_eq!(store.get_named(&name).unwrap(), [round; 10]);
-        other.put_named(&name, &[round; 20]).unwrap();
-        assert_eq!(store.get_named(&name).unwrap(), [round; 20]);
-        assert_eq!(open(&folder).get_named(&name).unwrap(), [round; 20]);
-    }
-    assert!(store.contains_named(&name).unwrap() && !store.contains(&name).unwrap());
-    assert!(matches!(store.get(&name), Err(Error::Missing { .. })));
-}
-
 #[cfg(target_os = "linux")]
 #[test]
 fn a_full_disk_fails_the_batch_and_hurts_nothing_else() {
@@ -296,9 +293,13 @@ pub(crate) fn assert_all(store: &FsBlobStore, blobs: &Blobs) {
     assert_eq!(count, blobs.len());
 }
 
+/// Opens a store that compresses, if this build can.
 #[track_caller]
 pub(crate) fn open(folder: &Path) -> FsBlobStore {
-    FsBlobStore::open(folder).unwrap()
+    let options = StoreOptions::new();
+    #[cfg(feature = "compression")]
+    let options = options.compression(true);
+    options.open(folder).unwrap()
 }
 
 pub(crate) fn packs(folder: &Path) -> Vec<PathBuf> {

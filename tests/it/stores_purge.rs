@@ -49,17 +49,15 @@ fn a_purge_removes_what_lies_in_a_pack_that_is_mostly_needed() {
 }
 
 #[test]
-fn a_purge_needs_no_call_before_and_takes_files_names_and_leftovers() {
+fn a_purge_needs_no_call_before_and_takes_files_and_leftovers() {
     let folder = Folder::new();
     let store = open(&folder);
     let (kept, secret) = mostly_needed(&store);
-    let (loose, name) = (store.put(b"a loose secret").unwrap(), Digest256::of(b"name"));
-    store.put_named(&name, b"a named secret").unwrap();
+    let loose = store.put(b"a loose secret").unwrap();
     fs::write(folder.join("tmp/1-2-3"), b"what a writer that died has left").unwrap();
     let gc = store.purge_all_but(&kept.keys().copied().collect()).unwrap();
-    assert_eq!((gc.swept.blobs, gc.postponed.blobs), (62, 0));
+    assert_eq!((gc.swept.blobs, gc.postponed.blobs), (61, 0));
     assert!(matches!(store.get(&loose), Err(Error::Missing { .. })));
-    assert!(matches!(store.get_named(&name), Err(Error::Missing { .. })));
     assert!(secret.keys().all(|digest| store.get(digest).is_err()));
     #[cfg(unix)] // elsewhere no lock tells that its writer has died
     assert_eq!(files_below(&folder), packs(&folder));

@@ -158,17 +158,6 @@ fn walking_the_lists_of_a_capture_ends_with_the_time_for_it() {
     assert_eq!(reachable_until(&store, &[digest], &Until::within(Duration::from_secs(60))).unwrap().len(), 3);
 }
 
-#[cfg(feature = "encryption")]
-#[test]
-fn an_encrypted_store_waits_as_the_one_beneath() {
-    use criu_rpc::{EncryptedBlobStore, store::Key};
-    let folder = Folder::new("encrypted");
-    let store =
-        EncryptedBlobStore::open(FsBlobStore::open(&folder.0).unwrap(), Key::random().unwrap()).unwrap();
-    let _held = folder.lock("lock");
-    assert_late(store.batch_until(&soon()), &["begin a batch"]);
-}
-
 /// A store of the three methods that every store has. The token is cancelled by the first blob.
 #[derive(Debug)]
 struct Three {

@@ -1,19 +1,15 @@
 //! Test suite that every store must pass, for authors of stores (feature `conformance`).
 //!
-//! [`check`] is for all of them; [`check_names`] for those that keep bytes under names too.
-//!
 //! ```
 //! use criu_rpc::{MemBlobStore, store::conformance};
 //!
 //! // In a test of your crate, with your store:
 //! conformance::check(MemBlobStore::new);
-//! conformance::check_names(MemBlobStore::new);
 //! ```
 
 mod batches;
 mod blobs;
 mod many;
-mod names;
 
 use std::io::{Read, Write};
 
@@ -42,28 +38,6 @@ use crate::{BlobStore, Digest256, Error};
 /// ```
 pub fn check<S: BlobStore>(make: impl Fn() -> S) {
     for promise in blobs::PROMISES.iter().chain(&many::PROMISES).chain(&batches::PROMISES) {
-        promise(&make());
-    }
-}
-
-/// Tests a store that keeps names against the contract of [`BlobStore::put_named`] and its
-/// siblings, and of [`BlobBatch::put_named`](crate::store::BlobBatch::put_named).
-///
-/// `make` is as for [`check`], which such a store must pass as well.
-///
-/// # Panics
-///
-/// When a promise is broken: the message says which, and how.
-///
-/// # Examples
-///
-/// ```
-/// use criu_rpc::{MemBlobStore, store::conformance};
-///
-/// conformance::check_names(MemBlobStore::new);
-/// ```
-pub fn check_names<S: BlobStore>(make: impl Fn() -> S) {
-    for promise in names::PROMISES {
         promise(&make());
     }
 }

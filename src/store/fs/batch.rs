@@ -23,7 +23,8 @@ use super::{
 use crate::{
     Digest256, Error, Result, Until,
     store::{
-        BlobBatch, BlobWriter as _,
+        BlobBatch,
+        name::Name,
         pack::{self, Builder, MAX_BLOB, PackId},
     },
 };
@@ -43,8 +44,7 @@ pub(super) struct FsBatch<'a> {
     /// The blobs of frames that are not written yet.
     unwritten: Mutex<HashMap<u32, Contents>>,
     /// Blobs too long for a frame.
-    long: Mutex<Vec<(Digest256, Box<FsWriter<'a>>)>>,
-    long_names: Mutex<Vec<(Digest256, Vec<u8>)>>,
+    long: Mutex<Vec<(Name, FsWriter<'a>)>>,
     /// Shards of blobs found present, synced at commit: their names must be durable too.
     shards: Mutex<BTreeSet<PathBuf>>,
     /// Set when a put failed half-way, so the batch lacks a blob that it claimed to have.
@@ -54,7 +54,7 @@ pub(super) struct FsBatch<'a> {
     _lock: Lock,
 }
 
-type Contents = Arc<Mutex<Vec<Digest256>>>;
+type Contents = Arc<Mutex<Vec<Name>>>;
 
 struct PackFile {
     // Before `temporary`, so that the file is closed before it is removed.
@@ -88,7 +88,6 @@ impl<'a> FsBatch<'a> {
             idle: Mutex::default(),
             unwritten: Mutex::default(),
             long: Mutex::default(),
-            long_names: Mutex::default(),
             shards: Mutex::default(),
             failed: AtomicBool::new(false),
             published: false,
@@ -100,15 +99,16 @@ impl<'a> FsBatch<'a> {
         let mut stored = 0;
         let mut frame = lock(&self.idle).pop();
         for (digest, bytes) in blobs {
+            let name = &self.store.codec.name(digest)?;
             if bytes.len() > MAX_BLOB {
-                stored += self.put_long(digest, bytes)?;
+                stored += self.put_long(name, bytes)?;
                 continue;
             }
             let filling = self.with_room(&mut frame, bytes.len())?;
-            if !self.claim(digest, filling) {
+            if !self.claim(name, filling) {
                 continue;
             }
-            filling.builder.push(digest, bytes);
+            filling.builder.push(name, bytes);
             stored += bytes.len() as u64;
             if filling.builder.is_full() {
                 self.write(filling)?;
@@ -129,7 +129,7 @@ impl<'a> FsBatch<'a> {
 
     fn start(&self) -> Filling {
         let (number, contents) = self.add_frame();
-        Filling { number, builder: Builder::new(), contents }
+        Filling { number, builder: Builder::new(&self.store.codec), contents }
     }
 
     fn add_frame(&self) -> (u32, Contents) {
@@ -139,16 +139,16 @@ impl<'a> FsBatch<'a> {
     }
 
     /// Claims the blob for this frame; returns false if it is stored already.
-    fn claim(&self, digest: &Digest256, filling: &Filling) -> bool {
+    fn claim(&self, name: &Name, filling: &Filling) -> bool {
         let mut checked = BTreeSet::new();
         loop {
-            let claimed = || lock(&filling.contents).push(*digest);
-            let others = self.store.catalog.table.claim(digest, &checked, filling.number, claimed);
+            let claimed = || lock(&filling.contents).push(*name);
+            let others = self.store.catalog.table.claim(name, &checked, filling.number, claimed);
             if others.is_empty() {
                 return true;
             }
             for number in others {
-                if self.has(number, digest) {
+                if self.has(number, name) {
                     return false;
                 }
                 checked.insert(number);
@@ -158,25 +158,25 @@ impl<'a> FsBatch<'a> {
 
     /// Returns true if this frame has the blob and will keep it. An unreadable blob counts as
     /// missing.
-    fn has(&self, number: u32, digest: &Digest256) -> bool {
+    fn has(&self, number: u32, name: &Name) -> bool {
         let catalog = &self.store.catalog;
         if number == LOOSE {
-            let there = self.store.is_loose(digest).unwrap_or(false);
+            let there = self.store.is_loose(name).unwrap_or(false);
             if there {
-                lock(&self.shards).insert(self.store.blobs.place(digest).0);
+                lock(&self.shards).insert(self.store.blobs.place(name).0);
             }
             return there;
         }
         match catalog.frame(number) {
             Some((place, State::Open)) if place.pack == self.pack => {
                 if let Some(contents) = lock(&self.unwritten).get(&number).cloned() {
-                    return lock(&contents).contains(digest);
+                    return lock(&contents).contains(name);
                 }
                 let header = catalog.header(number).ok().flatten();
-                header.is_some_and(|frame| frame.find(digest, false, 0).is_some())
+                header.is_some_and(|frame| frame.find(name, 0).is_some())
             }
             Some((_, State::Live)) => {
-                let hit = catalog.hit(number, digest, false).ok().flatten();
+                let hit = catalog.hit(number, name).ok().flatten();
                 hit.is_some_and(|hit| !hit.condemned)
             }
             _ => false,
@@ -188,7 +188,7 @@ impl<'a> FsBatch<'a> {
         let sealed = filling.builder.seal();
         let (head, length) = (sealed.head(), sealed.length());
         let at = self.end.fetch_add(length as u64, Ordering::Relaxed);
-        let frame = sealed.at(&self.id, at);
+        let frame = sealed.at(&self.id, at)?;
         let writing = || format!("write a pack in {}", self.store.tmp.display());
         let written = self.file().and_then(|pack| pack.file.write_at(frame, at));
         written.map_err(Error::io(writing()))?;
@@ -213,34 +213,16 @@ impl<'a> FsBatch<'a> {
     }
 
     /// Writes a blob that is too long for a frame to a file of its own.
-    fn put_long(&self, digest: &Digest256, bytes: &[u8]) -> Result<u64> {
+    fn put_long(&self, name: &Name, bytes: &[u8]) -> Result<u64> {
         let mut long = lock(&self.long);
-        if self.has(LOOSE, digest) || long.iter().any(|(there, _)| there == digest) {
+        if self.has(LOOSE, name) || long.iter().any(|(there, _)| there == name) {
             return Ok(0);
         }
-        let mut writer = Box::new(self.store.start_loose()?);
+        let mut writer = self.store.start_loose()?;
         let writing = || format!("write a blob in {}", self.store.tmp.display());
-        io::Write::write_all(&mut *writer, bytes).map_err(Error::io(writing()))?;
-        long.push((*digest, writer));
+        io::Write::write_all(&mut writer, bytes).map_err(Error::io(writing()))?;
+        long.push((*name, writer));
         Ok(bytes.len() as u64)
-    }
-
-    fn put_name(&self, name: &Digest256, bytes: &[u8]) -> Result<()> {
-        let stamp = self.store.next_stamp(name)?;
-        // If two entries have the last stamp, the file wins.
-        if bytes.len() > MAX_BLOB || stamp == pack::LAST_STAMP {
-            lock(&self.long_names).push((*name, bytes.to_vec()));
-            return Ok(());
-        }
-        let mut frame = lock(&self.idle).pop();
-        let filling = self.with_room(&mut frame, bytes.len())?;
-        self.store.catalog.table.insert(name, filling.number);
-        filling.builder.push_named(name, stamp, bytes);
-        if filling.builder.is_full() {
-            self.write(filling)?;
-        }
-        lock(&self.idle).extend(frame);
-        Ok(())
     }
 
     /// Marks the batch as failed on an error: it may lack blobs that it claimed to have.
@@ -265,11 +247,8 @@ impl<'a> FsBatch<'a> {
         }
         // Each of them has begun a frame that will not be written.
         self.store.catalog.drop_frames(idle.iter().map(|frame| frame.number));
-        for (digest, writer) in std::mem::take(&mut *lock(&self.long)) {
-            writer.commit(&digest)?;
-        }
-        for (name, bytes) in std::mem::take(&mut *lock(&self.long_names)) {
-            self.store.put_named_loose(&name, &bytes)?;
+        for (name, writer) in std::mem::take(&mut *lock(&self.long)) {
+            writer.commit_as(&name)?;
         }
         for shard in std::mem::take(&mut *lock(&self.shards)) {
             self.store.blobs.sync(&shard).map_err(Error::io(doing()))?;
@@ -289,10 +268,6 @@ impl<'a> FsBatch<'a> {
 impl BlobBatch for FsBatch<'_> {
     fn put(&self, blobs: &[(Digest256, &[u8])]) -> Result<u64> {
         self.guarded(|| self.put_all(blobs))
-    }
-
-    fn put_named(&self, name: &Digest256, bytes: &[u8]) -> Result<()> {
-        self.guarded(|| self.put_name(name, bytes))
     }
 
     fn commit(mut self: Box<Self>) -> Result<()> {

@@ -15,8 +15,12 @@ use super::{
     table::Table,
 };
 use crate::{
-    Digest256, Error, Result, private,
-    store::pack::{Found, Frame, PackId, ReadAt as _, scan},
+    Error, Result, private,
+    store::{
+        name::Name,
+        pack::{Found, Frame, PackId, scan},
+        read_at::ReadAt as _,
+    },
 };
 
 /// The known packs of the folder.
@@ -184,7 +188,7 @@ impl Catalog {
             if let Found::Frame(frame) = found {
                 let number = self.add_frame(pack);
                 self.place(number, &frame);
-                frame.entries.iter().for_each(|entry| self.table.insert(&entry.digest, number));
+                frame.entries.iter().for_each(|entry| self.table.insert(&entry.name, number));
             }
         };
         if let Err(error) = scan(&file, each) {
@@ -360,29 +364,29 @@ impl Catalog {
         Ok(Some(frame))
     }
 
-    /// Returns the visible copies of a blob or a named entry. Those that are not condemned come
+    /// Returns the visible copies of a blob. Those that are not condemned come
     /// first.
-    pub(super) fn hits(&self, digest: &Digest256, named: bool) -> Result<Vec<Hit>> {
+    pub(super) fn hits(&self, name: &Name) -> Result<Vec<Hit>> {
         let mut hits = Vec::new();
-        for number in self.table.candidates(digest) {
-            hits.extend(self.hit(number, digest, named)?);
+        for number in self.table.candidates(name) {
+            hits.extend(self.hit(number, name)?);
         }
         hits.sort_by_key(|hit| hit.condemned);
         Ok(hits)
     }
 
     /// Returns a limited number of copies of a blob, since a foreign pack may contain any number.
-    pub(super) fn some_hits(&self, digest: &Digest256) -> Result<Vec<Hit>> {
-        let numbers = self.table.some(digest, SOME).into_iter();
-        numbers.filter_map(|number| self.hit(number, digest, false).transpose()).collect()
+    pub(super) fn some_hits(&self, name: &Name) -> Result<Vec<Hit>> {
+        let numbers = self.table.some(name, SOME).into_iter();
+        numbers.filter_map(|number| self.hit(number, name).transpose()).collect()
     }
 
-    /// Returns the entry of this frame for the digest, if it is not damaged.
-    pub(super) fn hit(&self, number: u32, digest: &Digest256, named: bool) -> Result<Option<Hit>> {
+    /// Returns the entry of this frame for the blob, if it is not damaged.
+    pub(super) fn hit(&self, number: u32, name: &Name) -> Result<Option<Hit>> {
         let Some((place, State::Live, path)) = self.locate(number) else { return Ok(None) };
         let reading = |error| Error::io(format!("read the pack {}", path.display()))(error);
         let Some(frame) = self.header_at(number, place, &path).map_err(reading)? else { return Ok(None) };
-        let Some(index) = frame.find(digest, named, 0) else { return Ok(None) };
+        let Some(index) = frame.find(name, 0) else { return Ok(None) };
         let (condemned, damaged) = self.marked(&frame, index);
         Ok((!damaged).then_some(Hit { frame, index, path, condemned }))
     }

@@ -20,13 +20,18 @@ use super::{
     clock::time_of,
     condemned::{entries_of, id_of_list, remove_lists, write_all, write_list},
     gc::{Gc, Tally, When, each_frame},
-    keep::Keep,
     lock::Lock,
-    loose::{self, entries},
+    loose::entries,
     marks::Entries,
     room::is_full,
 };
-use crate::{Digest256, Error, Result, Until, private, store::pack::PackId};
+use crate::{
+    Error, Result, Until, private,
+    store::{codec::locked, name::Name, pack::PackId},
+};
+
+/// The blobs to keep.
+pub(super) type Keep = HashSet<Name>;
 
 /// One collection: its folder, and whether its grace period is over.
 #[derive(Debug)]
@@ -52,8 +57,10 @@ struct Stray {
 }
 
 impl FsBlobStore {
-    pub(super) fn collect(&self, keep: &HashSet<Digest256>, when: When, until: &Until) -> Result<Gc> {
-        let keep = &Keep::new(keep);
+    pub(super) fn collect(&self, keep: &Keep, when: When, until: &Until) -> Result<Gc> {
+        if self.codec.is_locked() {
+            return Err(locked("collect unneeded blobs"));
+        }
         let collecting = || format!("collect unneeded blobs in {}", self.root.display());
         let doing = || Error::io(collecting());
         let _alone = Lock::exclusive(&self.root.join("gc.lock"), until, collecting)?;
@@ -88,7 +95,7 @@ impl FsBlobStore {
     }
 
     /// Sweeps what is due, as far as that needs no space.
-    fn sweep(&self, rounds: &[Round], keep: &Keep<'_>, when: When, gc: &mut Gc) -> Result<()> {
+    fn sweep(&self, rounds: &[Round], keep: &Keep, when: When, gc: &mut Gc) -> Result<()> {
         let doing = || Error::io(format!("collect unneeded blobs in {}", self.root.display()));
         for round in rounds {
             self.review(round, keep, gc).map_err(doing())?;
@@ -120,25 +127,23 @@ impl FsBlobStore {
     }
 
     /// Returns blobs that are needed again, and deletes files whose grace period is over.
-    fn review(&self, round: &Round, keep: &Keep<'_>, gc: &mut Gc) -> io::Result<()> {
-        for kind in ["blobs", "names"] {
-            for path in entries(&round.path.join(kind))? {
-                let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-                let Ok(digest) = format!("sha256:{name}").parse::<Digest256>() else { continue };
-                let bytes = fs::metadata(&path)?.len();
-                if keep.contains(&digest) {
-                    match self.with_room(|| self.take_back(&path, kind, &digest)) {
-                        // The file is not swept, and returns when there is space.
-                        Err(error) if is_full(&error) => {}
-                        taken => {
-                            taken?;
-                            gc.returned.add(bytes);
-                        }
+    fn review(&self, round: &Round, keep: &Keep, gc: &mut Gc) -> io::Result<()> {
+        for path in entries(&round.path.join("blobs"))? {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let Some(name) = Name::parse(name) else { continue };
+            let bytes = fs::metadata(&path)?.len();
+            if keep.contains(&name) {
+                match self.with_room(|| self.take_back(&path, &name)) {
+                    // The file is not swept, and returns when there is space.
+                    Err(error) if is_full(&error) => {}
+                    taken => {
+                        taken?;
+                        gc.returned.add(bytes);
                     }
-                } else if round.due {
-                    self.disk.remove(&path)?;
-                    gc.swept.add(bytes);
                 }
+            } else if round.due {
+                self.disk.remove(&path)?;
+                gc.swept.add(bytes);
             }
         }
         for path in entries(&round.path.join("packs"))? {
@@ -150,12 +155,10 @@ impl FsBlobStore {
         Ok(())
     }
 
-    fn take_back(&self, path: &Path, kind: &str, digest: &Digest256) -> io::Result<()> {
-        let shards = if kind == "names" { &self.names } else { &self.blobs };
-        let (shard, place) = shards.place(digest);
-        shards.make(&shard)?;
-        // A file that was put since is newer, unless it is damaged.
-        if place.exists() && (kind == "names" || loose::is_whole(&place, digest)) {
+    fn take_back(&self, path: &Path, name: &Name) -> io::Result<()> {
+        let (shard, place) = self.blobs.place(name);
+        self.blobs.make(&shard)?;
+        if self.is_whole(&place, name) {
             return self.disk.remove(path);
         }
         self.disk.rename(path, &place)?;
@@ -163,7 +166,7 @@ impl FsBlobStore {
     }
 
     /// Takes entries of a pack off the list of a round if they are needed again.
-    fn review_pack(&self, round: &Path, id: &PackId, keep: &Keep<'_>, gc: &mut Gc) -> io::Result<()> {
+    fn review_pack(&self, round: &Path, id: &PackId, keep: &Keep, gc: &mut Gc) -> io::Result<()> {
         let Some(pack) = self.catalog.number(id) else { return remove_lists(self, round, id) };
         let list = entries_of(round, id)?;
         let (mut left, mut returned) = (Entries::default(), Tally::default());
@@ -171,7 +174,7 @@ impl FsBlobStore {
             for (index, entry) in
                 frame.entries.iter().enumerate().filter(|(index, _)| list.has(frame.at, *index))
             {
-                match keep.needs(self, entry) {
+                match keep.contains(&entry.name) {
                     true => returned.add(entry.length as u64),
                     false => left.add(frame.at, index),
                 }
@@ -196,21 +199,21 @@ impl FsBlobStore {
 
     /// Removes the folder of a round if it is empty.
     pub(super) fn remove_empty(&self, round: &Path) {
-        for kind in ["blobs", "names", "packs"] {
+        for kind in ["blobs", "packs"] {
             let _ = fs::remove_dir(round.join(kind));
         }
         let _ = fs::remove_dir(round);
     }
 
     /// Finds entries and files that are neither needed nor condemned.
-    fn unneeded(&self, keep: &Keep<'_>) -> io::Result<(Vec<Unneeded>, Vec<Stray>)> {
+    fn unneeded(&self, keep: &Keep) -> io::Result<(Vec<Unneeded>, Vec<Stray>)> {
         let mut packs = Vec::new();
         for (id, path) in self.catalog.live() {
             let mut unneeded = Unneeded { id, list: Entries::default(), tally: Tally::default(), all: true };
             each_frame(&path, |frame| {
                 for (index, entry) in frame.entries.iter().enumerate() {
                     let (marked, damaged) = self.catalog.marked(frame, index);
-                    if damaged || keep.needs(self, entry) {
+                    if damaged || keep.contains(&entry.name) {
                         unneeded.all = false;
                     } else if !marked {
                         unneeded.list.add(frame.at, index);
@@ -227,17 +230,15 @@ impl FsBlobStore {
             }
         }
         let mut strays = Vec::new();
-        for (kind, shards) in [("blobs", &self.blobs), ("names", &self.names)] {
-            for (digest, path) in shards.list()?.into_iter().filter(|(digest, _)| !keep.contains(digest)) {
-                let bytes = fs::metadata(&path).map_or(0, |metadata| metadata.len());
-                strays.push(Stray { path, place: Path::new(kind).join(digest.hex()), bytes });
-            }
+        for (name, path) in self.blobs.list()?.into_iter().filter(|(name, _)| !keep.contains(name)) {
+            let bytes = fs::metadata(&path).map_or(0, |metadata| metadata.len());
+            strays.push(Stray { path, place: Path::new("blobs").join(name.hex()), bytes });
         }
         Ok((packs, strays))
     }
 
     /// Condemns unneeded blobs, and returns the folder of the new round.
-    fn condemn(&self, keep: &Keep<'_>, now: Duration, until: &Until, gc: &mut Gc) -> Result<Option<PathBuf>> {
+    fn condemn(&self, keep: &Keep, now: Duration, until: &Until, gc: &mut Gc) -> Result<Option<PathBuf>> {
         let condemning = || format!("condemn what is unneeded in {}", self.root.display());
         let lock = || Lock::exclusive_within(&self.lock_file(), PATIENCE, until, condemning);
         let round = self.condemn_with(keep, now, lock, gc);
@@ -246,7 +247,7 @@ impl FsBlobStore {
 
     fn condemn_with(
         &self,
-        keep: &Keep<'_>,
+        keep: &Keep,
         now: Duration,
         lock: impl FnOnce() -> Result<Option<Lock>>,
         gc: &mut Gc,
@@ -347,7 +348,7 @@ impl FsBlobStore {
 
     /// Removes damaged data that was set aside.
     fn remove_set_aside(&self) -> io::Result<()> {
-        for kind in ["blobs", "names", "rewritten"] {
+        for kind in ["blobs", "rewritten"] {
             for path in entries(&self.damaged().join(kind))? {
                 self.disk.remove(&path)?;
             }

@@ -18,7 +18,10 @@ use super::{
     loose::{self, entries},
     marks::{Entries, Marks},
 };
-use crate::{Digest256, Error, Result, private, store::pack::PackId};
+use crate::{
+    Digest256, Error, Result, private,
+    store::{name::Name, pack::PackId},
+};
 
 /// The lists that were read last: their files with times and lengths.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -65,10 +68,10 @@ impl FsBlobStore {
     }
 
     /// Opens a condemned file.
-    pub(super) fn open_condemned(&self, kind: &str, digest: &Digest256) -> Result<Option<(PathBuf, File)>> {
+    pub(super) fn open_condemned(&self, name: &Name) -> Result<Option<(PathBuf, File)>> {
         let listing = Error::io(format!("read the lists of condemned blobs in {}", self.root.display()));
         for round in entries(&self.condemned()).map_err(listing)? {
-            let path = round.join(kind).join(digest.hex());
+            let path = round.join("blobs").join(name.hex());
             if let Some(file) = loose::open(&path)? {
                 return Ok(Some((path, file)));
             }

@@ -16,7 +16,7 @@ use std::{
     },
 };
 
-use crate::{private, store::pack::ReadAt};
+use crate::{private, store::read_at::ReadAt};
 
 /// Changes files and folders.
 #[derive(Clone, Default)]

@@ -1,11 +1,11 @@
 //! [`FsBlobStore::gc`], [`retain`](FsBlobStore::retain) and [`purge`](FsBlobStore::purge): remove
 //! unneeded blobs. [`collect`](super::collect) does the work.
 
-use std::{collections::HashSet, fs, io, path::Path, time::Duration};
+use std::{collections::HashSet, io, path::Path, time::Duration};
 
 use serde::Serialize;
 
-use super::{FsBlobStore, catalog::id_of, names};
+use super::{FsBlobStore, catalog::id_of};
 use crate::{
     Digest256, Result, Until, private,
     store::{
@@ -34,13 +34,14 @@ pub struct Gc {
     pub postponed: Tally,
 }
 
-/// A number of blobs and names, and their bytes.
+/// A number of blobs, and their bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Tally {
-    /// The number of blobs and names. Each copy counts.
+    /// The number of blobs. Each copy counts.
     pub blobs: u64,
-    /// The bytes as they were put.
+    /// The bytes as they were put. In an encrypted store, as they are stored: a blob in a pack
+    /// counts with its share of the encrypted bytes.
     pub bytes: u64,
 }
 
@@ -123,7 +124,7 @@ impl FsBlobStore {
         self.retain_until(&reachable_until(self, live, until)?, grace, until)
     }
 
-    /// Keeps the blobs and names of `keep`, and removes all others. Safe while captures are in
+    /// Keeps the blobs of `keep`, and removes all others. Safe while captures are in
     /// progress.
     ///
     /// A call has two phases. It removes blobs that an earlier call marked at least `grace` ago and
@@ -180,7 +181,7 @@ impl FsBlobStore {
     ///
     /// As [`retain`](FsBlobStore::retain) and [`gc_until`](FsBlobStore::gc_until).
     pub fn retain_until(&self, keep: &HashSet<Digest256>, grace: Duration, until: &Until) -> Result<Gc> {
-        self.collect(keep, When::After(grace), until)
+        self.collect(&self.codec.names(keep)?, When::After(grace), until)
     }
 
     /// Keeps these captures, and removes all other data before it returns: also from packs that are
@@ -194,7 +195,7 @@ impl FsBlobStore {
     /// All of it is gone if [`Gc::postponed`] is empty. Otherwise the disk has no space to rewrite
     /// some packs, or a pack is damaged: call [`verify`](FsBlobStore::verify) and
     /// [`quarantine`](FsBlobStore::quarantine), free space, and call this again. A file system or a
-    /// disk may keep contents of removed files. Only an `EncryptedBlobStore` whose key is destroyed
+    /// disk may keep contents of removed files. Only an encrypted store whose key is destroyed
     /// leaves nothing readable.
     ///
     /// ```
@@ -228,7 +229,7 @@ impl FsBlobStore {
         self.purge_all_but_until(&reachable_until(self, live, until)?, until)
     }
 
-    /// Removes as [`purge`](FsBlobStore::purge) does, but takes the blobs and names to keep, as
+    /// Removes as [`purge`](FsBlobStore::purge) does, but takes the blobs to keep, as
     /// [`retain`](FsBlobStore::retain) does.
     ///
     /// # Errors
@@ -238,12 +239,8 @@ impl FsBlobStore {
         self.purge_all_but_until(keep, &Until::forever())
     }
 
-    pub(in crate::store) fn purge_all_but_until(
-        &self,
-        keep: &HashSet<Digest256>,
-        until: &Until,
-    ) -> Result<Gc> {
-        self.collect(keep, When::Now, until)
+    fn purge_all_but_until(&self, keep: &HashSet<Digest256>, until: &Until) -> Result<Gc> {
+        self.collect(&self.codec.names(keep)?, When::Now, until)
     }
 }
 
@@ -259,9 +256,4 @@ pub(super) fn each_frame(path: &Path, mut each: impl FnMut(&Frame) -> io::Result
         }
     })?;
     result
-}
-
-/// Returns true if the file of a name is intact.
-pub(super) fn name_is_whole(path: &Path, name: &Digest256) -> io::Result<bool> {
-    Ok(names::parse(name, private::patiently(|| fs::read(path))?).is_some())
 }

@@ -1,10 +1,10 @@
-//! Loose blobs: one file each, named by its digest. Blobs that are put one by one are kept like
+//! Loose blobs: one file each, called by its name. Blobs that are put one by one are kept like
 //! this, whatever their size.
 
 use std::{
     collections::BTreeSet,
     fs::{self, File},
-    io::{self, ErrorKind, Read as _, Write},
+    io::{self, ErrorKind, Write},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
@@ -14,14 +14,16 @@ use super::{
     disk::{Disk, DiskFile, Temporary},
 };
 use crate::{
-    Digest256, Error, Result,
-    digest::Hasher,
-    private,
-    store::{BlobWriter, pack::ReadAt as _},
+    Digest256, Error, Result, private,
+    store::{
+        BlobWriter,
+        codec::{Encoder, or_io},
+        name::Name,
+    },
     wiped::Wiped,
 };
 
-/// A folder of files, in shards named by the first two digits of the digests.
+/// A folder of files, in shards named by the first two digits of the names.
 #[derive(Debug)]
 pub(super) struct Shards {
     folder: PathBuf,
@@ -39,9 +41,9 @@ impl Shards {
         &self.folder
     }
 
-    /// Returns the shard folder of a digest, and its file.
-    pub(super) fn place(&self, digest: &Digest256) -> (PathBuf, PathBuf) {
-        let hex = digest.hex();
+    /// Returns the shard folder of a blob, and its file.
+    pub(super) fn place(&self, name: &Name) -> (PathBuf, PathBuf) {
+        let hex = name.hex();
         let shard = self.folder.join(&hex[..2]);
         let file = shard.join(&hex);
         (shard, file)
@@ -68,14 +70,14 @@ impl Shards {
         self.disk.sync_folder(shard)
     }
 
-    /// Lists the files in all shards with their digests. Files with other names are skipped.
-    pub(super) fn list(&self) -> io::Result<Vec<(Digest256, PathBuf)>> {
+    /// Lists the blobs in all shards with their files. Files with other names are skipped.
+    pub(super) fn list(&self) -> io::Result<Vec<(Name, PathBuf)>> {
         let mut files = Vec::new();
         for shard in entries(&self.folder)? {
             for path in entries(&shard)? {
                 let name = path.file_name().and_then(|name| name.to_str());
-                if let Some(digest) = name.and_then(|name| format!("sha256:{name}").parse().ok()) {
-                    files.push((digest, path));
+                if let Some(name) = name.and_then(Name::parse) {
+                    files.push((name, path));
                 }
             }
         }
@@ -99,29 +101,33 @@ pub(super) fn entries(folder: &Path) -> io::Result<Vec<PathBuf>> {
 
 impl FsBlobStore {
     /// Opens a loose blob, or a condemned one if there is no other.
-    pub(super) fn open_loose(&self, digest: &Digest256) -> Result<Option<(PathBuf, File)>> {
-        let (_, path) = self.blobs.place(digest);
+    pub(super) fn open_loose(&self, name: &Name) -> Result<Option<(PathBuf, File)>> {
+        let (_, path) = self.blobs.place(name);
         if let Some(file) = open(&path)? {
             return Ok(Some((path, file)));
         }
-        self.open_condemned("blobs", digest)
+        self.open_condemned(name)
     }
 
     /// Reads a blob that is a file of its own.
-    pub(super) fn read_loose(&self, digest: &Digest256) -> Result<Option<Vec<u8>>> {
-        let Some((path, mut file)) = self.open_loose(digest)? else { return Ok(None) };
-        let reading = || Error::io(format!("read blob {}", path.display()));
-        // `read_to_end` reserves room for the whole file first. A growing vector would leave copies
-        // behind.
-        let mut bytes = Wiped::default();
-        file.read_to_end(bytes.vec()).map_err(reading())?;
-        crate::store::verify(digest, &bytes, || format!("blob {}", path.display()))?;
+    pub(super) fn read_loose(&self, name: &Name) -> Result<Option<Vec<u8>>> {
+        let Some((path, file)) = self.open_loose(name)? else { return Ok(None) };
+        let what = || format!("blob {}", path.display());
+        let read = self.codec.open(name, file, what).and_then(|blob| blob.range(0, usize::MAX));
+        let mut bytes = Wiped::from(read.map_err(or_io(|| format!("read {}", what())))?);
+        self.codec.verify(name, &bytes, what)?;
         Ok(Some(std::mem::take(bytes.vec())))
     }
 
+    /// Returns true if the file exists and has the blob of this name. An unreadable file does not
+    /// count.
+    pub(super) fn is_whole(&self, path: &Path, name: &Name) -> bool {
+        private::open_file(path).and_then(|file| self.codec.is_whole(name, &file)).unwrap_or(false)
+    }
+
     /// Returns true if the blob is a file of its own and not condemned.
-    pub(super) fn is_loose(&self, digest: &Digest256) -> Result<bool> {
-        let (_, path) = self.blobs.place(digest);
+    pub(super) fn is_loose(&self, name: &Name) -> Result<bool> {
+        let (_, path) = self.blobs.place(name);
         match private::patiently(|| fs::metadata(&path)) {
             Ok(metadata) => Ok(metadata.is_file()),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
@@ -129,21 +135,23 @@ impl FsBlobStore {
         }
     }
 
-    pub(super) fn put_loose(&self, digest: &Digest256, bytes: &[u8]) -> Result<()> {
-        let (shard, path) = self.blobs.place(digest);
-        if is_file_with(&path, bytes) {
+    pub(super) fn put_loose(&self, name: &Name, bytes: &[u8]) -> Result<()> {
+        let (shard, path) = self.blobs.place(name);
+        if self.is_whole(&path, name) {
             // The process that put it may not have synced it yet.
             return self.blobs.sync(&shard).map_err(Error::io(format!("sync {}", shard.display())));
         }
-        let mut writer = Box::new(self.start_loose()?);
+        let mut writer = self.start_loose()?;
         writer.write_all(bytes).map_err(Error::io(format!("write blob {}", path.display())))?;
-        writer.commit(digest)
+        writer.commit_as(name)
     }
 
     pub(super) fn start_loose(&self) -> Result<FsWriter<'_>> {
         let doing = || format!("create a temporary file in {}", self.tmp.display());
+        let encoder = self.codec.encoder()?;
         let (temporary, file) = self.disk.temporary(&self.tmp).map_err(Error::io(doing()))?;
-        Ok(FsWriter { store: self, file: Growing { file, end: 0 }, gathered: Wiped::default(), temporary })
+        let file = Growing { file, end: 0, gathered: Wiped::default() };
+        Ok(FsWriter { store: self, encoder, file, temporary })
     }
 }
 
@@ -156,72 +164,53 @@ pub(super) fn open(path: &Path) -> Result<Option<File>> {
     }
 }
 
-/// Returns true if the file exists and has this digest.
-pub(super) fn is_whole(path: &Path, digest: &Digest256) -> bool {
-    let Ok(mut file) = private::open_file(path) else { return false };
-    let (mut hasher, mut piece) = (Hasher::new(), Wiped::zeroed(BUFFER));
-    loop {
-        match file.read(&mut piece) {
-            Ok(0) => return hasher.finish() == *digest,
-            Ok(count) => hasher.update(&piece[..count]),
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(_) => return false,
-        }
-    }
-}
-
 /// Writes a blob to a file.
 pub(super) struct FsWriter<'a> {
     store: &'a FsBlobStore,
+    encoder: Encoder,
     // Before `temporary`, so that the file is closed before it is removed.
     file: Growing,
     temporary: Temporary,
-    /// Small pieces that were not written yet.
-    gathered: Wiped,
 }
 
 impl FsWriter<'_> {
-    fn write_gathered(&mut self) -> io::Result<()> {
-        self.file.write(&self.gathered)?;
-        self.gathered.clear();
+    /// Makes the written bytes the blob of this name.
+    pub(super) fn commit_as(self, name: &Name) -> Result<()> {
+        let FsWriter { store, encoder, mut file, temporary } = self;
+        let (shard, path) = store.blobs.place(name);
+        let doing = || format!("store blob {}", path.display());
+        let finished = encoder.finish(name, &mut |bytes| file.write(bytes));
+        finished.and_then(|()| file.write_gathered()).map_err(or_io(doing))?;
+        file.file.sync().map_err(Error::io(doing()))?;
+        let placed = store.blobs.make(&shard).and_then(|()| temporary.rename(file.file, &path));
+        if let Err(error) = placed {
+            // Some systems don't replace a file that is open for reading. It may be the same blob.
+            if !store.is_whole(&path, name) {
+                return Err(Error::io(doing())(error));
+            }
+        }
+        store.disk.sync_folder(&shard).map_err(Error::io(doing()))?;
+        store.note_loose(name);
         Ok(())
     }
 }
 
 impl BlobWriter for FsWriter<'_> {
-    fn commit(mut self: Box<Self>, digest: &Digest256) -> Result<()> {
-        let (shard, path) = self.store.blobs.place(digest);
-        let doing = || format!("store blob {}", path.display());
-        self.write_gathered().map_err(Error::io(doing()))?;
-        let FsWriter { store, file, temporary, .. } = *self;
-        file.file.sync().map_err(Error::io(doing()))?;
-        let placed = store.blobs.make(&shard).and_then(|()| temporary.rename(file.file, &path));
-        if let Err(error) = placed {
-            // Some systems don't replace a file that is open for reading. It may be the same blob.
-            if !is_whole(&path, digest) {
-                return Err(Error::io(doing())(error));
-            }
-        }
-        store.disk.sync_folder(&shard).map_err(Error::io(doing()))?;
-        store.note_loose(digest);
-        Ok(())
+    fn commit(self: Box<Self>, digest: &Digest256) -> Result<()> {
+        let name = self.store.codec.name(digest)?;
+        self.commit_as(&name)
     }
 }
 
 impl Write for FsWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.gathered.len() + bytes.len() > BUFFER {
-            self.write_gathered()?;
-        }
-        match bytes.len() < BUFFER {
-            true => self.gathered.extend_from_slice(bytes),
-            false => self.file.write(bytes)?,
-        }
+        let FsWriter { encoder, file, .. } = self;
+        encoder.write(bytes, &mut |bytes| file.write(bytes))?;
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.write_gathered()
+        self.file.write_gathered()
     }
 }
 
@@ -229,36 +218,37 @@ impl Write for FsWriter<'_> {
 struct Growing {
     file: DiskFile,
     end: u64,
+    /// Small pieces that were not written yet.
+    gathered: Wiped,
 }
 
 impl Growing {
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.gathered.len() + bytes.len() > BUFFER {
+            self.write_gathered()?;
+        }
+        match bytes.len() < BUFFER {
+            true => self.gathered.extend_from_slice(bytes),
+            false => self.append(bytes)?,
+        }
+        Ok(())
+    }
+
+    fn write_gathered(&mut self) -> io::Result<()> {
+        let gathered = std::mem::take(&mut self.gathered);
+        self.append(&gathered)?;
+        self.gathered = gathered;
+        self.gathered.clear();
+        Ok(())
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         if !bytes.is_empty() {
             self.file.write_at(bytes, self.end)?;
             self.end += bytes.len() as u64;
         }
         Ok(())
     }
-}
-
-/// Returns true if the file exists and has exactly these bytes. An unreadable file does not count.
-fn is_file_with(path: &Path, bytes: &[u8]) -> bool {
-    let same = || -> io::Result<bool> {
-        let file = private::open_file(path)?;
-        if file.metadata()?.len() != bytes.len() as u64 {
-            return Ok(false);
-        }
-        let (mut piece, mut at) = (Wiped::zeroed(bytes.len().min(BUFFER)), 0);
-        for expected in bytes.chunks(BUFFER) {
-            let piece = &mut piece[..expected.len()];
-            if file.read_full(piece, at)? < piece.len() || piece != expected {
-                return Ok(false);
-            }
-            at += piece.len() as u64;
-        }
-        Ok(true)
-    };
-    same().unwrap_or(false)
 }
 
 /// Small pieces are gathered up to this size before a system call.

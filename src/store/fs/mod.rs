@@ -2,18 +2,20 @@
 //!
 //! ```text
 //! <root>/blobs/sha256/2c/2cf24dba…   a blob that was put by itself
-//! <root>/packs/<id>.pack             the blobs and names of a batch
-//! <root>/names/2c/2cf24dba…          bytes that were put under a name by themselves
+//! <root>/blobs/keyed/2c/2cf24dba…    the same in an encrypted store
+//! <root>/packs/<id>.pack             the blobs of a batch
 //! <root>/condemned/<name>/           what a collection found no use for: files, and lists of entries of packs
 //! <root>/damaged/                    what is damaged and was taken out
 //! <root>/tmp/<pid>-<count>-<random>  files that are not whole yet
+//! <root>/store.key[.copy]            the key record of an encrypted store
 //! <root>/lock, <root>/gc.lock        see [`Lock`](lock::Lock)
 //! <root>/gc.clock, <root>/gc.room    what collections need: see [`clock`] and [`room`]
 //! ```
 //!
 //! A file is written in `tmp`, synced, renamed to its place, and the folder is synced. So a visible
-//! name always has all its bytes, also after a crash. [`loose`] and [`names`] are single files,
-//! [`batch`] writes packs, [`catalog`] indexes them, [`read`] reads from them.
+//! name always has all its bytes, also after a crash. [`loose`] are single files, [`batch`] writes
+//! packs, [`catalog`] indexes them, [`read`] reads from them. All of them know blobs by their
+//! [names](Name); the trait's methods here translate digests to names.
 
 mod batch;
 mod catalog;
@@ -22,12 +24,11 @@ mod collect;
 mod condemned;
 mod disk;
 mod gc;
-mod keep;
 mod lock;
 mod loose;
 mod marks;
-mod names;
 mod read;
+mod records;
 mod rewrite;
 mod rewriter;
 mod room;
@@ -38,20 +39,28 @@ mod usage;
 mod verify;
 
 use std::{
+    cell::OnceCell,
     fs,
-    io::{self, Cursor, Read, Seek as _, SeekFrom},
+    io::{self, Cursor, Read},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
     time::Duration,
 };
 
-use self::{batch::FsBatch, catalog::Catalog, condemned::Loaded, disk::Disk, loose::Shards, read::Buffers};
+use self::{
+    batch::FsBatch, catalog::Catalog, condemned::Loaded, disk::Disk, loose::Shards, read::Buffers,
+    records::FsRecords,
+};
 pub use self::{
     gc::{Gc, Tally},
     usage::Usage,
     verify::{Damage, Verified},
 };
-use super::{BlobBatch, BlobStore, BlobWriter};
+use super::{
+    BlobBatch, BlobStore, BlobWriter,
+    codec::{Codec, StoreOptions, or_io},
+    name::Name,
+};
 use crate::{Digest256, Error, Result, Until, private, wiped::Wiped};
 
 /// A store in a folder, for any number of threads and processes.
@@ -61,8 +70,8 @@ use crate::{Digest256, Error, Result, Until, private, wiped::Wiped};
 /// [`commit`](BlobWriter::commit) returns. Between calls only writers and batches have files open.
 ///
 /// Blobs that are put by themselves are files. Blobs of a [batch](BlobBatch) go into
-/// packs: one file that is synced once, and becomes visible with the commit. With the feature
-/// `compression` packs are compressed where that makes them smaller.
+/// packs: one file that is synced once, and becomes visible with the commit. [`StoreOptions`]
+/// compress packs and encrypt everything.
 ///
 /// Putting a blob by itself repairs it if it is damaged. A batch, and so a chunked capture, assumes
 /// that existing blobs are undamaged. [`verify`](FsBlobStore::verify) finds damage. After
@@ -83,8 +92,8 @@ pub struct FsBlobStore {
     root: PathBuf,
     tmp: PathBuf,
     disk: Disk,
+    codec: Codec,
     blobs: Shards,
-    names: Shards,
     catalog: Catalog,
     /// The loose blobs in the catalog, once a batch needed them.
     loose: Mutex<Option<Loose>>,
@@ -93,7 +102,8 @@ pub struct FsBlobStore {
 }
 
 impl FsBlobStore {
-    /// Opens the store in the folder `root`. Creates missing folders, also `root` itself.
+    /// Opens the store in the folder `root`, with the default [`StoreOptions`]. Creates missing
+    /// folders, also `root` itself.
     ///
     /// Temporary files of writers that died are removed once they are a day old. On Unix a lock
     /// shows that a writer lives, whatever the clock says. Elsewhere, or on a file system without
@@ -101,34 +111,38 @@ impl FsBlobStore {
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] if the folders cannot be created.
+    /// [`Error::Io`] if the folders cannot be created; [`Error::Store`] if the store is encrypted.
     pub fn open(root: impl AsRef<Path>) -> Result<FsBlobStore> {
-        FsBlobStore::open_on(root.as_ref(), Disk::default())
+        StoreOptions::new().open(root)
     }
 
-    fn open_on(root: &Path, disk: Disk) -> Result<FsBlobStore> {
+    fn open_on(root: &Path, disk: Disk, options: &StoreOptions) -> Result<FsBlobStore> {
         let opening = || format!("open the blob store in {}", root.display());
-        let root = std::path::absolute(root).map_err(Error::io(opening()))?;
+        let root = &std::path::absolute(root).map_err(Error::io(opening()))?;
         if root.exists() && !root.is_dir() {
             let problem = io::Error::new(io::ErrorKind::NotADirectory, "it is a file, not a folder");
             return Err(Error::io(opening())(problem));
         }
-        let (blobs, tmp) = (root.join("blobs").join("sha256"), root.join("tmp"));
-        let (packs, names) = (root.join("packs"), root.join("names"));
-        for folder in [&blobs, &tmp, &packs, &names] {
+        let (packs, tmp) = (root.join("packs"), root.join("tmp"));
+        for folder in [&packs, &tmp] {
             disk.make_folder(folder).map_err(Error::io(opening()))?;
         }
         remove_leftovers(&tmp);
+        let records = FsRecords { root, tmp: &tmp, disk: &disk, lock: OnceCell::new() };
+        let codec = options.codec(&opening, &records)?;
+        drop(records);
+        let blobs = root.join(codec.folder());
+        disk.make_folder(&blobs).map_err(Error::io(opening()))?;
         let store = FsBlobStore {
             tmp,
+            codec,
             blobs: Shards::new(blobs, disk.clone()),
-            names: Shards::new(names, disk.clone()),
             catalog: Catalog::new(packs),
             loose: Mutex::default(),
             loaded: Mutex::default(),
             buffers: Mutex::default(),
             disk,
-            root,
+            root: root.clone(),
         };
         // Create the lock files while there is space: a collection on a full disk cannot.
         for lock in [store.lock_file(), store.root.join("gc.lock")] {
@@ -158,38 +172,33 @@ impl FsBlobStore {
         if loose.is_none() {
             let listing = Error::io(format!("list the blobs in {}", self.blobs.folder().display()));
             let list = self.blobs.list().map_err(listing)?;
-            list.iter().for_each(|(digest, _)| self.catalog.table.insert(digest, LOOSE));
+            list.iter().for_each(|(name, _)| self.catalog.table.insert(name, LOOSE));
             *loose = Some(Loose { listed: list.len(), noted: 0 });
         }
         Ok(())
     }
 
     /// Notes a new loose blob, so that later batches find it.
-    fn note_loose(&self, digest: &Digest256) {
+    fn note_loose(&self, name: &Name) {
         if let Some(loose) = &mut *self.loose.lock().unwrap_or_else(PoisonError::into_inner) {
-            self.catalog.table.insert(digest, LOOSE);
+            self.catalog.table.insert(name, LOOSE);
             loose.noted += 1;
         }
     }
 
     /// Reads the blob, from the known packs or a file.
-    fn find(&self, digest: &Digest256) -> Result<Option<Vec<u8>>> {
-        let packed = self.catalog.hits(digest, false).and_then(|hits| self.first_good(hits.iter()));
+    fn find(&self, name: &Name) -> Result<Option<Vec<u8>>> {
+        let packed = self.catalog.hits(name).and_then(|hits| self.first_good(hits.iter()));
         match packed {
             Ok(Some(bytes)) => Ok(Some(bytes)),
-            Ok(None) => self.read_loose(digest),
-            Err(damage) => self.read_loose(digest)?.map_or(Err(damage), |bytes| Ok(Some(bytes))),
+            Ok(None) => self.read_loose(name),
+            Err(damage) => self.read_loose(name)?.map_or(Err(damage), |bytes| Ok(Some(bytes))),
         }
     }
 
     /// Returns true if a known pack or a file has it. Condemned entries do not count.
-    fn has(&self, digest: &Digest256) -> Result<bool> {
-        Ok(self.catalog.hits(digest, false)?.iter().any(|hit| !hit.condemned) || self.is_loose(digest)?)
-    }
-
-    fn has_named(&self, name: &Digest256) -> Result<bool> {
-        let (_, path) = self.names.place(name);
-        Ok(path.is_file() || self.catalog.hits(name, true)?.iter().any(|hit| !hit.condemned))
+    fn has(&self, name: &Name) -> Result<bool> {
+        Ok(self.catalog.hits(name)?.iter().any(|hit| !hit.condemned) || self.is_loose(name)?)
     }
 
     /// Repeats a search that may fail because of new packs, as long as new ones appear.
@@ -218,29 +227,32 @@ impl FsBlobStore {
 impl BlobStore for FsBlobStore {
     fn put(&self, bytes: &[u8]) -> Result<Digest256> {
         let digest = Digest256::of(bytes);
+        let name = self.codec.name(&digest)?;
         self.look_again()?;
-        let hits = self.catalog.hits(&digest, false).unwrap_or_default();
+        let hits = self.catalog.hits(&name).unwrap_or_default();
         if let Ok(Some(_)) = self.first_good(hits.iter().filter(|hit| !hit.condemned)) {
             // The process that put it may not have synced the folder yet.
             let folder = self.catalog.folder();
             self.disk.sync_folder(folder).map_err(Error::io(format!("sync {}", folder.display())))?;
             return Ok(digest);
         }
-        self.put_loose(&digest, bytes)?;
+        self.put_loose(&name, bytes)?;
         Ok(digest)
     }
 
     fn get(&self, digest: &Digest256) -> Result<Vec<u8>> {
-        self.again(|| self.find(digest))?.ok_or(Error::Missing { digest: *digest })
+        let name = self.codec.name(digest)?;
+        self.again(|| self.find(&name))?.ok_or(Error::Missing { digest: *digest })
     }
 
     fn contains(&self, digest: &Digest256) -> Result<bool> {
-        let found = self.again(|| Ok(self.has(digest)?.then_some(())))?;
+        let name = self.codec.name(digest)?;
+        let found = self.again(|| Ok(self.has(&name)?.then_some(())))?;
         Ok(found.is_some())
     }
 
     fn is_marked(&self, digest: &Digest256) -> Result<bool> {
-        Ok(!self.contains(digest)? && self.find(digest)?.is_some())
+        Ok(!self.contains(digest)? && self.find(&self.codec.name(digest)?)?.is_some())
     }
 
     fn writer(&self) -> Result<Box<dyn BlobWriter + '_>> {
@@ -248,8 +260,13 @@ impl BlobStore for FsBlobStore {
     }
 
     fn reader(&self, digest: &Digest256) -> Result<Box<dyn Read + Send + '_>> {
-        match self.open_loose(digest)? {
-            Some((_, file)) => Ok(Box::new(file)),
+        let name = self.codec.name(digest)?;
+        match self.open_loose(&name)? {
+            Some((path, file)) => {
+                let what = || format!("blob {}", path.display());
+                let opened = file.try_clone().and_then(|source| self.codec.open(&name, source, what));
+                Ok(opened.map_err(or_io(|| format!("read {}", what())))?.reader(file))
+            }
             None => Ok(Box::new(Cursor::new(Wiped::from(self.get(digest)?)))),
         }
     }
@@ -258,7 +275,7 @@ impl BlobStore for FsBlobStore {
         self.look_again()?;
         let mut missing = Vec::new();
         for digest in digests {
-            if !self.has(digest)? {
+            if !self.has(&self.codec.name(digest)?)? {
                 missing.push(*digest);
             }
         }
@@ -266,19 +283,16 @@ impl BlobStore for FsBlobStore {
     }
 
     fn read_range(&self, digest: &Digest256, offset: u64, length: usize) -> Result<Vec<u8>> {
-        let reading = || Error::io(format!("read a part of the blob {digest}"));
+        let reading = || format!("read a part of the blob {digest}");
+        let name = self.codec.name(digest)?;
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        if let Some(hit) = self.catalog.hits(digest, false)?.first() {
-            if let Some(part) = self.read_part(hit, start, length).map_err(reading())? {
+        if let Some(hit) = self.catalog.hits(&name)?.first() {
+            if let Some(part) = self.read_part(hit, start, length).map_err(Error::io(reading()))? {
                 return Ok(part);
             }
-        } else if let Some((_, mut file)) = self.open_loose(digest)? {
-            let mut part = Vec::new();
-            // Systems refuse to seek past the largest possible file.
-            let end = file.metadata().map_err(reading())?.len();
-            file.seek(SeekFrom::Start(offset.min(end))).map_err(reading())?;
-            file.take(length as u64).read_to_end(&mut part).map_err(reading())?;
-            return Ok(part);
+        } else if let Some((path, file)) = self.open_loose(&name)? {
+            let blob = self.codec.open(&name, file, || format!("blob {}", path.display()));
+            return blob.and_then(|blob| blob.range(offset, length)).map_err(or_io(reading));
         }
         let whole = Wiped::from(self.get(digest)?);
         let start = start.min(whole.len());
@@ -291,7 +305,7 @@ impl BlobStore for FsBlobStore {
         each: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
     ) -> Result<()> {
         self.look_again()?;
-        for index in self.get_from_packs(digests, each)? {
+        for index in self.get_from_packs(&self.codec.names::<Vec<_>>(digests)?, each)? {
             each(index, &Wiped::from(self.get(&digests[index])?))?;
         }
         Ok(())
@@ -300,21 +314,20 @@ impl BlobStore for FsBlobStore {
     fn batch_until(&self, until: &Until) -> Result<Box<dyn BlobBatch + '_>> {
         Ok(Box::new(FsBatch::new(self, until)?))
     }
+}
 
-    fn put_named(&self, name: &Digest256, bytes: &[u8]) -> Result<()> {
-        self.look_again()?;
-        self.put_named_loose(name, bytes)
-    }
-
-    fn get_named(&self, name: &Digest256) -> Result<Vec<u8>> {
-        // Another process may have put newer bytes since the last look.
-        self.look_again()?;
-        self.newest(name)?.ok_or(Error::Missing { digest: *name })
-    }
-
-    fn contains_named(&self, name: &Digest256) -> Result<bool> {
-        let found = self.again(|| Ok(self.has_named(name)?.then_some(())))?;
-        Ok(found.is_some())
+impl StoreOptions {
+    /// Opens the store in the folder `root`. Creates missing folders, also `root` itself.
+    ///
+    /// # Errors
+    ///
+    /// - [`Error::Io`] if the folders cannot be created
+    /// - [`Error::WrongKey`] if the store was encrypted with another key
+    /// - [`Error::Corrupt`] if the key cannot be checked, because the key record is damaged
+    /// - [`Error::Store`] if the store is encrypted and there is no key, or if it has blobs that
+    ///   are not encrypted and there is one
+    pub fn open(&self, root: impl AsRef<Path>) -> Result<FsBlobStore> {
+        FsBlobStore::open_on(root.as_ref(), Disk::default(), self)
     }
 }
 

@@ -12,8 +12,12 @@ use super::{
     catalog::{Hit, Place, State},
 };
 use crate::{
-    Digest256, Error, Result, private,
-    store::pack::{self, Frame, ReadAt as _, Scratch},
+    Error, Result, private,
+    store::{
+        name::Name,
+        pack::{self, Copied, Frame, Scratch},
+        read_at::ReadAt as _,
+    },
     wiped::Wiped,
 };
 
@@ -40,33 +44,37 @@ impl FsBlobStore {
             Err(error) => return Err(Error::io(reading())(error)),
         };
         let entry = &hit.frame.entries[hit.index];
-        let Some(place) = hit.frame.place(entry) else {
-            let raw = self.open_frame(&file, &hit.frame).map_err(Error::io(reading()))??;
-            return Ok(Some(hit.frame.verified(entry, &raw)?.to_vec()));
+        let Some(place) = self.place(hit) else {
+            let opened = self.open_frame(&file, &hit.frame).map_err(Error::io(reading()))??;
+            return Ok(Some(hit.frame.verified(&self.codec, hit.index, &opened.opened())?.to_vec()));
         };
         let mut bytes = Wiped::zeroed(entry.length);
         let read = file.read_full(&mut bytes, place).map_err(Error::io(reading()))?;
-        let what = || format!("{} in the pack {}", entry.digest, hit.path.display());
+        let what = || format!("{} in the pack {}", entry.name, hit.path.display());
         if read < bytes.len() {
             return Err(Error::corrupt(what(), format!("the pack ends within its {} bytes", entry.length)));
         }
-        crate::store::verify(entry.content(), &bytes, what)?;
+        self.codec.verify(&entry.name, &bytes, what)?;
         Ok(Some(std::mem::take(bytes.vec())))
     }
 
-    /// Reads all raw bytes of a frame, unverified.
-    pub(super) fn open_frame(&self, file: &File, frame: &Frame) -> io::Result<Result<Wiped>> {
-        let mut stored = Wiped::zeroed(frame.stored);
-        let read = file.read_full(&mut stored, frame.at + frame.head as u64)?;
-        stored.truncate(read);
-        let mut scratch = Scratch::default();
-        Ok(frame.open(&stored, &mut scratch).map(|raw| raw.to_vec().into()))
+    /// Returns the position of a blob that can be read by itself.
+    fn place(&self, hit: &Hit) -> Option<u64> {
+        hit.frame.place(&hit.frame.entries[hit.index]).filter(|_| self.codec.is_plain())
     }
 
-    /// Reads a part of a copy, unverified; `None` if the pack is gone or the frame is compressed.
+    /// Reads all raw bytes of a frame, unverified.
+    pub(super) fn open_frame(&self, file: &File, frame: &Frame) -> io::Result<Result<Copied>> {
+        let stored = read_stored(file, frame)?;
+        let mut scratch = Scratch::default();
+        Ok(frame.open(&self.codec, &stored, &mut scratch).map(|opened| opened.copied()))
+    }
+
+    /// Reads a part of a copy, unverified; `None` if the pack is gone, or the frame is compressed
+    /// or encrypted.
     pub(super) fn read_part(&self, hit: &Hit, offset: usize, length: usize) -> io::Result<Option<Vec<u8>>> {
         let entry = &hit.frame.entries[hit.index];
-        let Some(place) = hit.frame.place(entry) else { return Ok(None) };
+        let Some(place) = self.place(hit) else { return Ok(None) };
         let file = match private::open_file(&hit.path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             opened => opened?,
@@ -82,13 +90,13 @@ impl FsBlobStore {
     /// for a closer look.
     pub(super) fn get_from_packs(
         &self,
-        digests: &[Digest256],
+        names: &[Name],
         each: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
     ) -> Result<Vec<usize>> {
         let mut rest = Vec::new();
-        let mut wanted = Vec::with_capacity(digests.len());
-        for (index, digest) in digests.iter().enumerate() {
-            match self.likely_place(digest) {
+        let mut wanted = Vec::with_capacity(names.len());
+        for (index, name) in names.iter().enumerate() {
+            match self.likely_place(name) {
                 Some(place) => wanted.push(Wanted { place, index }),
                 None => rest.push(index),
             }
@@ -105,7 +113,7 @@ impl FsBlobStore {
                 file = Some((pack, private::open_file(&self.catalog.path(pack)).ok()));
             }
             let read = match &file {
-                Some((_, Some(file))) => self.read_run(file, run, digests, &mut buffers, &mut rest, each),
+                Some((_, Some(file))) => self.read_run(file, run, names, &mut buffers, &mut rest, each),
                 _ => {
                     rest.extend(run.iter().map(|wanted| wanted.index));
                     Ok(())
@@ -120,8 +128,8 @@ impl FsBlobStore {
         Ok(rest)
     }
 
-    /// Returns the probable place of a blob: the table has only a few bits of each digest.
-    fn likely_place(&self, digest: &Digest256) -> Option<Place> {
+    /// Returns the probable place of a blob: the table has only a few bits of each name.
+    fn likely_place(&self, name: &Name) -> Option<Place> {
         let mut found = None;
         let live = |number: &u32| match self.catalog.frame(*number) {
             Some((place, State::Live)) => {
@@ -130,7 +138,7 @@ impl FsBlobStore {
             }
             _ => false,
         };
-        self.catalog.table.first(digest, live);
+        self.catalog.table.first(name, live);
         found
     }
 
@@ -138,7 +146,7 @@ impl FsBlobStore {
         &self,
         file: &File,
         mut run: &[Wanted],
-        digests: &[Digest256],
+        names: &[Name],
         buffers: &mut Buffers,
         rest: &mut Vec<usize>,
         each: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
@@ -159,18 +167,18 @@ impl FsBlobStore {
             let frame = Frame::parse(bytes).filter(|frame| frame.at == place.at);
             let opened = frame.as_ref().and_then(|frame| {
                 let stored = bytes.get(frame.head..(frame.head + frame.stored).min(bytes.len()))?;
-                Some((frame, frame.open(stored, &mut buffers.raw).ok()?))
+                Some((frame, frame.open(&self.codec, stored, &mut buffers.raw).ok()?))
             });
-            let Some((frame, raw)) = opened else {
+            let Some((frame, opened)) = opened else {
                 rest.extend(here.iter().map(|wanted| wanted.index));
                 continue;
             };
             let damaged = self.catalog.damaged_in(frame);
             let mut hint = 0;
             for wanted in here {
-                let found = frame.find(&digests[wanted.index], false, hint);
+                let found = frame.find(&names[wanted.index], hint);
                 let usable = found.filter(|index| !damaged.has(frame.at, *index));
-                match usable.and_then(|index| frame.entries[index].among(raw)) {
+                match usable.and_then(|index| opened.entry(index)) {
                     Some(bytes) => each(wanted.index, bytes)?,
                     _ => rest.push(wanted.index),
                 }
@@ -195,6 +203,14 @@ impl FsBlobStore {
     }
 }
 
+/// Reads the bytes after the header of a frame.
+pub(super) fn read_stored(file: &File, frame: &Frame) -> io::Result<Wiped> {
+    let mut stored = Wiped::zeroed(frame.stored);
+    let read = file.read_full(&mut stored, frame.at + frame.head as u64)?;
+    stored.truncate(read);
+    Ok(stored)
+}
+
 /// Buffers for the stored bytes and for their decompressed form.
 #[derive(Debug, Default)]
 pub(super) struct Buffers {
@@ -205,7 +221,7 @@ pub(super) struct Buffers {
 /// A blob that was asked for.
 struct Wanted {
     place: Place,
-    /// Its index among the requested digests.
+    /// Its index among the requested names.
     index: usize,
 }
 

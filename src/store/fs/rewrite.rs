@@ -9,10 +9,9 @@ use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc};
 use super::{
     FsBlobStore,
     catalog::Hit,
-    collect::Round,
+    collect::{Keep, Round},
     condemned::{entries_of, remove_lists},
     gc::{Gc, Tally, When, each_frame},
-    keep::Keep,
     loose::entries,
     marks::Entries,
     rewriter::Rewriter,
@@ -20,7 +19,7 @@ use super::{
 };
 use crate::{
     Error, Result, private,
-    store::pack::{Entry, Found, Frame, PackId, scan},
+    store::pack::{Copied, Entry, Found, Frame, PackId, scan},
     wiped::Wiped,
 };
 
@@ -60,7 +59,7 @@ impl FsBlobStore {
     pub(super) fn discard_dead(
         &self,
         rounds: &[Round],
-        keep: &Keep<'_>,
+        keep: &Keep,
         when: When,
         gc: &mut Gc,
     ) -> io::Result<()> {
@@ -80,13 +79,7 @@ impl FsBlobStore {
     }
 
     /// Rewrites packs without their dead entries.
-    pub(super) fn rewrite_packs(
-        &self,
-        rounds: &[Round],
-        keep: &Keep<'_>,
-        when: When,
-        gc: &mut Gc,
-    ) -> Result<()> {
+    pub(super) fn rewrite_packs(&self, rounds: &[Round], keep: &Keep, when: When, gc: &mut Gc) -> Result<()> {
         let doing = || Error::io(format!("rewrite packs in {}", self.catalog.folder().display()));
         let (mut chosen, mut small) = (Vec::new(), Vec::new());
         for (id, path) in self.catalog.live() {
@@ -141,7 +134,7 @@ impl FsBlobStore {
         id: PackId,
         path: Arc<std::path::Path>,
         rounds: &[Round],
-        keep: &Keep<'_>,
+        keep: &Keep,
     ) -> io::Result<Candidate> {
         let (mut due, mut dead) = (Vec::new(), Entries::default());
         let mut waiting = BTreeMap::new();
@@ -167,7 +160,7 @@ impl FsBlobStore {
                     // A list may contain entries that are needed again, if there was no space to
                     // shorten it.
                     let listed = due.iter().any(|list| list.has(frame.at, index));
-                    if listed && !keep.needs(self, entry) {
+                    if listed && !keep.contains(&entry.name) {
                         dead.add(frame.at, index);
                         swept.add(entry.length as u64);
                         continue;
@@ -194,10 +187,10 @@ impl FsBlobStore {
             candidates += 1;
             candidates == 2
         };
-        if entry.is_named() || self.catalog.table.first(&entry.digest, several).is_none() {
+        if self.catalog.table.first(&entry.name, several).is_none() {
             return Vec::new();
         }
-        let mut hits = self.catalog.some_hits(&entry.digest).unwrap_or_default();
+        let mut hits = self.catalog.some_hits(&entry.name).unwrap_or_default();
         let own = (frame.pack, frame.at, index);
         hits.retain(|hit| !hit.condemned && (hit.frame.pack, hit.frame.at, hit.index) < own);
         hits
@@ -241,7 +234,7 @@ impl FsBlobStore {
                 return Ok(());
             }
             let waits = candidate.waiting.iter().filter(|(_, list)| list.has(frame.at, index));
-            writer.push(entry, bytes, waits.map(|(round, _)| round.clone()).collect())
+            writer.push(&entry.name, bytes, waits.map(|(round, _)| round.clone()).collect())
         })
     }
 
@@ -250,12 +243,14 @@ impl FsBlobStore {
     fn each_living(&self, candidate: &Candidate, each: &mut Each<'_>) -> io::Result<()> {
         let file = private::open_file(&candidate.path)?;
         each_frame(&candidate.path, |frame| {
-            let raw = self.open_frame(&file, frame)?.ok();
+            let opened = self.open_frame(&file, frame)?.ok();
+            let opened = opened.as_ref().map(Copied::opened);
             for (index, entry) in frame.entries.iter().enumerate() {
                 if candidate.dead.has(frame.at, index) || self.catalog.marked(frame, index).1 {
                     continue;
                 }
-                let bytes = raw.as_ref().and_then(|raw| frame.verified(entry, raw).ok());
+                let verified = |opened| frame.verified(&self.codec, index, opened).ok();
+                let bytes = opened.as_ref().and_then(verified);
                 each(frame, index, entry, bytes)?;
             }
             Ok(())

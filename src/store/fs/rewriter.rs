@@ -8,7 +8,10 @@ use super::{
     disk::{DiskFile, Temporary},
     marks::Entries,
 };
-use crate::store::pack::{self, Builder, Entry, Kind, PackId};
+use crate::store::{
+    name::Name,
+    pack::{self, Builder, PackId},
+};
 
 /// A pack that is being written.
 pub(super) struct Rewriter<'a> {
@@ -36,28 +39,25 @@ impl<'a> Rewriter<'a> {
             file,
             temporary,
             end: pack::HEADER as u64,
-            builder: Builder::new(),
+            builder: Builder::new(&store.codec),
             count: 0,
             pending: Vec::new(),
             lists: BTreeMap::new(),
         })
     }
 
-    pub(super) fn push(&mut self, entry: &Entry, bytes: &[u8], waits: Vec<PathBuf>) -> io::Result<()> {
+    pub(super) fn push(&mut self, name: &Name, bytes: &[u8], waits: Vec<PathBuf>) -> io::Result<()> {
         if !self.builder.takes(bytes.len()) {
             self.write()?;
         }
-        match entry.kind {
-            Kind::Blob => self.builder.push(&entry.digest, bytes),
-            Kind::Named { stamp, .. } => self.builder.push_named(&entry.digest, stamp, bytes),
-        }
+        self.builder.push(name, bytes);
         self.pending.extend(waits.into_iter().map(|round| (round, self.count)));
         self.count += 1;
         Ok(())
     }
 
     fn write(&mut self) -> io::Result<()> {
-        let frame = self.builder.seal().at(&self.id, self.end);
+        let frame = self.builder.seal().at(&self.id, self.end).map_err(io::Error::other)?;
         let length = frame.len() as u64;
         self.file.write_at(frame, self.end)?;
         for (round, index) in self.pending.drain(..) {

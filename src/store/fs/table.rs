@@ -14,9 +14,9 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use crate::Digest256;
+use crate::store::name::Name;
 
-/// A map from digests to numbers of frames.
+/// A map from names to numbers of frames.
 #[derive(Debug)]
 pub(super) struct Table {
     shards: Vec<Mutex<Shard>>,
@@ -39,35 +39,35 @@ impl Table {
         Table { shards, key: RandomState::new() }
     }
 
-    /// Returns the shard of a digest, and its tag: the bits of the hash that do not choose the
+    /// Returns the shard of a name, and its tag: the bits of the hash that do not choose the
     /// shard.
-    fn shard(&self, digest: &Digest256) -> (MutexGuard<'_, Shard>, u64) {
-        let [shard, _, _, _, tag @ ..] = self.key.hash_one(digest).to_le_bytes();
+    fn shard(&self, name: &Name) -> (MutexGuard<'_, Shard>, u64) {
+        let [shard, _, _, _, tag @ ..] = self.key.hash_one(name).to_le_bytes();
         let shard = self.shards[usize::from(shard)].lock().unwrap_or_else(PoisonError::into_inner);
         (shard, u64::from(u32::from_le_bytes(tag)))
     }
 
     /// Returns the frames that may have the blob.
-    pub(super) fn candidates(&self, digest: &Digest256) -> Vec<u32> {
-        let (shard, tag) = self.shard(digest);
+    pub(super) fn candidates(&self, name: &Name) -> Vec<u32> {
+        let (shard, tag) = self.shard(name);
         shard.candidates(tag).collect()
     }
 
     /// Returns up to `most` frames that may have the blob.
-    pub(super) fn some(&self, digest: &Digest256, most: usize) -> Vec<u32> {
-        let (shard, tag) = self.shard(digest);
+    pub(super) fn some(&self, name: &Name, most: usize) -> Vec<u32> {
+        let (shard, tag) = self.shard(name);
         shard.candidates(tag).take(most).collect()
     }
 
     /// Returns the first candidate that `is` accepts, without an allocation.
-    pub(super) fn first(&self, digest: &Digest256, is: impl FnMut(&u32) -> bool) -> Option<u32> {
-        let (shard, tag) = self.shard(digest);
+    pub(super) fn first(&self, name: &Name, is: impl FnMut(&u32) -> bool) -> Option<u32> {
+        let (shard, tag) = self.shard(name);
         shard.candidates(tag).find(is)
     }
 
     /// Notes that this frame has the blob.
-    pub(super) fn insert(&self, digest: &Digest256, frame: u32) {
-        let (mut shard, tag) = self.shard(digest);
+    pub(super) fn insert(&self, name: &Name, frame: u32) {
+        let (mut shard, tag) = self.shard(name);
         shard.insert(tag, frame);
     }
 
@@ -75,12 +75,12 @@ impl Table {
     /// `checked`: then returns them. `claimed` is called before other threads see the note.
     pub(super) fn claim(
         &self,
-        digest: &Digest256,
+        name: &Name,
         checked: &BTreeSet<u32>,
         frame: u32,
         claimed: impl FnOnce(),
     ) -> Vec<u32> {
-        let (mut shard, tag) = self.shard(digest);
+        let (mut shard, tag) = self.shard(name);
         let others: Vec<_> = shard.candidates(tag).filter(|frame| !checked.contains(frame)).collect();
         if others.is_empty() {
             shard.insert(tag, frame);
@@ -172,12 +172,13 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+    use crate::Digest256;
 
     /// Would take seconds without the random key and the tree: digests with equal first bytes, and
     /// one digest in as many frames.
     #[test]
     fn digests_that_were_chosen_cost_no_more_than_others() {
-        let time = |digest: &dyn Fn(u32) -> Digest256| {
+        let time = |digest: &dyn Fn(u32) -> Name| {
             let (table, start) = (Table::new(), Instant::now());
             (0..60_000).for_each(|n| table.insert(&digest(n), n));
             (0..60_000).for_each(|n| assert!(table.some(&digest(n), 20).len() <= 20));
@@ -190,9 +191,9 @@ mod tests {
         let alike = |n: u32| {
             let mut bytes = [7; 32];
             bytes[28..].copy_from_slice(&n.to_le_bytes());
-            Digest256::from_bytes(bytes)
+            Name::from_bytes(bytes)
         };
-        let others = time(&|n| Digest256::of(&n.to_le_bytes()));
+        let others = time(&|n| Name::plain(Digest256::of(&n.to_le_bytes())));
         for (what, taken) in [("alike", time(&alike)), ("one", time(&|_| alike(0)))] {
             assert!(taken < others * 20, "{what}: {taken:?}, others {others:?}");
         }
@@ -201,7 +202,7 @@ mod tests {
     #[test]
     fn what_was_inserted_is_found_and_what_was_dropped_is_not() {
         let table = Table::new();
-        let digest = |n: u32| Digest256::of(&n.to_le_bytes());
+        let digest = |n: u32| Name::plain(Digest256::of(&n.to_le_bytes()));
         for n in 0..50_000 {
             table.insert(&digest(n), n / 64);
             table.insert(&digest(n), n / 64);
@@ -219,7 +220,7 @@ mod tests {
     fn it_takes_some_twelve_bytes_each() {
         let table = Table::new();
         for n in 0..200_000_u32 {
-            table.insert(&Digest256::of(&n.to_le_bytes()), n);
+            table.insert(&Name::plain(Digest256::of(&n.to_le_bytes())), n);
         }
         let slots: usize = table.shards.iter().map(|shard| shard.lock().unwrap().slots.capacity()).sum();
         assert!(slots * 8 < 200_000 * 15, "{slots} slots");
@@ -228,7 +229,7 @@ mod tests {
     #[test]
     fn one_of_many_claims_a_digest() {
         let table = Table::new();
-        let digest = Digest256::of(b"");
+        let digest = Name::plain(Digest256::of(b""));
         let mut claims = 0;
         assert!(table.claim(&digest, &BTreeSet::new(), 3, || claims += 1).is_empty());
         assert_eq!(table.claim(&digest, &BTreeSet::new(), 4, || claims += 1), [3]);

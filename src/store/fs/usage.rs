@@ -17,13 +17,11 @@ use crate::{Error, Result};
 pub struct Usage {
     /// Blobs that are not condemned. Each copy counts.
     pub blobs: Tally,
-    /// Names that are not condemned.
-    pub names: Tally,
-    /// Blobs and names that wait to be removed by [`FsBlobStore::retain`].
+    /// Blobs that wait to be removed by [`FsBlobStore::retain`].
     pub condemned: Tally,
     /// The number of packs.
     pub packs: u64,
-    /// The number of blobs and names that are single files.
+    /// The number of blobs that are single files.
     pub loose: u64,
     /// The lengths of all files, unfinished ones included.
     pub disk: u64,
@@ -69,15 +67,9 @@ impl FsBlobStore {
             usage.blobs.add(length(&path));
             usage.loose += 1;
         }
-        for (_, path) in self.names.list()? {
-            usage.names.add(length(&path).saturating_sub(super::names::HEAD as u64));
-            usage.loose += 1;
-        }
         for round in entries(&self.condemned())? {
-            for kind in ["blobs", "names"] {
-                for path in entries(&round.join(kind))? {
-                    usage.condemned.add(length(&path));
-                }
+            for path in entries(&round.join("blobs"))? {
+                usage.condemned.add(length(&path));
             }
         }
         for (_, path) in self.catalog.live() {
@@ -86,7 +78,6 @@ impl FsBlobStore {
                     let into = match self.catalog.marked(frame, index) {
                         (_, true) => continue,
                         (true, false) => &mut usage.condemned,
-                        (false, false) if entry.is_named() => &mut usage.names,
                         (false, false) => &mut usage.blobs,
                     };
                     into.add(entry.length as u64);

@@ -14,15 +14,18 @@ use serde::Serialize;
 use super::{
     FsBlobStore,
     condemned::{read_list, write_list},
-    gc::name_is_whole,
-    loose,
     marks::Entries,
+    read::read_stored,
 };
 use crate::{
     Digest256, Error, Result,
     plain::Plain,
     private,
-    store::pack::{Found, Frame, PackId, scan},
+    store::{
+        name::Name,
+        pack::{Found, Frame, PackId, Scratch, scan},
+        read_at::ReadAt as _,
+    },
 };
 
 /// The result of [`FsBlobStore::verify`].
@@ -31,19 +34,18 @@ use crate::{
 pub struct Verified {
     /// The number of undamaged blobs. Each copy counts.
     pub blobs: u64,
-    /// The number of undamaged names.
-    pub names: u64,
-    /// The bytes of both.
+    /// Their bytes: as they were put, or as they are stored in an encrypted store.
     pub bytes: u64,
     /// The damage.
     pub damage: Vec<Damage>,
 }
 
-/// A damaged blob or name, or a damaged part of a pack.
+/// A damaged blob, or a damaged part of a pack.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct Damage {
-    /// The digest of the blob, or the name; `None` for a part of a pack whose contents are unknown.
+    /// The digest of the blob; `None` for a part of a pack whose contents are unknown. In an
+    /// encrypted store it is the blob's name, from which no digest can be derived.
     pub digest: Option<Digest256>,
     /// The place of the damage.
     pub what: String,
@@ -61,7 +63,7 @@ impl fmt::Display for Damage {
 
 #[derive(Debug, Clone)]
 enum Place {
-    File { path: PathBuf, kind: &'static str },
+    File { path: PathBuf },
     Entry { pack: PackId, at: u64, index: usize },
     Region { pack: PackId, bytes: Range<u64> },
 }
@@ -122,15 +124,16 @@ impl FsBlobStore {
         let reading = || Error::io(format!("verify the blob store in {}", self.root.display()));
         self.look_again()?;
         let mut verified = Verified::default();
-        for (digest, path) in self.blobs.list().map_err(reading())? {
-            // A collection may have moved the file meanwhile.
-            let whole = loose::is_whole(&path, &digest);
-            let whole = if whole || path.exists() { Ok(whole) } else { Err(io::ErrorKind::NotFound.into()) };
-            verified.file(digest, path, "blobs", whole).map_err(reading())?;
-        }
-        for (name, path) in self.names.list().map_err(reading())? {
-            let whole = name_is_whole(&path, &name);
-            verified.file(name, path, "names", whole).map_err(reading())?;
+        for (name, path) in self.blobs.list().map_err(reading())? {
+            if self.is_whole(&path, &name) {
+                verified.whole(fs::metadata(&path).map_or(0, |metadata| metadata.len()));
+            } else if path.exists() {
+                // Otherwise a collection has moved the file meanwhile.
+                let what = format!("the file {}", path.display());
+                let problem = "its bytes have another digest".to_owned();
+                let (digest, place) = (Some(name.digest()), Place::File { path });
+                verified.damage.push(Damage { digest, what, problem, place });
+            }
         }
         for (id, path) in self.catalog.live() {
             let file = match private::open_file(&path) {
@@ -167,11 +170,16 @@ impl FsBlobStore {
     ) -> Result<()> {
         let reading = || Error::io(format!("verify {}", pack()));
         let mut header = vec![0; head];
-        crate::store::pack::ReadAt::read_full(file, &mut header, at).map_err(reading())?;
+        file.read_full(&mut header, at).map_err(reading())?;
         let Some(frame) = Frame::parse(&header) else { return Ok(()) };
-        let raw = match self.open_frame(file, &frame).map_err(reading())? {
+        let stored = read_stored(file, &frame).map_err(reading())?;
+        let mut scratch = Scratch::default();
+        let checked = !frame.is_sealed() || frame.has_checksum(&stored);
+        let opened = match frame.open(&self.codec, &stored, &mut scratch) {
+            _ if !checked => Err(Error::corrupt("", "the checksum of its frame is wrong")),
+            Err(Error::Store { .. }) if self.codec.is_locked() => Ok(None),
             Err(error @ Error::Store { .. }) => return Err(error),
-            raw => raw,
+            opened => opened.map(Some),
         };
         for (index, entry) in frame.entries.iter().enumerate() {
             if self.catalog.marked(&frame, index).1 {
@@ -181,15 +189,16 @@ impl FsBlobStore {
                 Error::Corrupt { problem, .. } => problem.clone(),
                 error => error.to_string(),
             };
-            let whole = match &raw {
-                Ok(raw) => frame.verified(entry, raw).map(drop).map_err(|error| problem(&error)),
-                Err(error) => Err(problem(error)),
+            let whole = match &opened {
+                Ok(Some(opened)) => frame.verified(&self.codec, index, opened).map(drop),
+                Ok(None) => Ok(()),
+                Err(error) => Err(Error::corrupt("", problem(error))),
             };
-            match whole {
-                Ok(()) => verified.whole(entry.is_named(), entry.length as u64),
+            match whole.map_err(|error| problem(&error)) {
+                Ok(()) => verified.whole(entry.length as u64),
                 Err(problem) => verified.damage.push(Damage {
-                    digest: Some(entry.digest),
-                    what: format!("{} in the frame at {at} of {}", entry.digest, pack()),
+                    digest: Some(entry.name.digest()),
+                    what: format!("{} in the frame at {at} of {}", entry.name, pack()),
                     problem,
                     place: Place::Entry { pack: frame.pack, at, index },
                 }),
@@ -214,8 +223,8 @@ impl FsBlobStore {
         let mut packs: BTreeMap<PackId, Entries> = BTreeMap::new();
         for damage in &verified.damage {
             match (&damage.place, &damage.digest) {
-                (Place::File { path, kind }, Some(digest)) => {
-                    self.set_aside(path, kind, digest).map_err(doing())?;
+                (Place::File { path }, Some(name)) => {
+                    self.set_aside(path, &Name::plain(*name)).map_err(doing())?;
                 }
                 (Place::Entry { pack, at, index }, _) => packs.entry(*pack).or_default().add(*at, *index),
                 (Place::Region { pack, bytes }, _) => packs.entry(*pack).or_default().add_region(bytes),
@@ -231,19 +240,15 @@ impl FsBlobStore {
         self.load_marks().map(drop)
     }
 
-    fn set_aside(&self, path: &Path, kind: &str, digest: &Digest256) -> io::Result<()> {
+    fn set_aside(&self, path: &Path, name: &Name) -> io::Result<()> {
         // It may have been put again since.
-        let whole = match kind {
-            "names" => name_is_whole(path, digest).unwrap_or(false),
-            _ => loose::is_whole(path, digest),
-        };
-        if whole || !path.exists() {
+        if self.is_whole(path, name) || !path.exists() {
             return Ok(());
         }
-        let folder = self.damaged().join(kind);
+        let folder = self.damaged().join("blobs");
         self.with_room(|| {
             self.disk.make_folder(&folder)?;
-            self.disk.rename(path, &folder.join(digest.hex()))
+            self.disk.rename(path, &folder.join(name.hex()))
         })?;
         self.disk.sync_folder(&folder)?;
         path.parent().map_or(Ok(()), |shard| self.disk.sync_folder(shard))
@@ -251,31 +256,8 @@ impl FsBlobStore {
 }
 
 impl Verified {
-    fn whole(&mut self, named: bool, bytes: u64) {
-        *if named { &mut self.names } else { &mut self.blobs } += 1;
+    fn whole(&mut self, bytes: u64) {
+        self.blobs += 1;
         self.bytes += bytes;
-    }
-
-    fn file(
-        &mut self,
-        digest: Digest256,
-        path: PathBuf,
-        kind: &'static str,
-        whole: io::Result<bool>,
-    ) -> io::Result<()> {
-        let problem = match whole {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => error.to_string(),
-            Ok(true) => {
-                let head = if kind == "names" { super::names::HEAD as u64 } else { 0 };
-                let length = fs::metadata(&path).map_or(0, |metadata| metadata.len());
-                self.whole(kind == "names", length.saturating_sub(head));
-                return Ok(());
-            }
-            Ok(false) => "its bytes have another digest".to_owned(),
-        };
-        let what = format!("the file {}", path.display());
-        self.damage.push(Damage { digest: Some(digest), what, problem, place: Place::File { path, kind } });
-        Ok(())
     }
 }

@@ -18,6 +18,7 @@ use crate::{
     Digest256, Error, Result,
     store::{
         BlobBatch,
+        name::Name,
         pack::{self, Builder, MAX_BLOB, PackId},
     },
 };
@@ -28,10 +29,9 @@ pub(super) struct ObjectBatch<'a> {
     /// The last collection when the batch began; `None` if the batch is part of one.
     turn: Option<Turn>,
     /// The blobs that were single objects when the batch began.
-    singles: HashSet<Digest256>,
-    single_names: HashSet<Digest256>,
+    singles: HashSet<Name>,
     /// The blobs that the batch has taken in.
-    seen: Mutex<HashSet<Digest256>>,
+    seen: Mutex<HashSet<Name>>,
     /// Frames that are not full.
     builders: Mutex<Vec<Builder>>,
     packs: Mutex<Packs>,
@@ -58,14 +58,9 @@ impl<'a> ObjectBatch<'a> {
         // Before looking at anything that a collection may remove.
         let turn = store.ended_turn()?;
         store.refresh()?;
-        let mut singles = store.singles("blobs/sha256")?;
-        singles.retain(|digest| !store.is_damaged(digest));
-        Ok(ObjectBatch {
-            turn: Some(turn),
-            singles,
-            single_names: store.singles("names")?,
-            ..ObjectBatch::rewriting(store)
-        })
+        let mut singles = store.singles()?;
+        singles.retain(|name| !store.is_damaged(name));
+        Ok(ObjectBatch { turn: Some(turn), singles, ..ObjectBatch::rewriting(store) })
     }
 
     /// Starts a batch for a collection, which rewrites existing blobs.
@@ -74,7 +69,6 @@ impl<'a> ObjectBatch<'a> {
             store,
             turn: None,
             singles: HashSet::new(),
-            single_names: HashSet::new(),
             seen: Mutex::default(),
             builders: Mutex::default(),
             packs: Mutex::default(),
@@ -82,26 +76,21 @@ impl<'a> ObjectBatch<'a> {
     }
 
     /// Takes in a blob that is in a pack, even if it is stored elsewhere.
-    pub(super) fn take(&self, digest: &Digest256, bytes: &[u8]) -> Result<()> {
+    pub(super) fn take(&self, name: &Name, bytes: &[u8]) -> Result<()> {
         let mut builder = self.builder();
         if !builder.takes(bytes.len()) {
             self.place(&mut builder)?;
         }
-        builder.push(digest, bytes);
+        builder.push(name, bytes);
         self.keep(builder)
     }
 
-    /// Takes in a name that is in a pack.
-    pub(super) fn take_named(&self, name: &Digest256, bytes: &[u8]) -> Result<()> {
-        self.add_named(name, bytes)
-    }
-
     /// Returns the blobs that are not stored yet, each once, and marks them as seen.
-    fn unseen<'b>(&self, blobs: &[(Digest256, &'b [u8])]) -> Vec<(Digest256, &'b [u8])> {
+    fn unseen<'b>(&self, blobs: &[(Name, &'b [u8])]) -> Vec<(Name, &'b [u8])> {
         let catalog = self.store.catalog.read().unwrap_or_else(PoisonError::into_inner);
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = |(digest, _): &&(Digest256, &[u8])| {
-            !self.singles.contains(digest) && !catalog.has(digest) && seen.insert(*digest)
+        let new = |(name, _): &&(Name, &[u8])| {
+            !self.singles.contains(name) && !catalog.has(name) && seen.insert(*name)
         };
         blobs.iter().filter(new).copied().collect()
     }
@@ -109,14 +98,16 @@ impl<'a> ObjectBatch<'a> {
     fn add(&self, blobs: &[(Digest256, &[u8])]) -> Result<u64> {
         let mut stored = 0;
         let mut builder = self.builder();
-        for (digest, bytes) in self.unseen(blobs) {
+        let named = |(digest, bytes): &(Digest256, _)| Ok((self.store.codec.name(digest)?, *bytes));
+        let named = blobs.iter().map(named).collect::<Result<Vec<_>>>()?;
+        for (name, bytes) in self.unseen(&named) {
             if bytes.len() > MAX_BLOB {
-                self.store.put_single(&digest, bytes)?;
+                self.store.put_single(&name, bytes)?;
             } else {
                 if !builder.takes(bytes.len()) {
                     self.place(&mut builder)?;
                 }
-                builder.push(&digest, bytes);
+                builder.push(&name, bytes);
             }
             stored += bytes.len() as u64;
         }
@@ -124,29 +115,9 @@ impl<'a> ObjectBatch<'a> {
         Ok(stored)
     }
 
-    fn add_named(&self, name: &Digest256, bytes: &[u8]) -> Result<()> {
-        let stamp = self.next_stamp(name);
-        // A name that is a single object takes precedence over one in a pack.
-        if self.single_names.contains(name) || bytes.len() > MAX_BLOB || stamp == pack::LAST_STAMP {
-            let path = self.store.path_of_name(name);
-            return self.store.write(path, bytes); // the commit looks for collections
-        }
-        let mut builder = self.builder();
-        if !builder.takes(bytes.len()) {
-            self.place(&mut builder)?;
-        }
-        builder.push_named(name, stamp, bytes);
-        self.keep(builder)
-    }
-
-    /// Returns a stamp above all known stamps of the name.
-    fn next_stamp(&self, name: &Digest256) -> u64 {
-        let catalog = self.store.catalog.read().unwrap_or_else(PoisonError::into_inner);
-        pack::next_stamp(catalog.stamp(name))
-    }
-
     fn builder(&self) -> Builder {
-        self.builders.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_else(Builder::new)
+        let builder = self.builders.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        builder.unwrap_or_else(|| Builder::new(&self.store.codec))
     }
 
     fn keep(&self, mut builder: Builder) -> Result<()> {
@@ -170,7 +141,7 @@ impl<'a> ObjectBatch<'a> {
             None => Pack::begin(self.store)?,
         };
         let head = sealed.head();
-        let frame = sealed.at(&pack.id, pack.upload.length());
+        let frame = sealed.at(&pack.id, pack.upload.length())?;
         pack.add(frame, head)?;
         if pack.upload.length() < PACK {
             packs.open = Some(pack);
@@ -193,10 +164,6 @@ impl<'a> ObjectBatch<'a> {
 impl BlobBatch for ObjectBatch<'_> {
     fn put(&self, blobs: &[(Digest256, &[u8])]) -> Result<u64> {
         self.or_fail(self.add(blobs))
-    }
-
-    fn put_named(&self, name: &Digest256, bytes: &[u8]) -> Result<()> {
-        self.or_fail(self.add_named(name, bytes))
     }
 
     fn commit(self: Box<Self>) -> Result<()> {

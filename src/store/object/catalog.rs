@@ -2,14 +2,17 @@
 //!
 //! An index is the header of the pack, the headers of its frames, and the digest of all this.
 //!
-//! Whole digests are kept, some sixty bytes a blob. `FsBlobStore` keeps a few bits of each and
+//! Whole names are kept, some sixty bytes a blob. `FsBlobStore` keeps a few bits of each and
 //! checks the frame's header; here such a check would be a request.
 
 use std::collections::{HashMap, HashSet};
 
 use crate::{
     Digest256,
-    store::pack::{self, Frame, Kind, PackId},
+    store::{
+        name::Name,
+        pack::{self, Frame, PackId},
+    },
 };
 
 /// The position of a frame.
@@ -28,8 +31,7 @@ pub(super) struct Catalog {
     numbers: HashMap<PackId, u32>,
     /// Numbers of removed packs, to be reused.
     free: Vec<u32>,
-    blobs: HashMap<Digest256, Place>,
-    names: HashMap<Digest256, (u64, Place)>,
+    blobs: HashMap<Name, Place>,
 }
 
 #[derive(Debug)]
@@ -46,21 +48,12 @@ struct Place {
 }
 
 impl Catalog {
-    pub(super) fn blob(&self, digest: &Digest256) -> Option<Spot> {
-        self.blobs.get(digest).map(|place| self.spot(*place))
+    pub(super) fn blob(&self, name: &Name) -> Option<Spot> {
+        self.blobs.get(name).map(|place| self.spot(*place))
     }
 
-    pub(super) fn has(&self, digest: &Digest256) -> bool {
-        self.blobs.contains_key(digest)
-    }
-
-    pub(super) fn name(&self, name: &Digest256) -> Option<Spot> {
-        self.names.get(name).map(|(_, place)| self.spot(*place))
-    }
-
-    /// Returns the highest stamp of a name; 0 if it has no stamp.
-    pub(super) fn stamp(&self, name: &Digest256) -> u64 {
-        self.names.get(name).map_or(0, |(stamp, _)| *stamp)
+    pub(super) fn has(&self, name: &Name) -> bool {
+        self.blobs.contains_key(name)
     }
 
     fn spot(&self, place: Place) -> Spot {
@@ -74,8 +67,7 @@ impl Catalog {
         self.numbers.keys().copied().collect()
     }
 
-    /// Adds a pack. For a blob in several packs, the last added pack counts; for a name, the
-    /// highest stamp.
+    /// Adds a pack. For a blob in several packs, the last added pack counts.
     pub(super) fn add(&mut self, id: PackId, frames: &[Frame]) {
         if self.numbers.contains_key(&id) {
             return;
@@ -89,17 +81,7 @@ impl Catalog {
             let length = u32::try_from(frame.end() - frame.at).expect("because frames are far below 4 GiB");
             spots.push((frame.at, length));
             for entry in &frame.entries {
-                match entry.kind {
-                    Kind::Blob => {
-                        self.blobs.insert(entry.digest, place);
-                    }
-                    Kind::Named { stamp, .. } => {
-                        let known = self.names.entry(entry.digest).or_insert((stamp, place));
-                        if known.0 <= stamp {
-                            *known = (stamp, place);
-                        }
-                    }
-                }
+                self.blobs.insert(entry.name, place);
             }
         }
         let pack = Pack { id, frames: spots };
@@ -115,7 +97,6 @@ impl Catalog {
         let numbers: HashSet<u32> = gone.iter().filter_map(|id| self.numbers.remove(id)).collect();
         if !numbers.is_empty() {
             self.blobs.retain(|_, place| !numbers.contains(&place.pack));
-            self.names.retain(|_, (_, place)| !numbers.contains(&place.pack));
             for number in &numbers {
                 self.packs[*number as usize].frames = Vec::new();
             }
@@ -124,9 +105,9 @@ impl Catalog {
     }
 
     /// Removes a blob's entry for this frame, because it is missing or damaged there.
-    pub(super) fn forget(&mut self, digest: &Digest256, spot: &Spot) {
-        if self.blob(digest).as_ref() == Some(spot) {
-            self.blobs.remove(digest);
+    pub(super) fn forget(&mut self, name: &Name, spot: &Spot) {
+        if self.blob(name).as_ref() == Some(spot) {
+            self.blobs.remove(name);
         }
     }
 }
@@ -163,16 +144,20 @@ pub(super) fn parse_index(id: &PackId, index: &[u8], pack_length: u64) -> Option
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::pack::Builder;
+    use crate::store::{StoreOptions, pack::Builder};
+
+    fn name(bytes: &[u8]) -> Name {
+        Name::plain(Digest256::of(bytes))
+    }
 
     fn pack(blobs: &[&[u8]]) -> (PackId, Vec<u8>) {
         let (id, mut heads, mut at) = (PackId::new(), Vec::new(), 48);
         for blob in blobs {
-            let mut builder = Builder::new();
-            builder.push(&Digest256::of(blob), blob);
+            let mut builder = Builder::new(&StoreOptions::new().alone());
+            builder.push(&name(blob), blob);
             let sealed = builder.seal();
             let (head, length) = (sealed.head(), sealed.length());
-            heads.extend_from_slice(&sealed.at(&id, at)[..head]);
+            heads.extend_from_slice(&sealed.at(&id, at).unwrap()[..head]);
             at += length as u64;
         }
         (id, heads)
@@ -184,16 +169,16 @@ mod tests {
         let frames = parse_index(&id, &index(&id, &heads), 1000).unwrap();
         let mut catalog = Catalog::default();
         catalog.add(id, &frames);
-        let spot = catalog.blob(&Digest256::of(b"two")).unwrap();
+        let spot = catalog.blob(&name(b"two")).unwrap();
         assert_eq!(
             (spot.pack, spot.at, u64::from(spot.length)),
             (id, frames[0].end(), frames[1].end() - spot.at)
         );
-        assert!(catalog.has(&Digest256::of(b"one")) && !catalog.has(&Digest256::of(b"three")));
-        catalog.forget(&Digest256::of(b"two"), &spot);
-        assert!(!catalog.has(&Digest256::of(b"two")));
+        assert!(catalog.has(&name(b"one")) && !catalog.has(&name(b"three")));
+        catalog.forget(&name(b"two"), &spot);
+        assert!(!catalog.has(&name(b"two")));
         catalog.remove(&catalog.packs());
-        assert!(!catalog.has(&Digest256::of(b"one")));
+        assert!(!catalog.has(&name(b"one")));
     }
 
     #[test]
@@ -206,9 +191,9 @@ mod tests {
             if let Some(before) = before.replace(id) {
                 catalog.remove(&HashSet::from([before]));
             }
-            let spot = catalog.blob(&Digest256::of(b"always")).unwrap();
-            assert_eq!((spot.pack, catalog.blob(&Digest256::of(&n.to_le_bytes())).unwrap().pack), (id, id));
-            assert!(n == 0 || !catalog.has(&Digest256::of(&(n - 1).to_le_bytes())));
+            let spot = catalog.blob(&name(b"always")).unwrap();
+            assert_eq!((spot.pack, catalog.blob(&name(&n.to_le_bytes())).unwrap().pack), (id, id));
+            assert!(n == 0 || !catalog.has(&name(&(n - 1).to_le_bytes())));
         }
         assert!(catalog.packs.len() <= 2 && catalog.numbers.len() == 1);
     }

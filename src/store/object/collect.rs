@@ -28,7 +28,9 @@ use crate::{
     Digest256, Error, Result,
     store::{
         BlobBatch as _, Gc,
-        pack::{Frame, Kind, PackId},
+        codec::locked,
+        name::Name,
+        pack::{Frame, PackId},
         reachable,
     },
 };
@@ -103,15 +105,19 @@ impl ObjectBlobStore {
         self.collect_all_but(&reachable(self, live)?, promise)
     }
 
-    /// As [`collect`](ObjectBlobStore::collect), with the blobs and names to keep.
+    /// As [`collect`](ObjectBlobStore::collect), with the blobs to keep.
     ///
     /// # Errors
     ///
     /// As [`collect`](ObjectBlobStore::collect).
     pub fn collect_all_but(&self, keep: &HashSet<Digest256>, promise: NobodyWrites) -> Result<Gc> {
+        if self.codec.is_locked() {
+            return Err(locked("collect unneeded blobs"));
+        }
+        let keep = self.codec.names(keep)?;
         let turn = self.begin_turn(promise.take_over)?;
         let mut gc = Gc::default();
-        let swept = self.sweep(keep, turn, &mut gc);
+        let swept = self.sweep(&keep, turn, &mut gc);
         // Whatever happened until an error is consistent, so writers may continue.
         let ended = self.end_turn(turn);
         swept?;
@@ -272,20 +278,20 @@ impl ObjectBlobStore {
         }
     }
 
-    fn sweep(&self, keep: &HashSet<Digest256>, turn: Turn, gc: &mut Gc) -> Result<()> {
+    fn sweep(&self, keep: &HashSet<Name>, turn: Turn, gc: &mut Gc) -> Result<()> {
         self.refresh()?;
         let packs = self.contents()?;
-        let needs_work = |pack: &&Contents| entries(pack).any(|entry| !keep.contains(&entry.digest));
+        let needs_work = |pack: &&Contents| entries(pack).any(|entry| !keep.contains(&entry.name));
         let (mut gone, mut moved) = (Vec::new(), Vec::new());
         for pack in packs.iter().filter(needs_work) {
-            let lives = entries(pack).any(|entry| keep.contains(&entry.digest));
+            let lives = entries(pack).any(|entry| keep.contains(&entry.name));
             if lives { &mut moved } else { &mut gone }.push(pack);
         }
         let moved = self.move_living(&moved, keep, turn, gc)?;
         gone.extend(moved);
         self.still_mine(turn)?;
         for pack in &gone {
-            for entry in entries(pack).filter(|entry| !keep.contains(&entry.digest)) {
+            for entry in entries(pack).filter(|entry| !keep.contains(&entry.name)) {
                 gc.swept.add(entry.length as u64);
             }
             gc.packs += 1;
@@ -322,7 +328,7 @@ impl ObjectBlobStore {
     fn move_living<'p>(
         &self,
         packs: &[&'p Contents],
-        keep: &HashSet<Digest256>,
+        keep: &HashSet<Name>,
         turn: Turn,
         gc: &mut Gc,
     ) -> Result<Vec<&'p Contents>> {
@@ -333,7 +339,7 @@ impl ObjectBlobStore {
                 Ok(()) => moved.push(*pack),
                 // A damaged pack is kept: its owner may still repair it.
                 Err(Error::Corrupt { .. } | Error::Missing { .. }) => {
-                    for entry in entries(pack).filter(|entry| !keep.contains(&entry.digest)) {
+                    for entry in entries(pack).filter(|entry| !keep.contains(&entry.name)) {
                         gc.postponed.add(entry.length as u64);
                     }
                 }
@@ -348,42 +354,32 @@ impl ObjectBlobStore {
     fn copy_living(
         &self,
         pack: &Contents,
-        keep: &HashSet<Digest256>,
+        keep: &HashSet<Name>,
         batch: &ObjectBatch<'_>,
-        written: &mut HashSet<Digest256>,
+        written: &mut HashSet<Name>,
     ) -> Result<()> {
-        let living = entries(pack).filter(|entry| keep.contains(&entry.digest));
-        let (blobs, names): (Vec<_>, Vec<_>) = living.partition(|entry| entry.kind == Kind::Blob);
-        let mut wanted: Vec<_> = blobs.iter().map(|entry| entry.digest).collect();
-        wanted.retain(|digest| !written.contains(digest));
-        self.find(&wanted, &mut |place, bytes| batch.take(&wanted[place], bytes))?;
+        let living = entries(pack).map(|entry| entry.name).filter(|name| keep.contains(name));
+        let wanted: Vec<_> = living.filter(|name| !written.contains(name)).collect();
+        let take = &mut |place: usize, bytes: &[u8]| batch.take(&wanted[place], bytes);
+        self.find_named(&wanted, take, |place| wanted[place].digest())?;
         // Only now: another pack may have an intact copy of an unreadable blob.
         written.extend(wanted);
-        for name in names.iter().map(|entry| entry.digest) {
-            if !written.contains(&name) {
-                batch.take_named(&name, &self.find_named(&name)?)?;
-                written.insert(name);
-            }
-        }
         Ok(())
     }
 
-    /// Removes objects of single blobs and names that are not needed.
-    fn sweep_singles(&self, keep: &HashSet<Digest256>, gc: &mut Gc) -> Result<()> {
-        for below in ["blobs/sha256", "names"] {
-            let (remote, folder) = (Arc::clone(&self.remote), self.remote.path(below));
-            let listed = self.remote.wait(async move { remote.list(&folder).await })?;
-            let mut gone = Vec::new();
-            for meta in listed {
-                let digest = meta.location.filename().and_then(|name| format!("sha256:{name}").parse().ok());
-                if digest.is_some_and(|digest: Digest256| !keep.contains(&digest)) {
-                    gc.swept.add(meta.size);
-                    gone.push(meta.location);
-                }
+    /// Removes objects of single blobs that are not needed.
+    fn sweep_singles(&self, keep: &HashSet<Name>, gc: &mut Gc) -> Result<()> {
+        let (remote, folder) = (Arc::clone(&self.remote), self.remote.path(self.codec.folder()));
+        let listed = self.remote.wait(async move { remote.list(&folder).await })?;
+        let mut gone = Vec::new();
+        for meta in listed {
+            let name = meta.location.filename().and_then(Name::parse);
+            if name.is_some_and(|name| !keep.contains(&name)) {
+                gc.swept.add(meta.size);
+                gone.push(meta.location);
             }
-            self.delete_all(gone)?;
         }
-        Ok(())
+        self.delete_all(gone)
     }
 
     /// Removes objects that no reader sees: leftovers of dead writers, and packs without an index
@@ -477,18 +473,11 @@ mod tests {
             put(&store, &[&kept]);
             put(&store, &[&mixed, &lost]);
             let (single, gone) = (store.put(b"single").unwrap(), store.put(b"gone").unwrap());
-            let name = Digest256::of(b"name");
-            for bytes in [b"old", b"new"] {
-                let batch = store.batch().unwrap();
-                batch.put_named(&name, bytes).unwrap();
-                batch.put(&[(Digest256::of(bytes), bytes)]).unwrap();
-                batch.commit().unwrap();
-            }
             assert_there(&other, &lost);
             let mut keep: HashSet<_> = digests(&kept).into_iter().chain(digests(&mixed)).collect();
-            keep.extend([single, name]);
+            keep.insert(single);
             let gc = store.collect_all_but(&keep, NobodyWrites::until_it_ends()).unwrap();
-            assert_eq!((gc.swept.blobs, gc.postponed.blobs), (53, 0), "{gc:?}");
+            assert_eq!((gc.swept.blobs, gc.postponed.blobs), (51, 0), "{gc:?}");
             for store in [&store, &other, &open()] {
                 // A handle that has read the blob lately has it cached until it lists the packs.
                 assert_eq!(store.missing(&[lost[0].0]).unwrap(), [lost[0].0]);
@@ -497,7 +486,6 @@ mod tests {
                 assert_gone(store, &lost);
                 assert_eq!(store.get(&single).unwrap(), b"single");
                 assert!(store.get(&gone).is_err());
-                assert_eq!(store.get_named(&name).unwrap(), b"new");
             }
             // A second collection finds nothing to do, and writers continue.
             assert_eq!(other.collect_all_but(&keep, NobodyWrites::until_it_ends()).unwrap(), Gc::default());
@@ -524,7 +512,6 @@ mod tests {
                 };
                 refused(store.put(b"new").map(drop));
                 refused(store.put(&kept[0].1).map(drop));
-                refused(store.put_named(&kept[0].0, b"bytes"));
                 refused(store.batch().map(drop));
                 refused(store.writer().map(drop));
             }

@@ -16,7 +16,11 @@ use super::{
 };
 use crate::{
     Digest256, Error, Result,
-    store::pack::{self, Found, Frame, PackId, Scratch},
+    store::{
+        codec::{Codec, or_io},
+        name::Name,
+        pack::{self, Copied, Found, Frame, PackId, Scratch},
+    },
 };
 
 impl ObjectBlobStore {
@@ -106,46 +110,33 @@ impl ObjectBlobStore {
         digests: &[Digest256],
         each: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
     ) -> Result<()> {
-        let mut search = Search { store: self, digests, damaged: HashMap::new() };
-        let mut places: Vec<usize> = (0..digests.len()).collect();
+        let names: Vec<_> = self.codec.names(digests)?;
+        self.find_named(&names, each, |place| digests[place])
+    }
+
+    /// Finds the blobs of these names. `digest_of` returns the digest of a missing blob.
+    pub(super) fn find_named(
+        &self,
+        names: &[Name],
+        each: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
+        digest_of: impl Fn(usize) -> Digest256,
+    ) -> Result<()> {
+        let mut search = Search { store: self, names, damaged: HashMap::new() };
+        let mut places: Vec<usize> = (0..names.len()).collect();
         places = search.in_packs(places, each)?;
         places = search.singly(places, each)?;
         if !places.is_empty() {
-            let known = |place: &usize| self.is_packed(&digests[*place]);
+            let known = |place: &usize| self.is_packed(&names[*place]);
             self.look_for_news(&|| places.iter().all(known))?;
             places = search.in_packs(places, each)?;
         }
         match places.first() {
             None => Ok(()),
             Some(place) => {
-                let digest = digests[*place];
-                Err(search.damaged.remove(&digest).unwrap_or(Error::Missing { digest }))
+                let damage = search.damaged.remove(&names[*place]);
+                Err(damage.unwrap_or_else(|| Error::Missing { digest: digest_of(*place) }))
             }
         }
-    }
-
-    /// Returns the bytes of a name. A single object takes precedence over packs.
-    pub(super) fn find_named(&self, name: &Digest256) -> Result<Vec<u8>> {
-        let (remote, path) = (Arc::clone(&self.remote), self.path_of_name(name));
-        if let Some(bytes) = self.remote.wait(async move { remote.get(&path).await })? {
-            return Ok(bytes);
-        }
-        for again in [true, false] {
-            let spot = self.catalog.read().unwrap_or_else(PoisonError::into_inner).name(name);
-            if let Some(spot) = spot
-                && let Some(frame) = self.frame(spot)?
-            {
-                let frame = frame?;
-                let (entry, raw) = frame.entry(name, true)?;
-                return frame.head.verified(entry, raw).map(<[u8]>::to_vec);
-            }
-            if again {
-                let known =
-                    || self.catalog.read().unwrap_or_else(PoisonError::into_inner).name(name).is_some();
-                self.look_for_news(&known)?;
-            }
-        }
-        Err(Error::Missing { digest: *name })
     }
 
     /// Reads a frame, or takes it from the cache. `None` if its pack is gone; an inner error if it
@@ -155,8 +146,9 @@ impl ObjectBlobStore {
         if let Some(frame) = recent().get(&spot) {
             return Ok(Some(Ok(frame)));
         }
-        let remote = Arc::clone(&self.remote);
-        let Some(mut frames) = self.remote.wait(async move { frames(&remote, vec![spot]).await })? else {
+        let (remote, codec) = (Arc::clone(&self.remote), self.codec.clone());
+        let Some(mut frames) = self.remote.wait(async move { frames(&remote, &codec, vec![spot]).await })?
+        else {
             return Ok(None);
         };
         let frame = frames.pop().map(|(_, frame)| frame.map(Arc::new));
@@ -170,9 +162,9 @@ impl ObjectBlobStore {
 /// A search for many blobs.
 struct Search<'a> {
     store: &'a ObjectBlobStore,
-    digests: &'a [Digest256],
+    names: &'a [Name],
     /// The blobs that were found damaged.
-    damaged: HashMap<Digest256, Error>,
+    damaged: HashMap<Name, Error>,
 }
 
 impl Search<'_> {
@@ -187,7 +179,7 @@ impl Search<'_> {
         {
             let catalog = self.store.catalog.read().unwrap_or_else(PoisonError::into_inner);
             for place in places {
-                match catalog.blob(&self.digests[place]) {
+                match catalog.blob(&self.names[place]) {
                     Some(spot) => wanted.entry(spot).or_default().push(place),
                     None => left.push(place),
                 }
@@ -203,8 +195,8 @@ impl Search<'_> {
         let jobs = runs(&wanted.keys().copied().collect::<Vec<_>>());
         let store = self.store;
         let fetch = |run: Vec<Spot>| {
-            let remote = Arc::clone(&store.remote);
-            async move { Ok((run.clone(), frames(&remote, run).await?)) }
+            let (remote, codec) = (Arc::clone(&store.remote), store.codec.clone());
+            async move { Ok((run.clone(), frames(&remote, &codec, run).await?)) }
         };
         store.remote.parallel(jobs, RUNS, fetch, |(run, frames)| {
             match frames {
@@ -242,20 +234,18 @@ impl Search<'_> {
             Some(Err(error @ Error::Store { .. })) => return Err(error),
             Some(Err(error)) => {
                 if let Some(place) = places.first() {
-                    self.damaged.entry(self.digests[*place]).or_insert(error);
+                    self.damaged.entry(self.names[*place]).or_insert(error);
                 }
                 None
             }
             None => None,
         };
         for place in places {
-            let digest = &self.digests[place];
+            let name = &self.names[place];
             let verified = match &frame {
-                Some(frame) => {
-                    frame.entry(digest, false).and_then(|(entry, raw)| frame.head.verified(entry, raw))
-                }
+                Some(frame) => frame.blob(&self.store.codec, name),
                 None => Err(Error::corrupt(
-                    format!("blob {digest}"),
+                    format!("blob {name}"),
                     format!(
                         "the frame at {} of pack {} in {} is damaged or gone",
                         spot.at,
@@ -267,10 +257,10 @@ impl Search<'_> {
             match verified {
                 Ok(bytes) => each(place, bytes)?,
                 Err(error) => {
-                    self.store.catalog.write().unwrap_or_else(PoisonError::into_inner).forget(digest, &spot);
+                    self.store.catalog.write().unwrap_or_else(PoisonError::into_inner).forget(name, &spot);
                     // Blobs that a collection removed are missing, not damaged.
                     if !gone {
-                        self.damaged.entry(*digest).or_insert(error);
+                        self.damaged.entry(*name).or_insert(error);
                     }
                     left.push(place);
                 }
@@ -286,22 +276,30 @@ impl Search<'_> {
         each: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
     ) -> Result<Vec<usize>> {
         let mut left = Vec::new();
-        let (store, digests) = (self.store, self.digests);
+        let (store, names) = (self.store, self.names);
         let fetch = |place: usize| {
-            let (remote, digest, path) =
-                (Arc::clone(&store.remote), digests[place], store.path_of(&digests[place]));
+            let (remote, name, path) =
+                (Arc::clone(&store.remote), names[place], store.path_of(&names[place]));
+            let codec = store.codec.clone();
             async move {
-                let Some(bytes) = remote.get(&path).await? else { return Ok((place, None)) };
                 let what = || format!("blob {path} in {}", remote.name);
-                let verified = crate::store::verify(&digest, &bytes, what);
-                Ok((place, Some(verified.map(|()| bytes))))
+                let mut tries = TRIES;
+                loop {
+                    tries -= 1;
+                    let Some(bytes) = remote.get(&path).await? else { return Ok((place, None)) };
+                    match decode(&codec, &name, bytes, what) {
+                        // Another program may have replaced it between two requests.
+                        Err(_) if !codec.is_plain() && tries > 0 => {}
+                        verified => return Ok((place, Some(verified))),
+                    }
+                }
             }
         };
         store.remote.parallel(places, SINGLES, fetch, |(place, found)| match found {
             Some(Ok(bytes)) => each(place, &bytes),
             Some(Err(error)) => {
-                store.damaged.lock().unwrap_or_else(PoisonError::into_inner).insert(digests[place]);
-                self.damaged.entry(digests[place]).or_insert(error);
+                store.damaged.lock().unwrap_or_else(PoisonError::into_inner).insert(names[place]);
+                self.damaged.entry(names[place]).or_insert(error);
                 left.push(place);
                 Ok(())
             }
@@ -317,19 +315,18 @@ impl Search<'_> {
 /// A frame with its raw bytes, which are not verified yet.
 #[derive(Debug)]
 pub(super) struct OpenFrame {
-    pub(super) head: Frame,
-    raw: Vec<u8>,
+    head: Frame,
+    contents: Copied,
 }
 
 impl OpenFrame {
-    /// Returns an entry, and the raw bytes of its frame.
-    fn entry(&self, digest: &Digest256, named: bool) -> Result<(&pack::Entry, &[u8])> {
-        // A name may be there twice, and the last entry counts: no hint.
-        let index = self.head.find(digest, named, usize::MAX).ok_or_else(|| {
+    /// Returns the verified bytes of a blob.
+    fn blob(&self, codec: &Codec, name: &Name) -> Result<&[u8]> {
+        let index = self.head.find(name, usize::MAX).ok_or_else(|| {
             let what = format!("the frame at {} of pack {}", self.head.at, self.head.pack.hex());
-            Error::corrupt(what, format!("its index lists {digest}, which it does not contain"))
+            Error::corrupt(what, format!("its index lists {name}, which it does not contain"))
         })?;
-        Ok((&self.head.entries[index], &self.raw))
+        self.head.verified(codec, index, &self.contents.opened())
     }
 }
 
@@ -343,7 +340,7 @@ impl Recent {
     }
 
     fn keep(&mut self, spot: Spot, frame: Arc<OpenFrame>) {
-        if frame.raw.len() <= RECENT_LENGTH {
+        if frame.contents.length() <= RECENT_LENGTH {
             self.0.push_back((spot, frame));
             if self.0.len() > RECENT {
                 self.0.pop_front();
@@ -377,8 +374,21 @@ pub(super) fn path(remote: &Remote, id: PackId, kind: &str) -> Path {
 /// A frame, or the error in reading it.
 type Opened = (Spot, Result<OpenFrame>);
 
+/// Returns the verified bytes of a single object.
+fn decode(codec: &Codec, name: &Name, bytes: Vec<u8>, what: impl Fn() -> String) -> Result<Vec<u8>> {
+    let bytes = match codec.is_plain() {
+        true => bytes,
+        false => {
+            let opened = codec.open(name, &bytes[..], &what).and_then(|blob| blob.range(0, usize::MAX));
+            opened.map_err(or_io(|| format!("read {}", what())))?
+        }
+    };
+    codec.verify(name, &bytes, what)?;
+    Ok(bytes)
+}
+
 /// Reads frames of one pack in one request. `None` if the pack is gone.
-async fn frames(remote: &Remote, run: Vec<Spot>) -> Result<Option<Vec<Opened>>> {
+async fn frames(remote: &Remote, codec: &Codec, run: Vec<Spot>) -> Result<Option<Vec<Opened>>> {
     let (first, last) = (run[0], run[run.len() - 1]);
     let whole = first.at..last.at + u64::from(last.length);
     let Some(bytes) = remote.what_is_left(&path(remote, first.pack, "pack"), whole).await? else {
@@ -387,13 +397,13 @@ async fn frames(remote: &Remote, run: Vec<Spot>) -> Result<Option<Vec<Opened>>> 
     let opened = run.into_iter().map(|spot| {
         let start = usize::try_from(spot.at - first.at).expect("because the run is in memory");
         let left = bytes.get(start..).unwrap_or_default();
-        let frame = open(spot, &left[..left.len().min(spot.length as usize)], &remote.name);
+        let frame = open(spot, &left[..left.len().min(spot.length as usize)], codec, &remote.name);
         (spot, frame)
     });
     Ok(Some(opened.collect()))
 }
 
-fn open(spot: Spot, bytes: &[u8], name: &str) -> Result<OpenFrame> {
+fn open(spot: Spot, bytes: &[u8], codec: &Codec, name: &str) -> Result<OpenFrame> {
     let head = Frame::parse(bytes).filter(|frame| frame.pack == spot.pack && frame.at == spot.at);
     let whole = head.filter(|frame| frame.head + frame.stored == bytes.len());
     let head = whole.ok_or_else(|| {
@@ -401,9 +411,8 @@ fn open(spot: Spot, bytes: &[u8], name: &str) -> Result<OpenFrame> {
         Error::corrupt(what, "it has an invalid frame header")
     })?;
     let mut scratch = Scratch::default();
-    let raw = head.open(&bytes[head.head..], &mut scratch)?;
-    let raw = raw.to_vec();
-    Ok(OpenFrame { head, raw })
+    let contents = head.open(codec, &bytes[head.head..], &mut scratch)?.copied();
+    Ok(OpenFrame { head, contents })
 }
 
 /// Groups frames that are near each other in one pack, to read each group in one request.
@@ -442,6 +451,9 @@ const RUNS: usize = 6;
 
 /// The number of concurrent requests for single objects.
 const SINGLES: usize = 16;
+
+/// The number of attempts to read an encrypted object that seems to be damaged.
+const TRIES: usize = 3;
 
 /// The number of concurrent requests for indexes.
 const INDEXES: usize = 16;
@@ -482,12 +494,14 @@ mod tests {
     #[test]
     fn a_store_in_memory_conforms() {
         crate::store::conformance::check(|| ObjectBlobStore::open("memory:///").unwrap());
-        crate::store::conformance::check_names(|| ObjectBlobStore::open("memory:///").unwrap());
     }
 
     #[test]
     fn what_compresses_comes_back_from_packs() {
-        let store = ObjectBlobStore::open("memory:///").unwrap();
+        let options = crate::store::StoreOptions::new();
+        #[cfg(feature = "compression")]
+        let options = options.compression(true);
+        let store = options.open_url("memory:///").unwrap();
         let blobs: Vec<Vec<u8>> = (0..1000_u32).map(|n| n.to_le_bytes().repeat(1024)).collect();
         let pairs: Vec<_> = blobs.iter().map(|blob| (Digest256::of(blob), blob.as_slice())).collect();
         let batch = store.batch().unwrap();

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! <prefix>/blobs/sha256/2c/2cf24dba…   a blob that was put by itself
-//! <prefix>/names/2c/2cf24dba…          bytes under a name
+//! <prefix>/blobs/keyed/2c/2cf24dba…    the same in an encrypted store
+//! <prefix>/key/store.key[.copy]        the key record of an encrypted store
 //! <prefix>/packs/<id>.pack             the many small blobs of a batch
 //! <prefix>/packs/<id>.index            what is in that pack; written last, so that it makes the pack visible
 //! <prefix>/tmp/<id>                    a large blob that is not whole yet
@@ -18,6 +19,7 @@ mod collect;
 mod find;
 mod open;
 mod reader;
+mod records;
 mod remote;
 mod turn;
 mod upload;
@@ -40,12 +42,18 @@ use self::{
     catalog::Catalog,
     find::{Listed, Recent},
     open::{PATIENCE, Secrets},
-    reader::Ahead,
+    reader::{Ahead, Object},
+    records::ObjectRecords,
     remote::{Remote, as_io},
     turn::Turn,
     upload::Upload,
 };
-use super::{BlobBatch, BlobStore, BlobWriter, pack::PackId};
+use super::{
+    BlobBatch, BlobStore, BlobWriter,
+    codec::{Codec, Encoder, Single, StoreOptions, or_io},
+    name::Name,
+    pack::PackId,
+};
 use crate::{Digest256, Error, Result, Until, wiped::Wiped};
 
 /// A store in S3, Google Cloud Storage, Azure Blob Storage, on an HTTP server, or in another
@@ -72,7 +80,8 @@ use crate::{Digest256, Error, Result, Until, wiped::Wiped};
 /// # What may go wrong
 ///
 /// Blobs hold the memory of processes, secrets included, and the owner of the bucket can read them:
-/// use a bucket to which only you have a key. [`get`](BlobStore::get) returns only verified bytes.
+/// use a bucket to which only you have a key, or encrypt the store with [`StoreOptions`].
+/// [`get`](BlobStore::get) returns only verified bytes.
 /// A blob that was found damaged counts as missing from then on, so that putting it again repairs
 /// it.
 ///
@@ -101,13 +110,14 @@ use crate::{Digest256, Error, Result, Until, wiped::Wiped};
 /// ```
 pub struct ObjectBlobStore {
     remote: Arc<Remote>,
+    codec: Codec,
     catalog: Arc<RwLock<Catalog>>,
     /// Held by the thread that searches for new packs.
     refreshing: Mutex<Listed>,
     /// The last collection that had ended when the list of packs was read.
     turn: Mutex<Option<Turn>>,
     /// Single blobs that were found damaged and were not repaired since.
-    damaged: Mutex<HashSet<Digest256>>,
+    damaged: Mutex<HashSet<Name>>,
     recent: Mutex<Recent>,
     tidied: Once,
     // Declared last: the fields above may still need the threads.
@@ -133,7 +143,7 @@ impl ObjectBlobStore {
     ///
     /// [`Error::Store`] if the URL is unknown, or if the list of packs cannot be read.
     pub fn open(url: &str) -> Result<ObjectBlobStore> {
-        ObjectBlobStore::open_with(url, [("from_env", "true")])
+        StoreOptions::new().open_url(url)
     }
 
     /// Opens the store at a URL with these options and nothing of the environment.
@@ -165,16 +175,7 @@ impl ObjectBlobStore {
         url: &str,
         options: impl IntoIterator<Item = (K, V)>,
     ) -> Result<ObjectBlobStore> {
-        let options: Vec<(String, String)> =
-            options.into_iter().map(|(key, value)| (key.as_ref().to_owned(), value.into())).collect();
-        let secrets = Secrets::of(url, &options);
-        let parsed = Url::parse(url).map_err(|error| Error::store("open the store at a URL", error))?;
-        let name = open::public(&parsed);
-        let place = open::open(&parsed, &options, secrets).map_err(|error| {
-            let said = Secrets::of(url, &options).strike(&error.to_string());
-            Error::store(format!("open {name}"), said)
-        })?;
-        ObjectBlobStore::start(place.store, place.prefix, name, place.patience, place.secrets)
+        StoreOptions::new().open_url_with(url, options)
     }
 
     /// Uses the caller's own object store below `prefix`, with its own retries.
@@ -193,10 +194,7 @@ impl ObjectBlobStore {
     ///
     /// [`Error::Store`] if the prefix is not a path, or if the list of packs cannot be read.
     pub fn new(store: Arc<dyn ObjectStore>, prefix: &str) -> Result<ObjectBlobStore> {
-        let name = format!("{store} at {prefix:?}");
-        let prefix =
-            Path::parse(prefix).map_err(|error| Error::store(format!("keep blobs in {name}"), error))?;
-        ObjectBlobStore::start(store, prefix, name, PATIENCE, Secrets::default())
+        StoreOptions::new().open_objects(store, prefix)
     }
 
     fn start(
@@ -205,13 +203,16 @@ impl ObjectBlobStore {
         name: String,
         patience: Duration,
         secrets: Secrets,
+        options: &StoreOptions,
     ) -> Result<ObjectBlobStore> {
         let threads = Threads::start().map_err(Error::io(format!("start the threads of {name}")))?;
         let handle = threads.0.as_ref().map(Runtime::handle).cloned();
         let threads_of = handle.expect("because they were just started");
-        let remote = Remote { store, name, prefix, patience, secrets, threads: threads_of };
+        let remote = Arc::new(Remote { store, name, prefix, patience, secrets, threads: threads_of });
+        let codec = options.codec(&|| format!("open {}", remote.name), &ObjectRecords(&remote))?;
         let store = ObjectBlobStore {
-            remote: Arc::new(remote),
+            remote,
+            codec,
             catalog: Arc::default(),
             refreshing: Mutex::default(),
             turn: Mutex::default(),
@@ -226,46 +227,68 @@ impl ObjectBlobStore {
         Ok(store)
     }
 
-    fn path_of(&self, digest: &Digest256) -> Path {
-        let hex = digest.hex();
-        self.remote.path(&format!("blobs/sha256/{}/{hex}", &hex[..2]))
-    }
-
-    fn path_of_name(&self, name: &Digest256) -> Path {
+    fn path_of(&self, name: &Name) -> Path {
         let hex = name.hex();
-        self.remote.path(&format!("names/{}/{hex}", &hex[..2]))
+        self.remote.path(&format!("{}/{}/{hex}", self.codec.folder(), &hex[..2]))
     }
 
     /// Returns the length of a blob's object, if it exists.
-    fn size_of(&self, digest: &Digest256) -> Result<Option<u64>> {
-        let (remote, path) = (Arc::clone(&self.remote), self.path_of(digest));
+    fn size_of(&self, name: &Name) -> Result<Option<u64>> {
+        let (remote, path) = (Arc::clone(&self.remote), self.path_of(name));
         let meta = self.remote.wait(async move { remote.head(&path).await })?;
         Ok(meta.map(|meta| meta.size))
     }
 
-    /// Writes an object, replacing an older one.
-    fn write(&self, path: Path, bytes: &[u8]) -> Result<()> {
-        let mut upload = Upload::new(&self.remote, path);
-        upload.write(bytes)?;
-        upload.finish()
-    }
-
-    fn put_single(&self, digest: &Digest256, bytes: &[u8]) -> Result<()> {
-        self.write(self.path_of(digest), bytes)?;
-        self.repaired(digest);
+    /// Writes the object of a blob, replacing an older one.
+    fn put_single(&self, name: &Name, bytes: &[u8]) -> Result<()> {
+        let mut upload = Upload::new(&self.remote, self.path_of(name));
+        let mut encoder = self.codec.encoder()?;
+        let sink = &mut |bytes: &[u8]| upload.write(bytes).map_err(as_io);
+        let written = encoder.write(bytes, sink).and_then(|()| encoder.finish(name, sink));
+        written.map_err(or_io(|| format!("write blob {name}")))?;
+        upload.finish()?;
+        self.repaired(name);
         Ok(())
     }
 
-    fn is_damaged(&self, digest: &Digest256) -> bool {
-        self.damaged.lock().unwrap_or_else(PoisonError::into_inner).contains(digest)
+    /// Opens the object of a blob, and passes it on with a reader of its bytes. `None` if there is
+    /// no object.
+    fn with_single<T>(
+        &self,
+        name: &Name,
+        digest: &Digest256,
+        read: impl Fn(Single<Object>, Box<dyn Read + Send>) -> io::Result<T>,
+    ) -> Result<Option<T>> {
+        let mut tries = TRIES;
+        loop {
+            tries -= 1;
+            let Some(length) = self.size_of(name)? else { return Ok(None) };
+            let path = self.path_of(name);
+            let what = || format!("blob {path} in {}", self.remote.name);
+            let mut object = Object::new(&self.remote, path.clone(), length, digest);
+            if !self.codec.is_plain() {
+                object = object.fetch_if_small()?;
+            }
+            let bytes = object.sequential();
+            let result = self.codec.open(name, object, what).and_then(|single| read(single, bytes));
+            match result.map_err(or_io(|| format!("read {}", what()))) {
+                // Another program may have just replaced it; see `fetch_if_small`.
+                Err(Error::Corrupt { .. }) if !self.codec.is_plain() && tries > 0 => {}
+                result => return result.map(Some),
+            }
+        }
     }
 
-    fn repaired(&self, digest: &Digest256) {
-        self.damaged.lock().unwrap_or_else(PoisonError::into_inner).remove(digest);
+    fn is_damaged(&self, name: &Name) -> bool {
+        self.damaged.lock().unwrap_or_else(PoisonError::into_inner).contains(name)
     }
 
-    fn is_packed(&self, digest: &Digest256) -> bool {
-        self.catalog.read().unwrap_or_else(PoisonError::into_inner).has(digest)
+    fn repaired(&self, name: &Name) {
+        self.damaged.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
+    fn is_packed(&self, name: &Name) -> bool {
+        self.catalog.read().unwrap_or_else(PoisonError::into_inner).has(name)
     }
 
     /// Removes leftovers of killed writers, once, in the background. A failure does not matter:
@@ -286,13 +309,59 @@ impl ObjectBlobStore {
     }
 }
 
+impl StoreOptions {
+    /// Opens the store at a URL, as [`ObjectBlobStore::open`] does.
+    ///
+    /// # Errors
+    ///
+    /// As [`ObjectBlobStore::open`] and [`open`](StoreOptions::open).
+    pub fn open_url(&self, url: &str) -> Result<ObjectBlobStore> {
+        self.open_url_with(url, [("from_env", "true")])
+    }
+
+    /// Opens the store at a URL, as [`ObjectBlobStore::open_with`] does.
+    ///
+    /// # Errors
+    ///
+    /// As [`ObjectBlobStore::open_with`] and [`open`](StoreOptions::open).
+    pub fn open_url_with<K: AsRef<str>, V: Into<String>>(
+        &self,
+        url: &str,
+        options: impl IntoIterator<Item = (K, V)>,
+    ) -> Result<ObjectBlobStore> {
+        let options: Vec<(String, String)> =
+            options.into_iter().map(|(key, value)| (key.as_ref().to_owned(), value.into())).collect();
+        let secrets = Secrets::of(url, &options);
+        let parsed = Url::parse(url).map_err(|error| Error::store("open the store at a URL", error))?;
+        let name = open::public(&parsed);
+        let place = open::open(&parsed, &options, secrets).map_err(|error| {
+            let said = Secrets::of(url, &options).strike(&error.to_string());
+            Error::store(format!("open {name}"), said)
+        })?;
+        ObjectBlobStore::start(place.store, place.prefix, name, place.patience, place.secrets, self)
+    }
+
+    /// Uses the caller's own object store below `prefix`, as [`ObjectBlobStore::new`] does.
+    ///
+    /// # Errors
+    ///
+    /// As [`ObjectBlobStore::new`] and [`open`](StoreOptions::open).
+    pub fn open_objects(&self, store: Arc<dyn ObjectStore>, prefix: &str) -> Result<ObjectBlobStore> {
+        let name = format!("{store} at {prefix:?}");
+        let prefix =
+            Path::parse(prefix).map_err(|error| Error::store(format!("keep blobs in {name}"), error))?;
+        ObjectBlobStore::start(store, prefix, name, PATIENCE, Secrets::default(), self)
+    }
+}
+
 impl BlobStore for ObjectBlobStore {
     fn put(&self, bytes: &[u8]) -> Result<Digest256> {
         let digest = Digest256::of(bytes);
+        let name = self.codec.name(&digest)?;
+        let length = Some(self.codec.encoded_length(bytes.len() as u64));
         self.write_between_turns(|| {
-            let there = self.is_packed(&digest)
-                || (!self.is_damaged(&digest) && self.size_of(&digest)? == Some(bytes.len() as u64));
-            if there { Ok(()) } else { self.put_single(&digest, bytes) }
+            let there = self.is_packed(&name) || (!self.is_damaged(&name) && self.size_of(&name)? == length);
+            if there { Ok(()) } else { self.put_single(&name, bytes) }
         })?;
         Ok(digest)
     }
@@ -307,11 +376,12 @@ impl BlobStore for ObjectBlobStore {
     }
 
     fn contains(&self, digest: &Digest256) -> Result<bool> {
-        if self.is_packed(digest) || (!self.is_damaged(digest) && self.size_of(digest)?.is_some()) {
+        let name = &self.codec.name(digest)?;
+        if self.is_packed(name) || (!self.is_damaged(name) && self.size_of(name)?.is_some()) {
             return Ok(true);
         }
-        self.look_for_news(&|| self.is_packed(digest))?;
-        Ok(self.is_packed(digest))
+        self.look_for_news(&|| self.is_packed(name))?;
+        Ok(self.is_packed(name))
     }
 
     fn writer(&self) -> Result<Box<dyn BlobWriter + '_>> {
@@ -319,38 +389,40 @@ impl BlobStore for ObjectBlobStore {
         Ok(Box::new(ObjectWriter {
             store: self,
             turn: self.ended_turn()?,
+            encoder: self.codec.encoder()?,
             upload: Upload::new(&self.remote, temporary.clone()),
             temporary,
         }))
     }
 
     fn reader(&self, digest: &Digest256) -> Result<Box<dyn Read + Send + '_>> {
-        if !self.is_packed(digest)
-            && let Some(length) = self.size_of(digest)?
+        let name = &self.codec.name(digest)?;
+        if !self.is_packed(name)
+            && let Some(reader) = self.with_single(name, digest, |single, bytes| Ok(single.reader(bytes)))?
         {
-            return Ok(Box::new(Ahead::new(&self.remote, self.path_of(digest), length)));
+            return Ok(reader);
         }
         Ok(Box::new(Cursor::new(self.get(digest)?)))
     }
 
     fn missing(&self, digests: &[Digest256]) -> Result<Vec<Digest256>> {
         self.refresh()?;
-        let unpacked: Vec<Digest256> = {
+        let names: Vec<Name> = self.codec.names(digests)?;
+        let mut unpacked: Vec<(Name, Digest256)> = {
             let catalog = self.catalog.read().unwrap_or_else(PoisonError::into_inner);
-            digests.iter().filter(|digest| !catalog.has(digest)).copied().collect()
+            names.into_iter().zip(digests.iter().copied()).filter(|(name, _)| !catalog.has(name)).collect()
         };
-        let there = self.singles_of(&unpacked)?;
-        let mut missing = unpacked;
-        missing.retain(|digest| !there.contains(digest));
-        Ok(missing)
+        let there = self.singles_of(&unpacked.iter().map(|(name, _)| *name).collect::<Vec<_>>())?;
+        unpacked.retain(|(name, _)| !there.contains(name));
+        Ok(unpacked.into_iter().map(|(_, digest)| digest).collect())
     }
 
     fn read_range(&self, digest: &Digest256, offset: u64, length: usize) -> Result<Vec<u8>> {
-        if !self.is_packed(digest)
-            && let Some(size) = self.size_of(digest)?
+        let name = &self.codec.name(digest)?;
+        if !self.is_packed(name)
+            && let Some(part) = self.with_single(name, digest, |single, _| single.range(offset, length))?
         {
-            let range = offset.min(size)..offset.saturating_add(length as u64).min(size);
-            return self.read_single(digest, range);
+            return Ok(part);
         }
         let mut bytes = self.get(digest)?;
         let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
@@ -371,69 +443,36 @@ impl BlobStore for ObjectBlobStore {
         until.check(|| "begin a batch".to_owned())?;
         Ok(Box::new(ObjectBatch::begin(self)?))
     }
-
-    fn put_named(&self, name: &Digest256, bytes: &[u8]) -> Result<()> {
-        self.write_between_turns(|| self.write(self.path_of_name(name), bytes))
-    }
-
-    fn get_named(&self, name: &Digest256) -> Result<Vec<u8>> {
-        self.find_named(name)
-    }
-
-    fn contains_named(&self, name: &Digest256) -> Result<bool> {
-        let known = || self.catalog.read().unwrap_or_else(PoisonError::into_inner).name(name).is_some();
-        if known() {
-            return Ok(true);
-        }
-        let (remote, path) = (Arc::clone(&self.remote), self.path_of_name(name));
-        if self.remote.wait(async move { remote.head(&path).await })?.is_some() {
-            return Ok(true);
-        }
-        self.look_for_news(&known)?;
-        Ok(known())
-    }
 }
 
 impl ObjectBlobStore {
     /// Returns the blobs that are single objects.
-    fn singles_of(&self, digests: &[Digest256]) -> Result<HashSet<Digest256>> {
+    fn singles_of(&self, names: &[Name]) -> Result<HashSet<Name>> {
         let mut there = HashSet::new();
-        if digests.len() > MANY {
-            there = self.singles("blobs/sha256")?;
+        if names.len() > MANY {
+            there = self.singles()?;
         } else {
-            let ask = |digest: Digest256| {
-                let (remote, path) = (Arc::clone(&self.remote), self.path_of(&digest));
-                async move { Ok((digest, remote.head(&path).await?.is_some())) }
+            let ask = |name: Name| {
+                let (remote, path) = (Arc::clone(&self.remote), self.path_of(&name));
+                async move { Ok((name, remote.head(&path).await?.is_some())) }
             };
-            self.remote.parallel(digests.iter().copied(), ASKING, ask, |(digest, is_there)| {
+            self.remote.parallel(names.iter().copied(), ASKING, ask, |(name, is_there)| {
                 if is_there {
-                    there.insert(digest);
+                    there.insert(name);
                 }
                 Ok(())
             })?;
         }
         let damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
-        there.retain(|digest| !damaged.contains(digest));
+        there.retain(|name| !damaged.contains(name));
         Ok(there)
     }
 
-    /// Lists all digests, or names, that are single objects.
-    fn singles(&self, below: &str) -> Result<HashSet<Digest256>> {
-        let (remote, path) = (Arc::clone(&self.remote), self.remote.path(below));
+    /// Lists all blobs that are single objects.
+    fn singles(&self) -> Result<HashSet<Name>> {
+        let (remote, path) = (Arc::clone(&self.remote), self.remote.path(self.codec.folder()));
         let found = self.remote.wait(async move { remote.list(&path).await })?;
-        let digest = |path: &Path| format!("sha256:{}", path.filename()?).parse().ok();
-        Ok(found.iter().filter_map(|meta| digest(&meta.location)).collect())
-    }
-
-    /// Reads a part of a single object, whose length was asked before.
-    fn read_single(&self, digest: &Digest256, range: std::ops::Range<u64>) -> Result<Vec<u8>> {
-        let (remote, path, missing) = (Arc::clone(&self.remote), self.path_of(digest), *digest);
-        self.remote.wait(async move {
-            if range.is_empty() {
-                return Ok(Vec::new());
-            }
-            remote.range(&path, range).await?.ok_or(Error::Missing { digest: missing })
-        })
+        Ok(found.iter().filter_map(|meta| Name::parse(meta.location.filename()?)).collect())
     }
 }
 
@@ -447,13 +486,15 @@ impl fmt::Debug for ObjectBlobStore {
 struct ObjectWriter<'a> {
     store: &'a ObjectBlobStore,
     turn: Turn,
+    encoder: Encoder,
     upload: Upload,
     temporary: Path,
 }
 
 impl Write for ObjectWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.upload.write(bytes).map_err(as_io)?;
+        let ObjectWriter { encoder, upload, .. } = self;
+        encoder.write(bytes, &mut |bytes| upload.write(bytes).map_err(as_io))?;
         Ok(bytes.len())
     }
 
@@ -464,9 +505,18 @@ impl Write for ObjectWriter<'_> {
 
 impl BlobWriter for ObjectWriter<'_> {
     fn commit(self: Box<Self>, digest: &Digest256) -> Result<()> {
-        let ObjectWriter { store, turn, upload, temporary } = *self;
-        let place = store.path_of(digest);
-        if !upload.is_sent() {
+        let ObjectWriter { store, turn, encoder, mut upload, temporary } = *self;
+        let name = store.codec.name(digest)?;
+        let place = store.path_of(&name);
+        let finished = encoder.finish(&name, &mut |bytes| upload.write(bytes).map_err(as_io));
+        finished.map_err(or_io(|| format!("write {place}")))?;
+        let kept = !store.codec.is_plain()
+            && !store.is_damaged(&name)
+            && store.size_of(&name)? == Some(upload.length());
+        if kept {
+            // Other programs may be reading that object; see `Object::fetch_if_small`.
+            drop(upload);
+        } else if !upload.is_sent() {
             upload.finish_as(&place)?;
         } else {
             store.tidy();
@@ -478,7 +528,7 @@ impl BlobWriter for ObjectWriter<'_> {
             let _ = store.remote.wait(async move { remote.delete(&temporary).await });
             moved?;
         }
-        store.repaired(digest);
+        store.repaired(&name);
         store.check_turn(turn)
     }
 }
@@ -524,6 +574,9 @@ impl Drop for Threads {
         }
     }
 }
+
+/// The number of attempts to read an encrypted object that seems to be damaged.
+const TRIES: usize = 3;
 
 /// From this number of blobs on, listing all of them is faster than a request for each.
 const MANY: usize = 500;

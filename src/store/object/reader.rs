@@ -1,4 +1,5 @@
-//! [`Ahead`]: reads an object piece by piece, with requests running ahead.
+//! [`Ahead`]: reads an object piece by piece, with requests running ahead. [`Object`]: reads it at
+//! any offset.
 
 use std::{
     collections::VecDeque,
@@ -10,7 +11,7 @@ use std::{
 use object_store::path::Path;
 
 use super::remote::{AHEAD, PART, Remote, Task, as_io, ranges};
-use crate::{Error, Result};
+use crate::{Digest256, Error, Result, store::read_at::ReadAt};
 
 /// Reads an object of known length.
 pub(super) struct Ahead {
@@ -62,3 +63,66 @@ impl Read for Ahead {
         Ok(length)
     }
 }
+
+/// An object that is read at any offset: from memory, or with a request for each read.
+pub(super) struct Object {
+    remote: Arc<Remote>,
+    path: Path,
+    length: u64,
+    /// The digest of its blob, for errors.
+    digest: Digest256,
+    bytes: Option<Arc<[u8]>>,
+}
+
+impl Object {
+    pub(super) fn new(remote: &Arc<Remote>, path: Path, length: u64, digest: &Digest256) -> Object {
+        Object { remote: Arc::clone(remote), path, length, digest: *digest, bytes: None }
+    }
+
+    /// Reads a small object into memory. Another program may replace an encrypted object by one of
+    /// the same blob, and parts of both don't fit together; one request gets one of them.
+    pub(super) fn fetch_if_small(mut self) -> Result<Object> {
+        if self.length <= SMALL {
+            let (remote, path, digest) = (Arc::clone(&self.remote), self.path.clone(), self.digest);
+            let bytes = self.remote.wait(async move { remote.get(&path).await })?;
+            let bytes = bytes.ok_or(Error::Missing { digest })?;
+            self.length = bytes.len() as u64;
+            self.bytes = Some(bytes.into());
+        }
+        Ok(self)
+    }
+
+    /// Returns a reader of its bytes from start to end.
+    pub(super) fn sequential(&self) -> Box<dyn Read + Send> {
+        match &self.bytes {
+            Some(bytes) => Box::new(io::Cursor::new(Arc::clone(bytes))),
+            None => Box::new(Ahead::new(&self.remote, self.path.clone(), self.length)),
+        }
+    }
+}
+
+impl ReadAt for Object {
+    fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+        if let Some(bytes) = &self.bytes {
+            return bytes.read_at(buffer, at);
+        }
+        let range = at.min(self.length)..at.saturating_add(buffer.len() as u64).min(self.length);
+        if range.is_empty() {
+            return Ok(0);
+        }
+        let (remote, path, digest) = (Arc::clone(&self.remote), self.path.clone(), self.digest);
+        let read = self
+            .remote
+            .wait(async move { remote.range(&path, range).await?.ok_or(Error::Missing { digest }) });
+        let bytes = read.map_err(as_io)?;
+        buffer[..bytes.len()].copy_from_slice(&bytes);
+        Ok(bytes.len())
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.length)
+    }
+}
+
+/// The length up to which an encrypted object is read in one request.
+const SMALL: u64 = 4 * 1024 * 1024;

@@ -1,101 +1,131 @@
 //! [`Builder`] and [`Frame`]: some hundred kilobytes of blobs, with a header that lists them.
 
-use super::{PackId, bytes_at, codec, number, short};
-use crate::{Digest256, Error, Result, digest::Hasher, wiped::Wiped};
+use std::ops::Range;
+
+use super::{PackId, bytes_at, number, short};
+use crate::{
+    Digest256, Error, Result,
+    digest::Hasher,
+    store::{
+        codec::{AROUND, Codec, Keys, Packer, Unpacker, locked},
+        name::Name,
+    },
+    wiped::Wiped,
+};
 
 /// Collects blobs until there is enough for a frame.
 #[derive(Debug)]
 pub(crate) struct Builder {
-    entries: Vec<u8>,
-    count: u16,
+    codec: Codec,
+    entries: Vec<(Name, u32)>,
     /// Space for the header, so that a frame is written in one piece, and the blobs.
     raw: Wiped,
     /// The compressed form of `raw`.
     packed: Wiped,
-    packer: codec::Packer,
+    packer: Packer,
 }
 
 impl Builder {
     /// Makes an empty frame.
-    pub(crate) fn new() -> Builder {
+    pub(crate) fn new(codec: &Codec) -> Builder {
         Builder {
+            codec: codec.clone(),
             entries: Vec::new(),
-            count: 0,
-            raw: Wiped::zeroed(MAX_HEAD),
+            raw: Wiped::zeroed(FRONT),
             packed: Wiped::default(),
-            packer: codec::Packer::default(),
+            packer: Packer::default(),
         }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.count == 0
+        self.entries.is_empty()
     }
 
     /// Returns the size of its blobs, in bytes.
     fn length(&self) -> usize {
-        self.raw.len() - MAX_HEAD
+        self.raw.len() - FRONT
     }
 
     /// Returns true if a blob of this length fits. An empty frame takes any blob within
     /// [`MAX_BLOB`].
     pub(crate) fn takes(&self, length: usize) -> bool {
-        self.is_empty() || (self.length() + length <= TARGET && self.count < MAX_ENTRIES)
+        self.is_empty() || (self.length() + length <= TARGET && self.entries.len() < MAX_ENTRIES)
     }
 
     /// Returns true if there is hardly any room left.
     pub(crate) fn is_full(&self) -> bool {
-        self.length() + 1024 > TARGET || self.count >= MAX_ENTRIES
+        self.length() + 1024 > TARGET || self.entries.len() >= MAX_ENTRIES
     }
 
     /// Adds a blob that the frame [takes](Builder::takes).
-    pub(crate) fn push(&mut self, digest: &Digest256, bytes: &[u8]) {
-        self.entry(digest, bytes, 0);
-    }
-
-    /// Adds bytes under a name. The bytes with the highest stamp count.
-    pub(crate) fn push_named(&mut self, name: &Digest256, stamp: u64, bytes: &[u8]) {
-        self.entry(name, bytes, NAMED);
-        self.entries.extend_from_slice(&stamp.to_le_bytes());
-        self.entries.extend_from_slice(Digest256::of(bytes).as_bytes());
-    }
-
-    fn entry(&mut self, digest: &Digest256, bytes: &[u8], kind: u32) {
+    pub(crate) fn push(&mut self, name: &Name, bytes: &[u8]) {
         assert!(self.takes(bytes.len()) && bytes.len() <= MAX_BLOB, "the frame does not take this blob");
-        self.entries.extend_from_slice(digest.as_bytes());
-        let length = u32::try_from(bytes.len()).expect("because the longest blob is far below 4 GiB");
-        self.entries.extend_from_slice(&(length | kind).to_le_bytes());
+        self.entries.push((*name, small(bytes.len())));
         self.raw.extend_from_slice(bytes);
-        self.count += 1;
     }
 
-    /// Encodes the frame, compressed where that helps. Its position is still missing.
+    /// Encodes the frame, compressed if that was asked for and helps. Its position is still
+    /// missing, and so is the encryption, which is bound to it.
     pub(crate) fn seal(&mut self) -> Sealed<'_> {
         let length = self.length();
-        let packed =
-            self.packer.compress(&self.raw[MAX_HEAD..], length - length / 16, MAX_HEAD, &mut self.packed);
-        let (all, stored) = match packed {
+        let packed = match self.codec.compresses() {
+            true => self.packer.compress(&self.raw[FRONT..], length - length / 16, FRONT, &mut self.packed),
+            false => None,
+        };
+        let (all, content) = match packed {
             Some(packed) => (&mut self.packed, packed),
             None => (&mut self.raw, length),
         };
-        let small = |length: usize| u32::try_from(length).expect("because frames are far below 4 GiB");
-        let head = FIXED + self.entries.len();
-        let bytes = &mut all[MAX_HEAD - head..MAX_HEAD + stored];
+        let keys = self.codec.keys().map(|keys| &**keys);
+        let form = match (keys, packed) {
+            (None, None) => Form::Plain,
+            (None, Some(_)) => Form::Zstd,
+            (Some(_), None) => Form::Sealed,
+            (Some(_), Some(_)) => Form::SealedZstd,
+        };
+        let count = self.entries.len();
+        let (front, stored) = match keys {
+            None => (0, content),
+            Some(keys) => {
+                let front = 4 + 4 * count;
+                (front, keys.padded(front + content) + AROUND + CHECK)
+            }
+        };
+        let head = FIXED + count * form.entry();
+        let (start, end) = (FRONT - front - head, FRONT - front + stored);
+        if all.len() < end {
+            all.resize(end);
+        }
+        let bytes = &mut all[start..end];
+        bytes[head + front + content..].fill(0);
+        if keys.is_some() {
+            let mut lengths = vec![small(content)];
+            lengths.extend(self.entries.iter().map(|(_, length)| *length));
+            let places = bytes[head..head + front].as_chunks_mut::<4>().0;
+            places.iter_mut().zip(lengths).for_each(|(place, length)| *place = length.to_le_bytes());
+        }
         bytes[..8].copy_from_slice(&MAGIC);
         // The pack and the position come between: see `at`.
-        bytes[32..34].copy_from_slice(&[if packed.is_some() { ZSTD } else { RAW }, 0]);
-        bytes[34..36].copy_from_slice(&self.count.to_le_bytes());
-        bytes[36..40].copy_from_slice(&small(length).to_le_bytes());
+        bytes[32..34].copy_from_slice(&[form as u8, 0]);
+        bytes[34..36].copy_from_slice(&small(count).to_le_bytes()[..2]);
+        let raw = if keys.is_some() { 0 } else { small(length) };
+        bytes[36..40].copy_from_slice(&raw.to_le_bytes());
         bytes[40..44].copy_from_slice(&small(stored).to_le_bytes());
         bytes[44..48].copy_from_slice(&small(head).to_le_bytes());
-        bytes[FIXED..head].copy_from_slice(&self.entries);
-        Sealed { bytes, head }
+        let places = bytes[FIXED..head].chunks_exact_mut(form.entry());
+        for (place, (name, length)) in places.zip(&self.entries) {
+            place[..NAME].copy_from_slice(name.as_bytes());
+            if keys.is_none() {
+                place[NAME..].copy_from_slice(&length.to_le_bytes());
+            }
+        }
+        Sealed { bytes, head, keys }
     }
 
     /// Empties the frame, and keeps its memory.
     pub(crate) fn clear(&mut self) {
         self.entries.clear();
-        self.raw.truncate(MAX_HEAD);
-        self.count = 0;
+        self.raw.truncate(FRONT);
     }
 }
 
@@ -104,6 +134,7 @@ impl Builder {
 pub(crate) struct Sealed<'a> {
     bytes: &'a mut [u8],
     head: usize,
+    keys: Option<&'a Keys>,
 }
 
 impl<'a> Sealed<'a> {
@@ -118,27 +149,40 @@ impl<'a> Sealed<'a> {
     }
 
     /// Completes the frame for position `at` of this pack, and returns all its bytes.
-    pub(crate) fn at(self, pack: &PackId, at: u64) -> &'a [u8] {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if the system has no randomness for the encryption.
+    pub(crate) fn at(self, pack: &PackId, at: u64) -> Result<&'a [u8]> {
         self.bytes[8..24].copy_from_slice(&pack.0);
         self.bytes[24..32].copy_from_slice(&at.to_le_bytes());
         let check = checksum(&self.bytes[..self.head]);
         self.bytes[48..FIXED].copy_from_slice(&check);
-        self.bytes
+        if let Some(keys) = self.keys {
+            let (header, stored) = self.bytes.split_at_mut(self.head);
+            let (sealed, check) = stored.split_at_mut(stored.len() - CHECK);
+            let (content, around) = sealed.split_at_mut(sealed.len() - AROUND);
+            around.copy_from_slice(&keys.seal(header, content)?);
+            check.copy_from_slice(&short(&Digest256::of(sealed)));
+        }
+        Ok(self.bytes)
     }
 }
 
-/// A decompressor of frames, and memory for its results.
+/// A decoder of frames, and memory for its results.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
+    decrypted: Wiped,
     raw: Wiped,
-    unpacker: codec::Unpacker,
+    unpacker: Unpacker,
 }
 
 impl Scratch {
     /// Wipes the contents, and keeps the memory.
     pub(crate) fn wipe(&mut self) {
+        self.decrypted.fill(0);
         self.raw.fill(0);
-        self.unpacker = codec::Unpacker::default();
+        self.unpacker = Unpacker::default();
     }
 }
 
@@ -153,61 +197,83 @@ pub(crate) struct Frame {
     pub(crate) head: usize,
     /// The number of bytes after the header.
     pub(crate) stored: usize,
-    /// The number of those bytes once decompressed.
-    pub(crate) raw: usize,
     /// Its entries, one after the other.
     pub(crate) entries: Vec<Entry>,
-    compressed: bool,
+    /// The number of bytes once decompressed; 0 if they are encrypted.
+    raw: usize,
+    form: Form,
 }
 
 /// A blob in a frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
-    /// Its digest, or its name.
-    pub(crate) digest: Digest256,
-    /// A blob or a named entry.
-    pub(crate) kind: Kind,
-    /// Its position in the raw bytes.
-    pub(crate) start: usize,
-    /// Its length.
+    pub(crate) name: Name,
+    /// Its length. In an encrypted frame, whose header has no lengths: its share of the frame.
     pub(crate) length: usize,
+    /// Its position in the raw bytes, unless the frame is encrypted.
+    start: usize,
 }
 
-/// The name by which an entry is found.
+/// The codec of a frame, by its number in the header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// By its digest.
-    Blob,
-    /// By a name. The highest stamp is the newest.
-    Named {
-        /// Grows with every time that the name is given bytes.
-        stamp: u64,
-        /// Grows each time that bytes are stored under the name.
-        digest: Digest256,
-    },
+enum Form {
+    Plain = 0,
+    Zstd = 1,
+    Sealed = 2,
+    SealedZstd = 3,
 }
 
-impl Entry {
-    /// Returns the range of its bytes in the raw bytes.
-    pub(super) fn range(&self) -> std::ops::Range<usize> {
-        self.start..self.start + self.length
+impl Form {
+    fn of(code: u8) -> Option<Form> {
+        [Form::Plain, Form::Zstd, Form::Sealed, Form::SealedZstd].get(usize::from(code)).copied()
     }
 
-    /// Returns its bytes in the raw bytes, unverified; `None` if the raw bytes end before.
-    pub(crate) fn among<'a>(&self, raw: &'a [u8]) -> Option<&'a [u8]> {
-        raw.get(self.range())
+    fn is_sealed(self) -> bool {
+        matches!(self, Form::Sealed | Form::SealedZstd)
     }
 
-    pub(crate) fn is_named(&self) -> bool {
-        matches!(self.kind, Kind::Named { .. })
+    /// Returns the length of an entry in the header.
+    fn entry(self) -> usize {
+        if self.is_sealed() { NAME } else { ENTRY }
+    }
+}
+
+/// The raw bytes of a frame. They are not verified yet.
+#[derive(Debug)]
+pub(crate) struct Opened<'a> {
+    raw: &'a [u8],
+    /// The ranges of the entries.
+    ranges: Vec<Range<usize>>,
+}
+
+impl<'a> Opened<'a> {
+    /// Returns the bytes of an entry, unverified; `None` if the raw bytes end before.
+    pub(crate) fn entry(&self, index: usize) -> Option<&'a [u8]> {
+        self.raw.get(self.ranges.get(index)?.clone())
     }
 
-    /// Returns the digest that its bytes must have.
-    pub(crate) fn content(&self) -> &Digest256 {
-        match &self.kind {
-            Kind::Blob => &self.digest,
-            Kind::Named { digest, .. } => digest,
-        }
+    /// Copies the raw bytes.
+    pub(crate) fn copied(&self) -> Copied {
+        Copied { raw: self.raw.to_vec().into(), ranges: self.ranges.clone() }
+    }
+}
+
+/// A copy of the raw bytes of a frame.
+#[derive(Debug)]
+pub(crate) struct Copied {
+    raw: Wiped,
+    ranges: Vec<Range<usize>>,
+}
+
+impl Copied {
+    /// Returns the number of raw bytes.
+    #[cfg(feature = "object-store")]
+    pub(crate) fn length(&self) -> usize {
+        self.raw.len()
+    }
+
+    pub(crate) fn opened(&self) -> Opened<'_> {
+        Opened { raw: &self.raw, ranges: self.ranges.clone() }
     }
 }
 
@@ -224,15 +290,32 @@ impl Frame {
         if header[48..FIXED] != checksum(header) || header[33] != 0 {
             return None;
         }
+        let form = Form::of(header[32])?;
         let count = usize::from(u16::from_le_bytes(bytes_at(header, 34)));
         let (raw, stored) = (number(header, 36) as usize, number(header, 40) as usize);
-        let compressed = match header[32] {
-            RAW if raw == stored => false,
-            ZSTD if stored < raw => true,
-            _ => return None,
+        let fits = match form {
+            Form::Plain => raw == stored,
+            Form::Zstd => stored < raw,
+            Form::Sealed | Form::SealedZstd => {
+                raw == 0 && (4 + 4 * count + AROUND + CHECK..=MAX_STORED).contains(&stored)
+            }
         };
-        let entries = entries(&header[FIXED..], count)?;
-        if entries.last().map_or(0, |last| last.range().end) != raw || raw > MAX_BLOB.max(TARGET) {
+        let fits = fits && count <= MAX_ENTRIES && header.len() - FIXED == count * form.entry();
+        if !fits || raw > MAX_BLOB.max(TARGET) {
+            return None;
+        }
+        let mut entries = Vec::with_capacity(count);
+        let mut start = 0_usize;
+        for (index, entry) in header[FIXED..].chunks_exact(form.entry()).enumerate() {
+            let name = Name::from_bytes(bytes_at(entry, 0));
+            let length = match form.is_sealed() {
+                true => stored / count + if index == 0 { stored % count } else { 0 },
+                false => number(entry, NAME) as usize,
+            };
+            entries.push(Entry { name, length, start });
+            start = start.checked_add(length)?;
+        }
+        if !form.is_sealed() && start != raw {
             return None;
         }
         Some(Frame {
@@ -240,9 +323,9 @@ impl Frame {
             at: u64::from_le_bytes(bytes_at(header, 24)),
             head: header.len(),
             stored,
-            raw,
             entries,
-            compressed,
+            raw,
+            form,
         })
     }
 
@@ -251,21 +334,22 @@ impl Frame {
         self.at + (self.head + self.stored) as u64
     }
 
-    /// Returns the position of an entry's bytes in the pack; `None` if the frame is compressed.
+    /// Returns the position of an entry's bytes in the pack; `None` if the frame is compressed or
+    /// encrypted.
     pub(crate) fn place(&self, entry: &Entry) -> Option<u64> {
-        (!self.compressed).then(|| self.at + (self.head + entry.start) as u64)
+        (self.form == Form::Plain).then(|| self.at + (self.head + entry.start) as u64)
     }
 
-    /// Returns the end of the bytes that this entry needs: of the whole frame if it is compressed.
+    /// Returns the end of the bytes that this entry needs: of the whole frame if it is compressed
+    /// or encrypted.
     pub(crate) fn end_of(&self, entry: &Entry) -> u64 {
         self.place(entry).map_or(self.end(), |place| place + entry.length as u64)
     }
 
     /// Returns the index of an entry; the index `hint` is tried first.
-    pub(crate) fn find(&self, digest: &Digest256, named: bool, hint: usize) -> Option<usize> {
-        let is = |entry: &Entry| entry.digest == *digest && entry.is_named() == named;
-        // A name may be there twice: the last one is the newest.
-        if !named && self.entries.get(hint).is_some_and(is) {
+    pub(crate) fn find(&self, name: &Name, hint: usize) -> Option<usize> {
+        let is = |entry: &Entry| entry.name == *name;
+        if self.entries.get(hint).is_some_and(is) {
             return Some(hint);
         }
         self.entries.iter().rposition(is)
@@ -273,55 +357,133 @@ impl Frame {
 
     /// Returns the raw bytes of the entries from the `stored` bytes. They are not verified yet.
     ///
-    /// A truncated frame returns the rest of its bytes, unless it is compressed.
-    pub(crate) fn open<'a>(&self, stored: &'a [u8], scratch: &'a mut Scratch) -> Result<&'a [u8]> {
-        if !self.compressed {
-            return Ok(&stored[..stored.len().min(self.raw)]);
+    /// A truncated frame returns the rest of its bytes, unless it is compressed or encrypted.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Corrupt`] if it is damaged, or encrypted in a store that is not, or the reverse.
+    /// [`Error::Store`] if this program has no decompressor, or no key.
+    pub(crate) fn open<'a>(
+        &self,
+        codec: &Codec,
+        stored: &'a [u8],
+        scratch: &'a mut Scratch,
+    ) -> Result<Opened<'a>> {
+        if self.form.is_sealed() == codec.is_plain() {
+            let problem = if codec.is_plain() { "it is encrypted" } else { "it is not encrypted" };
+            return Err(self.damaged(problem));
         }
-        scratch.unpacker.decompress(stored, self.raw, &mut scratch.raw).map_err(|error| {
-            match error.kind() {
-                std::io::ErrorKind::Unsupported => Error::store("read a compressed frame of a pack", error),
-                _ => Error::corrupt(
-                    format!("the frame at {} of pack {:?}", self.at, self.pack),
-                    error.to_string(),
-                ),
-            }
+        let Scratch { decrypted, raw, unpacker } = scratch;
+        if !self.form.is_sealed() {
+            let ranges = self.entries.iter().map(|entry| entry.start..entry.start + entry.length).collect();
+            let raw = match self.form {
+                Form::Plain => &stored[..stored.len().min(self.raw)],
+                _ => self.unpack(unpacker, stored, self.raw, raw)?,
+            };
+            return Ok(Opened { raw, ranges });
+        }
+        let keys = codec.keys().ok_or_else(|| locked("read a frame of a pack"))?;
+        let (ranges, content) = self.decrypt(keys, stored, decrypted)?;
+        let length = ranges.last().map_or(0, |last| last.end);
+        let raw = match self.form {
+            Form::Sealed if content.len() == length => content,
+            Form::Sealed => return Err(self.damaged("its lengths do not add up")),
+            _ => self.unpack(unpacker, content, length, raw)?,
+        };
+        Ok(Opened { raw, ranges })
+    }
+
+    /// Decrypts a frame; returns the ranges of its blobs, and their bytes, maybe compressed.
+    fn decrypt<'a>(
+        &self,
+        keys: &Keys,
+        stored: &[u8],
+        decrypted: &'a mut Wiped,
+    ) -> Result<(Vec<Range<usize>>, &'a [u8])> {
+        let sealed = stored.get(..self.stored - CHECK).filter(|_| stored.len() == self.stored);
+        let (sealed, around) = sealed
+            .and_then(|sealed| sealed.split_last_chunk::<AROUND>())
+            .ok_or_else(|| self.damaged("the pack ends within it"))?;
+        if decrypted.len() < sealed.len() {
+            decrypted.resize(sealed.len());
+        }
+        let plain = &mut decrypted[..sealed.len()];
+        if !keys.open(&self.header(), sealed, around, plain) {
+            return Err(self.damaged("it is not what was encrypted"));
+        }
+        let plain = &*plain;
+        let front = 4 + 4 * self.entries.len();
+        let mut lengths = plain[..front].as_chunks::<4>().0.iter().map(|length| u32::from_le_bytes(*length));
+        let content = lengths.next().unwrap_or(0) as usize;
+        let mut ranges = Vec::with_capacity(self.entries.len());
+        let mut start = 0_usize;
+        for length in lengths {
+            let end = start.saturating_add(length as usize);
+            ranges.push(start..end);
+            start = end;
+        }
+        match plain[front..].get(..content).filter(|_| start <= MAX_BLOB.max(TARGET)) {
+            Some(content) => Ok((ranges, content)),
+            None => Err(self.damaged("its lengths do not add up")),
+        }
+    }
+
+    fn unpack<'a>(
+        &self,
+        unpacker: &mut Unpacker,
+        packed: &[u8],
+        length: usize,
+        raw: &'a mut Wiped,
+    ) -> Result<&'a [u8]> {
+        unpacker.decompress(packed, length, raw).map_err(|error| match error.kind() {
+            std::io::ErrorKind::Unsupported => Error::store("read a compressed frame of a pack", error),
+            _ => self.damaged(&error.to_string()),
         })?;
-        Ok(&scratch.raw)
+        Ok(raw)
+    }
+
+    /// Returns true if an encrypted frame has the right checksum, which needs no key.
+    pub(crate) fn has_checksum(&self, stored: &[u8]) -> bool {
+        let split = stored.split_last_chunk::<CHECK>().filter(|_| stored.len() == self.stored);
+        self.form.is_sealed() && split.is_some_and(|(sealed, check)| *check == short(&Digest256::of(sealed)))
+    }
+
+    pub(crate) fn is_sealed(&self) -> bool {
+        self.form.is_sealed()
+    }
+
+    /// Returns the header of an encrypted frame, to which its contents are bound.
+    fn header(&self) -> Vec<u8> {
+        let mut header = vec![0; self.head];
+        header[..8].copy_from_slice(&MAGIC);
+        header[8..24].copy_from_slice(&self.pack.0);
+        header[24..32].copy_from_slice(&self.at.to_le_bytes());
+        header[32] = self.form as u8;
+        header[34..36].copy_from_slice(&small(self.entries.len()).to_le_bytes()[..2]);
+        header[36..40].copy_from_slice(&small(self.raw).to_le_bytes());
+        header[40..44].copy_from_slice(&small(self.stored).to_le_bytes());
+        header[44..48].copy_from_slice(&small(self.head).to_le_bytes());
+        let places = header[FIXED..].chunks_exact_mut(NAME);
+        places.zip(&self.entries).for_each(|(place, entry)| place.copy_from_slice(entry.name.as_bytes()));
+        let check = checksum(&header);
+        header[48..FIXED].copy_from_slice(&check);
+        header
     }
 
     /// Returns the verified bytes of an entry.
-    pub(crate) fn verified<'a>(&self, entry: &Entry, raw: &'a [u8]) -> Result<&'a [u8]> {
-        let what = || format!("{} in the frame at {} of pack {:?}", entry.digest, self.at, self.pack);
-        let bytes = entry.among(raw).ok_or_else(|| {
-            Error::corrupt(what(), format!("the pack ends within its {} bytes", entry.length))
+    pub(crate) fn verified<'a>(&self, codec: &Codec, index: usize, opened: &Opened<'a>) -> Result<&'a [u8]> {
+        let name = &self.entries[index].name;
+        let what = || format!("{name} in the frame at {} of pack {:?}", self.at, self.pack);
+        let bytes = opened.entry(index).ok_or_else(|| {
+            Error::corrupt(what(), format!("the pack ends within its {} bytes", self.entries[index].length))
         })?;
-        crate::store::verify(entry.content(), bytes, what)?;
+        codec.verify(name, bytes, what)?;
         Ok(bytes)
     }
-}
 
-fn entries(mut rest: &[u8], count: usize) -> Option<Vec<Entry>> {
-    let mut entries = Vec::with_capacity(count.min(usize::from(MAX_ENTRIES)));
-    let mut start = 0;
-    for _ in 0..count {
-        let fixed = rest.get(..ENTRY)?;
-        let length = number(fixed, 32);
-        let (named, length) = (length & NAMED != 0, (length & !NAMED) as usize);
-        let digest = Digest256::from_bytes(bytes_at(fixed, 0));
-        rest = &rest[ENTRY..];
-        let kind = if named {
-            let more = rest.get(..40)?;
-            rest = &rest[40..];
-            let digest = Digest256::from_bytes(bytes_at(more, 8));
-            Kind::Named { stamp: u64::from_le_bytes(bytes_at(more, 0)), digest }
-        } else {
-            Kind::Blob
-        };
-        entries.push(Entry { digest, kind, start, length });
-        start = start.checked_add(length)?;
+    fn damaged(&self, problem: &str) -> Error {
+        Error::corrupt(format!("the frame at {} of pack {:?}", self.at, self.pack), problem)
     }
-    rest.is_empty().then_some(entries)
 }
 
 /// Computes the checksum over the whole header, with zeros in its own place.
@@ -331,6 +493,10 @@ fn checksum(header: &[u8]) -> [u8; 16] {
     hasher.update(&[0; 16]);
     hasher.update(&header[FIXED..]);
     short(&hasher.finish())
+}
+
+fn small(length: usize) -> u32 {
+    u32::try_from(length).expect("because frames are far below 4 GiB")
 }
 
 /// A frame with this many raw bytes takes no further blob.
@@ -343,22 +509,27 @@ pub(crate) const TARGET: usize = 256 * 1024;
 pub(crate) const MAX_BLOB: usize = 16 * 1024 * 1024;
 
 /// The maximum number of entries in a frame.
-const MAX_ENTRIES: u16 = 1024;
+const MAX_ENTRIES: usize = 1024;
 
 /// The maximum length of a header.
-pub(super) const MAX_HEAD: usize = FIXED + MAX_ENTRIES as usize * (ENTRY + 40);
+pub(super) const MAX_HEAD: usize = FIXED + MAX_ENTRIES * ENTRY;
+
+/// The space before the blobs of a frame: for the header, and for the lengths in the encrypted
+/// part.
+const FRONT: usize = MAX_HEAD + 4 + 4 * MAX_ENTRIES;
+
+/// The maximum length of the encrypted bytes of a frame, with padding.
+const MAX_STORED: usize = MAX_BLOB + 2 * 1024 * 1024;
 
 /// The length of a header without its entries.
 pub(super) const FIXED: usize = 64;
 
-/// The length of an entry without the fields of named entries.
-const ENTRY: usize = 36;
+/// The length of a name, which is an entry of an encrypted frame; and of an entry with a length.
+const NAME: usize = 32;
+const ENTRY: usize = NAME + 4;
 
-/// The bit in an entry's length that marks a named entry.
-const NAMED: u32 = 1 << 31;
+/// The length of the checksum behind encrypted bytes.
+const CHECK: usize = 16;
 
 /// The first bytes of every frame.
 pub(super) const MAGIC: [u8; 8] = *b"\x89CRF\r\n\x1a\n";
-
-const RAW: u8 = 0;
-const ZSTD: u8 = 1;

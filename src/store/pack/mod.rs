@@ -4,29 +4,24 @@
 //! [`Frame`] is its parsed header, [`scan`] finds all frames of a pack. `docs/formats.md` has the
 //! format byte by byte.
 
-#[cfg_attr(feature = "compression", path = "codec.rs")]
-#[cfg_attr(not(feature = "compression"), path = "no_codec.rs")]
-mod codec;
 mod frame;
 mod run;
 mod scan;
-mod stamp;
 #[cfg(test)]
 mod tests;
 
 use std::{
     fmt,
     hash::{BuildHasher as _, RandomState},
-    io, process,
+    process,
     sync::atomic::{AtomicU64, Ordering},
     time::{SystemTime, UNIX_EPOCH},
 };
 
 pub(crate) use self::{
-    frame::{Builder, Entry, Frame, Kind, MAX_BLOB, Scratch},
+    frame::{Builder, Copied, Entry, Frame, MAX_BLOB, Scratch},
     run::run_of,
     scan::{Found, scan},
-    stamp::{LAST as LAST_STAMP, next_stamp},
 };
 use crate::{Digest256, digest::Hasher};
 
@@ -111,42 +106,6 @@ enum Header {
     Pack(PackId),
     Version(u32),
     Damaged,
-}
-
-/// Bytes with random access.
-pub(crate) trait ReadAt {
-    /// Reads up to a buffer full from `at` on; 0 bytes at the end.
-    fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize>;
-
-    /// Returns the length in bytes.
-    fn length(&self) -> io::Result<u64>;
-
-    /// Reads until the buffer is full or the bytes end, and returns the number of bytes.
-    fn read_full(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
-        let mut filled = 0;
-        while filled < buffer.len() {
-            match self.read_at(&mut buffer[filled..], at + filled as u64) {
-                Ok(0) => break,
-                Ok(read) => filled += read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(filled)
-    }
-}
-
-impl ReadAt for [u8] {
-    fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
-        let start = usize::try_from(at).unwrap_or(usize::MAX).min(self.len());
-        let length = buffer.len().min(self.len() - start);
-        buffer[..length].copy_from_slice(&self[start..start + length]);
-        Ok(length)
-    }
-
-    fn length(&self) -> io::Result<u64> {
-        Ok(self.len() as u64)
-    }
 }
 
 /// Returns the checksum of headers: the first half of a digest.

@@ -3,11 +3,11 @@
 use std::{io, ops::Range};
 
 use super::{
-    HEADER, Header, PackId, ReadAt,
+    HEADER, Header, PackId,
     frame::{FIXED, Frame, MAGIC, MAX_HEAD},
     parse_header,
 };
-use crate::wiped::Wiped;
+use crate::{store::read_at::ReadAt, wiped::Wiped};
 
 /// The contents at a position of a pack.
 #[derive(Debug)]

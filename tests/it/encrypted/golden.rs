@@ -1,53 +1,73 @@
-//! Records of an earlier build stay readable. `tests/data/encrypted-v1.txt` has a line for each
-//! record: its name and its bytes in hex.
+//! Stores of an earlier build stay readable.
 
-use criu_rpc::{BlobStore, Digest256, EncryptedBlobStore, Error, store::Padding};
+#[cfg(feature = "compression")]
+use std::fs;
 
-use super::{Glass, key, open};
+use criu_rpc::{BlobStore, Digest256, Error, store::StoreOptions};
 
-const RECORDS: &str = include_str!("../../data/encrypted-v1.txt");
+use super::{data, key, options};
+use crate::stores::{Folder, files_below, unpack};
 
 #[test]
-fn records_of_old_are_read() {
+fn an_encrypted_store_of_old_is_read() {
     if std::env::var_os("UPDATE").is_some() {
-        return write_records();
+        return write_store();
     }
-    let beneath = Glass::default();
-    for line in RECORDS.lines() {
-        let (name, record) = line.split_once(' ').unwrap();
-        let name: Digest256 = format!("sha256:{name}").parse().unwrap();
-        beneath.put_named(&name, &from_hex(record)).unwrap();
-    }
-    let (count, store) = (beneath.records().len(), open(&beneath));
+    let folder = Folder::new();
+    unpack(include_str!("../../data/encrypted-store-v1.txt"), &folder);
+    let before = files_below(&folder).len();
+    let store = options().open(&folder).unwrap();
     for blob in blobs() {
-        assert_eq!(store.get(&Digest256::of(&blob)).unwrap(), blob);
+        let read = store.get(&Digest256::of(&blob));
+        // The last one is compressed, too.
+        match cfg!(feature = "compression") || blob != blobs()[4] {
+            true => assert_eq!(read.unwrap(), blob),
+            false => assert!(read.unwrap_err().report().to_string().contains("the feature `compression`")),
+        }
     }
-    assert_eq!(store.get_named(&Digest256::of(b"a name")).unwrap(), b"what has a name");
-    assert_eq!(beneath.records().len(), count, "the key records were not known");
-    assert!(matches!(EncryptedBlobStore::open(&beneath, key(2)), Err(Error::WrongKey)));
+    assert_eq!(files_below(&folder).len(), before, "the key records were not known");
+    let stranger = StoreOptions::new().encryption(key(2)).open(&folder);
+    assert!(matches!(stranger, Err(Error::WrongKey)));
+    let locked = StoreOptions::new().without_key().open(&folder).unwrap().verify().unwrap();
+    assert_eq!((locked.blobs, locked.damage.len()), (5, 0));
 }
 
-/// Writes the records for a new version of the format. Run `UPDATE=1 cargo test --all-features
+/// Writes the store for a new version of the format. Run `UPDATE=1 cargo test --all-features
 /// --test it encrypted::golden` twice.
-fn write_records() {
-    let beneath = Glass::default();
-    let store = open(&beneath);
-    for blob in blobs() {
-        store.put(&blob).unwrap();
-    }
-    open(&beneath).padding(Padding::Padme).put(&blobs()[1]).unwrap();
-    store.put_named(&Digest256::of(b"a name"), b"what has a name").unwrap();
+#[cfg(feature = "compression")]
+fn write_store() {
+    use super::pack;
+    use criu_rpc::store::Padding;
+    let folder = Folder::new();
+    let [single, padded, empty, packed, compressed] = blobs();
+    options().open(&folder).unwrap().put(&single).unwrap();
+    let store = options().padding(Padding::Padme).open(&folder).unwrap();
+    store.put(&padded).unwrap();
+    store.put(&empty).unwrap();
+    pack(&options().open(&folder).unwrap(), &packed);
+    pack(&options().compression(true).padding(Padding::Padme).open(&folder).unwrap(), &compressed);
+    let mut files = data(&folder);
+    files.extend(["store.key", "store.key.copy"].map(|name| folder.join(name)));
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    let line = |(name, record): (Digest256, Vec<u8>)| format!("{} {}\n", hex(name.as_bytes()), hex(&record));
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/encrypted-v1.txt");
-    std::fs::write(path, beneath.records().into_iter().map(line).collect::<String>()).unwrap();
+    let line = |file: &std::path::PathBuf| {
+        let name = file.strip_prefix(&*folder).unwrap().to_str().unwrap();
+        format!("{name} {}\n", hex(&fs::read(file).unwrap()))
+    };
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/encrypted-store-v1.txt");
+    fs::write(path, files.iter().map(line).collect::<String>()).unwrap();
 }
 
-/// An empty blob, a small one, and a padded one.
-fn blobs() -> [Vec<u8>; 3] {
-    [b"a secret".to_vec(), b"a secret with padding, ".repeat(9), Vec::new()]
+#[cfg(not(feature = "compression"))]
+fn write_store() {
+    panic!("the store has a frame that is compressed");
 }
 
-fn from_hex(text: &str) -> Vec<u8> {
-    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+fn blobs() -> [Vec<u8>; 5] {
+    [
+        b"a secret".to_vec(),
+        b"a secret with padding, ".repeat(9),
+        Vec::new(),
+        b"a secret in a pack".to_vec(),
+        b"a compressed secret, ".repeat(50),
+    ]
 }

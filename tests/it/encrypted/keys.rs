@@ -1,20 +1,23 @@
-//! Keys, and the records that distinguish them.
+//! Keys, the records that distinguish them, and stores that are opened with the wrong settings.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Barrier,
-    thread,
+use std::{fs, path::Path, sync::Barrier, thread};
+
+use criu_rpc::{
+    BlobStore, BlobStoreExt, Digest256, Error, FsBlobStore, Result,
+    store::{Key, StoreOptions},
 };
 
-use criu_rpc::{BlobStore, EncryptedBlobStore, Error, MemBlobStore, store::Key};
+use super::{corrupt, data, key, noise, open, options, pack};
+use crate::stores::Folder;
 
-use super::{Glass, common, corrupt, key, missing, open};
+const RECORDS: [&str; 2] = ["store.key", "store.key.copy"];
 
 #[test]
 fn a_key_and_a_store_do_not_print_the_key() {
-    let key = Key::from_bytes([0xAB; 32]);
-    let store = EncryptedBlobStore::open(MemBlobStore::new(), key.clone()).unwrap();
-    let printed = format!("{key:?} {store:?}").to_lowercase();
+    let folder = Folder::new();
+    let options = StoreOptions::new().encryption(Key::from_bytes([0xAB; 32]));
+    let store = options.open(&folder).unwrap();
+    let printed = format!("{options:?} {store:?}").to_lowercase();
     assert!(!printed.contains("171") && !printed.contains("abab"), "{printed}");
 }
 
@@ -25,44 +28,81 @@ fn keys_are_drawn_anew() {
 
 #[test]
 fn another_key_is_told_when_the_store_is_opened() {
-    let beneath = Glass::default();
-    let digest = open(&beneath).put(b"a secret").unwrap();
-    let error = EncryptedBlobStore::open(&beneath, key(2)).unwrap_err();
-    assert!(matches!(error, Error::WrongKey), "{error:?}");
-    assert_eq!(open(&beneath).get(&digest).unwrap(), b"a secret");
+    let folder = Folder::new();
+    let digest = open(&folder).put(b"a secret").unwrap();
+    wrong_key(with(2, &folder));
+    assert_eq!(open(&folder).get(&digest).unwrap(), b"a secret");
 }
 
 #[test]
-fn equal_blobs_have_unequal_names_and_records_in_stores_of_other_keys() {
-    let (one, other) = (Glass::default(), Glass::default());
-    EncryptedBlobStore::open(&one, key(1)).unwrap().put(b"a secret").unwrap();
-    EncryptedBlobStore::open(&other, key(2)).unwrap().put(b"a secret").unwrap();
-    let names = |glass: &Glass| glass.records().into_keys().collect::<BTreeSet<_>>();
-    let shared: Vec<_> = names(&one).intersection(&names(&other)).copied().collect();
-    assert_eq!(shared.len(), 1, "only the key record has a name that everybody knows");
+fn a_store_that_is_opened_with_the_wrong_settings_says_so() {
+    let (encrypted, plain) = (Folder::new(), Folder::new());
+    open(&encrypted);
+    said(FsBlobStore::open(&encrypted), "it is encrypted: give its key");
+    let ways: [fn(&FsBlobStore); 2] = [
+        |store| {
+            let _ = store.put(b"a blob").unwrap();
+        },
+        |store| {
+            let _ = pack(store, b"a blob");
+        },
+    ];
+    for put in ways {
+        let folder = plain.join(data(&plain).len().to_string());
+        put(&FsBlobStore::open(&folder).unwrap());
+        said(options().open(&folder), "it has blobs already, and it is not encrypted");
+        assert_eq!(FsBlobStore::open(&folder).unwrap().get(&Digest256::of(b"a blob")).unwrap(), b"a blob");
+    }
+    // A store without a blob may still become an encrypted one.
+    let empty = Folder::new();
+    FsBlobStore::open(&empty).unwrap();
+    open(&empty).put(b"a secret").unwrap();
+}
+
+#[cfg(feature = "object-store")]
+#[test]
+fn an_object_store_that_is_opened_with_the_wrong_settings_says_so() {
+    use criu_rpc::ObjectBlobStore;
+    let folder = Folder::new();
+    let url = |below: &str| format!("file://{}/{below}", folder.to_str().unwrap());
+    let encrypted = options().open_url_with(&url("encrypted"), [("", ""); 0]).unwrap();
+    let digest = encrypted.put(b"a secret").unwrap();
+    let open = |options: &StoreOptions, below: &str| options.open_url_with(&url(below), [("", ""); 0]);
+    assert_eq!(open(&options(), "encrypted").unwrap().get(&digest).unwrap(), b"a secret");
+    wrong_key(open(&StoreOptions::new().encryption(key(2)), "encrypted"));
+    said(open(&StoreOptions::new(), "encrypted"), "it is encrypted: give its key");
+    let plain: ObjectBlobStore = open(&StoreOptions::new(), "plain").unwrap();
+    plain.put(b"a blob").unwrap();
+    said(open(&options(), "plain"), "it has blobs already, and it is not encrypted");
 }
 
 #[test]
-fn processes_that_open_a_fresh_store_at_once_do_not_break_each_other() {
-    for round in 0..50 {
+fn equal_blobs_have_unequal_names_in_stores_of_other_keys() {
+    let (one, other) = (Folder::new(), Folder::new());
+    with(1, &one).unwrap().put(b"a secret").unwrap();
+    with(2, &other).unwrap().put(b"a secret").unwrap();
+    let name = |folder: &Folder| data(folder)[0].file_name().unwrap().to_owned();
+    assert_ne!(name(&one), name(&other));
+}
+
+#[test]
+fn programs_that_open_a_new_store_at_once_do_not_break_each_other() {
+    for round in 0..30 {
         // One key for all, then two keys: a store that opened must find its blobs again.
         let keys = if round % 2 == 0 { [3, 3, 3, 3] } else { [3, 4, 3, 4] };
-        let (beneath, start) = (Glass::default(), Barrier::new(keys.len()));
-        let stored: Vec<_> = thread::scope(|scope| {
+        let (folder, start) = (Folder::new(), Barrier::new(keys.len()));
+        let stored: Vec<Result<Digest256>> = thread::scope(|scope| {
             let work = |n: u8| {
                 start.wait();
-                let store = EncryptedBlobStore::open(&beneath, key(n))?;
-                store.put(&[n; 100])
+                with(n, &folder)?.put(&[n; 100])
             };
             let threads: Vec<_> = keys.iter().map(|n| scope.spawn(move || work(*n))).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
+        assert!(stored.iter().any(Result::is_ok));
         for (n, stored) in keys.iter().zip(stored) {
             match stored {
-                Ok(digest) => {
-                    let store = EncryptedBlobStore::open(&beneath, key(*n)).unwrap();
-                    assert_eq!(store.get(&digest).unwrap(), [*n; 100]);
-                }
+                Ok(digest) => assert_eq!(with(*n, &folder).unwrap().get(&digest).unwrap(), [*n; 100]),
                 Err(Error::WrongKey) => assert!(round % 2 == 1),
                 Err(error) => panic!("{error:?}"),
             }
@@ -71,60 +111,109 @@ fn processes_that_open_a_fresh_store_at_once_do_not_break_each_other() {
 }
 
 #[test]
-fn a_store_that_lost_its_key_records_still_opens_with_its_key() {
-    let beneath = Glass::default();
-    let digest = open(&beneath).put(b"a secret").unwrap();
-    let data = beneath.data_names();
-    for name in beneath.records().keys().filter(|name| !data.contains(name)) {
-        beneath.remove(name);
+fn one_copy_of_the_key_record_is_enough_and_the_other_comes_back() {
+    let folder = Folder::new();
+    let digest = open(&folder).put(b"a secret").unwrap();
+    let record = fs::read(folder.join(RECORDS[0])).unwrap();
+    for name in RECORDS {
+        let path = folder.join(name);
+        let damages: [&dyn Fn(); 3] =
+            [&|| fs::remove_file(&path).unwrap(), &|| fs::write(&path, "").unwrap(), &|| {
+                fs::write(&path, [&record[..71], &[record[71] ^ 1]].concat()).unwrap()
+            }];
+        for damage in damages {
+            damage();
+            said(FsBlobStore::open(&folder), "it is encrypted");
+            wrong_key(with(2, &folder));
+            assert_eq!(open(&folder).get(&digest).unwrap(), b"a secret");
+            assert!(RECORDS.iter().all(|name| fs::read(folder.join(name)).unwrap() == record));
+        }
     }
-    // The store has no public record that another key could check. That key finds nothing, and
-    // breaks nothing.
-    let stranger = EncryptedBlobStore::open(&beneath, key(2)).unwrap();
-    missing(stranger.get(&digest), &digest);
-    let own = stranger.put(b"of the stranger").unwrap();
-    drop(stranger);
-    // From here on the public record is the stranger's. The store was ours, but cannot know that.
-    let error = EncryptedBlobStore::open(&beneath, key(1)).unwrap_err();
-    assert!(matches!(error, Error::WrongKey), "{error:?}");
-    assert_eq!(EncryptedBlobStore::open(&beneath, key(2)).unwrap().get(&own).unwrap(), b"of the stranger");
-
-    // Removing the stranger's public record gives the store back.
-    beneath.remove(&common(&beneath));
-    assert_eq!(open(&beneath).get(&digest).unwrap(), b"a secret");
-    assert_eq!(EncryptedBlobStore::open(&beneath, key(2)).unwrap().get(&own).unwrap(), b"of the stranger");
 }
 
 #[test]
-fn a_damaged_key_record_is_told_from_another_key() {
-    let beneath = Glass::default();
-    let digest = open(&beneath).put(b"a secret").unwrap();
-    let data = beneath.data_names();
-    let records: BTreeMap<_, _> =
-        beneath.records().into_iter().filter(|(name, _)| !data.contains(name)).collect();
-    assert_eq!(records.len(), 2);
-    let common = common(&beneath);
-    for bit in 0..records[&common].len() * 8 {
-        let mut flipped = records[&common].clone();
+fn a_key_that_no_record_can_confirm_is_not_taken_for_the_right_or_a_wrong_one() {
+    let folder = Folder::new();
+    open(&folder).put(b"a secret").unwrap();
+    let record = fs::read(folder.join(RECORDS[0])).unwrap();
+    let write = |bytes: &[u8]| RECORDS.iter().for_each(|name| fs::write(folder.join(name), bytes).unwrap());
+    for bit in 0..record.len() * 8 {
+        let mut flipped = record.clone();
         flipped[bit / 8] ^= 1 << (bit % 8);
-        // The public record is damaged: another key cannot decide, ours repairs it.
-        beneath.put_named(&common, &flipped).unwrap();
-        corrupt(EncryptedBlobStore::open(&beneath, key(2)).map(drop));
-        assert_eq!(open(&beneath).get(&digest).unwrap(), b"a secret");
-        assert_eq!(beneath.records()[&common], records[&common]);
-        // Both records are damaged: no key can decide.
-        records.keys().for_each(|name| beneath.put_named(name, &flipped).unwrap());
-        corrupt(EncryptedBlobStore::open(&beneath, key(1)).map(drop));
-        corrupt(EncryptedBlobStore::open(&beneath, key(2)).map(drop));
-        records.iter().for_each(|(name, record)| beneath.put_named(name, record).unwrap());
+        write(&flipped);
+        corrupt(with(1, &folder).map(drop));
+        corrupt(with(2, &folder).map(drop));
     }
-    for length in 0..records[&common].len() {
-        beneath.put_named(&common, &records[&common][..length]).unwrap();
-        corrupt(EncryptedBlobStore::open(&beneath, key(2)).map(drop));
+    for length in 0..record.len() {
+        write(&record[..length]);
+        corrupt(with(1, &folder).map(drop));
     }
-    let error = {
-        open(&beneath);
-        EncryptedBlobStore::open(&beneath, key(2)).unwrap_err()
-    };
-    assert!(matches!(error, Error::WrongKey), "{error:?}");
+    // Both are gone: the blobs are not lost, but the store does not look like an encrypted one.
+    RECORDS.iter().for_each(|name| fs::remove_file(folder.join(name)).unwrap());
+    said(with(1, &folder), "it has blobs already, and it is not encrypted");
+    write(&record);
+    wrong_key(with(2, &folder));
+    assert_eq!(open(&folder).get(&Digest256::of(b"a secret")).unwrap(), b"a secret");
+}
+
+/// Verifying, setting aside and counting need no key; everything else does.
+#[test]
+fn a_store_without_its_key_is_maintained_and_tells_nothing() {
+    let folder = Folder::new();
+    let store = open(&folder);
+    let (single, packed) = (store.put(&noise(5000, 1)).unwrap(), pack(&store, &noise(5000, 2)));
+    let locked = StoreOptions::new().without_key().open(&folder).unwrap();
+    assert_eq!(locked.usage().unwrap(), store.usage().unwrap());
+    let verified = locked.verify().unwrap();
+    assert_eq!((verified.blobs, verified.damage.len()), (2, 0));
+    for digest in [&single, &packed] {
+        needs_key(locked.get(digest));
+        needs_key(locked.contains(digest));
+        needs_key(locked.reader(digest).map(drop));
+        needs_key(locked.read_range(digest, 0, 1));
+        needs_key(locked.missing(&[*digest]));
+        needs_key(locked.get_many(&[*digest], &mut |_, _| panic!("bytes without a key")));
+    }
+    needs_key(locked.put(b"bytes"));
+    needs_key(locked.writer().map(drop));
+    needs_key(locked.batch().unwrap().put(&[(single, b"bytes")]));
+    needs_key(locked.purge(&[]));
+    needs_key(locked.retain(&[single].into(), std::time::Duration::ZERO));
+    needs_key(locked.retain(&[].into(), std::time::Duration::ZERO));
+
+    for file in data(&folder) {
+        let mut bytes = fs::read(&file).unwrap();
+        let place = bytes.len() - 200;
+        bytes[place] ^= 1;
+        fs::write(&file, bytes).unwrap();
+    }
+    let verified = locked.verify().unwrap();
+    assert_eq!((verified.blobs, verified.damage.len()), (0, 2));
+    locked.quarantine(&verified).unwrap();
+    assert!(locked.verify().unwrap().damage.is_empty());
+    assert_eq!(store.missing(&[single, packed]).unwrap(), [single, packed]);
+    store.put(&noise(5000, 1)).unwrap();
+    pack(&store, &noise(5000, 2));
+    assert!(store.get(&single).is_ok() && store.get(&packed).is_ok());
+}
+
+fn with(n: u8, folder: &Path) -> Result<FsBlobStore> {
+    StoreOptions::new().encryption(key(n)).open(folder)
+}
+
+#[track_caller]
+fn wrong_key<S: std::fmt::Debug>(opened: Result<S>) {
+    assert!(matches!(opened, Err(Error::WrongKey)), "{opened:?}");
+}
+
+#[track_caller]
+fn said<S: std::fmt::Debug>(opened: Result<S>, what: &str) {
+    let error = opened.unwrap_err();
+    assert!(matches!(error, Error::Store { .. }), "{error:?}");
+    assert!(error.report().to_string().contains(what), "{}", error.report());
+}
+
+#[track_caller]
+fn needs_key<T: std::fmt::Debug>(result: Result<T>) {
+    said(result, "opened without its key");
 }

@@ -1,5 +1,4 @@
-//! The encrypted store keeps the contract, and never returns wrong data, whatever happens to the
-//! store beneath.
+//! Encrypted stores keep the contract, and never return wrong data, whatever happens to the files.
 
 mod damage;
 mod gc;
@@ -8,241 +7,178 @@ mod keys;
 mod parts;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
+    fs,
     io::Read,
-    sync::{
-        Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
+    path::{Path, PathBuf},
 };
 
 use criu_rpc::{
-    BlobStore, BlobStoreExt, Digest256, EncryptedBlobStore, Error, FsBlobStore, MemBlobStore, Result,
-    store::{Key, Padding, conformance},
+    BlobStore, BlobStoreExt, Digest256, Error, FsBlobStore, Result,
+    store::{Key, Padding, StoreOptions, conformance},
 };
 
-use crate::stores::{Folder, fresh};
+use crate::stores::{Folder, files_below};
 
 const MIB: usize = 1 << 20;
 
 #[test]
-fn the_encrypted_store_conforms() {
-    conforms_over(MemBlobStore::new);
-    conforms_over(Glass::default);
+fn an_encrypted_store_in_a_folder_conforms() {
+    conforms(&options());
 }
 
-/// In a folder, records are entries of packs.
 #[test]
-fn the_encrypted_store_conforms_over_a_folder() {
-    let folder = Folder::new();
-    conforms_over(|| fresh(&folder));
+fn an_encrypted_store_conforms_with_padding() {
+    conforms(&options().padding(Padding::Padme));
+}
+
+#[cfg(feature = "compression")]
+#[test]
+fn a_store_that_compresses_conforms() {
+    conforms(&StoreOptions::new().compression(true));
+}
+
+#[cfg(feature = "compression")]
+#[test]
+fn a_store_that_compresses_and_encrypts_conforms() {
+    conforms(&options().compression(true).padding(Padding::Padme));
 }
 
 #[cfg(feature = "object-store")]
 #[test]
-fn the_encrypted_store_conforms_over_objects() {
-    conforms_over(|| criu_rpc::ObjectBlobStore::open("memory:///encrypted").unwrap());
+fn an_encrypted_store_of_objects_conforms() {
+    conformance::check(|| options().open_url("memory:///encrypted").unwrap());
 }
 
-#[test]
-fn the_encrypted_store_conforms_with_padding() {
-    let make = || open(Glass::default()).padding(Padding::Padme);
-    conformance::check(make);
-    conformance::check_names(make);
-}
-
-#[test]
-fn an_encrypted_store_may_be_encrypted_again() {
-    conforms_over(|| open(MemBlobStore::new()));
-}
-
-fn conforms_over<S: BlobStore>(make: impl Fn() -> S) {
-    conformance::check(|| open(make()));
-    conformance::check_names(|| open(make()));
-}
-
-#[test]
-fn a_store_without_names_is_refused_when_it_is_opened() {
-    #[derive(Debug)]
-    struct Nameless(MemBlobStore);
-    impl BlobStore for Nameless {
-        fn put(&self, bytes: &[u8]) -> Result<Digest256> {
-            self.0.put(bytes)
-        }
-        fn get(&self, digest: &Digest256) -> Result<Vec<u8>> {
-            self.0.get(digest)
-        }
-        fn contains(&self, digest: &Digest256) -> Result<bool> {
-            self.0.contains(digest)
-        }
-    }
-    let error = EncryptedBlobStore::open(Nameless(MemBlobStore::new()), key(1)).unwrap_err();
-    assert!(matches!(error, Error::Store { .. }), "{error:?}");
+fn conforms(options: &StoreOptions) {
+    let folder = Folder::new();
+    let mut count = 0..;
+    let next = std::cell::RefCell::new(|| count.next().unwrap());
+    conformance::check(|| options.open(folder.join((next.borrow_mut())().to_string())).unwrap());
 }
 
 #[test]
 fn what_is_stored_tells_neither_bytes_nor_digests() {
-    let beneath = Glass::default();
-    let store = open(&beneath);
+    let folder = Folder::new();
+    let store = open(&folder);
     let secret = b"correct horse battery staple".repeat(100);
     let large = b"correct horse battery staple".repeat(100_000);
-    let digests = [store.put(&secret).unwrap(), store.put(&large).unwrap()];
-    store.put_named(&Digest256::of(b"name"), &secret).unwrap();
-    for (name, record) in beneath.records() {
-        assert!(!digests.contains(&name) && name != Digest256::of(b"name"));
-        for needle in [&secret[..16], digests[0].as_bytes(), digests[1].as_bytes()] {
-            assert!(!record.windows(needle.len()).any(|window| window == needle));
+    let packed = [&secret[..], b" in a pack"].concat();
+    let digests = [store.put(&secret).unwrap(), store.put(&large).unwrap(), pack(&store, &packed)];
+    let files = data(&folder);
+    assert_eq!(files.len(), 3);
+    for file in files {
+        let bytes = fs::read(&file).unwrap();
+        for digest in &digests {
+            assert!(!file.to_str().unwrap().contains(&digest.hex()));
+            assert!(!bytes.windows(32).any(|window| window == digest.as_bytes()));
         }
+        assert!(!bytes.windows(16).any(|window| window == &secret[..16]));
     }
-    assert!(beneath.blobs.is_empty(), "a blob went past the encryption");
+}
+
+#[cfg(feature = "compression")]
+#[test]
+fn what_is_encrypted_is_compressed_first_if_that_was_asked_for() {
+    let words = b"correct horse battery staple".repeat(5_000);
+    let length = |options: StoreOptions| {
+        let folder = Folder::new();
+        let store = options.open(&folder).unwrap();
+        let digest = pack(&store, &words);
+        assert!(store.get(&digest).unwrap() == words);
+        // A program that does not ask for compression reads it, too.
+        assert!(open_like(&folder, &options).get(&digest).unwrap() == words);
+        fs::metadata(data(&folder).remove(0)).unwrap().len()
+    };
+    fn open_like(folder: &Path, options: &StoreOptions) -> FsBlobStore {
+        options.clone().compression(false).open(folder).unwrap()
+    }
+    assert!(length(options()) > 140_000 && length(options().compression(true)) < 2000);
+    assert!(length(StoreOptions::new()) > 140_000);
+    assert!(length(StoreOptions::new().compression(true)) < 2000);
 }
 
 #[test]
-fn what_is_put_again_is_encrypted_with_another_nonce() {
-    let beneath = Glass::default();
-    let store = open(&beneath);
+fn what_is_stored_again_is_encrypted_with_another_nonce() {
+    let folder = Folder::new();
+    let store = open(&folder);
     store.put(b"a secret").unwrap();
-    let before = beneath.records();
+    let file = data(&folder).remove(0);
+    let before = fs::read(&file).unwrap();
+    fs::remove_file(&file).unwrap();
     store.put(b"a secret").unwrap();
-    let changed = before.iter().filter(|(name, record)| beneath.records()[name] != **record).count();
-    assert_eq!(changed, 1);
-}
-
-#[test]
-fn a_batch_that_could_not_store_everything_is_not_committed() {
-    let beneath = Glass::default();
-    let store = open(&beneath);
-    let blob = noise(100, 10);
-    let batch = store.batch().unwrap();
-    beneath.full.store(1, Ordering::Relaxed);
-    assert!(batch.put(&[(Digest256::of(&blob), &blob)]).is_err());
-    beneath.full.store(0, Ordering::Relaxed);
-    assert!(batch.commit().is_err());
-    let batch = store.batch().unwrap();
-    assert_eq!(batch.put(&[(Digest256::of(&blob), &blob)]).unwrap(), 100);
-    batch.commit().unwrap();
-    assert_eq!(store.get(&Digest256::of(&blob)).unwrap(), blob);
+    let after = fs::read(&file).unwrap();
+    assert_eq!(before.len(), after.len());
+    // The magic and the version are the same.
+    assert!(
+        before[..16] == after[..16] && before[16..32] != after[16..32] && before[32..40] != after[32..40]
+    );
 }
 
 #[test]
 fn padding_leaves_few_lengths() {
-    let lengths = |padding: Padding| {
-        let beneath = Glass::default();
-        let store = open(&beneath).padding(padding);
-        let digests: Vec<_> =
-            (4000..6000).step_by(7).map(|length| store.put(&noise(length, 12)).unwrap()).collect();
-        let data = beneath.data_names();
-        let records = beneath.records();
-        for (digest, length) in digests.iter().zip((4000..6000).step_by(7)) {
-            assert!(store.get(digest).unwrap() == noise(length, 12));
+    let lengths = |padding: Padding, store_one: fn(&FsBlobStore, &[u8])| {
+        let mut lengths = BTreeSet::new();
+        for length in (4000..6000).step_by(37) {
+            let folder = Folder::new();
+            let store = options().padding(padding).open(&folder).unwrap();
+            let bytes = noise(length, 12);
+            store_one(&store, &bytes);
+            assert!(store.get(&Digest256::of(&bytes)).unwrap() == bytes);
+            lengths.insert(fs::metadata(data(&folder).remove(0)).unwrap().len());
         }
-        data.iter().map(|name| records[name].len()).collect::<BTreeSet<_>>().len()
+        lengths.len()
     };
-    assert_eq!(lengths(Padding::None), 286);
-    assert!(lengths(Padding::Padme) < 14, "{}", lengths(Padding::Padme));
+    type Way = fn(&FsBlobStore, &[u8]);
+    let ways: [Way; 2] = [
+        |store, bytes| {
+            let _ = store.put(bytes).unwrap();
+        },
+        |store, bytes| {
+            let _ = pack(store, bytes);
+        },
+    ];
+    for way in ways {
+        assert_eq!(lengths(Padding::None, way), 55);
+        assert!(lengths(Padding::Padme, way) < 14, "{}", lengths(Padding::Padme, way));
+    }
     // Of a large blob only the number of its parts shows.
     let large = |length| {
-        let beneath = Glass::default();
-        open(&beneath).padding(Padding::Padme).put(&noise(length, 13)).unwrap();
-        let mut lengths: Vec<_> = beneath.records().values().map(Vec::len).collect();
-        lengths.sort_unstable();
-        lengths
+        let folder = Folder::new();
+        options().padding(Padding::Padme).open(&folder).unwrap().put(&noise(length, 13)).unwrap();
+        fs::metadata(data(&folder).remove(0)).unwrap().len()
     };
     assert_eq!(large(2 * MIB + 1), large(3 * MIB));
 }
 
-#[test]
-fn the_encrypted_store_goes_over_a_pointer() {
-    let folder = Folder::new();
-    let beneath: Box<dyn BlobStore> = Box::new(Glass::default());
-    let store = EncryptedBlobStore::open(beneath, key(1)).unwrap();
-    let digest = store.put(b"a secret").unwrap();
-    assert_eq!(store.get(&digest).unwrap(), b"a secret");
-    let _: Result<EncryptedBlobStore<FsBlobStore>> =
-        EncryptedBlobStore::open(FsBlobStore::open(&*folder).unwrap(), key(1));
+fn options() -> StoreOptions {
+    StoreOptions::new().encryption(key(1))
 }
 
-/// A store whose records a test can read, change and count.
-#[derive(Debug, Default)]
-struct Glass {
-    blobs: MemBlobStore,
-    names: Mutex<BTreeMap<Digest256, Vec<u8>>>,
-    /// The bytes that were read by name.
-    read: AtomicUsize,
-    /// If not 0, the store refuses writes.
-    full: AtomicUsize,
-}
-
-impl BlobStore for Glass {
-    fn put(&self, bytes: &[u8]) -> Result<Digest256> {
-        self.blobs.put(bytes)
-    }
-
-    fn get(&self, digest: &Digest256) -> Result<Vec<u8>> {
-        self.blobs.get(digest)
-    }
-
-    fn contains(&self, digest: &Digest256) -> Result<bool> {
-        self.blobs.contains(digest)
-    }
-
-    fn put_named(&self, name: &Digest256, bytes: &[u8]) -> Result<()> {
-        if self.full.load(Ordering::Relaxed) != 0 {
-            return Err(Error::store("take more", "it is full"));
-        }
-        self.names.lock().unwrap().insert(*name, bytes.to_vec());
-        Ok(())
-    }
-
-    fn get_named(&self, name: &Digest256) -> Result<Vec<u8>> {
-        let names = self.names.lock().unwrap();
-        let bytes = names.get(name).cloned().ok_or(Error::Missing { digest: *name })?;
-        self.read.fetch_add(bytes.len(), Ordering::Relaxed);
-        Ok(bytes)
-    }
-
-    fn contains_named(&self, name: &Digest256) -> Result<bool> {
-        Ok(self.names.lock().unwrap().contains_key(name))
-    }
-}
-
-impl Glass {
-    fn records(&self) -> BTreeMap<Digest256, Vec<u8>> {
-        self.names.lock().unwrap().clone()
-    }
-
-    /// The names of all records except key records.
-    fn data_names(&self) -> Vec<Digest256> {
-        let records = self.records();
-        let key_record = |record: &[u8]| record.starts_with(b"crKEYv1\n");
-        records.into_iter().filter(|(_, record)| !key_record(record)).map(|(name, _)| name).collect()
-    }
-
-    fn remove(&self, name: &Digest256) {
-        self.names.lock().unwrap().remove(name).unwrap();
-    }
-
-    fn swap(&self, one: &Digest256, other: &Digest256) {
-        let mut names = self.names.lock().unwrap();
-        let (first, second) = (names[one].clone(), names[other].clone());
-        names.insert(*one, second);
-        names.insert(*other, first);
-    }
-}
-
-fn open<S: BlobStore>(beneath: S) -> EncryptedBlobStore<S> {
-    EncryptedBlobStore::open(beneath, key(1)).unwrap()
+fn open(folder: &Path) -> FsBlobStore {
+    options().open(folder).unwrap()
 }
 
 fn key(n: u8) -> Key {
     Key::from_bytes([n; 32])
 }
 
-/// The name of the public key record.
-fn common(beneath: &Glass) -> Digest256 {
-    let name = Digest256::of(b"criu-rpc encrypted store v1: key record");
-    assert!(beneath.contains_named(&name).unwrap());
-    name
+/// Stores a blob in a pack of its own.
+fn pack(store: &FsBlobStore, bytes: &[u8]) -> Digest256 {
+    let (batch, digest) = (store.batch().unwrap(), Digest256::of(bytes));
+    batch.put(&[(digest, bytes)]).unwrap();
+    batch.commit().unwrap();
+    digest
+}
+
+/// Returns the files with blobs, sorted.
+fn data(folder: &Path) -> Vec<PathBuf> {
+    let mut files = files_below(folder);
+    files.retain(|file| {
+        let name = file.strip_prefix(folder).unwrap();
+        name.starts_with("blobs") || name.starts_with("packs")
+    });
+    files
 }
 
 /// Reads the blob in every way. Each gives its bytes or reports damage. Returns whether it was

@@ -1,59 +1,72 @@
 //! Blobs so large that they are stored in parts.
 
 use std::{
-    collections::BTreeSet,
+    fs,
     io::{Read, Write},
-    sync::atomic::Ordering,
 };
 
 use criu_rpc::{BlobStore, BlobStoreExt, Digest256, Error};
 
-use super::{Glass, MIB, corrupt, missing, noise, open, whole_or_corrupt};
+use super::{MIB, corrupt, data, missing, noise, open, whole_or_corrupt};
+use crate::stores::Folder;
+
+/// The bytes before the parts, and of a part with its tag and its nonce.
+const HEAD: usize = 32;
+const SEALED: usize = MIB + 28;
 
 #[test]
 fn parts_of_a_large_blob_that_change_places_are_told_of() {
-    let bytes = noise(3 * MIB, 3);
-    let beneath = Glass::default();
-    let store = open(&beneath);
+    let (folder, bytes) = (Folder::new(), noise(3 * MIB, 3));
+    let store = open(&folder);
     let digest = store.put(&bytes).unwrap();
-    let names = store.names_of(&[digest]).unwrap();
-    let parts = &names[names.len() - 3..];
+    let file = data(&folder).remove(0);
+    let whole = fs::read(&file).unwrap();
+    let part = |n: usize| HEAD + n * SEALED..HEAD + (n + 1) * SEALED;
     for (one, other) in [(0, 1), (0, 2), (1, 2)] {
-        beneath.swap(&parts[one], &parts[other]);
-        corrupt(store.get(&digest));
+        let mut swapped = whole.clone();
+        swapped[part(one)].copy_from_slice(&whole[part(other)]);
+        swapped[part(other)].copy_from_slice(&whole[part(one)]);
+        fs::write(&file, swapped).unwrap();
         assert!(whole_or_corrupt(&store, &bytes));
         // The part in its own place is still readable.
         let untouched = 3 - one - other;
         let read = store.read_range(&digest, (untouched * MIB) as u64, MIB).unwrap();
         assert!(read == bytes[untouched * MIB..][..MIB]);
-        beneath.swap(&parts[one], &parts[other]);
     }
-    // A part in the place where another writer of the same bytes had one.
-    let old = beneath.records();
+    // A part, a head and an end of another writer of the same bytes.
+    fs::remove_file(&file).unwrap();
     store.put(&bytes).unwrap();
-    let names = store.names_of(&[digest]).unwrap();
-    beneath.put_named(&names[names.len() - 2], &old[&parts[1]]).unwrap();
-    corrupt(store.get(&digest));
+    let other = fs::read(&file).unwrap();
+    let end = whole.len() - 68..whole.len();
+    for taken in [part(1), 0..HEAD, end.clone(), end.start..end.end - 32] {
+        let mut mixed = whole.clone();
+        mixed[taken.clone()].copy_from_slice(&other[taken]);
+        fs::write(&file, mixed).unwrap();
+        assert!(whole_or_corrupt(&store, &bytes));
+    }
+    // A part less: what remains is a multiple of whole parts.
+    fs::write(&file, [&whole[..HEAD + 2 * SEALED], &whole[end]].concat()).unwrap();
+    assert!(whole_or_corrupt(&store, &bytes));
+    fs::write(&file, &whole).unwrap();
+    assert!(!whole_or_corrupt(&store, &bytes));
+    // An older file of the same blob is the same blob.
+    assert!(store.get(&digest).unwrap() == bytes);
 }
 
 #[test]
-fn a_blob_of_which_a_part_is_gone_is_damaged_and_one_without_a_header_is_missing() {
-    let bytes = noise(3 * MIB + 1, 4);
-    let beneath = Glass::default();
-    let store = open(&beneath);
+fn a_large_blob_that_is_gone_is_missing_and_one_cut_short_is_damaged() {
+    let (folder, bytes) = (Folder::new(), noise(2 * MIB + 1, 4));
+    let store = open(&folder);
     let digest = store.put(&bytes).unwrap();
-    let names = store.names_of(&[digest]).unwrap();
-    let whole = beneath.records();
-    for part in &names[names.len() - 4..] {
-        beneath.remove(part);
-        corrupt(store.get(&digest));
-        let error = store.reader(&digest).unwrap().read_to_end(&mut Vec::new()).unwrap_err();
-        let error = error.downcast::<Error>().unwrap();
-        assert!(matches!(error, Error::Corrupt { .. }), "{error:?}");
-        beneath.put_named(part, &whole[part]).unwrap();
+    let file = data(&folder).remove(0);
+    let whole = fs::read(&file).unwrap();
+    for length in [0, 1, 100, SEALED, HEAD + SEALED, whole.len() - 32, whole.len() - 1] {
+        fs::write(&file, &whole[..length]).unwrap();
+        assert!(whole_or_corrupt(&store, &bytes), "{length}");
+        corrupt(store.read_range(&digest, 0, 1));
+        assert_eq!(store.verify().unwrap().damage.len(), 1);
     }
-    let header = names[names.len() - 5];
-    beneath.remove(&header);
+    fs::remove_file(&file).unwrap();
     missing(store.get(&digest), &digest);
     missing(store.reader(&digest).map(drop), &digest);
     missing(store.read_range(&digest, 0, 1), &digest);
@@ -63,49 +76,73 @@ fn a_blob_of_which_a_part_is_gone_is_damaged_and_one_without_a_header_is_missing
 }
 
 #[test]
-fn a_range_reads_only_the_parts_that_it_needs() {
-    let beneath = Glass::default();
-    let store = open(&beneath);
-    let bytes = noise(5 * MIB, 7);
+fn a_file_that_becomes_shorter_while_it_is_read_is_damaged() {
+    let (folder, bytes) = (Folder::new(), noise(3 * MIB, 5));
+    let store = open(&folder);
     let digest = store.put(&bytes).unwrap();
+    let mut reader = store.reader(&digest).unwrap();
+    reader.read_exact(&mut [0; 10]).unwrap();
+    let file = fs::File::options().write(true).open(data(&folder).remove(0)).unwrap();
+    file.set_len((HEAD + SEALED + 7) as u64).unwrap();
+    let error = reader.read_to_end(&mut Vec::new()).unwrap_err().downcast::<Error>().unwrap();
+    assert!(matches!(error, Error::Corrupt { .. }), "{error:?}");
+}
+
+/// Damage in one part does not show where other parts are read.
+#[test]
+fn a_range_reads_only_the_parts_that_it_needs() {
+    let folder = Folder::new();
+    let store = open(&folder);
+    let bytes = noise(5 * MIB + 3, 7);
+    let digest = store.put(&bytes).unwrap();
+    let file = data(&folder).remove(0);
+    let mut damaged = fs::read(&file).unwrap();
+    damaged[HEAD + SEALED * 3 + 7] ^= 1;
+    fs::write(&file, damaged).unwrap();
     let read = |offset: usize, length: usize| {
-        beneath.read.store(0, Ordering::Relaxed);
-        assert!(store.read_range(&digest, offset as u64, length).unwrap() == bytes[offset..][..length]);
-        beneath.read.load(Ordering::Relaxed) / MIB
+        let read = store.read_range(&digest, offset as u64, length);
+        read.map(|read| assert!(read == bytes[offset..bytes.len().min(offset + length)]))
     };
-    assert_eq!(read(MIB + 5, 100), 1);
-    assert_eq!(read(2 * MIB - 1, 2), 2);
-    assert_eq!(read(2 * MIB, MIB), 1);
-    assert_eq!(read(7, 0), 0);
+    for (offset, length) in [(MIB + 5, 100), (2 * MIB - 1, 2), (2 * MIB, MIB), (4 * MIB, 10 * MIB), (7, 0)] {
+        read(offset, length).unwrap();
+    }
+    for (offset, length) in [(3 * MIB, 1), (3 * MIB - 1, 2), (4 * MIB - 1, 5), (0, 6 * MIB)] {
+        corrupt(read(offset, length));
+    }
+    assert_eq!(store.read_range(&digest, u64::MAX, 7).unwrap(), b"");
 }
 
 #[test]
-fn a_writer_that_is_dropped_leaves_no_blob_and_names_of_tells_what_to_keep() {
-    let beneath = Glass::default();
-    let store = open(&beneath);
-    let (large, small) = (noise(3 * MIB + 9, 8), noise(10, 8));
-    let digests = [store.put(&large).unwrap(), store.put(&small).unwrap()];
+fn blobs_of_all_lengths_around_a_part_come_back() {
+    let folder = Folder::new();
+    let store = open(&folder);
+    for length in [0, 1, MIB - 1, MIB, MIB + 1, 2 * MIB, 2 * MIB + 1] {
+        let bytes = noise(length, 8);
+        let mut writer = store.writer().unwrap();
+        bytes.chunks(100_003).for_each(|piece| writer.write_all(piece).unwrap());
+        writer.commit(&Digest256::of(&bytes)).unwrap();
+        assert!(!whole_or_corrupt(&store, &bytes), "{length}");
+        assert_eq!(store.read_range(&Digest256::of(&bytes), length as u64, 9).unwrap(), b"");
+    }
+    assert_eq!(store.verify().unwrap().blobs, 7);
+}
+
+#[test]
+fn a_writer_that_is_dropped_leaves_nothing() {
+    let folder = Folder::new();
+    let store = open(&folder);
     let mut writer = store.writer().unwrap();
     writer.write_all(&noise(4 * MIB, 9)).unwrap();
     drop(writer);
-    store.put(&large).unwrap();
-
-    let keep: BTreeSet<_> = store.names_of(&digests).unwrap().into_iter().collect();
-    let all = beneath.records();
-    // The parts that the unfinished writer left, and the older parts of the blob that was put
-    // again.
-    assert_eq!(all.keys().filter(|name| !keep.contains(name)).count(), 3 + 4);
-    all.keys().filter(|name| !keep.contains(name)).for_each(|name| beneath.remove(name));
-    let store = open(&beneath);
-    assert!(store.get(&digests[0]).unwrap() == large);
-    assert!(store.get(&digests[1]).unwrap() == small);
+    assert_eq!(crate::stores::files_below(&folder.join("tmp")), Vec::<std::path::PathBuf>::new());
+    assert!(data(&folder).is_empty());
 }
 
 #[test]
-fn a_large_blob_in_a_batch_is_not_seen_before_its_parts_are_committed() {
-    let beneath = Glass::default();
-    let store = open(&beneath);
-    let bytes = noise(2 * MIB, 11);
+fn a_blob_in_a_batch_that_is_too_long_for_a_pack_is_not_seen_before_the_commit() {
+    let folder = Folder::new();
+    let store = open(&folder);
+    let bytes = noise(17 * MIB, 11);
     let digest = Digest256::of(&bytes);
     let batch = store.batch().unwrap();
     batch.put(&[(digest, &bytes)]).unwrap();

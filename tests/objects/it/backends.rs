@@ -51,7 +51,6 @@ fn a_certificate_that_nobody_trusts_is_refused_unless_it_is_allowed() {
 
 fn conforms(make: impl Fn() -> ObjectBlobStore) {
     conformance::check(&make);
-    conformance::check_names(&make);
 }
 
 #[test]
@@ -102,26 +101,12 @@ fn a_blob_is_an_object_named_by_its_digest() {
 }
 
 #[test]
-fn names_are_kept_apart_from_digests() {
-    each_kind(|store, files| {
-        let name = Digest256::of(b"a name");
-        assert!(!store.contains_named(&name).unwrap());
-        assert!(matches!(store.get_named(&name), Err(Error::Missing { .. })));
-        store.put_named(&name, b"some bytes").unwrap();
-        store.put_named(&name, b"other bytes").unwrap();
-        assert_eq!(store.get_named(&name).unwrap(), b"other bytes");
-        assert!(store.contains_named(&name).unwrap() && !store.contains(&name).unwrap());
-        assert_eq!(files(), [format!("names/{}/{}", &name.hex()[..2], name.hex())]);
-    });
-}
-
-#[test]
 fn a_batch_makes_packs_that_others_find() {
     each_kind(|store, files| {
         let blobs: Vec<Vec<u8>> = (0..5000).map(|seed| noise(4096 - seed % 3, seed as u64)).collect();
         let pairs: Vec<(Digest256, &[u8])> =
             blobs.iter().map(|blob| (Digest256::of(blob), blob.as_slice())).collect();
-        let (large, name) = (noise(17 * 1024 * 1024, 9), Digest256::of(b"a name"));
+        let large = noise(17 * 1024 * 1024, 9);
         let batch = store.batch().unwrap();
         std::thread::scope(|scope| {
             for half in pairs.chunks(2500) {
@@ -133,8 +118,6 @@ fn a_batch_makes_packs_that_others_find() {
         });
         assert_eq!(batch.put(&pairs).unwrap(), 0);
         assert_eq!(batch.put(&[(Digest256::of(&large), &large)]).unwrap(), large.len() as u64);
-        batch.put_named(&name, b"first").unwrap();
-        batch.put_named(&name, b"second").unwrap();
         batch.commit().unwrap();
 
         let packs = files().into_iter().filter(|file| file.starts_with("packs/")).count();
@@ -142,8 +125,6 @@ fn a_batch_makes_packs_that_others_find() {
         let digests: Vec<Digest256> = pairs.iter().map(|(digest, _)| *digest).collect();
         assert_eq!(store.missing(&digests).unwrap(), []);
         assert_eq!(store.batch().unwrap().put(&pairs).unwrap(), 0);
-        assert_eq!(store.get_named(&name).unwrap(), b"second");
-        assert!(store.contains_named(&name).unwrap());
         let asked: Vec<Digest256> = digests.iter().chain(&digests[7..9]).rev().copied().collect();
         let mut came = vec![0; asked.len()];
         store
@@ -175,11 +156,6 @@ fn what_another_handle_packs_is_found_without_opening_again() {
     assert_eq!(other.get(&digests[0]).unwrap(), b"one");
     let one_more = ObjectBlobStore::new(Arc::clone(&memory), "shared").unwrap();
     assert!(one_more.contains(&digests[1]).unwrap());
-    let batch = one.batch().unwrap();
-    batch.put_named(&digests[0], b"named").unwrap();
-    batch.commit().unwrap();
-    assert_eq!(other.get_named(&digests[0]).unwrap(), b"named");
-    assert!(one_more.contains_named(&digests[0]).unwrap());
 }
 
 #[test]

@@ -19,7 +19,7 @@ fn wrong_credentials_are_told_at_once_and_not_with_their_values() {
     let start = Instant::now();
     for wrong in [("secret_access_key", "a wrong secret key"), ("access_key_id", "a wrong access key")] {
         let said = all_of(&server.try_open("p", &[wrong]).unwrap_err());
-        assert!(said.starts_with("the store could not list p/collections in s3://bucket/p: "), "{said}");
+        assert!(said.starts_with("the store could not list p/key in s3://bucket/p: "), "{said}");
         assert!(!said.contains("wrong") && !said.contains("secret-key-of"), "{said}");
     }
     assert!(start.elapsed() < Duration::from_secs(10));

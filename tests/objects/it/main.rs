@@ -7,6 +7,7 @@
 mod attacked;
 mod backends;
 mod collected;
+mod encrypted;
 mod hostile;
 mod killed;
 mod s3;

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use criu_rpc::{ObjectBlobStore, Result};
+use criu_rpc::{ObjectBlobStore, Result, store::StoreOptions};
 
 const KEY: &str = "access-key-of-the-tests";
 const SECRET: &str = "secret-key-of-the-tests";
@@ -109,6 +109,15 @@ impl Server {
 
 /// Opens the store at a prefix of the server at this address.
 pub(crate) fn open_at(endpoint: &str, prefix: &str, more: &[(&str, &str)]) -> Result<ObjectBlobStore> {
+    open_with(&StoreOptions::new(), endpoint, prefix, more)
+}
+
+pub(crate) fn open_with(
+    store: &StoreOptions,
+    endpoint: &str,
+    prefix: &str,
+    more: &[(&str, &str)],
+) -> Result<ObjectBlobStore> {
     let options = [
         ("endpoint", endpoint),
         ("access_key_id", KEY),
@@ -116,7 +125,7 @@ pub(crate) fn open_at(endpoint: &str, prefix: &str, more: &[(&str, &str)]) -> Re
         ("region", "us-east-1"),
         ("allow_http", "true"),
     ];
-    ObjectBlobStore::open_with(&format!("s3://bucket/{prefix}"), options.iter().chain(more).copied())
+    store.open_url_with(&format!("s3://bucket/{prefix}"), options.iter().chain(more).copied())
 }
 
 impl Drop for Server {

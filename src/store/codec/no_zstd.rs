@@ -6,10 +6,10 @@ use crate::wiped::Wiped;
 
 /// A compressor that compresses nothing.
 #[derive(Debug, Default)]
-pub(super) struct Packer {}
+pub(in crate::store) struct Packer {}
 
 impl Packer {
-    pub(super) fn compress(
+    pub(in crate::store) fn compress(
         &mut self,
         _raw: &[u8],
         _limit: usize,
@@ -22,10 +22,15 @@ impl Packer {
 
 /// A decompressor that only reports the missing feature.
 #[derive(Debug, Default)]
-pub(super) struct Unpacker {}
+pub(in crate::store) struct Unpacker {}
 
 impl Unpacker {
-    pub(super) fn decompress(&mut self, _packed: &[u8], _length: usize, _raw: &mut Wiped) -> io::Result<()> {
+    pub(in crate::store) fn decompress(
+        &mut self,
+        _packed: &[u8],
+        _length: usize,
+        _raw: &mut Wiped,
+    ) -> io::Result<()> {
         let problem =
             "it is compressed, and this program was built without the feature `compression` of criu-rpc";
         Err(io::Error::new(io::ErrorKind::Unsupported, problem))

@@ -9,12 +9,12 @@ use crate::wiped::Wiped;
 
 /// Compresses frames, one after the other.
 #[derive(Default)]
-pub(super) struct Packer(Option<Compressor<'static>>);
+pub(in crate::store) struct Packer(Option<Compressor<'static>>);
 
 impl Packer {
     /// Compresses into `packed` from byte `at` on. Returns the length if it is at most `limit`
     /// bytes.
-    pub(super) fn compress(
+    pub(in crate::store) fn compress(
         &mut self,
         raw: &[u8],
         limit: usize,
@@ -35,11 +35,16 @@ impl Packer {
 
 /// Decompresses frames, one after the other.
 #[derive(Default)]
-pub(super) struct Unpacker(Option<Decompressor<'static>>);
+pub(in crate::store) struct Unpacker(Option<Decompressor<'static>>);
 
 impl Unpacker {
     /// Decompresses into `raw`, which gets exactly `length` bytes.
-    pub(super) fn decompress(&mut self, packed: &[u8], length: usize, raw: &mut Wiped) -> io::Result<()> {
+    pub(in crate::store) fn decompress(
+        &mut self,
+        packed: &[u8],
+        length: usize,
+        raw: &mut Wiped,
+    ) -> io::Result<()> {
         raw.clear();
         raw.reserve(length);
         if self.0.is_none() {
