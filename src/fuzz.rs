@@ -113,13 +113,19 @@ pub fn images(mut bytes: &[u8]) {
     let _ = (images.opened(), images.locks(), images.process_locks(), images.channels());
     let _ = (images.link_remaps(), images.missed(), images.missed_beyond_restore());
     let _ = (images.beyond_restore(), images.never_restored(), images.files_of_other_processes());
-    let _ = (images.owners(), images.own_terminals(), images.polling_threads(), images.stopped());
-    let _ = (images.frozen(), images.restored(), images.paths(), images.led_out(&[]));
+    let _ = (images.owners(), images.own_terminals(), images.repeating_threads(), images.stopped());
+    let _ = (
+        images.interrupted_threads(),
+        images.frozen(),
+        images.restored(),
+        images.paths(),
+        images.led_out(&[]),
+    );
     let _ = shared_keys(std::slice::from_ref(&images));
     let _ = images.feed(page_size, &mut Nothing);
     // These edit what lies there.
     let _ = (images.join_inner_terminals(), images.part_leaked_masters(), images.order_sockets());
-    let _ = (images.hold_unsent(), images.repeat_polls());
+    let _ = (images.hold_unsent(), images.repeat_calls());
 }
 
 /// The names have the numbers of the seed, a dump of two processes.
