@@ -275,20 +275,24 @@ fn three(text: &str) -> [u32; 3] {
 pub(crate) struct Mapping<'a> {
     pub(crate) start: u64,
     pub(crate) end: u64,
+    /// Other mappings of the file see what is written to it.
+    pub(crate) is_shared: bool,
     /// The mapped file, as the kernel calls it; empty for anonymous memory.
     pub(crate) name: &'a str,
 }
 
 impl Mapping<'_> {
     pub(crate) fn parse(line: &str) -> Option<Mapping<'_>> {
-        let (range, mut rest) = line.split_once(' ')?;
+        let (range, rest) = line.split_once(' ')?;
         let (start, end) = range.split_once('-')?;
-        for _ in 0..3 {
-            rest = rest.trim_start().split_once(' ')?.1; // permissions, offset, device
+        let (permissions, mut rest) = rest.trim_start().split_once(' ')?;
+        for _ in 0..2 {
+            rest = rest.trim_start().split_once(' ')?.1; // offset, device
         }
         let name = rest.trim_start().split_once(' ').map_or("", |(_inode, name)| name.trim_start());
         let number = |text| u64::from_str_radix(text, 16).ok();
-        Some(Mapping { start: number(start)?, end: number(end)?, name })
+        let is_shared = permissions.ends_with('s');
+        Some(Mapping { start: number(start)?, end: number(end)?, is_shared, name })
     }
 }
 

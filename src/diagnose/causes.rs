@@ -385,6 +385,16 @@ causes! {
             "let the program unmap it before the dump; memory of devices (graphics cards, network adapters) needs a \
              plugin for criu, and the mapping that uprobes (perf, bpftrace, bcc) leave behind needs criu 4.2",
             [];
+        MemfdProgram:
+            "a process runs a program from a memfd, which criu cannot start again",
+            "start the program from a file on a disk or a tmpfs; some packers and launchers copy it into a memfd \
+             first, and many have a setting against it",
+            [];
+        SealedMemfd:
+            "a memfd that is sealed against writes is mapped as shared memory, which criu cannot do in that order",
+            "let the program unmap it before the dump, or map it with MAP_PRIVATE; F_SEAL_FUTURE_WRITE in the place \
+             of F_SEAL_WRITE comes back",
+            [];
         Uprobes:
             "the tree's functions are probed with uprobes",
             "end the tool that does so (perf, bpftrace, bcc); or give criu `--allow-uprobes` through `Criu::argument` \

@@ -142,6 +142,7 @@ const LINES: &[(&str, Cause)] = &[
     ("Strange file mapped at 7f1234560000 [/dev/x]:10.200.77", Cause::UnsupportedMapping),
     ("Can't open 4242's mapfile link 7f1234560000: No such device or address", Cause::UnsupportedMapping),
     ("Bogus mapping 0x7f1234560000-0x7f1234570000 (flags: 0x1 vm_file_fd: -1)", Cause::UnsupportedMapping),
+    ("Cannot apply seals on memfd: Device or resource busy", Cause::SealedMemfd),
     ("PID 4242 has uprobes vma. Consider using --allow-uprobes.", Cause::Uprobes),
     ("Tracking memory is not available. Consider omitting --track-mem option.", Cause::MemoryTracking),
     ("mnt: BUG at criu/mount.c:48", Cause::CriuFault),

@@ -268,6 +268,7 @@ pub(super) const CAUSES: &[Rule] = &[
     ("Strange file mapped at", Cause::UnsupportedMapping),
     ("Can't open …'s mapfile link …: No such device or address", Cause::UnsupportedMapping),
     ("Bogus mapping", Cause::UnsupportedMapping),
+    ("Cannot apply seals on memfd: Device or resource busy", Cause::SealedMemfd),
     ("PID # has uprobes vma. Consider using --allow-uprobes", Cause::Uprobes),
     ("Dumped with --allow-uprobes. Need to set it on restore as well", Cause::Uprobes),
     ("Task # with SysVIPC shmem map … doesn't live in IPC ns", Cause::SysvShm),

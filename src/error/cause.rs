@@ -152,6 +152,10 @@ pub enum Cause {
     InheritedFile,
     /// The tree has memory of an unsupported kind, such as a device's.
     UnsupportedMapping,
+    /// A process runs a program from a memfd.
+    MemfdProgram,
+    /// A memfd that is sealed against writes is mapped as shared memory.
+    SealedMemfd,
     /// The tree is probed with uprobes.
     Uprobes,
     /// The tree has System V shared memory and no IPC namespace of its own.

@@ -1,11 +1,11 @@
 //! Finds out what of a capture can never be restored, although criu dumped it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::ImageDir;
+use super::{ImageDir, paths::mapped_file};
 use crate::{
     Cause, Result,
-    proto::images::{FileEntry, InventoryEntry, PstreeEntry, TaskKobjIdsEntry},
+    proto::images::{FileEntry, InventoryEntry, MemfdInodeEntry, MmEntry, PstreeEntry, TaskKobjIdsEntry},
 };
 
 impl ImageDir {
@@ -29,7 +29,58 @@ impl ImageDir {
         let files = self.files_of_threads(&processes)?.into_iter().map(of(Cause::ProcFile));
         let unsent = self.unsent_beyond_restore()?.into_iter().map(of(Cause::TcpNotRestored));
         let sockets = self.sockets_beyond_restore()?.into_iter().map(of(Cause::UnixSocketBusy));
-        Ok(namespaces.chain(files).chain(unsent).chain(sockets).collect())
+        let user = self.user_namespace(&processes)?.into_iter().map(of(Cause::UserNamespace));
+        let memfds = self.memfds_beyond_restore(&processes)?;
+        Ok(namespaces.chain(user).chain(files).chain(unsent).chain(sockets).chain(memfds).collect())
+    }
+
+    /// A user namespace of the tree's own, while it was in criu's pid and mount namespaces.
+    fn user_namespace(&self, processes: &[PstreeEntry]) -> Result<Option<String>> {
+        let criu = self.first::<InventoryEntry>("inventory.img")?.and_then(|inventory| inventory.root_ids);
+        let root = processes.first().map(|root| format!("ids-{}.img", root.pid));
+        let root = root.map_or(Ok(None), |name| self.first::<TaskKobjIdsEntry>(&name))?;
+        let (Some(criu), Some(root)) = (criu, root) else { return Ok(None) };
+        let different = different(&root, &criu);
+        let alone =
+            different.contains(&"user") && !["pid", "mount"].iter().any(|kind| different.contains(kind));
+        let problem = "the tree has a user namespace without a pid and a mount namespace of its own";
+        Ok(alone.then(|| problem.to_owned()))
+    }
+
+    /// Programs that run from a memfd, for which criu looks among regular files; and shared memory
+    /// of memfds that are sealed against writes, which criu seals after it has mapped them.
+    fn memfds_beyond_restore(&self, processes: &[PstreeEntry]) -> Result<Vec<(Cause, String)>> {
+        const SEAL_WRITE: u32 = 8;
+        const MAP_SHARED: u32 = 1;
+        let mut seals = HashMap::new();
+        self.each("memfd.img", |memfd: MemfdInodeEntry| seals.extend([(memfd.inode_id, memfd.seals)]))?;
+        if seals.is_empty() {
+            return Ok(Vec::new());
+        }
+        // The open files of memfds, and whether those are sealed.
+        let mut memfds = HashMap::new();
+        self.each("files.img", |file: FileEntry| {
+            if let Some(memfd) = file.memfd {
+                let seals = seals.get(&u64::from(memfd.inode_id)).copied().unwrap_or(0);
+                memfds.insert(file.id, seals & SEAL_WRITE != 0);
+            }
+        })?;
+        let mut problems = Vec::new();
+        for PstreeEntry { pid, .. } in processes {
+            let Some(mm) = self.first::<MmEntry>(&format!("mm-{pid}.img"))? else { continue };
+            if memfds.contains_key(&mm.exe_file_id) {
+                problems.push((Cause::MemfdProgram, format!("process {pid} runs from a memfd")));
+            }
+            let shared = mm.vmas.iter().filter(|area| area.flags & MAP_SHARED != 0);
+            let is_sealed = |file| memfds.get(&file) == Some(&true);
+            if shared.filter_map(mapped_file).any(is_sealed) {
+                let problem = format!(
+                    "process {pid} has a memfd mapped as shared memory, and it is sealed against writes"
+                );
+                problems.push((Cause::SealedMemfd, problem));
+            }
+        }
+        Ok(problems)
     }
 
     /// Processes in namespaces that criu does not make again. It makes those of the root, and of

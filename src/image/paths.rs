@@ -260,7 +260,7 @@ impl ImageDir {
 }
 
 /// The entry of the file that is mapped there.
-fn mapped_file(area: &VmaEntry) -> Option<u32> {
+pub(super) fn mapped_file(area: &VmaEntry) -> Option<u32> {
     const FILE: u32 = 1 << 6 | 1 << 7;
     (area.status & FILE != 0).then(|| u32::try_from(area.shmid).ok())?
 }

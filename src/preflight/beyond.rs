@@ -1,18 +1,69 @@
 //! Finds state that criu dumps and can never restore, as far as it shows before the tree is frozen.
 //! The images show more of it after a dump.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap},
+    fs::{self, File},
+    path::PathBuf,
+};
+
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 
 use super::{descriptor::Descriptor, namespaces::Spaces};
-use crate::procfs::{self, Stat};
+use crate::procfs::{self, Mapping, Stat};
 
 /// Finds what keeps a capture of this tree from ever being revived. It costs a few microseconds
 /// for each open file.
 pub(crate) fn beyond_restore(root: i32) -> Vec<String> {
     let tree = procfs::tree(root);
     let mut problems = nested_namespaces(&tree);
+    problems.extend(user_namespace(root));
     problems.extend(files_of_threads(&tree));
+    for pid in tree {
+        problems.extend(memfd_program(pid).map(|_| format!("process {pid} runs from a memfd")));
+        problems.extend(sealed_mapping(pid).map(|name| {
+            format!("process {pid} has {name} mapped as shared memory, and it is sealed against writes")
+        }));
+    }
     problems
+}
+
+/// Tells of a root in a user namespace of its own, and in our pid and mount namespaces.
+fn user_namespace(root: i32) -> Option<String> {
+    let (own, root) = (Spaces::own(), Spaces::of(root));
+    let alone = !root.share(&own, "user") && ["pid", "mnt"].iter().all(|kind| root.share(&own, kind));
+    alone.then(|| "the tree has a user namespace without a pid and a mount namespace of its own".to_owned())
+}
+
+/// Returns the program of a process that runs from a memfd, as the kernel calls it.
+pub(super) fn memfd_program(pid: i32) -> Option<PathBuf> {
+    let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    let name = program.to_string_lossy();
+    (name.starts_with("/memfd:") && name.ends_with(" (deleted)")).then_some(program)
+}
+
+/// Returns a memfd that a restore cannot map again, as the kernel calls it.
+fn sealed_mapping(pid: i32) -> Option<String> {
+    let mut found = None;
+    procfs::each_line(format!("/proc/{pid}/maps"), |line| {
+        let mapping = Mapping::parse(line).filter(|mapping| found.is_none() && is_sealed(pid, mapping));
+        if let Some(mapping) = mapping {
+            found = Some(mapping.name.to_owned());
+        }
+    });
+    found
+}
+
+/// Returns true for shared memory of a memfd that is sealed against writes. A restore seals the
+/// memfd after it has mapped it, and the kernel refuses.
+pub(super) fn is_sealed(pid: i32, mapping: &Mapping<'_>) -> bool {
+    let Mapping { start, end, is_shared, name } = mapping;
+    if !is_shared || !name.starts_with("/memfd:") {
+        return false;
+    }
+    let Ok(file) = File::open(format!("/proc/{pid}/map_files/{start:x}-{end:x}")) else { return false };
+    let seals = fcntl(file, FcntlArg::F_GET_SEALS).unwrap_or(0);
+    SealFlag::from_bits_truncate(seals).contains(SealFlag::F_SEAL_WRITE)
 }
 
 /// Returns processes in other namespaces than their parents. criu restores mount and network

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Obstacle, Place, Process, Severity, View, descriptors::deleted};
+use super::{Obstacle, Place, Process, Severity, View, beyond, descriptors::deleted};
 use crate::{
     procfs::{Mapping, each_line},
     sys::Statx,
@@ -57,6 +57,9 @@ fn obstacle(
     }
     if name.starts_with("/[aio]") {
         return None; // the ring of io_setup, which criu recreates
+    }
+    if beyond::is_sealed(process.pid, mapping) {
+        return Some(Obstacle::SealedMemfd);
     }
     if !name.starts_with("/dev/") && !name.ends_with(" (deleted)") {
         return None;

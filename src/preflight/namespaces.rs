@@ -75,7 +75,8 @@ fn look_at_root(view: &mut View<'_>, root: &Process) {
     if foreign("user") {
         let empty =
             read_start(format!("/proc/{}/uid_map", root.pid)).is_some_and(|map| map.trim().is_empty());
-        if empty {
+        // criu dumps a user namespace that comes alone.
+        if empty || !(foreign("pid") || foreign("mnt")) {
             view.found(root.pid, Place::Process, Obstacle::UserNamespace, Severity::Blocks);
         } else if !foreign("pid") || !foreign("mnt") {
             view.found(root.pid, Place::Process, Obstacle::UserNamespace, Severity::Risk);

@@ -160,6 +160,11 @@ pub enum Obstacle {
     },
     /// A mapping of a device, or of another object that is not a file.
     UnsupportedMapping,
+    /// A program that runs from a memfd. criu dumps it, and can never start it again.
+    MemfdProgram,
+    /// A shared mapping of a memfd that is sealed against writes. criu dumps it, and can never
+    /// restore it.
+    SealedMemfd,
     /// A mapping that the kernel made for uprobes.
     Uprobes,
     /// System V shared memory, and the tree has no IPC namespace of its own.
@@ -215,6 +220,8 @@ impl Obstacle {
             Obstacle::DeletedName => Cause::LinkRemap,
             Obstacle::Watch { .. } => Cause::WatchedFile,
             Obstacle::UnsupportedMapping => Cause::UnsupportedMapping,
+            Obstacle::MemfdProgram => Cause::MemfdProgram,
+            Obstacle::SealedMemfd => Cause::SealedMemfd,
             Obstacle::Uprobes => Cause::Uprobes,
             Obstacle::SystemVMemory => Cause::SysvShm,
         }
@@ -280,6 +287,8 @@ impl Obstacle {
             | Obstacle::UnsupportedSocket { .. }
             | Obstacle::PidfdOutside { .. }
             | Obstacle::Watch { .. }
+            | Obstacle::MemfdProgram
+            | Obstacle::SealedMemfd
             | Obstacle::UnsupportedMapping => return None,
         })
     }
@@ -327,6 +336,10 @@ impl fmt::Display for Obstacle {
             }
             Obstacle::UnseenMount { mount } => write!(f, "mount {mount} is not in its mount namespace"),
             Obstacle::Overmounted => f.write_str("a file that a later mount covers"),
+            Obstacle::MemfdProgram => f.write_str("runs from a memfd, which no restore can start again"),
+            Obstacle::SealedMemfd => f.write_str(
+                "is of a memfd that is sealed against writes, which no restore can map as shared memory",
+            ),
             Obstacle::IoUring => f.write_str("an io_uring"),
             Obstacle::UnsupportedFile => f.write_str("a kind of file that criu cannot dump"),
             Obstacle::MessageQueue => f.write_str("a POSIX message queue, which criu cannot dump"),

@@ -5,7 +5,7 @@ use std::{
     os::unix::fs::MetadataExt,
 };
 
-use super::{Obstacle, Place, Severity, View, guard, namespaces::Spaces};
+use super::{Obstacle, Place, Severity, View, beyond, guard, namespaces::Spaces};
 use crate::{
     Error, Pid, ProcessProblem, Result,
     procfs::{Stat, Status, descendants, lineage, status_number},
@@ -194,6 +194,9 @@ fn look_at(view: &mut View<'_>, process: &Process) {
     }
     if status.threads > 1 && guard::is_unseen(*pid) {
         view.found(*pid, Place::Process, Obstacle::GuardPages, Severity::Risk);
+    }
+    if let Some(path) = beyond::memfd_program(*pid) {
+        view.found(*pid, Place::Program { path }, Obstacle::MemfdProgram, Severity::Blocks);
     }
     if filtered {
         view.found(*pid, Place::Process, Obstacle::Seccomp, Severity::Blocks);

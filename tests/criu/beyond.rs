@@ -3,7 +3,7 @@
 
 use std::process::Command;
 
-use criu_rpc::{Error, Warning};
+use criu_rpc::{Cause, Error, Warning};
 
 use crate::{
     harness::tests,
@@ -18,6 +18,10 @@ tests![
     a_file_in_proc_of_a_thread,
     a_file_in_proc_of_a_process_of_the_tree_is_fine,
     a_tree_that_could_not_be_revived_is_not_frozen_to_be_ended,
+    a_program_from_a_memfd,
+    shared_memory_of_a_memfd_that_is_sealed_against_writes,
+    memory_of_memfds_with_other_seals_is_fine,
+    a_user_namespace_by_itself,
 ];
 
 /// It can be captured with a warning while it goes on, and is left running, and nothing stored, if
@@ -120,4 +124,85 @@ fn a_tree_that_could_not_be_revived_is_not_frozen_to_be_ended() {
         assert!(!asked.exists(), "criu was asked");
         home.assert_staging_empty();
     }
+}
+
+/// A preflight of a capture says so before it.
+#[track_caller]
+fn blocks(pid: i32, cause: Cause) {
+    let foresight = Home::new().capture([pid]).preflight().or_explain();
+    let causes: Vec<_> = foresight.blocks.iter().map(|finding| finding.cause).collect();
+    assert_eq!(causes, [Some(cause)]);
+}
+
+fn python(program: &str) -> Script {
+    let mut command = Command::new("python3");
+    command.args(["-c", program]);
+    Script::by(command)
+}
+
+fn a_program_from_a_memfd() {
+    let mut victim = python(
+        "import os, shutil\n\
+         os.setsid()\n\
+         file = os.memfd_create('program', 0)\n\
+         os.write(file, open(shutil.which('cat'), 'rb').read())\n\
+         print('ready', os.getpid(), flush=True)\n\
+         os.execve(file, ['cat'], {})",
+    );
+    let name = format!("/proc/{}/exe", victim.pid());
+    let program = || std::fs::read_link(&name).unwrap().display().to_string();
+    wait_until("it runs from the memfd", || program().starts_with("/memfd:"));
+    assert_eq!(victim.ask("hello"), "hello");
+    blocks(victim.pid(), Cause::MemfdProgram);
+    is_never_revived(victim.pid(), "runs from a memfd");
+    assert_eq!(victim.ask("hello"), "hello");
+}
+
+/// A program with a shared and a private mapping, each of a memfd with these seals. It answers with
+/// what it reads and with the seals.
+fn sealed(shared: u32, private: u32) -> Script {
+    python(&format!(
+        "import fcntl, mmap, os, sys\n\
+         os.setsid()\n\
+         def mapped(seals, flags):\n  \
+           file = os.memfd_create('sealed', os.MFD_ALLOW_SEALING)\n  \
+           os.write(file, b'contents')\n  \
+           fcntl.fcntl(file, 1033, seals)\n  \
+           return file, mmap.mmap(file, 8, flags=flags, prot=mmap.PROT_READ)\n\
+         both = [mapped({shared}, mmap.MAP_SHARED), mapped({private}, mmap.MAP_PRIVATE)]\n\
+         print('ready', os.getpid(), flush=True)\n\
+         for line in sys.stdin:\n  \
+           print(*(f'{{memory[:].decode()}} {{fcntl.fcntl(file, 1034)}}' for file, memory in both), flush=True)",
+    ))
+}
+
+const SEAL_SHRINK: u32 = 2;
+const SEAL_WRITE: u32 = 8;
+const SEAL_FUTURE_WRITE: u32 = 16;
+
+fn shared_memory_of_a_memfd_that_is_sealed_against_writes() {
+    let mut victim = sealed(SEAL_SHRINK | SEAL_WRITE, 0);
+    blocks(victim.pid(), Cause::SealedMemfd);
+    is_never_revived(victim.pid(), "sealed against writes");
+    assert_eq!(victim.ask("?"), "contents 10 contents 0");
+}
+
+fn memory_of_memfds_with_other_seals_is_fine() {
+    crate::ways::comes_back(
+        |_| sealed(SEAL_SHRINK | SEAL_FUTURE_WRITE, SEAL_WRITE),
+        |talk| assert_eq!(talk.ask("?"), "contents 18 contents 8"),
+    );
+}
+
+fn a_user_namespace_by_itself() {
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "perl", "-e"]).arg(
+        "use POSIX; POSIX::setsid(); $| = 1; print \"ready $$\\n\"; \
+         while (<STDIN>) { print readlink('/proc/self/ns/user'), \"\\n\" }",
+    );
+    let mut victim = Script::by(command);
+    let namespace = victim.ask("?");
+    blocks(victim.pid(), Cause::UserNamespace);
+    is_never_revived(victim.pid(), "a user namespace");
+    assert_eq!(victim.ask("?"), namespace);
 }

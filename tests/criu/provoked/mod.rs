@@ -222,6 +222,7 @@ fn every_cause_is_provoked_or_has_a_reason() {
         include_str!("processes.rs"),
         include_str!("machine.rs"),
         include_str!("restores.rs"),
+        include_str!("../beyond.rs"),
         include_str!("../causes.rs"),
         include_str!("../deadline.rs"),
         include_str!("../faults.rs"),
