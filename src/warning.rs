@@ -66,7 +66,8 @@ pub enum Warning {
         /// The problem that prevents a restore.
         problem: String,
     },
-    /// The capture ended a waiting system call of this process with EINTR. In the tree that goes on
+    /// The capture ended a waiting system call of this process: a `write` or `sendto` after a part
+    /// of its bytes, as SIGSTOP and SIGCONT do, another with EINTR. In the tree that goes on
     /// these are `epoll_wait`, most calls with a time limit, and a few others. A revived thread
     /// makes those without a limit again, and `poll`, on x86-64; `docs/platforms.md` has the list.
     Interrupted {
@@ -227,7 +228,8 @@ impl fmt::Display for Warning {
             Warning::Unrevivable { problem } => write!(f, "the capture can never be revived: {problem}"),
             Warning::Interrupted { pid } => write!(
                 f,
-                "a system call in which process {pid} waited ended with EINTR, or will when it is revived"
+                "a system call in which process {pid} waited ended early (with EINTR, or after a part of a write), or will \
+                 when it is revived"
             ),
             Warning::Lost { pid, what } => write!(f, "the revived process {pid} will lack its {what}"),
             Warning::LockLost { pid, path } => write!(

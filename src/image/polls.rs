@@ -19,6 +19,8 @@ use crate::{
 /// The number of `poll` on x86-64. Other processors have only `ppoll`, which the kernel restarts by
 /// itself.
 const POLL: u64 = 7;
+const WRITE: u64 = 1;
+const SENDTO: u64 = 44;
 const PPOLL: u64 = 271;
 const SEMOP: u64 = 65;
 const RT_SIGTIMEDWAIT: u64 = 128;
@@ -70,9 +72,10 @@ impl ImageDir {
         self.threads_that(|core| repeating(core).is_some())
     }
 
-    /// The threads whose call the dump has ended with EINTR, by their numbers in the tree.
+    /// The threads whose call the dump has ended with EINTR or after a part of its bytes, by their
+    /// numbers in the tree.
     pub(crate) fn interrupted_threads(&self) -> Result<Vec<u32>> {
-        self.threads_that(|core| ended_early(core).is_some())
+        self.threads_that(|core| ended_early(core).is_some() || wrote_a_part(core))
     }
 
     /// The threads to which no signal comes: the call of another one really ends with EINTR.
@@ -155,6 +158,16 @@ fn ended_early(core: &CoreEntry) -> Option<&ThreadInfoX86> {
     let signals = core.thread_core.as_ref().is_some_and(|thread| has_signals(thread.signals_p.as_ref()));
     let in_call = registers.orig_ax != NO_CALL && registers.mode != Some(COMPAT);
     (in_call && registers.ax == INTERRUPTED && !signals).then_some(info)
+}
+
+/// Returns true if the thread has come out of a `write` or `sendto` that waited for room: after a
+/// part of the bytes, as after SIGSTOP and SIGCONT.
+fn wrote_a_part(core: &CoreEntry) -> bool {
+    let Some(info) = core.thread_info.as_ref().filter(|_| core.mtype == i32::from(March::X8664)) else {
+        return false;
+    };
+    let &UserX86RegsEntry { orig_ax, ax, dx, mode, .. } = &info.gpregs;
+    matches!(orig_ax, WRITE | SENDTO) && mode != Some(COMPAT) && (1..dx).contains(&ax)
 }
 
 /// Returns true for `poll`, and for calls that have no limit, or an absolute one. Programs compute

@@ -38,7 +38,7 @@ pub(crate) use self::{
     statx::Statx,
     task::{
         affinity, io_priority, is_same_file, online_processors, scheduling, set_affinity, set_io_priority,
-        set_scheduling,
+        set_scheduling, shares_files, shares_folders,
     },
     trace::{PollRegisters, Registers, Stand, Stop, Traced},
 };

@@ -5,13 +5,31 @@ use std::io;
 /// Returns true if two descriptors, each of a process, are the same open file.
 pub(crate) fn is_same_file(one: (i32, i32), other: (i32, i32)) -> io::Result<bool> {
     const KCMP_FILE: libc::c_int = 0;
+    compare(KCMP_FILE, one, other)
+}
+
+/// Returns true if two threads share their descriptors.
+pub(crate) fn shares_files(one: i32, other: i32) -> io::Result<bool> {
+    const KCMP_FILES: libc::c_int = 2;
+    compare(KCMP_FILES, (one, 0), (other, 0))
+}
+
+/// Returns true if two threads share their current folder, root folder and umask.
+pub(crate) fn shares_folders(one: i32, other: i32) -> io::Result<bool> {
+    const KCMP_FS: libc::c_int = 3;
+    compare(KCMP_FS, (one, 0), (other, 0))
+}
+
+/// Asks the kernel if two threads share something of this kind.
+fn compare(kind: libc::c_int, one: (i32, i32), other: (i32, i32)) -> io::Result<bool> {
     // SAFETY: the call takes five numbers and touches no memory of ours.
-    match unsafe { libc::syscall(libc::SYS_kcmp, one.0, other.0, KCMP_FILE, one.1, other.1) } {
+    match unsafe { libc::syscall(libc::SYS_kcmp, one.0, other.0, kind, one.1, other.1) } {
         0 => Ok(true),
         1.. => Ok(false),
         _ => Err(io::Error::last_os_error()),
     }
 }
+
 /// Returns the processors that the thread may run on, as the kernel's mask: 64 in a word, lowest
 /// first.
 pub(crate) fn affinity(thread: i32) -> io::Result<Vec<u64>> {

@@ -14,7 +14,7 @@ modules! { apart churn harness places program stores talk tree victim }
 // The tests.
 modules! {
     capture causes chunked client damage deadline embed ending faults foreseen grown holders iterative leaked leaks locked missing pids pipes preflight provoked remnants replaced requests revived selfdump
-    served service sockets stress terminal terminals took
+    served service sockets stress terminal terminals told took
 }
 
 // Those of time.
@@ -108,6 +108,7 @@ fn main() {
         stress::TESTS,
         terminal::TESTS,
         terminals::TESTS,
+        told::TESTS,
         took::TESTS,
     ];
     harness::main(parts, &tests);

@@ -1,11 +1,16 @@
 //! Finds state that a revived tree will lack, as far as it is visible from outside.
 
-use std::{collections::BTreeSet, fs::File, io::Read};
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    io::{self, Read},
+};
 
-use super::{Frozen, OpenFile};
+use super::{Frozen, OpenFile, settings::threads};
 use crate::{
     Pid, Warning,
     procfs::{Stat, fdinfo_number, read_start},
+    sys,
 };
 
 /// Finds state of each process that criu does not carry along and that cannot be set from outside.
@@ -32,6 +37,9 @@ pub(super) fn look(tree: &Frozen) -> Vec<Warning> {
         if Stat::of(*process).is_ok_and(|stat| inherited_terminal(*process, &stat, &tree.pids)) {
             found("controlling terminal");
         }
+        if has_thread_apart(*process) {
+            found("descriptors, folder or network that a thread has for itself");
+        }
         if read_start(format!("/proc/{process}/ksm_stat")).is_some_and(|text| merges_memory(&text)) {
             found("setting to merge equal memory (PR_SET_MEMORY_MERGE)");
         }
@@ -46,6 +54,20 @@ pub(super) fn look(tree: &Frozen) -> Vec<Warning> {
 /// criu forks all processes before it gives the leader of a session its terminal.
 fn inherited_terminal(process: i32, stat: &Stat, tree: &[i32]) -> bool {
     !stat.is_zombie() && stat.has_terminal() && stat.session != process && tree.contains(&stat.session)
+}
+
+/// Returns true if a thread shares no descriptors, folders or network with the first one, which is
+/// the only one that criu looks at.
+fn has_thread_apart(process: i32) -> bool {
+    let network = |thread| fs::read_link(format!("/proc/{process}/task/{thread}/ns/net")).ok();
+    let mut others = threads(process).filter(|thread| *thread != process).peekable();
+    let Some(own) = others.peek().and_then(|_| network(process)) else { return false };
+    others.any(|thread| {
+        let apart = |shared: io::Result<bool>| shared.is_ok_and(|shared| !shared);
+        apart(sys::shares_files(process, thread))
+            || apart(sys::shares_folders(process, thread))
+            || network(thread).is_some_and(|other| other != own)
+    })
 }
 
 fn merges_memory(ksm: &str) -> bool {

@@ -16,8 +16,9 @@ mod shared;
 pub(super) mod sockets;
 mod streams;
 mod tcp;
+mod terminals;
 
-use std::{fs, path::PathBuf};
+use std::{fs, os::fd::OwnedFd, path::PathBuf};
 
 use super::files::owners;
 use crate::{
@@ -47,13 +48,15 @@ struct OpenFile {
 pub(super) struct Before {
     tree: Frozen,
     packets: Vec<packets::Found>,
+    /// What waits in terminals, which criu changes.
+    terminals: Vec<Warning>,
 }
 
 impl Before {
     /// Looks at what criu will miss.
     pub(super) fn look(root: Pid) -> Before {
         let tree = Frozen::of(root);
-        Before { packets: packets::look(&tree), tree }
+        Before { packets: packets::look(&tree), terminals: terminals::look(&tree), tree }
     }
 
     /// Everything that is noted of a tree, with the standard streams that the caller told, and
@@ -81,7 +84,7 @@ impl Before {
     ) -> Result<Vec<Warning>> {
         let cured = links::cure(&self.tree, root, images, options.ghost_limit_or(0).into())?;
         let packets = packets::complete(&self.packets, images)?;
-        Ok([cured, self.tree.losses(roots)?, packets].concat())
+        Ok([cured, self.tree.losses(roots)?, packets, self.terminals.clone()].concat())
     }
 }
 
@@ -151,6 +154,11 @@ impl OpenFile {
     /// The link in `/proc`, which opens the file itself.
     fn path(&self) -> String {
         format!("/proc/{}/fd/{}", self.pid, self.fd)
+    }
+
+    /// The file itself, for files that cannot be opened by their link in `/proc`.
+    fn taken(&self) -> Option<OwnedFd> {
+        sys::take_descriptor(sys::pidfd_open(self.pid).ok()?, self.fd).ok()
     }
 
     /// The inode in a target such as `pipe:[4711]`.

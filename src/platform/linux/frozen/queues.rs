@@ -4,10 +4,16 @@
 //! criu writes down what is in pipes, terminals and unix sockets. Datagrams of the network and
 //! events of inotify are lost, and so are errors, and data of a stream from an urgent byte on.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::fd::{AsFd, OwnedFd},
+};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use std::os::fd::{AsFd, OwnedFd};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{getsockopt, sockopt::PeerCredentials},
+    unistd::{getegid, geteuid},
+};
 
 use super::{Frozen, OpenFile};
 use crate::{
@@ -23,6 +29,10 @@ pub(super) fn look(tree: &Frozen) -> Vec<Warning> {
     let sockets = tree.files.iter().filter(|file| file.inode_of("socket").is_some());
     for (pid, socket) in sockets.filter_map(|file| Some((file.pid, file.taken()?))) {
         lost.extend(waiting_events(&socket).into_iter().map(|what| (pid, what)));
+        lost.extend(
+            has_another_peer(&socket)
+                .then_some((pid, "user of the other side of a unix socket (SO_PEERCRED)")),
+        );
         lost.extend(is_encrypted(&socket).then_some((pid, "encryption of a connection by the kernel (TLS)")));
     }
     let watches = tree.files.iter().filter(|file| is_watch(file));
@@ -78,6 +88,14 @@ fn waiting_events(socket: &OwnedFd) -> Vec<&'static str> {
     events.into_iter().filter(|(event, _)| seen.contains(*event)).map(|(_, what)| what).collect()
 }
 
+/// Returns true if the other side of a unix socket belonged to another user or group than this
+/// program. criu connects all such sockets itself.
+fn has_another_peer(socket: &OwnedFd) -> bool {
+    let Ok(peer) = getsockopt(socket, PeerCredentials) else { return false };
+    let own = (geteuid().as_raw(), getegid().as_raw());
+    peer.pid() > 0 && (peer.uid(), peer.gid()) != own
+}
+
 /// Returns true if the kernel encrypts a TCP connection. What criu restores would send plain text.
 fn is_encrypted(socket: &OwnedFd) -> bool {
     const UPPER_LAYER: (i32, i32) = (libc::IPPROTO_TCP, 31); // TCP_ULP
@@ -121,13 +139,6 @@ fn has_other_side(master: &OpenFile) -> bool {
         asked[0].revents().map(|seen| seen.contains(PollFlags::POLLHUP))
     };
     master.taken().and_then(hung_up) == Some(false)
-}
-
-impl OpenFile {
-    /// The file itself, for files that cannot be opened by their link in `/proc`.
-    fn taken(&self) -> Option<OwnedFd> {
-        sys::take_descriptor(sys::pidfd_open(self.pid).ok()?, self.fd).ok()
-    }
 }
 
 #[cfg(test)]

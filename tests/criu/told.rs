@@ -1,0 +1,116 @@
+//! State that no restore brings back: the capture tells of it.
+
+use std::process::Command;
+
+use criu_rpc::{Pid, Warning};
+
+use crate::{
+    harness::tests,
+    places::{Home, wait_until},
+    program::{Program, in_each_way},
+    tree::OrExplain,
+};
+
+tests![
+    unread_bytes_of_a_terminal,
+    a_terminal_whose_program_has_ended,
+    a_thread_with_descriptors_of_its_own,
+    a_thread_with_a_folder_of_its_own,
+    a_write_that_waits_for_room,
+    a_client_of_another_user,
+    what_is_usual_is_not_told,
+];
+
+/// Starts the program in Python, which says `ready`, and captures it in each way. Gives it the
+/// warnings but those of streams.
+#[track_caller]
+fn told(program: &str, check: impl Fn(Pid, &[Warning])) {
+    in_each_way(|way, home| {
+        let mut victim = start(program);
+        let stored = way.capture(home, [victim.pid()]).run(&home.store()).or_explain();
+        check(victim.pid().into(), &stored.warnings);
+        victim.talk.hang_up();
+        victim.end();
+    });
+}
+
+#[track_caller]
+fn start(program: &str) -> Program {
+    let mut command = Command::new("python3");
+    let start = "import os, pty, sys, threading, socket, ctypes, time\nlibc = ctypes.CDLL(None)";
+    command.args(["-c", &format!("{start}\n{program}\nprint('ready', flush=True)\ntime.sleep(1000)")]);
+    let mut victim = Program::on_pipes(&command);
+    assert_eq!(victim.talk.hear(), "ready");
+    victim
+}
+
+#[track_caller]
+fn is_lost(program: &str, word: &str) {
+    told(program, |pid, warnings| {
+        let told = |warning: &Warning| matches!(warning, Warning::Lost { pid: of, what } if *of == pid && what.contains(word));
+        assert!(warnings.iter().any(told), "{warnings:?}");
+    });
+}
+
+fn unread_bytes_of_a_terminal() {
+    is_lost("m, s = pty.openpty(); os.write(s, b'one\\n')", "waits in a terminal");
+    is_lost("m, s = pty.openpty(); os.write(m, b'one\\n'); time.sleep(0.1); os.read(m, 99)", "waits in a terminal");
+}
+
+fn a_terminal_whose_program_has_ended() {
+    is_lost("p, m = pty.fork()\nif p == 0: print('bye'); os._exit(0)\nos.waitpid(p, 0)", "has ended");
+}
+
+fn a_thread_with_descriptors_of_its_own() {
+    is_lost(
+        "def run(): libc.unshare(0x400); apart.set(); time.sleep(1000)\napart = threading.Event()\n\
+         threading.Thread(target=run, daemon=True).start(); apart.wait()",
+        "thread",
+    );
+}
+
+fn a_thread_with_a_folder_of_its_own() {
+    is_lost(
+        "def run(): libc.unshare(0x200); apart.set(); time.sleep(1000)\napart = threading.Event()\n\
+         threading.Thread(target=run, daemon=True).start(); apart.wait()",
+        "thread",
+    );
+}
+
+fn a_write_that_waits_for_room() {
+    let home = Home::new();
+    let program = "r, w = os.pipe()\nthreading.Thread(target=lambda: os.write(w, b'x' * 300000), daemon=True).start()";
+    let mut victim = start(program);
+    let pid = victim.pid();
+    wait_until("a thread writes", || {
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+        threads
+            .filter_map(|thread| std::fs::read_to_string(thread.path().join("syscall")).ok())
+            .any(|call| call.starts_with("1 "))
+    });
+    let stored = home.capture([pid]).run(&home.store()).or_explain();
+    assert!(stored.warnings.contains(&Warning::Interrupted { pid: pid.into() }), "{:?}", stored.warnings);
+    victim.talk.hang_up();
+    victim.end();
+}
+
+fn a_client_of_another_user() {
+    is_lost(
+        "l = socket.socket(socket.AF_UNIX); l.bind('\\0criu-rpc-' + str(os.getpid())); l.listen()\n\
+         c = socket.socket(socket.AF_UNIX); os.setegid(65534); os.seteuid(65534); c.connect(l.getsockname())\n\
+         os.seteuid(0); os.setegid(0); d, _ = l.accept()",
+        "SO_PEERCRED",
+    );
+}
+
+/// Terminals, threads and sockets of which nothing is lost.
+fn what_is_usual_is_not_told() {
+    told(
+        "m, s = pty.openpty(); a, b = socket.socketpair(); r, w = os.pipe(); os.write(w, b'x')\n\
+         threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()",
+        |_, warnings| {
+            let lost = |warning: &&Warning| matches!(warning, Warning::Lost { .. });
+            assert_eq!(warnings.iter().find(lost), None);
+        },
+    );
+}
