@@ -125,7 +125,7 @@ pub fn images(mut bytes: &[u8]) {
     let _ = images.feed(page_size, &mut Nothing);
     // These edit what lies there.
     let _ = (images.join_inner_terminals(), images.part_leaked_masters(), images.order_sockets());
-    let _ = (images.hold_unsent(), images.repeat_calls());
+    let _ = (images.cut_terminal_data(), images.hold_unsent(), images.repeat_calls());
 }
 
 /// The names have the numbers of the seed, a dump of two processes.

@@ -14,11 +14,13 @@ use prost::Message;
 use super::{Edit, ImageDir};
 use crate::{
     Result,
-    proto::images::{FileEntry, TtyFileEntry, TtyInfoEdit, TtyInfoEntry, TtyType},
+    proto::images::{FileEntry, TtyDataEdit, TtyDataEntry, TtyFileEntry, TtyInfoEdit, TtyInfoEntry, TtyType},
 };
 
 /// The device number of `/dev/tty`.
 const CONTROLLING: u32 = 0x500;
+/// The bytes that fit into a new terminal at least: each may become two on the way in.
+const ROOM: usize = 4096;
 
 impl ImageDir {
     /// Joins each open of `/dev/tty` with the terminal in the tree that controls its session, if
@@ -60,6 +62,25 @@ impl ImageDir {
         self.rewrite::<FileEntry, FileEntry>("files.img", edit, &[])?;
         let edit = |tty: &TtyInfoEntry| if joined.contains_key(&tty.id) { Edit::Drop } else { Edit::Keep };
         self.rewrite::<TtyInfoEntry, TtyInfoEntry>("tty-info.img", edit, &[])
+    }
+
+    /// Cuts the unread data of each terminal to what fits into a new one. criu writes it there
+    /// before a process of the tree can read, so it would wait for room for ever.
+    pub(crate) fn cut_terminal_data(&self) -> Result<()> {
+        const NAME: &str = "tty-data.img";
+        let mut is_long = false;
+        self.each(NAME, |entry: TtyDataEntry| is_long |= entry.data.len() > ROOM)?;
+        if !is_long {
+            return Ok(());
+        }
+        let edit = |entry: &TtyDataEntry| match entry.data.get(..ROOM) {
+            Some(start) => {
+                let cut = TtyDataEdit { tty_id: None, data: Some(start.to_vec()) };
+                Edit::Extend(cut.encode_to_vec())
+            }
+            None => Edit::Keep,
+        };
+        self.rewrite::<TtyDataEntry, TtyDataEdit>(NAME, edit, &[])
     }
 
     /// Takes the session from each master in the tree whose slave is outside: that master leaked

@@ -65,7 +65,9 @@ impl ImageDir {
         self.rewrite::<FileEntry, FileEntry>("files.img", edit, &[])?;
         if self.path().join("tty-data.img").exists() {
             let edit = |data: &TtyDataHead| match entry(data.tty_id) {
-                Some(tty_id) => Edit::Extend(TtyDataEdit { tty_id: Some(tty_id) }.encode_to_vec()),
+                Some(tty_id) => {
+                    Edit::Extend(TtyDataEdit { tty_id: Some(tty_id), data: None }.encode_to_vec())
+                }
                 None => Edit::Keep,
             };
             self.rewrite::<TtyDataHead, TtyDataEdit>("tty-data.img", edit, &[])?;

@@ -84,6 +84,7 @@ impl<'a> Given<'a> {
         };
         images.join_inner_terminals()?;
         images.part_leaked_masters()?;
+        images.cut_terminal_data()?;
         let detached = detach_streams(images, &offer)?;
         let used = self.used(&detached.lendings);
         let open = |lending: Lending| {
