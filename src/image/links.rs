@@ -38,6 +38,15 @@ fn is_linked(remap: &RemapFilePathEntry) -> bool {
     remap.remap_type.map_or(remap.remap_id & IS_GHOST == 0, |kind| kind == LINKED)
 }
 
+/// The number of the ghost in whose place a file was deleted.
+pub(super) fn ghost_of(remap: &RemapFilePathEntry) -> Option<u32> {
+    match remap.remap_type {
+        Some(GHOST) => Some(remap.remap_id),
+        None if remap.remap_id & IS_GHOST != 0 => Some(remap.remap_id & !IS_GHOST),
+        _ => None,
+    }
+}
+
 /// A file that criu has made a link to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LinkRemap {
@@ -160,7 +169,7 @@ impl ImageDir {
 
 /// The bytes to append to a file's entry to change its name. protobuf merges a message that is
 /// there twice, and the later fields win.
-fn renamed(file: &FileEntry, name: &[u8]) -> Vec<u8> {
+pub(super) fn renamed(file: &FileEntry, name: &[u8]) -> Vec<u8> {
     let reg = file.reg.clone().map(|reg| RegFileEntry { name: name.to_owned(), ..reg });
     FileEntry { r#type: file.r#type, id: file.id, reg, ..FileEntry::default() }.encode_to_vec()
 }

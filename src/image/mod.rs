@@ -4,6 +4,7 @@
 
 mod beyond;
 mod complete;
+mod deleted;
 mod frame;
 mod inner_tty;
 mod lines;
@@ -34,6 +35,7 @@ use prost::Message;
 use self::frame::{Edit, Frames};
 pub(crate) use self::{
     complete::{MemoryIn, check_complete, check_version},
+    deleted::Deleted,
     lines::lines_in_names,
     links::{GhostMeta, LinkCure, LinkRemap},
     locks::{LostLock, ProcessLock},

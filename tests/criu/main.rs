@@ -13,7 +13,7 @@ macro_rules! modules {
 modules! { apart churn harness places program stores talk tree victim }
 // The tests.
 modules! {
-    capture causes chunked client damage deadline embed ending faults foreseen grown holders iterative leaked leaks locked missing pids pipes preflight provoked remnants replaced requests revived selfdump
+    capture causes chunked client damage deadline deleted embed ending faults foreseen grown holders iterative leaked leaks locked missing pids pipes preflight provoked remnants replaced requests revived selfdump
     served service sockets stress terminal terminals told took
 }
 
@@ -58,6 +58,7 @@ fn main() {
         mapped::TESTS,
         damage::TESTS,
         deadline::TESTS,
+        deleted::TESTS,
         embed::TESTS,
         enclosed::TESTS,
         shared::TESTS,

@@ -2,7 +2,9 @@
 
 use super::{
     checks::{Check, whole_images},
-    dump, fit,
+    dump,
+    files::settle_deleted,
+    fit,
     frozen::Frozen,
     links::Links,
     pids::Pids,
@@ -80,6 +82,7 @@ impl Reviver<'_> {
     pub(crate) fn foresee(&self, trees: &[ToRevive<'_>], foresight: &mut Foresight) -> Result<()> {
         self.version()?;
         let images = whole_images(trees)?;
+        images.iter().try_for_each(settle_deleted)?;
         let links = Links::between(&images)?;
         for (place, images) in images.iter().enumerate() {
             self.until.check(|| "look at what a restore would meet".to_owned())?;

@@ -4,6 +4,7 @@
 //! badly, is found here first.
 
 mod after;
+mod deleted;
 mod grown;
 mod leases;
 mod locks;
@@ -21,7 +22,7 @@ use std::{
 use nix::sys::stat::{FileStat, SFlag};
 
 use self::walk::{Link, Root, Walked, kind};
-pub(super) use self::{after::LastLook, grown::Grown, owners::look as owners};
+pub(super) use self::{after::LastLook, deleted::settle_deleted, grown::Grown, owners::look as owners};
 use crate::{
     Cause, Error, Failure, GrownFiles, Request, Result, Warning,
     image::{ImageDir, NamedFile, Place},

@@ -12,6 +12,7 @@ use std::{
 use self::attempt::Attempt;
 use super::{
     checks::{Check, Checked, whole_images},
+    files::settle_deleted,
     links::Links,
     pids::Pids,
     relock::Relock,
@@ -93,6 +94,7 @@ impl<'a> Reviver<'a> {
     /// Revives all the trees or none.
     pub(crate) fn revive(&self, trees: &[ToRevive<'_>]) -> Result<Revived> {
         let images = whole_images(trees)?;
+        images.iter().try_for_each(settle_deleted)?;
         let links = Links::between(&images)?;
         let (mut revived, mut warnings, mut unread) = (AllOrNone(Vec::new()), Vec::new(), Vec::new());
         let mut used = [false; 3];
