@@ -355,9 +355,10 @@ causes! {
              `ProcsRestore::inherit` with the path without its leading slash; with the client, `Lend::inherit`",
             ["ProcsRestore::grown_files", "Lend::inherit"];
         FileReplaced:
-            "a file was replaced since the capture by a link or by a file of another owner",
-            "find out who replaced it: the tree would get a file that it may have no right to. Put the file back, or \
-             set `ProcsRestore::replaced_files(true)` if the tree may have the new file",
+            "a file was replaced since the capture by a link, by a file of another owner or by another program's socket",
+            "find out who replaced it: the tree would get a file that it may have no right to, or the other program \
+             would lose its socket. Put the file back, or set `ProcsRestore::replaced_files(true)` if the tree may \
+             have the new file",
             ["ProcsRestore::replaced_files"];
         ProcFile:
             "the tree had a file of /proc open whose process or thread is gone",

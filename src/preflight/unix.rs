@@ -21,6 +21,15 @@ pub(crate) struct Peers {
     waiting: HashSet<u32>,
     /// Datagram sockets with a name, in the tree and outside.
     named: HashSet<u32>,
+    /// The files of all sockets that others can reach by them.
+    listening: HashSet<SocketFile>,
+}
+
+/// The file of a socket: its inode, and the device as the kernel numbers it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct SocketFile {
+    inode: u32,
+    device: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +46,7 @@ struct Socket {
     /// Bytes that were sent but not read yet.
     unread: u32,
     named: bool,
+    file: Option<SocketFile>,
 }
 
 /// The kind of a socket's peer.
@@ -116,6 +126,17 @@ impl Peers {
         Some(self.get(inode)?.unread)
     }
 
+    /// Returns true if a socket is bound to this file, of this device, and can be connected to.
+    pub(crate) fn listens_at(&self, inode: u64, (major, minor): (u64, u64)) -> bool {
+        let number = |number: u64| u32::try_from(number).ok();
+        let device = major.checked_shl(20).and_then(|major| number(major | minor));
+        // The kernel cuts large inodes in the same way.
+        let inode = number(inode & u64::from(u32::MAX));
+        inode
+            .zip(device)
+            .is_some_and(|(inode, device)| self.listening.contains(&SocketFile { inode, device }))
+    }
+
     fn get(&self, inode: u64) -> Option<&Socket> {
         self.sockets.get(&u32::try_from(inode).ok()?)
     }
@@ -136,6 +157,9 @@ impl Peers {
             };
             if socket.named && socket.kind == DATAGRAM {
                 self.named.insert(socket.inode);
+            }
+            if socket.kind == DATAGRAM || socket.state == LISTENING {
+                self.listening.extend(socket.file);
             }
             if self.ours.contains(&socket.inode) {
                 self.waiting.extend(&socket.waiting);
@@ -168,6 +192,7 @@ impl Socket {
             waiting: Vec::new(),
             unread: 0,
             named: false,
+            file: None,
         };
         while let Some(header) = attributes.get(..4) {
             let length = usize::from(u16::from_ne_bytes([header[0], header[1]]));
@@ -176,6 +201,10 @@ impl Socket {
                 PEER => socket.peer = Some(number(value.get(..4)?)),
                 WAITING => socket.waiting = value.chunks_exact(4).map(number).collect(),
                 NAME => socket.named = true,
+                FILE => {
+                    let [inode, device] = [number(value.get(..4)?), number(value.get(4..8)?)];
+                    socket.file = Some(SocketFile { inode, device });
+                }
                 QUEUES => socket.unread = number(value.get(4..8)?),
                 SHUTDOWN => socket.shut = value.first() == Some(&3),
                 _ => {}
@@ -191,20 +220,20 @@ fn number(bytes: &[u8]) -> u32 {
     bytes.try_into().map_or(0, u32::from_ne_bytes)
 }
 
-/// Makes a `struct nlmsghdr` and a `struct unix_diag_req` for all unix sockets, with names, peers,
-/// waiting connections and queues.
+/// Makes a `struct nlmsghdr` and a `struct unix_diag_req` for all unix sockets, with names, files,
+/// peers, waiting connections and queues.
 fn request() -> Vec<u8> {
     const SOCK_DIAG_BY_FAMILY: u16 = 20;
     const REQUEST_DUMP: u16 = 0x301;
     const UNIX: u8 = 1;
-    const SHOW_NAME_PEER_WAITING_AND_QUEUES: u32 = 1 | 4 | 8 | 16;
+    const SHOW_NAME_FILE_PEER_WAITING_AND_QUEUES: u32 = 1 | 2 | 4 | 8 | 16;
     let mut request = Vec::new();
     request.extend(40_u32.to_ne_bytes());
     request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
     request.extend(REQUEST_DUMP.to_ne_bytes());
     request.extend([0; 8]); // sequence number and port: the kernel fills them in
     request.extend([UNIX, 0, 0, 0]);
-    for word in [u32::MAX, 0, SHOW_NAME_PEER_WAITING_AND_QUEUES, u32::MAX, u32::MAX] {
+    for word in [u32::MAX, 0, SHOW_NAME_FILE_PEER_WAITING_AND_QUEUES, u32::MAX, u32::MAX] {
         request.extend(word.to_ne_bytes()); // states, inode, attributes to show, no cookie
     }
     request
@@ -214,11 +243,13 @@ const HEADER: usize = 16;
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
 const NAME: u16 = 0;
+const FILE: u16 = 1;
 const PEER: u16 = 2;
 const WAITING: u16 = 3;
 const QUEUES: u16 = 4;
 const SHUTDOWN: u16 = 6;
 const ESTABLISHED: u8 = 1;
+const LISTENING: u8 = 10;
 const DATAGRAM: u8 = 2;
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ tests![
     a_tree_gets_no_file_of_anothers_by_a_link,
     a_link_on_the_way_to_any_file_of_the_tree_is_refused,
     a_link_on_the_way_to_a_socket_is_refused,
+    a_socket_of_another_program_is_refused,
     a_file_of_another_owner_is_refused,
     files_that_are_the_same_again_are_fine,
     a_file_that_is_replaced_once_it_was_looked_at_is_noticed,
@@ -149,6 +150,40 @@ fn captured_with(home: &Home, script: &str) -> (FsBlobStore, criu_rpc::Digest256
     let mut program = Program::bash(&format!("cd {}; {script}; echo ready; {ANSWERS}", home.word()));
     assert_eq!(program.talk.hear(), "ready");
     Way { leave_running: true, chunked: false }.captured(home, program)
+}
+
+fn a_socket_of_another_program_is_refused() {
+    for kind in ["SOCK_STREAM", "SOCK_DGRAM", "SOCK_SEQPACKET"] {
+        in_each_way(|way, home| {
+            let folder = home.folder("own");
+            let path = folder.join("socket");
+            let program = format!(
+                "use Socket; chdir '{}'; socket(my $s, PF_UNIX, {kind}, 0); bind($s, sockaddr_un('socket')) or die; \
+                 listen($s, 3); $| = 1; while (<STDIN>) {{ print -S 'socket' ? 'there' : 'gone', \"\\n\" }}",
+                folder.display()
+            );
+            let mut command = Command::new("perl");
+            command.args(["-e", &program]);
+            let mut other = Program::on_pipes(&command);
+            assert_eq!(other.talk.ask("?"), "there");
+            let (store, digest) = way.captured(home, other);
+            // Its own old file is in no program's way.
+            drop(on_pipes(home.restore(), &store, &digest));
+            fs::remove_file(&path).unwrap();
+            let mut other = Program::on_pipes(&command);
+            assert_eq!(other.talk.ask("?"), "there");
+            let inode = fs::metadata(&path).unwrap().ino();
+            let foresight = home.restore().preflight(&store, &digest).unwrap();
+            let causes: Vec<_> = foresight.blocks.iter().map(|finding| finding.cause).collect();
+            assert_eq!(causes, [Some(Cause::FileReplaced)]);
+            let error = home.restore().restore(&store, &digest).unwrap_err();
+            assert_replaced(&error, &path, "another program has this socket");
+            assert_eq!(fs::metadata(&path).unwrap().ino(), inode, "it was replaced");
+            let mut revived = on_pipes(home.restore().replaced_files(true), &store, &digest);
+            assert_eq!(revived.ask("?"), "there");
+            assert_ne!(fs::metadata(&path).unwrap().ino(), inode);
+        });
+    }
 }
 
 fn a_file_of_another_owner_is_refused() {

@@ -73,6 +73,10 @@ impl Check<'_> {
         let grown = files.grown(revival.grown_files);
         check(grown.check())?;
         check(pids.check())?;
+        // If the original goes on, the sockets are its own, and its pids tell.
+        if !revival.replaced_files {
+            check(files.check_listeners())?;
+        }
         Ok(Checked { options, files, grown })
     }
 }

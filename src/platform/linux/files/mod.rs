@@ -7,6 +7,7 @@ mod after;
 mod deleted;
 mod grown;
 mod leases;
+mod listeners;
 mod locks;
 mod owners;
 mod walk;
@@ -82,6 +83,12 @@ impl Files {
     /// a link, or with another owner.
     pub(super) fn check_replaced(&self) -> Result<()> {
         refuse(Cause::FileReplaced, self.0.iter().filter_map(File::replaced))
+    }
+
+    /// Refuses to begin while other programs use the sockets that are to be made: criu would remove
+    /// their files, and cut them off.
+    pub(super) fn check_listeners(&self) -> Result<()> {
+        refuse(Cause::FileReplaced, listeners::listening(&self.0).into_iter())
     }
 
     /// Refuses to begin while files are missing, or of another kind: criu would wait for a named
