@@ -145,8 +145,10 @@ fn every_cause_is_in_one_chapter_and_has_a_line_unless_it_is_not_criu_s() {
     let all: Vec<_> = CHAPTERS.iter().flat_map(|(_, causes)| causes.iter().copied()).collect();
     for cause in &all {
         assert_eq!(all.iter().filter(|other| *other == cause).count(), 1, "{cause:?}");
-        let is_ours =
-            matches!(cause, Cause::NoCriu | Cause::GivenUp | Cause::CriuKilled | Cause::FileReplaced);
+        let is_ours = matches!(
+            cause,
+            Cause::NoCriu | Cause::GivenUp | Cause::CriuKilled | Cause::FileReplaced | Cause::MemfdProgram
+        );
         assert!(stems(*cause).next().is_some() != is_ours, "{cause:?}");
     }
 }

@@ -193,9 +193,12 @@ mod tests {
             bytes[28..].copy_from_slice(&n.to_le_bytes());
             Name::from_bytes(bytes)
         };
-        let others = time(&|n| Name::plain(Digest256::of(&n.to_le_bytes())));
-        for (what, taken) in [("alike", time(&alike)), ("one", time(&|_| alike(0)))] {
-            assert!(taken < others * 20, "{what}: {taken:?}, others {others:?}");
+        let others = |n: u32| Name::plain(Digest256::of(&n.to_le_bytes()));
+        let chosen: [(&str, &dyn Fn(u32) -> Name); 2] = [("alike", &alike), ("one", &|_| alike(0))];
+        for (what, chosen) in chosen {
+            // Another program can take the processor meanwhile, but hardly each time.
+            let costs_no_more = (0..5).any(|_| time(chosen) < time(&others) * 20);
+            assert!(costs_no_more, "{what}");
         }
     }
 
