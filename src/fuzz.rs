@@ -1,7 +1,7 @@
-//! Entries for the fuzzers in `fuzz/`: every place where bytes of an untrusted party are parsed.
-//! Compiled only with `--cfg fuzzing`; no part of the API.
+//! Entry points for the fuzzers in `fuzz/`: one for each parser of untrusted bytes. Compiled only
+//! with `--cfg fuzzing`, and not part of the API.
 //!
-//! Each takes any bytes. Errors are fine; a panic, a hang and memory without bounds are not.
+//! Each takes any bytes. An error is fine; a panic, a hang or unbounded memory is a bug.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -24,12 +24,12 @@ use crate::{
     store::reachable,
 };
 
-/// A packet of criu's.
+/// Parses a packet of criu's.
 pub fn rpc(bytes: &[u8]) {
     crate::rpc::fuzz_packet(bytes);
 }
 
-/// What criu wrote to its log, and to its standard error.
+/// Parses criu's log and standard error.
 pub fn log(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     for stamped in [None, Some(false), Some(true)] {
@@ -44,7 +44,7 @@ pub fn log(bytes: &[u8]) {
     text.lines().for_each(|line| assert!(diagnose::message(line).len() <= line.len()));
 }
 
-/// An archive of version 1, and what a restore looks at in it.
+/// Unpacks an archive of version 1.
 pub fn archive(bytes: &[u8]) {
     let folder = Folder::new();
     let limits = Limits { entries: 1000, bytes: 1 << 20 };
@@ -55,7 +55,8 @@ pub fn archive(bytes: &[u8]) {
     assert_eq!(outside, 1, "something was written outside");
 }
 
-/// A manifest, and all that it reaches in an empty store. A manifest that is read is written alike.
+/// Reads a manifest, and looks for its blobs in a store that lacks them. A manifest that was read
+/// must survive writing and reading.
 pub fn manifest(bytes: &[u8]) {
     if let Ok(manifest) = ProcsBlob::from_json(bytes) {
         let json = manifest.to_json();
@@ -66,14 +67,14 @@ pub fn manifest(bytes: &[u8]) {
     let _ = reachable(&store, &[digest]);
 }
 
-/// A listing.
+/// Reads a listing.
 pub fn listing(bytes: &[u8]) {
     if let Ok(listing) = Listing::from_json(bytes, archive::is_image) {
         assert!(Listing::from_json(&listing.to_json(), archive::is_image).is_ok());
     }
 }
 
-/// A map of memory, and its leaves. A map that is read is written alike.
+/// Reads a map of memory, and a leaf. Each must survive writing and reading.
 pub fn map(bytes: &[u8]) {
     if let Ok(map) = MemoryMap::decode(bytes) {
         let bytes = map.encode();
@@ -87,7 +88,7 @@ pub fn map(bytes: &[u8]) {
     }
 }
 
-/// A blob that its digest names, and text that may be a digest.
+/// Parses text that may be a digest.
 pub fn digest(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     if let Ok(digest) = text.parse::<Digest256>() {
@@ -95,8 +96,8 @@ pub fn digest(bytes: &[u8]) {
     }
 }
 
-/// The images of a tree. Each file of the input is a byte that chooses its name, its length in two
-/// bytes, and its bytes.
+/// Reads the images of a tree. The input has, for each file, a byte that chooses the name, the
+/// length in two bytes, and the contents.
 pub fn images(mut bytes: &[u8]) {
     let folder = Folder::new();
     while let Some(([name, low, high], rest)) = bytes.split_first_chunk() {
@@ -123,12 +124,12 @@ pub fn images(mut bytes: &[u8]) {
     );
     let _ = shared_keys(std::slice::from_ref(&images));
     let _ = images.feed(page_size, &mut Nothing);
-    // These edit what lies there.
+    // These edit the images.
     let _ = (images.join_inner_terminals(), images.part_leaked_masters(), images.order_sockets());
     let _ = (images.cut_terminal_data(), images.hold_unsent(), images.repeat_calls());
 }
 
-/// The names have the numbers of the seed, a dump of two processes.
+/// The names of images, with the pids of the seed: a dump of two processes.
 const IMAGES: [&str; 28] = [
     "inventory.img",
     "pstree.img",
@@ -160,7 +161,7 @@ const IMAGES: [&str; 28] = [
     "pagemap-shmem-1.img",
 ];
 
-/// criu's stream of memory.
+/// Receives criu's stream of memory.
 pub fn pages(bytes: &[u8]) {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     thread::scope(|scope| {
@@ -174,7 +175,7 @@ pub fn pages(bytes: &[u8]) {
     });
 }
 
-/// Takes memory, and reads as much of it as comes.
+/// Reads all memory that arrives, and discards it.
 struct Nothing;
 
 impl PageSink for Nothing {
@@ -192,7 +193,7 @@ impl PageSink for Nothing {
     }
 }
 
-/// A folder in memory that ends with this.
+/// A temporary folder, which is removed when this is dropped.
 struct Folder(PathBuf);
 
 impl Folder {

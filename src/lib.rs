@@ -83,7 +83,7 @@
 //!   on an HTTP server.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
-// Elsewhere a capture stores a placeholder, so most of the formats have no user there.
+// On other systems a capture stores a placeholder, so most of the formats are unused there.
 #![cfg_attr(not(target_os = "linux"), allow(dead_code, unused_imports))]
 
 mod archive;

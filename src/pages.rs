@@ -171,22 +171,22 @@ impl PageRun {
     }
 }
 
-/// The files of pages of a folder of images, which need not be in it.
+/// The page files of a folder of images. They need not exist in the folder.
 pub(crate) trait PageFiles: Sync {
     /// Returns the files.
     fn files(&self) -> &[PageFile];
 
-    /// Returns the size of the pages; `None` without pages.
+    /// Returns the size of the pages; `None` if there are no pages.
     fn page_size(&self) -> Option<PageSize>;
 
-    /// Reads a whole piece, as long as the buffer is.
+    /// Reads a whole piece. `into` has its length.
     fn read(&self, file: usize, piece: usize, into: &mut [u8]) -> Result<()>;
 }
 
-/// A file of pages, in pieces.
+/// A page file, in pieces.
 #[derive(Debug)]
 pub(crate) struct PageFile {
-    /// As criu calls it.
+    /// The name that criu gives it.
     pub(crate) name: String,
     /// The end of each piece, in bytes; no piece is larger than [`PIECE`].
     pub(crate) ends: Vec<u64>,
@@ -210,5 +210,5 @@ impl PageFile {
     }
 }
 
-/// The most bytes that a piece has.
+/// The maximum size of a piece, in bytes.
 pub(crate) const PIECE: usize = 1 << 20;

@@ -407,7 +407,7 @@ pub(crate) fn fdinfo_number(fdinfo: &str, name: &str) -> Option<i32> {
     fdinfo_value(fdinfo, name)
 }
 
-/// The same, for numbers of other sizes.
+/// As [`fdinfo_number`], for numbers of other types.
 pub(crate) fn fdinfo_value<T: std::str::FromStr>(fdinfo: &str, name: &str) -> Option<T> {
     fdinfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.trim().parse().ok())
 }

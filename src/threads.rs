@@ -1,4 +1,4 @@
-//! Threads that work for one call: started in its scope, and joined before it returns.
+//! Threads that work for one call: they start in its scope, and are joined before it returns.
 
 use std::{
     panic::resume_unwind,
@@ -7,7 +7,7 @@ use std::{
 
 use crate::{Error, Result};
 
-/// Starts a thread, if the system lets us.
+/// Starts a thread; fails if the system refuses.
 pub(crate) fn spawn<'scope, T: Send + 'scope>(
     scope: &'scope Scope<'scope, '_>,
     work: impl FnOnce() -> T + Send + 'scope,
@@ -15,7 +15,7 @@ pub(crate) fn spawn<'scope, T: Send + 'scope>(
     thread::Builder::new().spawn_scoped(scope, work).map_err(Error::io("start a thread"))
 }
 
-/// Returns the result of a thread that was joined. A panic of the thread goes on here.
+/// Returns the result of a joined thread. Resumes its panic, if it panicked.
 pub(crate) fn joined<T>(result: thread::Result<T>) -> T {
     result.unwrap_or_else(|panic| resume_unwind(panic))
 }

@@ -52,9 +52,9 @@ pub enum Warning {
     /// A file that the tree reads, executes or has mapped was written to or replaced since the
     /// capture, and has the same size. The revived tree finds the present contents.
     ///
-    /// Contents are compared where the tree had at most 1 MiB mapped shared and writable, such as a
-    /// named semaphore. Else the time of the last change is: a file that was put back as it was
-    /// counts as changed, unless it has that time as well.
+    /// Contents are compared if the tree had a shared and writable mapping of the file of at most 1
+    /// MiB, such as a named semaphore. For other files, the time of the last change is compared. A
+    /// file that was put back as it was counts as changed, unless that time was put back as well.
     FileChanged {
         /// The file.
         #[serde(serialize_with = "in_words")]
@@ -66,10 +66,11 @@ pub enum Warning {
         /// The problem that prevents a restore.
         problem: String,
     },
-    /// The capture ended a waiting system call of this process: a `write` or `sendto` after a part
-    /// of its bytes, as SIGSTOP and SIGCONT do, another with EINTR. In the tree that goes on
-    /// these are `epoll_wait`, most calls with a time limit, and a few others. A revived thread
-    /// makes those without a limit again, and `poll`, on x86-64; `docs/platforms.md` has the list.
+    /// The capture ended a waiting system call of this process. A `write` or `sendto` ends after a
+    /// part of its bytes, as with SIGSTOP and SIGCONT. Other calls end with EINTR. In the tree that
+    /// goes on these are `epoll_wait`, most calls with a time limit, and a few others. On x86-64, a
+    /// revived thread repeats `poll` and the calls without a limit. `docs/platforms.md` has the
+    /// list.
     Interrupted {
         /// The process.
         pid: Pid,
@@ -156,9 +157,9 @@ pub enum Warning {
         #[serde(serialize_with = "in_words")]
         path: PathBuf,
     },
-    /// A process shares an open file with a process outside of the tree: the capturing one, one in
-    /// another tree of the capture, or the parent of the root. A revived tree does not share it.
-    /// This names each file once.
+    /// A process shares an open file with a process outside of the tree: the capturing process, one
+    /// in another tree of the capture, or the parent of the root. A revived tree does not share it.
+    /// Each file is reported once.
     ///
     /// Give the file at the restore: [`Stream::Inherit`](crate::Stream::Inherit), or the file
     /// itself. A memfd, which counts as deleted, cannot be given.
@@ -170,23 +171,23 @@ pub enum Warning {
         path: PathBuf,
         /// The process outside.
         with: Pid,
-        /// What they share, and so what is lost.
+        /// The kind of sharing, which is lost.
         what: Shared,
     },
 }
 
-/// What two processes share of a file ([`Warning::FileShared`]).
+/// The kind of sharing of a file by two processes ([`Warning::FileShared`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[non_exhaustive]
 pub enum Shared {
-    /// The position at which both write, because the one has inherited the open file from the other
+    /// The position at which both write, because one inherited the open file from the other
     /// (`caller > log`). After a restore each has its own position, and they overwrite each other's
     /// data. The restore of two such trees can fail, because the first writes before the second is
-    /// restored. A file that is open for appending (`>>`) has no such position.
+    /// restored. Files that are open for appending (`>>`) are not affected.
     Written,
     /// The position at which both read (`while read line; do tool; done < list`). After a restore
-    /// each has its own position, and reads what the other has read. Not told at the file's end,
-    /// nor of a file that was not read yet and is no standard input.
+    /// each has its own position, and both read the same data. A position at the end of the file is
+    /// not reported. A file that was not read yet is reported only as standard input.
     Read,
     /// A deleted file, such as a temporary one: the revived tree gets a copy, and each side misses
     /// what the other writes.
@@ -279,7 +280,7 @@ impl fmt::Display for Warning {
             Warning::FileShared { pid, path, with, what: Shared::Read } => write!(
                 f,
                 "process {pid} reads {} at the same position as process {with}: after a restore each has its own, and \
-                 reads what the other has read; give the file at the restore, such as by \
+                 both read the same data; give the file at the restore, such as by \
                  `ProcsRestore::stdin(Stream::Inherit)`",
                 path.display()
             ),

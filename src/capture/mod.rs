@@ -289,9 +289,10 @@ ProcsCapture::new([4242]).cancelled_by(&cancel).run(&FsBlobStore::open(\"capture
     /// restore ignores it; a reader finds it in
     /// [`ChunkedBlob::attached`](crate::manifest::ChunkedBlob::attached).
     ///
-    /// The blob can have any size and form. If it is a manifest, its own blobs are not kept for it:
-    /// give its digest to `reachable`, too. It must be in the store before the capture, and no
-    /// collection may remove it meanwhile. Limits are those of [`label`](ProcsCapture::label).
+    /// The blob can have any size and form. If it is a manifest, the blobs that it names are not
+    /// kept with it: give its digest to `reachable`, too. It must be in the store before the
+    /// capture, and no collection may remove it meanwhile. The limits are those of
+    /// [`label`](ProcsCapture::label).
     ///
     /// The capture fails with [`Error::Missing`], before anything is frozen, if the store lacks the
     /// blob.
@@ -338,8 +339,8 @@ ProcsCapture::new([4242]).cancelled_by(&cancel).run(&FsBlobStore::open(\"capture
     /// [`leave_running(false)`](ProcsCapture::leave_running), which ends the tree. It takes
     /// milliseconds for a small tree. Later changes are not seen.
     ///
-    /// The risks include what a revived tree will lack, of which the capture would
-    /// [warn](crate::Warning::Lost), as far as it shows while the tree runs.
+    /// The risks include what a revived tree will lack, as far as that shows while the tree runs.
+    /// The capture [warns](crate::Warning::Lost) of it, too.
     ///
     /// Off Linux, and without criu, that is the finding.
     ///
@@ -461,7 +462,7 @@ ProcsCapture::new([4242]).cancelled_by(&cancel).run(&FsBlobStore::open(\"capture
     fn check_additions(&self, store: &dyn BlobStore) -> Result<()> {
         if self.chunking.is_none() && !self.additions.is_empty() {
             let option = if self.additions.labels.is_empty() { "attach" } else { "label" };
-            let problem = "only the manifest of a chunked capture has room for it".to_owned();
+            let problem = "only the manifest of a chunked capture can contain it".to_owned();
             return Err(Error::Options { option, problem });
         }
         self.additions.check()?;

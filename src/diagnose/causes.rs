@@ -356,7 +356,7 @@ causes! {
             ["ProcsRestore::grown_files", "Lend::inherit"];
         FileReplaced:
             "a file was replaced since the capture by a link, by a file of another owner or by another program's socket",
-            "find out who replaced it: the tree would get a file that it may have no right to, or the other program \
+            "find out why it was replaced: the tree would get a file that it may have no right to, or the other program \
              would lose its socket. Put the file back, or set `ProcsRestore::replaced_files(true)` if the tree may \
              have the new file",
             ["ProcsRestore::replaced_files"];
@@ -392,9 +392,9 @@ causes! {
              first, and many have a setting against it",
             [];
         SealedMemfd:
-            "a memfd that is sealed against writes is mapped as shared memory, which criu cannot do in that order",
-            "let the program unmap it before the dump, or map it with MAP_PRIVATE; F_SEAL_FUTURE_WRITE in the place \
-             of F_SEAL_WRITE comes back",
+            "a memfd that is sealed against writes is mapped as shared memory, and criu cannot seal it after mapping it",
+            "let the program unmap it before the dump, map it with MAP_PRIVATE, or seal it with F_SEAL_FUTURE_WRITE \
+             instead of F_SEAL_WRITE",
             [];
         Uprobes:
             "the tree's functions are probed with uprobes",

@@ -138,8 +138,8 @@ pub enum Cause {
     EpollOnFile,
     /// A file is missing, or its size differs from that at the dump.
     FileChanged,
-    /// A path leads through a link that was not there at the capture, to a file of another owner, or
-    /// to a socket of another program.
+    /// A path leads through a link that was not there at the capture, to a file of another owner,
+    /// or to a socket of another program.
     FileReplaced,
     /// The tree had a file of `/proc` open, of a thread or of a process that is not there at the
     /// restore.

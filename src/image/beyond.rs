@@ -47,8 +47,9 @@ impl ImageDir {
         Ok(alone.then(|| problem.to_owned()))
     }
 
-    /// Programs that run from a memfd, for which criu looks among regular files; and shared memory
-    /// of memfds that are sealed against writes, which criu seals after it has mapped them.
+    /// Programs that run from a memfd, and shared mappings of memfds that are sealed against
+    /// writes. criu looks for the programs among regular files. It seals a memfd after it has
+    /// mapped it, which the kernel refuses.
     fn memfds_beyond_restore(&self, processes: &[PstreeEntry]) -> Result<Vec<(Cause, String)>> {
         const SEAL_WRITE: u32 = 8;
         const MAP_SHARED: u32 = 1;

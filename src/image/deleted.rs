@@ -1,8 +1,7 @@
-//! Deleted files whose names lead elsewhere now: a restore gets other names for them.
+//! Deleted files whose names are in use again: a restore gets other names for them.
 //!
-//! criu makes a deleted folder anew under its old name, opens it and removes it. What was put there
-//! since, such as the folder of a build that starts afresh, would be in its way, or be removed in
-//! its place.
+//! criu creates a deleted folder under its old name, opens it, and removes it. A new folder of that
+//! name, such as the output of a later build, would make this fail, or would itself be removed.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -20,12 +19,12 @@ use crate::{
     proto::images::{FileEntry, GhostFileEntry, RemapFilePathEntry},
 };
 
-/// A file that was deleted at the dump, and that a restore makes for a while.
+/// A file that was deleted at the dump. A restore creates it, and deletes it again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Deleted {
     /// The entries of its open files.
     pub(crate) files: BTreeSet<u32>,
-    /// From the root of the mount namespace.
+    /// The path from the root of the mount namespace.
     pub(crate) name: Vec<u8>,
     pub(crate) is_folder: bool,
 }
@@ -54,7 +53,8 @@ impl ImageDir {
         Ok(all)
     }
 
-    /// The contents of the file follow in the image, and are not read.
+    /// Returns true if the deleted file is a folder. Reads only the head of its image, not its
+    /// contents.
     fn is_folder(&self, ghost: u32) -> Result<bool> {
         const KIND: u32 = 0o170_000;
         const FOLDER: u32 = 0o040_000;
@@ -64,7 +64,8 @@ impl ImageDir {
         Ok(head.is_some_and(|head| head.mode & KIND == FOLDER))
     }
 
-    /// Has criu make deleted files under other names, given by the entries of the open files.
+    /// Makes criu create deleted files under other names. `names` has the name for the entry of
+    /// each open file.
     pub(crate) fn rename_deleted(&self, names: &BTreeMap<u32, Vec<u8>>) -> Result<()> {
         if names.is_empty() {
             return Ok(());

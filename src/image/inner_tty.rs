@@ -19,7 +19,7 @@ use crate::{
 
 /// The device number of `/dev/tty`.
 const CONTROLLING: u32 = 0x500;
-/// The bytes that fit into a new terminal at least: each may become two on the way in.
+/// The number of bytes that always fit into a new terminal: each may become two on the way in.
 const ROOM: usize = 4096;
 
 impl ImageDir {
@@ -64,8 +64,8 @@ impl ImageDir {
         self.rewrite::<TtyInfoEntry, TtyInfoEntry>("tty-info.img", edit, &[])
     }
 
-    /// Cuts the unread data of each terminal to what fits into a new one. criu writes it there
-    /// before a process of the tree can read, so it would wait for room for ever.
+    /// Truncates the unread data of each terminal to the size that fits into a new one. criu writes
+    /// it before a process of the tree can read, so it would wait for room for ever.
     pub(crate) fn cut_terminal_data(&self) -> Result<()> {
         const NAME: &str = "tty-data.img";
         let mut is_long = false;

@@ -38,7 +38,7 @@ fn is_linked(remap: &RemapFilePathEntry) -> bool {
     remap.remap_type.map_or(remap.remap_id & IS_GHOST == 0, |kind| kind == LINKED)
 }
 
-/// The number of the ghost in whose place a file was deleted.
+/// The number of the ghost file that stands in for a deleted file.
 pub(super) fn ghost_of(remap: &RemapFilePathEntry) -> Option<u32> {
     match remap.remap_type {
         Some(GHOST) => Some(remap.remap_id),

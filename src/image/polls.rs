@@ -2,11 +2,11 @@
 //!
 //! The kernel loses its note of how a `poll` goes on when criu runs code of its own in the thread,
 //! so criu lets the call fail with EINTR. Programs such as `tail -f` and `script` take that for an
-//! error and end. To make the call again is exact where it has no time limit. Where it has one, the
-//! limit begins anew.
+//! error and end. Repeating the call is exact if it has no time limit. If it has one, the limit
+//! starts again.
 //!
 //! Other calls, such as `epoll_wait`, end with EINTR whenever a thread is interrupted. They are
-//! made again only where that is exact.
+//! repeated only where that is exact.
 
 use prost::Message;
 
@@ -34,14 +34,14 @@ const EPOLL_PWAIT2: u64 = 441;
 const SYSCALL: u64 = 2;
 /// The result of a call that failed with EINTR.
 const INTERRUPTED: u64 = -4_i64 as u64;
-/// The number of the call of a thread outside of one.
+/// The number of the call in a thread that is not in a call.
 const NO_CALL: u64 = u64::MAX;
 /// The mode of registers of a program of 32 bits, whose calls have other numbers.
 const COMPAT: u32 = 2;
 
 impl ImageDir {
-    /// Edits the registers of each thread whose call the dump has interrupted, so that it makes the
-    /// call again.
+    /// Edits the registers of each thread whose call the dump has interrupted, so that it repeats
+    /// the call.
     pub(crate) fn repeat_calls(&self) -> Result<()> {
         for thread in self.repeating_threads()? {
             let edit = |core: &CoreEntry| repeating(core).map_or(Edit::Keep, Edit::Extend);
@@ -67,18 +67,19 @@ impl ImageDir {
         Ok(())
     }
 
-    /// The threads that make their call again when they are revived, by their numbers in the tree.
+    /// The threads that repeat their call when they are revived, by their numbers in the tree.
     pub(crate) fn repeating_threads(&self) -> Result<Vec<u32>> {
         self.threads_that(|core| repeating(core).is_some())
     }
 
-    /// The threads whose call the dump has ended with EINTR or after a part of its bytes, by their
-    /// numbers in the tree.
+    /// The threads whose call the dump has ended with EINTR, or after writing a part of the bytes.
+    /// By their numbers in the tree.
     pub(crate) fn interrupted_threads(&self) -> Result<Vec<u32>> {
         self.threads_that(|core| ended_early(core).is_some() || wrote_a_part(core))
     }
 
-    /// The threads to which no signal comes: the call of another one really ends with EINTR.
+    /// The threads for which `so` is true. Leaves out processes with a pending signal, because
+    /// their calls really end with EINTR.
     fn threads_that(&self, so: impl Fn(&CoreEntry) -> bool) -> Result<Vec<u32>> {
         let mut found = Vec::new();
         for process in self.processes()? {
@@ -141,7 +142,7 @@ fn has_signals(queue: Option<&SignalQueueEntry>) -> bool {
     queue.is_some_and(|queue| !queue.signals.is_empty())
 }
 
-/// The fields that make a thread call again what a dump has interrupted, if that is to be.
+/// The changed fields of a thread that is to repeat its call; `None` for other threads.
 fn repeating(core: &CoreEntry) -> Option<Vec<u8>> {
     let info = ended_early(core)?;
     let registers = &info.gpregs;
@@ -151,7 +152,7 @@ fn repeating(core: &CoreEntry) -> Option<Vec<u8>> {
     Some(CoreEntry { mtype: core.mtype, thread_info, ..CoreEntry::default() }.encode_to_vec())
 }
 
-/// Returns the thread's state if the thread has come out of a call with EINTR, and not by a signal.
+/// Returns the thread's state if its call ended with EINTR, but not because of a signal.
 fn ended_early(core: &CoreEntry) -> Option<&ThreadInfoX86> {
     let info = core.thread_info.as_ref().filter(|_| core.mtype == i32::from(March::X8664))?;
     let registers = &info.gpregs;
@@ -160,8 +161,8 @@ fn ended_early(core: &CoreEntry) -> Option<&ThreadInfoX86> {
     (in_call && registers.ax == INTERRUPTED && !signals).then_some(info)
 }
 
-/// Returns true if the thread has come out of a `write` or `sendto` that waited for room: after a
-/// part of the bytes, as after SIGSTOP and SIGCONT.
+/// Returns true if a `write` or `sendto` of the thread waited for room, and ended after a part of
+/// the bytes, as after SIGSTOP and SIGCONT.
 fn wrote_a_part(core: &CoreEntry) -> bool {
     let Some(info) = core.thread_info.as_ref().filter(|_| core.mtype == i32::from(March::X8664)) else {
         return false;
@@ -170,13 +171,13 @@ fn wrote_a_part(core: &CoreEntry) -> bool {
     matches!(orig_ax, WRITE | SENDTO) && mode != Some(COMPAT) && (1..dx).contains(&ax)
 }
 
-/// Returns true for `poll`, and for calls that have no limit, or an absolute one. Programs compute
-/// how much of another limit is left when such a call ends with EINTR.
+/// Returns true for `poll`, and for calls without a limit or with an absolute one. For other
+/// limits, programs compute the remaining time themselves after EINTR.
 fn is_repeated(registers: &UserX86RegsEntry) -> bool {
     let &UserX86RegsEntry { si, dx, r10, r8, .. } = registers;
     match registers.orig_ax {
         POLL | SEMOP => true,
-        EPOLL_WAIT | EPOLL_PWAIT => r10 & (1 << 31) != 0, // an int
+        EPOLL_WAIT | EPOLL_PWAIT => r10 & (1 << 31) != 0, // a negative int
         EPOLL_PWAIT2 | SEMTIMEDOP => r10 == 0,
         RT_SIGTIMEDWAIT => dx == 0,
         IO_GETEVENTS => r8 == 0,
@@ -185,9 +186,9 @@ fn is_repeated(registers: &UserX86RegsEntry) -> bool {
     }
 }
 
-/// The call of `futex` that waits until an absolute time.
+/// The operation of `futex` that waits until an absolute time.
 const FUTEX_WAIT_BITSET: u64 = 9;
-/// Without the bits for the clock and for a futex of one process.
+/// The mask of the operation, without the flags for the clock and for a futex of one process.
 const FUTEX_COMMAND: u64 = 0x7f;
 
 #[cfg(test)]

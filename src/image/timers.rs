@@ -1,10 +1,12 @@
-//! Timers that are files (`timerfd`), as criu is to restore them.
+//! Timers that are files (`timerfd`): corrects their images, so that criu restores them exactly.
 //!
-//! criu loses three things. A timer that expires again and again, and whose last expiry was not
-//! read, has no time left in the images: the kernel starts it again only when it is read. criu
-//! restores it as a stopped one. A timer with an absolute time (`TFD_TIMER_ABSTIME`) gets the time
-//! that was left, counted from the last full second: it expires up to a second early. And if it was
-//! not armed, it is armed, and expires at once.
+//! criu restores three kinds of timers wrongly:
+//!
+//! - A periodic timer whose last expiry was not read. The kernel restarts it only when it is read,
+//!   so the images have no remaining time, and criu restores a stopped timer.
+//! - An armed timer with an absolute time (`TFD_TIMER_ABSTIME`). criu counts the remaining time
+//!   from the last full second, so the timer expires up to a second early.
+//! - A timer with an absolute time that is not armed. criu arms it, and it expires at once.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -40,15 +42,15 @@ impl ImageDir {
     }
 }
 
-/// The timer as criu has to find it, if it has to find another one. `fraction` is the part of a
-/// second, in nanoseconds, by which the clock is past its last full second.
+/// The corrected timer; `None` if it is correct. `fraction` is the part of a second, in
+/// nanoseconds, by which the clock is past its last full second.
 fn mended(timer: &TimerfdEntry, fraction: u64) -> Option<TimerfdEntry> {
     const ABSOLUTE: u32 = 1; // TFD_TIMER_ABSTIME
     const SECOND: u64 = 1_000_000_000;
     let mut new = *timer;
     let (left, interval) = ((timer.vsec, timer.vnsec), (timer.isec, timer.insec));
     if left == (0, 0) && timer.ticks > 0 && interval != (0, 0) {
-        // It has just expired, as its reader would have come otherwise.
+        // Assume that it has just expired: otherwise its reader would have read it already.
         (new.vsec, new.vnsec) = interval;
     }
     if timer.settime_flags & ABSOLUTE != 0 {
@@ -58,15 +60,15 @@ fn mended(timer: &TimerfdEntry, fraction: u64) -> Option<TimerfdEntry> {
             new.vsec = new.vsec.saturating_add(nanoseconds / SECOND);
             new.vnsec = nanoseconds % SECOND;
         } else {
-            // criu takes the time that is left for what it is.
+            // Without the flag, criu uses the remaining time as it is.
             new.settime_flags = 0;
         }
     }
     (new != *timer).then_some(new)
 }
 
-/// Returns true for clocks that are set. A timer with an absolute time of such a clock is not one
-/// with a time from now: it expires at another moment if the clock is set.
+/// Returns true for clocks that can be set. If such a clock is set, a timer with an absolute
+/// time expires earlier or later, so its time must stay absolute.
 fn follows_the_wall_clock(clock: u32) -> bool {
     const REALTIME: u32 = 0;
     const REALTIME_ALARM: u32 = 8;

@@ -16,8 +16,8 @@ pub(crate) struct Additions {
     pub(crate) attached: BTreeMap<String, Digest256>,
 }
 
-/// The maximum size of all labels of a manifest, and of all that is attached: names and values, in
-/// bytes.
+/// The maximum size of all labels of a manifest, names and values together, in bytes. The same
+/// limit applies to all names and digests of attached blobs.
 const CEILING: usize = 1 << 16;
 
 /// The maximum size of a name, in bytes.

@@ -28,7 +28,7 @@ pub(crate) struct Budget {
     images: u64,
 }
 
-/// The bytes of memory that the maps of one tree may still have, by its manifest.
+/// The bytes of memory that the maps of one tree may still have, according to its manifest.
 #[derive(Debug)]
 pub(crate) struct MemoryLeft(u64);
 

@@ -10,7 +10,7 @@ use crate::{
     pages::{PageRun, PageSize},
 };
 
-/// The size of a window, in bytes: 64 of the smallest pages, and fewer larger ones. So a mask of 64
+/// The size of a window, in bytes: 64 of the smallest pages, or fewer larger ones. So a mask of 64
 /// bits has a bit for each page, and a window fits into a buffer.
 pub(crate) const WINDOW_BYTES: usize = 64 * PageSize::SMALLEST.length();
 
@@ -36,7 +36,7 @@ pub(crate) struct MemoryMap {
     pub(crate) leaves: Vec<Digest256>,
 }
 
-/// [`WINDOW_BYTES`] of adjacent pages, which begin at a multiple of that.
+/// Adjacent pages of [`WINDOW_BYTES`] together, which begin at a multiple of that size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Window {
     /// Its address, in windows.
@@ -131,7 +131,7 @@ impl MemoryMap {
     }
 }
 
-/// The windows of a map, to be found by address. It takes some 24 bytes for each window.
+/// An index of the windows of a map by address. It needs some 24 bytes for each window.
 #[derive(Debug)]
 pub(crate) struct WindowTable {
     page_size: PageSize,
@@ -157,7 +157,8 @@ impl WindowTable {
         WindowTable { page_size: map.page_size, chunk: map.chunk, windows: map.windows().collect() }
     }
 
-    /// Returns the place of the page with this address, by the map alone; `None` if it is not present.
+    /// Returns the place of the page with this address; `None` if it is not present. Needs only the
+    /// map.
     pub(crate) fn find(&self, address: u64) -> Option<Place> {
         let page = address / self.page_size.bytes();
         let number = page / window_pages(self.page_size);

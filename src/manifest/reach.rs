@@ -43,7 +43,7 @@ impl ProcsBlob {
 }
 
 impl ProcsBlob {
-    /// Returns the blobs of any length and form that the capture needs. The others are small.
+    /// Returns the needed blobs that can have any length and form. All others are small.
     pub(crate) fn opaque(&self) -> HashSet<Digest256> {
         match self {
             ProcsBlob::Criu { criu_dump, .. } => [*criu_dump].into(),

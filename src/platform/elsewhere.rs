@@ -38,7 +38,7 @@ pub(crate) fn cannot_work(_job: &Job) -> bool {
     false
 }
 
-/// The size of the pages of what is never captured here.
+/// The page size of captures, which this system never makes.
 pub(crate) fn page_size() -> PageSize {
     PageSize::SMALLEST
 }

@@ -63,9 +63,9 @@ pub(crate) struct Revival {
 /// | reading only (a script, `tail -f`) | goes on, if the same file | as `Continue` | goes on |
 /// | reading and writing, or writing in its middle | refused | is cut back | goes on where it was |
 ///
-/// A revived tree has its own position in a file. If it shared that with another process
-/// ([`Warning::FileShared`](crate::Warning::FileShared)), they overwrite each other's data, or read
-/// it twice, unless the file is open for appending or given at the restore.
+/// A revived tree has its own position in a file. If it shared the position with another process
+/// ([`Warning::FileShared`](crate::Warning::FileShared)), the two overwrite each other's data, or
+/// both read the same data. Open the file for appending, or give it at the restore, to avoid that.
 ///
 /// [`Continue`]: GrownFiles::Continue
 /// [`CutBack`]: GrownFiles::CutBack

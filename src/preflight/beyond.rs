@@ -28,21 +28,21 @@ pub(crate) fn beyond_restore(root: i32) -> Vec<String> {
     problems
 }
 
-/// Tells of a root in a user namespace of its own, and in our pid and mount namespaces.
+/// Reports a root that has a user namespace of its own, but is in our pid and mount namespaces.
 fn user_namespace(root: i32) -> Option<String> {
     let (own, root) = (Spaces::own(), Spaces::of(root));
     let alone = !root.share(&own, "user") && ["pid", "mnt"].iter().all(|kind| root.share(&own, kind));
     alone.then(|| "the tree has a user namespace without a pid and a mount namespace of its own".to_owned())
 }
 
-/// Returns the program of a process that runs from a memfd, as the kernel calls it.
+/// Returns the kernel's name of a process's program, if that is a memfd.
 pub(super) fn memfd_program(pid: i32) -> Option<PathBuf> {
     let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
     let name = program.to_string_lossy();
     (name.starts_with("/memfd:") && name.ends_with(" (deleted)")).then_some(program)
 }
 
-/// Returns a memfd that a restore cannot map again, as the kernel calls it.
+/// Returns the kernel's name of a memfd that a restore cannot map again.
 fn sealed_mapping(pid: i32) -> Option<String> {
     let mut found = None;
     procfs::each_line(format!("/proc/{pid}/maps"), |line| {

@@ -21,7 +21,7 @@ pub(crate) struct Peers {
     waiting: HashSet<u32>,
     /// Datagram sockets with a name, in the tree and outside.
     named: HashSet<u32>,
-    /// The files of all sockets that others can reach by them.
+    /// The files of all sockets that other programs can connect to.
     listening: HashSet<SocketFile>,
 }
 
@@ -130,7 +130,7 @@ impl Peers {
     pub(crate) fn listens_at(&self, inode: u64, (major, minor): (u64, u64)) -> bool {
         let number = |number: u64| u32::try_from(number).ok();
         let device = major.checked_shl(20).and_then(|major| number(major | minor));
-        // The kernel cuts large inodes in the same way.
+        // The kernel also reports only the lower 32 bits of an inode.
         let inode = number(inode & u64::from(u32::MAX));
         inode
             .zip(device)

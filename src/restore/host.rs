@@ -25,11 +25,11 @@ pub(super) fn check(there: &Host, here: &Host) -> Result<()> {
     Ok(())
 }
 
-/// Words in `/proc/cpuinfo` of aarch64 that a running program does not depend on: services of the
-/// kernel, hints that other processors ignore, and features that kernels switch on and off.
+/// Features in `/proc/cpuinfo` of aarch64 that a running program does not depend on: services of
+/// the kernel, hints that other processors ignore, and features that kernels switch on and off.
 ///
-/// `paca` is not among them: with it, return addresses on the stack are signed, and only a processor
-/// with the feature can use them.
+/// `paca` is not among them. With it, return addresses on the stack are signed, and only a
+/// processor with that feature can use them.
 const IDLE_ON_ARM: [&str; 14] = [
     "bti",
     "cpuid",

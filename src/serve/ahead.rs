@@ -18,7 +18,7 @@ use crate::{
 /// one file. As much is read while criu starts.
 const AHEAD: usize = 64;
 
-/// Reads pieces of files of pages in the order in which they will be wanted.
+/// Reads pieces of page files in the order in which criu will probably read them.
 pub(super) struct Ahead<'a> {
     pages: &'a dyn PageFiles,
     state: Mutex<State>,
@@ -28,17 +28,17 @@ pub(super) struct Ahead<'a> {
 #[derive(Default)]
 struct State {
     pieces: HashMap<Piece, Slot>,
-    /// The piece that is likely to be wanted next, of each file that is being read.
+    /// The piece that criu will probably read next, for each file that is being read.
     next: BTreeMap<usize, usize>,
     wanted: Vec<Piece>,
-    /// Memory to read into, of which fresh pages would cost more than the reading.
+    /// Buffers for reuse: fresh pages from the kernel would cost more than the reading.
     idle: Vec<Wiped>,
     failure: Option<Failure>,
     failed: bool,
     closed: bool,
 }
 
-/// A file's number, and the piece's in it.
+/// The number of a file, and the number of a piece in it.
 type Piece = (usize, usize);
 
 enum Slot {

@@ -1,5 +1,5 @@
-//! Requests of the kernel to a file system in user space, and the answers: as many of them as
-//! read-only files need.
+//! Requests of the kernel to a file system in user space, and their answers. Supports only those
+//! that read-only files need.
 //!
 //! The layouts are those of `linux/fuse.h`, in the byte order of the machine.
 
@@ -11,7 +11,7 @@ pub(super) const ROOT: u64 = 1;
 /// A request of the kernel's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Request<'a> {
-    /// The number that the answer must bear.
+    /// The number that the answer must have.
     pub(super) unique: u64,
     pub(super) call: Call<'a>,
 }
@@ -49,7 +49,7 @@ pub(super) enum Call<'a> {
     Interrupt {
         unique: u64,
     },
-    /// No answer is wanted.
+    /// The kernel expects no answer.
     Note,
     /// A call that read-only files can do without.
     Other,
@@ -141,7 +141,7 @@ pub(super) fn entry(found: Node) -> Vec<u8> {
     out.0
 }
 
-/// The answer to who asks for attributes.
+/// The answer to a request for attributes.
 pub(super) fn attributes(found: Node) -> Vec<u8> {
     let mut out = Words::default();
     out.u64(VALID).u64(0);
@@ -149,7 +149,7 @@ pub(super) fn attributes(found: Node) -> Vec<u8> {
     out.0
 }
 
-/// The answer to who opens. What is read `directly` is not kept by the kernel.
+/// The answer to a request to open. If `directly` is true, the kernel does not cache the contents.
 pub(super) fn opened(directly: bool) -> Vec<u8> {
     const DIRECT_IO: u32 = 1;
     const KEEP_CACHE: u32 = 2;

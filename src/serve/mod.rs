@@ -1,8 +1,9 @@
-//! Images that need not be anywhere: a folder that this process serves while criu restores from it.
+//! Serves a folder of images over FUSE while criu restores from it, so that memory needs no disk.
 //!
-//! What criu reads of memory is fetched a moment before and given to it at once, so it takes no
-//! room, and no time but the fetching's. The other images stand in a real folder, and are passed
-//! through. [`fuse`] has the kernel's words, [`ahead`] the pieces of memory; here they meet.
+//! Memory is fetched a moment before criu reads it. It takes no room, and no time except for the
+//! fetching. The other images are in a real folder, and are passed through. [`fuse`] parses and
+//! encodes the messages of the kernel, [`ahead`] reads pieces of memory, and this file combines
+//! them.
 
 mod ahead;
 mod fuse;
@@ -35,8 +36,8 @@ use self::{
 };
 use crate::{Error, Result, lock::Mutex, pages::PageFiles, sys, threads::joined};
 
-/// Serves `folder` and the files of `pages` as one folder while `work` has it. `None`, and `work`
-/// not begun, where that cannot be: it takes `/dev/fuse` and the privilege to mount.
+/// Serves `folder` and the files of `pages` as one folder while `work` runs. Returns `None` without
+/// running `work` if that is impossible: it needs `/dev/fuse` and the privilege to mount.
 pub(crate) fn served<T>(
     folder: &Path,
     pages: &dyn PageFiles,
@@ -78,7 +79,7 @@ pub(crate) fn served<T>(
         drop(root);
         drop(ending);
         let served = joined(spawned.join());
-        // What kept us from serving is why criu could not go on.
+        // Report our own error first: criu's failure is only its consequence.
         match (outcome, server.ahead.failure()) {
             (Err(_), Some(Failure::Error(failure))) => Err(failure),
             (Err(_), Some(Failure::Panic(panic))) => resume_unwind(panic),
@@ -91,8 +92,8 @@ pub(crate) fn served<T>(
     }))
 }
 
-/// Ends the serving when it is dropped, whatever happens. Who still reads gets an error at once,
-/// though workers wait for the store.
+/// Ends the serving when it is dropped. Readers that still wait get an error at once, even while
+/// workers wait for the store.
 struct Ending<'a> {
     server: &'a Server<'a>,
     stop: &'a OwnedFd,
@@ -138,8 +139,8 @@ struct Waiting {
 /// The number of the first file of pages; above them come the files of the folder.
 const FIRST: u64 = fuse::ROOT + 1;
 
-/// The time for which a reader that was sent a signal waits on. Most signals harm nothing, if the
-/// answer comes.
+/// The time for which a reader still gets its answer after a signal. Most signals harm nothing if
+/// the answer comes.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Server<'_> {
@@ -323,7 +324,7 @@ impl Server<'_> {
         sent
     }
 
-    /// Answers all whose pieces are there now.
+    /// Answers all readers whose pieces have arrived.
     fn answer_waiting(&self) {
         let mut ready = Vec::new();
         let mut waiting = self.waiting.lock();
@@ -352,7 +353,7 @@ impl Server<'_> {
         waiting.iter().any(|read| read.interrupted.is_some())
     }
 
-    /// Gives those an error that have to end, while the store lets them wait.
+    /// Gives an error to readers that have to end while the store keeps them waiting.
     fn give_up_interrupted(&self) {
         let mut waiting = self.waiting.lock();
         let mut late = Vec::new();

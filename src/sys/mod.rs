@@ -200,8 +200,8 @@ pub(crate) fn trim_heap() {
     }
 }
 
-/// Returns the size of the kernel's pages. criu supports no kernel with pages of another size than
-/// a [`PageSize`] can have.
+/// Returns the size of the kernel's pages. All kernels that criu supports have a size that a
+/// [`PageSize`] can have.
 pub(crate) fn page_size() -> PageSize {
     // SAFETY: it takes a number and returns one.
     let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };

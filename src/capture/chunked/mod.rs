@@ -61,7 +61,7 @@ use crate::{
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Chunking {
-    /// In bytes: a power of two, up to the size of a window.
+    /// The size of a chunk in bytes: a power of two, up to the size of a window.
     chunk: u64,
     parent: Option<Digest256>,
     pre_dumps: u32,
@@ -76,8 +76,8 @@ impl Default for Chunking {
 
 impl Chunking {
     /// Sets the size of a chunk of memory in bytes: 4096 to 262144, rounded up to a power of two,
-    /// and to a page of the kernel. Chunks begin at multiples of their size in the memory of a
-    /// process.
+    /// and to at least one page of the kernel. Chunks begin at multiples of their size in the
+    /// memory of a process.
     ///
     /// Small chunks cost least for small scattered changes, which most programs make. Large chunks
     /// are fewer, which suits a store without [batches](crate::BlobStoreExt::batch) of its own.
@@ -107,13 +107,13 @@ impl Chunking {
     /// needs some 35 bytes of this program's memory. The [deadline](crate::ProcsCapture::deadline)
     /// covers all rounds together.
     ///
-    ///Pre-dumps need a kernel that tracks changes of memory (`CONFIG_MEM_SOFT_DIRTY`) and criu
-    ///3.17. Without these, and for a process that captures itself, the capture has no pre-dumps:
-    ///see [`Stored::pre_dumps`](crate::Stored::pre_dumps).  [Chunks](Chunking::chunk) must have one
-    ///page, because the kernel tracks pages. It has one set of marks for all programs. If trees
-    ///overlap, only one capture with pre-dumps can run at a time, and others fail at once. **No
-    ///other program may clear the marks meanwhile** (`/proc/<pid>/clear_refs`, and criu with
-    ///[`track_mem`](crate::DumpOptions::track_mem)): changes would be missed.
+    /// Pre-dumps need a kernel that tracks changes of memory (`CONFIG_MEM_SOFT_DIRTY`) and criu
+    /// 3.17. Without these, and for a process that captures itself, the capture has no pre-dumps:
+    /// see [`Stored::pre_dumps`](crate::Stored::pre_dumps). [Chunks](Chunking::chunk) must have one
+    /// page, because the kernel tracks pages. The kernel has one set of marks for all programs. If
+    /// trees overlap, only one capture with pre-dumps can run at a time, and others fail at once.
+    /// **No other program may clear the marks meanwhile** (`/proc/<pid>/clear_refs`, and criu with
+    /// [`track_mem`](crate::DumpOptions::track_mem)): changes would be missed.
     ///
     /// ```no_run
     /// use criu_rpc::{Chunking, FsBlobStore, ProcsCapture};

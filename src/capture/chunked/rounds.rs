@@ -26,7 +26,8 @@ struct TrackedWindow {
     chunks: Chunks,
 }
 
-/// The number of windows at whose multiples a run is split: criu's own runs are hardly longer.
+/// The maximum length of a run in windows: runs are split at its multiples. criu's own runs are
+/// hardly longer.
 const LONGEST_RUN: u64 = 8;
 
 impl TrackedPages {

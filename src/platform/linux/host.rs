@@ -16,11 +16,11 @@ pub(crate) fn host() -> Host {
     }
 }
 
-/// Returns the size of the pages of these images, or the smallest if neither their notes nor the
-/// maps of memory in a store (`stored`) tell it.
+/// Returns the page size of these images. It is in their notes, or in the maps of memory in a store
+/// (`stored`); otherwise it is the smallest one.
 ///
-/// Refuses images of a kernel whose pages have another size than those here: criu counts in pages,
-/// and memory would come back in other places.
+/// Refuses images of a kernel with another page size than this one: criu counts in pages, so memory
+/// would come back at other addresses.
 pub(super) fn checked_page_size(images: &ImageDir, stored: Option<PageSize>) -> Result<PageSize> {
     let noted = images.notes()?.and_then(|notes| notes.page_size);
     page_size_of(noted, stored, sys::page_size())
@@ -30,7 +30,7 @@ fn page_size_of(noted: Option<u32>, stored: Option<PageSize>, here: PageSize) ->
     for there in noted.map(u64::from).into_iter().chain(stored.map(PageSize::bytes)) {
         if there != here.bytes() {
             let problem = format!(
-                "it was made on a kernel with pages of {there} bytes, and those here have {}",
+                "it was made on a kernel with pages of {there} bytes, and this kernel has pages of {}",
                 here.bytes()
             );
             return Err(Error::Host { problem });

@@ -1,8 +1,8 @@
-//! [`Codec`]: what a store does to the bytes of blobs, and how it calls them.
+//! [`Codec`]: the encoding of blobs in a store, and their names.
 //!
-//! Start here. `options` makes a codec when a store is opened, with the key `record` of the store.
-//! `keys` has the cryptography, `zstd` the compression, each with a twin for builds without it.
-//! `parts` encodes single files and objects; `pack` has the frames of packs.
+//! Start here. `options` makes a codec when a store is opened, and checks the key `record` of the
+//! store. `keys` has the cryptography, `zstd` the compression, each with a twin for builds without
+//! it. `parts` encodes single files and objects; `pack` encodes the frames of packs.
 
 #[cfg_attr(feature = "encryption", path = "keys.rs")]
 #[cfg_attr(not(feature = "encryption"), path = "no_keys.rs")]
@@ -34,7 +34,7 @@ pub(in crate::store) use self::{
 use super::{name::Name, read_at::ReadAt};
 use crate::{Digest256, Error, Result};
 
-/// The way in which a store keeps blobs.
+/// The encoding of the blobs of a store.
 #[derive(Debug, Clone)]
 pub(crate) struct Codec {
     /// Compress the frames that are written.
@@ -47,7 +47,7 @@ pub(crate) struct Codec {
 enum Seal {
     Plain,
     Keyed(Arc<Keys>),
-    /// It is encrypted, and the key is unknown.
+    /// The store is encrypted, and the key is unknown.
     Locked,
 }
 

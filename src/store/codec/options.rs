@@ -1,4 +1,4 @@
-//! [`StoreOptions`]: what a store does to bytes, chosen when it is opened.
+//! [`StoreOptions`]: compression and encryption of a store, chosen when it is opened.
 
 use super::{
     Codec, Seal,
@@ -10,7 +10,7 @@ use crate::{Error, Result};
 /// Options for opening an [`FsBlobStore`](crate::FsBlobStore) or an `ObjectBlobStore`.
 ///
 /// Encryption is a property of a store: it is chosen when the store is new, and each later opening
-/// needs the same key. Compression is a choice of each writer: readers find both.
+/// needs the same key. Compression is a choice of each writer: readers accept both kinds of packs.
 ///
 /// ```
 /// use criu_rpc::{BlobStore, store::StoreOptions};
@@ -55,19 +55,18 @@ impl StoreOptions {
     ///
     /// # What it protects
     ///
-    /// A party with the files but without the [`Key`] cannot read blobs, nor find out
-    /// whether a known blob is stored. It can damage and delete, but not forge. Bytes that were
-    /// changed, moved to another place, or combined from others are
-    /// [`Error::Corrupt`], and none of them is returned. A blob cannot be rolled back, because it
-    /// is checked against its digest.
+    /// A party with the files but without the [`Key`] cannot read blobs, nor find out whether a
+    /// known blob is stored. It can damage and delete blobs, but cannot forge them. Bytes that were
+    /// changed, moved to another place, or combined from others cause [`Error::Corrupt`], and none
+    /// of them is returned. A blob cannot be rolled back, because it is checked against its digest.
     ///
     /// # What it does not hide
     ///
     /// - The number of blobs, the times of their writing, which were written together, and which
     ///   are read.
     /// - The length of a frame of some hundred kilobytes in a pack, and of a blob that is a file by
-    ///   itself. [`padding`](StoreOptions::padding) makes both vaguer.
-    /// - Equal blobs in two stores with one key: names follow from key and digest. Stores with
+    ///   itself. [`padding`](StoreOptions::padding) makes both less exact.
+    /// - Equal blobs in two stores with one key: a name depends only on key and digest. Stores with
     ///   different keys reveal nothing about each other.
     ///
     /// `docs/encryption.md` has more. The digests in the results of
@@ -104,7 +103,7 @@ impl StoreOptions {
 
     /// Opens an encrypted store without its key, to [verify](crate::FsBlobStore::verify) checksums,
     /// [set damage aside](crate::FsBlobStore::quarantine) and [count](crate::FsBlobStore::usage).
-    /// Everything that needs names or contents of blobs is an error.
+    /// Every call that needs names or contents of blobs fails.
     pub fn without_key(mut self) -> StoreOptions {
         self.without_key = true;
         self

@@ -7,7 +7,7 @@ pub enum Padding {
     /// No padding.
     #[default]
     None,
-    /// Lengths are rounded up so that few remain, by at most 12 %: the scheme
+    /// Lengths are rounded up by at most 12 %, so that few different lengths remain: the scheme
     /// [Padmé](https://doi.org/10.2478/popets-2019-0056). Beyond 1 MiB they are rounded up to whole
     /// MiB.
     Padme,
@@ -33,7 +33,8 @@ impl Padding {
     }
 }
 
-/// Rounds up to as many leading bits as it takes to write the number of bits of the length.
+/// Rounds up so that the low bits are zero. The number of the other bits grows with the logarithm
+/// of the exponent, as Padmé prescribes.
 fn padme(length: usize) -> usize {
     let Some(bits) = length.checked_ilog2().filter(|bits| *bits > 0) else { return length };
     let loose = bits - (bits.ilog2() + 1).min(bits);

@@ -9,8 +9,8 @@
 //!
 //! The parts are bound as in the STREAM construction: to the blob by a random id of each writer, to
 //! their position, and to being last or not. STREAM keeps position and end in the nonce. Here the
-//! nonce is random, so a part can be read without the parts before it. The name is known once all
-//! bytes are, so the length comes last, and binds the id to the name.
+//! nonce is random, and the associated data has them, so a part can be read by itself. The name is
+//! known only after the last byte. So the length comes last, and binds the id to the name.
 
 use std::{
     io::{self, Read},
@@ -47,7 +47,7 @@ impl Encoder {
         })))
     }
 
-    /// Takes bytes, and hands encoded bytes on.
+    /// Takes bytes, and passes encoded bytes on.
     pub(in crate::store) fn write(&mut self, bytes: &[u8], sink: Sink<'_>) -> io::Result<()> {
         match self {
             Encoder::Plain => sink(bytes),
@@ -55,7 +55,7 @@ impl Encoder {
         }
     }
 
-    /// Hands the last bytes on, of a blob of this name.
+    /// Passes the last bytes on. The blob has this name.
     pub(in crate::store) fn finish(self, name: &Name, sink: Sink<'_>) -> io::Result<()> {
         match self {
             Encoder::Plain => Ok(()),
@@ -114,7 +114,7 @@ impl Sealer {
         sink(hasher.finish().as_bytes())
     }
 
-    /// Hands encoded bytes on, after the head.
+    /// Passes encoded bytes on, after the head.
     fn emit(&mut self, bytes: &[u8], sink: Sink<'_>) -> io::Result<()> {
         if self.hasher.is_none() {
             let mut head = [0; HEAD];
@@ -182,7 +182,7 @@ impl<S: ReadAt> Blob<S> {
         around.copy_from_slice(&end[8..8 + AROUND]);
         let mut length = [0; 8];
         if !keys.open(&end_of(&id, name), &end[..8], &around, &mut length) {
-            return damaged("its end is not what was encrypted");
+            return damaged("its end fails authentication");
         }
         let length = u64::from_le_bytes(length);
         let before = (count_of(length) - 1).checked_mul((PART + AROUND) as u64);
@@ -191,7 +191,7 @@ impl<S: ReadAt> Blob<S> {
         let least = length - (count_of(length) - 1) * PART as u64;
         match last.filter(|last| (AROUND as u64 + least..=(AROUND + PART) as u64).contains(&(*last as u64))) {
             Some(last) => Ok(Blob { keys: Arc::clone(keys), source, what, id, length, last }),
-            None => damaged("its length is not what was encrypted"),
+            None => damaged("its length does not fit the parts"),
         }
     }
 
@@ -227,7 +227,7 @@ impl<S: ReadAt> Blob<S> {
 
     fn open_part(&self, place: u64, sealed: &[u8]) -> io::Result<Wiped> {
         let last = place + 1 == count_of(self.length);
-        let damaged = || corrupt(&self.what, &format!("its part {place} is not what was encrypted"));
+        let damaged = || corrupt(&self.what, &format!("its part {place} fails authentication"));
         let (bytes, around) = sealed.split_last_chunk::<AROUND>().ok_or_else(damaged)?;
         let mut part = Wiped::zeroed(bytes.len());
         if !self.keys.open(&part_of(&self.id, place, last), bytes, around, &mut part) {

@@ -1,4 +1,4 @@
-//! The key record of an encrypted store: shows that a key is wrong before anything is read.
+//! The key record of an encrypted store. It reveals a wrong key before any blob is read.
 
 use super::keys::Keys;
 use crate::{Digest256, Error, Result};
@@ -38,7 +38,7 @@ pub(super) fn check(found: Option<&[u8]>, keys: &Keys, doing: &dyn Fn() -> Strin
     }
     match found.len() == expected.len() && content.starts_with(MAGIC) {
         true => Ok(Found::OfAnotherKey),
-        false => Err(Error::store(doing(), "it is encrypted by a version that this one does not know")),
+        false => Err(Error::store(doing(), "it is encrypted in a format that this version does not know")),
     }
 }
 

@@ -134,7 +134,7 @@ impl FsBlobStore {
             let bytes = fs::metadata(&path)?.len();
             if keep.contains(&name) {
                 match self.with_room(|| self.take_back(&path, &name)) {
-                    // The file is not swept, and returns when there is space.
+                    // The disk is full: a later call takes the blob back. The sweep spares it.
                     Err(error) if is_full(&error) => {}
                     taken => {
                         taken?;

@@ -1,5 +1,5 @@
-//! Loose blobs: one file each, called by its name. Blobs that are put one by one are kept like
-//! this, whatever their size.
+//! Loose blobs: one file each, with the name of the blob. Blobs that are put one by one are kept
+//! like this, whatever their size.
 
 use std::{
     collections::BTreeSet,

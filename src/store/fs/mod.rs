@@ -70,8 +70,8 @@ use crate::{Digest256, Error, Result, Until, private, wiped::Wiped};
 /// [`commit`](BlobWriter::commit) returns. Between calls only writers and batches have files open.
 ///
 /// Blobs that are put by themselves are files. Blobs of a [batch](BlobBatch) go into
-/// packs: one file that is synced once, and becomes visible with the commit. [`StoreOptions`]
-/// compress packs and encrypt everything.
+/// packs: one file that is synced once, and becomes visible with the commit. [`StoreOptions`] sets
+/// compression and encryption.
 ///
 /// Putting a blob by itself repairs it if it is damaged. A batch, and so a chunked capture, assumes
 /// that existing blobs are undamaged. [`verify`](FsBlobStore::verify) finds damage. After
@@ -324,8 +324,8 @@ impl StoreOptions {
     /// - [`Error::Io`] if the folders cannot be created
     /// - [`Error::WrongKey`] if the store was encrypted with another key
     /// - [`Error::Corrupt`] if the key cannot be checked, because the key record is damaged
-    /// - [`Error::Store`] if the store is encrypted and there is no key, or if it has blobs that
-    ///   are not encrypted and there is one
+    /// - [`Error::Store`] if the store is encrypted and the options have no key, or if the store
+    ///   has blobs that are not encrypted and the options have a key
     pub fn open(&self, root: impl AsRef<Path>) -> Result<FsBlobStore> {
         FsBlobStore::open_on(root.as_ref(), Disk::default(), self)
     }

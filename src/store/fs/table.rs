@@ -196,7 +196,7 @@ mod tests {
         let others = |n: u32| Name::plain(Digest256::of(&n.to_le_bytes()));
         let chosen: [(&str, &dyn Fn(u32) -> Name); 2] = [("alike", &alike), ("one", &|_| alike(0))];
         for (what, chosen) in chosen {
-            // Another program can take the processor meanwhile, but hardly each time.
+            // Another program may run in between, but hardly in each attempt.
             let costs_no_more = (0..5).any(|_| time(chosen) < time(&others) * 20);
             assert!(costs_no_more, "{what}");
         }

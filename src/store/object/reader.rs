@@ -79,8 +79,8 @@ impl Object {
         Object { remote: Arc::clone(remote), path, length, digest: *digest, bytes: None }
     }
 
-    /// Reads a small object into memory. Another program may replace an encrypted object by one of
-    /// the same blob, and parts of both don't fit together; one request gets one of them.
+    /// Reads a small object into memory, with one request. Another program may replace an encrypted
+    /// object by another encryption of the same blob, and parts of the two don't fit together.
     pub(super) fn fetch_if_small(mut self) -> Result<Object> {
         if self.length <= SMALL {
             let (remote, path, digest) = (Arc::clone(&self.remote), self.path.clone(), self.digest);

@@ -64,8 +64,8 @@ impl Builder {
         self.raw.extend_from_slice(bytes);
     }
 
-    /// Encodes the frame, compressed if that was asked for and helps. Its position is still
-    /// missing, and so is the encryption, which is bound to it.
+    /// Encodes the frame, compressed if that was asked for and helps. Its position and its
+    /// encryption come later, because the encryption is bound to the position.
     pub(crate) fn seal(&mut self) -> Sealed<'_> {
         let length = self.length();
         let packed = match self.codec.compresses() {
@@ -208,7 +208,8 @@ pub(crate) struct Frame {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) name: Name,
-    /// Its length. In an encrypted frame, whose header has no lengths: its share of the frame.
+    /// Its length. The header of an encrypted frame has no lengths, so there it is an equal share
+    /// of the frame.
     pub(crate) length: usize,
     /// Its position in the raw bytes, unless the frame is encrypted.
     start: usize,
@@ -409,7 +410,7 @@ impl Frame {
         }
         let plain = &mut decrypted[..sealed.len()];
         if !keys.open(&self.header(), sealed, around, plain) {
-            return Err(self.damaged("it is not what was encrypted"));
+            return Err(self.damaged("it fails authentication"));
         }
         let plain = &*plain;
         let front = 4 + 4 * self.entries.len();

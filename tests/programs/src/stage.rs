@@ -343,8 +343,8 @@ impl Stage {
         let mut restored = restored.map_err(|error| Failure::Refused("restore", Box::new(error)))?;
         let tree = restored.trees.pop().ok_or_else(|| Failure::wrong("the restore gave no tree"))?;
         self.actor = Some(Actor { root: Root::Revived(tree), talk });
-        // The original still writes to its files, and the kernel marks its locks in mapped ones when
-        // it ends.
+        // The original still writes to its files, and the kernel marks its locks in mapped ones
+        // when it ends.
         restored.warnings.retain(|warning| !matches!(warning, Warning::FileChanged { .. }));
         if !restored.warnings.is_empty() {
             let mut words = String::from("the restore warns");

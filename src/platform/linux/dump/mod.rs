@@ -274,7 +274,7 @@ impl<'a> Dump<'a> {
         self.warn_of_interrupted(&dumped.interrupted, tree)
     }
 
-    /// Tells of each process that has a thread whose system call the dump has ended. criu names
+    /// Warns of each process that has a thread whose system call the dump has ended. criu names
     /// some of these threads.
     fn warn_of_interrupted(&self, named: &[Pid], tree: &Tree) -> Result<()> {
         let images = ImageDir::new(&tree.folder);
@@ -287,13 +287,13 @@ impl<'a> Dump<'a> {
             .iter()
             .flat_map(|process| process.threads.iter().map(|thread| (*thread, Pid::from(process.pid))));
         let of_threads: HashMap<u32, Pid> = of_threads.collect();
-        // What is revived makes these calls again, so only a tree that goes on hears of them.
+        // A revived thread repeats these calls, so the warning is only for a tree that goes on.
         let repeating =
             if tree.options.leaves_running() { Vec::new() } else { images.repeating_threads()? };
         let named = named.iter().map(|thread| thread.as_raw().unsigned_abs());
         let threads: BTreeSet<u32> =
             named.chain(found).filter(|thread| !repeating.contains(thread)).collect();
-        // In a pid namespace of its own the tree has other numbers than those outside of it.
+        // In a pid namespace of its own, the tree has other pids than those that the caller sees.
         let within = images.has_own_pids()?;
         let process = |thread| of_threads.get(&thread).filter(|_| !within).copied().unwrap_or(tree.root);
         let processes: BTreeSet<Pid> = threads.into_iter().map(process).collect();

@@ -1,4 +1,4 @@
-//! Finds names for deleted files whose old names lead elsewhere now.
+//! Finds names for deleted files whose old names are in use again.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -17,15 +17,16 @@ use crate::{
     image::{Deleted, ImageDir},
 };
 
-/// The most bytes of an old name that a new one has: the kernel allows 255 in all.
+/// The maximum length of the part of a new name that comes from the old name. The kernel allows 255
+/// bytes in all.
 const MOST_OF_NAME: usize = 200;
 
-/// Gives each deleted folder a name under which there is nothing, and each deleted file a folder
-/// that exists. criu would remove a folder that it finds under the old name, and would make missing
-/// folders and leave them there.
+/// Gives each deleted folder a free name, and each deleted file a folder that exists. criu would
+/// remove a folder that it finds under the old name. It would create missing folders, and leave
+/// them there.
 ///
-/// Paths in a mount namespace that criu has yet to make cannot be looked at, so all deleted folders
-/// get other names there.
+/// A mount namespace that criu has yet to create cannot be searched. There, all deleted folders get
+/// other names.
 pub(in super::super) fn settle_deleted(images: &ImageDir) -> Result<()> {
     let deleted = images.deleted()?;
     if deleted.is_empty() {
@@ -48,7 +49,7 @@ pub(in super::super) fn settle_deleted(images: &ImageDir) -> Result<()> {
 }
 
 struct Names<'a> {
-    /// `None` if paths cannot be looked at.
+    /// `None` if the tree's mount namespace does not exist yet.
     root: Option<Root>,
     /// The old names of the deleted folders.
     gone: HashSet<&'a Path>,
@@ -62,12 +63,12 @@ enum At {
     Nothing,
     Folder,
     Other,
-    /// It cannot be told, or a link is in the way, of which the checks of all files tell.
+    /// The path cannot be read, or leads through a link, which the checks of all files report.
     Unknown,
 }
 
 impl Names<'_> {
-    /// Another name for a deleted file; `None` if the old one is good.
+    /// Another name for a deleted file; `None` if it can keep its name.
     fn other(&mut self, file: &Deleted) -> Option<PathBuf> {
         let old = path(&file.name);
         let (mut folder, name) = (old.parent()?, old.file_name()?.as_bytes());
@@ -93,7 +94,7 @@ impl Names<'_> {
         self.root.as_ref().is_some_and(|root| matches!(at(root, folder), At::Nothing | At::Other))
     }
 
-    /// Takes a name under which there is nothing; false if there may be something.
+    /// Takes the name if it is free; returns false if it may be in use.
     fn take(&mut self, name: &Path) -> bool {
         let is_free = self.root.as_ref().is_some_and(|root| at(root, name) == At::Nothing);
         is_free && self.given.insert(name.to_owned())

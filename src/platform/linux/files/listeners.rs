@@ -1,4 +1,4 @@
-//! Finds programs that listen where the tree is to listen.
+//! Finds programs that listen on sockets which the restore has to create.
 
 use std::collections::HashSet;
 
@@ -10,10 +10,10 @@ use super::{
 };
 use crate::{image::Place, preflight::Peers};
 
-/// Describes each socket that is to be made, and that another program has now. Programs in other
-/// network namespaces are not seen.
+/// Describes each socket that the restore has to create, and on which another program listens now.
+/// Programs in other network namespaces are not seen.
 pub(super) fn listening(files: &[File]) -> Vec<String> {
-    // A socket has no entry among the files.
+    // Sockets have no entry among the files, hence the id 0.
     let sockets = files.iter().filter(|file| file.named.place == Place::Made && file.named.id == 0);
     let Ok(root) = Root::open() else { return Vec::new() };
     let there = sockets.filter_map(|file| match root.walk(path(&file.named.path), false) {
@@ -29,7 +29,7 @@ pub(super) fn listening(files: &[File]) -> Vec<String> {
         .filter(|(_, stat)| all.listens_at(stat.st_ino, (major(stat.st_dev), minor(stat.st_dev))));
     taken
         .map(|(file, _)| {
-            format!("{}: another program has this socket now, and would be cut off", shown(&file.named.path))
+            format!("{}: another program listens on this socket, and would lose it", shown(&file.named.path))
         })
         .collect()
 }

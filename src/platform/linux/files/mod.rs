@@ -85,8 +85,8 @@ impl Files {
         refuse(Cause::FileReplaced, self.0.iter().filter_map(File::replaced))
     }
 
-    /// Refuses to begin while other programs use the sockets that are to be made: criu would remove
-    /// their files, and cut them off.
+    /// Refuses to begin while other programs listen on the sockets that criu has to create: criu
+    /// would remove the files of these sockets.
     pub(super) fn check_listeners(&self) -> Result<()> {
         refuse(Cause::FileReplaced, listeners::listening(&self.0).into_iter())
     }
@@ -124,9 +124,9 @@ impl Files {
         Ok((self.last_look(images, grown.cuts)?, warnings))
     }
 
-    /// Tells of files that the tree reads, executes or has mapped, and that were written to or
-    /// replaced since the capture without another size. Contents that the capture noted are
-    /// compared later.
+    /// Warns of files that the tree reads, executes or has mapped, and that were written to or
+    /// replaced since the capture, but have the same size. If the capture noted the contents, they
+    /// are compared later.
     pub(super) fn changed(&self, images: &ImageDir) -> Result<Vec<Warning>> {
         let noted = images.notes()?.map(|notes| notes.mapped).unwrap_or_default();
         let noted: HashSet<_> = noted.into_iter().map(|note| note.path).collect();
@@ -187,8 +187,9 @@ impl File {
         }
     }
 
-    /// Returns true if the tree finds other contents of the same size, as far as the time of the
-    /// last change tells. The kernel's own file systems make up such times.
+    /// Returns true if the file has the same size but another time of the last change, so that the
+    /// tree finds other contents. Does not use the times of the kernel's own file systems, which
+    /// mean nothing.
     fn is_changed(&self) -> bool {
         let NamedFile { path, uses, place, flags, .. } = &self.named;
         let Some((Now::There(now), then)) = self.note.as_ref().map(|note| (&self.now, note)) else {

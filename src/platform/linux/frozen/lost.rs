@@ -38,7 +38,7 @@ pub(super) fn look(tree: &Frozen) -> Vec<Warning> {
             found("controlling terminal");
         }
         if has_thread_apart(*process) {
-            found("descriptors, folder or network that a thread has for itself");
+            found("separate descriptors, folder or network of a thread");
         }
         if read_start(format!("/proc/{process}/ksm_stat")).is_some_and(|text| merges_memory(&text)) {
             found("setting to merge equal memory (PR_SET_MEMORY_MERGE)");
@@ -56,8 +56,8 @@ fn inherited_terminal(process: i32, stat: &Stat, tree: &[i32]) -> bool {
     !stat.is_zombie() && stat.has_terminal() && stat.session != process && tree.contains(&stat.session)
 }
 
-/// Returns true if a thread shares no descriptors, folders or network with the first one, which is
-/// the only one that criu looks at.
+/// Returns true if a thread has other descriptors, folders or another network than the first
+/// thread. criu looks only at the first one.
 fn has_thread_apart(process: i32) -> bool {
     let network = |thread| fs::read_link(format!("/proc/{process}/task/{thread}/ns/net")).ok();
     let mut others = threads(process).filter(|thread| *thread != process).peekable();

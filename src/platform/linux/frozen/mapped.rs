@@ -1,7 +1,7 @@
 //! Files that the tree has mapped shared and writable, such as a database or a named semaphore.
 //!
-//! criu maps them again and leaves their contents alone. So what is revived may find other contents
-//! than it had: here is noted what they were, and a restore compares.
+//! criu maps them again and leaves their contents alone, so a revived tree may find other contents
+//! than it had. The notes record the old contents, and a restore compares them.
 
 use std::{
     ffi::OsStr,
@@ -24,10 +24,10 @@ use crate::{
 
 /// The most mappings that are noted of one tree.
 const MOST: usize = 10_000;
-/// The most bytes of a mapping whose contents are compared. Of a larger one, the size and the time
-/// of the last change are.
+/// The maximum size of a mapping whose contents are compared, in bytes. For a larger one, the size
+/// and the time of the last change are compared.
 const LARGE: u64 = 1 << 20;
-/// The most bytes that are read of one tree, which waits for it.
+/// The maximum number of bytes that are read for one tree, which is frozen meanwhile.
 const ALL: u64 = 16 << 20;
 
 pub(super) fn look(tree: &Frozen) -> Vec<MappedNote> {

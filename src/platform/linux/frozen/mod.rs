@@ -48,7 +48,7 @@ struct OpenFile {
 pub(super) struct Before {
     tree: Frozen,
     packets: Vec<packets::Found>,
-    /// What waits in terminals, which criu changes.
+    /// Warnings of unread data in terminals, which criu changes.
     terminals: Vec<Warning>,
 }
 
@@ -59,7 +59,7 @@ impl Before {
         Before { packets: packets::look(&tree), terminals: terminals::look(&tree), tree }
     }
 
-    /// Everything that is noted of a tree, with the standard streams that the caller told, and
+    /// Makes the notes of a tree. They include the standard streams that the caller named, and
     /// those that lead to the caller.
     pub(super) fn notes(&self, streams: &[StreamNote]) -> Notes {
         Notes {
@@ -73,8 +73,8 @@ impl Before {
         }
     }
 
-    /// Makes of the images what can be restored, as far as they are not. `roots` are those of all
-    /// trees of the capture.
+    /// Edits images that criu could not restore as they are. `roots` are those of all trees of the
+    /// capture.
     pub(super) fn mend(
         &self,
         root: Pid,
@@ -130,8 +130,8 @@ impl Frozen {
         Frozen { pids, files }
     }
 
-    /// Looks for what a revived tree will lack. `roots` are those of all trees of the capture. The
-    /// tree may run: then it is what it would lack by now.
+    /// Finds state that a revived tree will lack. `roots` are those of all trees of the capture. If
+    /// the tree runs, the result is that of a capture at this moment.
     ///
     /// # Errors
     ///

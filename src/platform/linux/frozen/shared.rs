@@ -36,7 +36,7 @@ pub(super) fn look(tree: &Frozen, roots: &[Pid]) -> Vec<Warning> {
     for (file, regular) in files {
         let others = outside.get(&regular.inode).into_iter().flatten();
         let shared = others.filter_map(|other| Some((other.pid, file.shares(&regular, other)?)));
-        // Of several, the one that costs the most data.
+        // If there are several, report the one that loses the most data.
         let Some((with, what)) = shared.min_by_key(|(_, what)| *what as u8) else { continue };
         if told.insert(regular.inode) {
             let path = file.name(regular.deleted);
@@ -85,7 +85,8 @@ impl OpenFile {
         access_mode(self.pid, self.fd).is_some_and(|mode| mode != libc::O_RDONLY)
     }
 
-    /// Returns what it shares with another open file of the same inode, if that does harm.
+    /// Returns the kind of sharing with another open file of the same inode, if a restore breaks
+    /// it.
     fn shares(&self, regular: &Regular, other: &OpenFile) -> Option<Shared> {
         if regular.deleted && (self.can_write() || other.can_write()) {
             return Some(Shared::Deleted);
@@ -103,8 +104,8 @@ impl OpenFile {
         open_flags(self.pid, self.fd).is_none_or(|flags| flags & libc::O_APPEND != 0)
     }
 
-    /// Returns true if the file is read at its position, as far as that can be seen: a file which
-    /// was left open by mistake, or is read at other places, is at its begin.
+    /// Returns true if the file seems to be read at its position. A file that was left open by
+    /// mistake, or that is read with `pread` or a mapping, has the position 0.
     fn will_read(&self, size: u64) -> bool {
         let info = read_start(format!("/proc/{}/fdinfo/{}", self.pid, self.fd));
         let position = info.and_then(|info| fdinfo_value::<u64>(&info, "pos"));

@@ -38,8 +38,9 @@ pub(super) fn look(tree: &Frozen, told: &[StreamNote]) -> Vec<StreamNote> {
 }
 
 /// Finds pipes and sockets that lead to this process, whose other end has leaked into the tree, and
-/// that are no stream of the root. The root has moved them to make room for files, so they are
-/// taken for the streams that are files, in order. Those that are `known` are left out.
+/// that are not standard streams of the root now. The root has probably moved them, and opened
+/// files in their place. So they are assigned to the streams that are files, in order. Leaves out
+/// `known` ones.
 pub(super) fn moved(tree: &Frozen, known: &[StreamNote]) -> (Vec<StreamNote>, Vec<Warning>) {
     let own = Pid::own().as_raw();
     let (mut notes, mut warnings) = (Vec::new(), Vec::new());
@@ -70,7 +71,7 @@ pub(super) fn moved(tree: &Frozen, known: &[StreamNote]) -> (Vec<StreamNote>, Ve
     (notes, warnings)
 }
 
-/// The way that data takes through a file of the tree.
+/// The direction of data through a file of the tree.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
     In,
@@ -78,7 +79,7 @@ enum Way {
     Both,
 }
 
-/// Pipes and sockets of which both ends are in the tree, and one in this process as well.
+/// Pipes and sockets that have both ends in the tree, and one end in this process as well.
 struct Leaks {
     pipes: Pipes,
     own_pipes: Pipes,
@@ -95,8 +96,8 @@ impl Leaks {
         Leaks { pipes: ends(tree.iter()), own_pipes: ends(own.iter()), sockets: inner, own_sockets, peers }
     }
 
-    /// Returns the way of a file that leads to this process. The end that this process lacks is the
-    /// one that the tree was given.
+    /// Returns the direction of a file that leads to this process; `None` for other files. The tree
+    /// was given the end that this process does not have.
     fn leads_here(&self, file: &OpenFile) -> Option<Way> {
         if let Some(socket) = file.inode_of("socket") {
             let end = self.peers.as_ref()?.other_end(socket)?;

@@ -1,9 +1,9 @@
 //! Terminals within the tree, before criu looks at them.
 //!
-//! criu reads what waits in a terminal of which the tree has both sides, and writes it back by the
-//! other side. The modes of the terminal act on it a second time then, and what does not fit is
-//! dropped, in the tree that goes on as well. A terminal of which no process has the slave any more
-//! comes back as one whose slave was never opened.
+//! If the tree has both sides of a terminal, criu reads the unread data of the terminal, and writes
+//! it back through the other side. So the modes of the terminal change it a second time, and data
+//! that does not fit is dropped. This also happens in the tree that goes on. A terminal whose slave
+//! was closed by all processes comes back as one whose slave was never opened.
 
 use std::{
     collections::HashSet,
@@ -19,8 +19,8 @@ use crate::{
     sys::{self, Statx},
 };
 
-/// Finds terminals with unread bytes, and those whose program has ended, one warning for each
-/// master.
+/// Finds terminals with unread bytes, and terminals whose program has ended. Returns one warning
+/// for each terminal.
 pub(super) fn look(tree: &Frozen) -> Vec<Warning> {
     let mut slaves = Vec::new();
     let mut masters = Vec::new();
@@ -42,10 +42,10 @@ pub(super) fn look(tree: &Frozen) -> Vec<Warning> {
         let Some(taken) = master.taken() else { continue };
         let what = match slave {
             Some(slave) if waits(&taken) || slave.taken().is_some_and(|slave| waits(&slave)) => {
-                "exact input and output that waits in a terminal of the tree, as does the tree that goes on"
+                "exact input and output that waits in a terminal, and so will the tree that goes on"
             }
             None if has_hung_up(&taken) => {
-                "end of a terminal whose program has ended, with its unread output: a reader waits for ever"
+                "hang-up of a terminal whose program has ended, and its unread output: a reader waits for ever"
             }
             _ => continue,
         };
@@ -62,7 +62,7 @@ fn waits(side: &OwnedFd) -> bool {
     sys::waiting_bytes(side).is_ok_and(|bytes| bytes > 0)
 }
 
-/// Returns true if no process has the slave.
+/// Returns true if no process has the slave open any more.
 fn has_hung_up(master: &OwnedFd) -> bool {
     let mut asked = [PollFd::new(master.as_fd(), PollFlags::empty())];
     let asked = poll(&mut asked, PollTimeout::ZERO).ok().and_then(|_| asked[0].revents());
