@@ -237,7 +237,8 @@ impl ProcsRestore {
     /// Accepts files that were replaced since the capture. By default, a restore fails with
     /// [`Cause::FileReplaced`](crate::Cause::FileReplaced) if a path of the tree leads through a
     /// new link, or if a file belongs to another user or group now: criu opens files as root, so
-    /// the tree could get a file that it may not read.
+    /// the tree could get a file that it may not read. It also fails if another program has taken
+    /// over a unix socket of the tree, which criu would take away from it.
     ///
     /// Paths inside a mount namespace of the tree's own are not compared.
     #[must_use]
