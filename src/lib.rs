@@ -84,7 +84,7 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // On other systems a capture stores a placeholder, so most of the formats are unused there.
-#![cfg_attr(not(target_os = "linux"), allow(dead_code, unused_imports))]
+#![cfg_attr(not(target_os = "linux"), allow(dead_code, unreachable_pub, unused_imports))]
 
 mod archive;
 mod capture;

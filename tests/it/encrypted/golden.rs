@@ -5,7 +5,7 @@ use std::fs;
 
 use criu_rpc::{BlobStore, Digest256, Error, store::StoreOptions};
 
-use super::{data, key, options};
+use super::{key, options};
 use crate::stores::{Folder, files_below, unpack};
 
 #[test]
@@ -46,7 +46,7 @@ fn write_store() {
     store.put(&empty).unwrap();
     pack(&options().open(&folder).unwrap(), &packed);
     pack(&options().compression(true).padding(Padding::Padme).open(&folder).unwrap(), &compressed);
-    let mut files = data(&folder);
+    let mut files = super::data(&folder);
     files.extend(["store.key", "store.key.copy"].map(|name| folder.join(name)));
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let line = |file: &std::path::PathBuf| {
