@@ -177,7 +177,7 @@ fn a_socket_of_another_program_is_refused() {
             let causes: Vec<_> = foresight.blocks.iter().map(|finding| finding.cause).collect();
             assert_eq!(causes, [Some(Cause::FileReplaced)]);
             let error = home.restore().restore(&store, &digest).unwrap_err();
-            assert_replaced(&error, &path, "another program has this socket");
+            assert_replaced(&error, &path, "another program listens on this socket");
             assert_eq!(fs::metadata(&path).unwrap().ino(), inode, "it was replaced");
             let mut revived = on_pipes(home.restore().replaced_files(true), &store, &digest);
             assert_eq!(revived.ask("?"), "there");
