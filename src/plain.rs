@@ -4,7 +4,12 @@
 //! Everything that this crate shows to people is escaped here, when an error, failure, warning or
 //! finding is displayed. Code that makes one must not escape.
 
-use std::fmt::{self, Write};
+use std::{
+    fmt::{self, Write},
+    path::Path,
+};
+
+use serde::Serializer;
 
 /// Escapes all that is written to it, as [`plain`] does.
 pub(crate) struct Plain<W>(pub(crate) W);
@@ -28,6 +33,11 @@ pub(crate) fn plain(text: &str) -> String {
     let mut plain = Plain(String::with_capacity(text.len()));
     let _ = plain.write_str(text); // writing to a string cannot fail
     plain.0
+}
+
+/// Serializes a path as text, with replacement characters for what is not UTF-8. Formats escape it.
+pub(crate) fn path_as_text<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
 }
 
 fn acts(character: char) -> bool {

@@ -2,12 +2,15 @@
 
 use std::{
     fmt::{self, Write},
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
-use crate::{Digest256, Pid, plain::Plain};
+use crate::{
+    Digest256, Pid,
+    plain::{Plain, path_as_text},
+};
 
 /// A note about a capture or a restore that succeeded, for the caller's user.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -57,7 +60,7 @@ pub enum Warning {
     /// file that was put back as it was counts as changed, unless that time was put back as well.
     FileChanged {
         /// The file.
-        #[serde(serialize_with = "in_words")]
+        #[serde(serialize_with = "path_as_text")]
         path: PathBuf,
     },
     /// The capture can never be revived. Its tree goes on; for a tree that is to end, the capture
@@ -89,7 +92,7 @@ pub enum Warning {
         /// The process.
         pid: Pid,
         /// The file.
-        #[serde(serialize_with = "in_words")]
+        #[serde(serialize_with = "path_as_text")]
         path: PathBuf,
     },
     /// A revived thread lacks a setting that it had; other threads may lack it as well.
@@ -145,7 +148,7 @@ pub enum Warning {
     /// revived only while that process lives.
     ProcOfOther {
         /// The file.
-        #[serde(serialize_with = "in_words")]
+        #[serde(serialize_with = "path_as_text")]
         path: PathBuf,
     },
     /// A file is open under a deleted name, and its other name was not found. The revived tree gets
@@ -154,7 +157,7 @@ pub enum Warning {
         /// The root of the tree.
         pid: Pid,
         /// The deleted name.
-        #[serde(serialize_with = "in_words")]
+        #[serde(serialize_with = "path_as_text")]
         path: PathBuf,
     },
     /// A process shares an open file with a process outside of the tree: the capturing process, one
@@ -167,7 +170,7 @@ pub enum Warning {
         /// The process in the tree.
         pid: Pid,
         /// The file.
-        #[serde(serialize_with = "in_words")]
+        #[serde(serialize_with = "path_as_text")]
         path: PathBuf,
         /// The process outside.
         with: Pid,
@@ -192,11 +195,6 @@ pub enum Shared {
     /// A deleted file, such as a temporary one: the revived tree gets a copy, and each side misses
     /// what the other writes.
     Deleted,
-}
-
-/// A path as text, with replacement characters for what is not UTF-8.
-fn in_words<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&path.display())
 }
 
 impl fmt::Display for Warning {

@@ -74,6 +74,20 @@ impl fmt::Display for Digest256 {
     }
 }
 
+impl fmt::LowerHex for Digest256 {
+    /// Writes the 64 hexadecimal digits, without `sha256:`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.hex())
+    }
+}
+
+impl AsRef<[u8]> for Digest256 {
+    /// Returns the 32 bytes.
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
 impl fmt::Debug for Digest256 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
@@ -167,6 +181,8 @@ mod tests {
     fn the_digest_of_nothing_is_the_well_known_one() {
         assert_eq!(Digest256::of(b"").to_string(), EMPTY);
         assert_eq!(Digest256::of(b"").hex(), EMPTY["sha256:".len()..]);
+        assert_eq!(format!("sha256:{:x}", Digest256::of(b"")), EMPTY);
+        assert_eq!(Digest256::of(b"").as_ref()[..2], [0xe3, 0xb0]);
     }
 
     #[test]

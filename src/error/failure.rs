@@ -86,8 +86,11 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let f = &mut Plain(f);
         match (self.cause, self.telling_line()) {
-            // criu's messages then report only the abort.
-            (cause @ Cause::GivenUp, _) => write!(f, "{cause}"),
+            // criu's messages then report only the abort, and the error says who wanted it.
+            (Cause::GivenUp, _) => f.write_str(match self.target {
+                Target::Running => "aborted; the tree runs as before",
+                _ => "aborted",
+            }),
             (cause @ Cause::CriuKilled, _) => {
                 let signal = self.exit.map(|status| format!(" ({status})"));
                 write!(f, "{cause}{}", signal.unwrap_or_default())

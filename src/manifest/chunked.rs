@@ -1,6 +1,11 @@
 //! [`ChunkedBlob`]: the manifest of version 2, with memory in chunks.
 
-use std::{collections::BTreeMap, fmt, marker::PhantomData};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    marker::PhantomData,
+    time::{Duration, SystemTime},
+};
 
 use serde::{
     Deserialize, Deserializer, Serialize,
@@ -37,6 +42,18 @@ pub struct ChunkedBlob {
     /// The blobs that the caller [attached](crate::ProcsCapture::attach), by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "additions::bounded")]
     pub attached: BTreeMap<String, Digest256>,
+}
+
+impl ChunkedBlob {
+    /// Returns the time of the capture; `None` if it is later than this system can express.
+    pub fn taken_at(&self) -> Option<SystemTime> {
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(self.taken))
+    }
+
+    /// Returns the time that the tree was frozen, by criu's clock; with several trees, the longest.
+    pub fn frozen(&self) -> Option<Duration> {
+        self.frozen_us.map(Duration::from_micros)
+    }
 }
 
 /// One process tree of a [`ChunkedBlob`].

@@ -3,6 +3,8 @@
 
 use std::{fs::File, path::Path, time::Duration};
 
+use serde::Serialize;
+
 use crate::{
     DumpOptions, Pid, RestoreOptions, Result, Stream, Until, Version, Warning,
     archive::Trees,
@@ -125,7 +127,7 @@ pub(crate) struct Revived {
 /// Input that a tree had not read when it was captured. It was in a pipe or socket that the restore
 /// replaced, so the tree does not have it any more; [`Restored::unread`](crate::Restored::unread)
 /// hands it back.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Unread {
     /// The root of the tree.

@@ -40,6 +40,8 @@ use std::{
     path::PathBuf,
 };
 
+use serde::Serialize;
+
 pub use self::obstacle::Obstacle;
 pub(crate) use self::{
     beyond::beyond_restore,
@@ -52,7 +54,11 @@ use self::{
     namespaces::Spaces,
     process::{Caller, Process},
 };
-use crate::{DumpOptions, Pid, Result, Version, plain::Plain, proto::rpc::CriuOpts};
+use crate::{
+    DumpOptions, Pid, Result, Version,
+    plain::{Plain, path_as_text},
+    proto::rpc::CriuOpts,
+};
 
 /// The result of [`Criu::preflight`](crate::Criu::preflight).
 ///
@@ -64,7 +70,7 @@ use crate::{DumpOptions, Pid, Result, Version, plain::Plain, proto::rpc::CriuOpt
 /// println!("{} processes, connected: {connected}", preflight.processes);
 /// # Ok::<(), criu_rpc::Error>(())
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Preflight {
     /// The findings, process by process from the root down, without those that the options cure
@@ -95,7 +101,7 @@ impl Preflight {
 /// }
 /// # Ok::<(), criu_rpc::Error>(())
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Finding {
     /// The process with the problem.
@@ -138,7 +144,7 @@ impl fmt::Display for Finding {
 /// }
 /// # Ok::<(), criu_rpc::Error>(())
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 #[non_exhaustive]
 pub enum Place {
     /// The process as a whole.
@@ -148,11 +154,13 @@ pub enum Place {
         /// The descriptor's number in the process.
         fd: i32,
         /// Its target, as `/proc/<pid>/fd` shows it.
+        #[serde(serialize_with = "path_as_text")]
         target: PathBuf,
     },
     /// The program that it runs.
     Program {
         /// Its path, as `/proc/<pid>/exe` shows it.
+        #[serde(serialize_with = "path_as_text")]
         path: PathBuf,
     },
     /// A mapping of its memory.
@@ -162,6 +170,7 @@ pub enum Place {
         /// The address after its last.
         end: u64,
         /// The mapped file, as `/proc/<pid>/maps` shows it.
+        #[serde(serialize_with = "path_as_text")]
         path: PathBuf,
     },
 }
@@ -181,7 +190,8 @@ impl fmt::Display for Place {
 }
 
 /// The severity of a finding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[non_exhaustive]
 pub enum Severity {
     /// The dump may fail, or it succeeds and the restore needs care.
     Risk,
@@ -256,5 +266,23 @@ impl<'a> View<'a> {
         self.options.external.iter().any(|external| {
             external.strip_prefix(resource).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_finding_is_json_with_its_place() {
+        let place = Place::Descriptor { fd: 3, target: "pipe:[7]".into() };
+        let obstacle = Obstacle::PipeOutside { inode: 7 };
+        let finding = Finding { pid: 5.into(), place, obstacle, severity: Severity::Risk };
+        let json = serde_json::to_string(&Preflight { findings: vec![finding], processes: 1 }).unwrap();
+        let place = r#"{"Descriptor":{"fd":3,"target":"pipe:[7]"}}"#;
+        let finding = format!(
+            r#"{{"pid":5,"place":{place},"obstacle":{{"PipeOutside":{{"inode":7}}}},"severity":"Risk"}}"#
+        );
+        assert_eq!(json, format!(r#"{{"findings":[{finding}],"processes":1}}"#));
     }
 }

@@ -2,6 +2,8 @@
 
 use std::fmt::{self, Write};
 
+use serde::Serialize;
+
 use crate::{Cause, Pid, options::External, plain::Plain};
 
 /// A problem for a dump or a restore.
@@ -12,7 +14,7 @@ use crate::{Cause, Pid, options::External, plain::Plain};
 /// assert_eq!(Obstacle::FileLock.cure(), Some("DumpOptions::file_locks, at the restore as well"));
 /// assert_eq!(Obstacle::IoUring.cure(), None);
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 #[non_exhaustive]
 pub enum Obstacle {
     /// The caller lacks a capability that criu needs.

@@ -12,6 +12,8 @@ use std::{
     time::Duration,
 };
 
+use serde::{Serialize, Serializer};
+
 use crate::{
     BlobStore, Digest256, Error, ProcsBlob, RestoreOptions, RestoreTimes, Result, Stream, Tree, Unread,
     Until, Warning,
@@ -84,12 +86,13 @@ pub struct ProcsRestore {
     check_memory: bool,
 }
 
-/// The result of a restore.
-#[derive(Debug)]
+/// The result of a restore. Its JSON has the pids of the trees, and not the pipes.
+#[derive(Debug, Serialize)]
 #[must_use]
 #[non_exhaustive]
 pub struct Restored {
     /// The revived trees: one, unless several were captured together; empty for a placeholder.
+    #[serde(serialize_with = "as_pids")]
     pub trees: Vec<Tree>,
     /// Warnings for the caller's user.
     pub warnings: Vec<Warning>,
@@ -97,13 +100,20 @@ pub struct Restored {
     /// standard input, before anything else.
     pub unread: Vec<Unread>,
     /// The other end of a standard input that was [piped](Stream::Piped). Several trees share it.
+    #[serde(skip)]
     pub stdin: Option<PipeWriter>,
     /// The other end of a standard output that was [piped](Stream::Piped).
+    #[serde(skip)]
     pub stdout: Option<PipeReader>,
     /// The other end of a standard error that was [piped](Stream::Piped).
+    #[serde(skip)]
     pub stderr: Option<PipeReader>,
     /// The time of the restore, by phase.
     pub took: RestoreTimes,
+}
+
+fn as_pids<S: Serializer>(trees: &[Tree], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(trees.iter().map(Tree::pid))
 }
 
 impl Restored {

@@ -1,9 +1,11 @@
 //! criu's answers, as values.
 
+use serde::Serialize;
+
 use crate::{Pid, Version};
 
 /// A dump that succeeded.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct Dumped {
     /// The release of criu that wrote the images, if it is known. An older one cannot read them.
@@ -26,7 +28,7 @@ pub enum SelfDump {
 }
 
 /// The result of [`Criu::about`](super::Criu::about).
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct About {
     /// The release of criu.
@@ -36,7 +38,7 @@ pub struct About {
 }
 
 /// Optional kernel features for criu. `criu check --feature`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Features {
     /// Changes of memory can be tracked, for incremental dumps.

@@ -39,6 +39,12 @@ use std::{
 #[cfg(feature = "encryption")]
 pub use self::codec::{Key, Padding};
 pub(crate) use self::fetch::{fetch, fetch_into};
+/// The crate behind [`ObjectBlobStore`], which takes its stores and options. A new major release of
+/// it is one of this crate, too.
+#[cfg(feature = "object-store")]
+#[doc(no_inline)]
+pub use object_store;
+
 #[cfg(feature = "object-store")]
 pub use self::object::{NobodyWrites, ObjectBlobStore};
 pub use self::{
