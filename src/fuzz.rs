@@ -21,7 +21,7 @@ use crate::{
     manifest::{Leaf, Listing, MemoryMap},
     pages::{PageOwner, PageRun, PageSink, PageSize},
     rpc::receive_pages,
-    store::reachable,
+    stored::reachable,
 };
 
 /// Parses a packet of criu's.

@@ -41,7 +41,9 @@
 //! | storing | [`BlobStore`], [`BlobStoreExt`]; [`FsBlobStore`], [`MemBlobStore`] |
 //! | compressing and encrypting stores, behind features | [`store::StoreOptions`] |
 //! | stores in a cloud, behind a feature | `ObjectBlobStore` |
-//! | stores of your own, collections, moving captures | [`store`] |
+//! | stores of your own, reports of stores | [`store`] |
+//! | removing captures | [`FsBlobStore::gc`], [`FsBlobStore::purge`] |
+//! | moving captures, and the blobs that they need | [`stored`] |
 //! | the contents of a capture | [`ProcsBlob`], [`manifest`], [`digest`] |
 //! | obstacles to a capture | [`ProcsCapture::preflight`] |
 //! | obstacles to a restore | [`ProcsRestore::preflight`] |
@@ -118,6 +120,7 @@ pub mod rpc;
 #[cfg(target_os = "linux")]
 mod serve;
 pub mod store;
+pub mod stored;
 mod stream;
 #[cfg(target_os = "linux")]
 mod sys;

@@ -285,7 +285,7 @@ ProcsCapture::new([4242]).cancelled_by(&cancel).run(&FsBlobStore::open(\"capture
 
     /// Attaches a blob to a [chunked](ProcsCapture::chunked) capture, under a name: something that
     /// belongs to it, such as a snapshot of its files. The blob is kept and copied with the capture
-    /// ([`reachable`](crate::store::reachable), [`copy_capture`](crate::store::copy_capture)). A
+    /// ([`reachable`](crate::stored::reachable), [`copy_capture`](crate::stored::copy_capture)). A
     /// restore ignores it; a reader finds it in
     /// [`ChunkedBlob::attached`](crate::manifest::ChunkedBlob::attached).
     ///

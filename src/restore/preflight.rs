@@ -6,7 +6,7 @@ use crate::{
     archive::unpack_without_memory,
     manifest::{ChunkedBlob, parse},
     platform::{self, Reviver, ToRevive},
-    store::reachable_until,
+    stored::reachable_until,
     stream,
     took::Clock,
 };

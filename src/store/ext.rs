@@ -1,7 +1,7 @@
 //! [`BlobStoreExt`]: methods of every store.
 
-use super::{BlobBatch, BlobStore, reach::read_manifest};
-use crate::{Digest256, ProcsBlob, Result, Until, manifest};
+use super::{BlobBatch, BlobStore};
+use crate::{Digest256, Error, ProcsBlob, Result, Until, manifest};
 
 /// Methods of every [`BlobStore`], for its callers. A store implements [`BlobStore`] and has these.
 ///
@@ -30,9 +30,9 @@ pub trait BlobStoreExt: BlobStore {
     ///
     /// # Errors
     ///
-    /// - [`Error::Missing`](crate::Error::Missing) if the store has no such blob
-    /// - [`Error::Corrupt`](crate::Error::Corrupt) for a blob that is damaged, or not a manifest
-    /// - [`Error::UnknownKind`](crate::Error::UnknownKind) for a capture by a later version
+    /// - [`Error::Missing`] if the store has no such blob
+    /// - [`Error::Corrupt`] for a blob that is damaged, or not a manifest
+    /// - [`Error::UnknownKind`] for a capture by a later version
     /// - errors of the store
     fn manifest(&self, capture: &Digest256) -> Result<ProcsBlob> {
         manifest::parse(capture, &read_manifest(self, capture)?)
@@ -40,3 +40,14 @@ pub trait BlobStoreExt: BlobStore {
 }
 
 impl<S: BlobStore + ?Sized> BlobStoreExt for S {}
+
+/// Reads and verifies a manifest. Reading stops at a blob that is too long for a manifest.
+pub(crate) fn read_manifest(store: &(impl BlobStore + ?Sized), digest: &Digest256) -> Result<Vec<u8>> {
+    let json = store.read_range(digest, 0, ProcsBlob::CEILING + 1)?;
+    if json.len() > ProcsBlob::CEILING {
+        let problem = format!("it has more than {} bytes", ProcsBlob::CEILING);
+        return Err(Error::corrupt(format!("the manifest {digest}"), problem));
+    }
+    // If these bytes are damaged, the store may have another copy.
+    if Digest256::of(&json) == *digest { Ok(json) } else { store.get(digest) }
+}

@@ -8,9 +8,9 @@
 //! | compression, encryption (features of the same names) | [`StoreOptions`], `Key`, `Padding` |
 //! | a store of your own | [`BlobStore`], [`BlobWriter`], [`BlobBatch`] |
 //! | testing your own store (feature `conformance`) | `conformance` |
-//! | removing captures | [`FsBlobStore::gc`], [`reachable`]; [`Gc`] with its [`Tally`]; [`Usage`] |
+//! | removing captures | [`FsBlobStore::gc`]; [`Gc`] with its [`Tally`]; [`Usage`] |
 //! | finding damage | [`FsBlobStore::verify`], [`Verified`] with its [`Damage`] |
-//! | moving captures | [`copy_capture`] |
+//! | moving captures, and the blobs that they need | [`stored`](crate::stored) |
 
 // Start with the trait. `batch` stores many blobs at once, `mem`, `fs` and `object` are stores,
 // `pack` and `codec` are the form in which the last two keep blobs.
@@ -27,7 +27,6 @@ mod name;
 #[cfg(feature = "object-store")]
 mod object;
 mod pack;
-mod reach;
 mod read_at;
 
 use std::{
@@ -38,7 +37,10 @@ use std::{
 
 #[cfg(feature = "encryption")]
 pub use self::codec::{Key, Padding};
-pub(crate) use self::fetch::{fetch, fetch_into};
+pub(crate) use self::{
+    ext::read_manifest,
+    fetch::{fetch, fetch_into},
+};
 /// The crate behind [`ObjectBlobStore`], which takes its stores and options. A new major release of
 /// it is one of this crate, too.
 #[cfg(feature = "object-store")]
@@ -53,7 +55,6 @@ pub use self::{
     ext::BlobStoreExt,
     fs::{Damage, FsBlobStore, Gc, Tally, Usage, Verified},
     mem::MemBlobStore,
-    reach::{copy_capture, copy_capture_until, reachable, reachable_until},
 };
 use self::{batch::OneByOne, fetch::verify};
 use crate::{

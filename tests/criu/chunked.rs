@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use criu_rpc::{BlobStore, BufferPool, Chunking, Digest256, Error, MemBlobStore, ProcsBlob, RestoreOptions, Warning, store::{copy_capture, reachable}};
+use criu_rpc::{BlobStore, BufferPool, Chunking, Digest256, Error, MemBlobStore, ProcsBlob, RestoreOptions, Warning, stored::{copy_capture, reachable}};
 
 use serde_json::{Value, json};
 

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use criu_rpc::{BlobStore, Cancel, Cause, Chunking, Digest256, DumpOptions, Error, Foresight, GrownFiles, MemBlobStore, ProcsBlob, ProcsRestore, options::External, store::reachable};
+use criu_rpc::{BlobStore, Cancel, Cause, Chunking, Digest256, DumpOptions, Error, Foresight, GrownFiles, MemBlobStore, ProcsBlob, ProcsRestore, options::External, stored::reachable};
 use nix::{
     fcntl::{Flock, FlockArg},
     sys::stat::Mode,

@@ -4,7 +4,7 @@ use std::{env, fs, process, time::Duration};
 
 use criu_rpc::{
     BlobStore, Chunking, Digest256, Error, FsBlobStore, MemBlobStore, ProcsBlob, ProcsCapture, Result,
-    store::{copy_capture, reachable},
+    stored::{copy_capture, reachable},
 };
 
 /// Stores a capture without files and memory, to which these blobs are attached.

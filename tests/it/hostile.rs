@@ -9,7 +9,7 @@ use std::{
 
 use criu_rpc::{
     BlobStore, Digest256, Error, MemBlobStore, Result,
-    store::{copy_capture, reachable},
+    stored::{copy_capture, reachable},
 };
 
 const PIECE: usize = 64 << 10;

@@ -9,7 +9,7 @@ use std::{
 
 /// The floors from the bottom up. A module uses modules of lower floors. Those of the lowest floor,
 /// the words, may also use each other.
-const FLOORS: [(&str, &[&str]); 9] = [
+const FLOORS: [(&str, &[&str]); 10] = [
     (
         "words",
         &[
@@ -34,6 +34,7 @@ const FLOORS: [(&str, &[&str]); 9] = [
     ),
     ("formats", &["archive", "diagnose", "image", "manifest", "options"]),
     ("stores", &["store"]),
+    ("captures", &["stored"]),
     ("kernel", &["procfs", "sys"]),
     ("foresight", &["preflight"]),
     ("talk", &["rpc", "serve"]),

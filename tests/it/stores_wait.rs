@@ -12,7 +12,7 @@ use std::{
 
 use criu_rpc::{
     BlobStore, Cancel, Digest256, Error, FsBlobStore, MemBlobStore, Result, Until,
-    store::{copy_capture_until, reachable_until},
+    stored::{copy_capture_until, reachable_until},
 };
 
 /// A folder that is removed afterwards.

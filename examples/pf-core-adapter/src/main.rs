@@ -20,7 +20,8 @@ use std::{
 
 use criu_rpc::{
     BlobStore, Chunking, MemBlobStore, ProcsCapture, Stored,
-    store::{conformance, copy_capture, reachable},
+    store::conformance,
+    stored::{copy_capture, reachable},
 };
 use pf_core::cas::{BlobStore as _, FsBlobStore};
 use pf_core_adapter::PfStore;

@@ -87,7 +87,7 @@ impl FsBlobStore {
     /// `quarantine` set aside stays, too, in `damaged`. [`purge`](FsBlobStore::purge) removes both.
     ///
     /// ```no_run
-    /// # use criu_rpc::{BlobStore, Digest256, FsBlobStore, store::reachable};
+    /// # use criu_rpc::{BlobStore, Digest256, FsBlobStore, stored::reachable};
     /// # fn example(store: &FsBlobStore, captures: &[Digest256]) -> criu_rpc::Result<()> {
     /// let verified = store.verify()?;
     /// verified.damage.iter().for_each(|damage| eprintln!("{damage}"));

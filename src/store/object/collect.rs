@@ -31,7 +31,6 @@ use crate::{
         codec::locked,
         name::Name,
         pack::{Frame, PackId},
-        reachable,
     },
 };
 
@@ -70,41 +69,6 @@ struct Contents {
 }
 
 impl ObjectBlobStore {
-    /// Keeps these captures, named by their manifests, and removes everything else below the prefix
-    /// before it returns.
-    ///
-    /// There is no grace period: a capture in progress, or one whose digest is not in `live`, is
-    /// lost. The caller promises that no program writes below the prefix meanwhile. Programs that
-    /// use this version and write all the same get an error, because their blobs may be gone.
-    /// Readers are not disturbed.
-    ///
-    /// A collection that dies, or loses the connection to the store, has removed nothing that is
-    /// needed. It stays under way, and writers are refused, until a later call [takes it
-    /// over](NobodyWrites::and_the_last_one_died).
-    ///
-    /// The store must support conditional creation of objects: S3, Google Cloud Storage, Azure,
-    /// folders and memory do, WebDAV servers don't. The call tests that first.
-    ///
-    /// ```
-    /// use criu_rpc::{BlobStore, BlobStoreExt, ObjectBlobStore, store::NobodyWrites};
-    ///
-    /// let store = ObjectBlobStore::open("memory:///captures")?;
-    /// let lost = store.put(b"needed no more")?;
-    /// let gc = store.collect(&[], NobodyWrites::until_it_ends())?;
-    /// assert_eq!(gc.swept.blobs, 1);
-    /// assert!(store.get(&lost).is_err());
-    /// # Ok::<(), criu_rpc::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Capture`] if a capture of `live` cannot be read; [`Error::Store`] if another
-    /// collection is under way, if the store has no conditional creation, or if it fails. Nothing
-    /// that is needed is lost then.
-    pub fn collect(&self, live: &[Digest256], promise: NobodyWrites) -> Result<Gc> {
-        self.collect_all_but(&reachable(self, live)?, promise)
-    }
-
     /// As [`collect`](ObjectBlobStore::collect), with the blobs to keep.
     ///
     /// # Errors

@@ -87,7 +87,7 @@ use crate::{Digest256, Error, Result, Until, wiped::Wiped};
 ///
 /// A collection is not possible while programs write: an object store has no lock that ends with
 /// its holder, so captures in progress are not visible. [`collect`](ObjectBlobStore::collect) is
-/// for an owner who promises that no program writes. Otherwise, [copy](crate::store::copy_capture)
+/// for an owner who promises that no program writes. Otherwise, [copy](crate::stored::copy_capture)
 /// the captures to keep to another prefix, and remove the old prefix once no program writes there.
 ///
 /// TLS is `rustls` with `ring`. To use another cryptography provider, install it as the default

@@ -2,7 +2,7 @@
 
 use std::{fs, io::Write, time::Duration};
 
-use criu_rpc::{BlobStore, BlobStoreExt, Digest256, Error, ProcsBlob, store::reachable};
+use criu_rpc::{BlobStore, BlobStoreExt, Digest256, Error, ProcsBlob, stored::reachable};
 
 use super::{MIB, corrupt, data, open, options};
 use crate::{

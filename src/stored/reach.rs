@@ -1,16 +1,11 @@
-//! Finds the blobs that captures need, and copies captures to another store.
+//! [`reachable`]: the blobs that captures need.
 
-use std::{
-    collections::HashSet,
-    io::{self, Read, Write},
-};
+use std::collections::HashSet;
 
-use super::{BlobStore, fetch};
 use crate::{
-    Digest256, Error, ProcsBlob, Result, Until,
-    digest::Hasher,
+    BlobStore, Digest256, Error, Result, Until,
     manifest::{Walked, parse},
-    wiped::Wiped,
+    store::{fetch, read_manifest},
 };
 
 /// Returns all blobs that these captures need, including their manifests: those that a collection
@@ -19,7 +14,7 @@ use crate::{
 /// For chunked captures it reads the lists, but no memory.
 ///
 /// ```no_run
-/// use criu_rpc::{Digest256, FsBlobStore, store::reachable};
+/// use criu_rpc::{Digest256, FsBlobStore, stored::reachable};
 ///
 /// # fn captures() -> Vec<Digest256> { vec![] }
 /// let store = FsBlobStore::open("captures")?;
@@ -59,7 +54,7 @@ pub fn reachable_until(
 }
 
 /// Visits the blobs of a capture: the manifest first, and neighbouring blobs together.
-fn walk(
+pub(super) fn walk(
     store: &(impl BlobStore + ?Sized),
     manifest: &Digest256,
     until: &Until,
@@ -77,129 +72,13 @@ fn walk(
     blob.blobs(&get, walked, name)
 }
 
-/// Reads and verifies a manifest. Reading stops at a blob that is too long for a manifest.
-pub(super) fn read_manifest(store: &(impl BlobStore + ?Sized), digest: &Digest256) -> Result<Vec<u8>> {
-    let json = store.read_range(digest, 0, ProcsBlob::CEILING + 1)?;
-    if json.len() > ProcsBlob::CEILING {
-        let problem = format!("it has more than {} bytes", ProcsBlob::CEILING);
-        return Err(Error::corrupt(format!("the manifest {digest}"), problem));
-    }
-    // If these bytes are damaged, the store may have another copy.
-    if Digest256::of(&json) == *digest { Ok(json) } else { store.get(digest) }
-}
-
-/// Copies the blobs of a capture that another store lacks, and returns the number of copied bytes.
-/// Every byte is verified on the way; the manifest comes last.
-///
-/// ```no_run
-/// use criu_rpc::{FsBlobStore, MemBlobStore, store::copy_capture};
-///
-/// # let digest = criu_rpc::Digest256::of(b"");
-/// let (here, there) = (FsBlobStore::open("captures")?, FsBlobStore::open("/mnt/captures")?);
-/// copy_capture(&here, &there, &digest)?;
-/// # Ok::<(), criu_rpc::Error>(())
-/// ```
-///
-/// # Errors
-///
-/// [`Error::Missing`] or [`Error::Corrupt`] if the capture is incomplete; errors of the stores.
-/// Blobs that were copied before may stay.
-pub fn copy_capture(
-    from: &(impl BlobStore + ?Sized),
-    to: &(impl BlobStore + ?Sized),
-    digest: &Digest256,
-) -> Result<u64> {
-    copy_capture_until(from, to, digest, &Until::forever())
-}
-
-/// Copies as [`copy_capture`] does, within the limit of `until`.
-///
-/// # Errors
-///
-/// As [`copy_capture`]; [`Error::Overdue`] or [`Error::Stopped`] if it stopped. Blobs that were
-/// copied before may stay.
-pub fn copy_capture_until(
-    from: &(impl BlobStore + ?Sized),
-    to: &(impl BlobStore + ?Sized),
-    digest: &Digest256,
-    until: &Until,
-) -> Result<u64> {
-    let copying = || format!("copy the capture {digest}");
-    let json = read_manifest(from, digest)?;
-    let manifest = parse(digest, &json)?;
-    let batch = to.batch_until(until)?;
-    let mut bytes = 0;
-    let opaque = manifest.opaque();
-    for digest in &opaque {
-        bytes += copy_large(from, to, digest, until)?;
-    }
-    let (mut seen, mut wanted) = (opaque, Vec::new());
-    walk(from, digest, until, &mut Walked::default(), &mut |digest| {
-        if seen.insert(*digest) {
-            wanted.push(*digest);
-        }
-    })?;
-    for some in wanted[1..].chunks(AT_ONCE) {
-        let missing = to.missing(some)?;
-        fetch(from, &missing, &mut |place, blob| {
-            until.check(copying)?;
-            bytes += batch.put(&[(missing[place], blob)])?;
-            Ok(())
-        })?;
-    }
-    bytes += batch.put(&[(*digest, &json)])?;
-    until.check(copying)?;
-    batch.commit()?;
-    Ok(bytes)
-}
-
-/// The number of blobs in one request.
-const AT_ONCE: usize = 4096;
-
-/// Copies a blob of any length, unless the target has it.
-fn copy_large(
-    from: &(impl BlobStore + ?Sized),
-    to: &(impl BlobStore + ?Sized),
-    digest: &Digest256,
-    until: &Until,
-) -> Result<u64> {
-    if to.contains(digest)? {
-        return Ok(0);
-    }
-    let copying = || Error::io(format!("copy the blob {digest}"));
-    let (mut reader, mut writer) = (from.reader(digest)?, to.writer()?);
-    let (mut hasher, mut buffer, mut bytes) = (Hasher::new(), Wiped::zeroed(1 << 20), 0);
-    loop {
-        until.check(|| format!("copy the blob {digest}"))?;
-        let count = match reader.read(&mut buffer) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            read => read.map_err(copying())?,
-        };
-        if count == 0 {
-            break;
-        }
-        hasher.update(&buffer[..count]);
-        writer.write_all(&buffer[..count]).map_err(copying())?;
-        bytes += count as u64;
-    }
-    let found = hasher.finish();
-    if found != *digest {
-        return Err(Error::corrupt(
-            format!("the blob {digest}"),
-            format!("its bytes have the digest {found}"),
-        ));
-    }
-    writer.commit(digest)?;
-    Ok(bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
     use crate::{
-        MemBlobStore,
+        MemBlobStore, ProcsBlob,
         manifest::{
             ChunkedBlob, ChunkedTree, Content, ContentWriter, Host, ImageFile, Leaf, Listing, MemoryFile,
             MemoryMap,
