@@ -12,7 +12,7 @@ impl FsBlobStore {
     /// Keeps these captures, named by their manifests, and removes all others in two phases, as
     /// [`retain`](FsBlobStore::retain) does. Unneeded blobs in a pack that is mostly needed stay
     /// until less of it is needed. Until then a removed capture can still be restored, with a
-    /// [`Warning`](crate::Warning), and [`Usage::condemned`](crate::store::Usage::condemned) counts
+    /// [`Warning`](crate::Warning), and [`Usage::marked`](crate::store::Usage::marked) counts
     /// its blobs. To remove secrets, use [`purge`](FsBlobStore::purge).
     ///
     /// A new capture that is not in the list yet is only marked, and a later call whose list has it
@@ -28,7 +28,7 @@ impl FsBlobStore {
     /// let store = FsBlobStore::open("captures")?;
     /// // Now and then:
     /// let gc = store.gc(&captures(), Duration::from_secs(3600))?;
-    /// println!("{} bytes are gone, {} will be", gc.swept.bytes, gc.condemned.bytes);
+    /// println!("{} bytes are gone, {} will be", gc.removed.bytes, gc.marked.bytes);
     /// # Ok::<(), criu_rpc::Error>(())
     /// ```
     ///
@@ -54,7 +54,7 @@ impl FsBlobStore {
     /// let store = FsBlobStore::open("captures")?;
     /// match store.gc_until(&[], Duration::from_secs(3600), &Until::within(Duration::from_secs(60))) {
     ///     Err(error) if error.is_timeout() => eprintln!("not now: {error}"),
-    ///     collected => println!("{} bytes are gone", collected?.swept.bytes),
+    ///     collected => println!("{} bytes are gone", collected?.removed.bytes),
     /// }
     /// # Ok::<(), criu_rpc::Error>(())
     /// ```
@@ -88,7 +88,7 @@ impl FsBlobStore {
     /// let store = FsBlobStore::open(&folder)?;
     /// let secret = store.put(b"a secret")?;
     /// let gc = store.purge(&[])?;
-    /// assert_eq!((gc.swept.blobs, gc.postponed.blobs), (1, 0));
+    /// assert_eq!((gc.removed.blobs, gc.postponed.blobs), (1, 0));
     /// assert!(store.get(&secret).is_err());
     /// # std::fs::remove_dir_all(folder).unwrap();
     /// # Ok::<(), criu_rpc::Error>(())
@@ -136,7 +136,7 @@ impl ObjectBlobStore {
     /// let store = ObjectBlobStore::open("memory:///captures")?;
     /// let lost = store.put(b"needed no more")?;
     /// let gc = store.collect(&[], NobodyWrites::until_it_ends())?;
-    /// assert_eq!(gc.swept.blobs, 1);
+    /// assert_eq!(gc.removed.blobs, 1);
     /// assert!(store.get(&lost).is_err());
     /// # Ok::<(), criu_rpc::Error>(())
     /// ```

@@ -105,14 +105,14 @@ fn a_full_disk_is_collected() {
         // One blob of the first pack is needed, all of the second, and nothing else.
         let keep: HashSet<_> = digests(&stored[0]).take(1).chain(digests(&stored[1])).collect();
         let first = store.retain(&keep, Duration::ZERO).unwrap();
-        assert!(first.condemned.blobs > 4000, "{first:?}");
+        assert!(first.marked.blobs > 4000, "{first:?}");
         let second = store.retain(&keep, Duration::ZERO).unwrap();
         assert!(second.packs >= stored.len() as u64 - 2, "{second:?}");
         let third = store.retain(&keep, Duration::ZERO).unwrap();
         assert_eq!(third.postponed.blobs, 0, "{third:?}");
         assert!(store.get(&loose).is_err());
         let usage = store.usage().unwrap();
-        assert_eq!((usage.blobs.blobs, usage.condemned.blobs), (513, 0));
+        assert_eq!((usage.blobs.blobs, usage.marked.blobs), (513, 0));
         assert_eq!(store.get(&stored[0][0].0).unwrap(), stored[0][0].1);
         assert_there(&FsBlobStore::open(&root).unwrap(), &stored[1]);
         put(&store, &some(1 << 20)).unwrap();
@@ -146,7 +146,7 @@ fn a_rewrite_that_finds_no_room_is_postponed_and_loses_nothing() {
         for _ in 0..4 {
             gc = store.retain(&keep, Duration::ZERO).unwrap();
         }
-        let left = store.usage().unwrap().condemned.blobs;
+        let left = store.usage().unwrap().marked.blobs;
         halves.iter().for_each(|blobs| assert_there(&store, blobs));
         assert!(left == 0 || gc.postponed.blobs > 0, "{left} are left, and nothing is said: {gc:?}");
     });
@@ -183,7 +183,7 @@ fn what_finds_no_room_leaves_nothing_half() {
         assert!(store.verify().unwrap().damage.is_empty());
         let keep: HashSet<_> = digests(&stored[0]).collect();
         let gc = store.purge_all_but(&keep).unwrap();
-        assert!(gc.swept.blobs > 4000, "{gc:?}");
+        assert!(gc.removed.blobs > 4000, "{gc:?}");
         let gc = store.purge_all_but(&keep).unwrap();
         assert_eq!(gc.postponed.blobs, 0, "{gc:?}");
         assert!(

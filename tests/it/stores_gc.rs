@@ -25,7 +25,7 @@ fn what_is_unneeded_is_condemned_and_only_later_swept() {
     put(&store, &lost);
     store.put(b"loose").unwrap();
     let gc = store.retain(&keep(&[&kept]), HOUR).unwrap();
-    assert_eq!((gc.condemned.blobs, gc.swept.blobs, gc.busy), (lost.len() as u64 + 1, 0, false));
+    assert_eq!((gc.marked.blobs, gc.removed.blobs, gc.busy), (lost.len() as u64 + 1, 0, false));
 
     // The blob is present for readers and missing for writers.
     for store in [&store, &other, &open(&folder)] {
@@ -37,7 +37,7 @@ fn what_is_unneeded_is_condemned_and_only_later_swept() {
     assert_eq!(store.retain(&keep(&[&kept]), HOUR).unwrap(), criu_rpc::store::Gc::default());
 
     let gc = store.retain(&keep(&[&kept]), Duration::ZERO).unwrap();
-    assert_eq!((gc.condemned.blobs, gc.swept.blobs, gc.packs), (0, lost.len() as u64 + 1, 1));
+    assert_eq!((gc.marked.blobs, gc.removed.blobs, gc.packs), (0, lost.len() as u64 + 1, 1));
     for store in [&store, &other, &open(&folder)] {
         assert_all(store, &kept);
         for digest in lost.keys().chain([&Digest256::of(b"loose")]) {
@@ -46,7 +46,7 @@ fn what_is_unneeded_is_condemned_and_only_later_swept() {
     }
     assert_eq!(files_below(&folder), packs(&folder));
     let usage = store.usage().unwrap();
-    assert_eq!((usage.blobs.bytes, usage.condemned.blobs, usage.packs), (total(&kept), 0, 1));
+    assert_eq!((usage.blobs.bytes, usage.marked.blobs, usage.packs), (total(&kept), 0, 1));
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn what_is_needed_again_comes_back() {
     let mut all = keep(&[&blobs]);
     all.insert(loose);
     let gc = store.retain(&all, Duration::ZERO).unwrap();
-    assert_eq!((gc.returned.blobs, gc.swept.blobs, gc.condemned.blobs), (301, 0, 0));
+    assert_eq!((gc.unmarked.blobs, gc.removed.blobs, gc.marked.blobs), (301, 0, 0));
     assert!(store.missing(&digests(&blobs)).unwrap().is_empty());
     assert!(store.contains(&loose).unwrap());
     store.retain(&all, Duration::ZERO).unwrap();
@@ -118,7 +118,7 @@ fn whoever_puts_what_is_condemned_has_a_copy_of_his_own() {
     let batch = other.batch().unwrap();
     assert_eq!(batch.put(&pairs(&blobs)).unwrap(), total(&blobs));
     batch.commit().unwrap();
-    // The old copies are swept; the new ones are only condemned now.
+    // The old copies are removed; the new ones are only condemned now.
     store.retain(&keep(&[&blobs]), HOUR).unwrap();
     store.retain(&keep(&[&blobs]), Duration::ZERO).unwrap();
     assert_all(&store, &blobs);
@@ -140,7 +140,7 @@ fn a_pack_with_much_dead_in_it_is_written_anew() {
     store.retain(&keep(&[&fewer]), HOUR).unwrap();
     // The first round is due, the second is not. Its marks go with the entries.
     let gc = store.retain(&keep(&[&fewer]), Duration::from_secs(1)).unwrap();
-    assert_eq!((gc.packs, gc.swept.blobs), (1, 500));
+    assert_eq!((gc.packs, gc.removed.blobs), (1, 500));
     assert!(store.usage().unwrap().disk < before * 2 / 3);
     for store in [&store, &other, &open(&folder)] {
         assert_all(store, &kept);
@@ -174,7 +174,7 @@ fn nothing_is_condemned_while_a_batch_is_open() {
     let batch = other.batch().unwrap();
     assert_eq!(batch.put(&pairs(&blobs)).unwrap(), 0);
     let gc = store.retain(&HashSet::new(), Duration::ZERO).unwrap();
-    assert!(gc.busy && gc.condemned.blobs == 0);
+    assert!(gc.busy && gc.marked.blobs == 0);
     assert_eq!(store.missing(&digests(&blobs)).unwrap(), []);
     batch.commit().unwrap();
     assert!(!store.retain(&HashSet::new(), Duration::ZERO).unwrap().busy);

@@ -38,14 +38,14 @@ fn a_purge_removes_what_lies_in_a_pack_that_is_mostly_needed() {
     }
     assert!(secret.keys().all(|digest| store.get(digest).is_ok()));
     let gc = store.purge_all_but(&keep).unwrap();
-    assert_eq!((gc.swept.blobs, gc.postponed.blobs, gc.packs), (60, 0, 1));
+    assert_eq!((gc.removed.blobs, gc.postponed.blobs, gc.packs), (60, 0, 1));
     for store in [&store, &other, &open(&folder)] {
         assert_all(store, &kept);
         assert!(secret.keys().all(|digest| matches!(store.get(digest), Err(Error::Missing { .. }))));
         assert!(store.verify().unwrap().damage.is_empty());
     }
     assert!(secret.values().all(|bytes| !is_on_the_disk(&folder, &bytes[..8])));
-    assert_eq!(store.usage().unwrap().condemned.blobs, 0);
+    assert_eq!(store.usage().unwrap().marked.blobs, 0);
 }
 
 #[test]
@@ -56,7 +56,7 @@ fn a_purge_needs_no_call_before_and_takes_files_and_leftovers() {
     let loose = store.put(b"a loose secret").unwrap();
     fs::write(folder.join("tmp/1-2-3"), b"what a writer that died has left").unwrap();
     let gc = store.purge_all_but(&kept.keys().copied().collect()).unwrap();
-    assert_eq!((gc.swept.blobs, gc.postponed.blobs), (61, 0));
+    assert_eq!((gc.removed.blobs, gc.postponed.blobs), (61, 0));
     assert!(matches!(store.get(&loose), Err(Error::Missing { .. })));
     assert!(secret.keys().all(|digest| store.get(digest).is_err()));
     #[cfg(unix)] // elsewhere no lock tells that its writer has died
@@ -96,7 +96,7 @@ fn a_purge_says_what_it_could_not_remove() {
     assert_eq!(store.purge_all_but(&keep).unwrap().postponed.blobs, 50);
     store.quarantine(&store.verify().unwrap()).unwrap();
     let gc = store.purge_all_but(&keep).unwrap();
-    assert_eq!((gc.postponed.blobs, gc.swept.blobs), (0, 50));
+    assert_eq!((gc.postponed.blobs, gc.removed.blobs), (0, 50));
     assert_all(&open(&folder), &kept);
 }
 
@@ -158,9 +158,9 @@ fn the_grace_does_not_follow_names_that_a_clock_made_old() {
     let (millis, rest) = name.split_once('-').unwrap();
     let earlier = millis.parse::<u64>().unwrap() - 86_400_000;
     fs::rename(round.path(), folder.join(format!("condemned/{earlier}-{rest}"))).unwrap();
-    assert_eq!(store.retain(&Default::default(), Duration::from_secs(600)).unwrap().swept.blobs, 0);
+    assert_eq!(store.retain(&Default::default(), Duration::from_secs(600)).unwrap().removed.blobs, 0);
     assert_eq!(store.get(&digest).unwrap(), b"marked a moment ago");
-    assert_eq!(store.retain(&Default::default(), Duration::ZERO).unwrap().swept.blobs, 1);
+    assert_eq!(store.retain(&Default::default(), Duration::ZERO).unwrap().removed.blobs, 1);
 }
 
 #[cfg(unix)]

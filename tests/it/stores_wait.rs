@@ -116,7 +116,7 @@ fn a_collection_waits_for_others_no_longer_than_it_may() {
         assert!(before.elapsed() < Duration::from_secs(8), "it has patience of its own");
         assert!(store.contains(&lost).unwrap(), "nothing was condemned");
     }
-    assert_eq!(store.gc_until(&[], Duration::ZERO, &soon()).unwrap().condemned.blobs, 1);
+    assert_eq!(store.gc_until(&[], Duration::ZERO, &soon()).unwrap().marked.blobs, 1);
 }
 
 /// A slow store.

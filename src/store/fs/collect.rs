@@ -104,7 +104,7 @@ impl FsBlobStore {
         self.discard_dead(rounds, keep, when, gc).map_err(doing())
     }
 
-    /// Returns the collections whose condemned blobs were not all swept yet.
+    /// Returns the collections whose condemned blobs were not all removed yet.
     pub(super) fn rounds(&self, when: When, now: Duration) -> io::Result<Vec<Round>> {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut rounds = Vec::new();
@@ -138,12 +138,12 @@ impl FsBlobStore {
                     Err(error) if is_full(&error) => {}
                     taken => {
                         taken?;
-                        gc.returned.add(bytes);
+                        gc.unmarked.add(bytes);
                     }
                 }
             } else if round.due {
                 self.disk.remove(&path)?;
-                gc.swept.add(bytes);
+                gc.removed.add(bytes);
             }
         }
         for path in entries(&round.path.join("packs"))? {
@@ -186,14 +186,14 @@ impl FsBlobStore {
         } else if returned.blobs > 0 {
             let path = round.join("packs").join(id.hex());
             let written = self.with_room(|| write_list(self, &path, &left));
-            // Without space they stay on the list, and are not swept.
+            // Without space they stay on the list, and are not removed.
             if written.as_ref().is_err_and(is_full) {
                 return Ok(());
             }
             written?;
             write_list(self, &super::condemned::all_of(round, id), &Entries::default())?;
         }
-        gc.returned.add_all(returned);
+        gc.unmarked.add_all(returned);
         Ok(())
     }
 
@@ -296,7 +296,7 @@ impl FsBlobStore {
             }
         }
         drop(lock);
-        gc.condemned.add_all(condemned);
+        gc.marked.add_all(condemned);
         Ok(Some(round))
     }
 

@@ -15,14 +15,14 @@ use crate::{
 #[non_exhaustive]
 pub struct Gc {
     /// Blobs that this call found unneeded and marked.
-    pub condemned: Tally,
+    pub marked: Tally,
     /// Blobs that an earlier call marked, and that are needed after all.
-    pub returned: Tally,
+    pub unmarked: Tally,
     /// Blobs that were removed for ever.
-    pub swept: Tally,
+    pub removed: Tally,
     /// Packs that were deleted; blobs still needed were moved to other packs first.
     pub packs: u64,
-    /// True if a batch was open all the time, so nothing could be condemned.
+    /// True if a batch was open all the time, so nothing could be marked.
     pub busy: bool,
     /// Unneeded blobs that stay for now: the disk has no room to mark them, or to rewrite their
     /// pack. With [`purge`](FsBlobStore::purge), also those in a damaged pack that was not
@@ -79,7 +79,7 @@ impl FsBlobStore {
     ///
     /// Unneeded blobs in a pack that is mostly needed stay on the disk until less of the pack is
     /// needed, because rewriting it would cost more than it frees. Until then they count as
-    /// [condemned](crate::store::Usage::condemned). [`purge`](FsBlobStore::purge) rewrites such
+    /// [marked](crate::store::Usage::marked). [`purge`](FsBlobStore::purge) rewrites such
     /// packs, too.
     ///
     /// On a full disk packs that are not needed at all are removed first, which needs no space. A
@@ -96,9 +96,9 @@ impl FsBlobStore {
     /// let kept = store.put(b"still needed")?;
     /// let lost = store.put(b"needed no more")?;
     /// let keep = HashSet::from([kept]);
-    /// assert_eq!(store.retain(&keep, Duration::ZERO)?.condemned.blobs, 1);
+    /// assert_eq!(store.retain(&keep, Duration::ZERO)?.marked.blobs, 1);
     /// assert!(!store.contains(&lost)? && store.get(&lost).is_ok());
-    /// assert_eq!(store.retain(&keep, Duration::ZERO)?.swept.blobs, 1);
+    /// assert_eq!(store.retain(&keep, Duration::ZERO)?.removed.blobs, 1);
     /// assert!(store.get(&lost).is_err() && store.get(&kept).is_ok());
     /// # std::fs::remove_dir_all(folder).unwrap();
     /// # Ok::<(), criu_rpc::Error>(())

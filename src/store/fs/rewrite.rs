@@ -30,7 +30,7 @@ struct Candidate {
     dead: Entries,
     /// Condemned entries that are not due yet, by the folder of their round.
     waiting: BTreeMap<PathBuf, Entries>,
-    swept: Tally,
+    removed: Tally,
     live: Tally,
     /// Those live entries that have another copy, which stays.
     spare: Tally,
@@ -48,9 +48,9 @@ type Each<'a> = dyn FnMut(&Frame, usize, &Entry, Option<&[u8]>) -> io::Result<()
 impl Candidate {
     /// Returns true if a rewrite frees enough to be worth it.
     fn is_worth_it(&self, when: When) -> bool {
-        let (all, freed) = (self.live.bytes + self.swept.bytes, self.swept.bytes + self.spare.bytes);
-        let much = freed * 4 >= all && self.swept.blobs + self.spare.blobs > 0;
-        self.whole && (self.lost || much || when == When::Now && self.swept.blobs > 0)
+        let (all, freed) = (self.live.bytes + self.removed.bytes, self.removed.bytes + self.spare.bytes);
+        let much = freed * 4 >= all && self.removed.blobs + self.spare.blobs > 0;
+        self.whole && (self.lost || much || when == When::Now && self.removed.blobs > 0)
     }
 }
 
@@ -88,8 +88,8 @@ impl FsBlobStore {
                 chosen.push(candidate);
             } else if candidate.whole && candidate.length < SMALL {
                 small.push(candidate);
-            } else if when == When::Now && candidate.swept.blobs > 0 {
-                gc.postponed.add_all(candidate.swept);
+            } else if when == When::Now && candidate.removed.blobs > 0 {
+                gc.postponed.add_all(candidate.removed);
             }
         }
         if small.len() >= MANY {
@@ -122,7 +122,7 @@ impl FsBlobStore {
                 continue;
             }
             match self.rewrite(std::slice::from_ref(&candidate), when, gc) {
-                Err(error) if is_full(&error) => gc.postponed.add_all(candidate.swept),
+                Err(error) if is_full(&error) => gc.postponed.add_all(candidate.removed),
                 rewritten => rewritten?,
             }
         }
@@ -147,7 +147,7 @@ impl FsBlobStore {
         }
         let file = private::open_file(&path)?;
         let length = file.metadata()?.len();
-        let (mut swept, mut live, mut whole) = (Tally::default(), Tally::default(), true);
+        let (mut removed, mut live, mut whole) = (Tally::default(), Tally::default(), true);
         let (mut spare, mut lost) = (Tally::default(), false);
         scan(&file, |found| match found {
             Found::Frame(frame) => {
@@ -162,7 +162,7 @@ impl FsBlobStore {
                     let listed = due.iter().any(|list| list.has(frame.at, index));
                     if listed && !keep.contains(&entry.name) {
                         dead.add(frame.at, index);
-                        swept.add(entry.length as u64);
+                        removed.add(entry.length as u64);
                         continue;
                     }
                     whole &= frame.end_of(entry) <= length;
@@ -175,7 +175,7 @@ impl FsBlobStore {
             Found::Damaged(bytes) if self.catalog.is_lost(&id, &bytes) => lost = true,
             Found::Damaged(_) => whole = false,
         })?;
-        Ok(Candidate { id, path, dead, waiting, swept, live, spare, length, lost, whole })
+        Ok(Candidate { id, path, dead, waiting, removed, live, spare, length, lost, whole })
     }
 
     /// Returns the copies of a blob that stay if this copy goes. The copy in the first pack, by id,
@@ -209,7 +209,7 @@ impl FsBlobStore {
                 self.copy(candidate, &mut writer)?;
                 moved.push(candidate);
             } else if when == When::Now {
-                gc.postponed.add_all(candidate.swept);
+                gc.postponed.add_all(candidate.removed);
             }
         }
         writer.finish()?;
@@ -275,7 +275,7 @@ impl FsBlobStore {
             remove_lists(self, &folder, &candidate.id)?;
         }
         gc.packs += 1;
-        gc.swept.add_all(candidate.swept);
+        gc.removed.add_all(candidate.removed);
         Ok(())
     }
 }

@@ -15,10 +15,10 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Usage {
-    /// Blobs that are not condemned. Each copy counts.
+    /// Blobs that are not marked for deletion. Each copy counts.
     pub blobs: Tally,
     /// Blobs that wait to be removed by [`FsBlobStore::retain`].
-    pub condemned: Tally,
+    pub marked: Tally,
     /// The number of packs.
     pub packs: u64,
     /// The number of blobs that are single files.
@@ -69,7 +69,7 @@ impl FsBlobStore {
         }
         for round in entries(&self.condemned())? {
             for path in entries(&round.join("blobs"))? {
-                usage.condemned.add(length(&path));
+                usage.marked.add(length(&path));
             }
         }
         for (_, path) in self.catalog.live() {
@@ -77,7 +77,7 @@ impl FsBlobStore {
                 for (index, entry) in frame.entries.iter().enumerate() {
                     let into = match self.catalog.marked(frame, index) {
                         (_, true) => continue,
-                        (true, false) => &mut usage.condemned,
+                        (true, false) => &mut usage.marked,
                         (false, false) => &mut usage.blobs,
                     };
                     into.add(entry.length as u64);

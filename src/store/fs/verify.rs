@@ -83,7 +83,7 @@ impl FsBlobStore {
     /// This does not prove that removed data is gone. After [`gc`](FsBlobStore::gc) the blobs of a
     /// removed capture stay on the disk until the grace period is over, and longer in a pack that
     /// is mostly needed. They are read and counted like others;
-    /// [`Usage::condemned`](crate::store::Usage::condemned) counts them separately. Data that
+    /// [`Usage::marked`](crate::store::Usage::marked) counts them separately. Data that
     /// `quarantine` set aside stays, too, in `damaged`. [`purge`](FsBlobStore::purge) removes both.
     ///
     /// ```no_run

@@ -81,10 +81,10 @@ impl ObjectBlobStore {
         let keep = self.codec.names(keep)?;
         let turn = self.begin_turn(promise.take_over)?;
         let mut gc = Gc::default();
-        let swept = self.sweep(&keep, turn, &mut gc);
+        let removed = self.sweep(&keep, turn, &mut gc);
         // Whatever happened until an error is consistent, so writers may continue.
         let ended = self.end_turn(turn);
-        swept?;
+        removed?;
         ended?;
         self.refresh()?;
         Ok(gc)
@@ -256,7 +256,7 @@ impl ObjectBlobStore {
         self.still_mine(turn)?;
         for pack in &gone {
             for entry in entries(pack).filter(|entry| !keep.contains(&entry.name)) {
-                gc.swept.add(entry.length as u64);
+                gc.removed.add(entry.length as u64);
             }
             gc.packs += 1;
         }
@@ -339,7 +339,7 @@ impl ObjectBlobStore {
         for meta in listed {
             let name = meta.location.filename().and_then(Name::parse);
             if name.is_some_and(|name| !keep.contains(&name)) {
-                gc.swept.add(meta.size);
+                gc.removed.add(meta.size);
                 gone.push(meta.location);
             }
         }
@@ -441,7 +441,7 @@ mod tests {
             let mut keep: HashSet<_> = digests(&kept).into_iter().chain(digests(&mixed)).collect();
             keep.insert(single);
             let gc = store.collect_all_but(&keep, NobodyWrites::until_it_ends()).unwrap();
-            assert_eq!((gc.swept.blobs, gc.postponed.blobs), (51, 0), "{gc:?}");
+            assert_eq!((gc.removed.blobs, gc.postponed.blobs), (51, 0), "{gc:?}");
             for store in [&store, &other, &open()] {
                 // A handle that has read the blob lately has it cached until it lists the packs.
                 assert_eq!(store.missing(&[lost[0].0]).unwrap(), [lost[0].0]);
@@ -515,7 +515,7 @@ mod tests {
             assert!(said.contains("take it over"), "{said}");
             assert_there(&other, &lost);
             let promise = NobodyWrites::until_it_ends().and_the_last_one_died();
-            assert_eq!(other.collect_all_but(&digests(&kept), promise).unwrap().swept.blobs, 20);
+            assert_eq!(other.collect_all_but(&digests(&kept), promise).unwrap().removed.blobs, 20);
             // The first collection was not dead: it stops before it removes anything.
             assert!(store.sweep(&HashSet::new(), turn, &mut Gc::default()).is_err());
             assert_there(&open(), &kept);

@@ -27,11 +27,11 @@ fn a_collection_keeps_what_captures_need_and_nothing_else() {
     let (lost, also_lost, _) = capture(2);
     assert_eq!(store.gc(&[kept, lost], Duration::ZERO).unwrap(), criu_rpc::store::Gc::default());
 
-    let condemned = store.gc(&[kept], Duration::ZERO).unwrap().condemned;
+    let condemned = store.gc(&[kept], Duration::ZERO).unwrap().marked;
     assert!(condemned.blobs == 2 && condemned.bytes > 2 << 20, "{condemned:?}");
-    assert!(store.get(&also_lost).is_ok(), "it is given out until it is swept");
+    assert!(store.get(&also_lost).is_ok(), "it is given out until it is removed");
     assert!(store.is_marked(&also_lost).unwrap() && !store.is_marked(&its).unwrap());
-    assert_eq!(store.gc(&[kept], Duration::ZERO).unwrap().swept.blobs, 2);
+    assert_eq!(store.gc(&[kept], Duration::ZERO).unwrap().removed.blobs, 2);
     assert!(matches!(store.get(&lost), Err(Error::Missing { .. })));
     assert!(matches!(store.get(&also_lost), Err(Error::Missing { .. })));
     assert_eq!(store.get(&its).unwrap(), archive);
@@ -60,10 +60,10 @@ fn a_purge_rewrites_packs_and_leaves_nothing_of_what_was_in_them() {
         store.retain(&keep, Duration::ZERO).unwrap();
     }
     assert_all(&other, &lost);
-    let returned = store.retain(&both.keys().copied().collect(), Duration::ZERO).unwrap().returned;
+    let returned = store.retain(&both.keys().copied().collect(), Duration::ZERO).unwrap().unmarked;
     assert_eq!(returned.blobs, 20);
     let gc = store.purge_all_but(&keep).unwrap();
-    assert_eq!((gc.swept.blobs, gc.postponed.blobs, gc.packs), (20, 0, 1));
+    assert_eq!((gc.removed.blobs, gc.postponed.blobs, gc.packs), (20, 0, 1));
     for store in [&store, &other, &open(&folder)] {
         assert_all(store, &kept);
         assert_eq!(store.missing(&digests(&lost)).unwrap(), digests(&lost));

@@ -72,7 +72,7 @@ fn a_collection_on_a_server_keeps_what_it_must_and_removes_the_rest() {
     let mut keep = digests(&[&kept, &mixed]);
     keep.extend([large, single]);
     let gc = store.collect_all_but(&keep, promise()).unwrap();
-    assert_eq!((gc.swept.blobs, gc.postponed.blobs), (300 + 300 + 2, 0), "{gc:?}");
+    assert_eq!((gc.removed.blobs, gc.postponed.blobs), (300 + 300 + 2, 0), "{gc:?}");
     for store in [&store, &other, &server.open("p")] {
         assert_eq!(store.missing(&[lost[0].0, gone[0], gone[1]]).unwrap().len(), 3);
         assert_there(store, &kept);
@@ -84,7 +84,7 @@ fn a_collection_on_a_server_keeps_what_it_must_and_removes_the_rest() {
     }
     let left: Vec<_> = files_below(&server.files("p"));
     assert!(!left.iter().any(|path| path.parent().unwrap().ends_with("tmp")), "{left:?}");
-    assert!(other.collect_all_but(&keep, promise()).unwrap().swept.blobs == 0);
+    assert!(other.collect_all_but(&keep, promise()).unwrap().removed.blobs == 0);
     // With nothing to keep, nothing stays.
     store.collect(&[], promise()).unwrap();
     let left = files_below(&server.files("p"));
@@ -140,12 +140,12 @@ fn of_two_collectors_one_is_refused_and_told_of_the_other() {
         assert_there(&other, &kept);
         gate.release();
         // The remains of the refused put go, too.
-        assert_eq!(first.join().unwrap().unwrap().swept.blobs, 51);
+        assert_eq!(first.join().unwrap().unwrap().removed.blobs, 51);
     });
     assert_there(&other, &kept);
     assert_gone(&server.open("p"), &lost);
     assert_eq!(other.put(b"new").unwrap(), Digest256::of(b"new"));
-    assert_eq!(other.collect_all_but(&digests(&[&kept]), promise()).unwrap().swept.blobs, 1);
+    assert_eq!(other.collect_all_but(&digests(&[&kept]), promise()).unwrap().removed.blobs, 1);
 }
 
 const CHILD: &str = "CRIU_RPC_OBJECT_COLLECTOR";
@@ -191,7 +191,7 @@ fn a_collector_that_was_killed_is_taken_over() {
         assert!([2, 4].contains(&packs) && left.len() == packs + 2, "{left:?}");
         put(&store, &[&sets[0]]);
         // Taking over a collection that has ended is a new collection.
-        assert_eq!(store.collect_all_but(&digests(&[&kept]), taken_over).unwrap().swept.blobs, 20);
+        assert_eq!(store.collect_all_but(&digests(&[&kept]), taken_over).unwrap().removed.blobs, 20);
     }
 }
 

@@ -194,7 +194,7 @@ fn a_collection_keeps_what_it_must_and_the_key() {
     let (single, gone) = (store.put(b"single").unwrap(), store.put(b"gone").unwrap());
     let keep = pairs[..50].iter().map(|(digest, _)| *digest).chain([single]).collect();
     let gc = store.collect_all_but(&keep, NobodyWrites::until_it_ends()).unwrap();
-    assert_eq!((gc.swept.blobs, gc.postponed.blobs, gc.packs), (151, 0, 1), "{gc:?}");
+    assert_eq!((gc.removed.blobs, gc.postponed.blobs, gc.packs), (151, 0, 1), "{gc:?}");
     let again = open(&folder);
     for store in [&store, &again] {
         assert!(pairs[..50].iter().all(|(digest, bytes)| store.get(digest).unwrap() == *bytes));
