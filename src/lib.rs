@@ -126,6 +126,7 @@ mod stream;
 mod sys;
 mod threads;
 mod took;
+mod unique;
 mod until;
 mod version;
 mod warning;

@@ -26,6 +26,7 @@ const FLOORS: [(&str, &[&str]); 10] = [
             "stream",
             "threads",
             "took",
+            "unique",
             "until",
             "version",
             "warning",

@@ -9,13 +9,11 @@ use std::{
     env,
     ffi::{CString, OsStr},
     fs::{self, File, Metadata},
-    hash::{BuildHasher, RandomState},
     os::{
         fd::{AsFd, OwnedFd},
         unix::fs::{MetadataExt, PermissionsExt},
     },
     path::{Path, PathBuf},
-    process,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -28,7 +26,7 @@ use nix::{
     unistd::{UnlinkatFlags, geteuid, unlinkat},
 };
 
-use crate::{Error, Result, lock::Mutex, private, sys};
+use crate::{Error, Result, lock::Mutex, private, sys, unique};
 
 /// A folder that only we can open, removed with all that is in it when dropped.
 #[derive(Debug)]
@@ -64,8 +62,7 @@ impl Staging {
         let above = File::open(&parent).map_err(Error::io(doing()))?;
         sweep(&above, &parent);
         loop {
-            let random = RandomState::new().hash_one(0);
-            let name = format!("{PREFIX}{}-{random:016x}", process::id());
+            let name = format!("{PREFIX}{}", unique::name());
             match mkdirat(&above, name.as_str(), Mode::S_IRWXU) {
                 Err(Errno::EEXIST) => continue,
                 made => made.map_err(|errno| Error::io(doing())(errno.into()))?,
@@ -230,12 +227,7 @@ fn sweep(above: &File, parent: &Path) {
 
 /// Returns true if this can be the name of a staging folder.
 fn is_name(name: &OsStr) -> bool {
-    let rest = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
-    let parts = rest.and_then(|rest| rest.split_once('-'));
-    parts.is_some_and(|(pid, random)| {
-        let hex = random.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
-        pid.parse::<u32>().is_ok() && random.len() == 16 && hex
-    })
+    name.to_str().and_then(|name| name.strip_prefix(PREFIX)).is_some_and(unique::is_name)
 }
 
 fn remove_if_left(above: &File, name: &OsStr) {
@@ -268,7 +260,7 @@ mod tests {
 
     impl Parent {
         fn new(name: &str) -> Parent {
-            let path = env::temp_dir().join(format!("criu-rpc-staging-{name}-{}", process::id()));
+            let path = env::temp_dir().join(format!("criu-rpc-staging-{name}-{}", std::process::id()));
             fs::create_dir(&path).unwrap();
             Parent(fs::canonicalize(path).unwrap())
         }

@@ -3,20 +3,14 @@
 //! They are in one place so that a test can watch them and simulate a power cut after each.
 
 use std::{
-    collections::hash_map::RandomState,
     fmt,
     fs::{self, File},
-    hash::BuildHasher as _,
     io::{self, ErrorKind},
     path::{Path, PathBuf},
-    process,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
 };
 
-use crate::{private, store::read_at::ReadAt};
+use crate::{private, store::read_at::ReadAt, unique};
 
 /// Changes files and folders.
 #[derive(Clone, Default)]
@@ -60,11 +54,8 @@ impl Disk {
 
     /// Creates a file in `folder` by a unique name.
     pub(super) fn temporary(&self, folder: &Path) -> io::Result<(Temporary, DiskFile)> {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
         loop {
-            let count = COUNT.fetch_add(1, Ordering::Relaxed);
-            let random = RandomState::new().hash_one(count);
-            let path = folder.join(format!("{}-{count}-{random:016x}", process::id()));
+            let path = folder.join(unique::name());
             match private::create_file(&path) {
                 Ok(file) => {
                     self.tell(Step::Create(&path));

@@ -11,10 +11,7 @@ mod scan;
 mod tests;
 
 use std::{
-    fmt,
-    hash::{BuildHasher as _, RandomState},
-    process,
-    sync::atomic::{AtomicU64, Ordering},
+    fmt, process,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -23,7 +20,7 @@ pub(crate) use self::{
     run::run_of,
     scan::{Found, scan},
 };
-use crate::{Digest256, digest::Hasher};
+use crate::{Digest256, digest::Hasher, unique};
 
 /// The id of a pack: sixteen unique bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,14 +30,13 @@ impl PackId {
     /// Makes a new id. A process that was restored twice exists twice, with equal pids, counts and
     /// random numbers, but at different times.
     pub(crate) fn new() -> PackId {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let (random, count) = unique::number();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos());
         let mut hasher = Hasher::new();
         hasher.update(&now.to_le_bytes());
         hasher.update(&count.to_le_bytes());
         hasher.update(&process::id().to_le_bytes());
-        hasher.update(&RandomState::new().hash_one(count).to_le_bytes());
+        hasher.update(&random.to_le_bytes());
         let mut id = short(&hasher.finish());
         // The time comes first, so that newer packs have later names.
         id[..6].copy_from_slice(&millis(SystemTime::now()));
