@@ -3,11 +3,11 @@
 use std::{
     collections::{HashMap, hash_map::Entry},
     io::{self, Cursor, Read, Write},
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, RwLockReadGuard, RwLockWriteGuard},
 };
 
 use super::{BlobBatch, BlobStore, BlobWriter};
-use crate::{Digest256, Error, Result, Until};
+use crate::{Digest256, Error, Result, Until, lock::RwLock};
 
 /// A store in memory, for tests and for captures that need not outlive the program.
 ///
@@ -110,11 +110,11 @@ struct Shelf(RwLock<HashMap<Digest256, Blob>>);
 
 impl Shelf {
     fn read(&self) -> RwLockReadGuard<'_, HashMap<Digest256, Blob>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        self.0.read()
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, HashMap<Digest256, Blob>> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+        self.0.write()
     }
 
     fn insert(&self, digest: Digest256, bytes: Vec<u8>) {

@@ -8,7 +8,7 @@ use std::{
     io,
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     Digest256, Error, Result, Until,
+    lock::Mutex,
     store::{
         BlobBatch,
         name::Name,
@@ -97,7 +98,7 @@ impl<'a> FsBatch<'a> {
 
     fn put_all(&self, blobs: &[(Digest256, &[u8])]) -> Result<u64> {
         let mut stored = 0;
-        let mut frame = lock(&self.idle).pop();
+        let mut frame = self.idle.lock().pop();
         for (digest, bytes) in blobs {
             let name = &self.store.codec.name(digest)?;
             if bytes.len() > MAX_BLOB {
@@ -114,7 +115,7 @@ impl<'a> FsBatch<'a> {
                 self.write(filling)?;
             }
         }
-        lock(&self.idle).extend(frame);
+        self.idle.lock().extend(frame);
         Ok(stored)
     }
 
@@ -134,7 +135,7 @@ impl<'a> FsBatch<'a> {
 
     fn add_frame(&self) -> (u32, Contents) {
         let (number, contents) = (self.store.catalog.add_frame(self.pack), Contents::default());
-        lock(&self.unwritten).insert(number, contents.clone());
+        self.unwritten.lock().insert(number, contents.clone());
         (number, contents)
     }
 
@@ -142,7 +143,7 @@ impl<'a> FsBatch<'a> {
     fn claim(&self, name: &Name, filling: &Filling) -> bool {
         let mut checked = BTreeSet::new();
         loop {
-            let claimed = || lock(&filling.contents).push(*name);
+            let claimed = || filling.contents.lock().push(*name);
             let others = self.store.catalog.table.claim(name, &checked, filling.number, claimed);
             if others.is_empty() {
                 return true;
@@ -163,14 +164,14 @@ impl<'a> FsBatch<'a> {
         if number == LOOSE {
             let there = self.store.is_loose(name).unwrap_or(false);
             if there {
-                lock(&self.shards).insert(self.store.blobs.place(name).0);
+                self.shards.lock().insert(self.store.blobs.place(name).0);
             }
             return there;
         }
         match catalog.frame(number) {
             Some((place, State::Open)) if place.pack == self.pack => {
-                if let Some(contents) = lock(&self.unwritten).get(&number).cloned() {
-                    return lock(&contents).contains(name);
+                if let Some(contents) = self.unwritten.lock().get(&number).cloned() {
+                    return contents.lock().contains(name);
                 }
                 let header = catalog.header(number).ok().flatten();
                 header.is_some_and(|frame| frame.find(name, 0).is_some())
@@ -194,7 +195,7 @@ impl<'a> FsBatch<'a> {
         written.map_err(Error::io(writing()))?;
         let small = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
         self.store.catalog.place_at(filling.number, at, small(head), small(length - head));
-        lock(&self.unwritten).remove(&filling.number);
+        self.unwritten.lock().remove(&filling.number);
         filling.builder.clear();
         (filling.number, filling.contents) = self.add_frame();
         Ok(())
@@ -202,7 +203,7 @@ impl<'a> FsBatch<'a> {
 
     /// Returns the file, which is created with the first frame.
     fn file(&self) -> io::Result<&PackFile> {
-        let _making = lock(&self.making);
+        let _making = self.making.lock();
         if let Some(file) = self.file.get() {
             return Ok(file);
         }
@@ -214,7 +215,7 @@ impl<'a> FsBatch<'a> {
 
     /// Writes a blob that is too long for a frame to a file of its own.
     fn put_long(&self, name: &Name, bytes: &[u8]) -> Result<u64> {
-        let mut long = lock(&self.long);
+        let mut long = self.long.lock();
         if self.has(LOOSE, name) || long.iter().any(|(there, _)| there == name) {
             return Ok(0);
         }
@@ -241,16 +242,16 @@ impl<'a> FsBatch<'a> {
                 "something that was put into it could not be stored",
             ));
         }
-        let mut idle = std::mem::take(&mut *lock(&self.idle));
+        let mut idle = std::mem::take(&mut *self.idle.lock());
         for frame in idle.iter_mut().filter(|frame| !frame.builder.is_empty()) {
             self.write(frame)?;
         }
         // Each of them has begun a frame that will not be written.
         self.store.catalog.drop_frames(idle.iter().map(|frame| frame.number));
-        for (name, writer) in std::mem::take(&mut *lock(&self.long)) {
+        for (name, writer) in std::mem::take(&mut *self.long.lock()) {
             writer.commit_as(&name)?;
         }
-        for shard in std::mem::take(&mut *lock(&self.shards)) {
+        for shard in std::mem::take(&mut *self.shards.lock()) {
             self.store.blobs.sync(&shard).map_err(Error::io(doing()))?;
         }
         let place = self.store.catalog.file(&self.id);
@@ -290,8 +291,4 @@ impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Release);
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -6,7 +6,7 @@ use std::{
     io::{self, ErrorKind},
     ops::Range,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, MutexGuard, RwLockReadGuard, RwLockWriteGuard},
     time::{Duration, SystemTime},
 };
 
@@ -15,7 +15,9 @@ use super::{
     table::Table,
 };
 use crate::{
-    Error, Result, private,
+    Error, Result,
+    lock::{Mutex, RwLock},
+    private,
     store::{
         name::Name,
         pack::{Found, Frame, PackId, scan},
@@ -118,11 +120,11 @@ impl Catalog {
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Packs> {
-        self.packs.read().unwrap_or_else(PoisonError::into_inner)
+        self.packs.read()
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Packs> {
-        self.packs.write().unwrap_or_else(PoisonError::into_inner)
+        self.packs.write()
     }
 
     /// Rescans the folder if it changed; returns true if packs were added or removed. All changes
@@ -131,7 +133,7 @@ impl Catalog {
     /// `marks` loads the marks of condemned entries before the new packs become visible.
     pub(super) fn refresh(&self, marks: impl FnOnce() -> Result<bool>) -> Result<bool> {
         let doing = || format!("list the packs in {}", self.folder.display());
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = self.seen.lock();
         let modified = match fs::metadata(&self.folder).and_then(|metadata| metadata.modified()) {
             Ok(modified) => modified,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
@@ -345,7 +347,7 @@ impl Catalog {
 
     fn header_at(&self, number: u32, place: Place, path: &Path) -> io::Result<Option<Arc<Frame>>> {
         let slot = &self.headers[number as usize % HEADERS];
-        let slot = || -> MutexGuard<'_, _> { slot.lock().unwrap_or_else(PoisonError::into_inner) };
+        let slot = || -> MutexGuard<'_, _> { slot.lock() };
         if let Some((cached, frame)) = &*slot()
             && *cached == place.serial
         {

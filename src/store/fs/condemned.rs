@@ -9,7 +9,6 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    sync::PoisonError,
     time::SystemTime,
 };
 
@@ -41,7 +40,7 @@ impl FsBlobStore {
     /// Reads the marks of condemned and damaged entries; returns whether they have changed.
     pub(super) fn load_marks(&self) -> Result<bool> {
         let listing = || Error::io(format!("read the lists of condemned blobs in {}", self.root.display()));
-        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut loaded = self.loaded.lock();
         let mut lists = Vec::new();
         for folder in entries(&self.condemned()).map_err(listing())?.iter().chain([&self.damaged()]) {
             for path in entries(&folder.join("packs")).map_err(listing())? {

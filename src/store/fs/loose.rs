@@ -6,7 +6,6 @@ use std::{
     fs::{self, File},
     io::{self, ErrorKind, Write},
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
 };
 
 use super::{
@@ -14,7 +13,9 @@ use super::{
     disk::{Disk, DiskFile, Temporary},
 };
 use crate::{
-    Digest256, Error, Result, private,
+    Digest256, Error, Result,
+    lock::Mutex,
+    private,
     store::{
         BlobWriter,
         codec::{Encoder, or_io},
@@ -54,7 +55,7 @@ impl Shards {
     /// Another process may have just made the shard without syncing it yet, so each handle syncs
     /// once.
     pub(super) fn make(&self, shard: &Path) -> io::Result<()> {
-        let durable = || self.durable.lock().unwrap_or_else(PoisonError::into_inner);
+        let durable = || self.durable.lock();
         if durable().contains(shard) && shard.is_dir() {
             return Ok(());
         }

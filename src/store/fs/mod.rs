@@ -43,7 +43,6 @@ use std::{
     fs,
     io::{self, Cursor, Read},
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -61,7 +60,7 @@ use super::{
     codec::{Codec, StoreOptions, or_io},
     name::Name,
 };
-use crate::{Digest256, Error, Result, Until, private, wiped::Wiped};
+use crate::{Digest256, Error, Result, Until, lock::Mutex, private, wiped::Wiped};
 
 /// A store in a folder, for any number of threads and processes.
 ///
@@ -163,7 +162,7 @@ impl FsBlobStore {
     /// Reads the lists of packs and loose blobs, for a batch.
     fn load_all(&self) -> Result<()> {
         self.catalog.refresh(|| self.load_marks())?;
-        let mut loose = self.loose.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut loose = self.loose.lock();
         // The table is never told of removed files, so renew the listing now and then.
         if loose.as_ref().is_some_and(|loose| loose.noted > 2 * loose.listed + MANY_LOOSE) {
             self.catalog.table.retain(|frame| frame != LOOSE);
@@ -180,7 +179,7 @@ impl FsBlobStore {
 
     /// Notes a new loose blob, so that later batches find it.
     fn note_loose(&self, name: &Name) {
-        if let Some(loose) = &mut *self.loose.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(loose) = &mut *self.loose.lock() {
             self.catalog.table.insert(name, LOOSE);
             loose.noted += 1;
         }

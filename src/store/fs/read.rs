@@ -4,7 +4,6 @@ use std::{
     fs::File,
     io::{self, ErrorKind},
     ops::Range,
-    sync::PoisonError,
 };
 
 use super::{
@@ -190,13 +189,13 @@ impl FsBlobStore {
 
     /// Returns buffers from earlier reads. Fresh pages cost as much as reading.
     fn take_buffers(&self) -> Buffers {
-        self.buffers.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+        self.buffers.lock().pop().unwrap_or_default()
     }
 
     fn give_buffers(&self, mut buffers: Buffers) {
         buffers.read.fill(0);
         buffers.raw.wipe();
-        let mut kept = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.buffers.lock();
         if kept.len() < KEPT && buffers.read.len() <= 2 * RUN {
             kept.push(buffers);
         }

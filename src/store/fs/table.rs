@@ -11,10 +11,10 @@
 use std::{
     collections::{BTreeSet, hash_map::RandomState},
     hash::BuildHasher as _,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::MutexGuard,
 };
 
-use crate::store::name::Name;
+use crate::{lock::Mutex, store::name::Name};
 
 /// A map from names to numbers of frames.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ impl Table {
     /// shard.
     fn shard(&self, name: &Name) -> (MutexGuard<'_, Shard>, u64) {
         let [shard, _, _, _, tag @ ..] = self.key.hash_one(name).to_le_bytes();
-        let shard = self.shards[usize::from(shard)].lock().unwrap_or_else(PoisonError::into_inner);
+        let shard = self.shards[usize::from(shard)].lock();
         (shard, u64::from(u32::from_le_bytes(tag)))
     }
 
@@ -92,7 +92,7 @@ impl Table {
     /// Removes the frames that `keep` rejects.
     pub(super) fn retain(&self, keep: impl Fn(u32) -> bool) {
         for shard in &self.shards {
-            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut shard = shard.lock();
             let kept = |slot: &&u64| **slot != 0 && keep(frame(**slot));
             shard.many.retain(|slot| keep(frame(*slot)));
             let used = shard.slots.iter().filter(kept).count();
@@ -225,7 +225,7 @@ mod tests {
         for n in 0..200_000_u32 {
             table.insert(&Name::plain(Digest256::of(&n.to_le_bytes())), n);
         }
-        let slots: usize = table.shards.iter().map(|shard| shard.lock().unwrap().slots.capacity()).sum();
+        let slots: usize = table.shards.iter().map(|shard| shard.lock().slots.capacity()).sum();
         assert!(slots * 8 < 200_000 * 15, "{slots} slots");
     }
 

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashSet,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::Arc,
     thread::{self, JoinHandle},
 };
 
@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     Digest256, Error, Result,
+    lock::{Mutex, RwLock},
     store::{
         BlobBatch,
         name::Name,
@@ -87,8 +88,8 @@ impl<'a> ObjectBatch<'a> {
 
     /// Returns the blobs that are not stored yet, each once, and marks them as seen.
     fn unseen<'b>(&self, blobs: &[(Name, &'b [u8])]) -> Vec<(Name, &'b [u8])> {
-        let catalog = self.store.catalog.read().unwrap_or_else(PoisonError::into_inner);
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let catalog = self.store.catalog.read();
+        let mut seen = self.seen.lock();
         let new = |(name, _): &&(Name, &[u8])| {
             !self.singles.contains(name) && !catalog.has(name) && seen.insert(*name)
         };
@@ -116,7 +117,7 @@ impl<'a> ObjectBatch<'a> {
     }
 
     fn builder(&self) -> Builder {
-        let builder = self.builders.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let builder = self.builders.lock().pop();
         builder.unwrap_or_else(|| Builder::new(&self.store.codec))
     }
 
@@ -124,7 +125,7 @@ impl<'a> ObjectBatch<'a> {
         if builder.is_full() {
             self.place(&mut builder)?;
         }
-        self.builders.lock().unwrap_or_else(PoisonError::into_inner).push(builder);
+        self.builders.lock().push(builder);
         Ok(())
     }
 
@@ -135,7 +136,7 @@ impl<'a> ObjectBatch<'a> {
         }
         // Compression takes most of the time, so it runs outside the lock.
         let sealed = builder.seal();
-        let mut packs = self.packs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut packs = self.packs.lock();
         let mut pack = match packs.open.take() {
             Some(pack) => pack,
             None => Pack::begin(self.store)?,
@@ -155,7 +156,7 @@ impl<'a> ObjectBatch<'a> {
     /// Marks the batch as failed on an error, because its blobs are lost.
     fn or_fail<T>(&self, result: Result<T>) -> Result<T> {
         if result.is_err() {
-            self.packs.lock().unwrap_or_else(PoisonError::into_inner).failed = true;
+            self.packs.lock().failed = true;
         }
         result
     }
@@ -167,11 +168,11 @@ impl BlobBatch for ObjectBatch<'_> {
     }
 
     fn commit(self: Box<Self>) -> Result<()> {
-        let builders = std::mem::take(&mut *self.builders.lock().unwrap_or_else(PoisonError::into_inner));
+        let builders = std::mem::take(&mut *self.builders.lock());
         for mut builder in builders {
             self.place(&mut builder)?;
         }
-        let mut packs = self.packs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut packs = self.packs.lock();
         if packs.failed {
             let doing = format!("commit a batch in {}", self.store.remote.name);
             return Err(Error::store(doing, "some of its blobs could not be stored"));
@@ -233,7 +234,7 @@ impl Pack {
         upload.write(&index)?;
         upload.finish()?;
         let frames = catalog::parse_index(&self.id, &index, length).unwrap_or_default();
-        catalog.write().unwrap_or_else(PoisonError::into_inner).add(self.id, &frames);
+        catalog.write().add(self.id, &frames);
         Ok(())
     }
 }

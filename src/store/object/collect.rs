@@ -11,7 +11,7 @@
 use std::{
     collections::HashSet,
     fs, process,
-    sync::{Arc, PoisonError},
+    sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -138,7 +138,7 @@ impl ObjectBlobStore {
 
     /// Runs `write`; runs it again if a collection has happened since this handle last looked.
     pub(super) fn write_between_turns<T>(&self, write: impl Fn() -> Result<T>) -> Result<T> {
-        let known = || self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = || self.turn.lock();
         for _ in 0..TRIES {
             let before = *known();
             let written = write()?;
@@ -350,7 +350,7 @@ impl ObjectBlobStore {
     /// that are not in `known`.
     fn sweep_stray(&self, known: &[Contents]) -> Result<()> {
         let known: HashSet<_> = known.iter().map(|pack| pack.id).collect();
-        let known_now = self.catalog.read().unwrap_or_else(PoisonError::into_inner).packs();
+        let known_now = self.catalog.read().packs();
         let remote = Arc::clone(&self.remote);
         let stray = self.remote.wait(async move {
             let mut stray = remote.list(&remote.path("tmp")).await?;

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
-    sync::{Arc, PoisonError},
+    sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -28,13 +28,13 @@ impl ObjectBlobStore {
     /// a request for each five hundred, and many blobs may be missing. So the newest packs are
     /// listed first, and all of them now and then.
     pub(super) fn look_for_news(&self, found: &dyn Fn() -> bool) -> Result<()> {
-        let packs = self.catalog.read().unwrap_or_else(PoisonError::into_inner).packs().len();
+        let packs = self.catalog.read().packs().len();
         if packs <= FEW {
             return self.refresh();
         }
         let since = SystemTime::now().checked_sub(RECENTLY).unwrap_or(UNIX_EPOCH);
         self.refresh_since(Some(&PackId::beginning(since)))?;
-        let all = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner).all;
+        let all = self.refreshing.lock().all;
         match found() || all.is_some_and(|all| all.elapsed() < SOON) {
             true => Ok(()),
             false => self.refresh(),
@@ -49,10 +49,10 @@ impl ObjectBlobStore {
     /// Adds packs whose names come after this one. Without a name it lists all packs, and forgets
     /// those that are gone.
     fn refresh_since(&self, since: Option<&str>) -> Result<()> {
-        let mut alone = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut alone = self.refreshing.lock();
         let begun = Instant::now();
         // Packs that we add from here on may be missing in the listing.
-        let known = self.catalog.read().unwrap_or_else(PoisonError::into_inner).packs();
+        let known = self.catalog.read().packs();
         let remote = Arc::clone(&self.remote);
         let after = since.map(|since| self.remote.path(&format!("packs/{since}")));
         let listed = self
@@ -90,7 +90,7 @@ impl ObjectBlobStore {
                 found.insert(id, frames);
                 Ok(())
             })?;
-            let mut catalog = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
+            let mut catalog = self.catalog.write();
             for (_, id) in some {
                 if let Some(Some(frames)) = found.get(id) {
                     catalog.add(*id, frames);
@@ -98,7 +98,7 @@ impl ObjectBlobStore {
             }
         }
         if since.is_none() {
-            self.catalog.write().unwrap_or_else(PoisonError::into_inner).remove(&gone);
+            self.catalog.write().remove(&gone);
             alone.all = Some(begun);
         }
         Ok(())
@@ -142,7 +142,7 @@ impl ObjectBlobStore {
     /// Reads a frame, or takes it from the cache. `None` if its pack is gone; an inner error if it
     /// is damaged.
     fn frame(&self, spot: Spot) -> Result<Option<Result<Arc<OpenFrame>>>> {
-        let recent = || self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let recent = || self.recent.lock();
         if let Some(frame) = recent().get(&spot) {
             return Ok(Some(Ok(frame)));
         }
@@ -177,7 +177,7 @@ impl Search<'_> {
         let mut left = Vec::new();
         let mut wanted: BTreeMap<Spot, Vec<usize>> = BTreeMap::new();
         {
-            let catalog = self.store.catalog.read().unwrap_or_else(PoisonError::into_inner);
+            let catalog = self.store.catalog.read();
             for place in places {
                 match catalog.blob(&self.names[place]) {
                     Some(spot) => wanted.entry(spot).or_default().push(place),
@@ -257,7 +257,7 @@ impl Search<'_> {
             match verified {
                 Ok(bytes) => each(place, bytes)?,
                 Err(error) => {
-                    self.store.catalog.write().unwrap_or_else(PoisonError::into_inner).forget(name, &spot);
+                    self.store.catalog.write().forget(name, &spot);
                     // Blobs that a collection removed are missing, not damaged.
                     if !gone {
                         self.damaged.entry(*name).or_insert(error);
@@ -298,7 +298,7 @@ impl Search<'_> {
         store.remote.parallel(places, SINGLES, fetch, |(place, found)| match found {
             Some(Ok(bytes)) => each(place, &bytes),
             Some(Err(error)) => {
-                store.damaged.lock().unwrap_or_else(PoisonError::into_inner).insert(names[place]);
+                store.damaged.lock().insert(names[place]);
                 self.damaged.entry(names[place]).or_insert(error);
                 left.push(place);
                 Ok(())
@@ -478,7 +478,7 @@ mod tests {
             batch.commit().unwrap();
         };
         (0..520_u32).for_each(put);
-        assert!(store.catalog.read().unwrap().packs().len() > FEW);
+        assert!(store.catalog.read().packs().len() > FEW);
         let other = open();
         for n in 1000..1010_u32 {
             put(n);

@@ -28,7 +28,7 @@ use std::{
     collections::HashSet,
     fmt,
     io::{self, Cursor, Read, Write},
-    sync::{Arc, Mutex, Once, PoisonError, RwLock},
+    sync::{Arc, Once},
     time::{Duration, SystemTime},
 };
 
@@ -54,7 +54,11 @@ use super::{
     name::Name,
     pack::PackId,
 };
-use crate::{Digest256, Error, Result, Until, wiped::Wiped};
+use crate::{
+    Digest256, Error, Result, Until,
+    lock::{Mutex, RwLock},
+    wiped::Wiped,
+};
 
 /// A store in S3, Google Cloud Storage, Azure Blob Storage, on an HTTP server, or in another
 /// service that [`object_store`] supports. It moves captures to other machines.
@@ -222,7 +226,7 @@ impl ObjectBlobStore {
             _threads: threads,
         };
         // Reading does not wait for a collection.
-        *store.turn.lock().unwrap_or_else(PoisonError::into_inner) = Some(store.last_turn()?);
+        *store.turn.lock() = Some(store.last_turn()?);
         store.refresh()?;
         Ok(store)
     }
@@ -280,15 +284,15 @@ impl ObjectBlobStore {
     }
 
     fn is_damaged(&self, name: &Name) -> bool {
-        self.damaged.lock().unwrap_or_else(PoisonError::into_inner).contains(name)
+        self.damaged.lock().contains(name)
     }
 
     fn repaired(&self, name: &Name) {
-        self.damaged.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+        self.damaged.lock().remove(name);
     }
 
     fn is_packed(&self, name: &Name) -> bool {
-        self.catalog.read().unwrap_or_else(PoisonError::into_inner).has(name)
+        self.catalog.read().has(name)
     }
 
     /// Removes leftovers of killed writers, once, in the background. A failure does not matter:
@@ -409,7 +413,7 @@ impl BlobStore for ObjectBlobStore {
         self.refresh()?;
         let names: Vec<Name> = self.codec.names(digests)?;
         let mut unpacked: Vec<(Name, Digest256)> = {
-            let catalog = self.catalog.read().unwrap_or_else(PoisonError::into_inner);
+            let catalog = self.catalog.read();
             names.into_iter().zip(digests.iter().copied()).filter(|(name, _)| !catalog.has(name)).collect()
         };
         let there = self.singles_of(&unpacked.iter().map(|(name, _)| *name).collect::<Vec<_>>())?;
@@ -463,7 +467,7 @@ impl ObjectBlobStore {
                 Ok(())
             })?;
         }
-        let damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
+        let damaged = self.damaged.lock();
         there.retain(|name| !damaged.contains(name));
         Ok(there)
     }
