@@ -93,6 +93,7 @@ mod capture;
 mod diagnose;
 pub mod digest;
 mod error;
+mod file_lock;
 mod foresight;
 #[doc(hidden)]
 #[cfg(all(fuzzing, target_os = "linux"))]
@@ -107,9 +108,9 @@ mod plain;
 mod platform;
 #[cfg(target_os = "linux")]
 pub mod preflight;
-#[cfg_attr(unix, path = "private/unix.rs")]
-#[cfg_attr(not(unix), path = "private/elsewhere.rs")]
-mod private;
+#[cfg_attr(unix, path = "private_files/unix.rs")]
+#[cfg_attr(not(unix), path = "private_files/elsewhere.rs")]
+mod private_files;
 #[cfg(target_os = "linux")]
 mod procfs;
 mod proto;

@@ -12,7 +12,7 @@ use super::{
     header::{self, BLOCK, Header, Kind},
     names::{self, INVENTORY, is_byproduct, is_image},
 };
-use crate::{Error, Result, private};
+use crate::{Error, Result, private_files};
 
 /// Ceilings for the contents of an archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -178,13 +178,14 @@ impl Layout<'_> {
         if let Some(pid) = tree {
             path.push(names::tree_folder(pid));
             if !self.trees.contains_key(&tree) {
-                private::create_folder(&path).map_err(Error::io(format!("create {}", path.display())))?;
+                private_files::create_folder(&path)
+                    .map_err(Error::io(format!("create {}", path.display())))?;
             }
         }
         *self.trees.entry(tree).or_default() |= name == INVENTORY;
 
         path.push(name);
-        private::create_file(&path).map_err(|error| match error.kind() {
+        private_files::create_file(&path).map_err(|error| match error.kind() {
             io::ErrorKind::AlreadyExists => refuse(&header.name, "it is there twice"),
             _ => Error::io(format!("create {}", path.display()))(error),
         })

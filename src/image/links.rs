@@ -19,7 +19,7 @@ use super::{
     frame::{self, Edit},
 };
 use crate::{
-    Error, Result, private,
+    Error, Result, private_files,
     proto::images::{FileEntry, GhostChunkEntry, GhostFileEntry, RegFileEntry, RemapFilePathEntry},
 };
 
@@ -157,7 +157,7 @@ impl ImageDir {
         let entries = entries.into_iter().take(if meta.size == 0 { 1 } else { 2 });
         let head = frame::image(GHOST_FILE, entries)?;
         let doing = || Error::io(format!("make the image {name}"));
-        let mut image = private::create_file(&self.path().join(&name)).map_err(doing())?;
+        let mut image = private_files::create_file(&self.path().join(&name)).map_err(doing())?;
         image.write_all(&head).map_err(doing())?;
         let copied = io::copy(&mut file.take(meta.size), &mut image).map_err(doing())?;
         match copied == meta.size {

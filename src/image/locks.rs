@@ -10,7 +10,7 @@ use prost::Message;
 
 use super::{Edit, ImageDir, frame, paths::OpenedAs};
 use crate::{
-    Error, Result, private,
+    Error, Result, private_files,
     proto::images::{CoreEntry, FileEntry, FileLockEntry},
 };
 
@@ -98,7 +98,7 @@ impl ImageDir {
         }
         let doing = || Error::io(format!("make the image {LOCKS}"));
         let image = frame::image(FILE_LOCKS, entries.iter().map(Message::encode_to_vec))?;
-        private::create_file(&path).and_then(|mut file| file.write_all(&image)).map_err(doing())
+        private_files::create_file(&path).and_then(|mut file| file.write_all(&image)).map_err(doing())
     }
 
     /// The locks that criu loses. `same` tells whether two paths lead to one file.

@@ -17,7 +17,7 @@ use crate::{
     },
     pages::{PIECE, PageFile, PageFiles, PageOwner, PageSize},
     platform::ToRevive,
-    private,
+    private_files,
     store::{fetch, fetch_into},
 };
 
@@ -51,7 +51,7 @@ pub(super) fn write_images<'a>(
         1 => writer.tree(tree, folder.to_owned()),
         _ => {
             let folder = folder.join(tree_folder(tree.root.as_raw()));
-            private::create_folder(&folder)
+            private_files::create_folder(&folder)
                 .map_err(Error::io(format!("make the folder {}", folder.display())))?;
             writer.tree(tree, folder)
         }
@@ -83,7 +83,7 @@ impl<'a> ImageWriter<'a> {
 
     fn files(&self, listing: &Listing, folder: &Path) -> Result<()> {
         let create = |file: &ImageFile| {
-            private::create_file(&folder.join(&file.name))
+            private_files::create_file(&folder.join(&file.name))
                 .map_err(Error::io(format!("write the image {}", file.name)))
         };
         for file in &listing.files {

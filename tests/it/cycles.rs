@@ -55,7 +55,7 @@ fn module_of(path: &Path) -> Module {
         "platform" if names.get(1).is_some_and(|name| name == "linux" || name == "elsewhere") => {
             names[1] = "here".to_owned();
         }
-        "private" => names.truncate(1),
+        "private_files" => names.truncate(1),
         _ => {}
     }
     names

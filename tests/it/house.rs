@@ -15,12 +15,13 @@ const FLOORS: [(&str, &[&str]); 10] = [
         &[
             "digest",
             "error",
+            "file_lock",
             "foresight",
             "lock",
             "pages",
             "pid",
             "plain",
-            "private",
+            "private_files",
             "proto",
             "request",
             "stream",
@@ -47,13 +48,13 @@ const FLOORS: [(&str, &[&str]); 10] = [
 /// The modules that may use one that is not below, each with the reason.
 const EXCEPTIONS: [(&str, &str, &str); 2] = [
     ("error", "diagnose", "a failure says of itself what it means; the table of meanings is a format"),
-    ("private", "sys", "there is no safe form of the call that begins to write a file back"),
+    ("private_files", "sys", "there is no safe form of the call that begins to write a file back"),
 ];
 
 /// The modules that may name an operating system. `lib.rs` may do so in attributes of modules and
 /// of their re-exports.
 const KNOW_THE_SYSTEM: [&str; 9] =
-    ["fuzz", "platform", "preflight", "private", "procfs", "rpc", "serve", "stream", "sys"];
+    ["fuzz", "platform", "preflight", "private_files", "procfs", "rpc", "serve", "stream", "sys"];
 
 /// The names of operating systems in attributes.
 const SYSTEM: [&str; 4] = ["target_os", "target_family", "unix", "windows"];

@@ -26,7 +26,7 @@ use nix::{
     unistd::{UnlinkatFlags, geteuid, unlinkat},
 };
 
-use crate::{Error, Result, lock::Mutex, private, sys, unique};
+use crate::{Error, Result, lock::Mutex, private_files, sys, unique};
 
 /// A folder that only we can open, removed with all that is in it when dropped.
 #[derive(Debug)]
@@ -100,7 +100,7 @@ impl Staging {
     /// A new folder in it.
     pub(crate) fn folder(&self, name: &str) -> Result<PathBuf> {
         let folder = self.path.join(name);
-        private::create_folder(&folder)
+        private_files::create_folder(&folder)
             .map_err(Error::io(format!("make the folder {}", folder.display())))?;
         Ok(folder)
     }
@@ -115,7 +115,7 @@ impl Staging {
     /// for the lock.
     pub(crate) fn unlock(&mut self) -> Result<()> {
         let path = self.path.join(UNLOCKED);
-        private::create_file(&path).map_err(Error::io(format!("make the file {}", path.display())))?;
+        private_files::create_file(&path).map_err(Error::io(format!("make the file {}", path.display())))?;
         self.held = None;
         Ok(())
     }

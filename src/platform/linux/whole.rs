@@ -10,7 +10,7 @@ use std::{
 use crate::{
     Error, Result, Until,
     pages::{PageFile, PageFiles},
-    private,
+    private_files,
     threads::{joined, spawn},
     wiped::Wiped,
 };
@@ -19,7 +19,7 @@ use crate::{
 pub(super) fn write(folder: &Path, pages: &dyn PageFiles, until: &Until) -> Result<()> {
     let make = |file: &PageFile| {
         let doing = || Error::io(format!("make the image {}", file.name));
-        let made = private::create_file(&folder.join(&file.name)).map_err(doing())?;
+        let made = private_files::create_file(&folder.join(&file.name)).map_err(doing())?;
         made.set_len(file.bytes()).map_err(doing())
     };
     pages.files().iter().try_for_each(make)?;
@@ -38,7 +38,7 @@ pub(super) fn write(folder: &Path, pages: &dyn PageFiles, until: &Until) -> Resu
                 // A large tree has more files than a program may have open.
                 let image = File::options().write(true).open(folder.join(&file.name));
                 let written =
-                    image.and_then(|image| private::write_at(&image, &bytes, file.range(piece).start));
+                    image.and_then(|image| private_files::write_at(&image, &bytes, file.range(piece).start));
                 written.map_err(doing)
             });
             if let Err(error) = written {

@@ -17,11 +17,11 @@ use super::{
     FsBlobStore, LOOSE,
     catalog::State,
     disk::{DiskFile, Temporary},
-    lock::Lock,
     loose::FsWriter,
 };
 use crate::{
     Digest256, Error, Result, Until,
+    file_lock::FileLock,
     lock::Mutex,
     store::{
         BlobBatch,
@@ -52,7 +52,7 @@ pub(super) struct FsBatch<'a> {
     failed: AtomicBool,
     published: bool,
     /// Excludes condemning while it is held. Declared last, so that it is dropped last.
-    _lock: Lock,
+    _lock: FileLock,
 }
 
 type Contents = Arc<Mutex<Vec<Name>>>;
@@ -73,7 +73,7 @@ struct Filling {
 impl<'a> FsBatch<'a> {
     pub(super) fn new(store: &'a FsBlobStore, until: &Until) -> Result<FsBatch<'a>> {
         let doing = || format!("begin a batch in {}", store.root.display());
-        let lock = Lock::shared(&store.lock_file(), until, doing)?;
+        let lock = FileLock::shared(&store.lock_file(), until, doing)?;
         // From here on the lock keeps other processes from condemning blobs.
         store.load_all()?;
         store.load_marks()?;

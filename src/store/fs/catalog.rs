@@ -17,7 +17,7 @@ use super::{
 use crate::{
     Error, Result,
     lock::{Mutex, RwLock},
-    private,
+    private_files,
     store::{
         name::Name,
         pack::{Found, Frame, PackId, scan},
@@ -180,7 +180,7 @@ impl Catalog {
     /// Reads the frames of a pack; `None` if it is gone.
     fn load(&self, id: PackId, path: &Path) -> Result<Option<u32>> {
         let doing = || format!("read the pack {}", path.display());
-        let file = match private::open_file(path) {
+        let file = match private_files::open_file(path) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Error::io(doing())(error)),
@@ -354,7 +354,7 @@ impl Catalog {
             return Ok(Some(frame.clone()));
         }
         let mut header = vec![0; place.head as usize];
-        let file = match private::open_file(path) {
+        let file = match private_files::open_file(path) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),

@@ -20,13 +20,14 @@ use super::{
     clock::time_of,
     condemned::{entries_of, id_of_list, remove_lists, write_all, write_list},
     gc::{Gc, Tally, When, each_frame},
-    lock::Lock,
     loose::entries,
     marks::Entries,
     room::is_full,
 };
 use crate::{
-    Error, Result, Until, private,
+    Error, Result, Until,
+    file_lock::FileLock,
+    private_files,
     store::{codec::locked, name::Name, pack::PackId},
 };
 
@@ -63,7 +64,7 @@ impl FsBlobStore {
         }
         let collecting = || format!("collect unneeded blobs in {}", self.root.display());
         let doing = || Error::io(collecting());
-        let _alone = Lock::exclusive(&self.root.join("gc.lock"), until, collecting)?;
+        let _alone = FileLock::exclusive(&self.root.join("gc.lock"), until, collecting)?;
         self.look_again()?;
         self.remove_staged(when).map_err(doing())?;
         let mut gc = Gc::default();
@@ -240,7 +241,7 @@ impl FsBlobStore {
     /// Condemns unneeded blobs, and returns the folder of the new round.
     fn condemn(&self, keep: &Keep, now: Duration, until: &Until, gc: &mut Gc) -> Result<Option<PathBuf>> {
         let condemning = || format!("condemn what is unneeded in {}", self.root.display());
-        let lock = || Lock::exclusive_within(&self.lock_file(), PATIENCE, until, condemning);
+        let lock = || FileLock::exclusive_within(&self.lock_file(), PATIENCE, until, condemning);
         let round = self.condemn_with(keep, now, lock, gc);
         round.map_err(|error| error.downcast().unwrap_or_else(Error::io(condemning())))
     }
@@ -249,7 +250,7 @@ impl FsBlobStore {
         &self,
         keep: &Keep,
         now: Duration,
-        lock: impl FnOnce() -> Result<Option<Lock>>,
+        lock: impl FnOnce() -> Result<Option<FileLock>>,
         gc: &mut Gc,
     ) -> io::Result<Option<PathBuf>> {
         let (packs, strays) = self.unneeded(keep)?;
@@ -340,7 +341,7 @@ impl FsBlobStore {
             if path.is_dir() {
                 fs::remove_dir_all(&path)?;
             } else if when == When::Now {
-                let _ = private::remove_unless_held(&path, false);
+                let _ = private_files::remove_unless_held(&path, false);
             }
         }
         Ok(())

@@ -18,7 +18,7 @@ use super::{
     marks::{Entries, Marks},
 };
 use crate::{
-    Digest256, Error, Result, private,
+    Digest256, Error, Result, private_files,
     store::{name::Name, pack::PackId},
 };
 
@@ -148,7 +148,7 @@ pub(super) fn read_list(path: &Path, into: &mut Entries) -> io::Result<()> {
         }
         return Ok(());
     }
-    let list = match private::patiently(|| fs::read(path)) {
+    let list = match private_files::patiently(|| fs::read(path)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         list => list?,
     };

@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::{private, store::read_at::ReadAt, unique};
+use crate::{private_files, store::read_at::ReadAt, unique};
 
 /// Changes files and folders.
 #[derive(Clone, Default)]
@@ -56,10 +56,10 @@ impl Disk {
     pub(super) fn temporary(&self, folder: &Path) -> io::Result<(Temporary, DiskFile)> {
         loop {
             let path = folder.join(unique::name());
-            match private::create_file(&path) {
+            match private_files::create_file(&path) {
                 Ok(file) => {
                     self.tell(Step::Create(&path));
-                    if !private::hold(&file) || !path.exists() {
+                    if !private_files::hold(&file) || !path.exists() {
                         continue; // another process took it for a leftover, and removed it
                     }
                     let file = DiskFile { file, path: path.clone(), disk: self.clone() };
@@ -81,7 +81,7 @@ impl Disk {
         if let Some(parent) = folder.parent() {
             self.make_folder(parent)?;
         }
-        match private::create_folder(folder) {
+        match private_files::create_folder(folder) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists && folder.is_dir() => {}
             created => {
                 created?;
@@ -93,19 +93,19 @@ impl Disk {
 
     /// Syncs the names in a folder.
     pub(super) fn sync_folder(&self, folder: &Path) -> io::Result<()> {
-        private::sync_folder(folder)?;
+        private_files::sync_folder(folder)?;
         self.tell(Step::SyncFolder(folder));
         Ok(())
     }
 
     pub(super) fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        private::patiently(|| fs::rename(from, to))?;
+        private_files::patiently(|| fs::rename(from, to))?;
         self.tell(Step::Rename(from, to));
         Ok(())
     }
 
     pub(super) fn remove(&self, path: &Path) -> io::Result<()> {
-        private::patiently(|| fs::remove_file(path))?;
+        private_files::patiently(|| fs::remove_file(path))?;
         self.tell(Step::Remove(path));
         Ok(())
     }
@@ -130,7 +130,7 @@ impl DiskFile {
     pub(super) fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
         let mut end = at;
         for piece in bytes.chunks(STEP) {
-            private::write_at(&self.file, piece, end)?;
+            private_files::write_at(&self.file, piece, end)?;
             let step = STEP as u64;
             let before = end / step;
             end += piece.len() as u64;
@@ -138,7 +138,7 @@ impl DiskFile {
                 // Include the mebibyte before: other threads may have finished their part of it
                 // late.
                 let from = before.saturating_sub(1) * step;
-                private::begin_write_back(&self.file, from, end / step * step - from);
+                private_files::begin_write_back(&self.file, from, end / step * step - from);
             }
         }
         self.disk.tell(Step::Write(&self.path, at, bytes));
@@ -155,7 +155,7 @@ impl DiskFile {
 
 impl ReadAt for File {
     fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
-        private::read_at(self, buffer, at)
+        private_files::read_at(self, buffer, at)
     }
 
     fn length(&self) -> io::Result<u64> {
@@ -178,7 +178,7 @@ impl Temporary {
 
     /// Renames the file into place. Until then its lock shows others that its writer lives.
     pub(super) fn rename(mut self, file: DiskFile, to: &Path) -> io::Result<()> {
-        private::rename_and_close(file.file, &self.path, to)?;
+        private_files::rename_and_close(file.file, &self.path, to)?;
         self.disk.tell(Step::Rename(&self.path, to));
         self.renamed = true;
         Ok(())

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::{FsBlobStore, catalog::id_of};
 use crate::{
-    Digest256, Result, Until, private,
+    Digest256, Result, Until, private_files,
     store::pack::{Found, Frame, scan},
 };
 
@@ -142,7 +142,7 @@ impl FsBlobStore {
 pub(super) fn each_frame(path: &Path, mut each: impl FnMut(&Frame) -> io::Result<()>) -> io::Result<()> {
     debug_assert!(id_of(path).is_some(), "a pack is called by its id");
     let mut result = Ok(());
-    scan(&private::open_file(path)?, |found| {
+    scan(&private_files::open_file(path)?, |found| {
         if let Found::Frame(frame) = found
             && result.is_ok()
         {

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     Digest256, Error, Result,
     lock::Mutex,
-    private,
+    private_files,
     store::{
         BlobWriter,
         codec::{Encoder, or_io},
@@ -88,7 +88,7 @@ impl Shards {
 
 /// Returns the sorted entries of a folder; empty if there is no such folder.
 pub(super) fn entries(folder: &Path) -> io::Result<Vec<PathBuf>> {
-    let listed = match private::patiently(|| fs::read_dir(folder)) {
+    let listed = match private_files::patiently(|| fs::read_dir(folder)) {
         Ok(listed) => listed,
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
             return Ok(Vec::new());
@@ -123,13 +123,13 @@ impl FsBlobStore {
     /// Returns true if the file exists and has the blob of this name. An unreadable file does not
     /// count.
     pub(super) fn is_whole(&self, path: &Path, name: &Name) -> bool {
-        private::open_file(path).and_then(|file| self.codec.is_whole(name, &file)).unwrap_or(false)
+        private_files::open_file(path).and_then(|file| self.codec.is_whole(name, &file)).unwrap_or(false)
     }
 
     /// Returns true if the blob is a file of its own and not condemned.
     pub(super) fn is_loose(&self, name: &Name) -> Result<bool> {
         let (_, path) = self.blobs.place(name);
-        match private::patiently(|| fs::metadata(&path)) {
+        match private_files::patiently(|| fs::metadata(&path)) {
             Ok(metadata) => Ok(metadata.is_file()),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
             Err(error) => Err(Error::io(format!("look for blob {}", path.display()))(error)),
@@ -158,7 +158,7 @@ impl FsBlobStore {
 
 /// Opens a file that may be missing.
 pub(super) fn open(path: &Path) -> Result<Option<File>> {
-    match private::open_file(path) {
+    match private_files::open_file(path) {
         Ok(file) => Ok(Some(file)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::io(format!("open blob {}", path.display()))(error)),

@@ -6,9 +6,9 @@
 //! <root>/packs/<id>.pack             the blobs of a batch
 //! <root>/condemned/<name>/           what a collection found no use for: files, and lists of entries of packs
 //! <root>/damaged/                    what is damaged and was taken out
-//! <root>/tmp/<pid>-<count>-<random>  files that are not whole yet
+//! <root>/tmp/<pid>-<random>          files that are not whole yet
 //! <root>/store.key[.copy]            the key record of an encrypted store
-//! <root>/lock, <root>/gc.lock        see [`Lock`](lock::Lock)
+//! <root>/lock, <root>/gc.lock        see [`FileLock`](crate::file_lock::FileLock)
 //! <root>/gc.clock, <root>/gc.room    what collections need: see [`clock`] and [`room`]
 //! ```
 //!
@@ -24,7 +24,6 @@ mod collect;
 mod condemned;
 mod disk;
 mod gc;
-mod lock;
 mod loose;
 mod marks;
 mod read;
@@ -60,7 +59,7 @@ use super::{
     codec::{Codec, StoreOptions, or_io},
     name::Name,
 };
-use crate::{Digest256, Error, Result, Until, lock::Mutex, private, wiped::Wiped};
+use crate::{Digest256, Error, Result, Until, lock::Mutex, private_files, wiped::Wiped};
 
 /// A store in a folder, for any number of threads and processes.
 ///
@@ -145,7 +144,7 @@ impl FsBlobStore {
         };
         // Create the lock files while there is space: a collection on a full disk cannot.
         for lock in [store.lock_file(), store.root.join("gc.lock")] {
-            let _ = private::create_file(&lock);
+            let _ = private_files::create_file(&lock);
         }
         if !store.root.join("gc.clock").exists() {
             let _ = store.disk.make_folder(&store.condemned());
@@ -340,7 +339,7 @@ fn remove_leftovers(tmp: &Path) {
         let written = entry.metadata().and_then(|metadata| metadata.modified());
         let age = written.ok().and_then(|written| written.elapsed().ok());
         if age.is_some_and(|age| age > LEFTOVER) {
-            let _ = private::remove_unless_held(&entry.path(), true);
+            let _ = private_files::remove_unless_held(&entry.path(), true);
         }
     }
 }

@@ -11,7 +11,7 @@ use super::{
     catalog::{Hit, Place, State},
 };
 use crate::{
-    Error, Result, private,
+    Error, Result, private_files,
     store::{
         name::Name,
         pack::{self, Copied, Frame, Scratch},
@@ -37,7 +37,7 @@ impl FsBlobStore {
     /// Reads and verifies a copy; `None` if the pack is gone.
     fn read_hit(&self, hit: &Hit) -> Result<Option<Vec<u8>>> {
         let reading = || format!("read the pack {}", hit.path.display());
-        let file = match private::open_file(&hit.path) {
+        let file = match private_files::open_file(&hit.path) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Error::io(reading())(error)),
@@ -74,7 +74,7 @@ impl FsBlobStore {
     pub(super) fn read_part(&self, hit: &Hit, offset: usize, length: usize) -> io::Result<Option<Vec<u8>>> {
         let entry = &hit.frame.entries[hit.index];
         let Some(place) = self.place(hit) else { return Ok(None) };
-        let file = match private::open_file(&hit.path) {
+        let file = match private_files::open_file(&hit.path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             opened => opened?,
         };
@@ -109,7 +109,7 @@ impl FsBlobStore {
             all = later;
             let pack = first.place.pack;
             if file.as_ref().is_none_or(|(open, _)| *open != pack) {
-                file = Some((pack, private::open_file(&self.catalog.path(pack)).ok()));
+                file = Some((pack, private_files::open_file(&self.catalog.path(pack)).ok()));
             }
             let read = match &file {
                 Some((_, Some(file))) => self.read_run(file, run, names, &mut buffers, &mut rest, each),

@@ -7,9 +7,11 @@ use std::{
     path::Path,
 };
 
-use super::{catalog::id_of, disk::Disk, lock::Lock, loose::entries};
+use super::{catalog::id_of, disk::Disk, loose::entries};
 use crate::{
-    Error, Result, Until, private,
+    Error, Result, Until,
+    file_lock::FileLock,
+    private_files,
     store::codec::{self, Records},
 };
 
@@ -19,7 +21,7 @@ pub(super) struct FsRecords<'a> {
     pub(super) tmp: &'a Path,
     pub(super) disk: &'a Disk,
     /// Held from the first write on, so that two programs do not set up one store.
-    pub(super) lock: OnceCell<Lock>,
+    pub(super) lock: OnceCell<FileLock>,
 }
 
 impl FsRecords<'_> {
@@ -29,7 +31,7 @@ impl FsRecords<'_> {
 
     fn read_one(&self, name: &str) -> Result<Option<Vec<u8>>> {
         let path = self.root.join(name);
-        match private::patiently(|| fs::read(&path)) {
+        match private_files::patiently(|| fs::read(&path)) {
             Ok(bytes) => Ok(Some(bytes)),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::io(format!("read the key record {}", path.display()))(error)),
@@ -52,7 +54,7 @@ impl Records for FsRecords<'_> {
 
     fn create(&self, name: &str, bytes: &[u8]) -> Result<()> {
         if self.lock.get().is_none() {
-            let lock = Lock::exclusive(&self.root.join("gc.lock"), &Until::forever(), || self.doing())?;
+            let lock = FileLock::exclusive(&self.root.join("gc.lock"), &Until::forever(), || self.doing())?;
             let _ = self.lock.set(lock);
         }
         match self.read_one(name)? {

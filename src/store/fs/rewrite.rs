@@ -18,7 +18,7 @@ use super::{
     room::is_full,
 };
 use crate::{
-    Error, Result, private,
+    Error, Result, private_files,
     store::pack::{Copied, Entry, Found, Frame, PackId, scan},
     wiped::Wiped,
 };
@@ -145,7 +145,7 @@ impl FsBlobStore {
                 entries => drop(waiting.insert(round.path.clone(), entries)),
             }
         }
-        let file = private::open_file(&path)?;
+        let file = private_files::open_file(&path)?;
         let length = file.metadata()?.len();
         let (mut removed, mut live, mut whole) = (Tally::default(), Tally::default(), true);
         let (mut spare, mut lost) = (Tally::default(), false);
@@ -241,7 +241,7 @@ impl FsBlobStore {
     /// Calls `each` for every entry that is neither dead nor damaged, with its bytes if they are
     /// intact.
     fn each_living(&self, candidate: &Candidate, each: &mut Each<'_>) -> io::Result<()> {
-        let file = private::open_file(&candidate.path)?;
+        let file = private_files::open_file(&candidate.path)?;
         each_frame(&candidate.path, |frame| {
             let opened = self.open_frame(&file, frame)?.ok();
             let opened = opened.as_ref().map(Copied::opened);

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::FsBlobStore;
-use crate::{Digest256, private};
+use crate::{Digest256, private_files};
 
 impl FsBlobStore {
     fn room(&self) -> PathBuf {
@@ -27,13 +27,13 @@ impl FsBlobStore {
         }
         // Written in place: all processes write the same bytes, and the next one completes a
         // partial file.
-        let file = match private::create_file(&path) {
+        let file = match private_files::create_file(&path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 File::options().write(true).open(&path)
             }
             created => created,
         };
-        if file.and_then(|file| private::write_at(&file, &bytes, 0)).is_err() {
+        if file.and_then(|file| private_files::write_at(&file, &bytes, 0)).is_err() {
             // Without reserved space a collection does what it can.
             let _ = fs::remove_file(path);
         }

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     Digest256, Error, Result,
     plain::Plain,
-    private,
+    private_files,
     store::{
         name::Name,
         pack::{Found, Frame, PackId, Scratch, scan},
@@ -136,7 +136,7 @@ impl FsBlobStore {
             }
         }
         for (id, path) in self.catalog.live() {
-            let file = match private::open_file(&path) {
+            let file = match private_files::open_file(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 file => file.map_err(reading())?,
             };

@@ -1,4 +1,4 @@
-//! [`Lock`]: advisory file locks between processes.
+//! [`FileLock`]: advisory file locks between processes.
 //!
 //! A lock belongs to an open file and ends with it, so a process that died leaves none behind.
 
@@ -9,31 +9,31 @@ use std::{
     time::Duration,
 };
 
-use crate::{Error, Result, Until, private};
+use crate::{Error, Result, Until, private_files};
 
 /// A lock that is held until it is dropped.
 #[derive(Debug)]
-pub(super) struct Lock(#[allow(dead_code, reason = "the lock ends with the file")] File);
+pub(crate) struct FileLock(#[allow(dead_code, reason = "the lock ends with the file")] File);
 
-impl Lock {
+impl FileLock {
     /// Takes a shared lock, and waits for an exclusive one. `doing` is the purpose of the lock, as
     /// a verb phrase.
-    pub(super) fn shared(path: &Path, until: &Until, doing: impl Fn() -> String) -> Result<Lock> {
+    pub(crate) fn shared(path: &Path, until: &Until, doing: impl Fn() -> String) -> Result<FileLock> {
         lock(path, until, doing, File::try_lock_shared, File::lock_shared)
     }
 
     /// Takes an exclusive lock, and waits for all others.
-    pub(super) fn exclusive(path: &Path, until: &Until, doing: impl Fn() -> String) -> Result<Lock> {
+    pub(crate) fn exclusive(path: &Path, until: &Until, doing: impl Fn() -> String) -> Result<FileLock> {
         lock(path, until, doing, File::try_lock, File::lock)
     }
 
     /// Takes an exclusive lock; gives up after `patience`.
-    pub(super) fn exclusive_within(
+    pub(crate) fn exclusive_within(
         path: &Path,
         patience: Duration,
         until: &Until,
         doing: impl Fn() -> String,
-    ) -> Result<Option<Lock>> {
+    ) -> Result<Option<FileLock>> {
         let file = open(path).map_err(Error::io(doing()))?;
         let short = Until::within(patience);
         until
@@ -45,7 +45,7 @@ impl Lock {
                     Err(TryLockError::Error(error)) => Err(Error::io(doing())(error)),
                 },
             )
-            .map(|locked| locked.then_some(Lock(file)))
+            .map(|locked| locked.then_some(FileLock(file)))
     }
 }
 
@@ -55,7 +55,7 @@ fn lock(
     doing: impl Fn() -> String,
     attempt: impl Fn(&File) -> std::result::Result<(), TryLockError>,
     block: impl Fn(&File) -> io::Result<()>,
-) -> Result<Lock> {
+) -> Result<FileLock> {
     let file = open(path).map_err(Error::io(doing()))?;
     let locked = until.wait_for(
         || waiting(path, &file, &doing),
@@ -71,7 +71,7 @@ fn lock(
             Err(TryLockError::Error(error)) => Err(Error::io(doing())(error)),
         },
     );
-    locked.map(|()| Lock(file))
+    locked.map(|()| FileLock(file))
 }
 
 /// Returns the error text: the work that waits, and the processes that hold the lock.
@@ -83,7 +83,7 @@ fn waiting(path: &Path, file: &File, doing: impl Fn() -> String) -> String {
 
 /// Returns the processes that have locked the file, as far as the kernel shows them.
 fn holders(file: &File) -> Vec<String> {
-    let Some([major, minor, inode]) = private::identity(file) else { return Vec::new() };
+    let Some([major, minor, inode]) = private_files::identity(file) else { return Vec::new() };
     let file = format!("{major:02x}:{minor:02x}:{inode}");
     let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
     let holders = locks.lines().filter_map(|line| holder(line, &file));
@@ -105,7 +105,7 @@ fn holder(line: &str, file: &str) -> Option<u32> {
 
 fn open(path: &Path) -> io::Result<File> {
     loop {
-        match private::create_file(path) {
+        match private_files::create_file(path) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             created => return created,
         }
