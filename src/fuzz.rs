@@ -33,7 +33,7 @@ pub fn rpc(bytes: &[u8]) {
 pub fn log(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     for stamped in [None, Some(false), Some(true)] {
-        let mut known = diagnose::Known::new(stamped);
+        let mut known = diagnose::OutputContext::new(stamped);
         diagnose::starts(&text).into_iter().take(8).for_each(|start| known.start(start));
         let output = diagnose::Output::parse_with(&text, &known);
         for request in [Request::Dump, Request::Restore] {

@@ -23,7 +23,7 @@ pub(crate) struct Output {
 
 /// Facts about an output that its text does not show.
 #[derive(Debug, Default)]
-pub(crate) struct Known {
+pub(crate) struct OutputContext {
     /// True if criu was told to write the time before each line; `None` if only the log itself
     /// shows it.
     stamped: Option<bool>,
@@ -32,9 +32,9 @@ pub(crate) struct Known {
     pieces: Vec<String>,
 }
 
-impl Known {
-    pub(crate) fn new(stamped: Option<bool>) -> Known {
-        Known { stamped, ..Known::default() }
+impl OutputContext {
+    pub(crate) fn new(stamped: Option<bool>) -> OutputContext {
+        OutputContext { stamped, ..OutputContext::default() }
     }
 
     /// Adds a name of the tree, or a message. The text after its line breaks is not a line of
@@ -67,11 +67,11 @@ impl Output {
     /// Sorts criu's output.
     #[cfg(test)]
     pub(crate) fn parse(text: &str) -> Output {
-        Output::parse_with(text, &Known::default())
+        Output::parse_with(text, &OutputContext::default())
     }
 
     /// Sorts criu's output, and removes control characters.
-    pub(crate) fn parse_with(text: &str, known: &Known) -> Output {
+    pub(crate) fn parse_with(text: &str, known: &OutputContext) -> Output {
         let mut output = Output::default();
         let mut clock = Clock::of(text, known);
         let (mut in_usage, mut has_names, mut open) = (false, false, None);
@@ -164,7 +164,7 @@ struct Clock {
 }
 
 impl Clock {
-    fn of(text: &str, known: &Known) -> Clock {
+    fn of(text: &str, known: &OutputContext) -> Clock {
         let mut stamps = text.split('\n').filter(|line| begins(line).is_some());
         let first = stamps.next().map(|line| strip_time(line).is_some());
         // Arguments and configuration files can override the request.

@@ -16,7 +16,7 @@ use std::fmt;
 use crate::{Cause, Error, Failure, Pid, Request, plain::plain};
 
 pub(crate) use self::{
-    log::{Known, Output, interrupted, message, starts},
+    log::{Output, OutputContext, interrupted, message, starts},
     rules::cause,
 };
 

@@ -1,7 +1,7 @@
 //! Tests of the tables: a recorded line for every stem, with names and numbers as criu prints them.
 
 use super::{
-    Known, Output,
+    Output, OutputContext,
     rules::{self, cause},
 };
 use crate::{Cause, Request};
@@ -473,9 +473,9 @@ fn a_name_with_criu_s_words_tells_nothing() {
 fn a_name_that_looks_like_a_whole_line_tells_nothing_if_it_is_known() {
     let name = "/tmp/\u{1b}[31mx\nError (criu/files.c:12): No space left on device";
     let log = log_of_ghost(name).replace("Can't dump ghost file", "Never heard of");
-    let mut of_tree = Known::new(Some(false));
+    let mut of_tree = OutputContext::new(Some(false));
     of_tree.name(&format!("{name} (deleted)"));
-    let mut of_message = Known::new(Some(false));
+    let mut of_message = OutputContext::new(Some(false));
     of_message.name(&log.lines().skip(2).take(2).collect::<Vec<_>>().join("\n"));
     for known in [of_tree, of_message] {
         let output = Output::parse_with(&log, &known);

@@ -4,7 +4,7 @@
 //! the manifest, and by these ceilings. A capture stays within them too, so every stored capture
 //! can be restored.
 
-use super::{ChunkedTree, LISTING_CEILING, Listing, MemoryFile, MemoryMap, chunked::ENTRIES, content::Get};
+use super::{ChunkedTree, LISTING_CEILING, Listing, MemoryFile, MemoryMap, chunked::ENTRIES, content::Fetch};
 use crate::{Error, Result, pages::PageSize};
 
 /// The maximum number of images of a capture, maps included: the limit of an archive's entries.
@@ -60,7 +60,7 @@ impl Budget {
     pub(crate) fn read_listing(
         &mut self,
         tree: &ChunkedTree,
-        get: Get<'_>,
+        get: Fetch<'_>,
         is_image: impl Fn(&str) -> bool,
     ) -> Result<Listing> {
         self.spend_listing(tree.images.bytes)?;
@@ -88,7 +88,7 @@ impl Budget {
 
 impl MemoryFile {
     /// Reads the map, unless it has more memory than the tree has left.
-    pub(crate) fn read(&self, left: &mut MemoryLeft, get: Get<'_>) -> Result<MemoryMap> {
+    pub(crate) fn read(&self, left: &mut MemoryLeft, get: Fetch<'_>) -> Result<MemoryMap> {
         let map = MemoryMap::decode(&self.map.read_all(get, LISTING_CEILING)?)?;
         let bytes = map.bytes();
         left.0 = left.0.checked_sub(bytes).ok_or_else(|| {

@@ -35,7 +35,8 @@ const FAN: u64 = (PIECE / DIGEST) as u64;
 pub(crate) type Put<'a> = &'a mut dyn FnMut(&[u8]) -> Result<Digest256>;
 
 /// Reads verified blobs; the callback gets each with its index in the list.
-pub(crate) type Get<'a> = &'a dyn Fn(&[Digest256], &mut dyn FnMut(usize, &[u8]) -> Result<()>) -> Result<()>;
+pub(crate) type Fetch<'a> =
+    &'a dyn Fn(&[Digest256], &mut dyn FnMut(usize, &[u8]) -> Result<()>) -> Result<()>;
 
 /// Content that is written piece by piece.
 #[derive(Debug)]
@@ -100,12 +101,12 @@ impl Content {
     }
 
     /// Reads the bytes in order, verified piece by piece.
-    pub(crate) fn read(&self, get: Get<'_>, out: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    pub(crate) fn read(&self, get: Fetch<'_>, out: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
         read_nodes(&[self.root()?], get, out)
     }
 
     /// Returns all bytes, at most `ceiling` of them.
-    pub(crate) fn read_all(&self, get: Get<'_>, ceiling: u64) -> Result<Vec<u8>> {
+    pub(crate) fn read_all(&self, get: Fetch<'_>, ceiling: u64) -> Result<Vec<u8>> {
         if self.bytes > ceiling {
             return Err(self.corrupt(format!("it has {} bytes, more than {ceiling}", self.bytes)));
         }
@@ -121,7 +122,7 @@ impl Content {
     /// again.
     pub(super) fn blobs(
         &self,
-        get: Get<'_>,
+        get: Fetch<'_>,
         read: &mut HashSet<Node>,
         see: &mut dyn FnMut(&Digest256),
     ) -> Result<()> {
@@ -197,7 +198,7 @@ impl Node {
 const AT_ONCE: usize = 16;
 
 /// Hands out the bytes below these blobs, which are all on one level.
-fn read_nodes(nodes: &[Node], get: Get<'_>, out: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+fn read_nodes(nodes: &[Node], get: Fetch<'_>, out: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
     for some in nodes.chunks(AT_ONCE) {
         for (node, blob) in some.iter().zip(blobs_of(some, get)?) {
             match node.depth {
@@ -212,7 +213,7 @@ fn read_nodes(nodes: &[Node], get: Get<'_>, out: &mut dyn FnMut(&[u8]) -> Result
 /// Calls `show` for the digests in the lists below these nodes.
 fn name_nodes(
     mut nodes: Vec<Node>,
-    get: Get<'_>,
+    get: Fetch<'_>,
     read: &mut HashSet<Node>,
     see: &mut dyn FnMut(&Digest256),
 ) -> Result<()> {
@@ -228,7 +229,7 @@ fn name_nodes(
 }
 
 /// Reads the blobs of these nodes in order, and checks their lengths.
-fn blobs_of(nodes: &[Node], get: Get<'_>) -> Result<Vec<Wiped>> {
+fn blobs_of(nodes: &[Node], get: Fetch<'_>) -> Result<Vec<Wiped>> {
     let digests: Vec<_> = nodes.iter().map(|node| node.digest).collect();
     let mut blobs: Vec<_> = nodes.iter().map(|_| Wiped::default()).collect();
     get(&digests, &mut |place, bytes| {

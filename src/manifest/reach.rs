@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::{
     Budget, ChunkedBlob, ChunkedTree, Content, Leaf, MemoryLeft, MemoryMap, ProcsBlob,
-    content::{Get, Node},
+    content::{Fetch, Node},
 };
 use crate::{Digest256, Result};
 
@@ -27,7 +27,7 @@ impl ProcsBlob {
     /// `walked` are not read again.
     pub(crate) fn blobs(
         &self,
-        get: Get<'_>,
+        get: Fetch<'_>,
         walked: &mut Walked,
         name: &mut dyn FnMut(&Digest256),
     ) -> Result<()> {
@@ -54,7 +54,7 @@ impl ProcsBlob {
 }
 
 impl ChunkedBlob {
-    fn blobs(&self, get: Get<'_>, walked: &mut Walked, name: &mut dyn FnMut(&Digest256)) -> Result<()> {
+    fn blobs(&self, get: Fetch<'_>, walked: &mut Walked, name: &mut dyn FnMut(&Digest256)) -> Result<()> {
         self.attached.values().for_each(&mut *name);
         let mut budget = Budget::new();
         self.trees.iter().try_for_each(|tree| tree.blobs(get, walked, &mut budget, name))
@@ -64,7 +64,7 @@ impl ChunkedBlob {
 impl ChunkedTree {
     fn blobs(
         &self,
-        get: Get<'_>,
+        get: Fetch<'_>,
         walked: &mut Walked,
         budget: &mut Budget,
         name: &mut dyn FnMut(&Digest256),
@@ -92,7 +92,7 @@ impl ChunkedTree {
 /// Shows the leaves of a map, and their chunks.
 fn chunks(
     map: &MemoryMap,
-    get: Get<'_>,
+    get: Fetch<'_>,
     walked: &mut Walked,
     name: &mut dyn FnMut(&Digest256),
 ) -> Result<()> {

@@ -134,10 +134,10 @@ impl FailureContext<'_, '_> {
     }
 
     /// Collects facts about criu's output: whether it has times, and names with line breaks in it.
-    fn known(&self, message: Option<&str>, texts: [Option<&str>; 2]) -> diagnose::Known {
+    fn known(&self, message: Option<&str>, texts: [Option<&str>; 2]) -> diagnose::OutputContext {
         const WITH_TIMES: i32 = 3;
         let level = self.call.opts.as_ref().and_then(|opts| opts.log_level);
-        let mut known = diagnose::Known::new(level.map(|level| level >= WITH_TIMES));
+        let mut known = diagnose::OutputContext::new(level.map(|level| level >= WITH_TIMES));
         known.name(message.unwrap_or_default());
         let starts: Vec<_> = texts.into_iter().flatten().flat_map(diagnose::starts).collect();
         if starts.is_empty() {

@@ -39,7 +39,7 @@ use std::{
 use self::{
     call::{Call, Files},
     cancel::Cancel,
-    page_server::Told,
+    page_server::KeptForReport,
     session::options,
 };
 pub use self::{
@@ -402,10 +402,10 @@ impl Criu {
         };
         let mut conversation = self.open(&mut call)?;
         conversation.complete(&mut call)?;
-        let told = Told::keep(call.opts.as_ref(), &lend)?;
+        let kept = KeptForReport::keep(call.opts.as_ref(), &lend)?;
         let server = conversation.call(call)?.ps.unwrap_or_default();
         match server.pid {
-            Some(pid) if pid > 1 => Ok(PageServer::new(conversation, pid, port(server.port), told)),
+            Some(pid) if pid > 1 => Ok(PageServer::new(conversation, pid, port(server.port), kept)),
             pid => Err(protocol(Request::PageServerChild, &format!("success with the pid {pid:?}"))),
         }
     }

@@ -37,30 +37,35 @@ pub struct PageServer {
     /// `None` if the pid may mean another process here.
     pidfd: Option<OwnedFd>,
     port: Option<u16>,
-    told: Told,
+    kept: KeptForReport,
 }
 
 /// The options and folders of a page server. Its log may be in one of the folders.
-pub(super) struct Told {
+pub(super) struct KeptForReport {
     opts: Option<CriuOpts>,
     images: OwnedFd,
     work: Option<OwnedFd>,
 }
 
-impl Told {
-    pub(super) fn keep(opts: Option<&CriuOpts>, lend: &Lend<'_>) -> Result<Told> {
+impl KeptForReport {
+    pub(super) fn keep(opts: Option<&CriuOpts>, lend: &Lend<'_>) -> Result<KeptForReport> {
         let keep = || {
             let work = lend.work.map(|folder| folder.try_clone_to_owned()).transpose()?;
-            Ok(Told { opts: opts.cloned(), images: lend.images.try_clone_to_owned()?, work })
+            Ok(KeptForReport { opts: opts.cloned(), images: lend.images.try_clone_to_owned()?, work })
         };
         keep().map_err(Error::io("keep the folders of a page server"))
     }
 }
 
 impl PageServer {
-    pub(super) fn new(conversation: Conversation, pid: i32, port: Option<u16>, told: Told) -> PageServer {
+    pub(super) fn new(
+        conversation: Conversation,
+        pid: i32,
+        port: Option<u16>,
+        kept: KeptForReport,
+    ) -> PageServer {
         let pidfd = sys::pidfd_open(pid).ok().filter(|_| conversation.is_ancestor_of(pid));
-        PageServer { conversation: Some(conversation), pid, pidfd, port, told }
+        PageServer { conversation: Some(conversation), pid, pidfd, port, kept }
     }
 
     /// Returns the pid that criu reported. If a service is in another pid namespace, the pid is
@@ -129,9 +134,9 @@ impl PageServer {
     /// Collects the facts about a failed page server.
     fn failure(&self, end: End) -> Failure {
         let End { status, version, answer, criu_exit } = end;
-        let mut lend = Lend::images(&self.told.images);
-        lend.work = self.told.work.as_ref().map(AsFd::as_fd);
-        let opts = self.told.opts.clone();
+        let mut lend = Lend::images(&self.kept.images);
+        lend.work = self.kept.work.as_ref().map(AsFd::as_fd);
+        let opts = self.kept.opts.clone();
         let call = Call { opts, files: Files::Lent(lend), ..Call::new(Request::WaitPid) };
         // A page server that a signal killed counts as a criu that did not answer.
         let answer = Some(&answer).filter(|_| status.signal().is_none());

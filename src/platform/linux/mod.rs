@@ -15,11 +15,11 @@ mod pids;
 mod polls;
 mod relock;
 mod restore;
+mod retry;
 mod select;
 mod settle;
 mod staging;
 mod streams;
-mod taken;
 mod unsent;
 mod whole;
 

@@ -227,7 +227,7 @@ impl<'a> FsBatch<'a> {
     }
 
     /// Marks the batch as failed on an error: it may lack blobs that it claimed to have.
-    fn guarded<T>(&self, put: impl FnOnce() -> Result<T>) -> Result<T> {
+    fn poison_on_error<T>(&self, put: impl FnOnce() -> Result<T>) -> Result<T> {
         let unfinished = Unfinished(&self.failed);
         let result = put()?;
         std::mem::forget(unfinished);
@@ -268,7 +268,7 @@ impl<'a> FsBatch<'a> {
 
 impl BlobBatch for FsBatch<'_> {
     fn put(&self, blobs: &[(Digest256, &[u8])]) -> Result<u64> {
-        self.guarded(|| self.put_all(blobs))
+        self.poison_on_error(|| self.put_all(blobs))
     }
 
     fn commit(mut self: Box<Self>) -> Result<()> {

@@ -65,7 +65,7 @@ impl FsBlobStore {
         let collecting = || format!("collect unneeded blobs in {}", self.root.display());
         let doing = || Error::io(collecting());
         let _alone = FileLock::exclusive(&self.root.join("gc.lock"), until, collecting)?;
-        self.look_again()?;
+        self.refresh()?;
         self.remove_staged(when).map_err(doing())?;
         let mut gc = Gc::default();
         let now = self.store_time();

@@ -200,14 +200,14 @@ impl FsBlobStore {
     }
 
     /// Repeats a search that may fail because of new packs, as long as new ones appear.
-    fn again<T>(&self, attempt: impl Fn() -> Result<Option<T>>) -> Result<Option<T>> {
+    fn retry_after_refresh<T>(&self, attempt: impl Fn() -> Result<Option<T>>) -> Result<Option<T>> {
         for _ in 0..ATTEMPTS {
             let before = self.catalog.generation();
             let result = attempt();
             if matches!(result, Ok(Some(_))) {
                 return result;
             }
-            let changed = self.look_again()?;
+            let changed = self.refresh()?;
             if !changed && self.catalog.generation() == before {
                 return result;
             }
@@ -216,7 +216,7 @@ impl FsBlobStore {
     }
 
     /// Reads changes by other processes.
-    fn look_again(&self) -> Result<bool> {
+    fn refresh(&self) -> Result<bool> {
         let packs = self.catalog.refresh(|| self.load_marks())?;
         Ok(self.load_marks()? || packs)
     }
@@ -226,7 +226,7 @@ impl BlobStore for FsBlobStore {
     fn put(&self, bytes: &[u8]) -> Result<Digest256> {
         let digest = Digest256::of(bytes);
         let name = self.codec.name(&digest)?;
-        self.look_again()?;
+        self.refresh()?;
         let hits = self.catalog.hits(&name).unwrap_or_default();
         if let Ok(Some(_)) = self.first_good(hits.iter().filter(|hit| !hit.condemned)) {
             // The process that put it may not have synced the folder yet.
@@ -240,12 +240,12 @@ impl BlobStore for FsBlobStore {
 
     fn get(&self, digest: &Digest256) -> Result<Vec<u8>> {
         let name = self.codec.name(digest)?;
-        self.again(|| self.find(&name))?.ok_or(Error::Missing { digest: *digest })
+        self.retry_after_refresh(|| self.find(&name))?.ok_or(Error::Missing { digest: *digest })
     }
 
     fn contains(&self, digest: &Digest256) -> Result<bool> {
         let name = self.codec.name(digest)?;
-        let found = self.again(|| Ok(self.has(&name)?.then_some(())))?;
+        let found = self.retry_after_refresh(|| Ok(self.has(&name)?.then_some(())))?;
         Ok(found.is_some())
     }
 
@@ -270,7 +270,7 @@ impl BlobStore for FsBlobStore {
     }
 
     fn missing(&self, digests: &[Digest256]) -> Result<Vec<Digest256>> {
-        self.look_again()?;
+        self.refresh()?;
         let mut missing = Vec::new();
         for digest in digests {
             if !self.has(&self.codec.name(digest)?)? {
@@ -302,7 +302,7 @@ impl BlobStore for FsBlobStore {
         digests: &[Digest256],
         each: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
     ) -> Result<()> {
-        self.look_again()?;
+        self.refresh()?;
         for index in self.get_from_packs(&self.codec.names::<Vec<_>>(digests)?, each)? {
             each(index, &Wiped::from(self.get(&digests[index])?))?;
         }

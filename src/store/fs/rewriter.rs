@@ -84,6 +84,6 @@ impl<'a> Rewriter<'a> {
         }
         temporary.rename(file, &store.catalog.file(&id))?;
         store.disk.sync_folder(store.catalog.folder())?;
-        store.look_again().map(drop).map_err(io::Error::other)
+        store.refresh().map(drop).map_err(io::Error::other)
     }
 }

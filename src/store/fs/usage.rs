@@ -49,7 +49,7 @@ impl FsBlobStore {
         let reading = || Error::io(format!("count the blobs in {}", self.root.display()));
         let mut usage = Usage::default();
         for _ in 0..ATTEMPTS {
-            self.look_again()?;
+            self.refresh()?;
             let mut gone = false;
             usage = self.count(&mut gone).map_err(reading())?;
             if !gone {

@@ -122,7 +122,7 @@ impl FsBlobStore {
     /// [`Error::Io`] or [`Error::Store`] if the store cannot be read at all.
     pub fn verify(&self) -> Result<Verified> {
         let reading = || Error::io(format!("verify the blob store in {}", self.root.display()));
-        self.look_again()?;
+        self.refresh()?;
         let mut verified = Verified::default();
         for (name, path) in self.blobs.list().map_err(reading())? {
             if self.is_whole(&path, &name) {

@@ -154,7 +154,7 @@ impl<'a> ObjectBatch<'a> {
     }
 
     /// Marks the batch as failed on an error, because its blobs are lost.
-    fn or_fail<T>(&self, result: Result<T>) -> Result<T> {
+    fn poison_on_error<T>(&self, result: Result<T>) -> Result<T> {
         if result.is_err() {
             self.packs.lock().failed = true;
         }
@@ -164,7 +164,7 @@ impl<'a> ObjectBatch<'a> {
 
 impl BlobBatch for ObjectBatch<'_> {
     fn put(&self, blobs: &[(Digest256, &[u8])]) -> Result<u64> {
-        self.or_fail(self.add(blobs))
+        self.poison_on_error(self.add(blobs))
     }
 
     fn commit(self: Box<Self>) -> Result<()> {

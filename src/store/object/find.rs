@@ -391,7 +391,7 @@ fn decode(codec: &Codec, name: &Name, bytes: Vec<u8>, what: impl Fn() -> String)
 async fn frames(remote: &Remote, codec: &Codec, run: Vec<Spot>) -> Result<Option<Vec<Opened>>> {
     let (first, last) = (run[0], run[run.len() - 1]);
     let whole = first.at..last.at + u64::from(last.length);
-    let Some(bytes) = remote.what_is_left(&path(remote, first.pack, "pack"), whole).await? else {
+    let Some(bytes) = remote.read_at_most(&path(remote, first.pack, "pack"), whole).await? else {
         return Ok(None);
     };
     let opened = run.into_iter().map(|spot| {

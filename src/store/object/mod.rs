@@ -339,7 +339,7 @@ impl StoreOptions {
         let parsed = Url::parse(url).map_err(|error| Error::store("open the store at a URL", error))?;
         let name = open::public(&parsed);
         let place = open::open(&parsed, &options, secrets).map_err(|error| {
-            let said = Secrets::of(url, &options).strike(&error.to_string());
+            let said = Secrets::of(url, &options).redact(&error.to_string());
             Error::store(format!("open {name}"), said)
         })?;
         ObjectBlobStore::start(place.store, place.prefix, name, place.patience, place.secrets, self)

@@ -23,7 +23,7 @@ pub(super) struct Place {
 /// Opens the store that the URL names, with these options and, if they ask for it, the
 /// environment's.
 pub(super) fn open(url: &Url, options: &[(String, String)], secrets: Secrets) -> Result<Place, BoxError> {
-    let own = Own::of(options)?;
+    let own = OwnOptions::of(options)?;
     let (scheme, prefix) = ObjectStoreScheme::parse(url)?;
     if !matches!(scheme, ObjectStoreScheme::Local | ObjectStoreScheme::Memory) {
         choose_tls();
@@ -89,17 +89,21 @@ fn choose_tls() {
 }
 
 /// This store's own options, and those of `object_store`.
-struct Own {
+struct OwnOptions {
     from_env: bool,
     patience: Duration,
     retry: RetryConfig,
     rest: Vec<(String, String)>,
 }
 
-impl Own {
-    fn of(options: &[(String, String)]) -> Result<Own, BoxError> {
-        let mut own =
-            Own { from_env: false, patience: PATIENCE, retry: RetryConfig::default(), rest: Vec::new() };
+impl OwnOptions {
+    fn of(options: &[(String, String)]) -> Result<OwnOptions, BoxError> {
+        let mut own = OwnOptions {
+            from_env: false,
+            patience: PATIENCE,
+            retry: RetryConfig::default(),
+            rest: Vec::new(),
+        };
         // Only the time limits retries. A server that restarts must not be given up after a number
         // of tries.
         own.retry.max_retries = 1000;
@@ -119,7 +123,7 @@ impl Own {
     }
 }
 
-impl Own {
+impl OwnOptions {
     /// Returns the options for a store across a network. One try may take half of the patience, so
     /// that a silent connection leaves time for a second try.
     fn cloud(&self) -> Vec<(String, String)> {
@@ -170,28 +174,28 @@ impl Secrets {
 
     /// Removes secrets from a text: those known, users in URLs, and queries, which contain
     /// signatures.
-    pub(super) fn strike(&self, text: &str) -> String {
+    pub(super) fn redact(&self, text: &str) -> String {
         let mut text = text.to_owned();
         for secret in &self.0 {
             text = text.replace(secret.as_str(), "…");
         }
-        let mut struck = String::new();
+        let mut redacted = String::new();
         let mut rest = text.as_str();
         while let Some(start) = rest.find("://") {
             let (before, after) = rest.split_at(start + 3);
-            struck.push_str(before);
+            redacted.push_str(before);
             let end = after.find(|letter: char| letter.is_whitespace() || "\"'<>()".contains(letter));
             let (url, behind) = after.split_at(end.unwrap_or(after.len()));
             let host_end = url.find(['/', '?']).unwrap_or(url.len());
             let host = url[..host_end].rfind('@').map_or(0, |at| at + 1);
             let query = url.find('?').unwrap_or(url.len());
-            struck.push_str(&url[host..query]);
+            redacted.push_str(&url[host..query]);
             if query < url.len() {
-                struck.push_str("?…");
+                redacted.push_str("?…");
             }
             rest = behind;
         }
-        struck + rest
+        redacted + rest
     }
 }
 
@@ -227,8 +231,8 @@ mod tests {
         let options = [("secret_access_key".to_owned(), "hunter2hunter2".to_owned())];
         let secrets = Secrets::of("https://me:pass@host/path?sig=abc", &options);
         let text = "PUT https://me:pass@host/path?sig=abc failed (http://u:p@h/x?y=1): hunter2hunter2, pass";
-        assert_eq!(secrets.strike(text), "PUT https://host/path?… failed (http://h/x?…): …, …");
-        assert_eq!(Secrets::default().strike("a://b@c d ://"), "a://c d ://");
+        assert_eq!(secrets.redact(text), "PUT https://host/path?… failed (http://h/x?…): …, …");
+        assert_eq!(Secrets::default().redact("a://b@c d ://"), "a://c d ://");
     }
 
     #[test]

@@ -137,7 +137,7 @@ impl Remote {
             }
             source = deeper.source();
         }
-        Error::store(format!("{doing} in {}", self.name), Plain(self.secrets.strike(&text)))
+        Error::store(format!("{doing} in {}", self.name), Plain(self.secrets.redact(&text)))
     }
 
     /// Returns the metadata of an object; `None` if it does not exist.
@@ -171,7 +171,7 @@ impl Remote {
     /// Reads a whole range of an object; `None` if the object does not exist.
     pub(super) async fn range(&self, path: &Path, range: Range<u64>) -> Result<Option<Bytes>> {
         let length = range.end - range.start;
-        let part = self.what_is_left(path, range).await?;
+        let part = self.read_at_most(path, range).await?;
         match part.as_ref().map_or(length, |bytes| bytes.len() as u64) {
             whole if whole == length => Ok(part),
             _ => Err(Error::corrupt(format!("{path} in {}", self.name), "it became shorter")),
@@ -180,7 +180,7 @@ impl Remote {
 
     /// Reads a range of an object, or less if the object ends in it; `None` if the object does not
     /// exist.
-    pub(super) async fn what_is_left(&self, path: &Path, range: Range<u64>) -> Result<Option<Bytes>> {
+    pub(super) async fn read_at_most(&self, path: &Path, range: Range<u64>) -> Result<Option<Bytes>> {
         match self.fetch(path, Some(range.clone())).await {
             Ok(Fetched::Bytes(bytes)) => Ok(Some(bytes)),
             Ok(Fetched::TooLong(_)) => Err(self.error(&format!("read {path}"), wrong_length())),

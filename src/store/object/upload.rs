@@ -16,11 +16,11 @@ pub(super) struct Upload {
     path: Path,
     /// The bytes of the next part, which is not full yet.
     buffer: Vec<u8>,
-    way: Way,
+    state: UploadState,
     length: u64,
 }
 
-enum Way {
+enum UploadState {
     /// Nothing was sent yet.
     Waiting,
     /// Parts are sent as they come.
@@ -34,7 +34,13 @@ enum Way {
 impl Upload {
     /// Makes an upload to this path; the first request is sent with the first part.
     pub(super) fn new(remote: &Arc<Remote>, path: Path) -> Upload {
-        Upload { remote: Arc::clone(remote), path, buffer: Vec::new(), way: Way::Waiting, length: 0 }
+        Upload {
+            remote: Arc::clone(remote),
+            path,
+            buffer: Vec::new(),
+            state: UploadState::Waiting,
+            length: 0,
+        }
     }
 
     /// Returns the number of bytes written.
@@ -44,7 +50,7 @@ impl Upload {
 
     /// Returns true if the store has parts of it already. Then its path cannot change any more.
     pub(super) fn is_sent(&self) -> bool {
-        matches!(self.way, Way::Parts { .. })
+        matches!(self.state, UploadState::Parts { .. })
     }
 
     /// Adds bytes. Waits while enough parts are being sent.
@@ -77,11 +83,11 @@ impl Upload {
     }
 
     fn try_send(&mut self, part: Vec<u8>) -> Result<()> {
-        if matches!(self.way, Way::Waiting) {
-            self.way = self.begin()?;
+        if matches!(self.state, UploadState::Waiting) {
+            self.state = self.begin()?;
         }
-        match &mut self.way {
-            Way::Parts { upload, sending } => {
+        match &mut self.state {
+            UploadState::Parts { upload, sending } => {
                 while sending.len() >= SENDING {
                     sending.pop_front().map_or(Ok(()), Task::wait)?;
                 }
@@ -93,17 +99,17 @@ impl Upload {
                 );
                 Ok(())
             }
-            Way::Kept(parts) => {
+            UploadState::Kept(parts) => {
                 parts.push(part);
                 Ok(())
             }
-            Way::Waiting | Way::Ended => {
+            UploadState::Waiting | UploadState::Ended => {
                 Err(Error::store("continue", "an upload was written to after its end"))
             }
         }
     }
 
-    fn begin(&self) -> Result<Way> {
+    fn begin(&self) -> Result<UploadState> {
         let (remote, path) = (Arc::clone(&self.remote), self.path.clone());
         self.remote.wait(async move {
             let begun = async {
@@ -114,8 +120,8 @@ impl Upload {
                 }
             };
             Ok(match remote.ask(|| format!("begin to write {path}"), begun).await? {
-                Some(upload) => Way::Parts { upload, sending: VecDeque::new() },
-                None => Way::Kept(Vec::new()),
+                Some(upload) => UploadState::Parts { upload, sending: VecDeque::new() },
+                None => UploadState::Kept(Vec::new()),
             })
         })
     }
@@ -133,16 +139,16 @@ impl Upload {
             if !last.is_empty() {
                 self.send(last)?;
             }
-            if let Way::Parts { sending, .. } = &mut self.way {
+            if let UploadState::Parts { sending, .. } = &mut self.state {
                 while let Some(task) = sending.pop_front() {
                     task.wait()?;
                 }
             }
             return self.complete();
         }
-        let mut parts = match std::mem::replace(&mut self.way, Way::Ended) {
-            Way::Kept(parts) => parts,
-            Way::Waiting | Way::Parts { .. } | Way::Ended => Vec::new(),
+        let mut parts = match std::mem::replace(&mut self.state, UploadState::Ended) {
+            UploadState::Kept(parts) => parts,
+            UploadState::Waiting | UploadState::Parts { .. } | UploadState::Ended => Vec::new(),
         };
         parts.push(std::mem::take(&mut self.buffer));
         let payload: PutPayload = parts.into_iter().map(bytes_of).collect();
@@ -151,7 +157,8 @@ impl Upload {
     }
 
     fn complete(&mut self) -> Result<()> {
-        let Way::Parts { mut upload, .. } = std::mem::replace(&mut self.way, Way::Ended) else {
+        let UploadState::Parts { mut upload, .. } = std::mem::replace(&mut self.state, UploadState::Ended)
+        else {
             return Ok(());
         };
         let (remote, path, length) = (Arc::clone(&self.remote), self.path.clone(), self.length);
@@ -176,7 +183,9 @@ impl Drop for Upload {
 
 impl Upload {
     fn give_up(&mut self) {
-        if let Way::Parts { mut upload, sending } = std::mem::replace(&mut self.way, Way::Ended) {
+        if let UploadState::Parts { mut upload, sending } =
+            std::mem::replace(&mut self.state, UploadState::Ended)
+        {
             drop(sending);
             let (remote, path) = (Arc::clone(&self.remote), self.path.clone());
             let abort = async move { remote.ask(|| format!("give up {path}"), upload.abort()).await };

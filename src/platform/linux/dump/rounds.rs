@@ -156,10 +156,10 @@ impl Watch {
         let line = lineage(root.as_raw());
         let ancestors = line.into_iter().skip(1).filter_map(|pid| {
             // No capture tracks a process that has ended, or that we may not see.
-            lock(pid, FlockArg::LockSharedNonblock).map_err(|errno| taken(errno, root)).transpose()
+            lock(pid, FlockArg::LockSharedNonblock).map_err(|errno| lock_error(errno, root)).transpose()
         });
         let folder =
-            lock(root.as_raw(), FlockArg::LockExclusiveNonblock).map_err(|errno| taken(errno, root))?;
+            lock(root.as_raw(), FlockArg::LockExclusiveNonblock).map_err(|errno| lock_error(errno, root))?;
         let folder = folder.ok_or(Error::Process { pid: root, problem: ProcessProblem::Missing })?;
         Ok(Watch { root, folder, _ancestors: ancestors.collect::<Result<_>>()? })
     }
@@ -184,7 +184,7 @@ fn lock(pid: i32, how: FlockArg) -> Result<Option<Flock<File>>, Errno> {
     Flock::lock(folder, how).map(Some).map_err(|(_, errno)| errno)
 }
 
-fn taken(errno: Errno, root: Pid) -> Error {
+fn lock_error(errno: Errno, root: Pid) -> Error {
     match errno {
         Errno::EWOULDBLOCK => Error::Busy {
             what: format!("the tree of process {root}"),

@@ -5,8 +5,8 @@ use std::{cell::RefCell, fs::File, os::fd::OwnedFd, time::Duration};
 
 use super::{
     super::{
-        files::LastLook, pids::Pids, relock::Relock, settle::Settle, streams::renumber,
-        taken::retry_while_taken, unsent::Unsent, whole,
+        files::LastLook, pids::Pids, relock::Relock, retry::retry_while_taken, settle::Settle,
+        streams::renumber, unsent::Unsent, whole,
     },
     AllOrNone, Reviver,
 };
