@@ -65,7 +65,8 @@ impl ImageDir {
     }
 
     /// Truncates the unread data of each terminal to the size that fits into a new one. criu writes
-    /// it before a process of the tree can read, so it would wait for room for ever.
+    /// it before a process of the tree can read, so it would wait for room for ever. criu has such
+    /// data only where a capture could not take it out before.
     pub(crate) fn cut_terminal_data(&self) -> Result<()> {
         const NAME: &str = "tty-data.img";
         let mut is_long = false;

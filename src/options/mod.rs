@@ -207,6 +207,11 @@ impl<For> Options<For> {
         self.wire.leave_running == Some(true)
     }
 
+    /// Returns true if a resource of this name belongs to processes outside.
+    pub(crate) fn is_external(&self, resource: &str) -> bool {
+        self.wire.external.iter().any(|external| external == resource)
+    }
+
     /// Returns the size limit for deleted files in bytes, or `other` if it is not set.
     pub(crate) fn ghost_limit_or(&self, other: u32) -> u32 {
         self.wire.ghost_limit.unwrap_or(other)

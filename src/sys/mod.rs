@@ -15,6 +15,7 @@ mod socket;
 mod spawn;
 mod statx;
 mod task;
+mod terminal;
 mod trace;
 
 use std::{
@@ -40,6 +41,10 @@ pub(crate) use self::{
         affinity, io_priority, is_same_file, online_processors, scheduling, set_affinity, set_io_priority,
         set_scheduling, shares_files, shares_folders,
     },
+    terminal::{
+        has_locked_modes, has_packets, is_locked, open_slave, set_packets, set_terminal_modes,
+        terminal_modes, terminal_size,
+    },
     trace::{PollRegisters, Registers, Stand, Stop, Traced},
 };
 
@@ -48,14 +53,6 @@ pub(crate) fn begin_write_back(file: &File, at: u64, length: u64) {
     let (Ok(at), Ok(length)) = (at.try_into(), length.try_into()) else { return };
     // SAFETY: the call takes only numbers, and has no visible effect.
     unsafe { libc::sync_file_range(file.as_raw_fd(), at, length, libc::SYNC_FILE_RANGE_WRITE) };
-}
-
-/// Returns the size of a terminal, in rows and columns.
-pub(crate) fn terminal_size(terminal: BorrowedFd<'_>) -> Option<(u16, u16)> {
-    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
-    // SAFETY: the call writes no more than `size`, and fails if this is not a terminal.
-    let told = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) };
-    (told == 0).then_some((size.ws_row, size.ws_col))
 }
 
 /// Receives one packet into `buffer`, with its descriptors, which are close-on-exec from the start

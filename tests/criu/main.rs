@@ -14,7 +14,7 @@ modules! { apart churn harness places program stores talk tree victim }
 // The tests.
 modules! {
     capture causes chunked client damage deadline deleted embed ending faults foreseen grown holders iterative leaked leaks locked missing pids pipes preflight provoked remnants replaced requests revived selfdump
-    served service sockets stress terminal terminals told took
+    served service sockets stress terminal terminals told took unread
 }
 
 // Those of time.
@@ -110,6 +110,7 @@ fn main() {
         terminal::TESTS,
         terminals::TESTS,
         told::TESTS,
+        unread::TESTS,
         took::TESTS,
     ];
     harness::main(parts, &tests);

@@ -7,14 +7,11 @@ use criu_rpc::{Pid, Warning};
 use crate::{
     harness::tests,
     places::{Home, wait_until},
-    program::{Program, in_each_way, on_pipes},
+    program::{Program, in_each_way},
     tree::OrExplain,
 };
 
 tests![
-    unread_bytes_of_a_terminal,
-    a_terminal_that_is_full_comes_back,
-    a_terminal_whose_program_has_ended,
     a_thread_with_descriptors_of_its_own,
     a_thread_with_a_folder_of_its_own,
     a_write_that_waits_for_room,
@@ -51,36 +48,6 @@ fn is_lost(program: &str, word: &str) {
         let told = |warning: &Warning| matches!(warning, Warning::Lost { pid: of, what } if *of == pid && what.contains(word));
         assert!(warnings.iter().any(told), "{warnings:?}");
     });
-}
-
-fn unread_bytes_of_a_terminal() {
-    is_lost("m, s = pty.openpty(); os.write(s, b'one\\n')", "waits in a terminal");
-    is_lost("m, s = pty.openpty(); os.write(m, b'one\\n'); time.sleep(0.1); os.read(m, 99)", "waits in a terminal");
-}
-
-/// criu writes what waits in it before a process can read.
-fn a_terminal_that_is_full_comes_back() {
-    in_each_way(|way, home| {
-        let mut command = Command::new("python3");
-        let program = "import os, pty, sys, time\np, m = pty.fork()\nif p == 0: os.execvp('yes', ['yes'])\n\
-                       time.sleep(0.5)\nprint('ready', flush=True)\nsys.stdin.readline()\n\
-                       got = b''.join(os.read(m, 4096) for n in range(50))\n\
-                       print(set(got) <= set(b'y\\r\\n'), flush=True)\ntime.sleep(1000)";
-        command.args(["-c", program]);
-        let mut victim = Program::on_pipes(&command);
-        assert_eq!(victim.talk.hear(), "ready");
-        let stored = way.capture(home, [victim.pid()]).run(&home.store()).or_explain();
-        let told = |warning: &Warning| matches!(warning, Warning::Lost { what, .. } if what.contains("waits in a terminal"));
-        assert!(stored.warnings.iter().any(told), "{:?}", stored.warnings);
-        victim.end();
-        let mut revived = on_pipes(home.restore(), &home.store(), &stored.digest);
-        assert_eq!(revived.talk.ask("go"), "True", "it reads from the program, which goes on");
-        revived.tree().kill().unwrap();
-    });
-}
-
-fn a_terminal_whose_program_has_ended() {
-    is_lost("p, m = pty.fork()\nif p == 0: print('bye'); os._exit(0)\nos.waitpid(p, 0)", "has ended");
 }
 
 fn a_thread_with_descriptors_of_its_own() {

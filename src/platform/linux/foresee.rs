@@ -5,7 +5,7 @@ use super::{
     dump,
     files::settle_deleted,
     fit,
-    frozen::Frozen,
+    frozen::{Frozen, terminals},
     links::Links,
     pids::Pids,
     restore::Reviver,
@@ -32,7 +32,8 @@ pub(crate) fn foresee(job: &Job) -> Result<Foresight> {
     };
     let roots = select::roots(&job.pids)?;
     for root in roots.iter().copied() {
-        let found = criu.preflight(root, &fit::for_dump(job, root, &roots))?;
+        let options = fit::for_dump(job, root, &roots);
+        let found = criu.preflight(root, &options)?;
         foresight.processes += found.processes;
         let is_own = found.findings.iter().any(|finding| finding.obstacle == Obstacle::CallerInside);
         if is_own && !job.leave_running {
@@ -56,6 +57,8 @@ pub(crate) fn foresee(job: &Job) -> Result<Foresight> {
             Ok(losses) => losses.iter().for_each(|loss| foresight.risk(loss)),
             Err(error) => foresight.block(error)?,
         }
+        let losses = terminals::foresee(root, &options, is_own);
+        losses.iter().for_each(|loss| foresight.risk(loss));
     }
     Ok(foresight)
 }

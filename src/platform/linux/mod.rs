@@ -19,6 +19,7 @@ mod retry;
 mod select;
 mod settle;
 mod staging;
+mod still;
 mod streams;
 mod unsent;
 mod whole;

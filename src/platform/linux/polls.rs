@@ -11,11 +11,13 @@
 use std::{
     fs::{self, File},
     os::unix::fs::FileExt,
-    thread,
     time::{Duration, Instant},
 };
 
-use super::frozen::settings::{inner_number, threads};
+use super::{
+    frozen::settings::{inner_number, threads},
+    still::wait_for_stop,
+};
 use crate::{
     Pid, Result,
     image::{ImageDir, MovedPoll},
@@ -150,18 +152,6 @@ fn for_each(all: &mut [Waiting], mut change: impl FnMut(&Registers, &mut Waiting
             }
         }
     });
-}
-
-fn wait_for_stop(thread: &Traced, until: Instant) -> Option<Stop> {
-    loop {
-        if let Some(stop) = thread.stop().ok()? {
-            return Some(stop);
-        }
-        if Instant::now() >= until {
-            return None;
-        }
-        thread::sleep(Duration::from_micros(20));
-    }
 }
 
 /// Returns true if the thread sleeps in `poll` without a time limit, as far as the kernel tells.

@@ -8,13 +8,13 @@ use std::{
 use super::frozen::{
     mapped,
     settings::{coredump_filter, covers, group_nice, inner_number, slice, threads, timer_slack},
-    sockets,
+    sockets, terminals,
 };
 use crate::{
     BoxError, Pid, Warning,
     image::Notes,
     procfs::{is_in_our_pid_namespace, tree},
-    proto::images::{MappedNote, SessionNotes, SocketNotes, ThreadNotes},
+    proto::images::{MappedNote, SessionNotes, SocketNotes, TerminalNotes, ThreadNotes},
     rpc::{Event, Hooks},
     sys,
 };
@@ -27,14 +27,15 @@ pub(super) struct Settle<H> {
     sessions: Vec<SessionNotes>,
     mapped: Vec<MappedNote>,
     sockets: Vec<SocketNotes>,
+    terminals: Vec<TerminalNotes>,
     root: Option<Pid>,
     pub(super) warnings: Vec<Warning>,
 }
 
 impl<H: Hooks> Settle<H> {
     pub(super) fn new(notes: Option<Notes>, then: H) -> Settle<H> {
-        let Notes { threads: notes, sessions, sockets, mapped, .. } = notes.unwrap_or_default();
-        Settle { then, notes, sessions, sockets, mapped, root: None, warnings: Vec::new() }
+        let Notes { threads: notes, sessions, sockets, mapped, terminals, .. } = notes.unwrap_or_default();
+        Settle { then, notes, sessions, sockets, mapped, terminals, root: None, warnings: Vec::new() }
     }
 
     fn settle(&mut self, root: i32) {
@@ -70,6 +71,10 @@ impl<H: Hooks> Settle<H> {
             let Some(process) = numbers.get(&note.pid) else { continue };
             self.try_to("options of its sockets", *process, sockets::set(*process, &note));
         }
+        for note in std::mem::take(&mut self.terminals) {
+            let Some(process) = numbers.get(&note.pid) else { continue };
+            self.try_to("unread bytes of its terminals", *process, terminals::put(*process, &note));
+        }
     }
 
     fn try_to(&mut self, what: &'static str, thread: i32, done: io::Result<()>) {
@@ -101,7 +106,8 @@ impl<H: Hooks> Hooks for Settle<H> {
         let nothing = self.notes.is_empty()
             && self.mapped.is_empty()
             && self.sessions.is_empty()
-            && self.sockets.is_empty();
+            && self.sockets.is_empty()
+            && self.terminals.is_empty();
         !nothing || self.then.wanted()
     }
 }

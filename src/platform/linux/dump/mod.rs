@@ -222,7 +222,7 @@ impl<'a> Dump<'a> {
         let Some(own) = &self.own else { return Ok(Side::Original) };
         // While our own tree stands still nothing can look at it. What is noted now stays true
         // until then, or is of no use.
-        let before = Before::look(own.root);
+        let before = Before::look(own.root, &own.options);
         let notes = before.notes(&self.streams);
         // What libraries had in it may be of trees that were captured before.
         sys::trim_heap();
@@ -438,7 +438,7 @@ impl<H: Hooks> Hooks for Noting<'_, H> {
         self.then.on(event)?;
         if frozen {
             // Only now no other tree of the capture sends anything.
-            self.before = Some(Before::look(self.tree.root));
+            self.before = Some(Before::take(self.tree.root, &self.tree.options));
         }
         if let Some(polls) = self.polls.as_mut().filter(|_| ends) {
             polls.look();

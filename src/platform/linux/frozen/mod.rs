@@ -16,10 +16,12 @@ mod shared;
 pub(super) mod sockets;
 mod streams;
 mod tcp;
-mod terminals;
+pub(super) mod terminals;
+mod unread;
 
-use std::{fs, os::fd::OwnedFd, path::PathBuf};
+use std::{fs, io, os::fd::OwnedFd, path::PathBuf};
 
+use self::terminals::Terminals;
 use super::files::owners;
 use crate::{
     DumpOptions, Pid, Result, Warning,
@@ -48,15 +50,22 @@ struct OpenFile {
 pub(super) struct Before {
     tree: Frozen,
     packets: Vec<packets::Found>,
-    /// Warnings of unread data in terminals, which criu changes.
-    terminals: Vec<Warning>,
+    terminals: Terminals,
 }
 
 impl Before {
     /// Looks at what criu will miss.
-    pub(super) fn look(root: Pid) -> Before {
+    pub(super) fn look(root: Pid, options: &DumpOptions) -> Before {
         let tree = Frozen::of(root);
-        Before { packets: packets::look(&tree), terminals: terminals::look(&tree), tree }
+        let (packets, terminals) = (packets::look(&tree), Terminals::look(root, &tree, options));
+        Before { tree, packets, terminals }
+    }
+
+    /// Looks at it, and takes out what criu would change. It is put back when this is dropped.
+    pub(super) fn take(root: Pid, options: &DumpOptions) -> Before {
+        let tree = Frozen::of(root);
+        let (packets, terminals) = (packets::look(&tree), Terminals::take(root, &tree, options));
+        Before { tree, packets, terminals }
     }
 
     /// Makes the notes of a tree. They include the standard streams that the caller named, and
@@ -68,6 +77,7 @@ impl Before {
             sockets: sockets::look(&self.tree),
             sessions: settings::sessions(&self.tree),
             mapped: mapped::look(&self.tree),
+            terminals: self.terminals.notes(),
             streams: [streams, streams::look(&self.tree, streams).as_slice()].concat(),
             ..Notes::default()
         }
@@ -84,7 +94,7 @@ impl Before {
     ) -> Result<Vec<Warning>> {
         let cured = links::cure(&self.tree, root, images, options.ghost_limit_or(0).into())?;
         let packets = packets::complete(&self.packets, images)?;
-        Ok([cured, self.tree.losses(roots)?, packets, self.terminals.clone()].concat())
+        Ok([cured, self.tree.losses(roots)?, packets, self.terminals.warnings.clone()].concat())
     }
 }
 
@@ -103,7 +113,8 @@ pub(super) fn note(
     roots: &[Pid],
     streams: &[StreamNote],
 ) -> Result<Vec<Warning>> {
-    let before = before.unwrap_or_else(|| Before::look(root));
+    let mut before = before.unwrap_or_else(|| Before::look(root, options));
+    let left = before.terminals.put_back();
     let mut warnings = before.mend(root, images, options, roots)?;
     let tree = &before.tree;
     locks::complete(tree, images, options)?;
@@ -112,6 +123,7 @@ pub(super) fn note(
     let (moved, told) = streams::moved(tree, &notes.streams);
     notes.streams.extend(moved);
     warnings.extend(told);
+    warnings.extend(left);
     write(&notes, images)?;
     Ok(warnings)
 }
@@ -158,7 +170,11 @@ impl OpenFile {
 
     /// The file itself, for files that cannot be opened by their link in `/proc`.
     fn taken(&self) -> Option<OwnedFd> {
-        sys::take_descriptor(sys::pidfd_open(self.pid).ok()?, self.fd).ok()
+        self.take().ok()
+    }
+
+    fn take(&self) -> io::Result<OwnedFd> {
+        sys::take_descriptor(sys::pidfd_open(self.pid)?, self.fd)
     }
 
     /// The inode in a target such as `pipe:[4711]`.
