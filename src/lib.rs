@@ -114,6 +114,7 @@ mod private_files;
 #[cfg(target_os = "linux")]
 mod procfs;
 mod proto;
+mod recent;
 mod request;
 mod restore;
 #[cfg(target_os = "linux")]

@@ -3,13 +3,14 @@
 use std::{
     env,
     fs::File,
+    hint::black_box,
     io::{Read, stdin},
     process::{Command, exit},
     thread,
     time::Instant,
 };
 
-use criu_rpc::{BlobStore, Chunking, Digest256, FsBlobStore, ProcsBlob, Result, SelfCapture, Stored};
+use criu_rpc::{BlobStore, Chunking, Digest256, FsBlobStore, ProcsBlob, Result, SelfCapture, Stored, stored::reachable};
 
 use nix::sys::signal::Signal;
 
@@ -132,15 +133,23 @@ pub(crate) fn main(words: &[String]) {
     nix::unistd::setsid().unwrap();
     println!("ready {}", std::process::id());
     let (home, pid) = (Home::of_another(home), pid.parse().unwrap());
+    // It stays open, with what it keeps of earlier reads.
+    let store = store(kind, &home);
     for line in stdin().lines() {
         let line = line.unwrap();
         match line.split_once(' ').unwrap_or((&line, "")) {
-            ("capture", _) => match capture(kind, &home, pid) {
+            ("capture", _) => match capture(kind, &*store, &home, pid) {
                 Ok(stored) => println!("{}", stored.digest),
                 // The criu of a program that was killed may be at work still.
                 Err(error) => println!("{}", explain(&error).replace('\n', "; ")),
             },
-            ("revive", digest) => revive(kind, &home, &digest.parse().unwrap()),
+            ("revive", digest) => {
+                let digest = digest.parse().unwrap();
+                if kind.ends_with("chunked") {
+                    read_one_by_one(&*store, &digest);
+                }
+                revive(&*store, &home, &digest);
+            }
             ("itself", _) => {
                 let own = FsBlobStore::open(home.path("own")).unwrap();
                 match home.capture([i32::try_from(std::process::id()).unwrap()]).run_self(&own).or_explain() {
@@ -164,20 +173,32 @@ fn store(kind: &str, home: &Home) -> Box<dyn BlobStore> {
     Box::new(home.store())
 }
 
-fn capture(kind: &str, home: &Home, pid: i32) -> Result<Stored> {
+/// The number of blobs that are read by themselves: more than the store keeps of them.
+const SINGLY: usize = 100;
+
+/// Reads blobs of a capture by themselves, and leaves nothing of them.
+fn read_one_by_one(store: &dyn BlobStore, digest: &Digest256) {
+    for digest in reachable(store, &[*digest]).unwrap().into_iter().take(SINGLY) {
+        let mut blob = store.get(&digest).unwrap();
+        blob.fill(0);
+        black_box(&mut blob); // otherwise the compiler may remove the write
+    }
+}
+
+fn capture(kind: &str, store: &dyn BlobStore, home: &Home, pid: i32) -> Result<Stored> {
     let capture = home.capture([pid]);
     let capture = match kind.ends_with("chunked") {
         true => capture.chunked(Chunking::default()),
         false => capture,
     };
-    capture.run(&*store(kind, home))
+    capture.run(store)
 }
 
-fn revive(kind: &str, home: &Home, digest: &Digest256) {
+fn revive(store: &dyn BlobStore, home: &Home, digest: &Digest256) {
     let (input, end) = pipe();
     let nothing = || File::create("/dev/null").unwrap();
     let restore = home.restore().stdin(input).stdout(nothing()).stderr(nothing());
-    let mut restored = restore.restore(&*store(kind, home), digest).or_explain();
+    let mut restored = restore.restore(store, digest).or_explain();
     let mut tree = restored.trees.remove(0);
     tree.kill().unwrap();
     tree.wait().unwrap();

@@ -23,6 +23,7 @@ const FLOORS: [(&str, &[&str]); 10] = [
             "plain",
             "private_files",
             "proto",
+            "recent",
             "request",
             "stream",
             "threads",

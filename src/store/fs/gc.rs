@@ -134,7 +134,9 @@ impl FsBlobStore {
 
     /// Removes as [`purge_all_but`](FsBlobStore::purge_all_but) does, within the limit of `until`.
     pub(crate) fn purge_all_but_until(&self, keep: &HashSet<Digest256>, until: &Until) -> Result<Gc> {
-        self.collect(&self.codec.names(keep)?, When::Now, until)
+        let purged = self.collect(&self.codec.names(keep)?, When::Now, until);
+        self.recent.clear();
+        purged
     }
 }
 

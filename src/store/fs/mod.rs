@@ -46,7 +46,12 @@ use std::{
 };
 
 use self::{
-    batch::FsBatch, catalog::Catalog, condemned::Loaded, disk::Disk, loose::Shards, read::Buffers,
+    batch::FsBatch,
+    catalog::Catalog,
+    condemned::Loaded,
+    disk::Disk,
+    loose::Shards,
+    read::{Buffers, Opened, RECENT, Source},
     records::FsRecords,
 };
 pub use self::{
@@ -97,6 +102,7 @@ pub struct FsBlobStore {
     loose: Mutex<Option<Loose>>,
     loaded: Mutex<Loaded>,
     buffers: Mutex<Vec<Buffers>>,
+    recent: Opened,
 }
 
 impl FsBlobStore {
@@ -139,6 +145,7 @@ impl FsBlobStore {
             loose: Mutex::default(),
             loaded: Mutex::default(),
             buffers: Mutex::default(),
+            recent: Opened::new(RECENT),
             disk,
             root: root.clone(),
         };
@@ -186,7 +193,8 @@ impl FsBlobStore {
 
     /// Reads the blob, from the known packs or a file.
     fn find(&self, name: &Name) -> Result<Option<Vec<u8>>> {
-        let packed = self.catalog.hits(name).and_then(|hits| self.first_good(hits.iter()));
+        let packed =
+            self.catalog.hits(name).and_then(|hits| self.first_good(hits.iter(), Source::CacheOrDisk));
         match packed {
             Ok(Some(bytes)) => Ok(Some(bytes)),
             Ok(None) => self.read_loose(name),
@@ -228,7 +236,7 @@ impl BlobStore for FsBlobStore {
         let name = self.codec.name(&digest)?;
         self.refresh()?;
         let hits = self.catalog.hits(&name).unwrap_or_default();
-        if let Ok(Some(_)) = self.first_good(hits.iter().filter(|hit| !hit.condemned)) {
+        if let Ok(Some(_)) = self.first_good(hits.iter().filter(|hit| !hit.condemned), Source::Disk) {
             // The process that put it may not have synced the folder yet.
             let folder = self.catalog.folder();
             self.disk.sync_folder(folder).map_err(Error::io(format!("sync {}", folder.display())))?;

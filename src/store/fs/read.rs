@@ -4,6 +4,8 @@ use std::{
     fs::File,
     io::{self, ErrorKind},
     ops::Range,
+    path::Path,
+    sync::Arc,
 };
 
 use super::{
@@ -12,6 +14,7 @@ use super::{
 };
 use crate::{
     Error, Result, private_files,
+    recent::Recent,
     store::{
         name::Name,
         pack::{self, Copied, Frame, Scratch},
@@ -22,10 +25,14 @@ use crate::{
 
 impl FsBlobStore {
     /// Returns the first intact copy. Without an intact copy, returns the error of a damaged one.
-    pub(super) fn first_good<'a>(&self, hits: impl Iterator<Item = &'a Hit>) -> Result<Option<Vec<u8>>> {
+    pub(super) fn first_good<'a>(
+        &self,
+        hits: impl Iterator<Item = &'a Hit>,
+        source: Source,
+    ) -> Result<Option<Vec<u8>>> {
         let mut damage = None;
         for hit in hits {
-            match self.read_hit(hit) {
+            match self.read_hit(hit, source) {
                 Ok(Some(bytes)) => return Ok(Some(bytes)),
                 Ok(None) => {}
                 Err(error) => damage = Some(error),
@@ -35,7 +42,7 @@ impl FsBlobStore {
     }
 
     /// Reads and verifies a copy; `None` if the pack is gone.
-    fn read_hit(&self, hit: &Hit) -> Result<Option<Vec<u8>>> {
+    fn read_hit(&self, hit: &Hit, source: Source) -> Result<Option<Vec<u8>>> {
         let reading = || format!("read the pack {}", hit.path.display());
         let file = match private_files::open_file(&hit.path) {
             Ok(file) => file,
@@ -44,7 +51,11 @@ impl FsBlobStore {
         };
         let entry = &hit.frame.entries[hit.index];
         let Some(place) = self.place(hit) else {
-            let opened = self.open_frame(&file, &hit.frame).map_err(Error::io(reading()))??;
+            let opened = match source {
+                Source::Disk => self.open_frame(&file, &hit.frame).map(|opened| opened.map(Arc::new)),
+                Source::CacheOrDisk => self.open_frame_again(&file, hit),
+            };
+            let opened = opened.map_err(Error::io(reading()))??;
             return Ok(Some(hit.frame.verified(&self.codec, hit.index, &opened.opened())?.to_vec()));
         };
         let mut bytes = Wiped::zeroed(entry.length);
@@ -64,9 +75,22 @@ impl FsBlobStore {
 
     /// Reads all raw bytes of a frame, unverified.
     pub(super) fn open_frame(&self, file: &File, frame: &Frame) -> io::Result<Result<Copied>> {
-        let stored = read_stored(file, frame)?;
-        let mut scratch = Scratch::default();
-        Ok(frame.open(&self.codec, &stored, &mut scratch).map(|opened| opened.copied()))
+        Ok(frame.open_owned(&self.codec, read_stored(file, frame)?))
+    }
+
+    /// Reads a frame as [`open_frame`](FsBlobStore::open_frame) does, or takes it from the cache.
+    fn open_frame_again(&self, file: &File, hit: &Hit) -> io::Result<Result<Arc<Copied>>> {
+        let key = (Arc::clone(&hit.path), hit.frame.at);
+        if let Some(opened) = self.recent.get(&key) {
+            return Ok(Ok(opened));
+        }
+        let opened = self.open_frame(file, &hit.frame)?.map(Arc::new);
+        if let Ok(opened) = &opened
+            && opened.length() <= RECENT_LENGTH
+        {
+            self.recent.keep(key, Arc::clone(opened));
+        }
+        Ok(opened)
     }
 
     /// Reads a part of a copy, unverified; `None` if the pack is gone, or the frame is compressed
@@ -217,6 +241,19 @@ pub(super) struct Buffers {
     raw: Scratch,
 }
 
+/// Frames that were opened for single blobs, by their pack and position. Callers often read blobs one
+/// after the other that were put together: a manifest and its lists, or chunks of memory.
+pub(super) type Opened = Recent<(Arc<Path>, u64), Copied>;
+
+/// The place from which a copy is read.
+#[derive(Clone, Copy)]
+pub(super) enum Source {
+    /// The disk, for a caller that relies on what is stored there.
+    Disk,
+    /// The cache of frames, if it has the frame.
+    CacheOrDisk,
+}
+
 /// A blob that was asked for.
 struct Wanted {
     place: Place,
@@ -239,6 +276,11 @@ impl Place {
 
 /// The number of bytes read at once, small enough to be verified while in the processor's cache.
 const RUN: usize = 1024 * 1024;
+
+/// The number of frames in the cache for single reads, and their maximum length: 4 MiB at most, and
+/// 2 MiB unless a blob has a frame of its own.
+pub(super) const RECENT: usize = 8;
+const RECENT_LENGTH: usize = 512 * 1024;
 
 /// The number of threads whose buffers are kept.
 const KEPT: usize = 4;

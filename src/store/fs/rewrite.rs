@@ -14,6 +14,7 @@ use super::{
     gc::{Gc, Tally, When, each_frame},
     loose::entries,
     marks::Entries,
+    read::Source,
     rewriter::Rewriter,
     room::is_full,
 };
@@ -229,7 +230,7 @@ impl FsBlobStore {
     fn copy(&self, candidate: &Candidate, writer: &mut Rewriter<'_>) -> io::Result<()> {
         self.each_living(candidate, &mut |frame, index, entry, bytes| {
             let bytes = bytes.ok_or_else(|| io::Error::other("a pack was damaged while it was rewritten"))?;
-            if let Ok(Some(copy)) = self.first_good(self.earlier_copies(frame, index).iter()) {
+            if let Ok(Some(copy)) = self.first_good(self.earlier_copies(frame, index).iter(), Source::Disk) {
                 drop(Wiped::from(copy));
                 return Ok(());
             }

@@ -323,3 +323,57 @@ impl Drop for Folder {
         let _ = fs::remove_dir_all(&self.0);
     }
 }
+
+#[cfg(feature = "encryption")]
+#[test]
+fn a_frame_that_was_opened_is_read_once() {
+    let folder = Folder::new("recent");
+    let options = StoreOptions::new().encryption(crate::store::Key::from_bytes([7; 32]));
+    let store = options.open(&folder.0).unwrap();
+    let blobs: Vec<_> = (0..3_u8).map(|n| vec![n; 4096]).collect();
+    let blobs: Vec<_> = blobs.iter().map(|blob| (Digest256::of(blob), blob.as_slice())).collect();
+    let batch = store.batch().unwrap();
+    batch.put(&blobs).unwrap();
+    batch.commit().unwrap();
+    assert_eq!(store.get(&blobs[0].0).unwrap(), blobs[0].1);
+
+    // The frame is damaged now, which only a reader of the disk sees.
+    let pack = fs::read_dir(folder.0.join("packs")).unwrap().next().unwrap().unwrap().path();
+    let mut bytes = fs::read(&pack).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&pack, &bytes).unwrap();
+    assert_eq!(store.get(&blobs[1].0).unwrap(), blobs[1].1);
+    assert!(options.open(&folder.0).unwrap().get(&blobs[1].0).is_err());
+    store.recent.clear();
+    assert!(store.get(&blobs[1].0).is_err());
+
+    // A deleted pack has no blobs, whatever is in memory.
+    bytes[middle] ^= 1;
+    fs::write(&pack, &bytes).unwrap();
+    assert_eq!(store.get(&blobs[1].0).unwrap(), blobs[1].1);
+    fs::remove_file(&pack).unwrap();
+    assert!(store.get(&blobs[2].0).is_err());
+}
+
+#[cfg(feature = "encryption")]
+#[test]
+fn putting_a_blob_again_mends_a_copy_that_was_damaged_after_it_was_read() {
+    let folder = Folder::new("mended");
+    let options = StoreOptions::new().encryption(crate::store::Key::from_bytes([7; 32]));
+    let store = options.open(&folder.0).unwrap();
+    let blob = vec![1; 4096];
+    let batch = store.batch().unwrap();
+    batch.put(&[(Digest256::of(&blob), &blob)]).unwrap();
+    batch.commit().unwrap();
+    let digest = Digest256::of(&blob);
+    store.get(&digest).unwrap();
+
+    let pack = fs::read_dir(folder.0.join("packs")).unwrap().next().unwrap().unwrap().path();
+    let mut bytes = fs::read(&pack).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&pack, &bytes).unwrap();
+    store.put(&blob).unwrap();
+    assert_eq!(options.open(&folder.0).unwrap().get(&digest).unwrap(), blob);
+}

@@ -2,7 +2,7 @@
 //! have made since.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     Digest256, Error, Result,
+    recent::Recent,
     store::{
         codec::{Codec, or_io},
         name::Name,
@@ -142,8 +143,7 @@ impl ObjectBlobStore {
     /// Reads a frame, or takes it from the cache. `None` if its pack is gone; an inner error if it
     /// is damaged.
     fn frame(&self, spot: Spot) -> Result<Option<Result<Arc<OpenFrame>>>> {
-        let recent = || self.recent.lock();
-        if let Some(frame) = recent().get(&spot) {
+        if let Some(frame) = self.recent.get(&spot) {
             return Ok(Some(Ok(frame)));
         }
         let (remote, codec) = (Arc::clone(&self.remote), self.codec.clone());
@@ -152,8 +152,10 @@ impl ObjectBlobStore {
             return Ok(None);
         };
         let frame = frames.pop().map(|(_, frame)| frame.map(Arc::new));
-        if let Some(Ok(frame)) = &frame {
-            recent().keep(spot, Arc::clone(frame));
+        if let Some(Ok(frame)) = &frame
+            && frame.contents.length() <= RECENT_LENGTH
+        {
+            self.recent.keep(spot, Arc::clone(frame));
         }
         Ok(frame)
     }
@@ -331,23 +333,7 @@ impl OpenFrame {
 }
 
 /// Cached frames, for callers that read one blob after the other.
-#[derive(Debug, Default)]
-pub(super) struct Recent(VecDeque<(Spot, Arc<OpenFrame>)>);
-
-impl Recent {
-    fn get(&self, spot: &Spot) -> Option<Arc<OpenFrame>> {
-        self.0.iter().find(|(kept, _)| kept == spot).map(|(_, frame)| Arc::clone(frame))
-    }
-
-    fn keep(&mut self, spot: Spot, frame: Arc<OpenFrame>) {
-        if frame.contents.length() <= RECENT_LENGTH {
-            self.0.push_back((spot, frame));
-            if self.0.len() > RECENT {
-                self.0.pop_front();
-            }
-        }
-    }
-}
+pub(super) type Opened = Recent<Spot, OpenFrame>;
 
 /// Reads the frames of a pack from its index, or from the pack if the index is damaged. `None` if
 /// it is gone.
@@ -372,7 +358,7 @@ pub(super) fn path(remote: &Remote, id: PackId, kind: &str) -> Path {
 }
 
 /// A frame, or the error in reading it.
-type Opened = (Spot, Result<OpenFrame>);
+type Read = (Spot, Result<OpenFrame>);
 
 /// Returns the verified bytes of a single object.
 fn decode(codec: &Codec, name: &Name, bytes: Vec<u8>, what: impl Fn() -> String) -> Result<Vec<u8>> {
@@ -388,7 +374,7 @@ fn decode(codec: &Codec, name: &Name, bytes: Vec<u8>, what: impl Fn() -> String)
 }
 
 /// Reads frames of one pack in one request. `None` if the pack is gone.
-async fn frames(remote: &Remote, codec: &Codec, run: Vec<Spot>) -> Result<Option<Vec<Opened>>> {
+async fn frames(remote: &Remote, codec: &Codec, run: Vec<Spot>) -> Result<Option<Vec<Read>>> {
     let (first, last) = (run[0], run[run.len() - 1]);
     let whole = first.at..last.at + u64::from(last.length);
     let Some(bytes) = remote.read_at_most(&path(remote, first.pack, "pack"), whole).await? else {
@@ -459,7 +445,7 @@ const TRIES: usize = 3;
 const INDEXES: usize = 16;
 
 /// The number of cached frames, and their maximum length.
-const RECENT: usize = 32;
+pub(super) const RECENT: usize = 32;
 const RECENT_LENGTH: usize = 512 * 1024;
 
 #[cfg(test)]

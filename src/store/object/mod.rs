@@ -40,7 +40,7 @@ pub use self::collect::NobodyWrites;
 use self::{
     batch::ObjectBatch,
     catalog::Catalog,
-    find::{Listed, Recent},
+    find::{Listed, Opened, RECENT},
     open::{PATIENCE, Secrets},
     reader::{Ahead, Object},
     records::ObjectRecords,
@@ -122,7 +122,7 @@ pub struct ObjectBlobStore {
     turn: Mutex<Option<Turn>>,
     /// Single blobs that were found damaged and were not repaired since.
     damaged: Mutex<HashSet<Name>>,
-    recent: Mutex<Recent>,
+    recent: Opened,
     tidied: Once,
     // Declared last: the fields above may still need the threads.
     _threads: Threads,
@@ -221,7 +221,7 @@ impl ObjectBlobStore {
             refreshing: Mutex::default(),
             turn: Mutex::default(),
             damaged: Mutex::default(),
-            recent: Mutex::default(),
+            recent: Opened::new(RECENT),
             tidied: Once::new(),
             _threads: threads,
         };

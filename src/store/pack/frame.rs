@@ -255,26 +255,29 @@ impl<'a> Opened<'a> {
 
     /// Copies the raw bytes.
     pub(crate) fn copied(&self) -> Copied {
-        Copied { raw: self.raw.to_vec().into(), ranges: self.ranges.clone() }
+        let place = 0..self.raw.len();
+        Copied { bytes: self.raw.to_vec().into(), place, ranges: self.ranges.clone() }
     }
 }
 
-/// A copy of the raw bytes of a frame.
+/// The raw bytes of a frame, owned. They are not verified yet.
 #[derive(Debug)]
 pub(crate) struct Copied {
-    raw: Wiped,
+    /// Has the raw bytes at `place`.
+    bytes: Wiped,
+    place: Range<usize>,
+    /// The ranges of the entries.
     ranges: Vec<Range<usize>>,
 }
 
 impl Copied {
-    /// Returns the number of raw bytes.
-    #[cfg(feature = "object-store")]
+    /// Returns the number of bytes in memory.
     pub(crate) fn length(&self) -> usize {
-        self.raw.len()
+        self.bytes.len()
     }
 
     pub(crate) fn opened(&self) -> Opened<'_> {
-        Opened { raw: &self.raw, ranges: self.ranges.clone() }
+        Opened { raw: &self.bytes[self.place.clone()], ranges: self.ranges.clone() }
     }
 }
 
@@ -394,6 +397,28 @@ impl Frame {
         Ok(Opened { raw, ranges })
     }
 
+    /// Returns the raw bytes of the entries as [`open`](Frame::open) does, without a copy of them.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Frame::open).
+    pub(crate) fn open_owned(&self, codec: &Codec, stored: Wiped) -> Result<Copied> {
+        let mut scratch = Scratch::default();
+        let Opened { raw, ranges } = self.open(codec, &stored, &mut scratch)?;
+        let length = raw.len();
+        let (bytes, start) = match self.form {
+            Form::Plain => (stored, 0),
+            Form::Sealed => (scratch.decrypted, self.front()),
+            Form::Zstd | Form::SealedZstd => (scratch.raw, 0),
+        };
+        Ok(Copied { bytes, place: start..start + length, ranges })
+    }
+
+    /// Returns the length of the lengths in the encrypted bytes.
+    fn front(&self) -> usize {
+        4 + 4 * self.entries.len()
+    }
+
     /// Decrypts a frame; returns the ranges of its blobs, and their bytes, maybe compressed.
     fn decrypt<'a>(
         &self,
@@ -413,7 +438,7 @@ impl Frame {
             return Err(self.damaged("it fails authentication"));
         }
         let plain = &*plain;
-        let front = 4 + 4 * self.entries.len();
+        let front = self.front();
         let mut lengths = plain[..front].as_chunks::<4>().0.iter().map(|length| u32::from_le_bytes(*length));
         let content = lengths.next().unwrap_or(0) as usize;
         let mut ranges = Vec::with_capacity(self.entries.len());

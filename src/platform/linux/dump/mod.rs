@@ -36,6 +36,7 @@ use crate::{
     preflight::beyond_restore,
     procfs::{Stat, is_free},
     proto::images::StreamNote,
+    recent,
     rpc::{Event, Hooks, Lend, NoHooks, SelfDump, check_key, check_nothing_left},
     sys,
     threads::{joined, spawn},
@@ -224,7 +225,9 @@ impl<'a> Dump<'a> {
         // until then, or is of no use.
         let before = Before::look(own.root, &own.options);
         let notes = before.notes(&self.streams);
-        // What libraries had in it may be of trees that were captured before.
+        // Caches of stores, and what libraries had in the heap, may be of trees that were captured
+        // before.
+        recent::forget_all();
         sys::trim_heap();
         match self.criu.dump_around_self(own.root, &own.options, &own.folder)? {
             SelfDump::Dumped(dumped) => {
