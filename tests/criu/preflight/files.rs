@@ -24,7 +24,7 @@ use super::{blocks, defaults, descriptor, lines, look, passes, perl, perl_by, pe
 use crate::{
     client::resource,
     harness::{criu, tests},
-    places::{Home, copy_program},
+    places::{Home, copy_program, wait_until},
     requests::{Images, own},
     talk::pipe,
     tree::{OrExplain, Victim, signal},
@@ -265,7 +265,13 @@ fn terminals_that_have_hung_up() {
     // Not its controlling terminal, or it would be told to end.
     let victim = perl(&format!("use Fcntl; sysopen(F, '{slave}', O_RDWR | O_NOCTTY) or die"));
     drop(master);
-    let place = descriptor(victim.pid(), &format!("{slave} (deleted)"));
+    // A process that another test forks has the master until it starts its program.
+    let gone = format!("{slave} (deleted)");
+    let links = || fs::read_dir(format!("/proc/{}/fd", victim.pid())).unwrap().flatten();
+    wait_until("the terminal has hung up", || {
+        links().any(|link| fs::read_link(link.path()).is_ok_and(|target| target.as_os_str() == gone.as_str()))
+    });
+    let place = descriptor(victim.pid(), &gone);
     let findings = look(victim.pid(), &defaults());
     let [finding] = &findings[..] else { panic!("{}", lines(&findings)) };
     assert_eq!((Some(&finding.place), &finding.obstacle), (place.as_ref(), &Obstacle::HungTerminal));
