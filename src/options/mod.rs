@@ -154,6 +154,8 @@ impl<For> PartialEq for Options<For> {
     }
 }
 
+impl<For> Eq for Options<For> {}
+
 impl<For> fmt::Debug for Options<For> {
     /// Writes the fields that are set.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -94,6 +94,7 @@ pub enum Event<'a> {
     /// A restore begins; nothing exists yet. Refused: the restore fails, nothing was made.
     PreRestore,
     /// The root task sits in its new, empty namespaces.
+    #[non_exhaustive]
     SetupNamespaces {
         /// The root task, as criu sees it.
         pid: Pid,
@@ -104,6 +105,7 @@ pub enum Event<'a> {
     /// hangs up.
     OrphanPtsMaster(OwnedFd),
     /// All tasks are built, and stopped. The last event at which a refusal undoes everything.
+    #[non_exhaustive]
     PostRestore {
         /// The root task, as criu sees it.
         pid: Pid,
@@ -115,6 +117,7 @@ pub enum Event<'a> {
     /// A page server or a lazy dump is ready for its peer.
     StatusReady,
     /// An event that this version of the crate does not know.
+    #[non_exhaustive]
     Unknown {
         /// criu's name for it.
         name: &'a str,

@@ -102,7 +102,7 @@ fn the_events_of_a_dump_and_a_restore_come_in_order() {
     let mut names = Vec::new();
     let mut hooks = |event: Event<'_>| {
         names.push(event.name().to_owned());
-        if let Event::PostRestore { pid } = event {
+        if let Event::PostRestore { pid, .. } = event {
             pids.push(pid.as_raw());
         }
         Ok(())

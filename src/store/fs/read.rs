@@ -241,8 +241,8 @@ pub(super) struct Buffers {
     raw: Scratch,
 }
 
-/// Frames that were opened for single blobs, by their pack and position. Callers often read blobs one
-/// after the other that were put together: a manifest and its lists, or chunks of memory.
+/// Frames that were opened for single blobs, by their pack and position. Callers often read blobs
+/// one after the other that were put together: a manifest and its lists, or chunks of memory.
 pub(super) type Opened = Recent<(Arc<Path>, u64), Copied>;
 
 /// The place from which a copy is read.

@@ -24,11 +24,15 @@ fn every_event_arrives_as_what_it_is() {
         (
             "setup-namespaces",
             Some(41),
-            |event| matches!(event, Event::SetupNamespaces { pid } if pid.as_raw() == 41),
+            |event| matches!(event, Event::SetupNamespaces { pid, .. } if pid.as_raw() == 41),
         ),
         ("post-setup-namespaces", None, |event| matches!(event, Event::PostSetupNamespaces)),
         ("orphan-pts-master", None, |event| matches!(event, Event::OrphanPtsMaster(_))),
-        ("post-restore", Some(42), |event| matches!(event, Event::PostRestore { pid } if pid.as_raw() == 42)),
+        (
+            "post-restore",
+            Some(42),
+            |event| matches!(event, Event::PostRestore { pid, .. } if pid.as_raw() == 42),
+        ),
         ("pre-resume", None, |event| matches!(event, Event::PreResume)),
         ("post-resume", None, |event| matches!(event, Event::PostResume)),
         ("status-ready", None, |event| matches!(event, Event::StatusReady)),
@@ -58,7 +62,7 @@ fn every_event_arrives_as_what_it_is() {
 fn an_event_of_the_future_is_told_and_acknowledged() {
     let mut seen = Vec::new();
     let mut hooks = |event: Event<'_>| {
-        if let Event::Unknown { name, pid } = &event {
+        if let Event::Unknown { name, pid, .. } = &event {
             seen.push(((*name).to_owned(), pid.map(|pid| pid.as_raw())));
         }
         assert!(!seen.is_empty(), "{event:?}");
