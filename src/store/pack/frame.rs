@@ -254,6 +254,7 @@ impl<'a> Opened<'a> {
     }
 
     /// Copies the raw bytes.
+    #[cfg(feature = "object-store")]
     pub(crate) fn copied(&self) -> Copied {
         let place = 0..self.raw.len();
         Copied { bytes: self.raw.to_vec().into(), place, ranges: self.ranges.clone() }
