@@ -21,6 +21,8 @@ pub(crate) struct Stat {
     /// The device number of its controlling terminal, as the kernel has it; 0 if there is no
     /// terminal.
     terminal: u32,
+    /// The process group in the foreground of that terminal.
+    pub(crate) foreground: i32,
     /// The kernel's flags of the task.
     flags: u32,
     /// The start time, in ticks since the machine started.
@@ -73,7 +75,8 @@ impl Stat {
             group: fields.next()?.parse().ok()?,
             session: fields.next()?.parse().ok()?,
             terminal: fields.next()?.parse().ok()?,
-            flags: fields.nth(1)?.parse().ok()?,
+            foreground: fields.next()?.parse().ok()?,
+            flags: fields.next()?.parse().ok()?,
             start: fields.nth(12)?.parse().ok()?,
             exit_code: fields.nth(29).and_then(|code| code.parse().ok()).unwrap_or(0),
         })

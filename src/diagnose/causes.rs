@@ -151,6 +151,11 @@ causes! {
             "a process has threads that ended or were stopped one by one",
             "dump it when its first thread runs, and when no debugger has stopped some of its threads",
             [];
+        StoppedJob:
+            "a job of the tree is stopped because it used its terminal in the background",
+            "capture with `ProcsCapture`, which takes such jobs, except at the moment when one stops; or bring the \
+             job to the foreground (`fg`) or end it, and dump again",
+            [];
         PendingTrap:
             "a thread has a pending SIGTRAP",
             "let the program run until it has handled the signal (usually of its own breakpoint), and dump it then",

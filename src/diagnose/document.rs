@@ -104,6 +104,7 @@ const WORDS: &[&str] = &[
     "unshare --pid --fork --mount-proc",
     "socket:[inode]",
     "ProcsCapture",
+    "fg",
 ];
 
 /// Returns true if an option, a method of `Lend` or an argument of criu has this name.

@@ -21,6 +21,7 @@ const LINES: &[(&str, Cause)] = &[
     ("The criu itself is within dumped tree.", Cause::CriuInsideTree),
     ("Unseizable non-zombie 4242 found, state t, err -1/1", Cause::Untraceable),
     ("Can't dump the 4242 thread with a pending SIGTRAP.", Cause::PendingTrap),
+    ("SEIZE 4242: unsupported stop signal 21", Cause::StoppedJob),
     ("Zombies with threads are not supported", Cause::UnsupportedThreads),
     ("Zombie thread not supported", Cause::UnsupportedThreads),
     ("Individually stopped threads not supported", Cause::UnsupportedThreads),

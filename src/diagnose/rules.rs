@@ -170,6 +170,7 @@ pub(super) const CAUSES: &[Rule] = &[
     ("ctty inheritance detected sid/pgrp ", Cause::ShellJob),
     ("A session leader of … is outside of its pid namespace", Cause::SessionOutsidePidNamespace),
     ("A root task is dead", Cause::DeadRoot),
+    ("SEIZE #: unsupported stop signal #", Cause::StoppedJob),
     ("Can't dump the … thread with a pending SIGTRAP", Cause::PendingTrap),
     ("Zombies with threads are not supported", Cause::UnsupportedThreads),
     ("Zombie thread not supported", Cause::UnsupportedThreads),

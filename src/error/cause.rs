@@ -57,6 +57,8 @@ pub enum Cause {
     DeadRoot,
     /// A process has threads that ended before it, or were stopped one by one.
     UnsupportedThreads,
+    /// A job is stopped because it used its terminal in the background.
+    StoppedJob,
     /// A thread has a SIGTRAP that it has not taken yet.
     PendingTrap,
     /// The tree could not be frozen in time.

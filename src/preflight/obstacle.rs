@@ -32,6 +32,10 @@ pub enum Obstacle {
         /// The tracer.
         by: Pid,
     },
+    /// A stopped job of a terminal. criu takes it if a user stopped it (^Z), and refuses it if it
+    /// stopped because it used the terminal in the background; the kernel shows that only to the
+    /// parent. [`ProcsCapture`](crate::ProcsCapture) takes either.
+    StoppedJob,
     /// A pending SIGTRAP: criu needs this signal for itself.
     PendingTrap,
     /// Threads, on a kernel and a C library with which criu cannot detect guard pages: Linux 6.13
@@ -187,6 +191,7 @@ impl Obstacle {
             Obstacle::Capability { .. } => Cause::NotPrivileged,
             Obstacle::OtherUser { .. } => Cause::OtherUser,
             Obstacle::Traced { .. } => Cause::Untraceable,
+            Obstacle::StoppedJob => Cause::StoppedJob,
             Obstacle::PendingTrap => Cause::PendingTrap,
             Obstacle::GuardPages => Cause::TooOldForKernel,
             Obstacle::Seccomp => Cause::Seccomp,
@@ -236,6 +241,7 @@ impl Obstacle {
             Obstacle::Capability { .. } => "run as root, with that capability",
             Obstacle::OtherUser { .. } => "run with CAP_SYS_RESOURCE",
             Obstacle::Traced { .. } => "detach the debugger",
+            Obstacle::StoppedJob => "ProcsCapture; or continue the job in the foreground",
             Obstacle::GuardPages => "Linux 6.16",
             Obstacle::Shared { .. } => "end what is left of the session by kill_session, before the restore",
             Obstacle::Seccomp => "run with CAP_SYS_ADMIN",
@@ -316,6 +322,9 @@ impl fmt::Display for Obstacle {
             }
             Obstacle::Traced { by } => write!(f, "is traced by process {by}"),
             Obstacle::Seccomp => f.write_str("has a seccomp filter, and the caller has no CAP_SYS_ADMIN"),
+            Obstacle::StoppedJob => {
+                f.write_str("a stopped job, which criu refuses if it used its terminal in the background")
+            }
             Obstacle::PendingTrap => f.write_str("a SIGTRAP waits to be delivered"),
             Obstacle::GuardPages => {
                 f.write_str("has threads, whose guard pages criu cannot tell from memory on this kernel")

@@ -184,6 +184,9 @@ fn look_at(view: &mut View<'_>, process: &Process) {
         }
         return;
     }
+    if is_stopped_job(stat) {
+        view.found(*pid, Place::Process, Obstacle::StoppedJob, Severity::Risk);
+    }
     let caller = &view.caller;
     let same = status.uids == [caller.uid; 3] && status.gids == [caller.gid; 3];
     // criu reads the resource limits of each process, which the kernel restricts.
@@ -201,6 +204,11 @@ fn look_at(view: &mut View<'_>, process: &Process) {
     if filtered {
         view.found(*pid, Place::Process, Obstacle::Seccomp, Severity::Blocks);
     }
+}
+
+/// Returns true for a stopped process in the background of its terminal.
+fn is_stopped_job(stat: &Stat) -> bool {
+    stat.state == 'T' && stat.has_terminal() && stat.group != stat.foreground
 }
 
 /// SIGTRAP, as a bit in a mask of signals.

@@ -27,8 +27,8 @@ pub(crate) enum Stand {
 pub(crate) enum Stop {
     /// The thread was [interrupted](Traced::interrupt).
     Interrupted,
-    /// The process is stopped.
-    Stopped,
+    /// The process is stopped, by this signal.
+    Stopped(i32),
     /// A signal arrived, which the thread gets if it is [passed on](Traced::detach_with).
     Signal(i32),
 }
@@ -108,7 +108,7 @@ impl Traced {
         Ok(match (pid, status >> 8, status & 0xff) {
             (0, ..) => None,
             (_, EVENT_STOP, libc::SIGTRAP) => Some(Stop::Interrupted),
-            (_, EVENT_STOP, _) => Some(Stop::Stopped),
+            (_, EVENT_STOP, signal) => Some(Stop::Stopped(signal)),
             (_, _, signal) => Some(Stop::Signal(signal)),
         })
     }
@@ -141,6 +141,17 @@ impl Traced {
     /// Continues the thread until its next system call begins or ends.
     pub(crate) fn go_on(&self) -> io::Result<()> {
         self.simply(SYSCALL, 0)
+    }
+
+    /// Sends the thread the signal that no thread can block or handle, and that stops its process.
+    pub(crate) fn send_stop(&self, process: i32) -> io::Result<()> {
+        // SAFETY: the call takes only numbers.
+        succeeded(unsafe { libc::syscall(libc::SYS_tgkill, process, self.tid, libc::SIGSTOP) })
+    }
+
+    /// Continues the thread until its next stop, and delivers this signal, unless it is 0.
+    pub(crate) fn go_on_with(&self, signal: i32) -> io::Result<()> {
+        self.simply(CONT, signal.into())
     }
 
     /// Detaches from the thread. It is as it was before: stopped, if its process is.
@@ -198,6 +209,7 @@ impl Traced {
 }
 
 // Some C libraries lack some of these.
+const CONT: libc::c_uint = 7;
 const SYSCALL: libc::c_uint = 24;
 const DETACH: libc::c_uint = 17;
 const GETREGSET: libc::c_uint = 0x4204;

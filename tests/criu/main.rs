@@ -23,7 +23,7 @@ modules! { many overdue soak }
 // Those of signals, of the ends of processes, and of what listens.
 modules! { signals }
 // Options that a tree needs and the crate adds.
-modules! { beyond enclosed inet late links order outside settings shared ways }
+modules! { beyond enclosed inet jobs late links order outside settings shared ways }
 
 // What criu loses by itself.
 modules! { crossing everything mapped timers wakeups }
@@ -69,6 +69,7 @@ fn main() {
         holders::TESTS,
         inet::TESTS,
         iterative::TESTS,
+        jobs::TESTS,
         leaked::TESTS,
         late::TESTS,
         leaks::TESTS,

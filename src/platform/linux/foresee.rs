@@ -39,11 +39,11 @@ pub(crate) fn foresee(job: &Job) -> Result<Foresight> {
         if is_own && !job.leave_running {
             foresight.blocks.push(Foreseen::new(dump::cannot_end_itself()));
         }
-        // A capture starts criu outside the tree that it is a part of itself, and a restore gives
-        // terminals and told streams anew.
+        // A capture cures some: it starts criu outside the tree that it is a part of itself, and
+        // changes what stopped a job. A restore gives terminals and told streams anew.
         let is_told = |inode| job.streams.iter().flatten().any(|key| *key == Key::Pipe { inode }.to_string());
         let is_cured = |obstacle: &Obstacle| match obstacle {
-            Obstacle::CallerInside | Obstacle::HungTerminal => true,
+            Obstacle::CallerInside | Obstacle::HungTerminal | Obstacle::StoppedJob => true,
             Obstacle::PipeOutside { inode } => is_told(*inode),
             _ => false,
         };

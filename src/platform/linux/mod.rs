@@ -8,6 +8,7 @@ mod fit;
 mod foresee;
 mod frozen;
 mod host;
+mod jobs;
 mod links;
 mod meeting;
 mod memory;

@@ -146,7 +146,7 @@ fn for_each(all: &mut [Waiting], mut change: impl FnMut(&Registers, &mut Waiting
                     let _ = thread.detach(); // it was killed, then
                 }
                 Some(Stop::Signal(signal)) => drop(thread.detach_with(signal)),
-                Some(Stop::Stopped) => drop(thread.detach()),
+                Some(Stop::Stopped(_)) => drop(thread.detach()),
                 // The kernel lets it go at the end of this process.
                 None => {}
             }

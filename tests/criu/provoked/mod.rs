@@ -226,6 +226,7 @@ fn every_cause_is_provoked_or_has_a_reason() {
         include_str!("../causes.rs"),
         include_str!("../deadline.rs"),
         include_str!("../faults.rs"),
+        include_str!("../jobs.rs"),
         include_str!("../locked.rs"),
         include_str!("../preflight/files.rs"),
         include_str!("../replaced.rs"),

@@ -21,6 +21,7 @@ use super::{
     files::LastLook,
     fit,
     frozen::{self, Before},
+    jobs,
     meeting::{Meeting, Party},
     memory,
     polls::Polls,
@@ -202,6 +203,7 @@ impl<'a> Dump<'a> {
     /// Has memory taken in while the trees run, so that the dump is of what changed.
     fn pre_dump(&mut self, job: &Job, most: u32, memory: &dyn Memory, staging: &Staging) -> Result<()> {
         let mut rounds = rounds::Rounds::begin(&self.others, job.means.deadline)?;
+        self.others.iter().for_each(|tree| jobs::stop_as_criu_knows(tree.root));
         rounds.run(&self.criu, &self.others, most, memory, staging)?;
         for tree in &mut self.others {
             let options = fit::for_dump(job, tree.root, &self.roots).leave_running(job.leave_running);
@@ -229,6 +231,7 @@ impl<'a> Dump<'a> {
         // before.
         recent::forget_all();
         sys::trim_heap();
+        jobs::stop_as_criu_knows(own.root);
         match self.criu.dump_around_self(own.root, &own.options, &own.folder)? {
             SelfDump::Dumped(dumped) => {
                 self.warn_of_interrupted(&dumped.interrupted, own)?;
@@ -260,6 +263,7 @@ impl<'a> Dump<'a> {
     }
 
     fn dump(&self, tree: &Tree, then: impl Hooks) -> Result<()> {
+        jobs::stop_as_criu_knows(tree.root);
         let mut hooks = Noting { dump: self, tree, stream: None, polls: None, before: None, then };
         let folder =
             File::open(&tree.folder).map_err(Error::io(format!("open {}", tree.folder.display())))?;
