@@ -156,6 +156,11 @@ causes! {
             "capture with `ProcsCapture`, which takes such jobs, except at the moment when one stops; or bring the \
              job to the foreground (`fg`) or end it, and dump again",
             [];
+        SharedState:
+            "processes of the tree share their current folder or their memory, and are no threads",
+            "start them by fork or as threads, not by `clone` with CLONE_FS or CLONE_VM; or dump a smaller tree \
+             with only one of them",
+            [];
         PendingTrap:
             "a thread has a pending SIGTRAP",
             "let the program run until it has handled the signal (usually of its own breakpoint), and dump it then",
@@ -324,6 +329,14 @@ causes! {
              perf_event or a bpf object; a path such as /name without a folder is a POSIX message queue). Some \
              devices have a plugin for criu",
             [];
+        PacketPipe:
+            "the tree has a pipe that keeps packets apart (O_DIRECT)",
+            "let the program close it before the dump; a pair of sockets (SOCK_SEQPACKET) keeps packets apart, too",
+            [];
+        AlarmTimer:
+            "the tree has a timer that can wake the machine up (CLOCK_REALTIME_ALARM, CLOCK_BOOTTIME_ALARM)",
+            "let the program close it before the dump, or use CLOCK_REALTIME or CLOCK_BOOTTIME",
+            [];
         PidfdOutside:
             "the tree has a pidfd of a process outside",
             "let the program close it before the dump, or dump a tree that has that process in it",
@@ -436,6 +449,11 @@ causes! {
         TimeNamespace:
             "criu could not set the tree's clocks",
             "use Linux 5.6 or newer, and give criu CAP_SYS_TIME and CAP_SYS_ADMIN",
+            [];
+        MemoryLimit:
+            "a process of the tree may not map more memory, and criu needs some in it",
+            "raise its limit before the dump (prlimit --as): a MiB more than it has mapped is enough. If it has no \
+             such limit, look at its number of mappings (vm.max_map_count) and at vm.overcommit_memory",
             [];
         NotEnoughMemory:
             "there is not enough memory for the tree",

@@ -105,6 +105,7 @@ const WORDS: &[&str] = &[
     "socket:[inode]",
     "ProcsCapture",
     "fg",
+    "clone",
 ];
 
 /// Returns true if an option, a method of `Lend` or an argument of criu has this name.

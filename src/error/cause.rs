@@ -59,6 +59,8 @@ pub enum Cause {
     UnsupportedThreads,
     /// A job is stopped because it used its terminal in the background.
     StoppedJob,
+    /// Processes share their current folder or their memory, and are no threads.
+    SharedState,
     /// A thread has a SIGTRAP that it has not taken yet.
     PendingTrap,
     /// The tree could not be frozen in time.
@@ -126,6 +128,10 @@ pub enum Cause {
     UnsupportedPath,
     /// The tree has a file of an unsupported kind open, such as a userfaultfd.
     UnsupportedFile,
+    /// The tree has a pipe that keeps packets apart (`O_DIRECT`).
+    PacketPipe,
+    /// The tree has a timer that can wake the machine up.
+    AlarmTimer,
     /// The tree has a pidfd of a process outside.
     PidfdOutside,
     /// The tree has an io_uring.
@@ -174,6 +180,8 @@ pub enum Cause {
     Credentials,
     /// criu could not make a time namespace or set its clocks.
     TimeNamespace,
+    /// A process of the tree may not map the memory that criu needs in it.
+    MemoryLimit,
     /// There is not enough memory.
     NotEnoughMemory,
     /// The processor lacks features of the one at the dump.

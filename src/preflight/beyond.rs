@@ -19,6 +19,7 @@ pub(crate) fn beyond_restore(root: i32) -> Vec<String> {
     let mut problems = nested_namespaces(&tree);
     problems.extend(user_namespace(root));
     problems.extend(files_of_threads(&tree));
+    problems.extend(files_of_the_dead(&tree));
     for pid in tree {
         problems.extend(memfd_program(pid).map(|_| format!("process {pid} runs from a memfd")));
         problems.extend(sealed_mapping(pid).map(|name| {
@@ -95,6 +96,18 @@ fn nested_namespaces(tree: &[i32]) -> Vec<String> {
         known.insert(*pid, spaces);
     }
     problems
+}
+
+/// Returns open files in `/proc` of processes that have ended.
+fn files_of_the_dead(tree: &[i32]) -> BTreeSet<String> {
+    let files = tree.iter().flat_map(|pid| Descriptor::all(*pid));
+    let of_the_dead = |descriptor: &Descriptor| {
+        let process = descriptor.target.strip_prefix("/proc").ok()?.iter().next()?.to_str()?;
+        let process: i32 = process.trim_end_matches(" (deleted)").parse().ok()?;
+        procfs::is_free(process)
+            .then(|| format!("{} is open, and process {process} has ended", descriptor.target.display()))
+    };
+    files.filter_map(|descriptor| of_the_dead(&descriptor)).collect()
 }
 
 /// Returns open files in `/proc` of threads other than main threads.

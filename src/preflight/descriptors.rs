@@ -66,6 +66,9 @@ fn obstacle(view: &View<'_>, descriptor: &Descriptor, mounts: &Mounts) -> Option
     if is_message_queue(descriptor) {
         return blocks(Obstacle::MessageQueue);
     }
+    if let Some(found) = of_proc(view, &descriptor.target) {
+        return Some(found);
+    }
     let file = Statx::of(descriptor.path()).ok()?;
     if file.is_block_device() || (file.is_char_device() && !is_known_device(&file)) {
         return blocks(Obstacle::UnsupportedFile);
@@ -73,8 +76,8 @@ fn obstacle(view: &View<'_>, descriptor: &Descriptor, mounts: &Mounts) -> Option
     if file.is_char_device() && is_tun(&file) && view.root().spaces.share(view.own_spaces(), "net") {
         return blocks(Obstacle::Tun);
     }
-    if let Some(found) = of_proc(view, &descriptor.target) {
-        return Some(found);
+    if is_secret_memory(descriptor) {
+        return blocks(Obstacle::UnsupportedFile);
     }
     let info = descriptor.info();
     if view.options.file_locks != Some(true) && info.lines().any(|line| line.starts_with("lock:")) {
@@ -100,7 +103,8 @@ fn anonymous(
     mounts: &Mounts,
 ) -> Option<(Obstacle, Severity)> {
     match kind.trim_matches(['[', ']']) {
-        "eventfd" | "signalfd" | "timerfd" => None,
+        "timerfd" => wakes_up(&descriptor.info()).then_some((Obstacle::AlarmTimer, Severity::Blocks)),
+        "eventfd" | "signalfd" => None,
         "eventpoll" => epoll(descriptor),
         "inotify" | "fanotify" => watch(view, &descriptor.info(), mounts),
         "pidfd" => pidfd(view, descriptor),
@@ -128,13 +132,25 @@ fn epoll(descriptor: &Descriptor) -> Option<(Obstacle, Severity)> {
 fn of_proc(view: &View<'_>, target: &Path) -> Option<(Obstacle, Severity)> {
     let rest = target.strip_prefix("/proc").ok()?;
     let mut words = rest.iter().map(|word| word.to_string_lossy());
-    let pid: i32 = words.next()?.parse().ok()?;
+    let pid: i32 = words.next()?.trim_end_matches(" (deleted)").parse().ok()?;
     let task = words.next().filter(|word| word == "task").and_then(|_| words.next()?.parse::<i32>().ok());
     let of_thread = task.is_some_and(|task| task != pid);
     if of_thread {
         return Some((Obstacle::ProcFile, Severity::Blocks));
     }
-    (!view.has(pid)).then(|| (Obstacle::ProcOutside { of: Pid::from(pid) }, Severity::Risk))
+    if view.has(pid) {
+        return None;
+    }
+    let of = Pid::from(pid);
+    Some(match procfs::is_free(pid) {
+        true => (Obstacle::ProcGone { of }, Severity::Blocks),
+        false => (Obstacle::ProcOutside { of }, Severity::Risk),
+    })
+}
+
+/// Returns true for a timer of CLOCK_REALTIME_ALARM or CLOCK_BOOTTIME_ALARM.
+fn wakes_up(info: &str) -> bool {
+    matches!(fdinfo_number(info, "clockid"), Some(8 | 9))
 }
 
 /// criu opens a watched file by its handle, which the kernel's own file systems do not allow.
@@ -171,6 +187,14 @@ fn is_message_queue(descriptor: &Descriptor) -> bool {
     is_name
         && nix::sys::statfs::statfs(&*descriptor.path())
             .is_ok_and(|system| system.filesystem_type() == MQUEUE)
+}
+
+/// Returns true for memory that even the kernel does not see (`memfd_secret`).
+fn is_secret_memory(descriptor: &Descriptor) -> bool {
+    const SECRETMEM: nix::sys::statfs::FsType = nix::sys::statfs::FsType(0x5345_434d);
+    descriptor.name().starts_with("/secretmem")
+        && nix::sys::statfs::statfs(&*descriptor.path())
+            .is_ok_and(|system| system.filesystem_type() == SECRETMEM)
 }
 
 /// Returns the obstacle of a deleted file, which may be mapped or open.
@@ -317,7 +341,15 @@ impl Pipes {
     }
 
     /// Reports pipes with one end in the tree: criu dumps them, but the restored end has no peer.
-    fn look(self, view: &mut View<'_>) {
+    fn look(mut self, view: &mut View<'_>) {
+        self.known.retain(|_, pipe| {
+            let with_packets = pipe.descriptors.iter().filter(|descriptor| has_packets(descriptor));
+            let with_packets: Vec<_> = with_packets.collect();
+            for descriptor in &with_packets {
+                view.found(descriptor.pid, descriptor.place(), Obstacle::PacketPipe, Severity::Blocks);
+            }
+            with_packets.is_empty()
+        });
         let alone = |pipe: &Pipe| pipe.reads != pipe.writes && !pipe.is_stream;
         for (inode, pipe) in self.known.into_iter().filter(|(_, pipe)| alone(pipe)) {
             for descriptor in pipe.descriptors {
@@ -330,6 +362,16 @@ impl Pipes {
 
 /// Returns the access mode with which a file was opened, as a flag of `open`.
 fn access_mode(fdinfo: &str) -> Option<u32> {
+    open_flags(fdinfo).map(|flags| flags & 3)
+}
+
+fn open_flags(fdinfo: &str) -> Option<u32> {
     let flags = fdinfo.lines().find_map(|line| line.strip_prefix("flags:"))?;
-    Some(u32::from_str_radix(flags.trim(), 8).ok()? & 3)
+    u32::from_str_radix(flags.trim(), 8).ok()
+}
+
+/// Returns true for an end of a pipe that keeps packets apart.
+fn has_packets(descriptor: &Descriptor) -> bool {
+    let direct = nix::fcntl::OFlag::O_DIRECT.bits().unsigned_abs();
+    open_flags(&descriptor.info()).is_some_and(|flags| flags & direct != 0)
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashSet,
+    fs::File,
     path::{Path, PathBuf},
 };
 
@@ -33,6 +34,13 @@ fn place(mapping: &Mapping<'_>) -> Place {
     Place::Mapping { start: mapping.start, end: mapping.end, path: PathBuf::from(mapping.name) }
 }
 
+/// Returns true for memory of `memfd_secret`. Nothing but a mapping in the process itself opens it.
+fn is_secret_memory(process: &Process, mapping: &Mapping<'_>) -> bool {
+    let Mapping { start, end, .. } = mapping;
+    let opened = File::open(format!("/proc/{}/map_files/{start:x}-{end:x}", process.pid));
+    opened.is_err_and(|error| error.raw_os_error() == Some(libc::ENXIO))
+}
+
 /// Returns the obstacle of a mapping. `seen` holds the deleted files of this process that were
 /// checked before.
 fn obstacle(
@@ -54,6 +62,9 @@ fn obstacle(
     if name.starts_with("/SYSV") {
         let shared = view.root().spaces.share(view.own_spaces(), "ipc");
         return shared.then_some(Obstacle::SystemVMemory);
+    }
+    if name.starts_with("/secretmem") && name.ends_with(" (deleted)") {
+        return is_secret_memory(process, mapping).then_some(Obstacle::UnsupportedMapping);
     }
     if name.starts_with("/[aio]") {
         return None; // the ring of io_setup, which criu recreates

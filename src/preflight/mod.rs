@@ -24,6 +24,7 @@ mod beyond;
 mod descriptor;
 mod descriptors;
 mod guard;
+mod limit;
 mod mappings;
 mod mounts;
 mod names;

@@ -36,6 +36,12 @@ impl Mounts {
                 mounts.kinds.push((mount.device, mount.kind.to_owned()));
             }
         });
+        if !own_namespace {
+            // A process in another root folder sees fewer mounts than criu does.
+            each_line("/proc/self/mountinfo", |line| {
+                mounts.ids.extend(Mount::parse(line).map(|mount| mount.id));
+            });
+        }
         mounts
     }
 
@@ -67,7 +73,7 @@ impl Mounts {
     }
 
     pub(super) fn lacks(&self, mount: i32) -> bool {
-        self.own_namespace && !self.ids.is_empty() && !self.ids.contains(&mount)
+        !self.ids.is_empty() && !self.ids.contains(&mount)
     }
 
     /// Returns the mount of the program itself, if the process does not see it.

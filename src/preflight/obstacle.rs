@@ -36,6 +36,13 @@ pub enum Obstacle {
     /// stopped because it used the terminal in the background; the kernel shows that only to the
     /// parent. [`ProcsCapture`](crate::ProcsCapture) takes either.
     StoppedJob,
+    /// A process that shares its current folder or its memory with another process.
+    SharedState {
+        /// The other process.
+        with: Pid,
+    },
+    /// A process that may not map as much memory as criu needs in it.
+    MemoryLimit,
     /// A pending SIGTRAP: criu needs this signal for itself.
     PendingTrap,
     /// Threads, on a kernel and a C library with which criu cannot detect guard pages: Linux 6.13
@@ -85,6 +92,10 @@ pub enum Obstacle {
     Overmounted,
     /// An io_uring.
     IoUring,
+    /// A pipe that keeps packets apart (`O_DIRECT`).
+    PacketPipe,
+    /// A timer that can wake the machine up.
+    AlarmTimer,
     /// A kind of file that criu cannot dump.
     UnsupportedFile,
     /// A POSIX message queue.
@@ -96,6 +107,11 @@ pub enum Obstacle {
     },
     /// A file of `/proc` of a thread.
     ProcFile,
+    /// A file of `/proc` of a process that has ended.
+    ProcGone {
+        /// That process.
+        of: Pid,
+    },
     /// A file of `/proc` of a process outside the tree. A restore opens it again while that process
     /// lives.
     ProcOutside {
@@ -192,6 +208,10 @@ impl Obstacle {
             Obstacle::OtherUser { .. } => Cause::OtherUser,
             Obstacle::Traced { .. } => Cause::Untraceable,
             Obstacle::StoppedJob => Cause::StoppedJob,
+            Obstacle::SharedState { .. } => Cause::SharedState,
+            Obstacle::MemoryLimit => Cause::MemoryLimit,
+            Obstacle::PacketPipe => Cause::PacketPipe,
+            Obstacle::AlarmTimer => Cause::AlarmTimer,
             Obstacle::PendingTrap => Cause::PendingTrap,
             Obstacle::GuardPages => Cause::TooOldForKernel,
             Obstacle::Seccomp => Cause::Seccomp,
@@ -211,7 +231,7 @@ impl Obstacle {
             Obstacle::UnsupportedFile | Obstacle::MessageQueue => Cause::UnsupportedFile,
             Obstacle::PidfdOutside { .. } => Cause::PidfdOutside,
             Obstacle::EpollElsewhere { .. } => Cause::EpollElsewhere,
-            Obstacle::ProcFile | Obstacle::ProcOutside { .. } => Cause::ProcFile,
+            Obstacle::ProcFile | Obstacle::ProcGone { .. } | Obstacle::ProcOutside { .. } => Cause::ProcFile,
             Obstacle::UnsupportedSocket { protocol } if protocol.contains("MPTCP") => Cause::Mptcp,
             Obstacle::UnsupportedSocket { .. } => Cause::UnsupportedSocket,
             Obstacle::NetlinkUnread => Cause::NetlinkSocket,
@@ -242,6 +262,7 @@ impl Obstacle {
             Obstacle::OtherUser { .. } => "run with CAP_SYS_RESOURCE",
             Obstacle::Traced { .. } => "detach the debugger",
             Obstacle::StoppedJob => "ProcsCapture; or continue the job in the foreground",
+            Obstacle::MemoryLimit => "raise its limit (prlimit --as) before the dump",
             Obstacle::GuardPages => "Linux 6.16",
             Obstacle::Shared { .. } => "end what is left of the session by kill_session, before the restore",
             Obstacle::Seccomp => "run with CAP_SYS_ADMIN",
@@ -288,6 +309,10 @@ impl Obstacle {
             | Obstacle::HungTerminal
             | Obstacle::IoUring
             | Obstacle::MessageQueue
+            | Obstacle::SharedState { .. }
+            | Obstacle::PacketPipe
+            | Obstacle::AlarmTimer
+            | Obstacle::ProcGone { .. }
             | Obstacle::EpollElsewhere { .. }
             | Obstacle::ProcFile
             | Obstacle::ProcOutside { .. }
@@ -324,6 +349,15 @@ impl fmt::Display for Obstacle {
             Obstacle::Seccomp => f.write_str("has a seccomp filter, and the caller has no CAP_SYS_ADMIN"),
             Obstacle::StoppedJob => {
                 f.write_str("a stopped job, which criu refuses if it used its terminal in the background")
+            }
+            Obstacle::SharedState { with } => {
+                write!(f, "shares its current folder or its memory with process {with}")
+            }
+            Obstacle::MemoryLimit => f.write_str("may not map the memory that criu needs in it (RLIMIT_AS)"),
+            Obstacle::PacketPipe => f.write_str("a pipe that keeps packets apart (O_DIRECT)"),
+            Obstacle::AlarmTimer => f.write_str("a timer that can wake the machine up"),
+            Obstacle::ProcGone { of } => {
+                write!(f, "a file of /proc of process {of}, which has ended: no restore can open it")
             }
             Obstacle::PendingTrap => f.write_str("a SIGTRAP waits to be delivered"),
             Obstacle::GuardPages => {

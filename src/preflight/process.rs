@@ -1,11 +1,12 @@
 //! Obstacles of whole processes: their owner, their tracer, their session.
 
 use std::{
+    cmp::Ordering,
     fs::{self, File},
     os::unix::fs::MetadataExt,
 };
 
-use super::{Obstacle, Place, Severity, View, beyond, guard, namespaces::Spaces};
+use super::{Obstacle, Place, Severity, View, beyond, guard, limit, namespaces::Spaces};
 use crate::{
     Error, Pid, ProcessProblem, Result,
     procfs::{Stat, Status, descendants, lineage, status_number},
@@ -127,6 +128,7 @@ pub(super) fn tree(root: Pid) -> Result<Vec<Process>> {
 pub(super) fn look(view: &mut View<'_>) {
     look_at_own(view);
     look_at_session(view);
+    look_at_sharing(view);
     for process in view.tree {
         look_at(view, process);
     }
@@ -165,6 +167,25 @@ fn look_at_session(view: &mut View<'_>) {
     }
 }
 
+/// Finds processes that share their folders or their memory.
+fn look_at_sharing(view: &mut View<'_>) {
+    let living: Vec<i32> = view.living().map(|process| process.pid).collect();
+    for compare in [sys::compare_folders, sys::compare_memory] {
+        // Sorted as the kernel compares them, because there may be many.
+        let mut different: Vec<i32> = Vec::new();
+        for pid in &living {
+            let order = |other: &i32| compare(*other, *pid).unwrap_or(Ordering::Less); // one has ended
+            match different.binary_search_by(order) {
+                Ok(at) => {
+                    let with = Pid::from(different[at]);
+                    view.found(*pid, Place::Process, Obstacle::SharedState { with }, Severity::Blocks);
+                }
+                Err(at) => different.insert(at, *pid),
+            }
+        }
+    }
+}
+
 fn look_at(view: &mut View<'_>, process: &Process) {
     let Process { pid, stat, status, .. } = process;
     let mut found = |obstacle| view.found(*pid, Place::Process, obstacle, Severity::Blocks);
@@ -186,6 +207,9 @@ fn look_at(view: &mut View<'_>, process: &Process) {
     }
     if is_stopped_job(stat) {
         view.found(*pid, Place::Process, Obstacle::StoppedJob, Severity::Risk);
+    }
+    if let Some(severity) = limit::severity(*pid) {
+        view.found(*pid, Place::Process, Obstacle::MemoryLimit, severity);
     }
     let caller = &view.caller;
     let same = status.uids == [caller.uid; 3] && status.gids == [caller.gid; 3];

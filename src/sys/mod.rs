@@ -38,8 +38,8 @@ pub(crate) use self::{
     spawn::{OF_A_TERMINAL, Place, Spawn, TO_END_PROGRAMS, spawn},
     statx::Statx,
     task::{
-        affinity, io_priority, is_same_file, online_processors, scheduling, set_affinity, set_io_priority,
-        set_scheduling, shares_files, shares_folders,
+        affinity, compare_folders, compare_memory, io_priority, is_same_file, online_processors, scheduling,
+        set_affinity, set_io_priority, set_scheduling, shares_files, shares_folders,
     },
     terminal::{
         has_locked_modes, has_packets, is_locked, open_slave, set_packets, set_terminal_modes,

@@ -1,31 +1,44 @@
 //! Calls about other processes and threads.
 
-use std::io;
+use std::{cmp::Ordering, io};
 
 /// Returns true if two descriptors, each of a process, are the same open file.
 pub(crate) fn is_same_file(one: (i32, i32), other: (i32, i32)) -> io::Result<bool> {
     const KCMP_FILE: libc::c_int = 0;
-    compare(KCMP_FILE, one, other)
+    compare(KCMP_FILE, one, other).map(Ordering::is_eq)
 }
 
 /// Returns true if two threads share their descriptors.
 pub(crate) fn shares_files(one: i32, other: i32) -> io::Result<bool> {
     const KCMP_FILES: libc::c_int = 2;
-    compare(KCMP_FILES, (one, 0), (other, 0))
+    compare(KCMP_FILES, (one, 0), (other, 0)).map(Ordering::is_eq)
 }
 
 /// Returns true if two threads share their current folder, root folder and umask.
 pub(crate) fn shares_folders(one: i32, other: i32) -> io::Result<bool> {
+    compare_folders(one, other).map(Ordering::is_eq)
+}
+
+/// Compares two threads by their current folder, root folder and umask: equal if they share those.
+pub(crate) fn compare_folders(one: i32, other: i32) -> io::Result<Ordering> {
     const KCMP_FS: libc::c_int = 3;
     compare(KCMP_FS, (one, 0), (other, 0))
 }
 
-/// Asks the kernel if two threads share something of this kind.
-fn compare(kind: libc::c_int, one: (i32, i32), other: (i32, i32)) -> io::Result<bool> {
+/// Compares two threads by their memory: equal if they share it.
+pub(crate) fn compare_memory(one: i32, other: i32) -> io::Result<Ordering> {
+    const KCMP_VM: libc::c_int = 1;
+    compare(KCMP_VM, (one, 0), (other, 0))
+}
+
+/// Asks the kernel if two threads share something of this kind. Otherwise the order is that of the
+/// kernel's objects, and lasts as long as they do.
+fn compare(kind: libc::c_int, one: (i32, i32), other: (i32, i32)) -> io::Result<Ordering> {
     // SAFETY: the call takes five numbers and touches no memory of ours.
     match unsafe { libc::syscall(libc::SYS_kcmp, one.0, other.0, kind, one.1, other.1) } {
-        0 => Ok(true),
-        1.. => Ok(false),
+        0 => Ok(Ordering::Equal),
+        1 => Ok(Ordering::Less),
+        2.. => Ok(Ordering::Greater),
         _ => Err(io::Error::last_os_error()),
     }
 }

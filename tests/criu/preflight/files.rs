@@ -13,7 +13,7 @@ use std::{
 };
 
 use criu_rpc::{
-    Cause, DumpOptions, Pid, RestoreOptions,
+    Cause, DumpOptions, Error, Pid, RestoreOptions,
     options::NetworkLock,
     preflight::{Obstacle, Place, Severity},
     rpc::{Key, NoHooks},
@@ -27,7 +27,7 @@ use crate::{
     places::{Home, copy_program, wait_until},
     requests::{Images, own},
     talk::pipe,
-    tree::{OrExplain, Victim, signal},
+    tree::{OrExplain, Victim, explain, signal},
 };
 
 tests![
@@ -45,7 +45,70 @@ tests![
     mapped_rings_of_asynchronous_input,
     terminals_that_have_hung_up,
     files_that_a_mount_covers,
+    pipes_that_keep_packets_apart,
+    timers_that_wake_the_machine_up,
+    files_of_processes_that_have_ended,
+    memory_that_the_kernel_does_not_see,
+    files_on_a_mount_that_is_nowhere,
 ];
+
+/// Blocks at the one descriptor that a program opens like this.
+#[track_caller]
+fn blocks_for(call: &str, obstacle: impl Fn(&Obstacle) -> bool) -> Obstacle {
+    let victim = perl(&format!("$^F = 100; {call}"));
+    blocks(victim.pid(), &defaults(), victim.pid(), None, obstacle)
+}
+
+fn pipes_that_keep_packets_apart() {
+    let call = "my $p = pack('ii', 0, 0); syscall(293, $p, 040000) == 0 or die; my ($r, $w) = unpack('ii', $p); \
+                POSIX::close($r)";
+    let found = blocks_for(call, |obstacle| *obstacle == Obstacle::PacketPipe);
+    assert_eq!(found.cause(), Cause::PacketPipe);
+}
+
+fn timers_that_wake_the_machine_up() {
+    for clock in [8, 9] {
+        let call = format!("syscall(283, {clock}, 0) > 2 or die");
+        let found = blocks_for(&call, |obstacle| *obstacle == Obstacle::AlarmTimer);
+        assert_eq!(found.cause(), Cause::AlarmTimer);
+    }
+}
+
+fn files_of_processes_that_have_ended() {
+    let opened = |name: &str| {
+        format!(
+            "my $c = fork; unless ($c) {{ sleep 1000 while 1 }} my $p = \"/proc/$c{name}\"; syscall(2, $p, 0) > 2 or die; \
+             kill 9, $c; waitpid($c, 0)"
+        )
+    };
+    let gone = |obstacle: &Obstacle| matches!(obstacle, Obstacle::ProcGone { .. });
+    assert_eq!(blocks_for(&opened("/fd"), gone).cause(), Cause::ProcFile);
+    // criu dumps others, and no restore can open them.
+    for name in ["/stat", ""] {
+        let victim = perl(&opened(name));
+        let findings = look(victim.pid(), &defaults());
+        let [finding] = &findings[..] else { panic!("{}", lines(&findings)) };
+        assert!(gone(&finding.obstacle) && finding.severity == Severity::Blocks, "{finding}");
+        let home = Home::new();
+        let error = home.capture([victim.pid()]).leave_running(false).capture(&home.store()).unwrap_err();
+        assert!(matches!(&error, Error::Unrevivable { .. }), "{}", explain(&error));
+    }
+}
+
+fn memory_that_the_kernel_does_not_see() {
+    let call = "my $m = syscall(447, 0); $m > 2 or die";
+    blocks_for(call, |obstacle| *obstacle == Obstacle::UnsupportedFile);
+    let mapped = format!(
+        "{call}; syscall(77, $m, 4096) == 0 or die; syscall(9, 0, 4096, 3, 1, $m, 0) != -1 or die; POSIX::close($m)"
+    );
+    let victim = perl(&mapped);
+    blocks(victim.pid(), &defaults(), victim.pid(), None, |obstacle| *obstacle == Obstacle::UnsupportedMapping);
+}
+
+fn files_on_a_mount_that_is_nowhere() {
+    let call = "my $p = '/tmp'; syscall(428, -100, $p, 1) > 2 or die";
+    blocks_for(call, |obstacle| matches!(obstacle, Obstacle::UnseenMount { .. }));
+}
 
 fn file_locks() {
     let home = Home::new();

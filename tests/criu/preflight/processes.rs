@@ -6,7 +6,7 @@ use std::{
 };
 
 use criu_rpc::{
-    Pid,
+    Cause, Pid,
     preflight::{Obstacle, Place},
 };
 
@@ -29,7 +29,39 @@ tests![
     users_of_a_namespace,
     pending_traps,
     sessions_that_are_shared,
+    processes_that_share_their_folder,
+    processes_that_may_not_map_more,
 ];
+
+fn processes_that_share_their_folder() {
+    let victim = perl("my $c = syscall(56, 0x200 | 17, 0, 0, 0, 0); unless ($c) { sleep 1000 while 1 } $c > 0 or die");
+    let [child] = crate::places::children(victim.pid())[..] else { panic!("it has one child") };
+    let with = Pid::from(victim.pid());
+    let shares = |obstacle: &Obstacle| *obstacle == Obstacle::SharedState { with };
+    let found = blocks(victim.pid(), &defaults(), child, Some(Place::Process), shares);
+    assert_eq!(found.cause(), Cause::SharedState);
+    // criu knows a child with the same descriptors.
+    let victim = perl("my $c = syscall(56, 0x400 | 17, 0, 0, 0, 0); unless ($c) { sleep 1000 while 1 } $c > 0 or die");
+    assert_eq!(look(victim.pid(), &defaults()), []);
+    passes(victim.pid(), &defaults());
+}
+
+fn processes_that_may_not_map_more() {
+    let limited = |more: u64| {
+        perl(&format!(
+            "open(M, '<', '/proc/self/statm') or die; my ($p) = split(' ', <M>); close M; \
+             my $l = pack('QQ', $p * 4096 + {more}, ~0); syscall(302, 0, 9, $l, 0) == 0 or die"
+        ))
+    };
+    let victim = limited(50_000);
+    let too_low = |obstacle: &Obstacle| *obstacle == Obstacle::MemoryLimit;
+    let found = blocks(victim.pid(), &defaults(), victim.pid(), Some(Place::Process), too_low);
+    assert_eq!(found.cause(), Cause::MemoryLimit);
+    passes(limited(900_000).pid(), &defaults()); // a risk
+    let victim = limited(2 << 20);
+    assert_eq!(look(victim.pid(), &defaults()), []);
+    passes(victim.pid(), &defaults());
+}
 
 fn a_root_that_leads_no_session() {
     let victim = Victim::start_in_our_session(&[]);
