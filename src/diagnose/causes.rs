@@ -230,6 +230,16 @@ causes! {
             "a unix socket is in a state that cannot be dumped",
             "let the program finish what it is sending or connecting, and dump again",
             [];
+        QueuedCredentials:
+            "messages wait in a unix socket that tells its program who sent them",
+            "capture with `ProcsCapture`, which takes such messages without their senders; or let the program read \
+             them, and dump again",
+            [];
+        SocketPath:
+            "a unix socket was bound to a relative path that is not the end of its file's path",
+            "let the program bind it to an absolute path, or to a name in its current folder; if the file or its \
+             folder was renamed since, give it its old name for the dump",
+            [];
         CorkedSocket:
             "a UDP socket holds a datagram back",
             "let the program send it (clear UDP_CORK, or send without MSG_MORE), and dump then",

@@ -106,6 +106,7 @@ const WORDS: &[&str] = &[
     "ProcsCapture",
     "fg",
     "clone",
+    "bind",
 ];
 
 /// Returns true if an option, a method of `Lend` or an argument of criu has this name.

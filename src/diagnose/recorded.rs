@@ -74,6 +74,8 @@ const LINES: &[(&str, Cause)] = &[
     ("Can't restore sub-task in NS (cflags 40000000)", Cause::NamespaceOfChild),
     ("tty: ctty inheritance detected sid/pgrp 4242, no PID with such sid found", Cause::ShellJob),
     ("inet: Can't dump corked dgram socket c822", Cause::CorkedSocket),
+    ("Control messages in queue, not supported", Cause::QueuedCredentials),
+    ("unix: Unable too cut one from /tmp/two", Cause::SocketPath),
     ("The packetized mode for pipes is not supported yet", Cause::PacketPipe),
     ("Unknown clock type 8 for 0", Cause::AlarmTimer),
     ("Unknown clock type 9 for 0", Cause::AlarmTimer),

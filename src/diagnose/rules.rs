@@ -206,6 +206,8 @@ pub(super) const CAUSES: &[Rule] = &[
     ("Can't dump name-less external socket", Cause::ExternalUnixSocket),
     ("External socket found in image", Cause::ExternalUnixSocket),
     ("Can't dump corked dgram socket ", Cause::CorkedSocket),
+    ("Control messages in queue, not supported", Cause::QueuedCredentials),
+    ("Unable too cut … from …", Cause::SocketPath),
     ("Dangling connection", Cause::UnixSocketBusy),
     ("In-flight connection on non-listening socket", Cause::UnixSocketBusy),
     ("Non-empty write queue on an in-flight socket", Cause::UnixSocketBusy),

@@ -88,6 +88,11 @@ pub enum Cause {
     ExternalUnixSocket,
     /// A unix socket is in a transient state that cannot be dumped.
     UnixSocketBusy,
+    /// Messages wait in a unix socket that tells its program who sent them (`SO_PASSCRED`).
+    QueuedCredentials,
+    /// The relative path that a unix socket was bound to is not the end of its file's path, as
+    /// after a rename.
+    SocketPath,
     /// A UDP socket holds a datagram back (`UDP_CORK`).
     CorkedSocket,
     /// The tree has a socket of Multipath TCP.

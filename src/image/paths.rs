@@ -2,6 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
+use prost::Message;
+
 use super::{Edit, ImageDir};
 use crate::{
     Result,
@@ -245,6 +247,24 @@ impl ImageDir {
         self.rewrite("files.img", edit, &accepted)
     }
 
+    /// Gives unix sockets, by their inodes, other paths.
+    pub(crate) fn move_sockets(&self, paths: &HashMap<u32, Vec<u8>>) -> Result<()> {
+        if paths.is_empty() {
+            return Ok(());
+        }
+        let edit = |file: &FileEntry| {
+            let socket = file.usk.clone();
+            let moved = socket.and_then(|socket| Some((paths.get(&socket.ino)?, socket)));
+            let Some((path, socket)) = moved else { return Edit::Keep };
+            let (name, name_dir) = address(path);
+            let usk = Some(UnixSkEntry { name, name_dir, ..socket });
+            Edit::Extend(
+                FileEntry { r#type: file.r#type, id: file.id, usk, ..FileEntry::default() }.encode_to_vec(),
+            )
+        };
+        self.rewrite::<_, FileEntry>("files.img", edit, &[])
+    }
+
     /// The files whose names were gone at the dump, by their entries, and the entries of other
     /// names that they have.
     fn remaps(&self) -> Result<HashMap<u32, Option<u32>>> {
@@ -256,6 +276,18 @@ impl ImageDir {
             remaps.insert(remap.orig_id, is_linked.then_some(remap.remap_id));
         })?;
         Ok(remaps)
+    }
+}
+
+/// Returns the name of a socket's address, and the folder that it is relative to if the whole path
+/// is too long.
+fn address(path: &[u8]) -> (Vec<u8>, Option<Vec<u8>>) {
+    const LONGEST: usize = 107;
+    let slash =
+        path.iter().rposition(|byte| *byte == b'/').filter(|slash| *slash > 0 && path.len() > LONGEST);
+    match slash {
+        Some(slash) => ([&path[slash + 1..], &[0]].concat(), Some(path[..slash].to_vec())),
+        None => ([path, &[0]].concat(), None),
     }
 }
 

@@ -21,6 +21,7 @@
 // Start reading at `look`. Each file beside this one looks at one kind of place.
 
 mod beyond;
+mod bound;
 mod descriptor;
 mod descriptors;
 mod guard;
@@ -46,6 +47,7 @@ use serde::Serialize;
 pub use self::obstacle::Obstacle;
 pub(crate) use self::{
     beyond::beyond_restore,
+    bound::{Bound, TELL_SENDERS, holds_credentials},
     descriptors::has_message_queue,
     names::broken_names,
     process::{check_number, check_root, tracers},

@@ -136,6 +136,12 @@ pub enum Obstacle {
     Tcp,
     /// A TCP listener with connections that were not accepted yet.
     TcpInFlight,
+    /// A unix socket with unread messages, which tells its program who sent them.
+    /// [`ProcsCapture`](crate::ProcsCapture) takes the messages without their senders.
+    QueuedCredentials,
+    /// A unix socket that was bound to a relative path, which is not the end of its file's path:
+    /// the file was renamed, or the path had a link, `.` or `..` in it.
+    SocketPath,
     /// A UDP socket that holds a datagram back (`UDP_CORK`).
     CorkedSocket,
     /// A unix socket with a connection that was not accepted yet. criu dumps a listener without the
@@ -212,6 +218,8 @@ impl Obstacle {
             Obstacle::MemoryLimit => Cause::MemoryLimit,
             Obstacle::PacketPipe => Cause::PacketPipe,
             Obstacle::AlarmTimer => Cause::AlarmTimer,
+            Obstacle::QueuedCredentials => Cause::QueuedCredentials,
+            Obstacle::SocketPath => Cause::SocketPath,
             Obstacle::PendingTrap => Cause::PendingTrap,
             Obstacle::GuardPages => Cause::TooOldForKernel,
             Obstacle::Seccomp => Cause::Seccomp,
@@ -262,6 +270,8 @@ impl Obstacle {
             Obstacle::OtherUser { .. } => "run with CAP_SYS_RESOURCE",
             Obstacle::Traced { .. } => "detach the debugger",
             Obstacle::StoppedJob => "ProcsCapture; or continue the job in the foreground",
+            Obstacle::QueuedCredentials => "ProcsCapture; or dump again when the program has read them",
+            Obstacle::SocketPath => "bind it to an absolute path; or give its file its old name for the dump",
             Obstacle::MemoryLimit => "raise its limit (prlimit --as) before the dump",
             Obstacle::GuardPages => "Linux 6.16",
             Obstacle::Shared { .. } => "end what is left of the session by kill_session, before the restore",
@@ -358,6 +368,12 @@ impl fmt::Display for Obstacle {
             Obstacle::AlarmTimer => f.write_str("a timer that can wake the machine up"),
             Obstacle::ProcGone { of } => {
                 write!(f, "a file of /proc of process {of}, which has ended: no restore can open it")
+            }
+            Obstacle::QueuedCredentials => {
+                f.write_str("a unix socket with unread messages, which tells who sent them")
+            }
+            Obstacle::SocketPath => {
+                f.write_str("a unix socket whose relative path is not the end of its file's path")
             }
             Obstacle::PendingTrap => f.write_str("a SIGTRAP waits to be delivered"),
             Obstacle::GuardPages => {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    Obstacle, Process, Severity, View,
+    Obstacle, Process, Severity, View, bound,
     descriptor::Descriptor,
     unix::{self, Peers},
 };
@@ -44,6 +44,7 @@ impl Sockets {
             let obstacle = obstacle.map(|obstacle| (obstacle, Severity::Blocks));
             let obstacle = obstacle.or_else(|| unsupported(view, descriptors));
             let obstacle = obstacle.or_else(|| in_flight(peers.as_ref()?.as_ref()?, *inode));
+            let obstacle = obstacle.or_else(|| Some((bound::obstacle(&descriptors[0])?, Severity::Blocks)));
             let obstacle = obstacle.or_else(|| outside(view, peers.as_ref()?.as_ref()?, *inode));
             let Some((obstacle, severity)) = obstacle else { continue };
             for descriptor in descriptors {

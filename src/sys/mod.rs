@@ -34,7 +34,7 @@ pub(crate) use self::{
     mount::mount_fuse,
     namespace::{namespace_owner, parent_namespace},
     reap::{Child, forget_children, is_known_child, reap, reap_later, wait_readable},
-    socket::{new_socket, option, peek_in_repair, peek_packet, set_option},
+    socket::{file_of_socket, new_socket, option, peek_in_repair, peek_packet, set_option},
     spawn::{OF_A_TERMINAL, Place, Spawn, TO_END_PROGRAMS, spawn},
     statx::Statx,
     task::{

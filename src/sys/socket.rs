@@ -100,6 +100,14 @@ pub(crate) fn set_option(socket: impl AsFd, (level, name): (i32, i32), value: &[
     }
 }
 
+/// Opens the file that a unix socket is bound to, by its inode and not by its path.
+pub(crate) fn file_of_socket(socket: impl AsFd) -> io::Result<OwnedFd> {
+    const SIOCUNIXFILE: libc::c_ulong = 0x89e0;
+    // SAFETY: the request takes no argument.
+    let opened = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), SIOCUNIXFILE as _) };
+    new_descriptor(opened.into())
+}
+
 /// Makes a socket.
 pub(crate) fn new_socket(domain: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
     // SAFETY: the call takes three numbers and touches no memory of ours.

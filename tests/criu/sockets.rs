@@ -32,7 +32,71 @@ tests![
     empty_packets_that_a_second_capture_cannot_see_are_told,
     descriptors_that_an_empty_packet_carries_are_told,
     the_sender_of_datagrams_is_known_or_it_is_told,
+    a_socket_whose_file_was_renamed_comes_back_under_its_present_name,
+    messages_come_back_without_their_senders_and_that_is_told,
 ];
+
+/// A server that binds a socket to one name and renames it, as many do.
+fn a_socket_whose_file_was_renamed_comes_back_under_its_present_name() {
+    let long = "long".repeat(30);
+    for (folder, rename, now) in [
+        ("", "rename('new', 'srv')", "srv"),
+        ("a", "rename('a', 'b')", "b/new"),
+        ("", &*format!("mkdir('{long}'); rename('new', '{long}/srv')"), &*format!("{long}/srv")),
+    ] {
+        comes_back_each_way(
+            |home| {
+                Script::perl(&format!(
+                    "use Socket; my $h = '{}'; chdir $h; mkdir 'a'; my $n = join('/', grep {{ $_ }} $h, '{folder}', 'new'); \
+                     socket(S, 1, 1, 0); bind(S, pack_sockaddr_un($n)) or die; listen(S, 9); {rename} or die; \
+                     sub answer {{ chdir $h; my $at = '{now}'; chdir $1 if $at =~ s|(.*)/||; socket(C, 1, 1, 0); \
+                     connect(C, pack_sockaddr_un($at)) or return \"no: $!\"; accept(D, S); syswrite(C, 'hello'); \
+                     sysread(D, my $t, 9); return $t . (-e $n ? ' old' : '') }}",
+                    home.path("").display()
+                ))
+            },
+            |talk| assert_eq!(talk.ask("?"), "hello"),
+        );
+    }
+}
+
+fn messages_come_back_without_their_senders_and_that_is_told() {
+    const PROGRAM: &str = "import os, socket, struct, sys
+os.setsid()
+a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_KIND)
+for end in a, b: end.setsockopt(1, 16, 1)
+b.send(b'one'); b.send(b'two')
+print('ready', os.getpid(), flush=True)
+for line in sys.stdin:
+    if line == 'exit 0\\n': break
+    if line == 'send\\n': b.send(b'new')
+    text, more, _, _ = a.recvmsg(3, 99)
+    pid, uid, gid = struct.unpack('3i', more[0][2])
+    print(text.decode(), 'own' if pid == os.getpid() else pid, uid, gid, flush=True)";
+    for (kind, way) in ["DGRAM", "STREAM", "SEQPACKET"].into_iter().flat_map(|kind| WAYS.map(|way| (kind, way))) {
+        eprintln!("{kind} {way:?}");
+        let home = Home::new();
+        let mut command = Command::new("python3");
+        command.args(["-c", &PROGRAM.replace("KIND", kind)]);
+        let mut victim = Script::by(command);
+        let members = victim.members();
+        let capture = || way.capture(&home, victim.pid());
+        let foresight = capture().preflight().or_explain();
+        assert_eq!(foresight.blocks, []);
+        let [risk] = &foresight.risks[..] else { panic!("{:?}", foresight.risks) };
+        assert!(risk.to_string().contains("senders of messages"), "{risk}");
+        let stored = capture().run(&home.store()).or_explain();
+        let senders = |warning: &Warning| is_lost(warning, "senders of messages that wait in a unix socket (SO_PASSCRED)");
+        assert!(stored.warnings.iter().all(senders) && stored.warnings.len() == 1, "{:?}", stored.warnings);
+        if !way.ends {
+            assert_eq!(["", "", "send"].map(|line| victim.ask(line)), ["one own 0 0", "two own 0 0", "new own 0 0"]);
+        }
+        victim.end(&members, way);
+        let mut revived = Revived::from(home.restore(), &home.store(), &stored.digest);
+        let nobody = ["one 0 65534 65534", "two 0 65534 65534", "new own 0 0"];
+        assert_eq!(["", "", "send"].map(|line| revived.ask(line)), nobody);
+    }
+}
 
 fn victim(streams: [OwnedFd; 3], talk: Talk) -> Victim {
     let mut command = Command::new("/proc/self/exe");

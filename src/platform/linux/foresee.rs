@@ -44,6 +44,8 @@ pub(crate) fn foresee(job: &Job) -> Result<Foresight> {
         let is_told = |inode| job.streams.iter().flatten().any(|key| *key == Key::Pipe { inode }.to_string());
         let is_cured = |obstacle: &Obstacle| match obstacle {
             Obstacle::CallerInside | Obstacle::HungTerminal | Obstacle::StoppedJob => true,
+            // The loss of the senders is told below. No hook runs when this process is frozen.
+            Obstacle::QueuedCredentials => !is_own,
             Obstacle::PipeOutside { inode } => is_told(*inode),
             _ => false,
         };

@@ -7,6 +7,7 @@ use std::{
 };
 
 use criu_rpc::{
+    Cause,
     options::External,
     preflight::{Finding, Obstacle, Severity},
 };
@@ -29,7 +30,48 @@ tests![
     sockets_for_pings,
     corked_datagrams,
     unix_listeners_with_connections_that_wait,
+    unix_sockets_whose_relative_path_leads_nowhere,
+    unix_messages_with_their_senders,
 ];
+
+fn unix_sockets_whose_relative_path_leads_nowhere() {
+    let home = Home::new();
+    let bound = |then: &str| {
+        perl(&format!(
+            "use Socket; chdir '{}'; unlink 'one', 'two'; socket(S, 1, 1, 0); {then}; listen(S, 9)",
+            home.path("").display()
+        ))
+    };
+    let path = |obstacle: &Obstacle| *obstacle == Obstacle::SocketPath;
+    for then in [
+        "bind(S, pack_sockaddr_un('one')) or die; rename('one', 'two') or die",
+        "mkdir 'a'; bind(S, pack_sockaddr_un('a/../one')) or die",
+    ] {
+        let victim = bound(then);
+        let found = blocks(victim.pid(), &defaults(), victim.pid(), descriptor(victim.pid(), "socket:"), path);
+        assert_eq!(found.cause(), Cause::SocketPath);
+    }
+    for name in ["one", "./one"] {
+        let victim = bound(&format!("bind(S, pack_sockaddr_un('{name}')) or die"));
+        assert_eq!(look(victim.pid(), &defaults()), []);
+        passes(victim.pid(), &defaults());
+    }
+}
+
+fn unix_messages_with_their_senders() {
+    let pair = |kind: i32, then: &str| {
+        perl(&format!("use Socket; socketpair(A, B, 1, {kind}, 0); setsockopt(A, 1, 16, 1) or die; {then}"))
+    };
+    for kind in [1, 2, 5] {
+        let victim = pair(kind, "syswrite(B, 'x')");
+        let queued = |obstacle: &Obstacle| *obstacle == Obstacle::QueuedCredentials;
+        let found = blocks(victim.pid(), &defaults(), victim.pid(), None, queued);
+        assert_eq!(found.cause(), Cause::QueuedCredentials);
+        let victim = pair(kind, "1");
+        assert_eq!(look(victim.pid(), &defaults()), []);
+        passes(victim.pid(), &defaults());
+    }
+}
 
 fn tcp_connections() {
     if !dumps_tcp() {

@@ -230,6 +230,7 @@ fn every_cause_is_provoked_or_has_a_reason() {
         include_str!("../locked.rs"),
         include_str!("../preflight/files.rs"),
         include_str!("../preflight/processes.rs"),
+        include_str!("../preflight/sockets.rs"),
         include_str!("../replaced.rs"),
         include_str!("../signals.rs"),
     ];

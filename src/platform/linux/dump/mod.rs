@@ -20,7 +20,7 @@ use std::{
 use super::{
     files::LastLook,
     fit,
-    frozen::{self, Before},
+    frozen::{self, Before, Quiet},
     jobs,
     meeting::{Meeting, Party},
     memory,
@@ -264,7 +264,8 @@ impl<'a> Dump<'a> {
 
     fn dump(&self, tree: &Tree, then: impl Hooks) -> Result<()> {
         jobs::stop_as_criu_knows(tree.root);
-        let mut hooks = Noting { dump: self, tree, stream: None, polls: None, before: None, then };
+        let mut hooks =
+            Noting { dump: self, tree, stream: None, polls: None, before: None, quiet: None, then };
         let folder =
             File::open(&tree.folder).map_err(Error::io(format!("open {}", tree.folder.display())))?;
         let lend = Lend::images(&folder);
@@ -421,6 +422,8 @@ struct Noting<'a, H> {
     polls: Option<Polls>,
     /// The state of the tree before criu looked into it.
     before: Option<Before>,
+    /// Sockets that are to tell criu no senders.
+    quiet: Option<Quiet>,
     then: H,
 }
 
@@ -430,6 +433,7 @@ impl<H: Hooks> Hooks for Noting<'_, H> {
             self.polls = Some(Polls::of(self.tree.root));
         }
         if matches!(event, Event::PostDump) {
+            drop(self.quiet.take());
             self.stream.as_ref().map_or(Ok(()), check_nothing_left)?;
             let Tree { root, folder, options } = self.tree;
             self.dump.warn(frozen::note(
@@ -445,7 +449,9 @@ impl<H: Hooks> Hooks for Noting<'_, H> {
         self.then.on(event)?;
         if frozen {
             // Only now no other tree of the capture sends anything.
-            self.before = Some(Before::take(self.tree.root, &self.tree.options));
+            let before = Before::take(self.tree.root, &self.tree.options);
+            self.quiet = Some(before.quiet());
+            self.before = Some(before);
         }
         if let Some(polls) = self.polls.as_mut().filter(|_| ends) {
             polls.look();

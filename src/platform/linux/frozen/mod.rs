@@ -11,6 +11,7 @@ pub(super) mod mapped;
 mod packets;
 mod pipes;
 mod queues;
+mod quiet;
 pub(super) mod settings;
 mod shared;
 pub(super) mod sockets;
@@ -21,6 +22,7 @@ mod unread;
 
 use std::{fs, io, os::fd::OwnedFd, path::PathBuf};
 
+pub(super) use self::quiet::Quiet;
 use self::terminals::Terminals;
 use super::files::owners;
 use crate::{
@@ -68,6 +70,11 @@ impl Before {
         Before { tree, packets, terminals }
     }
 
+    /// Lets criu read what it would refuse, until the result is dropped.
+    pub(super) fn quiet(&self) -> Quiet {
+        Quiet::of(&self.tree)
+    }
+
     /// Makes the notes of a tree. They include the standard streams that the caller named, and
     /// those that lead to the caller.
     pub(super) fn notes(&self, streams: &[StreamNote]) -> Notes {
@@ -94,6 +101,7 @@ impl Before {
     ) -> Result<Vec<Warning>> {
         let cured = links::cure(&self.tree, root, images, options.ghost_limit_or(0).into())?;
         let packets = packets::complete(&self.packets, images)?;
+        sockets::follow(&self.tree, images)?;
         Ok([cured, self.tree.losses(roots)?, packets, self.terminals.warnings.clone()].concat())
     }
 }

@@ -15,7 +15,7 @@ use nix::{
     unistd::{getegid, geteuid},
 };
 
-use super::{Frozen, OpenFile};
+use super::{Frozen, OpenFile, quiet};
 use crate::{
     Pid, Warning,
     procfs::{TcpLine, each_line, fdinfo_number, read_start},
@@ -35,6 +35,11 @@ pub(super) fn look(tree: &Frozen) -> Vec<Warning> {
         );
         lost.extend(is_encrypted(&socket).then_some((pid, "encryption of a connection by the kernel (TLS)")));
     }
+    lost.extend(
+        quiet::holders(tree)
+            .into_iter()
+            .map(|pid| (pid, "senders of messages that wait in a unix socket (SO_PASSCRED)")),
+    );
     let watches = tree.files.iter().filter(|file| is_watch(file));
     lost.extend(
         watches.filter(|file| has_events(file)).map(|file| (file.pid, "unread events of watched files")),

@@ -3,12 +3,16 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    io,
-    os::fd::OwnedFd,
+    fs, io,
+    os::{fd::OwnedFd, unix::ffi::OsStringExt},
+    path::Path,
 };
 
 use super::{Frozen, settings::inner_number};
 use crate::{
+    Result,
+    image::ImageDir,
+    preflight::Bound,
     proto::images::{OptionNote, SocketNotes},
     sys,
 };
@@ -49,6 +53,21 @@ pub(super) fn look(tree: &Frozen) -> Vec<SocketNotes> {
         }
     }
     notes
+}
+
+/// Gives sockets whose files were renamed the present paths, in the images.
+pub(super) fn follow(tree: &Frozen, images: &ImageDir) -> Result<()> {
+    let mut seen = HashSet::new();
+    let new =
+        tree.files.iter().filter(|file| file.inode_of("socket").is_some_and(|inode| seen.insert(inode)));
+    let moved = new.filter_map(|file| {
+        let inode = u32::try_from(file.inode_of("socket")?).ok()?;
+        let bound = Bound::of(&descriptor_of(file.pid, file.fd).ok()?)?;
+        // In another root folder, paths mean something else.
+        let root = fs::read_link(format!("/proc/{}/root", file.pid)).ok()?;
+        (root == Path::new("/") && bound.has_moved()).then(|| (inode, bound.path.into_os_string().into_vec()))
+    });
+    images.move_sockets(&moved.collect())
 }
 
 /// Sets the noted options of a socket that a restored process has.
@@ -132,10 +151,11 @@ fn options(domain: i32) -> impl Iterator<Item = (i32, i32)> {
     levels.iter().flat_map(|(level, names)| names.iter().map(|name| (*level, *name)))
 }
 
+/// SO_PASSCRED, SO_PASSSEC, SO_PASSPIDFD, which may be off while criu reads the sockets.
 /// SO_TIMESTAMP, SO_TIMESTAMPNS, SO_TIMESTAMPING, SO_RXQ_OVFL, SO_WIFI_STATUS, SO_PEEK_OFF,
 /// SO_NOFCS, SO_SELECT_ERR_QUEUE, SO_BUSY_POLL, SO_MAX_PACING_RATE, SO_PREFER_BUSY_POLL,
 /// SO_RESERVE_MEM, SO_TXREHASH, SO_RCVMARK, SO_RCVPRIORITY.
-const GENERAL: (i32, &[i32]) = (1, &[29, 35, 37, 40, 41, 42, 43, 45, 46, 47, 69, 73, 74, 75, 82]);
+const GENERAL: (i32, &[i32]) = (1, &[16, 34, 76, 29, 35, 37, 40, 41, 42, 43, 45, 46, 47, 69, 73, 74, 75, 82]);
 /// IP_TOS, IP_TTL, IP_RECVOPTS, IP_RETOPTS, IP_PKTINFO, IP_MTU_DISCOVER, IP_RECVERR, IP_RECVTTL,
 /// IP_RECVTOS, IP_FREEBIND, IP_PASSSEC, IP_TRANSPARENT, IP_ORIGDSTADDR, IP_MINTTL, IP_NODEFRAG,
 /// IP_CHECKSUM, IP_BIND_ADDRESS_NO_PORT, IP_RECVFRAGSIZE, IP_RECVERR_RFC4884, IP_MULTICAST_IF,
