@@ -319,6 +319,7 @@ pub(crate) struct TcpLine {
 pub(crate) type Endpoint = (u128, u16);
 
 impl TcpLine {
+    pub(crate) const TIME_WAIT: u8 = 6;
     pub(crate) const CLOSED: u8 = 7;
     pub(crate) const CLOSE_WAIT: u8 = 8;
     pub(crate) const LISTENING: u8 = 10;

@@ -8,7 +8,11 @@
 //! the receiver drops what it has. Data that neither has is [`Missed`]. An end of the stream that
 //! the receiver does not know of is [said once more](super::unsent).
 
-use std::{collections::HashMap, fs, net::Shutdown};
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+    net::{Shutdown, SocketAddrV6},
+};
 
 use prost::Message;
 
@@ -85,6 +89,12 @@ impl Connection {
     pub(super) fn image(&self) -> String {
         format!("tcp-stream-{:x}.img", self.inode)
     }
+}
+
+fn socket_address((words, port): End) -> Option<SocketAddrV6> {
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let address: [u8; 16] = bytes.try_into().ok()?;
+    Some(SocketAddrV6::new(address.into(), port.try_into().ok()?, 0, 0))
 }
 
 /// The address as IPv6 has it.
@@ -181,6 +191,26 @@ impl ImageDir {
             (count > 0).then_some(Missed { inode: receiver.inode, known: received.inq_len, count })
         });
         Ok(missed.collect())
+    }
+
+    /// The ports of this machine that the TCP sockets of the tree have.
+    pub(crate) fn tcp_ports(&self) -> Result<HashSet<u16>> {
+        const TCP: u32 = 6;
+        let mut ports = HashSet::new();
+        self.each("files.img", |file: FileEntry| {
+            let socket = file.isk.filter(|socket| socket.proto == TCP && socket.src_port > 0);
+            ports.extend(socket.and_then(|socket| u16::try_from(socket.src_port).ok()));
+        })?;
+        Ok(ports)
+    }
+
+    /// The TCP connections of which the tree has both ends, each from either end.
+    pub(crate) fn inner_connections(&self) -> Result<Vec<[SocketAddrV6; 2]>> {
+        let connections = Connections::read(self)?;
+        let inner = connections.sockets.iter().filter(|socket| connections.other(socket).is_some());
+        let ends =
+            inner.filter_map(|socket| Some([socket_address(socket.local)?, socket_address(socket.remote)?]));
+        Ok(ends.collect())
     }
 
     /// Adds data to the unread bytes of a socket.

@@ -1,10 +1,17 @@
 //! Sockets of the network inside a tree, in states and with options that are seldom seen.
 
+use std::time::Duration;
+
+use criu_rpc::Cause;
+
 use crate::{
     enclosed::needs_tcp,
     harness::tests,
     outside::{is_lost, is_told},
-    ways::{Script, comes_back},
+    places::Home,
+    talk::Talk,
+    tree::{OrExplain, explain},
+    ways::{Script, WAYS, comes_back},
 };
 
 tests![
@@ -16,7 +23,50 @@ tests![
     a_connection_of_a_socket_to_itself,
     a_connection_that_was_reset_with_unread_data,
     an_urgent_byte_of_unix,
+    a_server_that_does_not_reuse_its_port,
+    a_port_that_another_connection_holds,
 ];
+
+/// The end of the original leaves a connection in TIME_WAIT, which holds the port.
+fn a_server_that_does_not_reuse_its_port() {
+    needs_tcp();
+    for (family, address) in [("", "127.0.0.1"), ("6", "::1"), ("6", "::ffff:127.0.0.1")] {
+        comes_back(
+            |_| {
+                Script::perl(&format!(
+                    "use IO::Socket::IP; my $s = IO::Socket::IP->new(Listen => 5, LocalHost => '{address}', V6Only => 0) or die $@; \
+                     my $p = $s->sockport; my $a = IO::Socket::IP->new(PeerHost => '{address}', PeerPort => $p) or die; \
+                     my $b = $s->accept; sub answer {{ syswrite($a, 'kept'); sysread($b, my $t, 9); \
+                     my $c = IO::Socket::IP->new(PeerHost => '{address}', PeerPort => $p) or return 'no'; my $d = $s->accept; \
+                     syswrite($d, 'made'); sysread($c, my $u, 9); $c->setsockopt(1, 13, pack('ii', 1, 0)); close $c; close $d; \
+                     return \"$t $u {family}\" }}"
+                ))
+            },
+            |talk| assert_eq!(talk.ask("?").trim_end(), format!("kept made {family}").trim_end()),
+        );
+    }
+}
+
+/// A connection that is not in the capture, so a restore can only wait. That takes a minute, which
+/// this does not.
+fn a_port_that_another_connection_holds() {
+    needs_tcp();
+    let way = WAYS[0];
+    let home = Home::new();
+    let mut victim = Script::perl(
+        "use IO::Socket::INET; my $s = IO::Socket::INET->new(Listen => 5, LocalAddr => '127.0.0.1') or die; \
+         sub answer { my $c = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $s->sockport) or die; \
+         my $d = $s->accept; close $d; close $c; return 'closed' }",
+    );
+    let members = victim.members();
+    let stored = way.capture(&home, victim.pid()).run(&home.store()).or_explain();
+    assert_eq!(victim.ask("?"), "closed");
+    victim.end(&members, way);
+    let restore = home.restore().wait_for_pids(Duration::ZERO);
+    let (_talk, input, output) = Talk::through_pipes();
+    let error = restore.stdin(input).stdout(output).restore(&home.store(), &stored.digest).unwrap_err();
+    assert_eq!(error.failure().map(|failure| failure.cause), Some(Cause::TcpNotRestored), "{}", explain(&error));
+}
 
 /// Both ends of a connection, `$a` and `$b`.
 fn connection(prepare: &str, answer: &str) -> String {

@@ -6,6 +6,7 @@ mod enclosed;
 mod files;
 mod fit;
 mod foresee;
+mod former;
 mod frozen;
 mod host;
 mod jobs;

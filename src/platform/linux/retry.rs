@@ -6,24 +6,49 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::former::Former;
 use crate::{Cause, Error, Result};
 
 /// The pause between two attempts.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// Restores again while the kernel still has a connection with both addresses of one of the tree's,
-/// or another program was quicker to take the number of a terminal. When a tree ends, its
-/// connections go into TIME_WAIT, and the kernel gives them anew after one or two seconds.
-pub(super) fn retry_while_taken<T>(patience: Duration, mut restore: impl FnMut() -> Result<T>) -> Result<T> {
+/// Restores again while the kernel still has a connection with both addresses of one of the tree's
+/// or with its port, or another program was quicker to take the number of a terminal. When a tree
+/// ends, its connections go into TIME_WAIT, and the kernel gives them anew after one or two
+/// seconds, and a port after a minute.
+pub(super) fn retry_while_taken<T>(
+    patience: Duration,
+    former: &Former,
+    mut restore: impl FnMut() -> Result<T>,
+) -> Result<T> {
     let deadline = Instant::now().checked_add(patience);
+    let port_deadline = Instant::now().checked_add(former.patience);
+    let is_late = |deadline: Option<Instant>| deadline.is_some_and(|end| Instant::now() >= end);
     loop {
         match restore() {
-            Err(error) if is_taken(&error) && deadline.is_none_or(|end| Instant::now() < end) => {
-                thread::sleep(PAUSE);
+            Err(error) if is_taken(&error) && !is_late(deadline) => thread::sleep(PAUSE),
+            Err(error) if port_is_taken(&error) && former.hold_ports() => {
+                former.forget();
+                while former.hold_ports() {
+                    former.until.check(|| "wait until the kernel gives a port free".to_owned())?;
+                    if is_late(port_deadline) {
+                        return Err(error);
+                    }
+                    thread::sleep(PAUSE);
+                }
             }
             result => return result,
         }
     }
+}
+
+/// Returns true if criu could not bind a socket to a port.
+fn port_is_taken(error: &Error) -> bool {
+    let is_it =
+        |line: &String| line.contains("Can't bind inet socket") && line.ends_with(": Address already in use");
+    error.failure().is_some_and(|failure| {
+        failure.cause == Cause::TcpNotRestored && failure.log.iter().chain(&failure.message).any(is_it)
+    })
 }
 
 /// Returns true if criu could bind but not connect a socket, or if it could not open the terminal
@@ -63,12 +88,17 @@ mod tests {
         ];
         for (line, waits) in cases {
             let mut calls = 0;
-            let restored = retry_while_taken(Duration::from_secs(60), || {
+            let restored = retry_while_taken(Duration::from_secs(60), &Former::default(), || {
                 calls += 1;
                 if calls > 1 { Ok(()) } else { Err(failed(line)) }
             });
             assert_eq!((restored.is_ok(), calls > 1), (waits, waits), "{line}");
         }
-        assert!(retry_while_taken(Duration::ZERO, || -> Result<()> { Err(failed(cases[0].0)) }).is_err());
+        assert!(
+            retry_while_taken(Duration::ZERO, &Former::default(), || -> Result<()> {
+                Err(failed(cases[0].0))
+            })
+            .is_err()
+        );
     }
 }

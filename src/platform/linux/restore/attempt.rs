@@ -5,8 +5,8 @@ use std::{cell::RefCell, fs::File, os::fd::OwnedFd, time::Duration};
 
 use super::{
     super::{
-        files::LastLook, pids::Pids, relock::Relock, retry::retry_while_taken, settle::Settle,
-        streams::renumber, unsent::Unsent, whole,
+        files::LastLook, former::Former, pids::Pids, relock::Relock, retry::retry_while_taken,
+        settle::Settle, streams::renumber, unsent::Unsent, whole,
     },
     AllOrNone, Reviver,
 };
@@ -77,7 +77,8 @@ impl Attempt<'_> {
     /// Restores until what can pass by itself is not in the way any more.
     fn retried<T>(&self, restore: impl Fn() -> Result<T>) -> Result<T> {
         self.lap(Phase::Prepare);
-        retry_while_taken(self.patience, || {
+        let former = Former::of(self.images, self.reviver.port_patience(), &self.reviver.until)?;
+        retry_while_taken(self.patience, &former, || {
             self.lap(Phase::Wait);
             renumber(self.images)?;
             self.lap(Phase::Prepare);

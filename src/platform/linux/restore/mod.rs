@@ -32,6 +32,9 @@ use crate::{
 /// The time that a slow reaper may take, such as the init of some containers.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// A little more than the minute for which the kernel keeps a port of an ended connection.
+const PORT_PATIENCE: Duration = Duration::from_secs(65);
+
 /// A criu that was found, and a private folder for the images that it is to restore.
 #[derive(Debug)]
 pub(crate) struct Reviver<'a> {
@@ -149,6 +152,12 @@ impl<'a> Reviver<'a> {
     /// Returns the time to wait for what passes by itself.
     fn patience(&self) -> Duration {
         let patience = self.revival.patience.unwrap_or(PATIENCE);
+        self.until.remaining().map_or(patience, |left| patience.min(left))
+    }
+
+    /// Returns the time to wait until the kernel gives a port free.
+    fn port_patience(&self) -> Duration {
+        let patience = self.revival.patience.unwrap_or(PORT_PATIENCE);
         self.until.remaining().map_or(patience, |left| patience.min(left))
     }
 
