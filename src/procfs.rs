@@ -27,6 +27,8 @@ pub(crate) struct Stat {
     flags: u32,
     /// The start time, in ticks since the machine started.
     pub(crate) start: u64,
+    /// The signal that its parent gets when it ends; 0 if the parent gets no signal.
+    pub(crate) exit_signal: i32,
     /// The exit status of a zombie, in the form of `wait`; 0 if we may not see it.
     pub(crate) exit_code: i32,
 }
@@ -78,7 +80,8 @@ impl Stat {
             foreground: fields.next()?.parse().ok()?,
             flags: fields.next()?.parse().ok()?,
             start: fields.nth(12)?.parse().ok()?,
-            exit_code: fields.nth(29).and_then(|code| code.parse().ok()).unwrap_or(0),
+            exit_signal: fields.nth(15).and_then(|signal| signal.parse().ok()).unwrap_or(libc::SIGCHLD),
+            exit_code: fields.nth(13).and_then(|code| code.parse().ok()).unwrap_or(0),
         })
     }
 

@@ -78,6 +78,16 @@ pub enum Warning {
         /// The process.
         pid: Pid,
     },
+    /// A process that is not in the tree belongs to the session or the process group that a process
+    /// of the tree leads, such as a daemon that left the tree and kept its session. A restore fails
+    /// while it lives: the number of the leader is taken. End it by
+    /// [`kill_session`](crate::kill_session), or give it a session of its own (`setsid`).
+    SessionHeld {
+        /// The process that leads the session or the group.
+        pid: Pid,
+        /// The process outside.
+        by: Pid,
+    },
     /// A process has state that a capture cannot contain, so the revived process lacks it.
     Lost {
         /// The process.
@@ -229,6 +239,11 @@ impl fmt::Display for Warning {
                 f,
                 "a system call in which process {pid} waited ended early (with EINTR, or after a part of a write), or will \
                  when it is revived"
+            ),
+            Warning::SessionHeld { pid, by } => write!(
+                f,
+                "process {by}, which is not in the tree, is in the session or process group of process {pid}: a restore \
+                 fails until it has ended, such as by `kill_session`"
             ),
             Warning::Lost { pid, what } => write!(f, "the revived process {pid} will lack its {what}"),
             Warning::LockLost { pid, path } => write!(

@@ -51,6 +51,7 @@ pub(crate) use self::{
     descriptors::has_message_queue,
     names::broken_names,
     process::{check_number, check_root, tracers},
+    session::holders,
     unix::{Peer, Peers},
 };
 use self::{

@@ -13,17 +13,23 @@ pub(super) fn look(view: &mut View<'_>) {
     if !view.root().spaces.share(view.own_spaces(), "pid") {
         return; // a restore makes a new pid namespace, with all pids free
     }
-    let mut told = HashSet::new();
-    for pid in processes() {
-        if view.has(pid) {
-            continue;
-        }
+    for (leader, by) in holders(&view.pids) {
+        view.found(leader, Place::Process, Obstacle::Shared { by: Pid::from(by) }, Severity::Risk);
+    }
+}
+
+/// Returns the processes that lead a session or a group with a member that is not among these, and
+/// that member. A restore cannot take their numbers while it lives.
+pub(crate) fn holders(tree: &HashSet<i32>) -> Vec<(i32, i32)> {
+    let (mut told, mut holders) = (HashSet::new(), Vec::new());
+    for pid in processes().filter(|pid| !tree.contains(pid)) {
         let held = belongs_to(pid).into_iter().flatten();
-        let Some(leader) = held.into_iter().find(|number| view.has(*number)) else { continue };
+        let Some(leader) = held.into_iter().find(|number| tree.contains(number)) else { continue };
         // One process is enough for each session or group. A zombie is about to be reaped.
         if !told.contains(&leader) && Stat::of(pid).is_ok_and(|stat| !stat.is_zombie()) {
             told.insert(leader);
-            view.found(leader, Place::Process, Obstacle::Shared { by: Pid::from(pid) }, Severity::Risk);
+            holders.push((leader, pid));
         }
     }
+    holders
 }

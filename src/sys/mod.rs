@@ -19,10 +19,14 @@ mod terminal;
 mod trace;
 
 use std::{
-    ffi::CStr,
+    ffi::{CStr, CString},
     fs::File,
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
 };
 
 use crate::pages::PageSize;
@@ -53,6 +57,18 @@ pub(crate) fn begin_write_back(file: &File, at: u64, length: u64) {
     let (Ok(at), Ok(length)) = (at.try_into(), length.try_into()) else { return };
     // SAFETY: the call takes only numbers, and has no visible effect.
     unsafe { libc::sync_file_range(file.as_raw_fd(), at, length, libc::SYNC_FILE_RANGE_WRITE) };
+}
+
+/// Returns the names of a file's extended attributes, each with a zero behind it. Follows links.
+pub(crate) fn attributes(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
+    const LONGEST: usize = 64 << 10; // the kernel's limit
+    let path = CString::new(path.as_ref().as_os_str().as_bytes())?;
+    let mut names = vec![0; LONGEST];
+    // SAFETY: the path is a C string, and the kernel writes no more than `names`, whose size it
+    // gets.
+    let size = unsafe { libc::listxattr(path.as_ptr(), names.as_mut_ptr().cast(), LONGEST) };
+    names.truncate(usize::try_from(size).map_err(|_| io::Error::last_os_error())?);
+    Ok(names)
 }
 
 /// Receives one packet into `buffer`, with its descriptors, which are close-on-exec from the start

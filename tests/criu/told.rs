@@ -5,7 +5,7 @@ use std::process::Command;
 use criu_rpc::{Pid, Warning};
 
 use crate::{
-    harness::tests,
+    harness::{skip, tests},
     places::{Home, wait_until},
     program::{Program, in_each_way},
     tree::OrExplain,
@@ -16,6 +16,10 @@ tests![
     a_thread_with_a_folder_of_its_own,
     a_write_that_waits_for_room,
     a_client_of_another_user,
+    a_child_that_tells_of_its_end_by_another_signal,
+    a_watch_that_tells_once,
+    attributes_of_a_deleted_file,
+    a_daemon_that_kept_its_session,
     what_is_usual_is_not_told,
 ];
 
@@ -90,6 +94,56 @@ fn a_client_of_another_user() {
          os.seteuid(0); os.setegid(0); d, _ = l.accept()",
         "SO_PEERCRED",
     );
+}
+
+fn a_child_that_tells_of_its_end_by_another_signal() {
+    for signal in [0, 10] {
+        let home = Home::new();
+        let program = format!("p = libc.syscall(56, {signal}, 0, 0, 0, 0)\nif p == 0: time.sleep(1000); os._exit(0)");
+        let victim = start(&program);
+        let [child] = crate::places::children(victim.pid())[..] else { panic!("it has one child") };
+        let stored = home.capture([victim.pid()]).run(&home.store()).or_explain();
+        let what = "exit signal other than SIGCHLD";
+        assert_eq!(stored.warnings, [Warning::Lost { pid: child.into(), what }]);
+        crate::tree::signal(child, nix::sys::signal::Signal::SIGKILL);
+        victim.end();
+    }
+}
+
+fn a_watch_that_tells_once() {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
+    if (numbers.next(), numbers.next()) < (Some(5), Some(19)) {
+        skip("the kernel shows it since 5.19");
+    }
+    is_lost("f = libc.inotify_init(); assert libc.inotify_add_watch(f, b'/usr/share', 0x80000100) > 0", "IN_ONESHOT");
+}
+
+fn attributes_of_a_deleted_file() {
+    is_lost(
+        "f = open('/var/tmp/criu-rpc-%d' % os.getpid(), 'w'); os.unlink(f.name); os.setxattr(f.fileno(), 'user.a', b'b')",
+        "extended attributes",
+    );
+}
+
+/// It keeps the number of its session in use.
+fn a_daemon_that_kept_its_session() {
+    let home = Home::new();
+    let program = "r, w = os.pipe()\nif os.fork() == 0:\n    if os.fork() == 0: os.write(w, b'x'); time.sleep(1000)\n    os._exit(0)\n\
+                   os.wait(); os.read(r, 1); os.close(r); os.close(w)";
+    let victim = start(program);
+    let stored = home.capture([victim.pid()]).run(&home.store()).or_explain();
+    let held = |warning: &Warning| match warning {
+        Warning::SessionHeld { pid, by } if pid.as_raw() == victim.pid() => Some(by.as_raw()),
+        _ => None,
+    };
+    let by: Vec<i32> = stored.warnings.iter().filter_map(held).collect();
+    let [by] = by[..] else { panic!("{:?}", stored.warnings) };
+    assert!(stored.warnings[0].to_string().contains("kill_session"));
+    let session = nix::unistd::getsid(Some(nix::unistd::Pid::from_raw(by))).unwrap();
+    assert_eq!(session.as_raw(), victim.pid());
+    crate::tree::signal(by, nix::sys::signal::Signal::SIGKILL);
+    victim.end();
 }
 
 /// Terminals, threads and sockets of which nothing is lost.

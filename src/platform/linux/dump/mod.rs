@@ -34,8 +34,8 @@ use crate::{
     image::{ImageDir, LedOut, MemoryIn, check_complete, check_version, shared_keys},
     lock::{Condvar, Mutex},
     platform::{Facts, Images, Job, Keep, Memory, Outcome},
-    preflight::beyond_restore,
-    procfs::{Stat, is_free},
+    preflight::{beyond_restore, holders},
+    procfs::{self, Stat, is_free, is_in_our_pid_namespace},
     proto::images::StreamNote,
     recent,
     rpc::{Event, Hooks, Lend, NoHooks, SelfDump, check_key, check_nothing_left},
@@ -49,6 +49,7 @@ pub(crate) fn checkpoint<T>(job: &Job, memory: Option<&dyn Memory>, keep: Keep<'
     let criu = criu(job)?;
     let mut staging = Staging::new(job.means.staging.as_deref())?;
     let mut dump = Dump::plan(job, criu, &staging)?;
+    dump.warn_of_sessions();
     if !job.leave_running {
         dump.refuse_to_end()?;
     }
@@ -385,6 +386,16 @@ impl<'a> Dump<'a> {
             self.warn(of_others.map(|name| Warning::ProcOfOther { path: name.into() }).collect());
         }
         Ok(())
+    }
+
+    /// Tells of processes outside that keep numbers of the tree in use.
+    fn warn_of_sessions(&self) {
+        let here = self.roots.iter().map(|root| root.as_raw());
+        let here = here.filter(|root| is_in_our_pid_namespace(*root) != Some(false));
+        let tree = here.flat_map(procfs::tree).collect();
+        let held = holders(&tree).into_iter();
+        let held = held.map(|(pid, by)| Warning::SessionHeld { pid: Pid::from(pid), by: Pid::from(by) });
+        self.warn(held.collect());
     }
 
     fn warn(&self, warnings: Vec<Warning>) {

@@ -37,6 +37,11 @@ pub(super) fn look(tree: &Frozen) -> Vec<Warning> {
         if Stat::of(*process).is_ok_and(|stat| inherited_terminal(*process, &stat, &tree.pids)) {
             found("controlling terminal");
         }
+        if Some(process) != tree.pids.first()
+            && Stat::of(*process).is_ok_and(|stat| has_own_exit_signal(&stat))
+        {
+            found("exit signal other than SIGCHLD");
+        }
         if has_thread_apart(*process) {
             found("separate descriptors, folder or network of a thread");
         }
@@ -54,6 +59,12 @@ pub(super) fn look(tree: &Frozen) -> Vec<Warning> {
 /// criu forks all processes before it gives the leader of a session its terminal.
 fn inherited_terminal(process: i32, stat: &Stat, tree: &[i32]) -> bool {
     !stat.is_zombie() && stat.has_terminal() && stat.session != process && tree.contains(&stat.session)
+}
+
+/// Returns true if the parent is told of its end by another signal, or by none (`clone`). Its
+/// `wait` passes over such a process.
+fn has_own_exit_signal(stat: &Stat) -> bool {
+    !stat.is_zombie() && stat.exit_signal != libc::SIGCHLD
 }
 
 /// Returns true if a thread has other descriptors, folders or another network than the first
@@ -84,8 +95,30 @@ fn what_a_file_lacks(file: &OpenFile) -> Option<&'static str> {
             .lines()
             .any(is_disarmed)
             .then_some("disarmed entries of an epoll (EPOLLONESHOT): those tell of errors and hangups"),
+        "anon_inode:inotify" | "anon_inode:[inotify]" => {
+            info().lines().any(tells_once).then_some("mode of a watch that tells once (IN_ONESHOT)")
+        }
+        name if name.starts_with('/') && name.ends_with(" (deleted)") => {
+            has_attributes(file).then_some("extended attributes of a deleted file")
+        }
         _ => None,
     }
+}
+
+/// True of a watch that ends with its first event. The kernel shows that since Linux 5.19.
+fn tells_once(line: &str) -> bool {
+    const ONE_SHOT: u32 = 1 << 31;
+    let mask = line.split_ascii_whitespace().find_map(|word| word.strip_prefix("mask:"));
+    let mask = mask.and_then(|mask| u32::from_str_radix(mask, 16).ok());
+    line.starts_with("inotify wd:") && mask.is_some_and(|mask| mask & ONE_SHOT != 0)
+}
+
+/// Returns true if a file has attributes that a program has set. A security module sets others.
+fn has_attributes(file: &OpenFile) -> bool {
+    let names = sys::attributes(file.path()).unwrap_or_default();
+    let is_set =
+        |name: &[u8]| !name.is_empty() && (!name.starts_with(b"security.") || name == b"security.capability");
+    names.split(|byte| *byte == 0).any(is_set)
 }
 
 /// True of an entry of epoll whose only event was told already. criu adds the entry anew, and the
@@ -156,6 +189,8 @@ mod tests {
         assert!(is_disarmed("tfd:       20 events: 40000000 data:     7f2d00000014  pos:0 ino:71d852"));
         assert!(!is_disarmed("tfd:       20 events: 40000019 data:     7f2d00000014  pos:0 ino:71d852"));
         assert!(!is_disarmed("tfd:       20 events: 19 data:     7f2d00000014  pos:0 ino:71d852"));
+        assert!(tells_once("inotify wd:1 ino:9b sdev:fe mask:80000100 ignored_mask:0"));
+        assert!(!tells_once("inotify wd:1 ino:9b sdev:fe mask:100 ignored_mask:80000000"));
         assert!(
             merges_memory("ksm_rmap_items 0\nksm_merge_any: yes\n") && !merges_memory("ksm_merge_any: no")
         );
