@@ -48,8 +48,10 @@ fn processes_that_share_their_folder() {
 
 fn processes_that_may_not_map_more() {
     let limited = |more: u64| {
+        // It needs some memory afterwards, and how much its heap has left is by chance.
         perl(&format!(
-            "open(M, '<', '/proc/self/statm') or die; my ($p) = split(' ', <M>); close M; \
+            "my $room = 'x' x 60_000; undef $room; \
+             open(M, '<', '/proc/self/statm') or die; my ($p) = split(' ', <M>); close M; \
              my $l = pack('QQ', $p * 4096 + {more}, ~0); syscall(302, 0, 9, $l, 0) == 0 or die"
         ))
     };
