@@ -32,6 +32,11 @@ pub(crate) fn lives(pid: i32) -> bool {
     state(pid).is_some_and(|state| state != 'Z')
 }
 
+/// True if the process waits for something.
+pub(crate) fn sleeps(pid: i32) -> bool {
+    state(pid) == Some('S')
+}
+
 fn state(pid: i32) -> Option<char> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(") ")?.1.chars().next()

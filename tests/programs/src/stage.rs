@@ -2,6 +2,7 @@
 //! test names. Then the test checks the original and the revived copy.
 
 use std::{
+    cell::Cell,
     fmt::Write as _,
     path::Path,
     process::{Child, Command, ExitStatus, Stdio},
@@ -241,6 +242,17 @@ impl Stage {
         self.wait_until(&format!("{count} processes run {name}"), |_| {
             let named = |pid: &i32| processes::name(*pid).as_deref() == Some(name);
             Ok(processes::descendants(pid).iter().filter(|pid| named(pid)).count() >= count)
+        })
+    }
+
+    /// Waits until the program has slept for a moment, as one does that waits for input.
+    pub(crate) fn wait_for_sleep(&mut self) -> Result {
+        const LOOKS: u32 = 10;
+        let pid = self.pid()?;
+        let looks = Cell::new(0);
+        self.wait_until("the program sleeps", |_| {
+            looks.set(if processes::sleeps(pid) { looks.get() + 1 } else { 0 });
+            Ok(looks.get() >= LOOKS)
         })
     }
 
