@@ -34,6 +34,8 @@ struct Wishes {
     write: Option<PathBuf>,
     list: bool,
     rounds: u32,
+    /// A program that fails runs once more, and only the second run counts.
+    again: bool,
 }
 
 fn main() -> ExitCode {
@@ -66,6 +68,7 @@ fn wishes() -> std::result::Result<Wishes, String> {
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--tolerate-missing" => wishes.tolerate_missing = true,
+            "--again" => wishes.again = true,
             "--list" => wishes.list = true,
             "--write" => {
                 wishes.write =
@@ -97,13 +100,21 @@ fn run(programs: &[Program], wishes: &Wishes) -> Result<ExitCode> {
 
     let wanted =
         |program: &&Program| wishes.names.is_empty() || wishes.names.iter().any(|name| name == program.name);
-    let mut rows = Vec::new();
+    let (mut rows, mut flaky) = (Vec::new(), Vec::new());
     for program in programs.iter().filter(wanted) {
         for _ in 0..wishes.rounds {
-            rows.push(test(program, &folder.0));
+            let mut row = test(program, &folder.0);
+            if wishes.again && row.failed() {
+                row = test(program, &folder.0);
+                flaky.extend((!row.failed()).then_some(program.name));
+            }
+            rows.push(row);
         }
     }
     println!("\n{}", table::markdown(&rows));
+    if !flaky.is_empty() {
+        println!("FLAKY, each of them a bug of the crate or of its test: {}", flaky.join(", "));
+    }
     if let Some(file) = &wishes.write {
         table::write(file, &rows)?;
     }
