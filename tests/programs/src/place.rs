@@ -168,10 +168,10 @@ fn mirror(from: &Path, to: &Path) -> Result {
 
 /// Copies a regular file unless the other one has the same size and time.
 fn copy(from: &Path, to: &Path, meta: &fs::Metadata) -> Result {
-    if let Ok(other) = to.symlink_metadata() {
-        if (other.size(), other.modified()?, other.mode()) == (meta.size(), meta.modified()?, meta.mode()) {
-            return Ok(());
-        }
+    if let Ok(other) = to.symlink_metadata()
+        && (other.size(), other.modified()?, other.mode()) == (meta.size(), meta.modified()?, meta.mode())
+    {
+        return Ok(());
     }
     let Ok(mut source) = fs::File::open(from) else { return Ok(()) }; // removed meanwhile
     let mut target = fs::File::options().write(true).create(true).truncate(true).open(to)?;
