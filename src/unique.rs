@@ -6,9 +6,10 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-/// Returns a random number, and the number of calls before. A process that was restored twice exists
-/// twice, with equal pids, counts and random numbers: callers create what they name, and try again
-/// if it exists.
+/// Returns a random number, and the number of calls before.
+///
+/// A process that was restored twice exists twice, with equal pids, counts and random numbers. So
+/// callers create what they name, and try again if it exists.
 pub(crate) fn number() -> (u64, u64) {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);

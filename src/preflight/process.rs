@@ -174,7 +174,8 @@ fn look_at_sharing(view: &mut View<'_>) {
         // Sorted as the kernel compares them, because there may be many.
         let mut different: Vec<i32> = Vec::new();
         for pid in &living {
-            let order = |other: &i32| compare(*other, *pid).unwrap_or(Ordering::Less); // one has ended
+            // It fails if one has ended.
+            let order = |other: &i32| compare(*other, *pid).unwrap_or(Ordering::Less);
             match different.binary_search_by(order) {
                 Ok(at) => {
                     let with = Pid::from(different[at]);

@@ -143,9 +143,9 @@ impl ObjectBlobStore {
     ///
     /// # Errors
     ///
-    /// [`Error::Capture`](crate::Error::Capture) if a capture of `live` cannot be read; [`Error::Store`](crate::Error::Store) if another
-    /// collection is under way, if the store has no conditional creation, or if it fails. Nothing
-    /// that is needed is lost then.
+    /// [`Error::Capture`](crate::Error::Capture) if a capture of `live` cannot be read;
+    /// [`Error::Store`](crate::Error::Store) if another collection is under way, if the store has
+    /// no conditional creation, or if it fails. Nothing that is needed is lost then.
     pub fn collect(&self, live: &[Digest256], promise: NobodyWrites) -> Result<Gc> {
         self.collect_all_but(&reachable_until(self, live, &Until::forever())?, promise)
     }

@@ -1,4 +1,5 @@
-//! [`FsBlobStore::retain`] and [`purge_all_but`](FsBlobStore::purge_all_but): remove unneeded blobs. [`collect`](super::collect) does the work.
+//! [`FsBlobStore::retain`] and [`purge_all_but`](FsBlobStore::purge_all_but): remove unneeded
+//! blobs. [`collect`](super::collect) does the work.
 
 use std::{collections::HashSet, io, path::Path, time::Duration};
 
