@@ -59,8 +59,8 @@ causes! {
             [];
         NotPrivileged:
             "criu lacks a privilege",
-            "run as root, in a container with `--privileged` or CAP_CHECKPOINT_RESTORE, CAP_SYS_PTRACE, CAP_SYS_ADMIN \
-             and CAP_NET_ADMIN. Other users can capture their own processes with `unprivileged(true)`, after \
+            "run as root, in a container with `--privileged` or the capabilities that docs/containers.md lists. Other \
+             users can capture their own processes with `unprivileged(true)`, after \
              `setcap cap_checkpoint_restore+eip` on the criu binary; `setcap` has no effect on a script that \
              starts criu, such as that of `scripts/install-criu`",
             ["unprivileged"];
@@ -362,7 +362,8 @@ causes! {
             [];
         WatchedFile:
             "the tree watches a file that criu cannot find",
-            "set `force_irmap(true)`, and name the folders to search with `irmap_scan_paths`",
+            "set `force_irmap(true)`, and name the folders to search with `irmap_scan_paths`. In a container, give \
+             criu CAP_DAC_READ_SEARCH",
             ["force_irmap", "irmap_scan_paths"];
         EpollElsewhere:
             "an epoll waits for a file that its process has closed",
@@ -440,8 +441,9 @@ causes! {
             [];
         Seccomp:
             "criu may not read or set the tree's seccomp filters",
-            "run criu as root outside of containers, with a kernel that was built with CONFIG_CHECKPOINT_RESTORE and \
-             CONFIG_SECCOMP_FILTER; or start the program without a seccomp filter",
+            "run criu as root, with a kernel that was built with CONFIG_CHECKPOINT_RESTORE and CONFIG_SECCOMP_FILTER. \
+             Start a container with `--security-opt seccomp=unconfined`: criu cannot suspend filters if it has one \
+             itself. Or start the program without a seccomp filter",
             [];
         RestartableSequences:
             "the tree uses restartable sequences, and this kernel cannot report them to criu",

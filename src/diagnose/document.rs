@@ -89,6 +89,7 @@ const WORDS: &[&str] = &[
     "setsid",
     "setsid program",
     "--cap-add SYS_RESOURCE",
+    "--security-opt seccomp=unconfined",
     "--device /dev/net/tun",
     "setcap",
     "setcap cap_checkpoint_restore+eip",

@@ -71,6 +71,11 @@ const LINES: &[(&str, Cause)] = &[
         "sockets: Unable to set socket SO_SNDBUFFORCE/SO_RCVBUFFORCE: Operation not permitted",
         Cause::NotPrivileged,
     ),
+    (
+        "libnet_init failed (libnet_open_raw4(): SOCK_RAW allocation failed: Operation not permitted)",
+        Cause::NotPrivileged,
+    ),
+    ("Can't change root: Operation not permitted", Cause::NotPrivileged),
     ("Can't restore sub-task in NS (cflags 40000000)", Cause::NamespaceOfChild),
     ("tty: ctty inheritance detected sid/pgrp 4242, no PID with such sid found", Cause::ShellJob),
     ("inet: Can't dump corked dgram socket c822", Cause::CorkedSocket),

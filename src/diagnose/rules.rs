@@ -144,6 +144,8 @@ pub(super) const CAUSES: &[Rule] = &[
     ("Can't get rlimit #: Operation not permitted", Cause::OtherUser),
     ("Unable to drop capability #: ", Cause::NotPrivileged),
     ("Unable to set socket SO_SNDBUFFORCE/SO_RCVBUFFORCE: Operation not permitted", Cause::NotPrivileged),
+    ("libnet_init failed (…Operation not permitted", Cause::NotPrivileged),
+    ("Can't change root: Operation not permitted", Cause::NotPrivileged),
     ("Running as non-root requires", Cause::NotPrivileged),
     ("Setting PID failed", Cause::NotPrivileged),
     ("Can't fork for …: Operation not permitted", Cause::NotPrivileged),
