@@ -41,7 +41,7 @@ pub(crate) use self::{
     locks::{LostLock, ProcessLock},
     notes::Notes,
     paths::{LockEntry, NamedFile, OpenedAs, Place},
-    polls::MovedPoll,
+    polls::{MovedPoll, RestartedPoll},
     shared::{Channels, shared_keys, shared_pipes, shared_sockets},
     streams::{LedOut, Lending, Lent, Offer, OfferedTerminal, Was, detach_streams},
     tcp::Missed,

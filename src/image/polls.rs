@@ -26,6 +26,7 @@ const SEMOP: u64 = 65;
 const RT_SIGTIMEDWAIT: u64 = 128;
 const FUTEX: u64 = 202;
 const IO_GETEVENTS: u64 = 208;
+const RESTART_SYSCALL: u64 = 219;
 const SEMTIMEDOP: u64 = 220;
 const EPOLL_WAIT: u64 = 232;
 const EPOLL_PWAIT: u64 = 281;
@@ -63,6 +64,16 @@ impl ImageDir {
                 let edit = |core: &CoreEntry| poll.put_back(core, signals).map_or(Edit::Keep, Edit::Extend);
                 self.rewrite::<CoreEntry, CoreEntry>(&core_image(poll.thread), edit, &[])?;
             }
+        }
+        Ok(())
+    }
+
+    /// Edits the images of threads whose `poll` the kernel had restarted as another call: the call is
+    /// `poll` again.
+    pub(crate) fn name_restarted_polls(&self, restarted: &[RestartedPoll]) -> Result<()> {
+        for poll in restarted {
+            let edit = |core: &CoreEntry| poll.named(core).map_or(Edit::Keep, Edit::Extend);
+            self.rewrite::<CoreEntry, CoreEntry>(&core_image(poll.thread), edit, &[])?;
         }
         Ok(())
     }
@@ -129,6 +140,32 @@ impl MovedPoll {
         };
         let (dx, r10) = (self.dx, self.r10);
         let gpregs = UserX86RegsEntry { ax, ip, orig_ax: POLL, dx, r10, ..*registers };
+        let thread_info = Some(ThreadInfoX86 { gpregs, ..info.clone() });
+        Some(CoreEntry { mtype: core.mtype, thread_info, ..CoreEntry::default() }.encode_to_vec())
+    }
+}
+
+/// A thread in a `poll` that the kernel had interrupted before the dump, and restarted as
+/// `restart_syscall`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RestartedPoll {
+    /// Its number in the tree.
+    pub(crate) thread: u32,
+    /// The arguments of `poll`.
+    pub(crate) di: u64,
+    pub(crate) si: u64,
+    pub(crate) dx: u64,
+}
+
+impl RestartedPoll {
+    /// The fields with the call's own number, if the thread was dumped in it.
+    fn named(&self, core: &CoreEntry) -> Option<Vec<u8>> {
+        let info = ended_early(core)?;
+        let &UserX86RegsEntry { orig_ax, di, si, dx, .. } = &info.gpregs;
+        if (orig_ax, di, si, dx) != (RESTART_SYSCALL, self.di, self.si, self.dx) {
+            return None;
+        }
+        let gpregs = UserX86RegsEntry { orig_ax: POLL, ..info.gpregs };
         let thread_info = Some(ThreadInfoX86 { gpregs, ..info.clone() });
         Some(CoreEntry { mtype: core.mtype, thread_info, ..CoreEntry::default() }.encode_to_vec())
     }
@@ -287,6 +324,16 @@ mod tests {
         for other in [MovedPoll { ip: 1004, ..poll }, MovedPoll { sp: 4, ..poll }] {
             assert_eq!(other.put_back(&core, false), None);
         }
+    }
+
+    #[test]
+    fn a_poll_that_the_kernel_restarted_gets_its_own_number() {
+        let poll = RestartedPoll { thread: 1, di: 5, si: 0, dx: 7 };
+        let core = with(|registers| registers.orig_ax = RESTART_SYSCALL);
+        let edited = [core.encode_to_vec(), poll.named(&core).unwrap()].concat();
+        assert_eq!(CoreEntry::decode(edited.as_slice()).unwrap(), interrupted());
+        assert_eq!(RestartedPoll { di: 6, ..poll }.named(&core), None);
+        assert_eq!(poll.named(&interrupted()), None);
     }
 
     #[test]

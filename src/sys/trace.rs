@@ -45,19 +45,43 @@ pub(crate) struct PollRegisters {
 }
 
 impl PollRegisters {
-    /// Counts the signal frames in the memory below the stack whose signals interrupted the thread
-    /// right before a call of `ppoll`.
-    pub(crate) fn interrupting_frames(&self, memory: &[u8]) -> usize {
-        // The saved registers dx, ax, cx, sp and ip are adjacent.
+    /// Finds the signal frames in the memory below the stack whose signals interrupted the thread
+    /// right before a call of `ppoll`. Gives their places.
+    pub(crate) fn interrupting_frames(&self, memory: &[u8]) -> impl Iterator<Item = usize> {
         const PPOLL: u64 = 271;
-        let word = |bytes: &[u8], at: usize| {
-            bytes[at * 8..].first_chunk().map(|bytes| u64::from_ne_bytes(*bytes)).unwrap_or_default()
+        let saved = [
+            (Self::DI, self.di),
+            (Self::SI, self.si),
+            (Self::DX, 0),
+            (Self::AX, PPOLL),
+            (Self::SP, self.sp),
+            (Self::IP, self.ip.wrapping_sub(2)),
+        ];
+        let is_frame = move |frame: &[u8]| {
+            saved.iter().all(|(at, value)| frame[at * 8..].first_chunk() == Some(&value.to_ne_bytes()))
         };
-        let is_frame = |bytes: &[u8]| {
-            [0, 1, 3, 4].map(|at| word(bytes, at)) == [0, PPOLL, self.sp, self.ip.wrapping_sub(2)]
-        };
-        memory.windows(40).step_by(8).filter(|bytes| is_frame(bytes)).count()
+        let frames = memory.windows(Self::FRAME).enumerate().step_by(8);
+        frames.filter(move |(_, frame)| is_frame(frame)).map(|(at, _)| at)
     }
+
+    /// Changes such a frame, so that the call has ended with EINTR when the handler returns.
+    pub(crate) fn end_call(&self, frame: &mut [u8]) {
+        for (at, value) in
+            [(Self::R10, self.r10), (Self::DX, self.dx), (Self::AX, INTERRUPTED), (Self::IP, self.ip)]
+        {
+            frame[at * 8..][..8].copy_from_slice(&value.to_ne_bytes());
+        }
+    }
+
+    /// The size of the saved registers in a frame, from r10 on.
+    pub(crate) const FRAME: usize = (Self::IP + 1) * 8;
+    const R10: usize = 0;
+    const DI: usize = 6;
+    const SI: usize = 7;
+    const DX: usize = 10;
+    const AX: usize = 11;
+    const SP: usize = 13;
+    const IP: usize = 14;
 }
 
 /// The registers of a thread, in the kernel's order.
@@ -257,13 +281,13 @@ impl Registers {
     /// Returns the registers for `ppoll` instead of an interrupted `poll` without a time limit.
     ///
     /// The kernel restarts either call by itself, or ends it with EINTR if a signal handler is to
-    /// run.
+    /// run. A `poll` that was interrupted before is a `restart_syscall`, as other calls are.
     pub(crate) fn as_ppoll(&self) -> Option<(PollRegisters, Registers)> {
         const RESTART_BY_NOTE: i64 = -516;
         let [r10, ax, dx, si, di, orig_ax, ip, sp] = [7, 10, 12, 13, 14, 15, 16, 19].map(|at| self.0[at]);
         // The kernel uses 32 bits of the limit.
         let forever = dx & (1 << 31) != 0;
-        if orig_ax != POLL || ax.cast_signed() != RESTART_BY_NOTE || !forever {
+        if !matches!(orig_ax, POLL | RESTART_SYSCALL) || ax.cast_signed() != RESTART_BY_NOTE || !forever {
             return None;
         }
         let mut changed = *self;
@@ -282,31 +306,35 @@ impl Registers {
         }
         let mut changed = *self;
         (changed.0[7], changed.0[12]) = (was.r10, was.dx);
-        if (ip, ax, orig_ax) == (was.ip, RESTART, PPOLL) {
-            changed.0[15] = POLL;
-        } else if (ip.checked_add(2), ax) == (Some(was.ip), PPOLL) {
-            // The thread is about to make the call.
-            changed.0[10] = POLL;
-        } else {
+        let waits = (ip, ax, orig_ax) == (was.ip, RESTART, PPOLL);
+        let is_about_to_call = (ip.checked_add(2), ax) == (Some(was.ip), PPOLL);
+        if !waits && !is_about_to_call {
             return None;
         }
-        if interrupted {
-            for (register, value) in [(10, INTERRUPTED), (15, u64::MAX), (16, was.ip)] {
-                changed.0[register] = value;
-            }
+        // The kernel makes the call again, or ends it if a signal handler is to run first. At the
+        // instruction of the call, it would make the call after the handler.
+        let (ax, orig_ax) = if interrupted { (INTERRUPTED, u64::MAX) } else { (RESTART, POLL) };
+        for (register, value) in [(10, ax), (15, orig_ax), (16, was.ip)] {
+            changed.0[register] = value;
         }
         Some(changed)
+    }
+
+    /// The address of the stack.
+    pub(crate) fn sp(&self) -> u64 {
+        self.0[19]
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 const POLL: u64 = 7;
 #[cfg(target_arch = "x86_64")]
+const RESTART_SYSCALL: u64 = 219;
+#[cfg(target_arch = "x86_64")]
 const PPOLL: u64 = 271;
 /// The result of a call that the kernel restarts, unless a signal handler is to run.
 #[cfg(target_arch = "x86_64")]
 const RESTART: u64 = -514_i64 as u64;
-#[cfg(target_arch = "x86_64")]
 const INTERRUPTED: u64 = -4_i64 as u64;
 
 /// Other processors have only `ppoll`.
@@ -318,6 +346,10 @@ impl Registers {
 
     pub(crate) fn as_poll(&self, _was: &PollRegisters, _interrupted: bool) -> Option<Registers> {
         None
+    }
+
+    pub(crate) fn sp(&self) -> u64 {
+        0
     }
 }
 

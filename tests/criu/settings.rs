@@ -7,7 +7,7 @@ use criu_rpc::Warning;
 
 use crate::{
     harness::{skip, tests},
-    places::{Home, wait_until},
+    places::{Home, state, wait_until},
     program::Program,
     tree::{OrExplain, Revived},
     ways::{Script, WAYS, comes_back},
@@ -24,6 +24,7 @@ tests![
     a_revived_thread_polls_again,
     a_thread_that_polls_without_a_limit_notices_nothing,
     all_threads_poll_on,
+    a_thread_that_polls_on_after_a_stop_notices_nothing,
     programs_that_take_eintr_for_an_error_go_on,
     a_thread_that_polls_gets_each_signal,
     a_filtered_thread_is_left_as_it_is,
@@ -353,6 +354,31 @@ fn a_thread_that_polls_without_a_limit_notices_nothing() {
             wait_until(&format!("it waits in the call as before: {call}"), || waits_in(pid) == call);
             assert_eq!(revived.ask("go on"), "1 0", "{way:?}");
         }
+    }
+}
+
+/// The kernel makes a `poll` that was stopped go on as another call.
+fn a_thread_that_polls_on_after_a_stop_notices_nothing() {
+    use nix::sys::signal::Signal::{SIGCONT, SIGSTOP};
+    for way in WAYS {
+        let home = Home::new();
+        let mut victim = waits_in_a_call("syscall(7, $poll, 1, -1)");
+        let (pid, members) = (victim.pid(), victim.members());
+        wait_until_in_call(pid, 7);
+        crate::tree::signal(pid, SIGSTOP);
+        wait_until("it is stopped", || state(pid) == Some('T'));
+        crate::tree::signal(pid, SIGCONT);
+        wait_until_in_call(pid, 219);
+        let stored = way.capture(&home, pid).run(&home.store()).or_explain();
+        assert_eq!(stored.warnings, [], "{way:?}");
+        if !way.ends {
+            wait_until_in_call(pid, 7);
+            assert_eq!(victim.ask("go on"), "1 0", "{way:?}");
+        }
+        victim.end(&members, way);
+        let mut revived = Revived::from(home.restore(), &home.store(), &stored.digest);
+        wait_until_in_call(pid, 7);
+        assert_eq!(revived.ask("go on"), "1 0", "{way:?}");
     }
 }
 

@@ -20,13 +20,17 @@ use super::{
 };
 use crate::{
     Pid, Result,
-    image::{ImageDir, MovedPoll},
+    image::{ImageDir, MovedPoll, RestartedPoll},
     procfs::{Status, tree},
     sys::{self, PollRegisters, Registers, Stop, Traced},
 };
 
 /// Threads that wait in `ppoll` instead of `poll`, until this is dropped.
-pub(super) struct Polls(Vec<Waiting>);
+pub(super) struct Polls {
+    moved: Vec<Waiting>,
+    /// Threads whose `poll` the kernel has restarted as another call.
+    restarted: Vec<RestartedPoll>,
+}
 
 struct Waiting {
     thread: i32,
@@ -38,8 +42,6 @@ struct Waiting {
     /// handler, but the call is to end by it.
     interrupted: bool,
     memory: Option<File>,
-    /// The frames of signals that were below its stack before.
-    frames: usize,
 }
 
 /// The longest that all threads together may take to stand still. They wait, so each takes a
@@ -47,31 +49,43 @@ struct Waiting {
 const PATIENCE: Duration = Duration::from_millis(500);
 
 impl Polls {
-    /// Moves the threads of a tree. Those that cannot be moved stay where they are.
-    pub(super) fn of(root: Pid) -> Polls {
+    /// Notes the threads of a tree, and moves them if it goes on. Those that cannot be moved stay
+    /// where they are.
+    pub(super) fn of(root: Pid, goes_on: bool) -> Polls {
         let all = tree(root.as_raw()).into_iter().flat_map(threads);
-        let polling = all.filter(|thread| waits_in_poll(*thread) && !is_filtered(*thread));
-        let waiting = |thread| {
-            let number = inner_number(thread).and_then(|number| number.try_into().ok());
-            let memory = File::open(format!("/proc/{thread}/mem")).ok();
-            Waiting { thread, number, was: None, interrupted: false, memory, frames: 0 }
+        let polling: Vec<_> = all.filter_map(|thread| Some((thread, Poll::of(thread)?))).collect();
+        let number = |thread| inner_number(thread).and_then(|number| number.try_into().ok());
+        let restarted = polling.iter().filter(|(_, poll)| poll.is_restarted).filter_map(|(thread, poll)| {
+            let [di, si, dx] = poll.arguments;
+            Some(RestartedPoll { thread: number(*thread)?, di, si, dx })
+        });
+        let waiting = |(thread, _): &(i32, Poll)| {
+            let memory = File::options().read(true).write(true).open(format!("/proc/{thread}/mem")).ok();
+            Waiting { thread: *thread, number: number(*thread), was: None, interrupted: false, memory }
         };
-        let mut polls = Polls(polling.map(waiting).collect());
+        let restarted = restarted.collect();
+        let movable =
+            polling.iter().filter(|(thread, poll)| goes_on && poll.has_no_limit() && !is_filtered(*thread));
+        let mut polls = Polls { moved: movable.map(waiting).collect(), restarted };
         let mut room = vec![0; BELOW];
-        for_each(&mut polls.0, |registers, waiting| {
+        for_each(&mut polls.moved, |registers, waiting, stop| {
+            if matches!(stop, Stop::Signal(_)) {
+                return None; // it may end the call
+            }
             let (was, changed) = registers.as_ppoll()?;
             waiting.was = Some(was);
-            waiting.frames = waiting.frames(&mut room);
+            // Frames from another time would look like new ones later.
+            waiting.end_frames(&mut room, 0);
             Some(changed)
         });
-        polls.0.retain(|waiting| waiting.was.is_some());
+        polls.moved.retain(|waiting| waiting.was.is_some());
         polls
     }
 
     /// Notes which threads get a signal once criu lets them go. Called as late as possible before
     /// that.
     pub(super) fn look(&mut self) {
-        for waiting in &mut self.0 {
+        for waiting in &mut self.moved {
             let status = Status::read(format!("/proc/{}/status", waiting.thread));
             waiting.interrupted |= status.is_some_and(|status| status.takes_a_signal());
         }
@@ -79,40 +93,66 @@ impl Polls {
 
     /// Edits the images of the tree so that its revived threads wait in `poll`, too.
     pub(super) fn mend(&self, images: &ImageDir) -> Result<()> {
-        let moved = self.0.iter().filter_map(|waiting| {
+        let moved = self.moved.iter().filter_map(|waiting| {
             let (thread, PollRegisters { ip, sp, dx, r10, .. }) = (waiting.number?, waiting.was?);
             Some(MovedPoll { thread, ip, sp, dx, r10 })
         });
         images.put_back_polls(&moved.collect::<Vec<_>>())
+    }
+
+    /// Edits the images so that a `poll` that the kernel has restarted is one again.
+    pub(super) fn name_restarted(&self, images: &ImageDir) -> Result<()> {
+        images.name_restarted_polls(&self.restarted)
     }
 }
 
 impl Drop for Polls {
     fn drop(&mut self) {
         let mut room = vec![0; BELOW];
-        for_each(&mut self.0, |registers, waiting| {
-            // With one from another time, there is no telling: to end the call is right in either
-            // case.
-            let interrupted = waiting.interrupted || waiting.frames.max(waiting.frames(&mut room)) > 0;
-            registers.as_poll(waiting.was.as_ref()?, interrupted)
+        for_each(&mut self.moved, |registers, waiting, _| {
+            let interrupted = waiting.interrupted || waiting.frames(&mut room) > 0;
+            let changed = registers.as_poll(waiting.was.as_ref()?, interrupted);
+            if changed.is_none() {
+                // It may be in the handler, and would make the call after that.
+                waiting.end_frames(&mut room, registers.sp());
+            }
+            changed
         });
     }
 }
 
 impl Waiting {
-    /// The frames of signals that interrupted it as it was about to call `ppoll`. The kernel puts
-    /// them below the stack, and nothing overwrites them while the thread waits.
+    /// Counts the frames of signals that interrupted it as it was about to call `ppoll`. The kernel
+    /// puts them below the stack, and nothing overwrites them while the thread waits.
     fn frames(&self, room: &mut [u8]) -> usize {
-        let (Some(was), Some(memory)) = (&self.was, &self.memory) else { return 0 };
+        let Some(was) = &self.was else { return 0 };
+        self.below(room).map_or(0, |(_, below)| was.interrupting_frames(below).count())
+    }
+
+    /// Changes these frames, from an address on, so that the call has ended when their handlers
+    /// return.
+    fn end_frames(&self, room: &mut [u8], from: u64) {
+        let (Some(was), Some(memory)) = (&self.was, &self.memory) else { return };
+        let Some((start, below)) = self.below(room) else { return };
+        let next = |below: &[u8]| was.interrupting_frames(below).find(|at| start + *at as u64 >= from);
+        while let Some(at) = next(below) {
+            let frame = &mut below[at..at + PollRegisters::FRAME];
+            was.end_call(frame);
+            let _ = memory.write_all_at(frame, start + at as u64); // it was killed, then
+        }
+    }
+
+    /// Reads the memory below its stack, and returns the address and the bytes.
+    fn below<'a>(&self, room: &'a mut [u8]) -> Option<(u64, &'a mut [u8])> {
+        let (was, memory) = (self.was.as_ref()?, self.memory.as_ref()?);
         // The lower part may be no memory.
-        (0..room.len())
-            .step_by(STEP)
-            .find_map(|skipped| {
-                let part = &mut room[skipped..];
-                let start = was.sp.checked_sub(part.len() as u64)?;
-                memory.read_exact_at(part, start).ok().map(|()| was.interrupting_frames(part))
-            })
-            .unwrap_or(0)
+        let read = |room: &mut [u8], skipped: usize| {
+            let part = &mut room[skipped..];
+            let start = was.sp.checked_sub(part.len() as u64)?;
+            memory.read_exact_at(part, start).ok().map(|()| (start, skipped))
+        };
+        let (start, skipped) = (0..room.len()).step_by(STEP).find_map(|skipped| read(room, skipped))?;
+        Some((start, &mut room[skipped..]))
     }
 }
 
@@ -122,8 +162,12 @@ const BELOW: usize = 4 * STEP;
 /// The smallest size of a page: memory begins at a multiple of it.
 const STEP: usize = 4096;
 
-/// Interrupts each thread, and gives it the registers that `change` says.
-fn for_each(all: &mut [Waiting], mut change: impl FnMut(&Registers, &mut Waiting) -> Option<Registers>) {
+/// Interrupts each thread, and gives it the registers that `change` says, which also gets the
+/// reason of the stop.
+fn for_each(
+    all: &mut [Waiting],
+    mut change: impl FnMut(&Registers, &mut Waiting, Stop) -> Option<Registers>,
+) {
     if all.is_empty() {
         return;
     }
@@ -136,33 +180,57 @@ fn for_each(all: &mut [Waiting], mut change: impl FnMut(&Registers, &mut Waiting
             if thread.interrupt().is_err() {
                 continue;
             }
-            match wait_for_stop(&thread, until) {
-                Some(Stop::Interrupted) => {
-                    let before = waiting.was;
-                    let changed = thread.registers().ok().and_then(|registers| change(&registers, waiting));
-                    if changed.is_some_and(|changed| thread.set_registers(&changed).is_err()) {
-                        waiting.was = before;
-                    }
-                    let _ = thread.detach(); // it was killed, then
+            // If `None`, the kernel lets it go at the end of this process.
+            let Some(stop) = wait_for_stop(&thread, until) else { continue };
+            if matches!(stop, Stop::Interrupted | Stop::Signal(_)) {
+                let before = waiting.was;
+                let registers = thread.registers().ok();
+                let changed = registers.and_then(|registers| change(&registers, waiting, stop));
+                if changed.is_some_and(|changed| thread.set_registers(&changed).is_err()) {
+                    waiting.was = before;
                 }
-                Some(Stop::Signal(signal)) => drop(thread.detach_with(signal)),
-                Some(Stop::Stopped(_)) => drop(thread.detach()),
-                // The kernel lets it go at the end of this process.
-                None => {}
             }
+            let _ = match stop {
+                Stop::Signal(signal) => thread.detach_with(signal),
+                Stop::Interrupted | Stop::Stopped(_) => thread.detach(),
+            };
         }
     });
 }
 
-/// Returns true if the thread sleeps in `poll` without a time limit, as far as the kernel tells.
-fn waits_in_poll(thread: i32) -> bool {
-    const POLL: &str = "7";
-    let Ok(call) = fs::read_to_string(format!("/proc/{thread}/syscall")) else { return false };
-    let mut words = call.split_ascii_whitespace();
-    let limit = |word: &str| u64::from_str_radix(word.trim_start_matches("0x"), 16).ok();
-    cfg!(target_arch = "x86_64")
-        && words.next() == Some(POLL)
-        && words.nth(2).and_then(limit).is_some_and(|limit| limit & (1 << 31) != 0)
+/// A `poll` in which a thread sleeps, as far as the kernel tells.
+struct Poll {
+    arguments: [u64; 3],
+    /// True if it was interrupted, as by SIGSTOP and SIGCONT: the kernel then makes another call of
+    /// it.
+    is_restarted: bool,
+}
+
+impl Poll {
+    fn of(thread: i32) -> Option<Poll> {
+        const POLL: &str = "7";
+        const RESTART_SYSCALL: &str = "219";
+        let call = fs::read_to_string(format!("/proc/{thread}/syscall")).ok()?;
+        let mut words = call.split_ascii_whitespace();
+        let is_restarted = match words.next()? {
+            POLL => false,
+            // Other calls that are restarted so sleep in other functions.
+            RESTART_SYSCALL if sleeps_in(thread, "poll_schedule_timeout") => true,
+            _ => return None,
+        };
+        let mut argument =
+            || words.next().and_then(|word| u64::from_str_radix(word.trim_start_matches("0x"), 16).ok());
+        let arguments = [argument()?, argument()?, argument()?];
+        cfg!(target_arch = "x86_64").then_some(Poll { arguments, is_restarted })
+    }
+
+    fn has_no_limit(&self) -> bool {
+        self.arguments[2] & (1 << 31) != 0
+    }
+}
+
+fn sleeps_in(thread: i32, function: &str) -> bool {
+    fs::read_to_string(format!("/proc/{thread}/wchan")).is_ok_and(|found| found.starts_with(function))
 }
 
 /// Returns true if a filter of the thread may end it for a call that it does not expect.

@@ -440,17 +440,19 @@ struct Noting<'a, H> {
 
 impl<H: Hooks> Hooks for Noting<'_, H> {
     fn on(&mut self, event: Event<'_>) -> Result<(), BoxError> {
-        if matches!(event, Event::PreDump) && self.tree.options.leaves_running() {
-            self.polls = Some(Polls::of(self.tree.root));
+        if matches!(event, Event::PreDump) {
+            self.polls = Some(Polls::of(self.tree.root, self.tree.options.leaves_running()));
         }
         if matches!(event, Event::PostDump) {
             drop(self.quiet.take());
             self.stream.as_ref().map_or(Ok(()), check_nothing_left)?;
             let Tree { root, folder, options } = self.tree;
+            let images = ImageDir::new(folder);
+            self.polls.as_ref().map_or(Ok(()), |polls| polls.name_restarted(&images))?;
             self.dump.warn(frozen::note(
                 *root,
                 self.before.take(),
-                &ImageDir::new(folder),
+                &images,
                 options,
                 &self.dump.roots,
                 &self.dump.streams,

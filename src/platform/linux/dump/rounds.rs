@@ -112,7 +112,7 @@ impl Rounds {
         let folder = File::open(&path).map_err(Error::io(format!("open {}", path.display())))?;
         let options = self.with_parent_images(tree.options.clone(), tree.root).for_pre_dump();
         memory::stream(memory, tree.root, |socket, _| {
-            let _polls = Polls::of(tree.root);
+            let _polls = Polls::of(tree.root, true);
             criu.pre_dump(tree.root, &options, Lend::images(&folder).page_server(&socket))
         })
     }
