@@ -195,8 +195,7 @@ pub enum Warning {
 pub enum Shared {
     /// The position at which both write, because one inherited the open file from the other
     /// (`caller > log`). After a restore each has its own position, and they overwrite each other's
-    /// data. The restore of two such trees can fail, because the first writes before the second is
-    /// restored. Files that are open for appending (`>>`) are not affected.
+    /// data. Files that are open for appending (`>>`) are not affected.
     Written,
     /// The position at which both read (`while read line; do tool; done < list`). After a restore
     /// each has its own position, and both read the same data. A position at the end of the file is

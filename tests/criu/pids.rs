@@ -12,7 +12,7 @@ use criu_rpc::{
 };
 
 use crate::{
-    harness::{criu, tests},
+    harness::{criu, dumps_tcp, skip, tests},
     places::{Home, names, state},
     stores::{FULL, Failing, Fault, says},
     talk::{Talk, pipe},
@@ -24,6 +24,7 @@ tests![
     trees_without_a_common_root_are_captured_ended_and_revived_together,
     trees_run_on_together_when_the_store_fails,
     of_trees_that_cannot_all_be_revived_none_is_left,
+    of_trees_of_which_criu_cannot_revive_the_second_none_has_run,
     a_process_that_cannot_be_captured_is_told_before_anything_is_frozen,
     a_pid_that_cannot_be_dumped_is_told_before_criu_is_asked,
     a_pid_that_cannot_be_is_not_asked_of_a_service_either,
@@ -131,6 +132,45 @@ fn of_trees_that_cannot_all_be_revived_none_is_left() {
     assert_eq!(state(pid), None, "the first tree was left behind");
     assert_eq!(names(&home.staging()), [""; 0]);
     assert_eq!(ask(&socket, "tick"), "count 1");
+}
+
+/// Only criu notices that another process has the port of the second tree. The first stands by then,
+/// but does not run.
+fn of_trees_of_which_criu_cannot_revive_the_second_none_has_run() {
+    const BOUND: &str = "use Socket; $| = 1; socket(my $s, PF_INET, SOCK_DGRAM, 0); \
+        bind($s, pack_sockaddr_in($ARGV[1], INADDR_LOOPBACK)) or die if $ARGV[1]; open(my $o, '>>', $ARGV[0]); \
+        my $said; while (1) { syswrite($o, '.'); print \"ready\\n\" if !$said++; select(undef, undef, undef, 0.001) }";
+    if !dumps_tcp() {
+        skip("it cannot dump sockets of IPv4 here");
+    }
+    let home = Home::new();
+    let store = home.store();
+    let port = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let programs = [0, port].map(|port| {
+        let mut command = std::process::Command::new("perl");
+        command.args(["-e", BOUND]).arg(home.path(&format!("log-{port}"))).arg(port.to_string());
+        let mut program = crate::program::Program::on_pipes(&command);
+        assert_eq!(program.talk.hear(), "ready");
+        program
+    });
+    let pids = programs.each_ref().map(crate::program::Program::pid);
+    let digest = home.capture(pids).leave_running(false).capture(&store).or_explain();
+    programs.into_iter().for_each(crate::program::Program::end);
+    let size = || fs::metadata(home.path("log-0")).unwrap().len();
+    let before = size();
+    let taken = std::net::UdpSocket::bind(("127.0.0.1", port)).unwrap();
+    let restore = home.restore().stdin(criu_rpc::Stream::Null).wait_for_pids(std::time::Duration::ZERO);
+    let error = restore.restore(&store, &digest).unwrap_err();
+    assert!(explain(&error).contains("Can't bind inet socket"), "{}", explain(&error));
+    assert_eq!((pids.map(state), size()), ([None; 2], before));
+    assert_eq!(names(&home.staging()), [""; 0]);
+    drop(taken);
+    let restored = restore.restore(&store, &digest).or_explain();
+    assert_eq!(restored.trees.iter().map(criu_rpc::Tree::pid).collect::<Vec<_>>(), pids.map(criu_rpc::Pid::from));
+    crate::places::wait_until("the first runs", || size() > before);
+    for mut tree in restored.trees {
+        tree.kill_and_wait().unwrap();
+    }
 }
 
 /// Numbers of what cannot be dumped, and what is the matter with each. The victim has a thread.

@@ -1,7 +1,7 @@
 //! Settings of processes and threads that criu does not carry along: they are as they were, or it
 //! is said that they are not.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use criu_rpc::Warning;
 
@@ -471,8 +471,8 @@ fn programs_that_take_eintr_for_an_error_go_on() {
     program.talk.until("two\r\ntwo\r\n");
 }
 
-/// The tree is captured again and again, and gets a signal at other moments each time. A `poll`
-/// that a handler interrupts ends, and each signal has its effect.
+/// The tree is captured again and again, and gets a signal at another moment of each capture. A
+/// `poll` that a handler interrupts ends, and each signal has its effect.
 fn a_thread_that_polls_gets_each_signal() {
     let home = Home::new();
     let mut victim = Script::perl(
@@ -483,36 +483,25 @@ fn a_thread_that_polls_gets_each_signal() {
          my $l = <STDIN>; exit 0 } sub answer {}",
     );
     let pid = victim.pid();
-    let (done, captured) = (AtomicBool::new(false), AtomicU32::new(0));
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !done.load(Relaxed) {
+    let mut took = Duration::from_millis(50);
+    for number in 1..=CAPTURES {
+        // A signal between two calls would have no effect on the next.
+        wait_until("it waits", || ["7 ", "219 ", "271 "].iter().any(|call| waits_in(pid).starts_with(call)));
+        std::thread::scope(|scope| {
+            let capture = scope.spawn(|| {
+                let begun = Instant::now();
                 home.capture([pid]).run(&home.store()).or_explain();
-                captured.fetch_add(1, Relaxed);
-            }
-        });
-        let _ended = Ended(&done);
-        let mut signals = 0;
-        while captured.load(Relaxed) < CAPTURES {
-            wait_until("it waits", || ["7 ", "271 "].iter().any(|call| waits_in(pid).starts_with(call)));
-            std::thread::sleep(std::time::Duration::from_micros(signals * 7919 % 40_000));
+                begun.elapsed()
+            });
+            std::thread::sleep(took * (number * 7919 % 1000) / 900);
             crate::tree::signal(pid, nix::sys::signal::Signal::SIGUSR1);
-            signals += 1;
-            assert_eq!(victim.hear(), signals.to_string());
-        }
-    });
+            assert_eq!(victim.hear(), number.to_string());
+            took = capture.join().unwrap();
+        });
+    }
 }
 
 const CAPTURES: u32 = 50;
-
-/// Tells another thread, also if this one fails.
-struct Ended<'a>(&'a AtomicBool);
-
-impl Drop for Ended<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Relaxed);
-    }
-}
 
 /// Its filter ends it for any call of `ppoll`.
 fn a_filtered_thread_is_left_as_it_is() {

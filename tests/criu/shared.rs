@@ -26,6 +26,7 @@ tests![
     a_deleted_file_of_the_caller_is_told_and_stays_the_same_if_it_is_given,
     a_memfd_of_the_caller_is_told,
     a_log_that_two_trees_share_is_told_for_each,
+    two_trees_write_to_one_log_and_lose_no_line,
     a_list_that_the_caller_shares_is_told_and_every_line_is_read_once_if_it_is_given,
     files_that_are_shared_without_harm_are_not_told,
 ];
@@ -179,6 +180,53 @@ fn a_log_that_two_trees_share_is_told_for_each() {
     assert!(stored.warnings.contains(&told(one, other)), "{:?}", stored.warnings);
     assert!(stored.warnings.contains(&told(other, one)), "{:?}", stored.warnings);
     programs.into_iter().for_each(Program::end);
+}
+
+/// A program that numbers lines, and writes them to the log without a pause.
+fn numbering(name: &str, log: &Path) -> Program {
+    const NUMBERS: &str = "open(my $log, '>>', $ARGV[1]) or die; \
+        for (my $n = 0; ; $n++) { syswrite($log, \"$ARGV[0] $n\\n\"); select(undef, undef, undef, 0.0005) }";
+    let mut command = Command::new("perl");
+    command.args(["-e", NUMBERS, name]).arg(log);
+    Program::between(&command, None, None)
+}
+
+/// The numbers that one program has written.
+fn numbers(log: &Path, name: &str) -> Vec<usize> {
+    let text = fs::read_to_string(log).unwrap();
+    text.lines().filter_map(|line| line.strip_prefix(name)?.trim().parse().ok()).collect()
+}
+
+/// Neither writes before both are there: the size of the log is checked.
+fn two_trees_write_to_one_log_and_lose_no_line() {
+    in_each_way(|way, home| {
+        let path = home.path("log");
+        File::create(&path).unwrap();
+        let programs = ["one", "other"].map(|name| numbering(name, &path));
+        let count = |name| numbers(&path, name).len();
+        let write_on = || {
+            let before = ["one", "other"].map(count);
+            wait_until("both write", || ["one", "other"].map(count).iter().zip(before).all(|(now, old)| *now > old));
+        };
+        write_on();
+        let pids = programs.each_ref().map(Program::pid);
+        let stored = way.capture(home, pids).run(&home.store()).or_explain();
+        assert_eq!(stored.warnings, []);
+        programs.into_iter().for_each(Program::end);
+        let restore = home.restore().grown_files(criu_rpc::GrownFiles::CutBack).stdin(Stream::Null);
+        let mut restored = restore.restore(&home.store(), &stored.digest).or_explain();
+        assert_eq!(restored.trees.iter().map(criu_rpc::Tree::pid).collect::<Vec<_>>(), stored.roots);
+        write_on();
+        for tree in &mut restored.trees {
+            tree.kill().unwrap();
+            tree.wait().unwrap();
+        }
+        for name in ["one", "other"] {
+            let numbers = numbers(&path, name);
+            assert_eq!(numbers, (0..numbers.len()).collect::<Vec<_>>(), "{way:?} {name}");
+        }
+        home.assert_staging_empty();
+    });
 }
 
 /// As of `while read line; do tool; done < list`. With a name, and deleted as a here-document is.

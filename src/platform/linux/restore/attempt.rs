@@ -9,6 +9,7 @@ use super::{
         settle::Settle, streams::renumber, unsent::Unsent, whole,
     },
     AllOrNone, Reviver,
+    rest::{All, Standing},
 };
 use crate::{
     Error, RestoreOptions, Result, Warning,
@@ -36,6 +37,8 @@ pub(super) struct Attempt<'a> {
     pub(super) relock: Option<Relock>,
     /// True if the caller wants the tree stopped.
     pub(super) stays_stopped: bool,
+    /// The trees that are to be there before it runs.
+    pub(super) rest: Option<&'a dyn All>,
     pub(super) warnings: RefCell<Vec<Warning>>,
 }
 
@@ -100,15 +103,17 @@ impl Attempt<'_> {
         let criu = self.reviver.criu.clone();
         let criu = until.remaining().map_or(criu.clone(), |left| criu.deadline(left));
         let settle = Settle::new(self.notes.clone(), self.last_look.clone());
-        let mut hooks = Unsent { images: self.images, held: &self.held, then: settle };
+        let unsent = Unsent { images: self.images, held: &self.held, then: settle };
+        let mut hooks = Standing { rest: self.rest, clock: self.reviver.clock, then: unsent };
         self.lap(Phase::Prepare);
         let restored = criu.restore(&self.options, lend, &mut hooks);
         self.lap(Phase::Criu);
-        self.warnings.borrow_mut().extend(hooks.then.warnings);
+        self.warnings.borrow_mut().extend(hooks.then.then.warnings);
         let tree = restored.map_err(|error| self.pids.name_holders(LastLook::own_error(error)))?;
         let mut tree = AllOrNone(vec![tree]);
         if let Some([forking, restoring]) = self.images.restored() {
-            self.reviver.clock.criu_told(forking, restoring);
+            let others = self.rest.map_or(Duration::ZERO, |rest| rest.took());
+            self.reviver.clock.criu_told(forking, restoring.saturating_sub(others));
         }
         if let Some(relock) = &self.relock {
             let lost = relock.finish(tree.0[0].pid(), self.stays_stopped, until)?;

@@ -1,6 +1,7 @@
 //! Folders of images to process trees.
 
 mod attempt;
+mod rest;
 
 use std::{
     fs::File,
@@ -9,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use self::attempt::Attempt;
+use self::{
+    attempt::Attempt,
+    rest::{All, Rest},
+};
 use super::{
     checks::{Check, Checked, whole_images},
     files::settle_deleted,
@@ -34,6 +38,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A little more than the minute for which the kernel keeps a port of an ended connection.
 const PORT_PATIENCE: Duration = Duration::from_secs(65);
+
+/// The most trees that stand still at the same time: for each, a criu runs meanwhile.
+const MOST_STANDING: usize = 32;
 
 /// A criu that was found, and a private folder for the images that it is to restore.
 #[derive(Debug)]
@@ -99,8 +106,6 @@ impl<'a> Reviver<'a> {
         let images = whole_images(trees)?;
         images.iter().try_for_each(settle_deleted)?;
         let links = Links::between(&images)?;
-        let (mut revived, mut warnings, mut unread) = (AllOrNone(Vec::new()), Vec::new(), Vec::new());
-        let mut used = [false; 3];
         let mut all_lent = Vec::new();
         for (place, images) in images.iter().enumerate() {
             all_lent.push(Given::new(self.revival, self.chosen, links.of(place))?.lend(images)?);
@@ -108,11 +113,20 @@ impl<'a> Reviver<'a> {
         if trees.len() > 1 {
             self.check_all(&images, &all_lent)?;
         }
-        for ((tree, images), mut lent) in trees.iter().zip(&images).zip(all_lent) {
-            images.order_sockets()?;
-            images.repeat_calls()?;
-            images.mend_timers()?;
-            let (tree, more) = self.revive_one(*tree, images, &lent.files)?;
+        let ready: Vec<_> = trees
+            .iter()
+            .zip(&images)
+            .zip(&all_lent)
+            .map(|((tree, images), lent)| Ready { tree: *tree, images, files: &lent.files })
+            .collect();
+        let (mut revived, mut warnings) = (AllOrNone(Vec::new()), Vec::new());
+        for ready in ready.chunks(MOST_STANDING) {
+            let (mut more, told) = self.revive_each(ready)?;
+            revived.0.append(&mut more.0);
+            warnings.extend(told);
+        }
+        let (mut unread, mut used) = (Vec::new(), [false; 3]);
+        for ((tree, more), mut lent) in revived.0.iter().zip(&mut warnings).zip(all_lent) {
             unread.extend(lent.unread.drain(..).map(|(descriptor, bytes)| Unread {
                 tree: tree.pid(),
                 descriptor,
@@ -121,16 +135,37 @@ impl<'a> Reviver<'a> {
             used.iter_mut().zip(lent.used).for_each(|(used, more)| *used |= more);
             if lent.input_unused {
                 used[0] = true; // and its own warning tells of it
-                warnings.push(Warning::InputEnded { pid: tree.pid() });
+                more.insert(0, Warning::InputEnded { pid: tree.pid() });
             }
-            revived.0.push(tree);
-            warnings.extend(more);
         }
+        let mut warnings: Vec<_> = warnings.into_iter().flatten().collect();
         if let Some(first) = revived.0.first() {
             let unused = (0..).zip(used).filter(|(_, used)| !used);
             warnings.extend(unused.map(|(stream, _)| Warning::StreamUnused { pid: first.pid(), stream }));
         }
         Ok(Revived { trees: std::mem::take(&mut revived.0), warnings, unread })
+    }
+
+    /// Revives the trees in their order, with the warnings of each.
+    ///
+    /// Each stands still until those after it are there: the files that they share must be as they
+    /// were, and their pids must be free.
+    fn revive_each(&self, trees: &[Ready<'_>]) -> Result<(AllOrNone, Vec<Vec<Warning>>)> {
+        let (mut revived, mut warnings) = (AllOrNone(Vec::new()), Vec::new());
+        let Some((first, others)) = trees.split_first() else { return Ok((revived, warnings)) };
+        let rest = Rest::new(|| self.revive_each(others));
+        let (tree, more) = match others.is_empty() {
+            true => self.revive_one(first, None),
+            false => self.revive_one(first, Some(&rest)),
+        }
+        .map_err(|error| rest.own_error(error))?;
+        revived.0.push(tree);
+        warnings.push(more);
+        if let Some((mut others, more)) = rest.take() {
+            revived.0.append(&mut others.0);
+            warnings.extend(more);
+        }
+        Ok((revived, warnings))
     }
 
     /// Checks each of several trees before the first of them runs: what it does cannot be undone.
@@ -161,12 +196,11 @@ impl<'a> Reviver<'a> {
         self.until.remaining().map_or(patience, |left| patience.min(left))
     }
 
-    fn revive_one(
-        &self,
-        tree: ToRevive<'_>,
-        images: &ImageDir,
-        lent: &[(String, File)],
-    ) -> Result<(Tree, Vec<Warning>)> {
+    fn revive_one(&self, ready: &Ready<'_>, rest: Option<&dyn All>) -> Result<(Tree, Vec<Warning>)> {
+        let &Ready { tree, images, files: lent } = ready;
+        images.order_sockets()?;
+        images.repeat_calls()?;
+        images.mend_timers()?;
         let held = images.hold_unsent()?;
         let pids = Pids::of(images)?;
         let patience = self.patience();
@@ -194,6 +228,7 @@ impl<'a> Reviver<'a> {
             options: if relock.is_some() { options.leave_stopped(true) } else { options },
             relock,
             notes: images.notes()?,
+            rest,
             warnings: warnings.into(),
         };
         let tree = attempt.revive()?;
@@ -213,6 +248,13 @@ impl Reviver<'_> {
             error => error,
         }
     }
+}
+
+/// A tree that can be revived, and the files that it is lent.
+struct Ready<'a> {
+    tree: ToRevive<'a>,
+    images: &'a ImageDir,
+    files: &'a [(String, File)],
 }
 
 /// Trees that end when this is dropped, by a panic too, unless they are taken out.

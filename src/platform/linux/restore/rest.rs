@@ -1,0 +1,93 @@
+//! [`Rest`]: the other trees of a capture, revived while the first stands still.
+
+use std::{
+    cell::{Cell, RefCell},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    BoxError, Error, Result,
+    rpc::{Event, Hooks},
+    took::{Clock, Phase},
+};
+
+/// Something that is to be there before a tree runs.
+pub(super) trait All {
+    /// Makes all of it, and first ends the result of an earlier call.
+    fn revive(&self) -> Result<(), BoxError>;
+
+    /// Returns the time that it took, over all calls since the last one of this.
+    fn took(&self) -> Duration;
+}
+
+/// The result of `revive`, made once for each attempt to restore the first tree.
+pub(super) struct Rest<T, F> {
+    revive: F,
+    made: RefCell<Option<Result<T>>>,
+    took: Cell<Duration>,
+}
+
+impl<T, F: Fn() -> Result<T>> Rest<T, F> {
+    pub(super) fn new(revive: F) -> Rest<T, F> {
+        Rest { revive, made: RefCell::new(None), took: Cell::default() }
+    }
+
+    /// Returns its own error, in the place of the one that says that it refused.
+    pub(super) fn own_error(&self, error: Error) -> Error {
+        match self.made.take() {
+            Some(Err(own)) => own,
+            _ => error,
+        }
+    }
+
+    /// Returns the result, if there is one.
+    pub(super) fn take(&self) -> Option<T> {
+        self.made.take()?.ok()
+    }
+}
+
+impl<T, F: Fn() -> Result<T>> All for Rest<T, F> {
+    fn revive(&self) -> Result<(), BoxError> {
+        drop(self.made.take());
+        let begun = Instant::now();
+        let made = (self.revive)();
+        self.took.set(self.took.get() + begun.elapsed());
+        // Not the error itself: the first tree would be tried again for some.
+        let is_made = made.is_ok();
+        self.made.replace(Some(made));
+        if is_made { Ok(()) } else { Err("another tree of the capture could not be revived".into()) }
+    }
+
+    fn took(&self) -> Duration {
+        self.took.take()
+    }
+}
+
+/// Revives the rest when criu has built the tree, and it does not run yet. If that fails, criu ends
+/// the tree.
+pub(super) struct Standing<'a, H> {
+    pub(super) rest: Option<&'a dyn All>,
+    pub(super) clock: &'a Clock,
+    /// Hears of the same events, before.
+    pub(super) then: H,
+}
+
+impl<H: Hooks> Hooks for Standing<'_, H> {
+    fn on(&mut self, event: Event<'_>) -> Result<(), BoxError> {
+        let stands = matches!(event, Event::PostRestore { .. });
+        self.then.on(event)?;
+        match self.rest {
+            Some(rest) if stands => {
+                self.clock.lap(Phase::Criu);
+                let revived = rest.revive();
+                self.clock.lap(Phase::Finish);
+                revived
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn wanted(&self) -> bool {
+        self.rest.is_some() || self.then.wanted()
+    }
+}
