@@ -28,6 +28,23 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! It needs Linux, root and the criu binary, 4.2 recommended. A container needs some privileges:
+//! see `docs/containers.md`.
+//!
+//! # Choosing
+//!
+//! - **An archive or chunks?** For one capture, the default: an archive. For captures at each step,
+//!   [`ProcsCapture::chunked`]: each stores only what the store lacks.
+//! - **Left running or ended?** The default leaves the tree running.
+//!   [`leave_running(false)`](ProcsCapture::leave_running) ends it once the store has everything.
+//! - **Which store?** [`FsBlobStore`] on one machine, `ObjectBlobStore` for several,
+//!   [`MemBlobStore`] in tests.
+//! - **Preflight, and when?** [`ProcsCapture::preflight`] once before the first capture of a tool,
+//!   and before each that ends the tree.
+//!
+//! A capture does not contain files on disk, programs and libraries, or the other side of
+//! connections. The README has the list.
+//!
 //! # Overview
 //!
 //! | For | see |
@@ -55,9 +72,35 @@
 //!
 //! # Errors
 //!
-//! Error variants are sorted by who can act. [`Error::advice`] says what a person can do.
-//! [`Failure::report`] returns all details of a request that criu could not carry out. A failed
-//! capture leaves the tree running as it was.
+//! Error variants are sorted by who can act. [`Error::advice`] says what a person can do, and
+//! [`Error::report`] prints everything that is known:
+//!
+//! ```text
+//! error: criu could not restore the process tree: a pid of the tree is in use (pid 16449 is held by `sleep`, which runs)
+//!   what to do:  end the tree that has these pids (`kill_tree`; after a dump with `leave_running` it is the original) …
+//!   the tree:    nothing was revived
+//!   criu:        4.2.1
+//!   found:       pid 16449 is held by `sleep`, which runs
+//! ```
+//!
+//! A program decides by the [`Cause`]:
+//!
+//! ```no_run
+//! use criu_rpc::{Cause, FsBlobStore, ProcsCapture};
+//!
+//! let store = FsBlobStore::open("captures")?;
+//! match ProcsCapture::new([4242]).run(&store) {
+//!     Ok(stored) => println!("{}", stored.digest),
+//!     Err(error) => match error.failure().map(|failure| failure.cause) {
+//!         Some(Cause::NotPrivileged) => eprintln!("start me with sudo"),
+//!         Some(Cause::NoSuchProcess) => eprintln!("the tool has ended"),
+//!         _ => eprint!("{}", error.report()),
+//!     },
+//! }
+//! # Ok::<(), criu_rpc::Error>(())
+//! ```
+//!
+//! A failed capture leaves the tree running as it was.
 //!
 //! # Platforms
 //!
@@ -158,3 +201,7 @@ pub use warning::{Shared, Warning};
 #[doc = include_str!("../README.md")] // its example is tested
 #[cfg(doctest)]
 mod readme {}
+
+#[doc = include_str!("../docs/embedding.md")]
+#[cfg(doctest)]
+mod embedding {}
