@@ -5,8 +5,9 @@
 //! go on: they may have a frozen tree to release. Holders change the state in steps that cannot
 //! panic, so a panic leaves a valid state.
 
+pub(crate) use std::sync::MutexGuard;
 use std::{
-    sync::{self, LockResult, MutexGuard, PoisonError, RwLockReadGuard, RwLockWriteGuard},
+    sync::{self, LockResult, PoisonError, RwLockReadGuard, RwLockWriteGuard},
     time::Duration,
 };
 

@@ -4,12 +4,12 @@ use std::{
     any::Any,
     collections::{BTreeMap, HashMap},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, MutexGuard},
+    sync::Arc,
 };
 
 use crate::{
     Error,
-    lock::{Condvar, Mutex},
+    lock::{Condvar, Mutex, MutexGuard},
     pages::PageFiles,
     wiped::Wiped,
 };

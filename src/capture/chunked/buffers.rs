@@ -3,14 +3,14 @@
 use std::{
     collections::VecDeque,
     ops::Range,
-    sync::{Arc, MutexGuard},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use super::{BufferPool, owner::OwnerMap};
 use crate::{
     Error, Result,
-    lock::{Condvar, Mutex},
+    lock::{Condvar, Mutex, MutexGuard},
     manifest::Window,
     platform::Buffer,
 };

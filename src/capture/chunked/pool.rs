@@ -1,8 +1,11 @@
 //! [`BufferPool`]: memory that chunked captures reuse.
 
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 
-use crate::{lock::Mutex, platform::Buffer};
+use crate::{
+    lock::{Mutex, MutexGuard},
+    platform::Buffer,
+};
 
 /// Memory for [chunked](crate::ProcsCapture::chunked) captures, which reuse or share it; see
 /// [`ProcsCapture::buffers`](crate::ProcsCapture::buffers).
