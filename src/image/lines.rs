@@ -6,8 +6,8 @@ use std::{
     path::Path,
 };
 
-/// Those of the lines that stand in the images behind a line break. Memory and the contents of
-/// deleted files are left out: criu says nothing of what is in them.
+/// Returns the lines that are in the images after a line break, as parts of names. Memory and the
+/// contents of deleted files are not searched: criu never prints them.
 pub(crate) fn lines_in_names<'a>(folder: &Path, lines: &[&'a str]) -> Vec<&'a str> {
     let mut found = Vec::new();
     let mut left = CEILING;

@@ -30,8 +30,8 @@ pub(crate) struct InPipe {
 pub(crate) struct Queue {
     pub(crate) inode: u32,
     pub(crate) packets: Vec<Vec<u8>>,
-    /// True if packets that are not empty carry more than their bytes, which only criu can write
-    /// down.
+    /// True if a packet that is not empty also carries descriptors or credentials, which only criu
+    /// can store.
     pub(crate) others_carry: bool,
 }
 

@@ -26,9 +26,9 @@ pub enum External {
     /// A device with a mounted file system, for a dump. A restore names the label:
     /// [`External::DevicePath`].
     Device {
-        /// The device's first number.
+        /// The major number of the device.
         major: u32,
-        /// The device's second number.
+        /// The minor number of the device.
         minor: u32,
         /// The label.
         label: String,

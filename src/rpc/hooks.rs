@@ -121,7 +121,7 @@ pub enum Event<'a> {
     Unknown {
         /// criu's name for it.
         name: &'a str,
-        /// The process it is about, if it named one.
+        /// The process that the event names, if any.
         pid: Option<Pid>,
     },
 }

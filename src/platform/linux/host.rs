@@ -39,8 +39,8 @@ fn page_size_of(noted: Option<u32>, stored: Option<PageSize>, here: PageSize) ->
     Ok(if noted.is_some() || stored.is_some() { here } else { PageSize::SMALLEST })
 }
 
-/// The instruction sets that a program may have found and kept to, of all that `/proc/cpuinfo`
-/// lists: much of it says how the kernel or a virtual machine works, and may differ.
+/// Returns the instruction sets in `/proc/cpuinfo`: a program may have chosen its code by them.
+/// Other flags describe the kernel or the virtual machine, and may differ at the restore.
 fn instruction_sets(cpuinfo: &str) -> BTreeSet<String> {
     let lists = cpuinfo.lines().filter_map(|line| {
         let (key, list) = line.split_once(':')?;

@@ -106,9 +106,9 @@ impl Before {
     }
 }
 
-/// Looks at the tree while it stands still, adds the notes to its images, and mends those. Gives
-/// what the caller should tell its user. `roots` are those of all trees of the capture. `before` is
-/// what was seen before criu looked, of which it tells since 3.19.
+/// Inspects the frozen tree, adds notes to its images, and corrects them. Returns warnings for the
+/// caller's user. `roots` has the roots of all trees of the capture. `before` has the findings of
+/// the moment before criu's own inspection, which it announces since 3.19.
 ///
 /// # Errors
 ///
