@@ -175,6 +175,22 @@ pub fn pages(bytes: &[u8]) {
     });
 }
 
+/// Reads a pack: frames, plain and compressed.
+pub fn pack(bytes: &[u8]) {
+    crate::store::fuzz::pack(bytes);
+}
+
+/// Reads encrypted frames and blobs, damaged or with any contents.
+#[cfg(feature = "encryption")]
+pub fn sealed(bytes: &[u8]) {
+    crate::store::fuzz::sealed(bytes);
+}
+
+/// Answers requests of the kernel to the file system of images.
+pub fn fuse(bytes: &[u8]) {
+    crate::serve::fuzz_requests(bytes);
+}
+
 /// Reads all memory that arrives, and discards it.
 struct Nothing;
 

@@ -374,3 +374,50 @@ impl Server<'_> {
 fn number_of(error: &io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
+
+/// Answers requests, for fuzzers: each has its length in two bytes before it. The answers go to
+/// `/dev/null`.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz_requests(mut bytes: &[u8]) {
+    use crate::pages::{PageFile, PageSize};
+
+    struct Zeros([PageFile; 2]);
+
+    impl PageFiles for Zeros {
+        fn files(&self) -> &[PageFile] {
+            &self.0
+        }
+
+        fn page_size(&self) -> Option<PageSize> {
+            PageSize::new(4096)
+        }
+
+        fn read(&self, _: usize, _: usize, into: &mut [u8]) -> Result<()> {
+            into.fill(0);
+            Ok(())
+        }
+    }
+
+    let named = |name: &str, ends: &[u64]| PageFile { name: name.to_owned(), ends: ends.to_vec() };
+    let pages = Zeros([named("pages-1.img", &[4096, 1 << 20, (1 << 20) + 4096]), named("pages-2.img", &[])]);
+    let Ok(sink) = File::options().write(true).open("/dev/null") else { return };
+    let server = Server {
+        device: Mutex::new(Some(Arc::new(sink))),
+        folder: Path::new("/proc/self/fdinfo"), // small files that change
+        pages: &pages,
+        ahead: Ahead::new(&pages),
+        names: Mutex::default(),
+        waiting: Mutex::default(),
+    };
+    while let Some(([low, high], rest)) = bytes.split_first_chunk() {
+        let length = usize::from(u16::from_le_bytes([*low, *high])).min(rest.len());
+        let request = Request::parse(&rest[..length]);
+        // The kernel asks for names, never for paths.
+        let is_path = |call| matches!(call, Call::Lookup { name } if name.contains(&b'/'));
+        if let Some(request) = request.filter(|request| !is_path(request.call)) {
+            server.answer(&request).expect("because /dev/null takes everything");
+        }
+        server.give_up_interrupted();
+        bytes = &rest[length..];
+    }
+}

@@ -22,6 +22,8 @@ pub mod conformance;
 mod ext;
 mod fetch;
 mod fs;
+#[cfg(fuzzing)]
+pub(crate) mod fuzz;
 mod mem;
 mod name;
 #[cfg(feature = "object-store")]

@@ -164,7 +164,7 @@ impl StoreOptions {
     }
 
     /// Makes a codec without a store.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(in crate::store) fn alone(&self) -> Codec {
         let seal = match (&self.key, self.without_key) {
             (Some(key), _) => Seal::Keyed(Keys::new(key, self.padding)),

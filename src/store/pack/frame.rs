@@ -513,6 +513,41 @@ impl Frame {
     }
 }
 
+#[cfg(fuzzing)]
+impl Frame {
+    /// Makes the header at this position one of this pack and position, with the right checksum;
+    /// returns the position of the next.
+    pub(crate) fn mend(pack: &mut [u8], id: &PackId, at: usize) -> Option<usize> {
+        let bytes = pack.get_mut(at..)?;
+        let head = Frame::head_of(bytes)?;
+        let header = bytes.get_mut(..head)?;
+        header[8..24].copy_from_slice(&id.0);
+        header[24..32].copy_from_slice(&(at as u64).to_le_bytes());
+        let check = checksum(header);
+        header[48..FIXED].copy_from_slice(&check);
+        Some(at + head + number(header, 40) as usize)
+    }
+
+    /// Encrypts any bytes as the contents of a frame.
+    #[cfg(feature = "encryption")]
+    pub(crate) fn around(keys: &Keys, id: &PackId, at: u64, names: &[Name], content: &[u8]) -> Vec<u8> {
+        let stored = (content.len().max(4 + 4 * names.len())) + AROUND + CHECK;
+        let entries: Vec<_> = names.iter().map(|name| Entry { name: *name, length: 0, start: 0 }).collect();
+        let form = if content.len() % 2 == 0 { Form::Sealed } else { Form::SealedZstd };
+        let head = FIXED + names.len() * NAME;
+        let frame = Frame { pack: *id, at, head, stored, entries, raw: 0, form };
+        let mut bytes = frame.header();
+        let mut sealed = content.to_vec();
+        sealed.resize(stored - AROUND - CHECK, 0);
+        let around = keys.seal(&bytes, &mut sealed).expect("because the system has randomness");
+        sealed.extend_from_slice(&around);
+        let check = short(&Digest256::of(&sealed));
+        bytes.extend_from_slice(&sealed);
+        bytes.extend_from_slice(&check);
+        bytes
+    }
+}
+
 /// Computes the checksum over the whole header, with zeros in its own place.
 fn checksum(header: &[u8]) -> [u8; 16] {
     let mut hasher = Hasher::new();
