@@ -403,7 +403,7 @@ pub(crate) fn files_below(folder: &Path) -> Vec<PathBuf> {
             true => files.extend(files_below(&entry.path())),
             // Lock files, and files for collections, contain no blobs.
             false
-                if ["lock", "gc.lock", "gc.clock", "gc.room"]
+                if ["lock", "gc.lock", "index.lock", "gc.clock", "gc.room"]
                     .map(Some)
                     .contains(&entry.file_name().to_str()) => {}
             false => files.push(entry.path()),

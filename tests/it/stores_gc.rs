@@ -156,12 +156,16 @@ fn a_pack_with_much_dead_in_it_is_written_anew() {
 fn many_small_packs_become_one() {
     let folder = Folder::new();
     let (store, other) = (open(&folder), open(&folder));
-    let parts: Vec<_> = (0..20).map(|n| blobs(20, 100 + n)).collect();
-    parts.iter().for_each(|part| put(&store, part));
+    let parts: Vec<_> = (0..16).map(|n| blobs(20, 100 + n)).collect();
+    parts[..15].iter().for_each(|part| put(&store, part));
+    parts[..15].iter().for_each(|part| assert_all(&other, part));
+    assert_eq!(packs(&folder).len(), 15);
+    // A commit does it.
+    put(&store, &parts[15]);
+    assert_eq!(packs(&folder).len(), 1);
     parts.iter().for_each(|part| assert_all(&other, part));
     let needed = keep(&parts.iter().collect::<Vec<_>>());
     store.retain(&needed, Duration::ZERO).unwrap();
-    assert_eq!(packs(&folder).len(), 1);
     parts.iter().for_each(|part| assert_all(&other, part));
 }
 

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    fs::File,
     io,
     path::PathBuf,
     sync::{
@@ -51,6 +52,10 @@ pub(super) struct FsBatch<'a> {
     /// Set when a put failed half-way, so the batch lacks a blob that it claimed to have.
     failed: AtomicBool,
     published: bool,
+    /// The number of blobs that are in the pack.
+    blobs: AtomicU64,
+    /// Keeps the files of the index open.
+    _index: Vec<Arc<File>>,
     /// Excludes condemning while it is held. Declared last, so that it is dropped last.
     _lock: FileLock,
 }
@@ -78,7 +83,8 @@ impl<'a> FsBatch<'a> {
         store.load_all()?;
         store.load_marks()?;
         let id = PackId::new();
-        let pack = store.catalog.add(id, &store.tmp);
+        let pack = store.catalog.add(id);
+        let index = store.catalog.index.hold();
         Ok(FsBatch {
             store,
             id,
@@ -92,6 +98,8 @@ impl<'a> FsBatch<'a> {
             shards: Mutex::default(),
             failed: AtomicBool::new(false),
             published: false,
+            blobs: AtomicU64::new(0),
+            _index: index,
             _lock: lock,
         })
     }
@@ -141,11 +149,16 @@ impl<'a> FsBatch<'a> {
 
     /// Claims the blob for this frame; returns false if it is stored already.
     fn claim(&self, name: &Name, filling: &Filling) -> bool {
+        // A blob that cannot be read counts as missing.
+        if self.store.catalog.is_indexed(name).unwrap_or(false) {
+            return false;
+        }
         let mut checked = BTreeSet::new();
         loop {
             let claimed = || filling.contents.lock().push(*name);
             let others = self.store.catalog.table.claim(name, &checked, filling.number, claimed);
             if others.is_empty() {
+                self.blobs.fetch_add(1, Ordering::Relaxed);
                 return true;
             }
             for number in others {
@@ -169,7 +182,7 @@ impl<'a> FsBatch<'a> {
             return there;
         }
         match catalog.frame(number) {
-            Some((place, State::Open)) if place.pack == self.pack => {
+            Some((place, State::Open)) if place.pack == self.id => {
                 if let Some(contents) = self.unwritten.lock().get(&number).cloned() {
                     return contents.lock().contains(name);
                 }
@@ -209,7 +222,7 @@ impl<'a> FsBatch<'a> {
         }
         let (temporary, file) = self.store.disk.temporary(&self.store.tmp)?;
         file.write_at(&pack::header(&self.id), 0)?;
-        self.store.catalog.moved(self.pack, temporary.path());
+        self.store.catalog.write_to(self.pack, temporary.path());
         Ok(self.file.get_or_init(|| PackFile { file, temporary }))
     }
 
@@ -254,15 +267,17 @@ impl<'a> FsBatch<'a> {
         for shard in std::mem::take(&mut *self.shards.lock()) {
             self.store.blobs.sync(&shard).map_err(Error::io(doing()))?;
         }
-        let place = self.store.catalog.file(&self.id);
+        let place = self.store.catalog.files.fresh(&self.id);
         if let Some(PackFile { file, temporary }) = self.file.take() {
             file.sync().and_then(|()| temporary.rename(file, &place)).map_err(Error::io(doing()))?;
             self.published = true;
-            self.store.catalog.publish(self.pack, &place);
+            self.store.catalog.publish(self.pack);
         }
         // Sync even without a pack: other processes may not have synced the packs with the blobs
         // that were found present.
-        self.store.disk.sync_folder(self.store.catalog.folder()).map_err(Error::io(doing()))
+        self.store.disk.sync_folder(self.store.catalog.folder()).map_err(Error::io(doing()))?;
+        self.store.tend(self.blobs.load(Ordering::Relaxed));
+        Ok(())
     }
 }
 

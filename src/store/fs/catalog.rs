@@ -1,17 +1,22 @@
 //! [`Catalog`]: the packs of the folder, and the positions of blobs in them.
+//!
+//! New packs are in memory, the others in the [`Index`].
 
 use std::{
     collections::{HashMap, HashSet},
-    fs,
+    fs::{self, File},
     io::{self, ErrorKind},
     ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, MutexGuard, RwLockReadGuard, RwLockWriteGuard},
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use super::{
+    disk::Disk,
+    index::{Index, Record},
     marks::{Entries, Marks},
+    packs::{self, PackFolder, TICK},
     table::Table,
 };
 use crate::{
@@ -28,7 +33,8 @@ use crate::{
 /// The known packs of the folder.
 #[derive(Debug)]
 pub(super) struct Catalog {
-    folder: PathBuf,
+    pub(super) files: PackFolder,
+    pub(super) index: Index,
     pub(super) table: Table,
     packs: RwLock<Packs>,
     /// Held while the folder is listed.
@@ -37,19 +43,20 @@ pub(super) struct Catalog {
     headers: Vec<Mutex<Header>>,
 }
 
-/// A header by the serial of its frame.
-type Header = Option<(u64, Arc<Frame>)>;
+/// A header, by its pack and its position. `None` if a blob of the frame was looked up, but the
+/// header was not needed so far.
+type Header = Option<(PackId, u64, Option<Arc<Frame>>)>;
 
+/// The new packs.
 #[derive(Debug, Default)]
 pub(super) struct Packs {
     list: Vec<Pack>,
-    frames: Vec<Place>,
+    frames: Vec<Slot>,
     /// Numbers of removed packs and frames, to be reused: a long-lived program sees many.
     free_packs: Vec<u32>,
     free_frames: Vec<u32>,
-    /// Grows with each frame.
-    serial: u64,
     by_id: HashMap<PackId, u32>,
+    /// The marks of all packs that have any.
     marks: HashMap<PackId, Marks>,
     /// Grows when packs are added or removed.
     generation: u64,
@@ -57,9 +64,22 @@ pub(super) struct Packs {
 
 #[derive(Debug)]
 struct Pack {
-    path: Arc<Path>,
     id: PackId,
     state: State,
+    /// The file of a pack that is being written.
+    temporary: Option<Arc<Path>>,
+    /// Its length, and that of its headers, in bytes.
+    length: u64,
+    heads: u64,
+}
+
+/// The size of a new pack, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Fresh {
+    pub(super) id: PackId,
+    pub(super) length: u64,
+    /// The length of its headers.
+    pub(super) heads: u64,
 }
 
 /// The visibility of a pack.
@@ -71,19 +91,32 @@ pub(super) enum State {
     Gone,
 }
 
+/// A frame of a new pack.
+#[derive(Debug, Clone, Copy)]
+struct Slot {
+    /// The number of its pack in this catalog.
+    pack: u32,
+    head: u32,
+    at: u64,
+    stored: u32,
+}
+
 /// The position of a frame.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place {
-    /// The number of its pack in this catalog.
-    pub(super) pack: u32,
+    pub(super) pack: PackId,
     /// The length of its header.
     pub(super) head: u32,
     /// Its position in the pack; 0 until it is written.
     pub(super) at: u64,
     /// The number of bytes after the header.
     pub(super) stored: u32,
-    /// Distinguishes frames that reuse a number.
-    serial: u64,
+}
+
+impl From<Record> for Place {
+    fn from(Record { pack, at, head, stored, .. }: Record) -> Place {
+        Place { pack, head: head.into(), at, stored }
+    }
 }
 
 /// The state of the folder when it was last listed.
@@ -92,6 +125,8 @@ struct Seen {
     modified: SystemTime,
     /// True if a later change would show in the time of modification.
     settled: bool,
+    /// True if there were packs that only the index has.
+    indexed: bool,
 }
 
 /// A blob in a pack.
@@ -99,24 +134,27 @@ struct Seen {
 pub(super) struct Hit {
     pub(super) frame: Arc<Frame>,
     pub(super) index: usize,
-    pub(super) path: Arc<Path>,
+    pub(super) pack: PackId,
     pub(super) condemned: bool,
 }
 
 impl Catalog {
-    pub(super) fn new(folder: PathBuf) -> Catalog {
+    pub(super) fn new(root: &Path, tmp: &Path, folder: PathBuf, disk: Disk) -> Catalog {
         let mut headers = Vec::new();
         headers.resize_with(HEADERS, Mutex::default);
-        Catalog { folder, table: Table::new(), packs: RwLock::default(), seen: Mutex::default(), headers }
+        let files = PackFolder::new(folder);
+        Catalog {
+            index: Index::new(root, tmp, files.clone(), disk),
+            files,
+            table: Table::new(),
+            packs: RwLock::default(),
+            seen: Mutex::default(),
+            headers,
+        }
     }
 
     pub(super) fn folder(&self) -> &Path {
-        &self.folder
-    }
-
-    /// Returns the path of a published pack.
-    pub(super) fn file(&self, id: &PackId) -> PathBuf {
-        self.folder.join(format!("{}.pack", id.hex()))
+        self.files.path()
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Packs> {
@@ -132,47 +170,60 @@ impl Catalog {
     ///
     /// `marks` loads the marks of condemned entries before the new packs become visible.
     pub(super) fn refresh(&self, marks: impl FnOnce() -> Result<bool>) -> Result<bool> {
-        let doing = || format!("list the packs in {}", self.folder.display());
+        let doing = || format!("list the packs in {}", self.folder().display());
         let mut seen = self.seen.lock();
-        let modified = match fs::metadata(&self.folder).and_then(|metadata| metadata.modified()) {
+        let modified = match fs::metadata(self.folder()).and_then(|metadata| metadata.modified()) {
             Ok(modified) => modified,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
             Err(error) => return Err(Error::io(doing())(error)),
         };
-        if seen.as_ref().is_some_and(|seen| seen.settled && seen.modified == modified) {
-            return Ok(false);
+        if let Some(seen) = seen.as_ref().filter(|seen| seen.settled && seen.modified == modified) {
+            return self.refresh_index(seen.indexed);
         }
         let settled = modified.elapsed().is_ok_and(|age| age > TICK);
-        let mut ids = HashMap::new();
-        for entry in fs::read_dir(&self.folder).map_err(Error::io(doing()))? {
+        let (mut ids, mut indexed) = (HashMap::new(), false);
+        for entry in fs::read_dir(self.folder()).map_err(Error::io(doing()))? {
             let path = entry.map_err(Error::io(doing()))?.path();
-            if let Some(id) = id_of(&path) {
+            indexed |= packs::is_folder(&path);
+            if let Some(id) = packs::id_of(&path) {
                 ids.insert(id, path);
             }
         }
-        let mut changed = self.drop_gone(&ids);
+        // After the listing: a pack that has moved since is in the index.
+        let mut changed = self.refresh_index(indexed)?;
+        changed |= self.drop_gone(&ids);
         ids.retain(|id, _| !self.read().by_id.contains_key(id));
         let mut loaded = Vec::new();
         for (id, path) in ids {
             if let Some(pack) = self.load(id, &path)? {
-                loaded.push((pack, path));
+                loaded.push(pack);
             }
         }
         if !loaded.is_empty() {
             changed = true;
             marks()?;
         }
-        loaded.iter().for_each(|(pack, path)| self.publish(*pack, path));
-        *seen = Some(Seen { modified, settled });
+        loaded.iter().for_each(|pack| self.publish(*pack));
+        *seen = Some(Seen { modified, settled, indexed });
         Ok(changed)
     }
 
+    fn refresh_index(&self, expected: bool) -> Result<bool> {
+        let reading = || format!("read the index of the packs in {}", self.folder().display());
+        let changed = self.index.refresh(expected).map_err(|error| Error::io(reading())(error))?;
+        if changed {
+            self.write().generation += 1;
+        }
+        Ok(changed)
+    }
+
+    /// Makes the next refresh list the folder.
+    pub(super) fn doubt(&self) {
+        *self.seen.lock() = None;
+    }
+
     fn drop_gone(&self, there: &HashMap<PackId, PathBuf>) -> bool {
-        let gone: Vec<_> = {
-            let packs = self.read();
-            let live = packs.by_id.iter().filter(|(_, pack)| packs.pack(**pack).state == State::Live);
-            live.filter(|(id, _)| !there.contains_key(id)).map(|(id, _)| *id).collect()
-        };
+        let gone: Vec<_> = self.fresh().into_iter().filter(|id| !there.contains_key(id)).collect();
         self.forget(&gone);
         !gone.is_empty()
     }
@@ -185,11 +236,12 @@ impl Catalog {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Error::io(doing())(error)),
         };
-        let pack = self.add(id, path);
+        let pack = self.add(id);
         let each = |found| {
             if let Found::Frame(frame) = found {
                 let number = self.add_frame(pack);
-                self.place(number, &frame);
+                let small = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
+                self.place_at(number, frame.at, small(frame.head), small(frame.stored));
                 frame.entries.iter().for_each(|entry| self.table.insert(&entry.name, number));
             }
         };
@@ -201,9 +253,9 @@ impl Catalog {
     }
 
     /// Adds a pack that is not visible yet.
-    pub(super) fn add(&self, id: PackId, path: &Path) -> u32 {
+    pub(super) fn add(&self, id: PackId) -> u32 {
         let mut packs = self.write();
-        let pack = Pack { path: path.into(), id, state: State::Open };
+        let pack = Pack { id, state: State::Open, temporary: None, length: 0, heads: 0 };
         let number = match packs.free_packs.pop() {
             Some(number) => {
                 packs.list[number as usize] = pack;
@@ -221,15 +273,14 @@ impl Catalog {
     /// Adds a frame without a position.
     pub(super) fn add_frame(&self, pack: u32) -> u32 {
         let mut packs = self.write();
-        packs.serial += 1;
-        let place = Place { pack, head: 0, at: 0, stored: 0, serial: packs.serial };
+        let slot = Slot { pack, head: 0, at: 0, stored: 0 };
         match packs.free_frames.pop() {
             Some(number) => {
-                packs.frames[number as usize] = place;
+                packs.frames[number as usize] = slot;
                 number
             }
             None => {
-                packs.frames.push(place);
+                packs.frames.push(slot);
                 u32::try_from(packs.frames.len() - 1).expect("because four billion frames need more memory")
             }
         }
@@ -244,31 +295,30 @@ impl Catalog {
     }
 
     /// Sets the position of a frame.
-    pub(super) fn place(&self, number: u32, frame: &Frame) {
-        let small = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
-        self.place_at(number, frame.at, small(frame.head), small(frame.stored));
-    }
-
     pub(super) fn place_at(&self, number: u32, at: u64, head: u32, stored: u32) {
         let mut packs = self.write();
-        let place = &mut packs.frames[number as usize];
-        *place = Place { head, at, stored, ..*place };
+        let slot = &mut packs.frames[number as usize];
+        *slot = Slot { head, at, stored, ..*slot };
+        let number = slot.pack;
+        let pack = &mut packs.list[number as usize];
+        pack.length = pack.length.max(at + u64::from(head) + u64::from(stored));
+        pack.heads += u64::from(head);
     }
 
-    /// Makes a pack visible to all threads, at this path.
-    pub(super) fn publish(&self, pack: u32, path: &Path) {
+    /// Makes a pack visible to all threads.
+    pub(super) fn publish(&self, pack: u32) {
         let mut packs = self.write();
         packs.generation += 1;
         let pack = &mut packs.list[pack as usize];
-        (pack.path, pack.state) = (path.into(), State::Live);
+        (pack.temporary, pack.state) = (None, State::Live);
     }
 
-    /// Updates the path of a pack that is still being written.
-    pub(super) fn moved(&self, pack: u32, path: &Path) {
-        self.write().list[pack as usize].path = path.into();
+    /// Sets the file of a pack that is being written.
+    pub(super) fn write_to(&self, pack: u32, path: &Path) {
+        self.write().list[pack as usize].temporary = Some(path.into());
     }
 
-    /// Forgets packs that were removed.
+    /// Forgets packs that were removed, or moved to the index.
     pub(super) fn forget(&self, gone: &[PackId]) {
         let mut packs = self.write();
         let numbers: HashSet<u32> = gone.iter().filter_map(|id| packs.by_id.remove(id)).collect();
@@ -276,11 +326,10 @@ impl Catalog {
             return;
         }
         packs.generation += 1;
-        gone.iter().for_each(|id| drop(packs.marks.remove(id)));
         numbers.iter().for_each(|number| packs.list[*number as usize].state = State::Gone);
         // Collect the frames before touching the table: a lookup holds a part of the table and then
         // locks the packs.
-        let of_gone = |(_, place): &(u32, &Place)| numbers.contains(&place.pack);
+        let of_gone = |(_, slot): &(u32, &Slot)| numbers.contains(&slot.pack);
         let frames: HashSet<_> = (0..).zip(&packs.frames).filter(of_gone).map(|(number, _)| number).collect();
         drop(packs);
         if !frames.is_empty() {
@@ -292,23 +341,33 @@ impl Catalog {
         packs.free_packs.extend(numbers);
     }
 
+    /// Forgets packs that were deleted, and their marks.
+    pub(super) fn delete(&self, ids: &[PackId]) {
+        self.forget(ids);
+        let mut packs = self.write();
+        for id in ids {
+            packs.marks.remove(id);
+        }
+    }
+
     /// Replaces the marks of condemned and damaged entries.
     pub(super) fn mark(&self, marks: HashMap<PackId, Marks>) {
         self.write().marks = marks;
     }
 
-    /// Returns the frame of this number, and the state of its pack.
+    /// Returns the position of the frame of this number, and the state of its pack.
     pub(super) fn frame(&self, number: u32) -> Option<(Place, State)> {
         self.locate(number).map(|(place, state, _)| (place, state))
     }
 
-    /// Does the same as [`frame`](Catalog::frame) with the path of the pack. One lock covers all,
-    /// since numbers are reused.
-    fn locate(&self, number: u32) -> Option<(Place, State, Arc<Path>)> {
+    /// Does the same as [`frame`](Catalog::frame) with the path of an unfinished pack. One lock
+    /// covers all, since numbers are reused.
+    fn locate(&self, number: u32) -> Option<(Place, State, Option<Arc<Path>>)> {
         let packs = self.read();
-        let place = packs.frames.get(number as usize).filter(|place| place.pack != NO_PACK).copied()?;
-        let pack = packs.pack(place.pack);
-        Some((place, pack.state, pack.path.clone()))
+        let slot = packs.frames.get(number as usize).filter(|slot| slot.pack != NO_PACK)?;
+        let Slot { pack, head, at, stored } = *slot;
+        let pack = packs.pack(pack);
+        Some((Place { pack: pack.id, head, at, stored }, pack.state, pack.temporary.clone()))
     }
 
     /// Returns the sizes of the tables of packs and frames.
@@ -322,39 +381,37 @@ impl Catalog {
         self.read().generation
     }
 
-    /// Returns the number of a visible pack.
-    pub(super) fn number(&self, id: &PackId) -> Option<u32> {
-        self.read().by_id.get(id).copied()
+    /// Returns the visible packs that are not in the index.
+    pub(super) fn fresh(&self) -> Vec<PackId> {
+        let packs = self.read();
+        packs.list.iter().filter(|pack| pack.state == State::Live).map(|pack| pack.id).collect()
     }
 
-    /// Returns the path of a pack.
-    pub(super) fn path(&self, pack: u32) -> Arc<Path> {
-        self.read().pack(pack).path.clone()
-    }
-
-    /// Returns all visible packs.
-    pub(super) fn live(&self) -> Vec<(PackId, Arc<Path>)> {
+    /// Returns the same packs with their sizes, and whether they have marks.
+    pub(super) fn fresh_sizes(&self) -> Vec<(Fresh, bool)> {
         let packs = self.read();
         let live = packs.list.iter().filter(|pack| pack.state == State::Live);
-        live.map(|pack| (pack.id, pack.path.clone())).collect()
+        let size = |pack: &Pack| Fresh { id: pack.id, length: pack.length, heads: pack.heads };
+        live.map(|pack| (size(pack), packs.marks.contains_key(&pack.id))).collect()
     }
 
-    /// Reads the header of a frame; `None` if it is gone or damaged.
+    /// Reads the header of a frame of a new pack; `None` if it is gone or damaged.
     pub(super) fn header(&self, number: u32) -> io::Result<Option<Arc<Frame>>> {
         let Some((place, _, path)) = self.locate(number) else { return Ok(None) };
-        self.header_at(number, place, &path)
+        self.header_at(&place, path.as_deref())
     }
 
-    fn header_at(&self, number: u32, place: Place, path: &Path) -> io::Result<Option<Arc<Frame>>> {
-        let slot = &self.headers[number as usize % HEADERS];
+    /// Reads the header of a frame, from this file or from the pack.
+    fn header_at(&self, place: &Place, path: Option<&Path>) -> io::Result<Option<Arc<Frame>>> {
+        let slot = &self.headers[slot_of(place)];
         let slot = || -> MutexGuard<'_, _> { slot.lock() };
-        if let Some((cached, frame)) = &*slot()
-            && *cached == place.serial
+        if let Some((pack, at, Some(frame))) = &*slot()
+            && (*pack, *at) == (place.pack, place.at)
         {
             return Ok(Some(frame.clone()));
         }
         let mut header = vec![0; place.head as usize];
-        let file = match private_files::open_file(path) {
+        let file = match path.map_or_else(|| self.files.open(&place.pack), private_files::open_file) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
@@ -362,35 +419,133 @@ impl Catalog {
         file.read_full(&mut header, place.at)?;
         let Some(frame) = Frame::parse(&header).filter(|frame| frame.at == place.at) else { return Ok(None) };
         let frame = Arc::new(frame);
-        *slot() = Some((place.serial, frame.clone()));
+        *slot() = Some((place.pack, place.at, Some(frame.clone())));
         Ok(Some(frame))
     }
 
     /// Returns the visible copies of a blob. Those that are not condemned come
     /// first.
     pub(super) fn hits(&self, name: &Name) -> Result<Vec<Hit>> {
+        self.some_hits(name, usize::MAX)
+    }
+
+    /// Returns a limited number of copies of a blob, since a foreign pack may contain any number.
+    pub(super) fn some_hits(&self, name: &Name, most: usize) -> Result<Vec<Hit>> {
         let mut hits = Vec::new();
-        for number in self.table.candidates(name) {
+        for number in self.table.some(name, most) {
             hits.extend(self.hit(number, name)?);
+        }
+        for record in self.indexed(name, most)? {
+            hits.extend(self.indexed_hit(&record, name)?);
         }
         hits.sort_by_key(|hit| hit.condemned);
         Ok(hits)
     }
 
-    /// Returns a limited number of copies of a blob, since a foreign pack may contain any number.
-    pub(super) fn some_hits(&self, name: &Name) -> Result<Vec<Hit>> {
-        let numbers = self.table.some(name, SOME).into_iter();
-        numbers.filter_map(|number| self.hit(number, name).transpose()).collect()
+    /// Returns true if a visible pack has the blob and will keep it.
+    pub(super) fn has(&self, name: &Name) -> Result<bool> {
+        for number in self.table.some(name, usize::MAX) {
+            if self.hit(number, name)?.is_some_and(|hit| !hit.condemned) {
+                return Ok(true);
+            }
+        }
+        self.is_indexed(name)
     }
 
-    /// Returns the entry of this frame for the blob, if it is not damaged.
+    /// Returns true if a pack of the index has the blob and will keep it.
+    pub(super) fn is_indexed(&self, name: &Name) -> Result<bool> {
+        for record in self.indexed(name, usize::MAX)? {
+            if self.keeps(&record, name)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn keeps(&self, record: &Record, name: &Name) -> Result<bool> {
+        let place = Place::from(*record);
+        if !self.asked_before(&place) {
+            let reading = || Error::io(format!("read the pack {}", self.shown(&place.pack)));
+            let found = match self.files.open(&place.pack) {
+                Ok(file) => {
+                    Frame::glimpse(&file, place.at, record.name.into()).map_err(|error| reading()(error))?
+                }
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+                Err(error) => return Err(reading()(error)),
+            };
+            if let Some((pack, index, there)) = found
+                && there == *name
+            {
+                let (condemned, damaged) = self.marks_of(&pack, place.at, index);
+                return Ok(!condemned && !damaged);
+            }
+        }
+        Ok(self.indexed_hit(record, name)?.is_some_and(|hit| !hit.condemned))
+    }
+
+    /// Returns true if another blob of the frame was looked up before, so that its whole header is
+    /// worth to be read.
+    fn asked_before(&self, place: &Place) -> bool {
+        let mut slot = self.headers[slot_of(place)].lock();
+        let asked = slot.as_ref().is_some_and(|(pack, at, _)| (*pack, *at) == (place.pack, place.at));
+        if !asked {
+            *slot = Some((place.pack, place.at, None));
+        }
+        asked
+    }
+
+    /// Returns the entry of this frame of a new pack for the blob, if it is not damaged.
     pub(super) fn hit(&self, number: u32, name: &Name) -> Result<Option<Hit>> {
-        let Some((place, State::Live, path)) = self.locate(number) else { return Ok(None) };
-        let reading = |error| Error::io(format!("read the pack {}", path.display()))(error);
-        let Some(frame) = self.header_at(number, place, &path).map_err(reading)? else { return Ok(None) };
+        match self.locate(number) {
+            Some((place, State::Live, _)) => self.hit_at(&place, name),
+            _ => Ok(None),
+        }
+    }
+
+    /// Returns up to `most` frames of older packs that may have the blob.
+    pub(super) fn indexed(&self, name: &Name, most: usize) -> Result<Vec<Record>> {
+        let searching = || Error::io(format!("search the index of the packs in {}", self.folder().display()));
+        self.index.find(name, most).map_err(|error| searching()(error))
+    }
+
+    /// Returns the entry of this frame of an older pack for the blob, if it is not damaged. The
+    /// index may still have a pack that was removed.
+    fn indexed_hit(&self, record: &Record, name: &Name) -> Result<Option<Hit>> {
+        let looking = || Error::io(format!("look for the pack {}", self.shown(&record.pack)));
+        let hit = self.hit_at(&Place::from(*record), name)?;
+        Ok(if hit.is_some() && self.files.has(&record.pack).map_err(|error| looking()(error))? {
+            hit
+        } else {
+            None
+        })
+    }
+
+    fn hit_at(&self, place: &Place, name: &Name) -> Result<Option<Hit>> {
+        let reading = || Error::io(format!("read the pack {}", self.shown(&place.pack)));
+        let Some(frame) = self.header_at(place, None).map_err(|error| reading()(error))? else {
+            return Ok(None);
+        };
         let Some(index) = frame.find(name, 0) else { return Ok(None) };
         let (condemned, damaged) = self.marked(&frame, index);
-        Ok((!damaged).then_some(Hit { frame, index, path, condemned }))
+        Ok((!damaged).then_some(Hit { frame, index, pack: place.pack, condemned }))
+    }
+
+    /// Opens a pack.
+    pub(super) fn open(&self, id: &PackId) -> io::Result<File> {
+        self.files.open(id)
+    }
+
+    /// Returns the path of a pack, for texts.
+    pub(super) fn shown(&self, id: &PackId) -> String {
+        let settled = self.files.settled(id);
+        let path = if settled.exists() { settled } else { self.files.fresh(id) };
+        path.display().to_string()
+    }
+
+    /// Returns the packs that have condemned or damaged entries.
+    pub(super) fn marked_packs(&self) -> Vec<PackId> {
+        let marked: Vec<_> = self.read().marks.keys().copied().collect();
+        marked.into_iter().filter(|id| self.files.has(id).unwrap_or(false)).collect()
     }
 
     /// Returns the entries of a frame that are known to be damaged.
@@ -406,9 +561,12 @@ impl Catalog {
 
     /// Returns whether an entry is condemned, and whether it is damaged.
     pub(super) fn marked(&self, frame: &Frame, index: usize) -> (bool, bool) {
-        let packs = self.read();
         // Frames name the pack that they were written for; marks go by the same name.
-        packs.marks.get(&frame.pack).map_or((false, false), |marks| marks.of(frame.at, index))
+        self.marks_of(&frame.pack, frame.at, index)
+    }
+
+    fn marks_of(&self, pack: &PackId, at: u64, index: usize) -> (bool, bool) {
+        self.read().marks.get(pack).map_or((false, false), |marks| marks.of(at, index))
     }
 }
 
@@ -423,19 +581,14 @@ impl Packs {
     }
 }
 
-/// Parses the id in a file's name.
-pub(super) fn id_of(path: &Path) -> Option<PackId> {
-    PackId::parse(path.file_name()?.to_str()?.strip_suffix(".pack")?)
+/// Returns the place of a header in the cache. Frames that follow each other have different places.
+fn slot_of(place: &Place) -> usize {
+    let [.., low] = place.pack.as_bytes();
+    (usize::from(*low) + usize::try_from(place.at >> 17).unwrap_or(0)) % HEADERS
 }
 
 /// Stands for the number of a removed pack.
 const NO_PACK: u32 = u32::MAX;
 
-/// The most copies of a blob that are tried where one is enough.
-const SOME: usize = 16;
-
 /// The number of headers in the cache.
 const HEADERS: usize = 64;
-
-/// The coarsest resolution of file times, two seconds on FAT, and a margin.
-const TICK: Duration = Duration::from_secs(3);

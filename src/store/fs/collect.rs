@@ -65,7 +65,9 @@ impl FsBlobStore {
         let collecting = || format!("collect unneeded blobs in {}", self.root.display());
         let doing = || Error::io(collecting());
         let _alone = FileLock::exclusive(&self.root.join("gc.lock"), until, collecting)?;
-        self.refresh()?;
+        // No pack moves meanwhile.
+        let _still = self.catalog.index.lock(until, collecting)?;
+        self.look_again()?;
         self.remove_staged(when).map_err(doing())?;
         let mut gc = Gc::default();
         let now = self.store_time();
@@ -91,6 +93,11 @@ impl FsBlobStore {
         }
         rounds.iter().for_each(|round| self.remove_empty(&round.path));
         self.load_marks()?;
+        match self.catalog.index.renew() {
+            // A later call does it.
+            Err(error) if is_full(&error) => {}
+            renewed => renewed.map_err(doing())?,
+        }
         self.keep_room();
         Ok(gc)
     }
@@ -168,10 +175,12 @@ impl FsBlobStore {
 
     /// Takes entries of a pack off the list of a round if they are needed again.
     fn review_pack(&self, round: &Path, id: &PackId, keep: &Keep, gc: &mut Gc) -> io::Result<()> {
-        let Some(pack) = self.catalog.number(id) else { return remove_lists(self, round, id) };
+        if !self.catalog.files.has(id)? {
+            return remove_lists(self, round, id);
+        }
         let list = entries_of(round, id)?;
         let (mut left, mut returned) = (Entries::default(), Tally::default());
-        each_frame(&self.catalog.path(pack), |frame| {
+        each_frame(&self.catalog.open(id)?, |frame| {
             for (index, entry) in
                 frame.entries.iter().enumerate().filter(|(index, _)| list.has(frame.at, *index))
             {
@@ -209,9 +218,9 @@ impl FsBlobStore {
     /// Finds entries and files that are neither needed nor condemned.
     fn unneeded(&self, keep: &Keep) -> io::Result<(Vec<Unneeded>, Vec<Stray>)> {
         let mut packs = Vec::new();
-        for (id, path) in self.catalog.live() {
+        for id in self.catalog.files.list()? {
             let mut unneeded = Unneeded { id, list: Entries::default(), tally: Tally::default(), all: true };
-            each_frame(&path, |frame| {
+            each_frame(&self.catalog.open(&id)?, |frame| {
                 for (index, entry) in frame.entries.iter().enumerate() {
                     let (marked, damaged) = self.catalog.marked(frame, index);
                     if damaged || keep.contains(&entry.name) {
@@ -349,7 +358,7 @@ impl FsBlobStore {
 
     /// Removes damaged data that was set aside.
     fn remove_set_aside(&self) -> io::Result<()> {
-        for kind in ["blobs", "rewritten"] {
+        for kind in ["blobs", "rewritten", "index"] {
             for path in entries(&self.damaged().join(kind))? {
                 self.disk.remove(&path)?;
             }

@@ -16,15 +16,21 @@ use super::{
     FsBlobStore,
     loose::{self, entries},
     marks::{Entries, Marks},
+    packs::TICK,
 };
 use crate::{
     Digest256, Error, Result, private_files,
     store::{name::Name, pack::PackId},
 };
 
-/// The lists that were read last: their files with times and lengths.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Loaded(Vec<(PathBuf, Option<SystemTime>, u64)>);
+/// The lists that were read last.
+#[derive(Debug, Default)]
+pub(super) struct Loaded {
+    /// Their files with times and lengths.
+    lists: Vec<(PathBuf, Option<SystemTime>, u64)>,
+    /// The times of the folders that lists would appear in, if there was none.
+    none: Option<[Option<SystemTime>; 2]>,
+}
 
 impl FsBlobStore {
     /// Returns the folder of condemned blobs, which has a folder for each round.
@@ -41,6 +47,11 @@ impl FsBlobStore {
     pub(super) fn load_marks(&self) -> Result<bool> {
         let listing = || Error::io(format!("read the lists of condemned blobs in {}", self.root.display()));
         let mut loaded = self.loaded.lock();
+        let folders = [self.condemned(), self.damaged().join("packs")];
+        let times = folders.each_ref().map(|folder| fs::metadata(folder).and_then(|it| it.modified()).ok());
+        if loaded.none == Some(times) {
+            return Ok(false);
+        }
         let mut lists = Vec::new();
         for folder in entries(&self.condemned()).map_err(listing())?.iter().chain([&self.damaged()]) {
             for path in entries(&folder.join("packs")).map_err(listing())? {
@@ -49,12 +60,15 @@ impl FsBlobStore {
                 lists.push((path, written, metadata.map_or(0, |metadata| metadata.len())));
             }
         }
-        let lists = Loaded(lists);
-        if *loaded == lists {
+        // A change within the resolution of the times would not show.
+        let settled = |time: &SystemTime| time.elapsed().is_ok_and(|age| age > TICK);
+        let none = lists.is_empty() && entries(&folders[0]).map_err(listing())?.is_empty();
+        loaded.none = (none && times.iter().flatten().all(settled)).then_some(times);
+        if loaded.lists == lists {
             return Ok(false);
         }
         let mut marks: HashMap<PackId, Marks> = HashMap::new();
-        for (path, ..) in &lists.0 {
+        for (path, ..) in &lists {
             let Some(id) = id_of_list(path) else { continue };
             let found = marks.entry(id).or_default();
             let damaged = path.starts_with(self.damaged());
@@ -62,7 +76,7 @@ impl FsBlobStore {
             read_list(path, into).map_err(listing())?;
         }
         self.catalog.mark(marks);
-        *loaded = lists;
+        loaded.lists = lists;
         Ok(true)
     }
 

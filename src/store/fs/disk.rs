@@ -46,6 +46,11 @@ impl Disk {
         Disk { watch: Some(watch) }
     }
 
+    /// Returns true if a test watches for power cuts.
+    pub(super) fn is_watched(&self) -> bool {
+        self.watch.is_some()
+    }
+
     fn tell(&self, step: Step<'_>) {
         if let Some(watch) = &self.watch {
             watch.done(step);
@@ -71,6 +76,21 @@ impl Disk {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Opens a file to write to it, and creates it if it is missing.
+    pub(super) fn append(&self, path: &Path) -> io::Result<DiskFile> {
+        let file = match private_files::create_file(path) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                File::options().write(true).open(path)?
+            }
+            created => {
+                let file = created?;
+                self.tell(Step::Create(path));
+                file
+            }
+        };
+        Ok(DiskFile { file, path: path.to_owned(), disk: self.clone() })
     }
 
     /// Makes a folder and its missing parents, and syncs their names.
@@ -143,6 +163,16 @@ impl DiskFile {
         }
         self.disk.tell(Step::Write(&self.path, at, bytes));
         Ok(())
+    }
+
+    /// Cuts off what is behind this position.
+    pub(super) fn cut(&self, length: u64) -> io::Result<()> {
+        self.file.set_len(length)
+    }
+
+    /// Returns the number of bytes in the file.
+    pub(super) fn length(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
     }
 
     /// Syncs the written bytes.

@@ -1,13 +1,13 @@
 //! [`FsBlobStore::retain`] and [`purge_all_but`](FsBlobStore::purge_all_but): remove unneeded
 //! blobs. [`collect`](super::collect) does the work.
 
-use std::{collections::HashSet, io, path::Path, time::Duration};
+use std::{collections::HashSet, fs::File, io, time::Duration};
 
 use serde::Serialize;
 
-use super::{FsBlobStore, catalog::id_of};
+use super::FsBlobStore;
 use crate::{
-    Digest256, Result, Until, private_files,
+    Digest256, Result, Until,
     store::pack::{Found, Frame, scan},
 };
 
@@ -142,10 +142,9 @@ impl FsBlobStore {
 }
 
 /// Calls `each` for every intact frame of a pack, in order.
-pub(super) fn each_frame(path: &Path, mut each: impl FnMut(&Frame) -> io::Result<()>) -> io::Result<()> {
-    debug_assert!(id_of(path).is_some(), "a pack is called by its id");
+pub(super) fn each_frame(pack: &File, mut each: impl FnMut(&Frame) -> io::Result<()>) -> io::Result<()> {
     let mut result = Ok(());
-    scan(&private_files::open_file(path)?, |found| {
+    scan(pack, |found| {
         if let Found::Frame(frame) = found
             && result.is_ok()
         {

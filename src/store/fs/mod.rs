@@ -3,18 +3,21 @@
 //! ```text
 //! <root>/blobs/sha256/2c/2cf24dba…   a blob that was put by itself
 //! <root>/blobs/keyed/2c/2cf24dba…    the same in an encrypted store
-//! <root>/packs/<id>.pack             the blobs of a batch
+//! <root>/packs/<id>.pack             the blobs of a new batch
+//! <root>/packs/01a2/23f/<id>.pack    the blobs of a batch that is in the index
+//! <root>/index/                      see [`index`]
 //! <root>/condemned/<name>/           what a collection found no use for: files, and lists of entries of packs
 //! <root>/damaged/                    what is damaged and was taken out
 //! <root>/tmp/<pid>-<random>          files that are not whole yet
 //! <root>/store.key[.copy]            the key record of an encrypted store
-//! <root>/lock, <root>/gc.lock        see [`FileLock`](crate::file_lock::FileLock)
+//! <root>/lock, <root>/{gc,index}.lock  see [`FileLock`](crate::file_lock::FileLock)
 //! <root>/gc.clock, <root>/gc.room    what collections need: see [`clock`] and [`room`]
 //! ```
 //!
 //! A file is written in `tmp`, synced, renamed to its place, and the folder is synced. So a visible
 //! name always has all its bytes, also after a crash. [`loose`] are single files, [`batch`] writes
-//! packs, [`catalog`] indexes them, [`read`] reads from them. All of them know blobs by their
+//! packs, [`catalog`] and [`index`] find blobs in them, [`read`] reads from them, [`tend`] keeps
+//! their number small. All of them know blobs by their
 //! [names](Name); the trait's methods here translate digests to names.
 
 mod batch;
@@ -24,14 +27,17 @@ mod collect;
 mod condemned;
 mod disk;
 mod gc;
+mod index;
 mod loose;
 mod marks;
+mod packs;
 mod read;
 mod records;
 mod rewrite;
 mod rewriter;
 mod room;
 mod table;
+mod tend;
 #[cfg(test)]
 mod tests;
 mod usage;
@@ -53,6 +59,7 @@ use self::{
     loose::Shards,
     read::{Buffers, Opened, RECENT, Source},
     records::FsRecords,
+    tend::Upkeep,
 };
 pub use self::{
     gc::{Gc, Tally},
@@ -103,6 +110,7 @@ pub struct FsBlobStore {
     loaded: Mutex<Loaded>,
     buffers: Mutex<Vec<Buffers>>,
     recent: Opened,
+    upkeep: Upkeep,
 }
 
 impl FsBlobStore {
@@ -138,19 +146,20 @@ impl FsBlobStore {
         let blobs = root.join(codec.folder());
         disk.make_folder(&blobs).map_err(Error::io(opening()))?;
         let store = FsBlobStore {
-            tmp,
             codec,
             blobs: Shards::new(blobs, disk.clone()),
-            catalog: Catalog::new(packs),
+            catalog: Catalog::new(root, &tmp, packs, disk.clone()),
+            tmp,
             loose: Mutex::default(),
             loaded: Mutex::default(),
             buffers: Mutex::default(),
             recent: Opened::new(RECENT),
+            upkeep: Upkeep::default(),
             disk,
             root: root.clone(),
         };
         // Create the lock files while there is space: a collection on a full disk cannot.
-        for lock in [store.lock_file(), store.root.join("gc.lock")] {
+        for lock in [store.lock_file(), store.root.join("gc.lock"), store.catalog.index.lock_file()] {
             let _ = private_files::create_file(&lock);
         }
         if !store.root.join("gc.clock").exists() {
@@ -204,7 +213,7 @@ impl FsBlobStore {
 
     /// Returns true if a known pack or a file has it. Condemned entries do not count.
     fn has(&self, name: &Name) -> Result<bool> {
-        Ok(self.catalog.hits(name)?.iter().any(|hit| !hit.condemned) || self.is_loose(name)?)
+        Ok(self.catalog.has(name)? || self.is_loose(name)?)
     }
 
     /// Repeats a search that may fail because of new packs, as long as new ones appear.
@@ -221,6 +230,12 @@ impl FsBlobStore {
             }
         }
         attempt()
+    }
+
+    /// Lists the folder of new packs again, whatever its time, and reads other changes.
+    fn look_again(&self) -> Result<bool> {
+        self.catalog.doubt();
+        self.refresh()
     }
 
     /// Reads changes by other processes.
@@ -279,6 +294,7 @@ impl BlobStore for FsBlobStore {
 
     fn missing(&self, digests: &[Digest256]) -> Result<Vec<Digest256>> {
         self.refresh()?;
+        let _open = self.catalog.index.hold();
         let mut missing = Vec::new();
         for digest in digests {
             if !self.has(&self.codec.name(digest)?)? {
@@ -311,6 +327,7 @@ impl BlobStore for FsBlobStore {
         each: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
     ) -> Result<()> {
         self.refresh()?;
+        let _open = self.catalog.index.hold();
         for index in self.get_from_packs(&self.codec.names::<Vec<_>>(digests)?, each)? {
             each(index, &Wiped::from(self.get(&digests[index])?))?;
         }

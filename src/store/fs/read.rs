@@ -4,7 +4,6 @@ use std::{
     fs::File,
     io::{self, ErrorKind},
     ops::Range,
-    path::Path,
     sync::Arc,
 };
 
@@ -13,11 +12,11 @@ use super::{
     catalog::{Hit, Place, State},
 };
 use crate::{
-    Error, Result, private_files,
+    Error, Result,
     recent::Recent,
     store::{
         name::Name,
-        pack::{self, Copied, Frame, Scratch},
+        pack::{self, Copied, Frame, PackId, Scratch},
         read_at::ReadAt as _,
     },
     wiped::Wiped,
@@ -43,8 +42,8 @@ impl FsBlobStore {
 
     /// Reads and verifies a copy; `None` if the pack is gone.
     fn read_hit(&self, hit: &Hit, source: Source) -> Result<Option<Vec<u8>>> {
-        let reading = || format!("read the pack {}", hit.path.display());
-        let file = match private_files::open_file(&hit.path) {
+        let reading = || format!("read the pack {}", self.catalog.shown(&hit.pack));
+        let file = match self.catalog.open(&hit.pack) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Error::io(reading())(error)),
@@ -55,12 +54,12 @@ impl FsBlobStore {
                 Source::Disk => self.open_frame(&file, &hit.frame).map(|opened| opened.map(Arc::new)),
                 Source::CacheOrDisk => self.open_frame_again(&file, hit),
             };
-            let opened = opened.map_err(Error::io(reading()))??;
+            let opened = opened.map_err(|error| Error::io(reading())(error))??;
             return Ok(Some(hit.frame.verified(&self.codec, hit.index, &opened.opened())?.to_vec()));
         };
         let mut bytes = Wiped::zeroed(entry.length);
-        let read = file.read_full(&mut bytes, place).map_err(Error::io(reading()))?;
-        let what = || format!("{} in the pack {}", entry.name, hit.path.display());
+        let read = file.read_full(&mut bytes, place).map_err(|error| Error::io(reading())(error))?;
+        let what = || format!("{} in the pack {}", entry.name, self.catalog.shown(&hit.pack));
         if read < bytes.len() {
             return Err(Error::corrupt(what(), format!("the pack ends within its {} bytes", entry.length)));
         }
@@ -80,7 +79,7 @@ impl FsBlobStore {
 
     /// Reads a frame as [`open_frame`](FsBlobStore::open_frame) does, or takes it from the cache.
     fn open_frame_again(&self, file: &File, hit: &Hit) -> io::Result<Result<Arc<Copied>>> {
-        let key = (Arc::clone(&hit.path), hit.frame.at);
+        let key = (hit.pack, hit.frame.at);
         if let Some(opened) = self.recent.get(&key) {
             return Ok(Ok(opened));
         }
@@ -98,7 +97,7 @@ impl FsBlobStore {
     pub(super) fn read_part(&self, hit: &Hit, offset: usize, length: usize) -> io::Result<Option<Vec<u8>>> {
         let entry = &hit.frame.entries[hit.index];
         let Some(place) = self.place(hit) else { return Ok(None) };
-        let file = match private_files::open_file(&hit.path) {
+        let file = match self.catalog.open(&hit.pack) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             opened => opened?,
         };
@@ -133,7 +132,7 @@ impl FsBlobStore {
             all = later;
             let pack = first.place.pack;
             if file.as_ref().is_none_or(|(open, _)| *open != pack) {
-                file = Some((pack, private_files::open_file(&self.catalog.path(pack)).ok()));
+                file = Some((pack, self.catalog.open(&pack).ok()));
             }
             let read = match &file {
                 Some((_, Some(file))) => self.read_run(file, run, names, &mut buffers, &mut rest, each),
@@ -151,7 +150,8 @@ impl FsBlobStore {
         Ok(rest)
     }
 
-    /// Returns the probable place of a blob: the table has only a few bits of each name.
+    /// Returns the probable place of a blob: the table and the index have only a few bits of each
+    /// name.
     fn likely_place(&self, name: &Name) -> Option<Place> {
         let mut found = None;
         let live = |number: &u32| match self.catalog.frame(*number) {
@@ -162,7 +162,9 @@ impl FsBlobStore {
             _ => false,
         };
         self.catalog.table.first(name, live);
-        found
+        // Blobs move to newer packs.
+        let newest = || self.catalog.indexed(name, SOME).ok()?.into_iter().max_by_key(|record| record.pack);
+        found.or_else(|| newest().map(Place::from))
     }
 
     fn read_run(
@@ -243,7 +245,7 @@ pub(super) struct Buffers {
 
 /// Frames that were opened for single blobs, by their pack and position. Callers often read blobs
 /// one after the other that were put together: a manifest and its lists, or chunks of memory.
-pub(super) type Opened = Recent<(Arc<Path>, u64), Copied>;
+pub(super) type Opened = Recent<(PackId, u64), Copied>;
 
 /// The place from which a copy is read.
 #[derive(Clone, Copy)]
@@ -262,7 +264,7 @@ struct Wanted {
 }
 
 impl Wanted {
-    fn place(&self) -> (u32, Range<u64>) {
+    fn place(&self) -> (PackId, Range<u64>) {
         (self.place.pack, self.place.at..self.place.end())
     }
 }
@@ -281,6 +283,9 @@ const RUN: usize = 1024 * 1024;
 /// 2 MiB unless a blob has a frame of its own.
 pub(super) const RECENT: usize = 8;
 const RECENT_LENGTH: usize = 512 * 1024;
+
+/// The number of copies among which the newest is read first.
+const SOME: usize = 8;
 
 /// The number of threads whose buffers are kept.
 const KEPT: usize = 4;

@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use super::{catalog::id_of, disk::Disk, loose::entries};
+use super::{disk::Disk, loose::entries, packs};
 use crate::{
     Error, Result, Until,
     file_lock::FileLock,
@@ -80,7 +80,12 @@ impl Records for FsRecords<'_> {
                 }
             }
         }
-        let packs = entries(&self.root.join("packs")).map_err(listing())?;
-        Ok(packs.iter().any(|path| id_of(path).is_some()))
+        for path in entries(&self.root.join("packs")).map_err(listing())? {
+            let is_used = || entries(&path).map(|packs| !packs.is_empty());
+            if packs::id_of(&path).is_some() || packs::is_folder(&path) && is_used().map_err(listing())? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }

@@ -4,7 +4,11 @@
 //! A new pack and its list of condemned entries are on the disk before an old pack goes. A damaged
 //! pack stays until its damage was removed; then its intact blobs are rewritten.
 
-use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::PathBuf,
+};
 
 use super::{
     FsBlobStore,
@@ -19,7 +23,7 @@ use super::{
     room::is_full,
 };
 use crate::{
-    Error, Result, private_files,
+    Error, Result,
     store::pack::{Copied, Entry, Found, Frame, PackId, scan},
     wiped::Wiped,
 };
@@ -27,7 +31,6 @@ use crate::{
 /// The facts about a pack that decide what is done with it.
 struct Candidate {
     id: PackId,
-    path: Arc<std::path::Path>,
     dead: Entries,
     /// Condemned entries that are not due yet, by the folder of their round.
     waiting: BTreeMap<PathBuf, Entries>,
@@ -64,13 +67,13 @@ impl FsBlobStore {
         when: When,
         gc: &mut Gc,
     ) -> io::Result<()> {
-        for (id, path) in self.catalog.live() {
+        for id in self.catalog.marked_packs() {
             let mut listed = false;
             for round in rounds.iter().filter(|round| round.due) {
                 listed |= !entries_of(&round.path, &id)?.is_empty();
             }
             if listed {
-                let candidate = self.weigh(id, path, rounds, keep)?;
+                let candidate = self.weigh(id, rounds, keep)?;
                 if candidate.live.blobs == 0 && candidate.whole {
                     self.discard(&candidate, when, gc)?;
                 }
@@ -83,8 +86,11 @@ impl FsBlobStore {
     pub(super) fn rewrite_packs(&self, rounds: &[Round], keep: &Keep, when: When, gc: &mut Gc) -> Result<()> {
         let doing = || Error::io(format!("rewrite packs in {}", self.catalog.folder().display()));
         let (mut chosen, mut small) = (Vec::new(), Vec::new());
-        for (id, path) in self.catalog.live() {
-            let candidate = self.weigh(id, path, rounds, keep).map_err(doing())?;
+        // Packs of the index that are needed as a whole are left alone.
+        let mut packs: BTreeSet<_> = self.catalog.fresh().into_iter().collect();
+        packs.extend(self.catalog.marked_packs());
+        for id in packs {
+            let candidate = self.weigh(id, rounds, keep).map_err(doing())?;
             if candidate.is_worth_it(when) {
                 chosen.push(candidate);
             } else if candidate.whole && candidate.length < SMALL {
@@ -119,7 +125,7 @@ impl FsBlobStore {
         group.sort_by_key(|candidate| candidate.live.bytes);
         for candidate in group {
             // The failed attempt may have deleted the pack already.
-            if self.catalog.number(&candidate.id).is_none() {
+            if !self.catalog.files.has(&candidate.id)? {
                 continue;
             }
             match self.rewrite(std::slice::from_ref(&candidate), when, gc) {
@@ -130,13 +136,7 @@ impl FsBlobStore {
         Ok(())
     }
 
-    fn weigh(
-        &self,
-        id: PackId,
-        path: Arc<std::path::Path>,
-        rounds: &[Round],
-        keep: &Keep,
-    ) -> io::Result<Candidate> {
+    fn weigh(&self, id: PackId, rounds: &[Round], keep: &Keep) -> io::Result<Candidate> {
         let (mut due, mut dead) = (Vec::new(), Entries::default());
         let mut waiting = BTreeMap::new();
         for round in rounds {
@@ -146,7 +146,7 @@ impl FsBlobStore {
                 entries => drop(waiting.insert(round.path.clone(), entries)),
             }
         }
-        let file = private_files::open_file(&path)?;
+        let file = self.catalog.open(&id)?;
         let length = file.metadata()?.len();
         let (mut removed, mut live, mut whole) = (Tally::default(), Tally::default(), true);
         let (mut spare, mut lost) = (Tally::default(), false);
@@ -176,22 +176,18 @@ impl FsBlobStore {
             Found::Damaged(bytes) if self.catalog.is_lost(&id, &bytes) => lost = true,
             Found::Damaged(_) => whole = false,
         })?;
-        Ok(Candidate { id, path, dead, waiting, removed, live, spare, length, lost, whole })
+        Ok(Candidate { id, dead, waiting, removed, live, spare, length, lost, whole })
     }
 
     /// Returns the copies of a blob that stay if this copy goes. The copy in the first pack, by id,
     /// always stays. Copies come from simultaneous captures, and from rewrites that were cut short.
     fn earlier_copies(&self, frame: &Frame, index: usize) -> Vec<Hit> {
         let entry = &frame.entries[index];
-        let mut candidates = 0;
-        let several = |_: &u32| {
-            candidates += 1;
-            candidates == 2
-        };
-        if self.catalog.table.first(&entry.name, several).is_none() {
+        let fresh = self.catalog.table.some(&entry.name, 2).len();
+        if fresh < 2 && fresh + self.catalog.indexed(&entry.name, 2).map_or(0, |places| places.len()) < 2 {
             return Vec::new();
         }
-        let mut hits = self.catalog.some_hits(&entry.name).unwrap_or_default();
+        let mut hits = self.catalog.some_hits(&entry.name, SOME).unwrap_or_default();
         let own = (frame.pack, frame.at, index);
         hits.retain(|hit| !hit.condemned && (hit.frame.pack, hit.frame.at, hit.index) < own);
         hits
@@ -242,8 +238,8 @@ impl FsBlobStore {
     /// Calls `each` for every entry that is neither dead nor damaged, with its bytes if they are
     /// intact.
     fn each_living(&self, candidate: &Candidate, each: &mut Each<'_>) -> io::Result<()> {
-        let file = private_files::open_file(&candidate.path)?;
-        each_frame(&candidate.path, |frame| {
+        let file = self.catalog.open(&candidate.id)?;
+        each_frame(&file, |frame| {
             let opened = self.open_frame(&file, frame)?.ok();
             let opened = opened.as_ref().map(Copied::opened);
             for (index, entry) in frame.entries.iter().enumerate() {
@@ -264,14 +260,22 @@ impl FsBlobStore {
             let folder = self.damaged().join("rewritten");
             self.with_room(|| {
                 self.disk.make_folder(&folder)?;
-                self.disk.rename(&candidate.path, &folder.join(candidate.id.hex()))
+                let to = folder.join(candidate.id.hex());
+                self.catalog.files.at(&candidate.id, |path| self.disk.rename(path, &to))
             })?;
             self.disk.sync_folder(&folder)?;
         } else {
-            self.disk.remove(&candidate.path)?;
+            self.catalog.files.at(&candidate.id, |path| self.disk.remove(path))?;
         }
-        self.disk.sync_folder(self.catalog.folder())?;
-        self.catalog.forget(&[candidate.id]);
+        for folder in
+            self.catalog.files.settled(&candidate.id).parent().into_iter().chain([self.catalog.folder()])
+        {
+            match self.disk.sync_folder(folder) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                synced => synced?,
+            }
+        }
+        self.catalog.delete(&[candidate.id]);
         for folder in entries(&self.condemned())?.into_iter().chain([self.damaged()]) {
             remove_lists(self, &folder, &candidate.id)?;
         }
@@ -280,6 +284,9 @@ impl FsBlobStore {
         Ok(())
     }
 }
+
+/// The most copies of a blob that are compared.
+const SOME: usize = 16;
 
 /// A pack below this size is small.
 const SMALL: u64 = 4 * 1024 * 1024;

@@ -82,7 +82,7 @@ impl<'a> Rewriter<'a> {
         for (round, list) in lists {
             write_list(store, &round.join("packs").join(id.hex()), &list)?;
         }
-        temporary.rename(file, &store.catalog.file(&id))?;
+        temporary.rename(file, &store.catalog.files.fresh(&id))?;
         store.disk.sync_folder(store.catalog.folder())?;
         store.refresh().map(drop).map_err(io::Error::other)
     }

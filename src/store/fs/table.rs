@@ -47,12 +47,6 @@ impl Table {
         (shard, u64::from(u32::from_le_bytes(tag)))
     }
 
-    /// Returns the frames that may have the blob.
-    pub(super) fn candidates(&self, name: &Name) -> Vec<u32> {
-        let (shard, tag) = self.shard(name);
-        shard.candidates(tag).collect()
-    }
-
     /// Returns up to `most` frames that may have the blob.
     pub(super) fn some(&self, name: &Name, most: usize) -> Vec<u32> {
         let (shard, tag) = self.shard(name);
@@ -182,10 +176,10 @@ mod tests {
             let (table, start) = (Table::new(), Instant::now());
             (0..60_000).for_each(|n| table.insert(&digest(n), n));
             (0..60_000).for_each(|n| assert!(table.some(&digest(n), 20).len() <= 20));
-            assert!(table.candidates(&digest(59_999)).contains(&59_999));
+            assert!(table.some(&digest(59_999), usize::MAX).contains(&59_999));
             table.retain(|frame| frame >= 59_000);
-            assert!(table.candidates(&digest(59_999)).contains(&59_999));
-            assert!(!table.candidates(&digest(7)).contains(&7));
+            assert!(table.some(&digest(59_999), usize::MAX).contains(&59_999));
+            assert!(!table.some(&digest(7), usize::MAX).contains(&7));
             start.elapsed()
         };
         let alike = |n: u32| {
@@ -211,12 +205,12 @@ mod tests {
             table.insert(&digest(n), n / 64);
         }
         table.insert(&digest(7), 9999);
-        assert_eq!(table.candidates(&digest(7)), [0, 9999]);
+        assert_eq!(table.some(&digest(7), usize::MAX), [0, 9999]);
         table.retain(|frame| frame % 2 == 0);
         for n in 0..50_000 {
-            assert_eq!(table.candidates(&digest(n)).contains(&(n / 64)), n / 64 % 2 == 0, "{n}");
+            assert_eq!(table.some(&digest(n), usize::MAX).contains(&(n / 64)), n / 64 % 2 == 0, "{n}");
         }
-        assert_eq!(table.candidates(&digest(7)), [0]);
+        assert_eq!(table.some(&digest(7), usize::MAX), [0]);
     }
 
     #[test]
@@ -237,6 +231,6 @@ mod tests {
         assert!(table.claim(&digest, &BTreeSet::new(), 3, || claims += 1).is_empty());
         assert_eq!(table.claim(&digest, &BTreeSet::new(), 4, || claims += 1), [3]);
         assert!(table.claim(&digest, &BTreeSet::from([3]), 4, || claims += 1).is_empty());
-        assert_eq!((claims, table.candidates(&digest)), (2, vec![3, 4]));
+        assert_eq!((claims, table.some(&digest, usize::MAX)), (2, vec![3, 4]));
     }
 }

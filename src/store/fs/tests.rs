@@ -16,6 +16,7 @@ use std::{
 use super::{
     FsBlobStore,
     disk::{Disk, Step, Watch},
+    tend::Upkeep,
 };
 use crate::{BlobStore, BlobStoreExt, Digest256, store::StoreOptions};
 
@@ -36,7 +37,9 @@ fn a_power_cut_at_any_moment_loses_nothing_that_is_encrypted() {
 fn cut_at_moments(what: &str, options: &StoreOptions, every: usize) {
     let folder = Folder::new(what);
     let journal = Arc::new(Journal::default());
-    let store = FsBlobStore::open_on(&folder.0, Disk::watched(journal.clone()), options).unwrap();
+    let mut store = FsBlobStore::open_on(&folder.0, Disk::watched(journal.clone()), options).unwrap();
+    // Packs move to the index, and its segments are merged.
+    store.upkeep = Upkeep { many: 4, little: 1000 };
     live(&store, &journal);
 
     let events = mem::take(&mut *journal.0.lock().unwrap());
@@ -143,7 +146,7 @@ fn live(store: &FsBlobStore, journal: &Journal) {
         journal.push(Event::Stored(Digest256::of(&bytes), bytes));
     }
     store.retain(&some, Duration::ZERO).unwrap();
-    assert_eq!(store.catalog.live().len(), 1);
+    assert!(store.catalog.files.list().unwrap().len() < 12);
 }
 
 enum Event {

@@ -1,6 +1,10 @@
 //! [`FsBlobStore::usage`]: counts the contents and the size of the store.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs::{self, File},
+    io,
+    path::Path,
+};
 
 use serde::Serialize;
 
@@ -72,19 +76,21 @@ impl FsBlobStore {
                 usage.marked.add(length(&path));
             }
         }
-        for (_, path) in self.catalog.live() {
-            let counted = each_frame(&path, |frame| {
-                for (index, entry) in frame.entries.iter().enumerate() {
-                    let into = match self.catalog.marked(frame, index) {
-                        (_, true) => continue,
-                        (true, false) => &mut usage.marked,
-                        (false, false) => &mut usage.blobs,
-                    };
-                    into.add(entry.length as u64);
-                }
-                Ok(())
-            });
-            match counted {
+        for id in self.catalog.files.list()? {
+            let count = |file: File| {
+                each_frame(&file, |frame| {
+                    for (index, entry) in frame.entries.iter().enumerate() {
+                        let into = match self.catalog.marked(frame, index) {
+                            (_, true) => continue,
+                            (true, false) => &mut usage.marked,
+                            (false, false) => &mut usage.blobs,
+                        };
+                        into.add(entry.length as u64);
+                    }
+                    Ok(())
+                })
+            };
+            match self.catalog.open(&id).and_then(count) {
                 // A collection has deleted it, maybe after its needed blobs were moved to another
                 // pack.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => *gone = true,

@@ -20,7 +20,6 @@ use super::{
 use crate::{
     Digest256, Error, Result,
     plain::Plain,
-    private_files,
     store::{
         name::Name,
         pack::{Found, Frame, PackId, Scratch, scan},
@@ -135,13 +134,13 @@ impl FsBlobStore {
                 verified.damage.push(Damage { digest, what, problem, place });
             }
         }
-        for (id, path) in self.catalog.live() {
-            let file = match private_files::open_file(&path) {
+        for id in self.catalog.files.list().map_err(reading())? {
+            let file = match self.catalog.open(&id) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 file => file.map_err(reading())?,
             };
             let mut frames = Vec::new();
-            let pack = || format!("the pack {}", path.display());
+            let pack = || format!("the pack {}", self.catalog.shown(&id));
             let scanned = scan(&file, |found| match found {
                 Found::Frame(frame) => frames.push((frame.at, frame.head)),
                 Found::Damaged(bytes) if self.catalog.is_lost(&id, &bytes) => {}

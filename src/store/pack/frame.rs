@@ -1,6 +1,6 @@
 //! [`Builder`] and [`Frame`]: some hundred kilobytes of blobs, with a header that lists them.
 
-use std::ops::Range;
+use std::{io, ops::Range};
 
 use super::{PackId, bytes_at, number, short};
 use crate::{
@@ -9,6 +9,7 @@ use crate::{
     store::{
         codec::{AROUND, Codec, Keys, Packer, Unpacker, locked},
         name::Name,
+        read_at::ReadAt,
     },
     wiped::Wiped,
 };
@@ -349,6 +350,31 @@ impl Frame {
     /// or encrypted.
     pub(crate) fn end_of(&self, entry: &Entry) -> u64 {
         self.place(entry).map_or(self.end(), |place| place + entry.length as u64)
+    }
+
+    /// Returns the offset of an entry's name in the header.
+    pub(crate) fn place_of_name(&self, index: usize) -> usize {
+        FIXED + index * self.form.entry()
+    }
+
+    /// Reads the name at this offset of the header at `at`, with the pack that the frame names, and
+    /// the index of the entry. `None` if this is no header. It is not verified, so only a name
+    /// that was expected means anything.
+    pub(crate) fn glimpse(
+        pack: &impl ReadAt,
+        at: u64,
+        offset: usize,
+    ) -> io::Result<Option<(PackId, usize, Name)>> {
+        let (mut fixed, mut name) = ([0; FIXED], [0; NAME]);
+        let read = pack.read_full(&mut fixed, at)? + pack.read_full(&mut name, at + offset as u64)?;
+        if read < FIXED + NAME || fixed[..8] != MAGIC || fixed[24..32] != at.to_le_bytes() {
+            return Ok(None);
+        }
+        let Some(entry) = Form::of(fixed[32]).map(Form::entry) else { return Ok(None) };
+        let index = offset.saturating_sub(FIXED) / entry;
+        let is_there =
+            FIXED + index * entry == offset && index < usize::from(u16::from_le_bytes(bytes_at(&fixed, 34)));
+        Ok(is_there.then(|| (PackId(bytes_at(&fixed, 8)), index, Name::from_bytes(name))))
     }
 
     /// Returns the index of an entry; the index `hint` is tried first.

@@ -49,6 +49,14 @@ impl PackId {
         millis(time).iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
+    pub(crate) fn from_bytes(bytes: [u8; 16]) -> PackId {
+        PackId(bytes)
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+
     /// Returns the 32 hexadecimal digits, as a name of a file or an object.
     pub(crate) fn hex(&self) -> String {
         self.0.iter().map(|byte| format!("{byte:02x}")).collect()
