@@ -142,6 +142,7 @@ mod foresight;
 #[cfg(all(fuzzing, target_os = "linux"))]
 pub mod fuzz;
 mod image;
+mod isolation;
 mod lock;
 pub mod manifest;
 pub mod options;
@@ -181,6 +182,7 @@ pub use capture::{BufferPool, Chunking, ProcsCapture, SelfCapture, Stored};
 pub use digest::Digest256;
 pub use error::{BoxError, Cause, Error, Failure, ProcessProblem, Result, Target};
 pub use foresight::{Foreseen, Foresight};
+pub use isolation::Isolation;
 pub use manifest::ProcsBlob;
 pub use options::{DumpOptions, RestoreOptions};
 pub use pid::Pid;

@@ -70,6 +70,22 @@ pub(crate) fn tree_pids(pstree: impl Read) -> Result<Vec<i32>> {
     }
 }
 
+/// The highest number of a process, thread, group or session in a `pstree.img`.
+pub(crate) fn highest_number(pstree: impl Read) -> Result<u32> {
+    let mut frames = Frames::new(pstree, "pstree.img")?;
+    let mut highest = 0;
+    while let Some(entry) = frames.next_entry::<PstreeEntry>()? {
+        highest = entry
+            .threads
+            .iter()
+            .copied()
+            .chain([highest, entry.pid, entry.pgid, entry.sid])
+            .max()
+            .unwrap_or(0);
+    }
+    Ok(highest)
+}
+
 /// The root of the tree in a `pstree.img`.
 pub(crate) fn root(pstree: impl Read) -> Result<PstreeEntry> {
     let first = Frames::new(pstree, "pstree.img")?.next_entry()?;

@@ -6,7 +6,7 @@ use std::{fs::File, path::Path, time::Duration};
 use serde::Serialize;
 
 use crate::{
-    DumpOptions, Pid, RestoreOptions, Result, Stream, Until, Version, Warning,
+    DumpOptions, Isolation, Pid, RestoreOptions, Result, Stream, Until, Version, Warning,
     archive::Trees,
     pages::{PageFiles, PageSink},
 };
@@ -49,6 +49,8 @@ pub(crate) struct Revival {
     pub(crate) replaced_files: bool,
     /// The files that it lends in the place of others, by criu's names.
     pub(crate) inherit: Vec<(String, File)>,
+    /// The namespaces to revive the tree in, if they are not ours.
+    pub(crate) isolation: Option<Isolation>,
 }
 
 /// Choices of a restore for files whose size differs from that at the capture, such as a log that

@@ -15,8 +15,8 @@ use std::{
 use serde::{Serialize, Serializer};
 
 use crate::{
-    BlobStore, Digest256, Error, ProcsBlob, RestoreOptions, RestoreTimes, Result, Stream, Tree, Unread,
-    Until, Warning,
+    BlobStore, Digest256, Error, Isolation, ProcsBlob, RestoreOptions, RestoreTimes, Result, Stream, Tree,
+    Unread, Until, Warning,
     archive::{Limits, Trees, unpack},
     manifest::parse,
     platform::{self, GrownFiles, Revival, Revived, Reviver, ToRevive, means},
@@ -196,6 +196,39 @@ impl ProcsRestore {
     #[must_use]
     pub fn inherit(mut self, key: impl Into<String>, file: impl Into<File>) -> ProcsRestore {
         self.revival.inherit.push((key.into().trim_start_matches('/').to_owned(), file.into()));
+        self
+    }
+
+    /// Revives the tree as a copy, in namespaces of its own: beside the original, and beside any
+    /// number of other copies of the same capture.
+    ///
+    /// [`Tree::pid`] is the pid of its root in this program's namespace. Inside, its processes have
+    /// the pids of the capture. [`Tree::kill`] ends all processes of a copy, also those that are no
+    /// descendants of its root any more. A copy ends when this program ends, or when its last
+    /// process does.
+    ///
+    /// It needs CAP_SYS_ADMIN, on x86-64 or aarch64. A copy cannot be captured, nor can a program
+    /// that has copies. See [`Isolation`] for what copies share.
+    ///
+    /// # Errors
+    ///
+    /// The restore fails with [`Error::Options`] for a capture of several trees, or of a tree in a
+    /// pid namespace of its own; with [`Error::Unsupported`] if this build has no init for copies;
+    /// with [`Error::Io`] if the kernel or a container refuses the namespaces.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let (store, digest) = (criu_rpc::MemBlobStore::default(), "".parse()?);
+    /// use criu_rpc::{Isolation, ProcsRestore, Stream};
+    ///
+    /// let restore = || ProcsRestore::new().isolated(Isolation::new()).stdout(Stream::Piped);
+    /// let (one, other) = (restore().restore(&store, &digest)?, restore().restore(&store, &digest)?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn isolated(mut self, isolation: Isolation) -> ProcsRestore {
+        self.revival.isolation = Some(isolation);
         self
     }
 

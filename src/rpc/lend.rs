@@ -135,6 +135,18 @@ impl<'a> Lend<'a> {
         inherited
     }
 
+    /// Names the files in `opts` for a criu whose files are all its init's: also the folders.
+    pub(super) fn describe_within(&self, opts: &mut CriuOpts, first: i32) -> Vec<BorrowedFd<'a>> {
+        let mut folders = vec![self.images];
+        folders.extend(self.work);
+        let after = (first..).zip(&folders).last().map_or(first, |(last, _)| last + 1);
+        let inherited = self.describe(opts, after);
+        opts.images_dir_fd = first;
+        opts.work_dir_fd = self.work.map(|_| first + 1);
+        folders.extend(inherited);
+        folders
+    }
+
     /// Returns true if criu must inherit any of the files.
     pub(super) fn needs_inheritance(&self) -> bool {
         !self.inherit.is_empty() || self.terminal.is_some() || self.page_server.is_some()

@@ -26,6 +26,7 @@ mod swrk;
 mod talk;
 mod transport;
 pub(crate) mod tree;
+mod within;
 
 use std::{
     ffi::OsString,
@@ -58,7 +59,7 @@ pub(crate) use self::{
 };
 pub use crate::pages::{PageOwner, PageRun, PageSink, PageSize};
 use crate::{
-    DumpOptions, Error, Pid, Request, RestoreOptions, Result, Version, diagnose,
+    DumpOptions, Error, Isolation, Pid, Request, RestoreOptions, Result, Version, diagnose,
     lock::Mutex,
     options::{CpuInfoOptions, PageServerOptions, PreDumpOptions},
     preflight::{self, Preflight},
@@ -84,6 +85,8 @@ pub struct Criu {
     variables: Vec<(OsString, OsString)>,
     deadline: Option<Duration>,
     cancel: Option<Cancel>,
+    /// The namespaces of a restore, if they are not ours.
+    isolation: Option<Isolation>,
     /// The release of the last criu; clones of the handle share it.
     last_version: Arc<Mutex<Option<Version>>>,
 }
@@ -521,9 +524,11 @@ impl Criu {
     /// Nothing of the tree runs then; without [`rst_sibling`](RestoreOptions::rst_sibling) its root
     /// is init's to reap, and holds its pid until then.
     pub fn restore(&self, options: &RestoreOptions, lend: Lend<'_>, hooks: &mut dyn Hooks) -> Result<Tree> {
-        let opts = options.wire();
+        if self.isolation.is_some() {
+            return self.restore_within(options, lend, hooks);
+        }
         let call = Call {
-            opts: Some(opts),
+            opts: Some(options.wire()),
             raw: options.raw(),
             files: Files::Lent(lend),
             hooks: Some(hooks),

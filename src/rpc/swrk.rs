@@ -16,7 +16,7 @@ use nix::unistd::{AccessFlags, access};
 use crate::{
     Error, Result,
     proto::images::PstreeEntry,
-    sys::{self, Child, Place, Spawn},
+    sys::{self, Child, Init, InitCommand, Namespaces, Place, Spawn, Started},
 };
 
 /// The descriptor of the socket in criu: the first after the standard streams.
@@ -82,13 +82,11 @@ impl Command<'_> {
         let nothing = File::open("/dev/null").map_err(Error::io("open /dev/null"))?;
         let mut files = vec![terminal.unwrap_or(nothing.as_fd()), output, output, socket];
         files.extend(lent);
-        let socket = SOCKET.to_string();
-        let mut words = vec![self.program.as_os_str(), OsStr::new("--no-default-config")];
-        words.extend(self.arguments.iter().map(OsString::as_os_str));
-        words.extend([OsStr::new("swrk"), OsStr::new(&socket)]);
         let spawn = Spawn {
             program: c_string("Criu", self.program.as_os_str())?,
-            arguments: words.into_iter().map(|word| c_string("argument", word)).collect::<Result<_>>()?,
+            executable: None,
+            namespaces: 0,
+            arguments: self.words()?,
             environment: self.environment()?,
             files,
             place: apart.place,
@@ -96,6 +94,36 @@ impl Command<'_> {
             lasting: apart.lasting,
         };
         sys::spawn(spawn).map_err(Error::io(format!("start {}", self.program.display())))
+    }
+
+    /// Starts criu in namespaces of its own, with these files from [`FIRST_LENT`](sys::FIRST_LENT)
+    /// on.
+    pub(super) fn start_within(
+        &self,
+        terminal: Option<BorrowedFd<'_>>,
+        output: BorrowedFd<'_>,
+        lent: &[BorrowedFd<'_>],
+        namespaces: Namespaces,
+    ) -> Result<Started> {
+        let nothing = File::open("/dev/null").map_err(Error::io("open /dev/null"))?;
+        let command = InitCommand {
+            program: c_string("Criu", self.program.as_os_str())?,
+            arguments: self.words()?,
+            environment: self.environment()?,
+            streams: [terminal.unwrap_or(nothing.as_fd()), output, output],
+            lent,
+        };
+        let doing = || format!("start {} in namespaces of its own", self.program.display());
+        Init::start(namespaces, command).map_err(Error::io(doing()))
+    }
+
+    /// Returns the arguments of criu, with its name.
+    fn words(&self) -> Result<Vec<CString>> {
+        let socket = SOCKET.to_string();
+        let mut words = vec![self.program.as_os_str(), OsStr::new("--no-default-config")];
+        words.extend(self.arguments.iter().map(OsString::as_os_str));
+        words.extend([OsStr::new("swrk"), OsStr::new(&socket)]);
+        words.into_iter().map(|word| c_string("argument", word)).collect()
     }
 
     /// Returns our environment, without variables that change criu's behaviour, and with a PATH in

@@ -4,6 +4,7 @@
 use std::{
     fs::File,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -20,11 +21,13 @@ use super::{
     session::{Session, Step},
     swrk::{self, Apart, Command, FIRST_LENT},
     transport::{Connection, CriuExit, Heard},
+    within,
 };
 use crate::{
     BoxError, Cause, Error, Failure, Pid, Request, Result, Version, image,
     options::{field_with_zero_byte, younger_fields},
     proto::rpc::{CriuFeatures, CriuOpts, CriuReq, CriuResp},
+    sys::Init,
 };
 
 /// The first release that can log to its standard error, and takes the image folder by path.
@@ -102,6 +105,10 @@ impl Criu {
                     File::open(path).map_err(Error::io(format!("open the folder {}", path.display())))?;
                 opts.images_dir = Some(format!("/proc/self/fd/{FIRST_LENT}"));
                 Connection::start_detached(&command, &[folder.as_fd()], path.join(LOG))
+            }
+            (Files::Lent(lend), Some(opts)) if self.isolation.is_some() => {
+                let (lent, namespaces) = within::prepare(self.isolation.as_ref(), lend, opts)?;
+                Connection::start_within(&command, lend.terminal, &lent, namespaces)
             }
             (Files::Lent(lend), Some(opts)) => {
                 let lent = lend.describe(opts, FIRST_LENT);
@@ -332,6 +339,11 @@ impl Conversation {
         Ok(())
     }
 
+    /// Returns the init of the namespaces that criu restores into, if they are not ours.
+    pub(super) fn init(&self) -> Option<Arc<Init>> {
+        self.connection.as_ref()?.init().cloned()
+    }
+
     /// Returns true if this criu is an ancestor of the process.
     pub(super) fn is_ancestor_of(&self, pid: i32) -> bool {
         self.connection.as_ref().is_some_and(|connection| connection.is_ancestor_of(pid))
@@ -435,6 +447,9 @@ impl Exchange {
                 Heard::Message(packet, descriptors) => match self.session.hear(&packet)? {
                     Step::Done(answer) => return Ok(self.done(answer)),
                     Step::Notified { name, pid } => {
+                        let here =
+                            |pid| connection.root_here(pid).map_err(Error::io("find the root of the copy"));
+                        let pid = pid.map(here).transpose()?;
                         self.root = pid.map(Pid::as_raw).or(self.root);
                         let mut external = Vec::new();
                         let event = Event::named(&name, pid, descriptors.into_iter().next(), &mut external);

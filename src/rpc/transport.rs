@@ -7,6 +7,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     process::ExitStatus,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -31,9 +32,9 @@ use super::{
     swrk::{Apart, Command},
 };
 use crate::{
-    Error, Result,
+    Error, Pid, Result,
     procfs::{self, children, lineage},
-    sys::{self, Child},
+    sys::{self, Child, Init, Namespaces, Started},
 };
 
 /// The connection to a criu, for one conversation.
@@ -47,6 +48,8 @@ pub(super) struct Connection {
     began: Duration,
     /// The program, if we started it.
     program: Option<PathBuf>,
+    /// The init of the namespaces that criu restores into, if they are not ours.
+    init: Option<Arc<Init>>,
 }
 
 /// The destination of criu's standard output and standard error. A file takes a megabyte without a
@@ -106,10 +109,7 @@ impl Connection {
         lent: &[BorrowedFd<'_>],
         apart: Apart,
     ) -> Result<Connection> {
-        let output = move_above_stdio(
-            memfd_create(c"criu output", MFdFlags::MFD_CLOEXEC)
-                .map_err(failed("make a file for criu's output"))?,
-        )?;
+        let output = output_file()?;
         let (socket, theirs) = pair()?;
         let began = file_time();
         let criu = command.spawn(terminal, output.as_fd(), theirs.as_fd(), lent, apart)?;
@@ -119,7 +119,42 @@ impl Connection {
             output: Output::Memory(output.into()),
             began,
             program: Some(command.program.into()),
+            init: None,
         })
+    }
+
+    /// Starts `criu swrk` in namespaces of its own.
+    pub(super) fn start_within(
+        command: &Command<'_>,
+        terminal: Option<BorrowedFd<'_>>,
+        lent: &[BorrowedFd<'_>],
+        namespaces: Namespaces,
+    ) -> Result<Connection> {
+        let output = output_file()?;
+        let began = file_time();
+        let Started { init, socket, criu } =
+            command.start_within(terminal, output.as_fd(), lent, namespaces)?;
+        Ok(Connection {
+            socket,
+            criu: Some(criu),
+            output: Output::Memory(output.into()),
+            began,
+            program: Some(command.program.into()),
+            init: Some(Arc::new(init)),
+        })
+    }
+
+    /// Returns the init of the namespaces that criu restores into, if they are not ours.
+    pub(super) fn init(&self) -> Option<&Arc<Init>> {
+        self.init.as_ref()
+    }
+
+    /// Returns the pid in our namespace of the root, which criu knows as `pid`.
+    pub(super) fn root_here(&self, pid: Pid) -> io::Result<Pid> {
+        match &self.init {
+            None => Ok(pid),
+            Some(init) => init.root().map(|(pid, _)| Pid::from(pid)),
+        }
     }
 
     /// Starts a `criu swrk` that is not a descendant of this process, so that it can dump this
@@ -140,6 +175,7 @@ impl Connection {
             output: Output::Named(output),
             began,
             program: Some(command.program.into()),
+            init: None,
         })
     }
 
@@ -169,6 +205,7 @@ impl Connection {
             output: Output::Elsewhere,
             began,
             program: None,
+            init: None,
         }))
     }
 
@@ -178,7 +215,14 @@ impl Connection {
             let problem = "a connection to criu is a SOCK_SEQPACKET socket, and this is none".to_owned();
             return Err(Error::Options { option: "Criu::over", problem });
         }
-        Ok(Connection { socket, criu: None, output: Output::Elsewhere, began: file_time(), program: None })
+        Ok(Connection {
+            socket,
+            criu: None,
+            output: Output::Elsewhere,
+            began: file_time(),
+            program: None,
+            init: None,
+        })
     }
 
     /// Sends one packet, and waits while criu's buffer is full. Returns what happened instead if it
@@ -300,6 +344,9 @@ impl Connection {
     /// Kills criu and its children. Use it for requests that touch no process, and for a restore,
     /// whose tree consists of these children.
     pub(super) fn kill(&self) {
+        if let Some(init) = &self.init {
+            return init.end();
+        }
         let Some(criu) = &self.criu else { return };
         let tell = |process: BorrowedFd<'_>, signal| {
             let _ = sys::pidfd_signal(process, signal); // fails if it has ended already
@@ -334,10 +381,11 @@ impl Connection {
     /// Closes the socket, waits for criu's end, and collects its facts.
     pub(super) fn finish(self) -> CriuExit {
         let there = self.pid_there();
-        let Connection { socket, criu, output, began, program } = self;
+        let Connection { socket, criu, output, began, program, init } = self;
         drop(socket);
         let deadline = Instant::now() + PATIENCE;
         let status = criu.and_then(|criu| criu.wait(Some(deadline)).ok().flatten().flatten());
+        let status = status.or_else(|| init?.criu_status(Instant::now() + STATUS_PATIENCE));
         let text = match output {
             Output::Elsewhere => Ok(String::new()),
             Output::Memory(file) => tail(file),
@@ -354,10 +402,18 @@ impl Connection {
 /// millisecond.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// The time limit for an init to tell of criu's end.
+const STATUS_PATIENCE: Duration = Duration::from_millis(200);
+
 /// Returns the time by the clock of file times, which advances in ticks and lags behind finer
 /// clocks.
 fn file_time() -> Duration {
     clock_gettime(ClockId::CLOCK_REALTIME_COARSE).map_or(Duration::ZERO, Duration::from)
+}
+
+fn output_file() -> Result<OwnedFd> {
+    let file = memfd_create(c"criu output", MFdFlags::MFD_CLOEXEC);
+    move_above_stdio(file.map_err(failed("make a file for criu's output"))?)
 }
 
 fn pair() -> Result<(OwnedFd, OwnedFd)> {

@@ -2,8 +2,12 @@
 
 use std::{
     fmt,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+        unix::process::ExitStatusExt,
+    },
     process::ExitStatus,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -12,15 +16,18 @@ use nix::errno::Errno;
 use super::kill::{kill_from, kill_tree};
 use crate::{
     Error, Pid, Result,
-    sys::{self, Child},
+    sys::{self, Child, Init},
 };
 
 /// A process tree that was revived.
 ///
-/// Dropping it leaves the tree running. A thread reaps its root at its end.
+/// Dropping it leaves the tree running. A thread reaps its root at its end. A
+/// [copy](crate::ProcsRestore::isolated) ends with this program.
 pub struct Tree {
     root: Child,
     status: Option<ExitStatus>,
+    /// The init of its namespaces, if they are its own.
+    init: Option<Arc<Init>>,
 }
 
 impl Tree {
@@ -30,10 +37,19 @@ impl Tree {
             let _ = kill_tree(pid); // without a pidfd the tree has no owner
             Error::io(format!("open the revived process {pid}"))(error)
         })?;
-        Ok(Tree { root: Child::new(pid, pidfd), status: None })
+        Ok(Tree { root: Child::new(pid, pidfd), status: None, init: None })
     }
 
-    /// Returns the pid of the root process.
+    /// Takes ownership of a tree in namespaces of its own.
+    pub(super) fn within(init: Arc<Init>) -> Result<Tree> {
+        let doing = || "open the root of the copy".to_owned();
+        let (pid, pidfd) = init.root().map_err(Error::io(doing()))?;
+        init.close_lent().map_err(Error::io(doing()))?;
+        init.keep();
+        Ok(Tree { root: Child::new(pid, pidfd), status: None, init: Some(init) })
+    }
+
+    /// Returns the pid of the root process, in this program's pid namespace.
     pub fn pid(&self) -> Pid {
         Pid::from(self.root.pid())
     }
@@ -78,18 +94,29 @@ impl Tree {
                 self.status = Some(status);
                 Ok(self.status)
             }
+            Some(None) if self.init.is_some() => {
+                let patience = Instant::now() + Duration::from_secs(1);
+                let status = self.init.as_ref().and_then(|init| init.root_status(patience));
+                // An init that is killed cannot tell, and kills the root.
+                self.status = status.or(Some(ExitStatus::from_raw(9)));
+                Ok(self.status)
+            }
             Some(None) => Err(Error::Io { doing: doing(), source: Errno::ECHILD.into() }),
         }
     }
 
-    /// Kills the root process and all its descendants, as [`kill_tree`](crate::kill_tree) does, and
-    /// waits until they have ended. Succeeds if the tree has ended already. [`wait`](Tree::wait)
-    /// still returns the status.
+    /// Kills all processes of a [copy](crate::ProcsRestore::isolated), or the root process and all
+    /// its descendants, as [`kill_tree`](crate::kill_tree) does, and waits until they have ended.
+    /// Succeeds if the tree has ended already. [`wait`](Tree::wait) still returns the status.
     ///
     /// # Errors
     ///
     /// As [`kill_tree`](crate::kill_tree).
     pub fn kill(&self) -> Result<()> {
+        if let Some(init) = &self.init {
+            init.end();
+            return Ok(());
+        }
         kill_from(self.root.pid(), self.root.pidfd())
     }
 

@@ -7,6 +7,7 @@
 mod adopt;
 mod buffer;
 mod helper;
+mod init;
 mod lasting;
 mod mount;
 mod namespace;
@@ -35,6 +36,7 @@ pub(crate) use self::{
     adopt::{Adoption, NoAdoption},
     buffer::Buffer,
     helper::in_another_process,
+    init::{FIRST_LENT, Init, InitCommand, Namespaces, Started},
     mount::mount_fuse,
     namespace::{namespace_owner, parent_namespace},
     reap::{Child, forget_children, is_known_child, reap, reap_later, wait_readable},

@@ -28,6 +28,10 @@ use super::{Child, adopt::without_adoption, lasting::on_lasting_thread};
 pub(crate) struct Spawn<'a> {
     /// The program, as a path.
     pub(crate) program: CString,
+    /// The file to execute, if it is not that of the path.
+    pub(crate) executable: Option<BorrowedFd<'a>>,
+    /// The namespaces to start it in, as flags of `clone`: new ones.
+    pub(crate) namespaces: libc::c_int,
     /// Its arguments; the first one is its own name.
     pub(crate) arguments: Vec<CString>,
     /// Its complete environment.
@@ -81,7 +85,7 @@ pub(crate) fn spawn(spawn: Spawn<'_>) -> io::Result<Option<Child>> {
 
 fn start_child(parts: &Parts) -> io::Result<Child> {
     let mut plan = Plan::new(parts);
-    let (pid, pidfd) = plan.start(execute, libc::CLONE_PIDFD)?;
+    let (pid, pidfd) = plan.start(execute, libc::CLONE_PIDFD | parts.namespaces)?;
     let pidfd = pidfd.expect("because CLONE_PIDFD asked for it");
     let child = Child::new(pid, pidfd);
     plan.outcome().inspect_err(|_| drop(child.wait(None)))?;
@@ -102,6 +106,8 @@ fn start_detached(parts: &Parts) -> io::Result<()> {
 /// The program to start, with its own copies of the files.
 struct Parts {
     program: CString,
+    executable: Option<OwnedFd>,
+    namespaces: libc::c_int,
     arguments: Vec<CString>,
     environment: Vec<CString>,
     /// Copies of the files, at numbers above all target numbers.
@@ -114,8 +120,9 @@ impl Parts {
     fn new(spawn: Spawn<'_>) -> io::Result<Parts> {
         let above = RawFd::try_from(spawn.files.len()).map_err(io::Error::other)?;
         let sources = spawn.files.iter().map(|file| duplicate(*file, above)).collect::<io::Result<_>>()?;
-        let Spawn { program, arguments, environment, place, ignores, .. } = spawn;
-        Ok(Parts { program, arguments, environment, sources, place, ignores })
+        let executable = spawn.executable.map(|file| duplicate(file, above)).transpose()?;
+        let Spawn { program, arguments, environment, place, ignores, namespaces, .. } = spawn;
+        Ok(Parts { program, executable, namespaces, arguments, environment, sources, place, ignores })
     }
 }
 
@@ -239,8 +246,17 @@ extern "C" fn execute(plan: *mut libc::c_void) -> libc::c_int {
     unblock_signals();
     let (program, arguments, environment): (&CStr, _, _) =
         (&plan.parts.program, plan.arguments.as_ptr(), plan.environment.as_ptr());
-    // SAFETY: the strings are alive, and both arrays end with a null pointer.
-    unsafe { libc::execve(program.as_ptr(), arguments, environment) };
+    match &plan.parts.executable {
+        // SAFETY: the strings are alive, and both arrays end with a null pointer.
+        None => drop(unsafe { libc::execve(program.as_ptr(), arguments, environment) }),
+        Some(file) => {
+            let (file, nowhere) = (file.as_raw_fd(), c"".as_ptr());
+            // SAFETY: as above.
+            unsafe {
+                libc::syscall(libc::SYS_execveat, file, nowhere, arguments, environment, libc::AT_EMPTY_PATH);
+            }
+        }
+    }
     plan.errno = errno();
     127
 }

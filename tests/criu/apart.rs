@@ -23,7 +23,8 @@ use crate::{
 };
 
 /// The processes: what each is called, and what it does.
-const BODIES: [&[Test]; 5] = [
+const BODIES: [&[Test]; 6] = [
+    crate::copies::APART,
     crate::faults::APART,
     crate::many::APART,
     crate::signals::APART,

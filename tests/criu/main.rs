@@ -22,6 +22,8 @@ modules! { many overdue soak }
 
 // Those of signals, of the ends of processes, and of what listens.
 modules! { signals }
+// Copies of one capture, side by side.
+modules! { copies }
 // Options that a tree needs and the crate adds.
 modules! { beyond enclosed inet jobs late links order outside settings shared ways }
 
@@ -32,6 +34,7 @@ modules! { crossing everything mapped timers wakeups }
 fn main() {
     let parts: &[harness::Part] = &[
         ("--victim", victim::main),
+        ("--copies", copies::main),
         ("--leaks", leaks::main),
         ("--look", preflight::privileges::main),
         ("--odd", provoked::odd::main),
@@ -51,6 +54,7 @@ fn main() {
         causes::TESTS,
         chunked::TESTS,
         client::TESTS,
+        copies::TESTS,
         crossing::TESTS,
         everything::TESTS,
         timers::TESTS,

@@ -17,6 +17,7 @@ const FLOORS: [(&str, &[&str]); 10] = [
             "error",
             "file_lock",
             "foresight",
+            "isolation",
             "lock",
             "pages",
             "pid",

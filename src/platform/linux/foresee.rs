@@ -7,7 +7,6 @@ use super::{
     fit,
     frozen::{Frozen, terminals},
     links::Links,
-    pids::Pids,
     restore::Reviver,
     select,
     streams::Given,
@@ -87,13 +86,14 @@ impl Reviver<'_> {
     pub(crate) fn foresee(&self, trees: &[ToRevive<'_>], foresight: &mut Foresight) -> Result<()> {
         self.version()?;
         let images = whole_images(trees)?;
+        self.check_isolation(&images)?;
         images.iter().try_for_each(settle_deleted)?;
         let links = Links::between(&images)?;
         for (place, images) in images.iter().enumerate() {
             self.until.check(|| "look at what a restore would meet".to_owned())?;
             foresight.processes += images.processes()?.len();
             let lent = Given::new(self.revival, self.chosen, links.of(place))?.lend(images)?;
-            let pids = Pids::of(images)?;
+            let pids = self.pids(images)?;
             let check = Check { revival: self.revival, images, lent: &lent.files, pids: &pids };
             let checked = check.run(&mut |error| foresight.block(error))?;
             let changed = checked.files.changed(images)?;

@@ -20,6 +20,11 @@ use crate::{
 pub(super) struct Pids(BTreeSet<i32>);
 
 impl Pids {
+    /// The numbers of a tree in a pid namespace of its own: all of them are free.
+    pub(super) fn of_copy() -> Pids {
+        Pids(BTreeSet::new())
+    }
+
     pub(super) fn of(images: &ImageDir) -> Result<Pids> {
         if images.has_own_pids()? {
             // Its numbers count in a namespace that is made for the tree.

@@ -68,6 +68,7 @@ impl<'a> Reviver<'a> {
         if let Some(cancel) = &revival.means.cancel {
             criu = criu.cancelled_by(cancel);
         }
+        criu = criu.isolated(revival.isolation.clone());
         criu.program()?;
         let null = File::open("/dev/null").map_err(Error::io("open /dev/null"))?;
         // Not in the place of a standard stream that the program closed: the tree would be given
@@ -104,6 +105,7 @@ impl<'a> Reviver<'a> {
     /// Revives all the trees or none.
     pub(crate) fn revive(&self, trees: &[ToRevive<'_>]) -> Result<Revived> {
         let images = whole_images(trees)?;
+        self.check_isolation(&images)?;
         images.iter().try_for_each(settle_deleted)?;
         let links = Links::between(&images)?;
         let mut all_lent = Vec::new();
@@ -168,10 +170,33 @@ impl<'a> Reviver<'a> {
         Ok((revived, warnings))
     }
 
+    /// Returns the numbers that the tree needs here.
+    pub(super) fn pids(&self, images: &ImageDir) -> Result<Pids> {
+        match self.revival.isolation {
+            Some(_) => Ok(Pids::of_copy()),
+            None => Pids::of(images),
+        }
+    }
+
+    /// Refuses a copy of trees that cannot be put into one pid namespace.
+    pub(super) fn check_isolation(&self, images: &[ImageDir]) -> Result<()> {
+        if self.revival.isolation.is_none() {
+            return Ok(());
+        }
+        let refused = |problem: String| Err(Error::Options { option: "isolated", problem });
+        if images.len() > 1 {
+            return refused(format!("the capture has {} trees, and a copy has one", images.len()));
+        }
+        if images.iter().map(ImageDir::has_own_pids).collect::<Result<Vec<_>>>()?.contains(&true) {
+            return refused("the tree has a pid namespace of its own already".to_owned());
+        }
+        Ok(())
+    }
+
     /// Checks each of several trees before the first of them runs: what it does cannot be undone.
     fn check_all(&self, images: &[ImageDir], lent: &[ToLend]) -> Result<()> {
         for (images, lent) in images.iter().zip(lent) {
-            let pids = Pids::of(images)?;
+            let pids = self.pids(images)?;
             pids.wait_for_zombies(self.patience());
             let check = Check { revival: self.revival, images, lent: &lent.files, pids: &pids };
             // A process of another tree, whose files in /proc this one has open, is not there yet.
@@ -202,7 +227,7 @@ impl<'a> Reviver<'a> {
         images.repeat_calls()?;
         images.mend_timers()?;
         let held = images.hold_unsent()?;
-        let pids = Pids::of(images)?;
+        let pids = self.pids(images)?;
         let patience = self.patience();
         self.clock.lap(Phase::Prepare);
         let waiting = Instant::now();

@@ -1,0 +1,304 @@
+//! [`Init`]: the first process of the namespaces of a copy.
+//!
+//! It is a program of a few pages, executed from memory. A fork of this process would copy its page
+//! tables and keep its memory, however large it is.
+
+use std::{
+    ffi::CString,
+    fs::File,
+    io::{self, Write},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::process::ExitStatusExt,
+    },
+    process::ExitStatus,
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    sys::{
+        memfd::{MFdFlags, memfd_create},
+        signal::Signal,
+        socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair},
+    },
+};
+
+use super::{Child, OF_A_TERMINAL, Place, Spawn, pidfd_open, pidfd_signal, receive, spawn, wait_readable};
+use crate::lock::Mutex;
+
+/// The program; empty where it could not be built.
+static PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/init"));
+
+/// The number of the first lent file in an init, and so in its criu. Those before are the standard
+/// streams, the control socket, which is criu's own socket there, and the owner.
+pub(crate) const FIRST_LENT: i32 = 5;
+const OWNER: i32 = 4;
+
+/// The namespaces and the steps of an init, as `sys/init/program.rs` describes them.
+#[derive(Debug, Clone)]
+pub(crate) struct Namespaces {
+    flags: libc::c_int,
+    steps: Vec<CString>,
+}
+
+impl Namespaces {
+    /// A pid namespace and a mount namespace. The root gets the number `root`, and criu one above
+    /// `highest`.
+    pub(crate) fn new(root: u32, highest: u32) -> Namespaces {
+        let flags = libc::CLONE_NEWPID | libc::CLONE_NEWNS;
+        Namespaces { flags, steps: Vec::new() }
+            .step(&["p"])
+            .step(&["n", &highest.to_string()])
+            .step(&["R", &root.to_string()])
+    }
+
+    /// Adds a network of their own, with nothing but a loopback interface.
+    pub(crate) fn network(mut self) -> Namespaces {
+        self.flags |= libc::CLONE_NEWNET;
+        self.step(&["l"])
+    }
+
+    /// Adds terminals of their own.
+    pub(crate) fn terminals(self) -> Namespaces {
+        self.step(&["t"])
+    }
+
+    /// Opens a folder inside, under the number of a lent file.
+    pub(crate) fn folder(self, number: i32, path: CString) -> Namespaces {
+        let mut all = self.step(&["o", &number.to_string()]);
+        all.steps.push(path);
+        all
+    }
+
+    fn step(mut self, words: &[&str]) -> Namespaces {
+        // Numbers and letters have no zero byte.
+        self.steps.extend(words.iter().map(|word| CString::new(*word).unwrap_or_default()));
+        self
+    }
+}
+
+/// The program that an init starts, and its files from [`FIRST_LENT`] on.
+pub(crate) struct InitCommand<'a> {
+    pub(crate) program: CString,
+    pub(crate) arguments: Vec<CString>,
+    pub(crate) environment: Vec<CString>,
+    /// The standard streams.
+    pub(crate) streams: [BorrowedFd<'a>; 3],
+    pub(crate) lent: &'a [BorrowedFd<'a>],
+}
+
+/// A running init. Dropping it ends all processes of the namespace, unless it was
+/// [kept](Init::keep). They end with this process in any case.
+#[derive(Debug)]
+pub(crate) struct Init {
+    process: Child,
+    control: Mutex<Control>,
+    kept: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Control {
+    socket: OwnedFd,
+    root_status: Option<ExitStatus>,
+    criu_status: Option<ExitStatus>,
+}
+
+/// A criu that an init started.
+pub(crate) struct Started {
+    pub(crate) init: Init,
+    /// Our end of criu's socket.
+    pub(crate) socket: OwnedFd,
+    pub(crate) criu: Child,
+}
+
+// The kinds of packets.
+const READY: i32 = 1;
+const CRIU_ENDED: i32 = 2;
+const ROOT_ENDED: i32 = 3;
+const ROOT_OPENED: i32 = 4;
+const FAILED: i32 = 9;
+const OPEN_ROOT: i32 = 1;
+const CLOSE: i32 = 3;
+const END: i32 = 8;
+
+/// The longest that an init may take for a step.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+impl Init {
+    /// Returns false where the program could not be built.
+    pub(crate) fn is_built() -> bool {
+        !PROGRAM.is_empty()
+    }
+
+    /// Starts an init in new namespaces, which starts the program.
+    pub(crate) fn start(namespaces: Namespaces, command: InitCommand<'_>) -> io::Result<Started> {
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        let ours = super::duplicate_above(ours.as_fd(), 3)?;
+        let owner = pidfd_open(crate::Pid::own().as_raw())?;
+        let executable = program()?;
+        let InitCommand { program, arguments, environment, streams, lent } = command;
+        let mut words = vec![c"criu-rpc init".into()];
+        words.extend([c"O".into(), CString::new(OWNER.to_string())?]);
+        words.extend(namespaces.steps);
+        words.extend([c"r".into(), program]);
+        words.extend(arguments.into_iter().skip(1));
+        let mut files = streams.to_vec();
+        files.extend([theirs.as_fd(), owner.as_fd()]);
+        files.extend(lent);
+        let process = spawn(Spawn {
+            program: c"init".into(),
+            executable: Some(executable.as_fd()),
+            namespaces: namespaces.flags,
+            arguments: words,
+            environment,
+            files,
+            place: Place::OwnSession,
+            ignores: OF_A_TERMINAL,
+            lasting: false,
+        })?;
+        drop(theirs);
+        let process = process.ok_or_else(|| io::Error::other("an init is no detached process"))?;
+        let control = Control { socket: ours, root_status: None, criu_status: None };
+        let init = Init { process, control: Mutex::new(control), kept: AtomicBool::new(false) };
+        let (_, descriptors) = init.hear(READY, Instant::now() + PATIENCE)?;
+        let [socket, pidfd] = <[OwnedFd; 2]>::try_from(descriptors)
+            .map_err(|_| io::Error::other("its descriptors were lost"))?;
+        let criu = Child::new(number_of(&pidfd)?, pidfd);
+        let socket = super::duplicate_above(socket.as_fd(), 3)?;
+        Ok(Started { init, socket, criu })
+    }
+
+    /// Lets the processes go on when this is dropped.
+    pub(crate) fn keep(&self) {
+        self.kept.store(true, Ordering::Relaxed);
+    }
+
+    /// Opens the root. Returns its number here, and a pidfd.
+    pub(crate) fn root(&self) -> io::Result<(i32, OwnedFd)> {
+        self.tell(OPEN_ROOT, 0, 0)?;
+        let (errno, descriptors) = self.hear(ROOT_OPENED, Instant::now() + PATIENCE)?;
+        let pidfd = descriptors.into_iter().next().ok_or_else(|| io::Error::from_raw_os_error(errno))?;
+        Ok((number_of(&pidfd)?, pidfd))
+    }
+
+    /// Closes the files that were lent.
+    pub(crate) fn close_lent(&self) -> io::Result<()> {
+        self.tell(CLOSE, FIRST_LENT, i32::MAX)
+    }
+
+    /// Returns the status of the root, which has ended.
+    pub(crate) fn root_status(&self, deadline: Instant) -> Option<ExitStatus> {
+        let mut control = self.control.lock();
+        while control.root_status.is_none() {
+            control.read(deadline).ok()?;
+        }
+        control.root_status
+    }
+
+    /// Returns the status of criu, which has ended.
+    pub(crate) fn criu_status(&self, deadline: Instant) -> Option<ExitStatus> {
+        let mut control = self.control.lock();
+        while control.criu_status.is_none() {
+            control.read(deadline).ok()?;
+        }
+        control.criu_status
+    }
+
+    /// Kills all processes in the namespace, and waits for their end.
+    pub(crate) fn end(&self) {
+        const GRACE: Duration = Duration::from_secs(1);
+        // If it does not hear, its own end kills all of them.
+        let asked = self.tell(END, 0, 0).is_ok();
+        let ended =
+            asked && wait_readable(self.process.pidfd(), Some(Instant::now() + GRACE)).unwrap_or(false);
+        if !ended {
+            let _ = pidfd_signal(self.process.pidfd(), Signal::SIGKILL); // it has ended, then
+        }
+        let _ = self.process.wait(Some(Instant::now() + PATIENCE)); // reaped later, then
+    }
+
+    fn tell(&self, kind: i32, one: i32, other: i32) -> io::Result<()> {
+        let packet = [kind, one, other, 0].map(i32::to_ne_bytes).concat();
+        let socket = self.control.lock().socket.as_raw_fd();
+        send(socket, &packet, MsgFlags::MSG_NOSIGNAL)?;
+        Ok(())
+    }
+
+    /// Waits for a packet of this kind.
+    fn hear(&self, wanted: i32, deadline: Instant) -> io::Result<(i32, Vec<OwnedFd>)> {
+        let mut control = self.control.lock();
+        loop {
+            let (kind, one, other, descriptors) = control.read(deadline)?;
+            match kind {
+                FAILED => {
+                    let error = io::Error::from_raw_os_error(other);
+                    return Err(io::Error::new(
+                        error.kind(),
+                        format!("step {one} of the copy's init: {error}"),
+                    ));
+                }
+                kind if kind == wanted => return Ok((one, descriptors)),
+                _ => {}
+            }
+        }
+    }
+}
+
+impl Drop for Init {
+    fn drop(&mut self) {
+        if !self.kept.load(Ordering::Relaxed) {
+            self.end();
+        }
+    }
+}
+
+impl Control {
+    /// Reads a packet, and keeps the statuses.
+    fn read(&mut self, deadline: Instant) -> io::Result<(i32, i32, i32, Vec<OwnedFd>)> {
+        if !wait_readable(self.socket.as_fd(), Some(deadline))? {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let mut packet = [0; 16];
+        let (size, descriptors) = receive(self.socket.as_fd(), &mut packet)?;
+        if size != packet.len() {
+            return Err(io::Error::new(io::ErrorKind::BrokenPipe, "the copy's init has ended"));
+        }
+        let number =
+            |at: usize| i32::from_ne_bytes([packet[at], packet[at + 1], packet[at + 2], packet[at + 3]]);
+        let (kind, one, other) = (number(0), number(4), number(8));
+        match kind {
+            CRIU_ENDED => self.criu_status = Some(ExitStatus::from_raw(one)),
+            ROOT_ENDED => self.root_status = Some(ExitStatus::from_raw(one)),
+            _ => {}
+        }
+        Ok((kind, one, other, descriptors))
+    }
+}
+
+/// The number of the process of a pidfd, in our pid namespace.
+fn number_of(pidfd: &OwnedFd) -> io::Result<i32> {
+    let told = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+    let number = told.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
+    number.filter(|number| *number > 0).ok_or_else(|| Errno::ESRCH.into())
+}
+
+/// A file of the program, in memory.
+fn program() -> io::Result<File> {
+    if PROGRAM.is_empty() {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    let executable = MFdFlags::from_bits_retain(MFD_EXEC);
+    let name = c"criu-rpc init";
+    let file = match memfd_create(name, MFdFlags::MFD_CLOEXEC | executable) {
+        Err(Errno::EINVAL) => memfd_create(name, MFdFlags::MFD_CLOEXEC), // before Linux 6.3
+        made => made,
+    };
+    let mut file = File::from(file?);
+    file.write_all(PROGRAM)?;
+    Ok(file)
+}
+
+const MFD_EXEC: libc::c_uint = 0x10;
