@@ -17,6 +17,7 @@ impl ImageDir {
             problems.push(format!("the file {name} was deleted, and no other name of it was found"));
         }
         problems.extend(self.missed_beyond_restore()?);
+        problems.extend(self.streams_in_flight()?);
         Ok(problems)
     }
 
@@ -31,7 +32,42 @@ impl ImageDir {
         let sockets = self.sockets_beyond_restore()?.into_iter().map(of(Cause::UnixSocketBusy));
         let user = self.user_namespace(&processes)?.into_iter().map(of(Cause::UserNamespace));
         let memfds = self.memfds_beyond_restore(&processes)?;
-        Ok(namespaces.chain(user).chain(files).chain(unsent).chain(sockets).chain(memfds).collect())
+        let epolls = self.epolls_beyond_restore()?.into_iter().map(of(Cause::EpollElsewhere));
+        let replaced = self.replaced_in_flight()?.into_iter().map(of(Cause::UnixSocketBusy));
+        let files = files.chain(unsent).chain(sockets).chain(replaced).chain(memfds).chain(epolls);
+        Ok(namespaces.chain(user).chain(files).collect())
+    }
+
+    /// True of a restore that replaces a standard stream which is also in flight: there is nothing to
+    /// put into the socket.
+    fn replaced_in_flight(&self) -> Result<Option<String>> {
+        let mut rights = self.in_flight()?;
+        if !rights.is_empty() {
+            self.each("files.img", |file: FileEntry| {
+                rights.remove(&file.id);
+            })?;
+        }
+        let problem = "a standard stream that is replaced is also on its way through a unix socket";
+        Ok((!rights.is_empty()).then(|| problem.to_owned()))
+    }
+
+    /// Epolls that have a file twice: also by a descriptor that was closed while another one of the
+    /// same file stayed open. criu finds the other one for both, and the kernel takes each only
+    /// once.
+    fn epolls_beyond_restore(&self) -> Result<Vec<String>> {
+        let mut problems = Vec::new();
+        self.each("files.img", |file: FileEntry| {
+            let mut known = BTreeSet::new();
+            let targets = file.epfd.into_iter().flat_map(|epoll| epoll.tfd);
+            let twice = targets.map(|target| target.tfd).find(|descriptor| !known.insert(*descriptor));
+            problems.extend(twice.map(|descriptor| {
+                format!(
+                    "an epoll waits twice for the file of descriptor {descriptor}, once by another descriptor that was \
+                     closed"
+                )
+            }));
+        })?;
+        Ok(problems)
     }
 
     /// A user namespace of the tree's own, while it was in criu's pid and mount namespaces.

@@ -14,7 +14,7 @@
 //!
 //! All of this is so in criu 3.17 to 4.2.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::{ImageDir, fdinfo, frame};
 use crate::{
@@ -74,6 +74,17 @@ impl ImageDir {
             }
         }
         Ok(())
+    }
+
+    /// The numbers of the files that are in flight.
+    pub(super) fn in_flight(&self) -> Result<HashSet<u32>> {
+        let mut found = HashSet::new();
+        let Some(mut frames) = self.frames("sk-queues.img")? else { return Ok(found) };
+        while let Some(packet) = frames.next_entry::<SkPacketEntry>()? {
+            frames.raw(packet.length)?;
+            found.extend(packet.scm.into_iter().flat_map(|scm| scm.rights));
+        }
+        Ok(found)
     }
 
     /// Adds which sockets have descriptors in their queues. criu gives those files to who makes the

@@ -15,6 +15,8 @@ use crate::{
 tests![
     a_child_in_a_network_namespace_of_its_own,
     sockets_in_flight_that_have_sockets_in_flight,
+    a_standard_stream_in_flight,
+    an_epoll_with_a_file_twice,
     a_file_in_proc_of_a_thread,
     a_file_in_proc_of_a_process_of_the_tree_is_fine,
     a_tree_that_could_not_be_revived_is_not_frozen_to_be_ended,
@@ -91,6 +93,34 @@ fn sockets_in_flight_that_have_sockets_in_flight() {
     ]);
     let mut victim = Script::by(command);
     is_never_revived(victim.pid(), "descriptors are on their way to the unix socket");
+    assert_eq!(victim.ask("hello"), "hello");
+}
+
+/// A program in python that does this first.
+fn echo_after(first: &str) -> Script {
+    let mut command = Command::new("python3");
+    command.args([
+        "-c",
+        &format!(
+            "import os, select, socket, sys\nos.setsid()\n{first}\nprint('ready', os.getpid(), flush=True)\n\
+             for line in sys.stdin: print(line.strip(), flush=True)"
+        ),
+    ]);
+    Script::by(command)
+}
+
+fn a_standard_stream_in_flight() {
+    let mut victim = echo_after("one, other = socket.socketpair()\nsocket.send_fds(one, [b'x'], [0])");
+    is_never_revived(victim.pid(), "the standard stream 0 is on its way through a unix socket");
+    assert_eq!(victim.ask("hello"), "hello");
+}
+
+fn an_epoll_with_a_file_twice() {
+    let mut victim = echo_after(
+        "r, w = os.pipe()\ncopy = os.dup(r)\nepoll = select.epoll()\nepoll.register(r)\nepoll.register(copy)\n\
+         os.close(copy)",
+    );
+    is_never_revived(victim.pid(), "an epoll waits twice for the file of descriptor");
     assert_eq!(victim.ask("hello"), "hello");
 }
 

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::{
-    Offer, Plan,
+    Offer, Plan, stream_of,
     tables::{Inherited, Resource, Tables},
 };
 use crate::{Result, image::ImageDir, proto::images::TtyInfoEntry};
@@ -50,6 +50,25 @@ impl ImageDir {
             }
         }
         Ok(found)
+    }
+
+    /// Standard streams that lead out and are also on their way through a unix socket: a restore
+    /// replaces the streams, and criu finds nothing to put into the socket.
+    pub(crate) fn streams_in_flight(&self) -> Result<Vec<String>> {
+        let rights = self.in_flight()?;
+        if rights.is_empty() {
+            return Ok(Vec::new());
+        }
+        let tables = Tables::read(self, &Inherited(&[]))?;
+        let streams = tables.of_root().filter_map(stream_of);
+        let lost =
+            streams.filter(|(_, stream)| rights.contains(&stream.id) && tables.outside(stream.id).is_some());
+        let problem = |(stream, _)| {
+            format!(
+                "the standard stream {stream} is on its way through a unix socket, and leads out of the tree"
+            )
+        };
+        Ok(lost.map(problem).collect())
     }
 
     /// The first process that has this table of descriptors.
