@@ -122,14 +122,33 @@ impl ObjectBlobStore {
         each: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
         digest_of: impl Fn(usize) -> Digest256,
     ) -> Result<()> {
-        let mut search = Search { store: self, names, damaged: HashMap::new() };
+        self.find_by(&|found| self.look_for_news(found), names, each, digest_of)
+    }
+
+    /// Finds the blobs of these names. `look` looks for new packs.
+    fn find_by(
+        &self,
+        look: &dyn Fn(&dyn Fn() -> bool) -> Result<()>,
+        names: &[Name],
+        each: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
+        digest_of: impl Fn(usize) -> Digest256,
+    ) -> Result<()> {
+        let mut search = Search { store: self, names, damaged: HashMap::new(), gone: false };
         let mut places: Vec<usize> = (0..names.len()).collect();
         places = search.in_packs(places, each)?;
         places = search.singly(places, each)?;
-        if !places.is_empty() {
+        // A collection can replace a pack between the look and the read.
+        for _ in 0..LOOKS {
+            if places.is_empty() {
+                break;
+            }
             let known = |place: &usize| self.is_packed(&names[*place]);
-            self.look_for_news(&|| places.iter().all(known))?;
+            look(&|| places.iter().all(known))?;
+            search.gone = false;
             places = search.in_packs(places, each)?;
+            if !search.gone {
+                break;
+            }
         }
         match places.first() {
             None => Ok(()),
@@ -167,6 +186,8 @@ struct Search<'a> {
     names: &'a [Name],
     /// The blobs that were found damaged.
     damaged: HashMap<Name, Error>,
+    /// True if a pack was gone that the catalog has.
+    gone: bool,
 }
 
 impl Search<'_> {
@@ -230,6 +251,7 @@ impl Search<'_> {
         left: &mut Vec<usize>,
     ) -> Result<()> {
         let gone = frame.is_none();
+        self.gone |= gone;
         let frame = match frame {
             Some(Ok(frame)) => Some(frame),
             // A frame that this program cannot decompress is not damaged.
@@ -441,6 +463,9 @@ const SINGLES: usize = 16;
 /// The number of attempts to read an encrypted object that seems to be damaged.
 const TRIES: usize = 3;
 
+/// The maximum number of looks for packs, if those that were found are gone when they are read.
+const LOOKS: usize = 4;
+
 /// The number of concurrent requests for indexes.
 const INDEXES: usize = 16;
 
@@ -475,6 +500,43 @@ mod tests {
             assert_eq!(other.get(&digest).unwrap(), n.to_le_bytes());
         }
         assert!(matches!(other.get(&Digest256::of(b"no")), Err(Error::Missing { .. })));
+    }
+
+    #[test]
+    fn a_pack_that_is_replaced_between_listing_and_read_is_looked_for_again() {
+        for collections in 1..LOOKS {
+            let memory: Arc<dyn object_store::ObjectStore> = Arc::new(object_store::memory::InMemory::new());
+            let open = || ObjectBlobStore::new(Arc::clone(&memory), "p").unwrap();
+            let (reader, owner) = (open(), open());
+            let blobs: Vec<_> = (0..20_u32).map(|n| n.to_le_bytes().repeat(1000)).collect();
+            let pairs: Vec<_> = blobs.iter().map(|blob| (Digest256::of(blob), blob.as_slice())).collect();
+            let batch = owner.batch().unwrap();
+            batch.put(&pairs).unwrap();
+            batch.commit().unwrap();
+            let looks = std::cell::Cell::new(0);
+            let look = |_: &dyn Fn() -> bool| {
+                reader.refresh()?;
+                looks.set(looks.get() + 1);
+                if looks.get() <= collections {
+                    let keep = pairs[..pairs.len() / (1 << looks.get())].iter().map(|(digest, _)| *digest);
+                    owner.collect_all_but(&keep.collect(), super::super::NobodyWrites::until_it_ends())?;
+                }
+                Ok(())
+            };
+            let find = |place: usize| {
+                looks.set(0);
+                let names: Vec<Name> = reader.codec.names([pairs[place].0]).unwrap();
+                let mut found = Vec::new();
+                let each = &mut |_, bytes: &[u8]| {
+                    found = bytes.to_vec();
+                    Ok(())
+                };
+                reader.find_by(&look, &names, each, |_| pairs[place].0).map(|()| found)
+            };
+            assert_eq!(find(0).unwrap(), blobs[0]);
+            assert_eq!(looks.get(), collections + 1);
+            assert!(matches!(find(19), Err(Error::Missing { .. })));
+        }
     }
 
     #[test]
