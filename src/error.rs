@@ -161,6 +161,7 @@ pub enum Error {
     Revived,
 
     /// The store has no such blob.
+    #[non_exhaustive]
     Missing {
         /// The digest of the blob.
         digest: Digest256,
@@ -221,6 +222,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Makes an [`Error::Missing`], for authors of stores.
+    pub fn missing(digest: &Digest256) -> Error {
+        Error::Missing { digest: *digest }
+    }
+
     /// Makes an [`Error::Store`], for authors of stores.
     pub fn store(doing: impl Into<String>, source: impl Into<BoxError>) -> Error {
         Error::Store { doing: doing.into(), source: source.into() }

@@ -19,6 +19,7 @@ use crate::{
 pub enum Warning {
     /// The capture is a placeholder: no process was captured, because that system does not support
     /// it.
+    #[non_exhaustive]
     Unsupported {
         /// The operating system, or `linux-no-criu`.
         on: String,
@@ -27,15 +28,22 @@ pub enum Warning {
     },
     /// The capture is marked for deletion: a collection was not told to keep it, and may remove it
     /// at any time.
+    #[non_exhaustive]
     Marked {
         /// The digest of the capture.
         capture: Digest256,
     },
-    /// The kernel or criu is older than that of the capture, and may not support all of its
-    /// features.
-    Older {
-        /// `kernel` or `criu`.
-        what: &'static str,
+    /// The kernel is older than that of the capture, and may not support all of its features.
+    #[non_exhaustive]
+    OlderKernel {
+        /// The release at the capture.
+        there: String,
+        /// The release here.
+        here: String,
+    },
+    /// criu is older than that of the capture, and may not support all of its features.
+    #[non_exhaustive]
+    OlderCriu {
         /// The release at the capture.
         there: String,
         /// The release here.
@@ -44,6 +52,7 @@ pub enum Warning {
     /// A file that the tree was writing at its end has grown since the capture. The tree continues
     /// at the new end; see [`GrownFiles`](crate::GrownFiles). It has its own position: if another
     /// process writes to the file later, without appending, they overwrite each other's data.
+    #[non_exhaustive]
     FileContinued {
         /// The file.
         path: String,
@@ -58,6 +67,7 @@ pub enum Warning {
     /// Contents are compared if the tree had a shared and writable mapping of the file of at most 1
     /// MiB, such as a named semaphore. For other files, the time of the last change is compared. A
     /// file that was put back as it was counts as changed, unless that time was put back as well.
+    #[non_exhaustive]
     FileChanged {
         /// The file.
         #[serde(serialize_with = "path_as_text")]
@@ -65,6 +75,7 @@ pub enum Warning {
     },
     /// The capture can never be revived. Its tree goes on; for a tree that is to end, the capture
     /// fails with [`Error::Unrevivable`](crate::Error::Unrevivable) instead.
+    #[non_exhaustive]
     Unrevivable {
         /// The problem that prevents a restore.
         problem: String,
@@ -74,6 +85,7 @@ pub enum Warning {
     /// goes on these are `epoll_wait`, most calls with a time limit, and a few others. On x86-64, a
     /// revived thread repeats `poll` and the calls without a limit. `docs/platforms.md` has the
     /// list.
+    #[non_exhaustive]
     Interrupted {
         /// The process.
         pid: Pid,
@@ -82,6 +94,7 @@ pub enum Warning {
     /// of the tree leads, such as a daemon that left the tree and kept its session. A restore fails
     /// while it lives: the number of the leader is taken. End it by
     /// [`kill_session`](crate::kill_session), or give it a session of its own (`setsid`).
+    #[non_exhaustive]
     SessionHeld {
         /// The process that leads the session or the group.
         pid: Pid,
@@ -89,6 +102,7 @@ pub enum Warning {
         by: Pid,
     },
     /// A process has state that a capture cannot contain, so the revived process lacks it.
+    #[non_exhaustive]
     Lost {
         /// The process.
         pid: Pid,
@@ -98,6 +112,7 @@ pub enum Warning {
     /// A process has a lock on a file that it also has mapped, and the restore will not bring it
     /// back, so other processes can take it. criu loses such locks. A restore takes them again,
     /// except for 32-bit programs, and except on processors other than x86-64 and arm64.
+    #[non_exhaustive]
     LockLost {
         /// The process.
         pid: Pid,
@@ -106,6 +121,7 @@ pub enum Warning {
         path: PathBuf,
     },
     /// A revived thread lacks a setting that it had; other threads may lack it as well.
+    #[non_exhaustive]
     NotSet {
         /// The thread.
         pid: Pid,
@@ -117,6 +133,7 @@ pub enum Warning {
     /// The standard input of the tree had ended before the capture, and has ended again. The input
     /// that the restore was given is not used. Only
     /// [`ProcsRestore::inherit`](crate::ProcsRestore::inherit) replaces such an input.
+    #[non_exhaustive]
     InputEnded {
         /// The root of the tree.
         pid: Pid,
@@ -124,6 +141,7 @@ pub enum Warning {
     /// The restore was given a standard stream, and no process of the revived trees got it: the
     /// stream of the root is closed, or both of its ends are in the tree. Only
     /// [`ProcsRestore::inherit`](crate::ProcsRestore::inherit) replaces such a stream.
+    #[non_exhaustive]
     StreamUnused {
         /// The root of the first tree.
         pid: Pid,
@@ -133,6 +151,7 @@ pub enum Warning {
     /// A pipe, socket or terminal leads to a process outside the tree, and is not a standard
     /// stream. The revived tree finds its other side closed, unless the restore gets another file
     /// for it ([`ProcsRestore::inherit`](crate::ProcsRestore::inherit)).
+    #[non_exhaustive]
     LeadsOut {
         /// A process that has it.
         pid: Pid,
@@ -144,6 +163,7 @@ pub enum Warning {
     /// A pipe leads to a process outside the tree. A restore will assume that it is a standard
     /// stream, which the program saved to make room for a file. To be sure, name the streams at the
     /// capture ([`ProcsCapture::stdout`](crate::ProcsCapture::stdout)).
+    #[non_exhaustive]
     StreamAssumed {
         /// A process that has it.
         pid: Pid,
@@ -156,6 +176,7 @@ pub enum Warning {
     },
     /// The tree has a file of `/proc` open that belongs to a process outside. The capture can be
     /// revived only while that process lives.
+    #[non_exhaustive]
     ProcOfOther {
         /// The file.
         #[serde(serialize_with = "path_as_text")]
@@ -163,6 +184,7 @@ pub enum Warning {
     },
     /// A file is open under a deleted name, and its other name was not found. The revived tree gets
     /// a copy of its own.
+    #[non_exhaustive]
     Copied {
         /// The root of the tree.
         pid: Pid,
@@ -176,6 +198,7 @@ pub enum Warning {
     ///
     /// Give the file at the restore: [`Stream::Inherit`](crate::Stream::Inherit), or the file
     /// itself. A memfd, which counts as deleted, cannot be given.
+    #[non_exhaustive]
     FileShared {
         /// The process in the tree.
         pid: Pid,
@@ -225,8 +248,11 @@ impl fmt::Display for Warning {
                     "{path} grew from {then} to {now} bytes since the capture: the tree goes on at its end"
                 )
             }
-            Warning::Older { what, there, here } => {
-                write!(f, "the {what} is {here}, older than the {there} that the capture was made with")
+            Warning::OlderKernel { there, here } => {
+                write!(f, "the kernel is {here}, older than the {there} that the capture was made with")
+            }
+            Warning::OlderCriu { there, here } => {
+                write!(f, "the criu is {here}, older than the {there} that the capture was made with")
             }
             Warning::FileChanged { path } => write!(
                 f,
@@ -303,6 +329,29 @@ impl fmt::Display for Warning {
                  `ProcsRestore::stdout`, which does not replace a memfd",
                 path.display()
             ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn a_warning_of_a_path_that_is_not_utf_8_becomes_json() {
+        use std::os::unix::ffi::OsStringExt;
+
+        let path = || PathBuf::from(std::ffi::OsString::from_vec(b"/tmp/\xff".to_vec()));
+        let pid = 7.into();
+        for warning in [
+            Warning::FileChanged { path: path() },
+            Warning::LockLost { pid, path: path() },
+            Warning::ProcOfOther { path: path() },
+            Warning::Copied { pid, path: path() },
+        ] {
+            let json = serde_json::to_value(&warning).unwrap();
+            assert_eq!(json["path"], "/tmp/\u{fffd}", "{json}");
         }
     }
 }

@@ -94,12 +94,22 @@ pub struct Stored {
 }
 
 impl Stored {
-    /// Makes a result without the facts that only the platform knows.
-    fn of(digest: Digest256, manifest: ProcsBlob, bytes: u64) -> Stored {
+    /// Makes a result without any other fact, such as for tests of a program that captures. The
+    /// fields can be set.
+    ///
+    /// ```
+    /// use criu_rpc::{Digest256, ProcsBlob, Stored};
+    ///
+    /// let manifest = ProcsBlob::Unsupported { unsupported_on: "macos".into(), note: "a test".into() };
+    /// let mut stored = Stored::new(Digest256::of(&manifest.to_json()), manifest);
+    /// stored.bytes = 4711;
+    /// assert_eq!(stored.placeholder(), Some("a test"));
+    /// ```
+    pub fn new(digest: Digest256, manifest: ProcsBlob) -> Stored {
         Stored {
             digest,
             manifest,
-            bytes,
+            bytes: 0,
             roots: Vec::new(),
             frozen: None,
             pre_dumps: 0,
@@ -264,13 +274,13 @@ ProcsCapture::new([4242]).cancelled_by(&cancel).run(&FsBlobStore::open(\"capture
     /// A name has 1 to 256 bytes. All names and texts together have at most 64 KiB.
     ///
     /// ```no_run
-    /// use criu_rpc::{BlobStore, Chunking, FsBlobStore, ProcsBlob, ProcsCapture};
+    /// use criu_rpc::{BlobStoreExt, Chunking, FsBlobStore, ProcsCapture};
     ///
     /// let store = FsBlobStore::open("captures")?;
     /// let capture = ProcsCapture::new([4242]).chunked(Chunking::default()).label("step", "17");
     /// let digest = capture.run(&store)?.digest;
-    /// if let ProcsBlob::Chunked(manifest) = ProcsBlob::from_json(&store.get(&digest)?)? {
-    ///     assert_eq!(manifest.labels["step"], "17");
+    /// if let Some(blob) = store.manifest(&digest)?.chunked() {
+    ///     assert_eq!(blob.labels["step"], "17");
     /// }
     /// # Ok::<(), criu_rpc::Error>(())
     /// ```
@@ -532,7 +542,7 @@ fn put(manifest: ProcsBlob, store: &dyn BlobStore) -> Result<Stored> {
             format!("stored a blob with digest {digest} as {told}"),
         ));
     }
-    Ok(Stored::of(digest, manifest, json.len() as u64))
+    Ok(Stored { bytes: json.len() as u64, ..Stored::new(digest, manifest) })
 }
 
 /// The reason for a placeholder.

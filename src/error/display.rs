@@ -131,7 +131,8 @@ mod tests {
         let (text, pid) = (|| HOSTILE.to_owned(), crate::Pid::from(7_i32));
         for warning in [
             Warning::Unsupported { on: text(), note: text() },
-            Warning::Older { what: "kernel", there: text(), here: text() },
+            Warning::OlderKernel { there: text(), here: text() },
+            Warning::OlderCriu { there: text(), here: text() },
             Warning::FileContinued { path: text(), then: 1, now: 2 },
             Warning::Unrevivable { problem: text() },
             Warning::LockLost { pid, path: text().into() },

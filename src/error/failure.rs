@@ -13,6 +13,7 @@ use crate::{Cause, Pid, Request, Version, diagnose, plain::Plain};
 ///
 /// `Display` is one line; [`report`](Failure::report) is for people. `Debug` is the report as well,
 /// so a program that exits with this error shows the advice.
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct Failure {
     /// The request to criu.
@@ -46,9 +47,18 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// Makes a failure that was found before criu was asked.
-    #[cfg_attr(not(target_os = "linux"), allow(dead_code))]
-    pub(crate) fn foreseen(request: Request, cause: Cause, findings: Vec<String>) -> Failure {
+    /// Makes a failure without any other fact, such as for tests of a program that handles causes.
+    ///
+    /// ```
+    /// use criu_rpc::{Cause, Error, Failure, Request};
+    ///
+    /// fn can_retry(error: &Error) -> bool {
+    ///     matches!(error.failure().map(|failure| failure.cause), Some(Cause::PidInUse | Cause::Disturbed))
+    /// }
+    /// let taken = Failure::new(Request::Restore, Cause::PidInUse);
+    /// assert!(can_retry(&Error::Criu(taken.into())));
+    /// ```
+    pub fn new(request: Request, cause: Cause) -> Failure {
         Failure {
             request,
             cause,
@@ -56,14 +66,20 @@ impl Failure {
             tracer: None,
             last_event: None,
             errno: None,
-            message: findings.first().cloned(),
+            message: None,
             log: Vec::new(),
             stderr: String::new(),
-            findings,
+            findings: Vec::new(),
             exit: None,
             version: None,
             advice: None,
         }
+    }
+
+    /// Makes a failure that was found before criu was asked.
+    #[cfg_attr(not(target_os = "linux"), allow(dead_code))]
+    pub(crate) fn foreseen(request: Request, cause: Cause, findings: Vec<String>) -> Failure {
+        Failure { message: findings.first().cloned(), findings, ..Failure::new(request, cause) }
     }
 
     /// Returns advice for people.

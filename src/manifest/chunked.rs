@@ -50,6 +50,12 @@ impl ChunkedBlob {
         SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(self.taken))
     }
 
+    /// Returns the size of the memory of all trees, in bytes. Of a capture that shares memory with
+    /// others, the store has less.
+    pub fn memory_bytes(&self) -> u64 {
+        self.trees.iter().map(|tree| tree.memory_bytes).fold(0, u64::saturating_add)
+    }
+
     /// Returns the time that the tree was frozen, by criu's clock; with several trees, the longest.
     pub fn frozen(&self) -> Option<Duration> {
         self.frozen_us.map(Duration::from_micros)

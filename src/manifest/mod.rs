@@ -68,6 +68,35 @@ impl ProcsBlob {
     /// The maximum size of a manifest, in bytes.
     pub(crate) const CEILING: usize = 1 << 20;
 
+    /// Returns the processes that the caller of the capture asked for; none for a placeholder.
+    pub fn pids(&self) -> &[Pid] {
+        match self {
+            ProcsBlob::Criu { pids, .. } => pids,
+            ProcsBlob::Chunked(blob) => &blob.pids,
+            ProcsBlob::Unsupported { .. } => &[],
+        }
+    }
+
+    /// Returns the manifest of a chunked capture, which has sizes, times, labels and the machine;
+    /// `None` for other kinds.
+    ///
+    /// ```no_run
+    /// use criu_rpc::{BlobStoreExt, FsBlobStore};
+    ///
+    /// # let digest = "".parse()?;
+    /// let store = FsBlobStore::open("captures")?;
+    /// if let Some(blob) = store.manifest(&digest)?.chunked() {
+    ///     println!("{:?}: {} bytes of memory, labels {:?}", blob.taken_at(), blob.memory_bytes(), blob.labels);
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn chunked(&self) -> Option<&ChunkedBlob> {
+        match self {
+            ProcsBlob::Chunked(blob) => Some(blob),
+            ProcsBlob::Criu { .. } | ProcsBlob::Unsupported { .. } => None,
+        }
+    }
+
     /// Formats the manifest for a store. Equal manifests give equal bytes.
     pub fn to_json(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("because strings, numbers and lists of them have a JSON form")
@@ -214,6 +243,13 @@ mod tests {
         };
         for blob in [unsupported, criu, chunked(None, None), chunked(Some(5), Some(Digest256::of(b"")))] {
             assert_eq!(ProcsBlob::from_json(&blob.to_json()).unwrap(), blob);
+            let (pids, memory) = (blob.pids().len(), blob.chunked().map(ChunkedBlob::memory_bytes));
+            let expected = match blob {
+                ProcsBlob::Criu { .. } => (3, None),
+                ProcsBlob::Chunked(_) => (1, Some(4096)),
+                ProcsBlob::Unsupported { .. } => (0, None),
+            };
+            assert_eq!((pids, memory), expected);
         }
     }
 }

@@ -142,7 +142,7 @@ impl fmt::Display for Finding {
 /// use criu_rpc::{Criu, DumpOptions, preflight::Place};
 ///
 /// for finding in Criu::new().preflight(4242, &DumpOptions::default())?.findings {
-///     if let Place::Descriptor { fd, target } = &finding.place {
+///     if let Place::Descriptor { fd, target, .. } = &finding.place {
 ///         println!("descriptor {fd} is {}", target.display());
 ///     }
 /// }
@@ -154,6 +154,7 @@ pub enum Place {
     /// The process as a whole.
     Process,
     /// A file that it has open.
+    #[non_exhaustive]
     Descriptor {
         /// The descriptor's number in the process.
         fd: i32,
@@ -162,12 +163,14 @@ pub enum Place {
         target: PathBuf,
     },
     /// The program that it runs.
+    #[non_exhaustive]
     Program {
         /// Its path, as `/proc/<pid>/exe` shows it.
         #[serde(serialize_with = "path_as_text")]
         path: PathBuf,
     },
     /// A mapping of its memory.
+    #[non_exhaustive]
     Mapping {
         /// Its first address.
         start: u64,

@@ -18,16 +18,19 @@ use crate::{Cause, Pid, options::External, plain::Plain};
 #[non_exhaustive]
 pub enum Obstacle {
     /// The caller lacks a capability that criu needs.
+    #[non_exhaustive]
     Capability {
         /// Its name.
         name: &'static str,
     },
     /// The process belongs to another user or group, and the caller lacks `CAP_SYS_RESOURCE`.
+    #[non_exhaustive]
     OtherUser {
         /// Its user.
         uid: u32,
     },
     /// A debugger or another criu traces the process.
+    #[non_exhaustive]
     Traced {
         /// The tracer.
         by: Pid,
@@ -37,6 +40,7 @@ pub enum Obstacle {
     /// parent. [`ProcsCapture`](crate::ProcsCapture) takes either.
     StoppedJob,
     /// A process that shares its current folder or its memory with another process.
+    #[non_exhaustive]
     SharedState {
         /// The other process.
         with: Pid,
@@ -55,12 +59,14 @@ pub enum Obstacle {
     /// The caller is in the tree, and so would its criu be.
     CallerInside,
     /// The root leads no session.
+    #[non_exhaustive]
     NoSession {
         /// The leader of its session.
         leader: Pid,
     },
     /// A process outside the tree is in the session or the process group that this process leads.
     /// Until it ends, the number is taken, and a restore fails.
+    #[non_exhaustive]
     Shared {
         /// That process.
         by: Pid,
@@ -70,11 +76,13 @@ pub enum Obstacle {
     /// The kernel cannot track changes of memory.
     NoMemoryTracking,
     /// A namespace of a kind that the whole tree must share with its root.
+    #[non_exhaustive]
     NestedNamespace {
         /// The kernel's name of the kind.
         kind: &'static str,
     },
     /// The tree is in a pid namespace of its own, whose first process is not the root.
+    #[non_exhaustive]
     NoInit {
         /// The namespace's inode.
         namespace: u64,
@@ -84,6 +92,7 @@ pub enum Obstacle {
     /// The tree has a mount namespace of its own, for which a restore needs a root folder.
     MountNamespace,
     /// A file from a mount that is not in the process's mount namespace.
+    #[non_exhaustive]
     UnseenMount {
         /// The mount's number.
         mount: i32,
@@ -101,6 +110,7 @@ pub enum Obstacle {
     /// A POSIX message queue.
     MessageQueue,
     /// An epoll that waits for a file that its process has closed.
+    #[non_exhaustive]
     EpollElsewhere {
         /// The descriptor of the file when it was added to the epoll.
         target: i32,
@@ -108,17 +118,20 @@ pub enum Obstacle {
     /// A file of `/proc` of a thread.
     ProcFile,
     /// A file of `/proc` of a process that has ended.
+    #[non_exhaustive]
     ProcGone {
         /// That process.
         of: Pid,
     },
     /// A file of `/proc` of a process outside the tree. A restore opens it again while that process
     /// lives.
+    #[non_exhaustive]
     ProcOutside {
         /// That process.
         of: Pid,
     },
     /// A socket of a protocol that criu cannot dump, such as `MPTCP` or `AF_VSOCK`.
+    #[non_exhaustive]
     UnsupportedSocket {
         /// The kernel's name of the protocol.
         protocol: String,
@@ -128,6 +141,7 @@ pub enum Obstacle {
     /// A TUN or TAP device, and the tree has no network namespace of its own.
     Tun,
     /// A pidfd of a process outside the tree.
+    #[non_exhaustive]
     PidfdOutside {
         /// That process.
         of: Pid,
@@ -149,6 +163,7 @@ pub enum Obstacle {
     /// and one that was closed before it was accepted.
     UnixInFlight,
     /// A unix socket whose other end is outside the tree.
+    #[non_exhaustive]
     UnixOutside {
         /// The inode of the tree's own end.
         inode: u64,
@@ -156,11 +171,13 @@ pub enum Obstacle {
     /// A pipe with only one end in the tree, so a restored program has no peer. It is not visible
     /// whether a process has the other end now. Standard streams are excluded:
     /// [`ProcsRestore`](crate::ProcsRestore) replaces them.
+    #[non_exhaustive]
     PipeOutside {
         /// Its inode, for [`Key::Pipe`](crate::rpc::Key::Pipe).
         inode: u64,
     },
     /// A terminal whose other side is outside the tree.
+    #[non_exhaustive]
     Terminal {
         /// The device number of the terminal (`st_rdev`).
         rdev: u64,
@@ -173,6 +190,7 @@ pub enum Obstacle {
     /// A file lock, or a lease.
     FileLock,
     /// A deleted file, too large to be stored in the images.
+    #[non_exhaustive]
     GhostTooLarge {
         /// Its size, in bytes of allocated blocks.
         size: u64,
@@ -182,6 +200,7 @@ pub enum Obstacle {
     /// A file whose name was deleted, and that has other names.
     DeletedName,
     /// A watch on a file that criu may not find again.
+    #[non_exhaustive]
     Watch {
         /// The kind of the file's file system, if known.
         on: String,

@@ -49,11 +49,15 @@ const IDLE_ON_ARM: [&str; 14] = [
 
 /// Warns of versions that are older here than where the capture was made.
 pub(super) fn warnings(there: &Host, here: &Host) -> Vec<Warning> {
-    [("kernel", &there.kernel, &here.kernel), ("criu", &there.criu, &here.criu)]
-        .into_iter()
-        .filter(|(_, there, here)| !here.is_empty() && numbers(here) < numbers(there))
-        .map(|(what, there, here)| Warning::Older { what, there: there.clone(), here: here.clone() })
-        .collect()
+    let is_older = |there: &str, here: &str| !here.is_empty() && numbers(here) < numbers(there);
+    let mut warnings = Vec::new();
+    if is_older(&there.kernel, &here.kernel) {
+        warnings.push(Warning::OlderKernel { there: there.kernel.clone(), here: here.kernel.clone() });
+    }
+    if is_older(&there.criu, &here.criu) {
+        warnings.push(Warning::OlderCriu { there: there.criu.clone(), here: here.criu.clone() });
+    }
+    warnings
 }
 
 /// Returns the first two numbers of a release, which decide compatibility.
@@ -105,9 +109,9 @@ mod tests {
         assert_eq!(warnings(&there, &host("6.18.0", "x86_64", &[])), []);
         assert_eq!(warnings(&there, &host("7.0", "x86_64", &[])), []);
         let older = warnings(&there, &host("6.1.0-44-amd64", "x86_64", &[]));
-        assert!(matches!(older.as_slice(), [Warning::Older { what: "kernel", .. }]), "{older:?}");
+        assert!(matches!(older.as_slice(), [Warning::OlderKernel { .. }]), "{older:?}");
         let mut here = there.clone();
         here.criu = "3.17.1".to_owned();
-        assert!(matches!(warnings(&there, &here).as_slice(), [Warning::Older { what: "criu", .. }]));
+        assert!(matches!(warnings(&there, &here).as_slice(), [Warning::OlderCriu { .. }]));
     }
 }

@@ -87,7 +87,9 @@ pub struct ProcsRestore {
 }
 
 /// The result of a restore. Its JSON has the pids of the trees, and not the pipes.
-#[derive(Debug, Serialize)]
+///
+/// The default has no trees; it is for tests of a program that restores. The fields can be set.
+#[derive(Debug, Default, Serialize)]
 #[must_use]
 #[non_exhaustive]
 pub struct Restored {
@@ -135,7 +137,7 @@ impl Restored {
 
     fn of(revived: Revived, ends: Ends) -> Restored {
         let (Revived { trees, warnings, unread }, Ends { stdin, stdout, stderr }) = (revived, ends);
-        Restored { trees, warnings, unread, stdin, stdout, stderr, took: RestoreTimes::default() }
+        Restored { trees, warnings, unread, stdin, stdout, stderr, ..Restored::default() }
     }
 }
 

@@ -1,7 +1,7 @@
 //! [`MemBlobStore`]: blobs in memory.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{HashMap, HashSet, hash_map::Entry},
     io::{self, Cursor, Read, Write},
     sync::{Arc, RwLockReadGuard, RwLockWriteGuard},
 };
@@ -41,6 +41,28 @@ impl MemBlobStore {
     /// Returns true if the store has no blob.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Removes a blob. Returns true if the store had it.
+    pub fn remove(&self, digest: &Digest256) -> bool {
+        self.blobs.write().remove(digest).is_some()
+    }
+
+    /// Removes all blobs but these, at once. No capture into the store may be in progress:
+    /// [`FsBlobStore`](crate::FsBlobStore) protects its blobs, this store does not.
+    ///
+    /// ```
+    /// use criu_rpc::{BlobStore, MemBlobStore, stored::reachable};
+    ///
+    /// let store = MemBlobStore::new();
+    /// # let capture = store.put(br#"{"kind":"procs.unsupported.v1","unsupported_on":"macos","note":"n"}"#)?;
+    /// store.put(b"not part of the capture")?;
+    /// store.retain(&reachable(&store, &[capture])?);
+    /// assert_eq!(store.len(), 1);
+    /// # Ok::<(), criu_rpc::Error>(())
+    /// ```
+    pub fn retain(&self, keep: &HashSet<Digest256>) {
+        self.blobs.write().retain(|digest, _| keep.contains(digest));
     }
 }
 

@@ -108,8 +108,7 @@ use crate::{
 ///     }
 ///
 ///     fn get(&self, digest: &Digest256) -> Result<Vec<u8>> {
-///         let missing = || Error::Missing { digest: *digest };
-///         self.0.lock().unwrap().get(digest).cloned().ok_or_else(missing)
+///         self.0.lock().unwrap().get(digest).cloned().ok_or_else(|| Error::missing(digest))
 ///     }
 ///
 ///     fn contains(&self, digest: &Digest256) -> Result<bool> {

@@ -220,7 +220,7 @@ fn a_blob_that_is_missing_is_named() {
             partial.put(&store.get(blob).unwrap()).unwrap();
         }
         let error = home.restore().restore(&partial, &digest).expect_err("something is missing");
-        assert!(matches!(&error, Error::Missing { digest } if digest == missing), "{error:?}");
+        assert!(matches!(&error, Error::Missing { digest, .. } if digest == missing), "{error:?}");
         assert!(copy_capture(&partial, &MemBlobStore::new(), &digest).is_err());
     }
     Revived::from(home.restore(), &whole, &digest).assert_counts_on(0);
@@ -332,7 +332,7 @@ fn a_capture_of_another_processor_is_refused_unless_asked_for() {
     // Without input the trees would end at once, in the middle of the restore.
     let (_open, input, _) = Talk::through_pipes();
     let restored = home.restore().stdin(input).any_host(true).restore(&store, &digest).or_explain();
-    assert!(matches!(restored.warnings.as_slice(), [Warning::Older { what: "criu", .. }]), "{restored:?}");
+    assert!(matches!(restored.warnings.as_slice(), [Warning::OlderCriu { .. }]), "{restored:?}");
     for mut tree in restored.trees {
         tree.kill().unwrap();
         tree.wait().unwrap();

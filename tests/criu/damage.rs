@@ -104,7 +104,7 @@ fn a_damaged_archive_is_refused_wherever_the_damage_is() {
     fs::remove_file(&file).unwrap();
     let error = captured.refused(&captured.stored.digest, "missing");
     assert!(
-        matches!(error, Error::Missing { digest } if digest == captured.archive()),
+        matches!(error, Error::Missing { digest, .. } if digest == captured.archive()),
         "{}",
         explain(&error)
     );

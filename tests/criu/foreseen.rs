@@ -266,7 +266,7 @@ impl BlobStore for Counting {
 
     fn get(&self, digest: &Digest256) -> criu_rpc::Result<Vec<u8>> {
         if self.lacks == Some(*digest) {
-            return Err(Error::Missing { digest: *digest });
+            return Err(Error::missing(digest));
         }
         let bytes = self.inner.get(digest)?;
         self.pages.fetch_add(usize::from(bytes.len() == 4096), Ordering::Relaxed);
@@ -297,7 +297,7 @@ fn memory_is_not_read_and_what_the_store_lacks_is_told() {
         let foresight = home.restore().check_memory(true).preflight(&store, &digest).or_explain();
         assert!(foresight.blocks.iter().any(|finding| finding.to_string().contains(&lacks.to_string())), "{foresight:?}");
         let error = home.restore().restore(&store, &digest).unwrap_err();
-        assert!(matches!(error, Error::Missing { digest } if digest == lacks), "{}", explain(&error));
+        assert!(matches!(error, Error::Missing { digest, .. } if digest == lacks), "{}", explain(&error));
     }
     store.lacks = None;
     home.restore().restore(&store, &digest).or_explain().into_tree().unwrap().kill_and_wait().unwrap();

@@ -16,6 +16,7 @@ use crate::{
     program::{Program, Way, in_each_way, only_tree},
     talk::Talk,
     tree::{OrExplain, Revived, explain, wait_gone},
+    warned::{assert_warned, warning},
 };
 
 tests![
@@ -100,7 +101,7 @@ fn a_log_that_grew_goes_on_at_its_end() {
         assert_eq!(revived.ask("after"), "said after");
         assert_eq!(read(&log), "one\nsince\nafter\n");
         let path = log.display().to_string();
-        assert_eq!(warnings, [Warning::FileContinued { path, then: 4, now: 10 }]);
+        assert_warned(&warnings, &[warning!(FileContinued { path, then: 4, now: 10 })], way);
     });
 }
 
@@ -168,7 +169,7 @@ fn standard_output_in_a_log_goes_on_at_its_end() {
         let (mut talk, input, _) = Talk::through_pipes();
         let restored = home.restore().stdin(input).restore(&store, &digest).or_explain();
         let path = log.display().to_string();
-        assert_eq!(restored.warnings, [Warning::FileContinued { path, then: 4, now: 10 }]);
+        assert_warned(&restored.warnings, &[warning!(FileContinued { path, then: 4, now: 10 })], way);
         talk.tell("after");
         wait_for_log("one\nsince\nafter\n");
         drop(Revived::new(only_tree(restored), talk));
@@ -247,12 +248,12 @@ fn what_changed_in_a_file_of_the_same_size_is_told() {
         }
         fs::copy("/bin/bash", home.path("new")).unwrap();
         fs::rename(home.path("new"), &program).unwrap();
-        let told = [program, both, read].map(|path| Warning::FileChanged { path });
+        let told = [program, both, read].map(|path| warning!(FileChanged { path }));
         let foresight = home.restore().preflight(&store, &digest).or_explain();
         let risks: Vec<_> = foresight.risks.iter().map(|risk| risk.problem.clone()).collect();
-        assert_eq!(risks, told.each_ref().map(Warning::to_string));
         let (mut changed, warnings) = revived(home.restore(), &store, &digest);
-        assert_eq!(warnings, told);
+        assert_warned(&warnings, &told, way);
+        assert_eq!(risks, warnings.iter().map(Warning::to_string).collect::<Vec<_>>());
         assert_eq!(changed.ask(""), "now now");
     });
 }
@@ -280,7 +281,7 @@ fn a_script_that_was_replaced_is_refused() {
     fs::write(home.path("new"), text).unwrap();
     fs::rename(home.path("new"), &path).unwrap();
     let (mut same, warnings) = revived(home.restore(), &store, &digest);
-    assert_eq!(warnings, [Warning::FileChanged { path }]);
+    assert_warned(&warnings, &[warning!(FileChanged { path })], "a script");
     assert_eq!(same.ask("2"), "got 2");
 }
 

@@ -18,6 +18,7 @@ use crate::{
     program::{Program, Terminal, Way, in_each_way, on_pipes, only_tree},
     talk::{Talk, pipe},
     tree::OrExplain,
+    warned::{assert_warned, assert_warned_of, warning},
 };
 
 tests![
@@ -181,8 +182,8 @@ fn a_pipe_of_the_tree_stays_and_what_was_given_for_it_is_told() {
             let restore = home.restore().stdin(input).stdout(pipe().1).stderr(nothing());
             let restored = restore.restore(&home.store(), &stored.digest).or_explain();
             let pid = restored.trees[0].pid();
-            let told: &[Warning] = if is_told { &[Warning::StreamUnused { pid, stream: 0 }] } else { &[] };
-            assert_eq!(restored.warnings, told);
+            let told = is_told.then(|| warning!(StreamUnused { pid, stream: 0 }));
+            assert_warned(&restored.warnings, told.as_slice(), is_told);
             let _ended = crate::tree::Revived::new(only_tree(restored), Talk::new(pipe().1, pipe().0));
         }
     });
@@ -298,9 +299,8 @@ fn a_pipe_that_leaked_and_is_no_stream_is_told() {
         let mut talk = Talk::new(to, from);
         assert_eq!(talk.hear(), "ready");
         let stored = way.capture(home, [program.pid()]).run(&home.store()).or_explain();
-        let pid = criu_rpc::Pid::from(program.pid());
-        let told = Warning::LeadsOut { pid, descriptor: 7, key: input_key.clone() };
-        assert!(stored.warnings.contains(&told), "{:?}", stored.warnings);
+        let told = warning!(LeadsOut { pid: program.pid(), descriptor: 7, key: input_key });
+        assert_warned_of(&stored.warnings, &told);
         program.end();
         let (mut talk, input, output) = Talk::through_pipes();
         let nothing = || File::open("/dev/null").unwrap();

@@ -10,7 +10,7 @@ macro_rules! modules {
 }
 
 // What the tests share.
-modules! { apart churn harness places program stores talk tree victim }
+modules! { apart churn harness places program stores talk tree victim warned }
 // The tests.
 modules! {
     capture causes chunked client damage deadline deleted embed ending faults foreseen grown holders iterative leaked leaks locked missing pids pipes preflight provoked remnants replaced requests revived selfdump

@@ -3,12 +3,11 @@
 
 use std::{fs::File, os::unix::fs::FileExt, path::Path, process::Command};
 
-use criu_rpc::Warning;
-
 use crate::{
     harness::tests,
     program::{Program, in_each_way, on_pipes_warned},
     tree::OrExplain,
+    warned::{assert_warned, warning},
 };
 
 tests![a_mapped_file_that_was_changed_is_told];
@@ -46,10 +45,10 @@ fn a_mapped_file_that_was_changed_is_told() {
         }
         let (mut revived, mut warnings) = on_pipes_warned(home.restore(), &home.store(), &digest);
         warnings.sort_by_key(ToString::to_string);
-        let told = |path: &std::path::PathBuf| Warning::FileChanged { path: path.clone() };
-        let mut changed: Vec<_> = paths[1..].iter().map(told).collect();
+        let mut changed: Vec<_> = paths[1..].iter().map(|path| warning!(FileChanged { path })).collect();
         changed.sort_by_key(ToString::to_string);
-        assert_eq!((revived.ask("?").as_str(), warnings), ("then now! now!", changed));
+        assert_eq!(revived.ask("?"), "then now! now!");
+        assert_warned(&warnings, &changed, way);
         revived.tree().kill().or_explain();
         std::fs::remove_file(&paths[2]).unwrap();
     });

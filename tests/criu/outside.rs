@@ -141,7 +141,7 @@ fn a_file_in_proc_of_a_process_outside_is_told() {
             "open(my $f, '<', '{name}') or die; sub answer {{ seek($f, 0, 0); return (split / /, <$f>)[0]; }}"
         ))
     };
-    let is = |warning: &Warning| matches!(warning, Warning::ProcOfOther { path } if path.to_str() == Some(&name));
+    let is = |warning: &Warning| matches!(warning, Warning::ProcOfOther { path, .. } if path.to_str() == Some(&name));
     is_told(start, is, |talk| assert_eq!(talk.ask("?"), outside.pid().to_string()));
 }
 

@@ -439,7 +439,7 @@ fn an_input_that_is_given_in_vain_is_told() {
             let (mut talk, _, output) = Talk::through_pipes();
             let mut restored =
                 home.restore().stdin(input).stdout(output).stderr(nothing()).restore(&store, &digest).or_explain();
-            let is_told = matches!(&restored.warnings[..], [Warning::InputEnded { pid }] if *pid == restored.trees[0].pid());
+            let is_told = matches!(&restored.warnings[..], [Warning::InputEnded { pid, .. }] if *pid == restored.trees[0].pid());
             assert_eq!(is_told, told, "{:?}", restored.warnings);
             assert_eq!(talk.hear(), "END");
             restored.trees[0].wait().unwrap();

@@ -11,6 +11,7 @@ use crate::{
     program::Program,
     tree::{OrExplain, Revived},
     ways::{Script, WAYS, comes_back},
+    warned::{assert_warned, assert_warned_of, warning},
 };
 
 tests![
@@ -101,7 +102,7 @@ fn what_is_lost_is_told() {
             .warnings
             .iter()
             .map(|warning| match warning {
-                Warning::Lost { pid: of, what } if of.as_raw() == pid => *what,
+                Warning::Lost { pid: of, what, .. } if of.as_raw() == pid => *what,
                 other => panic!("{other}"),
             })
             .collect();
@@ -137,7 +138,7 @@ for line in sys.stdin:
         let (pid, members) = (victim.pid(), victim.members());
         let stored = way.capture(&home, pid).run(&home.store()).or_explain();
         let what = "sandbox of Landlock, if it has one";
-        assert_eq!(stored.warnings, [Warning::Lost { pid: pid.into(), what }], "{way:?}");
+        assert_warned(&stored.warnings, &[warning!(Lost { pid, what })], way);
         if !way.ends {
             assert_eq!(victim.ask(&probe), before);
         }
@@ -214,7 +215,7 @@ fn a_system_call_that_ends_early_is_told() {
         let (pid, members) = (victim.pid(), victim.members());
         wait_until_in_call(pid, number);
         let stored = way.capture(&home, pid).run(&home.store()).or_explain();
-        assert_eq!(stored.warnings, [Warning::Interrupted { pid: pid.into() }], "{way:?} {call}");
+        assert_warned(&stored.warnings, &[warning!(Interrupted { pid })], (way, call));
         if !way.ends {
             assert_eq!(victim.ask("go on"), "-1 4", "{way:?} {call}");
         }
@@ -281,8 +282,8 @@ fn a_revived_thread_waits_again_where_that_is_exact() {
         wait_until("all threads wait", || waiting_threads(pid).len() == 4);
         let calls = waiting_threads(pid);
         let stored = way.capture(&home, pid).run(&home.store()).or_explain();
-        let told = if way.ends { vec![] } else { vec![Warning::Interrupted { pid: pid.into() }] };
-        assert_eq!(stored.warnings, told, "{way:?}");
+        let told = (!way.ends).then(|| warning!(Interrupted { pid }));
+        assert_warned(&stored.warnings, told.as_slice(), way);
         if !way.ends {
             assert_eq!(victim.ask("go on"), "[(-1, 4), (-1, 4), (-1, 4), (-1, 4)]", "{way:?}");
         }
@@ -314,8 +315,8 @@ fn a_revived_thread_polls_again() {
         let (pid, members) = (victim.pid(), victim.members());
         wait_until_in_call(pid, 7);
         let stored = way.capture(&home, pid).run(&home.store()).or_explain();
-        let told = if way.ends { vec![] } else { vec![Warning::Interrupted { pid: pid.into() }] };
-        assert_eq!(stored.warnings, told, "{way:?}");
+        let told = (!way.ends).then(|| warning!(Interrupted { pid }));
+        assert_warned(&stored.warnings, told.as_slice(), way);
         if !way.ends {
             assert_eq!(victim.ask("go on"), "-1 4");
         }
@@ -514,6 +515,6 @@ fn a_filtered_thread_is_left_as_it_is() {
     wait_until_in_call(pid, 7);
     let home = Home::new();
     let stored = home.capture([pid]).run(&home.store()).or_explain();
-    assert!(stored.warnings.contains(&Warning::Interrupted { pid: pid.into() }), "{:?}", stored.warnings);
+    assert_warned_of(&stored.warnings, &warning!(Interrupted { pid }));
     assert_eq!(victim.ask("go on"), "-1 4");
 }

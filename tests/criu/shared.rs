@@ -18,6 +18,7 @@ use crate::{
     program::{Program, Way, in_each_way, only_tree},
     talk::{Talk, pipe},
     tree::{OrExplain, Revived},
+    warned::{assert_warned, assert_warned_of, warning},
 };
 
 tests![
@@ -51,13 +52,8 @@ fn a_log_that_the_caller_shares_is_told_and_keeps_every_line_if_it_is_given() {
         wait_for(&path, "one\n");
         let pid = program.pid();
         let stored = way.capture(home, [pid]).run(&home.store()).or_explain();
-        let told = Warning::FileShared {
-            pid: Pid::from(pid),
-            path: path.clone(),
-            with: Pid::own(),
-            what: Shared::Written,
-        };
-        assert_eq!(stored.warnings, [told]);
+        let told = warning!(FileShared { pid, path, with: Pid::own(), what: Shared::Written });
+        assert_warned(&stored.warnings, &[told], way);
         program.end();
         log.write_all(b"caller\n").unwrap();
         let (mut talk, input, _) = Talk::through_pipes();
@@ -129,9 +125,9 @@ fn a_memfd_of_the_caller_is_told() {
     let file = File::from(memfd_create("of the caller", MFdFlags::MFD_CLOEXEC).unwrap());
     let program = Program::between(&echoing(), None, Some(file.try_clone().unwrap()));
     let stored = home.capture([program.pid()]).run(&home.store()).or_explain();
-    let (pid, path) = (Pid::from(program.pid()), "/memfd:of the caller".into());
-    let told = Warning::FileShared { pid, path, with: Pid::own(), what: Shared::Deleted };
-    assert_eq!(stored.warnings, [told]);
+    let (pid, path) = (program.pid(), "/memfd:of the caller");
+    let told = warning!(FileShared { pid, path, with: Pid::own(), what: Shared::Deleted });
+    assert_warned(&stored.warnings, &[told], "a memfd");
     program.end();
 }
 
@@ -149,13 +145,8 @@ fn stays_the_same(way: Way, home: &Home, mut file: &File, path: &Path) {
     has("one\n");
     let pid = program.pid();
     let stored = way.capture(home, [pid]).run(&home.store()).or_explain();
-    let told = Warning::FileShared {
-        pid: Pid::from(pid),
-        path: path.to_owned(),
-        with: Pid::own(),
-        what: Shared::Deleted,
-    };
-    assert_eq!(stored.warnings, [told]);
+    let told = warning!(FileShared { pid, path, with: Pid::own(), what: Shared::Deleted });
+    assert_warned(&stored.warnings, &[told], way);
     program.end();
     file.write_all(b"caller\n").unwrap();
     let (mut talk, input, _) = Talk::through_pipes();
@@ -174,11 +165,11 @@ fn a_log_that_two_trees_share_is_told_for_each() {
     let programs = logs.map(|log| Program::between(&echoing(), None, Some(log)));
     let [one, other] = programs.each_ref().map(|program| Pid::from(program.pid()));
     let stored = home.capture([one, other].map(Pid::as_raw)).run(&home.store()).or_explain();
-    let told = |pid, with| Warning::FileShared { pid, path: path.clone(), with, what: Shared::Written };
+    let told = |pid: Pid, with: Pid| warning!(FileShared { pid, path, with, what: Shared::Written });
     // The trees are dumped side by side.
     assert_eq!(stored.warnings.len(), 2, "{:?}", stored.warnings);
-    assert!(stored.warnings.contains(&told(one, other)), "{:?}", stored.warnings);
-    assert!(stored.warnings.contains(&told(other, one)), "{:?}", stored.warnings);
+    assert_warned_of(&stored.warnings, &told(one, other));
+    assert_warned_of(&stored.warnings, &told(other, one));
     programs.into_iter().for_each(Program::end);
 }
 
@@ -248,9 +239,9 @@ fn a_list_that_the_caller_shares_is_told_and_every_line_is_read_once_if_it_is_gi
             let mut talk = Talk::new(go, answers);
             assert_eq!(talk.ask(""), "one");
             let stored = way.capture(home, [program.pid()]).run(&home.store()).or_explain();
-            let pid = Pid::from(program.pid());
-            let told = Warning::FileShared { pid, path: path.clone(), with: Pid::own(), what: Shared::Read };
-            assert_eq!(stored.warnings, [told]);
+            let pid = program.pid();
+            let told = warning!(FileShared { pid, path, with: Pid::own(), what: Shared::Read });
+            assert_warned(&stored.warnings, &[told], (way, deleted));
             if way.leave_running {
                 assert_eq!(talk.ask(""), "two");
             }

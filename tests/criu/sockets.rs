@@ -19,6 +19,7 @@ use crate::{
     talk::Talk,
     tree::{OrExplain, Revived, Victim, explain},
     ways::{Script, WAYS, comes_back as comes_back_each_way},
+    warned::{assert_warned, warning},
 };
 
 tests![
@@ -271,8 +272,8 @@ fn is_captured_again(pairs: &str, revived_with: &str, lost: bool) {
         assert_eq!(victim.ask("send"), "sent");
         let second = way.capture(&home, victim.pid()).run(&home.store()).or_explain();
         let what = "empty packets that wait in a unix socket and were looked at before";
-        let expected: &[_] = if lost { &[Warning::Lost { pid: victim.pid().into(), what }] } else { &[] };
-        assert_eq!(second.warnings, expected, "{way:?}");
+        let expected = lost.then(|| warning!(Lost { pid: victim.pid(), what }));
+        assert_warned(&second.warnings, expected.as_slice(), way);
         victim.end(&members, way);
         let mut revived = Revived::from(home.restore(), &home.store(), &second.digest);
         assert_eq!(revived.ask("?"), format!("offset -1 {revived_with} more"));
@@ -296,7 +297,7 @@ fn descriptors_that_an_empty_packet_carries_are_told() {
         let members = victim.members();
         let stored = way.capture(&home, victim.pid()).run(&home.store()).or_explain();
         let what = "descriptors and credentials that wait in a unix socket with an empty packet";
-        assert_eq!(stored.warnings, [Warning::Lost { pid: victim.pid().into(), what }], "{way:?}");
+        assert_warned(&stored.warnings, &[warning!(Lost { pid: victim.pid(), what })], way);
         victim.end(&members, way);
         let mut revived = Revived::from(home.restore(), &home.store(), &stored.digest);
         assert_eq!(revived.ask("?"), "offset -1 <one> <> <two> more");

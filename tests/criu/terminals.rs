@@ -8,7 +8,6 @@ use std::{
     sync::Mutex,
 };
 
-use criu_rpc::Warning;
 use nix::sys::termios::{LocalFlags, tcgetattr};
 
 use crate::{
@@ -16,6 +15,7 @@ use crate::{
     places::{Home, family, state, wait_until},
     program::{Program, Terminal, Way, in_each_way},
     tree::{OrExplain, Revived},
+    warned::{assert_warned, warning},
 };
 
 tests![
@@ -124,7 +124,8 @@ fn a_job_lacks_its_controlling_terminal_and_that_is_told() {
         program.talk.tell("PS1=; cat");
         let job = wait_for(program.pid(), "cat");
         let stored = way.capture(home, [program.pid()]).run(&home.store()).or_explain();
-        assert_eq!(stored.warnings, [Warning::Lost { pid: job.into(), what: "controlling terminal" }]);
+        let told = warning!(Lost { pid: job, what: "controlling terminal" });
+        assert_warned(&stored.warnings, &[told], way);
         program.end();
         drop(terminal);
         let mut revived = Terminal::new().revive(home.restore(), &home.store(), &stored.digest);

@@ -9,6 +9,7 @@ use crate::{
     places::{Home, wait_until},
     program::{Program, in_each_way},
     tree::OrExplain,
+    warned::{assert_warned, assert_warned_of, warning},
 };
 
 tests![
@@ -49,7 +50,7 @@ fn start(program: &str) -> Program {
 #[track_caller]
 fn is_lost(program: &str, word: &str) {
     told(program, |pid, warnings| {
-        let told = |warning: &Warning| matches!(warning, Warning::Lost { pid: of, what } if *of == pid && what.contains(word));
+        let told = |warning: &Warning| matches!(warning, Warning::Lost { pid: of, what, .. } if *of == pid && what.contains(word));
         assert!(warnings.iter().any(told), "{warnings:?}");
     });
 }
@@ -82,7 +83,7 @@ fn a_write_that_waits_for_room() {
             .any(|call| call.starts_with("1 "))
     });
     let stored = home.capture([pid]).run(&home.store()).or_explain();
-    assert!(stored.warnings.contains(&Warning::Interrupted { pid: pid.into() }), "{:?}", stored.warnings);
+    assert_warned_of(&stored.warnings, &warning!(Interrupted { pid }));
     victim.talk.hang_up();
     victim.end();
 }
@@ -104,7 +105,7 @@ fn a_child_that_tells_of_its_end_by_another_signal() {
         let [child] = crate::places::children(victim.pid())[..] else { panic!("it has one child") };
         let stored = home.capture([victim.pid()]).run(&home.store()).or_explain();
         let what = "exit signal other than SIGCHLD";
-        assert_eq!(stored.warnings, [Warning::Lost { pid: child.into(), what }]);
+        assert_warned(&stored.warnings, &[warning!(Lost { pid: child, what })], signal);
         crate::tree::signal(child, nix::sys::signal::Signal::SIGKILL);
         victim.end();
     }
@@ -134,7 +135,7 @@ fn a_daemon_that_kept_its_session() {
     let victim = start(program);
     let stored = home.capture([victim.pid()]).run(&home.store()).or_explain();
     let held = |warning: &Warning| match warning {
-        Warning::SessionHeld { pid, by } if pid.as_raw() == victim.pid() => Some(by.as_raw()),
+        Warning::SessionHeld { pid, by, .. } if pid.as_raw() == victim.pid() => Some(by.as_raw()),
         _ => None,
     };
     let by: Vec<i32> = stored.warnings.iter().filter_map(held).collect();

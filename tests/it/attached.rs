@@ -54,7 +54,7 @@ fn a_capture_without_what_is_attached_is_not_copied() {
     assert!(reachable(&store, &[digest]).unwrap().contains(&missing));
     let there = MemBlobStore::new();
     let error = copy_capture(&store, &there, &digest).unwrap_err();
-    assert!(matches!(error, Error::Missing { digest } if digest == missing), "{error}");
+    assert!(matches!(error, Error::Missing { digest, .. } if digest == missing), "{error}");
     assert!(!there.contains(&digest).unwrap());
 }
 
@@ -94,7 +94,7 @@ fn additions_that_cannot_be_stored_are_refused_before_anything_else() {
     let error = refused(|capture| chunked(capture).label("step", "7".repeat(1 << 16)));
     assert!(matches!(error, Error::Options { option: "label", .. }), "{error}");
     let error = refused(|capture| chunked(capture).attach("files", missing));
-    assert!(matches!(error, Error::Missing { digest } if digest == missing), "{error}");
+    assert!(matches!(error, Error::Missing { digest, .. } if digest == missing), "{error}");
     let error = refused(|capture| chunked(capture).label("step", "17"));
     assert!(!matches!(error, Error::Options { .. } | Error::Missing { .. }), "{error}");
 }

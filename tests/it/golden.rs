@@ -102,22 +102,3 @@ fn we_read_what_other_programs_write() {
         assert_eq!(ProcsBlob::from_json(&json).unwrap(), ours);
     }
 }
-
-#[cfg(unix)]
-#[test]
-fn a_warning_of_a_path_that_is_not_utf_8_becomes_json() {
-    use std::os::unix::ffi::OsStringExt;
-
-    use criu_rpc::Warning;
-    let path = || std::path::PathBuf::from(std::ffi::OsString::from_vec(b"/tmp/\xff".to_vec()));
-    let pid = 7.into();
-    for warning in [
-        Warning::FileChanged { path: path() },
-        Warning::LockLost { pid, path: path() },
-        Warning::ProcOfOther { path: path() },
-        Warning::Copied { pid, path: path() },
-    ] {
-        let json = serde_json::to_value(&warning).unwrap();
-        assert_eq!(json["path"], "/tmp/\u{fffd}", "{json}");
-    }
-}

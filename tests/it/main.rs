@@ -4,6 +4,8 @@
 #[cfg(target_os = "linux")]
 mod apart;
 mod attached;
+#[cfg(feature = "conformance")]
+mod conforms;
 mod crash;
 mod cycles;
 #[cfg(feature = "encryption")]

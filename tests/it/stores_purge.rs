@@ -119,7 +119,8 @@ fn a_restore_of_what_is_marked_for_deletion_warns() {
     let placeholder = br#"{"kind":"procs.unsupported.v1","unsupported_on":"macos","note":"n"}"#;
     let warns = |store: &dyn BlobStore, digest: &Digest256| {
         let restored = ProcsRestore::new().restore(&store, digest).unwrap();
-        let marked = |warning: &Warning| matches!(warning, Warning::Marked { capture } if capture == digest);
+        let marked =
+            |warning: &Warning| matches!(warning, Warning::Marked { capture, .. } if capture == digest);
         restored.warnings.iter().any(marked)
     };
     let folder = Folder::new();

@@ -21,7 +21,7 @@ impl<S: cas::BlobStore> BlobStore for PfStore<S> {
         // pf-core has no error for a missing blob, so the store is asked first. A failure after
         // that means that the blob is damaged, or that the store cannot read.
         if !self.contains(digest)? {
-            return Err(Error::Missing { digest: *digest });
+            return Err(Error::missing(digest));
         }
         let bytes = self.0.get(&theirs(digest)?).map_err(|error| match error {
             pf_core::Error::Integrity(problem) => Error::corrupt(format!("blob {digest}"), problem),

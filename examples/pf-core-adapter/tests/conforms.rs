@@ -30,7 +30,7 @@ fn the_store_in_a_folder_gives_back_what_it_was_given_and_misses_the_rest() {
     assert!(came == [(0, vec![]), (1, large)]);
     let missing = Digest256::of(b"missing");
     assert_eq!(store.missing(&[digests[0], missing]).unwrap(), [missing]);
-    assert!(matches!(store.get(&missing), Err(Error::Missing { digest }) if digest == missing));
+    assert!(matches!(store.get(&missing), Err(Error::Missing { digest, .. }) if digest == missing));
     fs::remove_dir_all(&folder).unwrap();
 }
 

@@ -490,7 +490,7 @@ impl<'env> Streaming<'_, 'env, '_> {
         let digest = pipeline.put_one(&json)?;
         pipeline.commit()?;
         let bytes = pipeline.stored.load(Ordering::Relaxed);
-        Ok(Stored::of(digest, manifest, bytes))
+        Ok(Stored { bytes, ..Stored::new(digest, manifest) })
     }
 
     fn tree(&self, root: i32, folder: &ImageDir, budget: &mut Budget) -> Result<ChunkedTree> {

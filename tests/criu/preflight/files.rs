@@ -13,14 +13,14 @@ use std::{
 };
 
 use criu_rpc::{
-    Cause, DumpOptions, Error, Pid, RestoreOptions,
+    Cause, DumpOptions, Error, RestoreOptions,
     options::NetworkLock,
-    preflight::{Obstacle, Place, Severity},
+    preflight::{Obstacle, Severity},
     rpc::{Key, NoHooks},
 };
 use nix::{fcntl::OFlag, sys::signal::Signal};
 
-use super::{blocks, defaults, descriptor, lines, look, passes, perl, perl_by, perl_program};
+use super::{At, blocks, defaults, descriptor, lines, look, passes, perl, perl_by, perl_program};
 use crate::{
     client::resource,
     harness::{criu, tests},
@@ -201,12 +201,13 @@ fn pipes_to_the_outside() {
     let victim = Victim::start_by(command);
     drop(write);
     let place = descriptor(victim.pid(), &resource(own(), read.as_raw_fd()));
-    let Some(Place::Descriptor { fd, .. }) = place else { unreachable!("because it is open") };
+    let Some(At::Descriptor { fd, .. }) = place else { unreachable!("because it is open") };
     let key = Key::of_process(victim.pid(), fd).unwrap();
     let findings = look(victim.pid(), &defaults());
     let [finding] = &findings[..] else { panic!("{}", lines(&findings)) };
-    assert_eq!((Some(&finding.place), finding.severity), (place.as_ref(), Severity::Risk), "{finding}");
-    let Obstacle::PipeOutside { inode } = finding.obstacle else { panic!("{finding}") };
+    assert_eq!(finding.place, place.unwrap(), "{finding}");
+    assert_eq!(finding.severity, Severity::Risk, "{finding}");
+    let Obstacle::PipeOutside { inode, .. } = finding.obstacle else { panic!("{finding}") };
     assert_eq!(key, Key::Pipe { inode });
     passes(victim.pid(), &defaults());
 
@@ -271,7 +272,7 @@ fn watches_on_the_kernels_own_file_systems() {
     for (path, kind) in [("/proc/self", "proc"), ("/sys", "sysfs")] {
         let victim = watch(path);
         let place = descriptor(victim.pid(), "anon_inode:inotify");
-        let there = |obstacle: &Obstacle| matches!(obstacle, Obstacle::Watch { on } if on == kind);
+        let there = |obstacle: &Obstacle| matches!(obstacle, Obstacle::Watch { on, .. } if on == kind);
         blocks(victim.pid(), &defaults(), victim.pid(), place.clone(), there);
         blocks(victim.pid(), &defaults().force_irmap(true), victim.pid(), place, there);
     }
@@ -284,7 +285,7 @@ fn watches_on_the_kernels_own_file_systems() {
 fn pidfds_of_others() {
     let own = std::process::id();
     let victim = perl(&format!("syscall(434, {own}, 0) > 2 or die"));
-    let outside = |obstacle: &Obstacle| *obstacle == Obstacle::PidfdOutside { of: Pid::from(own) };
+    let outside = |obstacle: &Obstacle| matches!(obstacle, Obstacle::PidfdOutside { of, .. } if *of == own);
     let obstacle = blocks(victim.pid(), &defaults(), victim.pid(), None, outside);
     assert_eq!(obstacle.cause(), Cause::PidfdOutside);
     let victim = perl("syscall(434, $$ + 0, 0) > 2 or die");
@@ -337,7 +338,8 @@ fn terminals_that_have_hung_up() {
     let place = descriptor(victim.pid(), &gone);
     let findings = look(victim.pid(), &defaults());
     let [finding] = &findings[..] else { panic!("{}", lines(&findings)) };
-    assert_eq!((Some(&finding.place), &finding.obstacle), (place.as_ref(), &Obstacle::HungTerminal));
+    assert_eq!(finding.place, place.unwrap());
+    assert_eq!(finding.obstacle, Obstacle::HungTerminal);
     passes(victim.pid(), &defaults());
     let foresight = Home::new().capture([victim.pid()]).preflight().unwrap();
     assert!(foresight.blocks.is_empty() && foresight.risks.is_empty(), "{foresight:?}");
@@ -353,9 +355,9 @@ fn files_that_a_mount_covers() {
         let victim = in_mounts(covered);
         let findings = look(victim.pid(), &defaults());
         let found = findings.iter().filter(|finding| finding.severity == Severity::Blocks);
-        let found: Vec<_> = found.map(|finding| (&finding.place, &finding.obstacle)).collect();
-        let place = descriptor(victim.pid(), "/mnt/a/f").unwrap();
-        assert_eq!(found, [(&place, &Obstacle::Overmounted)], "{name}: {}", lines(&findings));
+        let [finding] = found.collect::<Vec<_>>()[..] else { panic!("{name}: {}", lines(&findings)) };
+        assert_eq!(finding.place, descriptor(victim.pid(), "/mnt/a/f").unwrap(), "{name}: {finding}");
+        assert_eq!(finding.obstacle, Obstacle::Overmounted, "{name}: {finding}");
         super::dump(victim.pid(), &defaults()).unwrap_err();
     }
     for clear in [

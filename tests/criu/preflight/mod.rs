@@ -55,7 +55,7 @@ fn blocks(
     root: i32,
     options: &DumpOptions,
     pid: i32,
-    place: Option<Place>,
+    place: Option<At>,
     is: impl Fn(&Obstacle) -> bool,
 ) -> Obstacle {
     let findings = look(root, options);
@@ -87,19 +87,33 @@ fn lines(findings: &[Finding]) -> String {
 
 /// The descriptor whose target starts like this.
 #[track_caller]
-fn descriptor(pid: i32, start: &str) -> Option<Place> {
+fn descriptor(pid: i32, start: &str) -> Option<At> {
     let found = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten().find_map(|entry| {
         let target = fs::read_link(entry.path()).ok()?;
         let fd = entry.file_name().to_str()?.parse().ok()?;
         target.to_str()?.starts_with(start).then_some((fd, target))
     });
     let (fd, target) = found.unwrap_or_else(|| panic!("{pid} has no {start}"));
-    Some(descriptor_of(fd, target))
+    Some(At::Descriptor { fd, target })
 }
 
-/// A place as preflight makes it: its fields can be read, but not written.
-fn descriptor_of(fd: i32, target: PathBuf) -> Place {
-    Place::Descriptor { fd, target }
+/// An expected place. Only the crate can make a `Place`.
+#[derive(Debug, Clone, PartialEq)]
+enum At {
+    Process,
+    Descriptor { fd: i32, target: PathBuf },
+}
+
+impl PartialEq<At> for Place {
+    fn eq(&self, at: &At) -> bool {
+        match (self, at) {
+            (Place::Process, At::Process) => true,
+            (Place::Descriptor { fd, target, .. }, At::Descriptor { fd: at, target: expected }) => {
+                (fd, target) == (at, expected)
+            }
+            _ => false,
+        }
+    }
 }
 
 /// A victim in perl, for system calls that no safe code makes. It does not see to its children's

@@ -7,7 +7,7 @@ use criu_rpc::{
     preflight::{Finding, Obstacle, Place, Severity},
 };
 
-use super::{Perl, blocks, defaults, descriptor, dump, lines, look, passes, perl, perl_by};
+use super::{At, Perl, blocks, defaults, descriptor, dump, lines, look, passes, perl, perl_by};
 use crate::{harness::tests, places::children};
 
 tests![
@@ -35,15 +35,15 @@ fn namespaces_of_children() {
     for (flag, kind) in [("--uts", "uts"), ("--ipc", "ipc"), ("--cgroup", "cgroup"), ("--time", "time")] {
         let victim = child_in(flag);
         let child = children(victim.pid())[0];
-        let nested = |obstacle: &Obstacle| *obstacle == Obstacle::NestedNamespace { kind };
-        blocks(victim.pid(), &defaults(), child, Some(Place::Process), nested);
+        let nested = |obstacle: &Obstacle| matches!(obstacle, Obstacle::NestedNamespace { kind: found, .. } if *found == kind);
+        blocks(victim.pid(), &defaults(), child, Some(At::Process), nested);
     }
     // criu dumps it, and cannot restore what it dumped.
     for (flag, kind) in [("--net", "net"), ("--mount", "mnt")] {
         let victim = child_in(flag);
         let findings = look(victim.pid(), &defaults());
-        let nested = Obstacle::NestedNamespace { kind };
-        let is_nested = |finding: &Finding| finding.obstacle == nested && finding.severity == Severity::Blocks;
+        let nested = |obstacle: &Obstacle| matches!(obstacle, Obstacle::NestedNamespace { kind: found, .. } if *found == kind);
+        let is_nested = |finding: &Finding| nested(&finding.obstacle) && finding.severity == Severity::Blocks;
         assert!(findings.iter().any(is_nested), "{}", lines(&findings));
     }
 }
@@ -80,7 +80,7 @@ fn pid_namespaces_without_init() {
     });
     let inner = inner().unwrap();
     let no_init = |obstacle: &Obstacle| matches!(obstacle, Obstacle::NoInit { .. });
-    let Obstacle::NoInit { namespace } = blocks(inner, &defaults(), inner, Some(Place::Process), no_init)
+    let Obstacle::NoInit { namespace, .. } = blocks(inner, &defaults(), inner, Some(At::Process), no_init)
     else {
         unreachable!("because that was asked for")
     };
@@ -103,7 +103,7 @@ fn mount_namespaces_of_their_own() {
     let [root, unseen] = &findings[..] else { panic!("{}", lines(&findings)) };
     assert!(needs_root(root), "{root}");
     assert!(matches!(unseen.obstacle, Obstacle::UnseenMount { .. }), "{unseen}");
-    assert_eq!(Some(&unseen.place), descriptor(victim.pid(), "/dev/null").as_ref());
+    assert_eq!(unseen.place, descriptor(victim.pid(), "/dev/null").unwrap());
     dump(victim.pid(), &defaults()).unwrap_err();
 
     let victim = in_own("open(STDERR, '>', '/dev/null')");
@@ -116,7 +116,7 @@ fn mount_namespaces_of_their_own() {
     let left = perl("POSIX::close($_) for 3 .. 20; syscall(272, 0x20000) == 0 or die");
     let findings = look(left.pid(), &defaults());
     let path = fs::read_link(format!("/proc/{}/exe", left.pid())).unwrap();
-    let program = |finding: &&Finding| matches!(&finding.place, Place::Program { path: told } if *told == path);
+    let program = |finding: &&Finding| matches!(&finding.place, Place::Program { path: told, .. } if *told == path);
     let finding = findings.iter().find(program).unwrap_or_else(|| panic!("{}", lines(&findings)));
     assert!(matches!(finding.obstacle, Obstacle::UnseenMount { .. }), "{finding}");
     assert!(finding.to_string().contains(&format!("its program ({})", path.display())), "{finding}");

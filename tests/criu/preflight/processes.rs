@@ -6,11 +6,11 @@ use std::{
 };
 
 use criu_rpc::{
-    Cause, Pid,
-    preflight::{Obstacle, Place},
+    Cause,
+    preflight::Obstacle,
 };
 
-use super::{Helper, blocks, defaults, dump, lines, look, passes, perl};
+use super::{At, Helper, blocks, defaults, dump, lines, look, passes, perl};
 use crate::{
     harness::{criu, tests},
     places::state,
@@ -36,9 +36,8 @@ tests![
 fn processes_that_share_their_folder() {
     let victim = perl("my $c = syscall(56, 0x200 | 17, 0, 0, 0, 0); unless ($c) { sleep 1000 while 1 } $c > 0 or die");
     let [child] = crate::places::children(victim.pid())[..] else { panic!("it has one child") };
-    let with = Pid::from(victim.pid());
-    let shares = |obstacle: &Obstacle| *obstacle == Obstacle::SharedState { with };
-    let found = blocks(victim.pid(), &defaults(), child, Some(Place::Process), shares);
+    let shares = |obstacle: &Obstacle| matches!(obstacle, Obstacle::SharedState { with, .. } if *with == victim.pid());
+    let found = blocks(victim.pid(), &defaults(), child, Some(At::Process), shares);
     assert_eq!(found.cause(), Cause::SharedState);
     // criu knows a child with the same descriptors.
     let victim = perl("my $c = syscall(56, 0x400 | 17, 0, 0, 0, 0); unless ($c) { sleep 1000 while 1 } $c > 0 or die");
@@ -57,7 +56,7 @@ fn processes_that_may_not_map_more() {
     };
     let victim = limited(50_000);
     let too_low = |obstacle: &Obstacle| *obstacle == Obstacle::MemoryLimit;
-    let found = blocks(victim.pid(), &defaults(), victim.pid(), Some(Place::Process), too_low);
+    let found = blocks(victim.pid(), &defaults(), victim.pid(), Some(At::Process), too_low);
     assert_eq!(found.cause(), Cause::MemoryLimit);
     passes(limited(900_000).pid(), &defaults()); // a risk
     let victim = limited(2 << 20);
@@ -68,7 +67,7 @@ fn processes_that_may_not_map_more() {
 fn a_root_that_leads_no_session() {
     let victim = Victim::start_in_our_session(&[]);
     let no_session = |obstacle: &Obstacle| matches!(obstacle, Obstacle::NoSession { .. });
-    blocks(victim.pid(), &defaults(), victim.pid(), Some(Place::Process), no_session);
+    blocks(victim.pid(), &defaults(), victim.pid(), Some(At::Process), no_session);
     passes(victim.pid(), &defaults().shell_job(true));
 }
 
@@ -79,7 +78,7 @@ fn memory_tracking() {
         return passes(victim.pid(), &options);
     }
     let untracked = |obstacle: &Obstacle| *obstacle == Obstacle::NoMemoryTracking;
-    blocks(victim.pid(), &options, victim.pid(), Some(Place::Process), untracked);
+    blocks(victim.pid(), &options, victim.pid(), Some(At::Process), untracked);
 }
 
 fn a_tree_with_the_caller_in_it() {
@@ -107,8 +106,8 @@ fn debuggers() {
     let mut talk = Talk::new(child.stdin.take().unwrap(), child.stdout.take().unwrap());
     let debugger = Helper(child);
     assert_eq!(talk.hear(), "ready");
-    let by = Obstacle::Traced { by: Pid::from(debugger.0.id()) };
-    blocks(victim.pid(), &defaults(), victim.pid(), Some(Place::Process), |obstacle| *obstacle == by);
+    let traced = |obstacle: &Obstacle| matches!(obstacle, Obstacle::Traced { by, .. } if *by == debugger.0.id());
+    blocks(victim.pid(), &defaults(), victim.pid(), Some(At::Process), traced);
     drop(debugger);
     passes(victim.pid(), &defaults());
     assert_eq!(victim.ask("?"), "here");
@@ -122,8 +121,8 @@ fn other_users() {
     if u64::from_str_radix(&bounding, 16).unwrap() & (1 << 24) != 0 {
         return passes(victim.pid(), &defaults());
     }
-    let other = |obstacle: &Obstacle| *obstacle == Obstacle::OtherUser { uid: 1000 };
-    blocks(victim.pid(), &defaults(), victim.pid(), Some(Place::Process), other);
+    let other = |obstacle: &Obstacle| matches!(obstacle, Obstacle::OtherUser { uid: 1000, .. });
+    blocks(victim.pid(), &defaults(), victim.pid(), Some(At::Process), other);
 }
 
 fn filters_that_root_may_dump() {
@@ -146,7 +145,7 @@ fn dead_leaders() {
     );
     crate::places::wait_until("the first thread has ended", || state(victim.pid()) == Some('Z'));
     let dead = |obstacle: &Obstacle| *obstacle == Obstacle::DeadLeader;
-    blocks(victim.pid(), &defaults(), victim.pid(), Some(Place::Process), dead);
+    blocks(victim.pid(), &defaults(), victim.pid(), Some(At::Process), dead);
 }
 
 /// The user of a namespace that the caller made is another one, and the caller has all capabilities
@@ -173,7 +172,7 @@ fn pending_traps() {
         "my $s = POSIX::SigSet->new(5); POSIX::sigprocmask(POSIX::SIG_BLOCK, $s) or die; kill 'TRAP', $$",
     );
     let trap = |obstacle: &Obstacle| *obstacle == Obstacle::PendingTrap;
-    blocks(victim.pid(), &defaults(), victim.pid(), Some(Place::Process), trap);
+    blocks(victim.pid(), &defaults(), victim.pid(), Some(At::Process), trap);
     let victim = perl(
         "my $s = POSIX::SigSet->new(10); POSIX::sigprocmask(POSIX::SIG_BLOCK, $s) or die; kill 'USR1', $$",
     );
@@ -197,9 +196,11 @@ fn sessions_that_are_shared() {
         let end = |pid| crate::tree::signal(pid, nix::sys::signal::Signal::SIGKILL);
         let result = std::panic::catch_unwind(|| {
             let [finding] = &findings[..] else { panic!("{}", lines(&findings)) };
-            assert_eq!(finding.obstacle, Obstacle::Shared { by: Pid::from(left) });
+            let by_it = matches!(&finding.obstacle, Obstacle::Shared { by, .. } if *by == left);
+            assert!(by_it, "{finding}");
             assert_eq!(finding.severity, criu_rpc::preflight::Severity::Risk);
-            assert_eq!((finding.pid, &finding.place), (Pid::from(victim.pid()), &Place::Process));
+            assert_eq!(finding.pid, victim.pid());
+            assert_eq!(finding.place, At::Process);
             assert!(finding.to_string().contains("kill_session"), "{finding}");
             passes(victim.pid(), &defaults());
         });

@@ -178,7 +178,7 @@ fn sockets_that_criu_does_not_know() {
     for (socket, name) in [("2, 1, 262", "MPTCP"), ("40, 1, 0", "AF_VSOCK")] {
         let victim = perl(&format!("socket(S, {socket}) or die"));
         let place = descriptor(victim.pid(), "socket:");
-        let unknown = |obstacle: &Obstacle| matches!(obstacle, Obstacle::UnsupportedSocket { protocol } if protocol == name);
+        let unknown = |obstacle: &Obstacle| matches!(obstacle, Obstacle::UnsupportedSocket { protocol, .. } if protocol == name);
         blocks(victim.pid(), &defaults(), victim.pid(), place, unknown);
     }
     let victim = perl(

@@ -172,7 +172,7 @@ fn of_a_child(kind: &str, name: &str) {
         fs::read_to_string(format!("/proc/{last}/comm")).is_ok_and(|name| name == "cat\n")
     });
     found(victim.pid(), Severity::Blocks, |obstacle| {
-        matches!(obstacle, Obstacle::NestedNamespace { kind } if *kind == name)
+        matches!(obstacle, Obstacle::NestedNamespace { kind, .. } if *kind == name)
     });
     let taken = Dumps::new().taken(victim, &plain());
     let restored = taken.restore(&RestoreOptions::default());

@@ -42,7 +42,7 @@ fn a_collection_keeps_what_captures_need_and_nothing_else() {
     let error = store.gc(&[kept, unknown], Duration::ZERO).unwrap_err();
     let Error::Capture { capture, source, .. } = error else { panic!("{error:?}") };
     assert!(
-        capture == unknown && matches!(*source, Error::Missing { digest } if digest == unknown),
+        capture == unknown && matches!(*source, Error::Missing { digest, .. } if digest == unknown),
         "{source:?}"
     );
     assert!(open(&folder).get(&its).is_ok());

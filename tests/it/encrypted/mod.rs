@@ -15,47 +15,12 @@ use std::{
 
 use criu_rpc::{
     BlobStore, BlobStoreExt, Digest256, Error, FsBlobStore, Result,
-    store::{Key, Padding, StoreOptions, conformance},
+    store::{Key, Padding, StoreOptions},
 };
 
 use crate::stores::{Folder, files_below};
 
 const MIB: usize = 1 << 20;
-
-#[test]
-fn an_encrypted_store_in_a_folder_conforms() {
-    conforms(&options());
-}
-
-#[test]
-fn an_encrypted_store_conforms_with_padding() {
-    conforms(&options().padding(Padding::Padme));
-}
-
-#[cfg(feature = "compression")]
-#[test]
-fn a_store_that_compresses_conforms() {
-    conforms(&StoreOptions::new().compression(true));
-}
-
-#[cfg(feature = "compression")]
-#[test]
-fn a_store_that_compresses_and_encrypts_conforms() {
-    conforms(&options().compression(true).padding(Padding::Padme));
-}
-
-#[cfg(feature = "object-store")]
-#[test]
-fn an_encrypted_store_of_objects_conforms() {
-    conformance::check(|| options().open_url("memory:///encrypted").unwrap());
-}
-
-fn conforms(options: &StoreOptions) {
-    let folder = Folder::new();
-    let mut count = 0..;
-    let next = std::cell::RefCell::new(|| count.next().unwrap());
-    conformance::check(|| options.open(folder.join((next.borrow_mut())().to_string())).unwrap());
-}
 
 #[test]
 fn what_is_stored_tells_neither_bytes_nor_digests() {
@@ -151,7 +116,7 @@ fn padding_leaves_few_lengths() {
     assert_eq!(large(2 * MIB + 1), large(3 * MIB));
 }
 
-fn options() -> StoreOptions {
+pub(crate) fn options() -> StoreOptions {
     StoreOptions::new().encryption(key(1))
 }
 
@@ -210,7 +175,7 @@ fn corrupt<T: std::fmt::Debug>(result: Result<T>) {
 
 #[track_caller]
 fn missing<T: std::fmt::Debug>(result: Result<T>, asked: &Digest256) {
-    assert!(matches!(&result, Err(Error::Missing { digest }) if digest == asked), "{result:?}");
+    assert!(matches!(&result, Err(Error::Missing { digest, .. }) if digest == asked), "{result:?}");
 }
 
 /// Returns bytes without a pattern.
