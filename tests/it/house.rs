@@ -146,6 +146,13 @@ fn nothing_unfinished_is_left() {
     }
 }
 
+/// The tests in a package lack the suite for stores unless its feature is asked for.
+#[test]
+fn the_repository_tests_its_stores_with_the_suite() {
+    let is_repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/criu").exists();
+    assert!(cfg!(feature = "conformance") || !is_repository);
+}
+
 #[test]
 fn the_reader_of_sources_sees_what_is_there() {
     let code = code_of(
