@@ -38,8 +38,8 @@ impl ImageDir {
         Ok(namespaces.chain(user).chain(files).collect())
     }
 
-    /// True of a restore that replaces a standard stream which is also in flight: there is nothing to
-    /// put into the socket.
+    /// Returns a problem if a restore replaces a standard stream which is also in flight: there is
+    /// nothing to put into the socket.
     fn replaced_in_flight(&self) -> Result<Option<String>> {
         let mut rights = self.in_flight()?;
         if !rights.is_empty() {

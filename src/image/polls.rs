@@ -68,8 +68,8 @@ impl ImageDir {
         Ok(())
     }
 
-    /// Edits the images of threads whose `poll` the kernel had restarted as another call: the call is
-    /// `poll` again.
+    /// Edits the images of threads whose `poll` the kernel had restarted as another call: the call
+    /// is `poll` again.
     pub(crate) fn name_restarted_polls(&self, restarted: &[RestartedPoll]) -> Result<()> {
         for poll in restarted {
             let edit = |core: &CoreEntry| poll.named(core).map_or(Edit::Keep, Edit::Extend);

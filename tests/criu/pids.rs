@@ -134,8 +134,8 @@ fn of_trees_that_cannot_all_be_revived_none_is_left() {
     assert_eq!(ask(&socket, "tick"), "count 1");
 }
 
-/// Only criu notices that another process has the port of the second tree. The first stands by then,
-/// but does not run.
+/// Only criu notices that another process has the port of the second tree. The first stands by
+/// then, but does not run.
 fn of_trees_of_which_criu_cannot_revive_the_second_none_has_run() {
     const BOUND: &str = "use Socket; $| = 1; socket(my $s, PF_INET, SOCK_DGRAM, 0); \
         bind($s, pack_sockaddr_in($ARGV[1], INADDR_LOOPBACK)) or die if $ARGV[1]; open(my $o, '>>', $ARGV[0]); \
