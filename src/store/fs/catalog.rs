@@ -25,7 +25,7 @@ use crate::{
     private_files,
     store::{
         name::Name,
-        pack::{Found, Frame, PackId, scan},
+        pack::{Found, Frame, PackId, glimpse, scan},
         read_at::ReadAt as _,
     },
 };
@@ -467,9 +467,7 @@ impl Catalog {
         if !self.asked_before(&place) {
             let reading = || Error::io(format!("read the pack {}", self.shown(&place.pack)));
             let found = match self.files.open(&place.pack) {
-                Ok(file) => {
-                    Frame::glimpse(&file, place.at, record.name.into()).map_err(|error| reading()(error))?
-                }
+                Ok(file) => glimpse(&file, place.at, record.name.into()).map_err(|error| reading()(error))?,
                 Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
                 Err(error) => return Err(reading()(error)),
             };

@@ -1,6 +1,6 @@
 //! [`Builder`] and [`Frame`]: some hundred kilobytes of blobs, with a header that lists them.
 
-use std::{io, ops::Range};
+use std::ops::Range;
 
 use super::{PackId, bytes_at, number, short};
 use crate::{
@@ -9,7 +9,6 @@ use crate::{
     store::{
         codec::{AROUND, Codec, Keys, Packer, Unpacker, locked},
         name::Name,
-        read_at::ReadAt,
     },
     wiped::Wiped,
 };
@@ -202,7 +201,7 @@ pub(crate) struct Frame {
     pub(crate) entries: Vec<Entry>,
     /// The number of bytes once decompressed; 0 if they are encrypted.
     raw: usize,
-    form: Form,
+    pub(super) form: Form,
 }
 
 /// A blob in a frame.
@@ -218,7 +217,7 @@ pub(crate) struct Entry {
 
 /// The codec of a frame, by its number in the header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Form {
+pub(super) enum Form {
     Plain = 0,
     Zstd = 1,
     Sealed = 2,
@@ -226,7 +225,7 @@ enum Form {
 }
 
 impl Form {
-    fn of(code: u8) -> Option<Form> {
+    pub(super) fn of(code: u8) -> Option<Form> {
         [Form::Plain, Form::Zstd, Form::Sealed, Form::SealedZstd].get(usize::from(code)).copied()
     }
 
@@ -235,7 +234,7 @@ impl Form {
     }
 
     /// Returns the length of an entry in the header.
-    fn entry(self) -> usize {
+    pub(super) fn entry(self) -> usize {
         if self.is_sealed() { NAME } else { ENTRY }
     }
 }
@@ -350,31 +349,6 @@ impl Frame {
     /// or encrypted.
     pub(crate) fn end_of(&self, entry: &Entry) -> u64 {
         self.place(entry).map_or(self.end(), |place| place + entry.length as u64)
-    }
-
-    /// Returns the offset of an entry's name in the header.
-    pub(crate) fn place_of_name(&self, index: usize) -> usize {
-        FIXED + index * self.form.entry()
-    }
-
-    /// Reads the name at this offset of the header at `at`, with the pack that the frame names, and
-    /// the index of the entry. `None` if this is no header. It is not verified, so only a name
-    /// that was expected means anything.
-    pub(crate) fn glimpse(
-        pack: &impl ReadAt,
-        at: u64,
-        offset: usize,
-    ) -> io::Result<Option<(PackId, usize, Name)>> {
-        let (mut fixed, mut name) = ([0; FIXED], [0; NAME]);
-        let read = pack.read_full(&mut fixed, at)? + pack.read_full(&mut name, at + offset as u64)?;
-        if read < FIXED + NAME || fixed[..8] != MAGIC || fixed[24..32] != at.to_le_bytes() {
-            return Ok(None);
-        }
-        let Some(entry) = Form::of(fixed[32]).map(Form::entry) else { return Ok(None) };
-        let index = offset.saturating_sub(FIXED) / entry;
-        let is_there =
-            FIXED + index * entry == offset && index < usize::from(u16::from_le_bytes(bytes_at(&fixed, 34)));
-        Ok(is_there.then(|| (PackId(bytes_at(&fixed, 8)), index, Name::from_bytes(name))))
     }
 
     /// Returns the index of an entry; the index `hint` is tried first.
@@ -613,7 +587,7 @@ const MAX_STORED: usize = MAX_BLOB + 2 * 1024 * 1024;
 pub(super) const FIXED: usize = 64;
 
 /// The length of a name, which is an entry of an encrypted frame; and of an entry with a length.
-const NAME: usize = 32;
+pub(super) const NAME: usize = 32;
 const ENTRY: usize = NAME + 4;
 
 /// The length of the checksum behind encrypted bytes.

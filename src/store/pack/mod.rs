@@ -5,6 +5,7 @@
 //! format byte by byte.
 
 mod frame;
+mod glimpse;
 mod run;
 mod scan;
 #[cfg(test)]
@@ -17,6 +18,7 @@ use std::{
 
 pub(crate) use self::{
     frame::{Builder, Copied, Entry, Frame, MAX_BLOB, Scratch},
+    glimpse::glimpse,
     run::run_of,
     scan::{Found, scan},
 };
