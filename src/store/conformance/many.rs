@@ -72,9 +72,12 @@ fn a_part_of_a_large_blob_may_lie_anywhere(store: &dyn BlobStore) {
     let digest = must(store.put(&bytes), "put a blob");
     for boundary in [4096, 1 << 16, 1 << 20, 2 << 20, 3 << 20] {
         for offset in [boundary - 1, boundary, boundary + 1] {
-            for wanted in [0, 1, 2, 5000, 1 << 20, (1 << 20) + 1, 2 << 20] {
+            for wanted in [1, 2, 5000] {
                 assert_part(store, &digest, &bytes, offset, wanted);
             }
+        }
+        for wanted in [0, 1 << 20, (1 << 20) + 1, 2 << 20] {
+            assert_part(store, &digest, &bytes, boundary - 1, wanted);
         }
     }
 }
