@@ -204,6 +204,10 @@ pub use warning::{Shared, Warning};
 #[cfg(doctest)]
 mod readme {}
 
+#[doc = include_str!("../docs/copies.md")]
+#[cfg(doctest)]
+mod copies {}
+
 #[doc = include_str!("../docs/embedding.md")]
 #[cfg(doctest)]
 mod embedding {}

@@ -14,6 +14,7 @@ use crate::{
     enclosed::needs_tcp,
     harness::{Test, tests},
     places::{Home, children, family, lives, state, wait_until},
+    program::{Program, Terminal},
     talk::Talk,
     tree::{OrExplain, Revived, explain, signal, wait_gone},
     ways::{Script, WAYS, Way},
@@ -31,6 +32,8 @@ tests![
     copies_of_two_trees_are_refused,
     a_capture_of_a_copy_fails_and_harms_nothing,
     many_copies_leak_nothing,
+    what_only_one_can_have_is_refused_to_a_copy,
+    a_copy_of_a_shell_is_interrupted_in_its_new_terminal,
 ];
 
 pub(crate) const APART: &[Test] = &[("many_copies", many_copies)];
@@ -296,6 +299,55 @@ fn a_capture_of_a_copy_fails_and_harms_nothing() {
     assert_eq!(copy.ask("?"), format!("1 {pid} parent"));
     end(vec![copy]);
     victim.end(&members, WAYS[1]);
+}
+
+/// As long as the original has it.
+fn what_only_one_can_have_is_refused_to_a_copy() {
+    let lock = "use Fcntl ':flock'; open(my $f, '>>', 'FILE') or die; flock($f, LOCK_EX) or die;";
+    let listener = "use IO::Socket::UNIX; my $f = IO::Socket::UNIX->new(Local => 'FILE', Listen => 1) or die;";
+    for (holds, cause) in [(lock, Cause::LockTaken), (listener, Cause::FileReplaced)] {
+        let home = Home::new();
+        let holds = holds.replace("FILE", &home.path("file").display().to_string());
+        let mut victim = Script::perl(&format!("{holds} sub answer {{ return 'holds' }}"));
+        let members = victim.members();
+        let stored = WAYS[1].capture(&home, victim.pid()).run(&home.store()).or_explain();
+        let restore = home.restore().isolated(Isolation::new());
+        let error = restore.restore(&home.store(), &stored.digest).unwrap_err();
+        assert_eq!(error.failure().map(|failure| failure.cause), Some(cause), "{}", explain(&error));
+        assert_eq!(victim.ask("?"), "holds");
+        victim.end(&members, WAYS[1]);
+        let mut first = copy(&home, Isolation::new(), &stored.digest);
+        let error = restore.restore(&home.store(), &stored.digest).unwrap_err();
+        assert_eq!(error.failure().map(|failure| failure.cause), Some(cause), "{}", explain(&error));
+        assert_eq!(first.ask("?"), "holds");
+        end(vec![first]);
+    }
+}
+
+fn a_copy_of_a_shell_is_interrupted_in_its_new_terminal() {
+    let home = Home::new();
+    let terminal = Terminal::new();
+    let mut shell = Command::new("bash");
+    let mut program = Program::in_terminal(&terminal, shell.args(["--norc", "--noprofile", "-i"]));
+    program.talk.tell("PS1=; PS2=; stty -echo; echo rea''dy");
+    program.talk.until("ready");
+    program.talk.tell("(trap 'echo interrupted; exit' INT; echo wai''ting; while :; do sleep 1; done)");
+    program.talk.until("waiting");
+    let stored = WAYS[1].capture(&home, program.pid()).run(&home.store()).or_explain();
+    let terminals = [Terminal::new(), Terminal::new()];
+    for new in &terminals {
+        let restore = home.restore().isolated(Isolation::new());
+        let mut copy = new.revive(restore, &home.store(), &stored.digest);
+        copy.talk.press("\x03");
+        copy.talk.until("interrupted");
+        copy.talk.tell("echo tty=$(ps -o tty= -p $$)= answer=$((40+2))");
+        let said = copy.talk.until("answer=42");
+        assert!(said.contains("tty=pts/"), "{said}");
+        end(vec![copy]);
+    }
+    program.talk.press("\x03");
+    program.talk.until("interrupted");
+    program.end();
 }
 
 fn many_copies_leak_nothing() {
