@@ -185,6 +185,11 @@ fn a_tree_comes_back_into_its_control_group() {
         assert_eq!(revived.ask("?"), "here");
         let within = std::fs::read_to_string(group.0.join("cgroup.procs")).unwrap();
         assert_eq!(within.trim(), pid.to_string(), "{way:?}");
+        let restore = home.restore().isolated(criu_rpc::Isolation::new());
+        let mut copy = Revived::from(restore, &home.store(), &stored.digest);
+        assert_eq!(copy.ask("?"), "here");
+        let within = std::fs::read_to_string(group.0.join("cgroup.procs")).unwrap();
+        assert!(within.lines().any(|line| line == copy.pid().to_string()), "{way:?}");
     }
 }
 
