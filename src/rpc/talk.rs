@@ -464,6 +464,10 @@ impl Exchange {
                         if go_on {
                             unfinished.go_on(&name);
                         }
+                        if go_on && name == "pre-restore" {
+                            let doing = "give the copy its own /run";
+                            connection.before_restore().map_err(Error::io(doing))?;
+                        }
                         unsaid = Some(packet::encode(self.session.acknowledge(go_on, external), &[]));
                         continue;
                     }

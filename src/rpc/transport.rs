@@ -149,6 +149,11 @@ impl Connection {
         self.init.as_ref()
     }
 
+    /// Notes that criu is about to be told to make the tree.
+    pub(super) fn before_restore(&self) -> io::Result<()> {
+        self.init.as_ref().map_or(Ok(()), |init| init.unmount_run())
+    }
+
     /// Returns the pid in our namespace of the root, which criu knows as `pid`.
     pub(super) fn root_here(&self, pid: Pid) -> io::Result<Pid> {
         match &self.init {

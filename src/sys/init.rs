@@ -12,7 +12,10 @@ use std::{
         unix::process::ExitStatusExt,
     },
     process::ExitStatus,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -22,10 +25,15 @@ use nix::{
         memfd::{MFdFlags, memfd_create},
         signal::Signal,
         socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair},
+        statfs::{TMPFS_MAGIC, statfs},
     },
 };
 
-use super::{Child, OF_A_TERMINAL, Place, Spawn, pidfd_open, pidfd_signal, receive, spawn, wait_readable};
+use super::{
+    Child, OF_A_TERMINAL, Place, Spawn,
+    mount::{mount_again, mount_tmpfs},
+    pidfd_open, pidfd_signal, receive, spawn, wait_readable,
+};
 use crate::lock::Mutex;
 
 /// The program; empty where it could not be built.
@@ -96,6 +104,8 @@ pub(crate) struct Init {
     process: Child,
     control: Mutex<Control>,
     kept: AtomicBool,
+    /// The file system that is mounted on its `/run` until the tree is made.
+    run: Option<Arc<OwnedFd>>,
 }
 
 #[derive(Debug)]
@@ -118,6 +128,7 @@ const READY: i32 = 1;
 const CRIU_ENDED: i32 = 2;
 const ROOT_ENDED: i32 = 3;
 const ROOT_OPENED: i32 = 4;
+const UNMOUNT_RUN: i32 = 7;
 const FAILED: i32 = 9;
 const OPEN_ROOT: i32 = 1;
 const CLOSE: i32 = 3;
@@ -143,11 +154,20 @@ impl Init {
         let mut words = vec![c"criu-rpc init".into()];
         words.extend([c"O".into(), CString::new(OWNER.to_string())?]);
         words.extend(namespaces.steps);
+        // After the other steps: their folders may be in `/run`.
+        let run = if profits_from_tmpfs() { shared_run().ok() } else { None };
+        let mount = run.as_ref().and_then(|run| mount_again(run.as_fd()).ok());
+        let run = run.filter(|_| mount.is_some());
+        if mount.is_some() {
+            let number = FIRST_LENT + i32::try_from(lent.len()).map_err(io::Error::other)?;
+            words.extend([c"m".into(), CString::new(number.to_string())?, c"/run".into()]);
+        }
         words.extend([c"r".into(), program]);
         words.extend(arguments.into_iter().skip(1));
         let mut files = streams.to_vec();
         files.extend([theirs.as_fd(), owner.as_fd()]);
         files.extend(lent);
+        files.extend(mount.as_ref().map(AsFd::as_fd));
         let process = spawn(Spawn {
             program: c"init".into(),
             executable: Some(executable.as_fd()),
@@ -162,7 +182,7 @@ impl Init {
         drop(theirs);
         let process = process.ok_or_else(|| io::Error::other("an init is no detached process"))?;
         let control = Control { socket: ours, root_status: None, criu_status: None };
-        let init = Init { process, control: Mutex::new(control), kept: AtomicBool::new(false) };
+        let init = Init { process, control: Mutex::new(control), kept: AtomicBool::new(false), run };
         let (_, descriptors) = init.hear(READY, Instant::now() + PATIENCE)?;
         let [socket, pidfd] = <[OwnedFd; 2]>::try_from(descriptors)
             .map_err(|_| io::Error::other("its descriptors were lost"))?;
@@ -174,6 +194,18 @@ impl Init {
     /// Lets the processes go on when this is dropped.
     pub(crate) fn keep(&self) {
         self.kept.store(true, Ordering::Relaxed);
+    }
+
+    /// Gives the tree its own `/run`. Called once, before criu makes the tree.
+    pub(crate) fn unmount_run(&self) -> io::Result<()> {
+        if self.run.is_none() {
+            return Ok(());
+        }
+        self.tell(UNMOUNT_RUN, 0, 0)?;
+        match self.hear(UNMOUNT_RUN, Instant::now() + PATIENCE)? {
+            (0, _) => Ok(()),
+            (errno, _) => Err(io::Error::from_raw_os_error(errno)),
+        }
     }
 
     /// Opens the root. Returns its number here, and a pidfd.
@@ -283,6 +315,25 @@ fn number_of(pidfd: &OwnedFd) -> io::Result<i32> {
     let told = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
     let number = told.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
     number.filter(|number| *number > 0).ok_or_else(|| Errno::ESRCH.into())
+}
+
+/// Returns true if criu would keep nothing in `/run`. If that is a tmpfs, criu keeps there what it
+/// has found out about the kernel. To find that out takes two thirds of the time of a small copy.
+fn profits_from_tmpfs() -> bool {
+    statfs("/run").is_ok_and(|run| run.filesystem_type() != TMPFS_MAGIC)
+}
+
+/// A tmpfs for the `/run` of criu in copies, until each tree needs its own `/run`. It is gone with
+/// the last copy.
+fn shared_run() -> io::Result<Arc<OwnedFd>> {
+    static RUN: Mutex<Weak<OwnedFd>> = Mutex::new(Weak::new());
+    let mut shared = RUN.lock();
+    if let Some(run) = shared.upgrade() {
+        return Ok(run);
+    }
+    let run = Arc::new(super::duplicate_above(mount_tmpfs()?.as_fd(), 3)?);
+    *shared = Arc::downgrade(&run);
+    Ok(run)
 }
 
 /// A file of the program, in memory.

@@ -483,8 +483,8 @@ impl Init {
             (16, CLOSE) => drop(call3(CLOSE_RANGE, packet.one as usize, packet.other as usize, 0)),
             (16, UNMOUNT_RUN) => {
                 const DETACHED: usize = 2;
-                call3(number::UMOUNT2, c"/run".as_ptr() as usize, DETACHED, 0);
-                tell(UNMOUNT_RUN, 0, 0, NOTHING);
+                let done = call3(number::UMOUNT2, c"/run".as_ptr() as usize, DETACHED, 0);
+                tell(UNMOUNT_RUN, -done as i32, 0, NOTHING);
             }
             (16, END) => self.end(),
             (16, DETACH) => self.owner = -1,
