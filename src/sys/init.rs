@@ -104,6 +104,8 @@ pub(crate) struct Init {
     process: Child,
     control: Mutex<Control>,
     kept: AtomicBool,
+    /// The number of lent files.
+    lent: i32,
     /// The file system that is mounted on its `/run` until the tree is made.
     run: Option<Arc<OwnedFd>>,
 }
@@ -158,8 +160,9 @@ impl Init {
         let run = if profits_from_tmpfs() { shared_run().ok() } else { None };
         let mount = run.as_ref().and_then(|run| mount_again(run.as_fd()).ok());
         let run = run.filter(|_| mount.is_some());
+        let lent_count = i32::try_from(lent.len()).map_err(io::Error::other)?;
         if mount.is_some() {
-            let number = FIRST_LENT + i32::try_from(lent.len()).map_err(io::Error::other)?;
+            let number = FIRST_LENT + lent_count;
             words.extend([c"m".into(), CString::new(number.to_string())?, c"/run".into()]);
         }
         words.extend([c"r".into(), program]);
@@ -182,7 +185,13 @@ impl Init {
         drop(theirs);
         let process = process.ok_or_else(|| io::Error::other("an init is no detached process"))?;
         let control = Control { socket: ours, root_status: None, criu_status: None };
-        let init = Init { process, control: Mutex::new(control), kept: AtomicBool::new(false), run };
+        let init = Init {
+            process,
+            control: Mutex::new(control),
+            kept: AtomicBool::new(false),
+            lent: lent_count,
+            run,
+        };
         let (_, descriptors) = init.hear(READY, Instant::now() + PATIENCE)?;
         let [socket, pidfd] = <[OwnedFd; 2]>::try_from(descriptors)
             .map_err(|_| io::Error::other("its descriptors were lost"))?;
@@ -218,7 +227,8 @@ impl Init {
 
     /// Closes the files that were lent.
     pub(crate) fn close_lent(&self) -> io::Result<()> {
-        self.tell(CLOSE, FIRST_LENT, i32::MAX)
+        // The init has files of its own above them.
+        if self.lent > 0 { self.tell(CLOSE, FIRST_LENT, FIRST_LENT + self.lent - 1) } else { Ok(()) }
     }
 
     /// Returns the status of the root, which has ended.

@@ -159,6 +159,11 @@ fn a_killed_copy_leaves_nothing() {
         assert_eq!(comm(init), "criu-rpc init");
         let all = family(init);
         assert_eq!(all.len(), 3, "the init, the root, and an orphan: {all:?}");
+        let sleeps = || {
+            std::thread::sleep(Duration::from_millis(2));
+            state(init) == Some('S')
+        };
+        wait_until("the init sleeps", || (0..10).all(|_| sleeps()));
         copy.tree().kill().unwrap();
         assert!(!all.iter().any(|pid| lives(*pid)), "kill waits until all have ended");
         drop(copy);
