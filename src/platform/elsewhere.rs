@@ -185,6 +185,15 @@ impl Tree {
         match self.0 {}
     }
 
+    /// Gives up the ownership.
+    ///
+    /// # Errors
+    ///
+    /// None on this system.
+    pub fn detach(self) -> Result<()> {
+        match self.0 {}
+    }
+
     /// Kills the tree and reaps its root.
     ///
     /// # Errors

@@ -206,8 +206,8 @@ impl ProcsRestore {
     ///
     /// [`Tree::pid`] is the pid of its root in this program's namespace. Inside, its processes have
     /// the pids of the capture. [`Tree::kill`] ends all processes of a copy, also those that are no
-    /// descendants of its root any more. A copy ends when this program ends, or when its last
-    /// process does.
+    /// descendants of its root any more. A copy ends when this program ends, unless it is
+    /// [detached](Tree::detach), or when its last process does.
     ///
     /// It needs CAP_SYS_ADMIN, on x86-64 or aarch64. A copy cannot be captured, nor can a program
     /// that has copies. See [`Isolation`] for what copies share.

@@ -22,7 +22,8 @@ use crate::{
 /// A process tree that was revived.
 ///
 /// Dropping it leaves the tree running. A thread reaps its root at its end. A
-/// [copy](crate::ProcsRestore::isolated) ends with this program.
+/// [copy](crate::ProcsRestore::isolated) ends with this program, unless it is
+/// [detached](Tree::detach).
 pub struct Tree {
     root: Child,
     status: Option<ExitStatus>,
@@ -118,6 +119,31 @@ impl Tree {
             return Ok(());
         }
         kill_from(self.root.pid(), self.root.pidfd())
+    }
+
+    /// Gives up the ownership. A [copy](crate::ProcsRestore::isolated) then outlives this program;
+    /// any other tree does so anyway. While this program lives, a thread of it reaps the root, or the
+    /// copy's init, at its end.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if the copy has ended.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let (store, digest) = (criu_rpc::MemBlobStore::default(), "".parse()?);
+    /// use criu_rpc::{Isolation, ProcsRestore};
+    ///
+    /// let restored = ProcsRestore::new().isolated(Isolation::new()).restore(&store, &digest)?;
+    /// let copy = restored.into_tree().ok_or("nothing was captured")?;
+    /// println!("process {} stays", copy.pid());
+    /// copy.detach()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn detach(self) -> Result<()> {
+        let Some(init) = &self.init else { return Ok(()) };
+        init.detach().map_err(Error::io(format!("detach the copy with process {}", self.pid())))
     }
 
     /// Kills the tree as [`kill`](Tree::kill) does, and reaps the root: all pids of the tree are

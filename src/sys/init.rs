@@ -135,6 +135,7 @@ const FAILED: i32 = 9;
 const OPEN_ROOT: i32 = 1;
 const CLOSE: i32 = 3;
 const END: i32 = 8;
+const DETACH: i32 = 10;
 
 /// The longest that an init may take for a step.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -229,6 +230,11 @@ impl Init {
     pub(crate) fn close_lent(&self) -> io::Result<()> {
         // The init has files of its own above them.
         if self.lent > 0 { self.tell(CLOSE, FIRST_LENT, FIRST_LENT + self.lent - 1) } else { Ok(()) }
+    }
+
+    /// Lets the processes outlive this one.
+    pub(crate) fn detach(&self) -> io::Result<()> {
+        self.tell(DETACH, 0, 0)
     }
 
     /// Returns the status of the root, which has ended.

@@ -25,7 +25,7 @@ tests![
     a_copy_has_the_settings_of_the_original,
     the_status_of_a_copy_is_its_root_s,
     a_killed_copy_leaves_nothing,
-    copies_end_with_their_owner,
+    copies_end_with_their_owner_unless_detached,
     a_copy_that_fails_leaves_nothing,
     a_copy_has_its_own_network,
     a_copy_has_its_own_terminals,
@@ -185,26 +185,43 @@ pub(crate) fn main(words: &[String]) {
     let (_talk, input, output) = Talk::through_pipes();
     let restored =
         home.restore().isolated(Isolation::new()).stdin(input).stdout(output).restore(&home.store(), &digest);
-    println!("{}", restored.or_explain().trees[0].pid());
+    let tree = restored.or_explain().into_tree().unwrap();
+    println!("{}", tree.pid());
+    if words.get(2).is_some_and(|word| word == "detach") {
+        tree.detach().unwrap();
+        println!("detached");
+    }
     std::thread::sleep(Duration::from_secs(100));
 }
 
-fn copies_end_with_their_owner() {
+fn copies_end_with_their_owner_unless_detached() {
     let home = Home::new();
     let mut victim = Script::perl(COUNTS);
     let members = victim.members();
     let stored = WAYS[1].capture(&home, victim.pid()).run(&home.store()).or_explain();
-    let mut owner = Command::new("/proc/self/exe");
-    owner.args(["--copies", &home.word(), &stored.digest.to_string()]);
-    let mut owner = owner.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let mut talk = Talk::new(owner.stdin.take().unwrap(), owner.stdout.take().unwrap());
-    let root: i32 = talk.hear().parse().unwrap();
-    let all = family(root);
-    assert_eq!(all.len(), 2);
-    assert!(lives(root));
-    owner.kill().unwrap();
-    owner.wait().unwrap();
-    wait_gone(&all);
+    for how in ["owned", "detach"] {
+        let mut owner = Command::new("/proc/self/exe");
+        owner.args(["--copies", &home.word(), &stored.digest.to_string(), how]);
+        let mut owner = owner.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut talk = Talk::new(owner.stdin.take().unwrap(), owner.stdout.take().unwrap());
+        let root: i32 = talk.hear().parse().unwrap();
+        let all = family(root);
+        assert_eq!(all.len(), 2);
+        if how == "detach" {
+            assert_eq!(talk.hear(), "detached");
+        }
+        assert!(lives(root));
+        let init = parent(root);
+        owner.kill().unwrap();
+        owner.wait().unwrap();
+        if how == "detach" {
+            // Its input has ended, so the root ends by itself. Its child goes on.
+            wait_until("the root has ended", || !lives(root));
+            assert!(lives(init) && lives(all[1]));
+            signal(init, Signal::SIGKILL);
+        }
+        wait_gone(&all);
+    }
     victim.end(&members, WAYS[1]);
 }
 
