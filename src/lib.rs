@@ -37,10 +37,13 @@
 //!   [`ProcsCapture::chunked`]: each stores only what the store lacks.
 //! - **Left running or ended?** The default leaves the tree running.
 //!   [`leave_running(false)`](ProcsCapture::leave_running) ends it once the store has everything.
+//! - **Back in time, or one more?** By default a tree gets its old pids, so the old tree must end
+//!   first. [`ProcsRestore::isolated`] makes a copy beside it.
 //! - **Which store?** [`FsBlobStore`] on one machine, `ObjectBlobStore` for several,
 //!   [`MemBlobStore`] in tests.
 //! - **Preflight, and when?** [`ProcsCapture::preflight`] once before the first capture of a tool,
 //!   and before each that ends the tree.
+//! - **Frozen for too long?** [`Chunking::pre_dumps`] sends most of the memory while the tree runs.
 //!
 //! A capture does not contain files on disk, programs and libraries, or the other side of
 //! connections. The README has the list.
@@ -52,7 +55,10 @@
 //! | capturing | [`ProcsCapture`], [`Stored`], [`Chunking`], [`BufferPool`], [`Pid`] |
 //! | capturing the calling process | [`SelfCapture`] |
 //! | reviving | [`ProcsRestore`], [`Restored`], [`Tree`], [`Stream`] |
-//! | notes for the user of a capture or a restore | [`Warning`] |
+//! | input to write again, times of a restore | [`Unread`], [`RestoreTimes`] |
+//! | reviving copies beside the original | [`ProcsRestore::isolated`], [`Isolation`] |
+//! | files that changed meanwhile | [`GrownFiles`], [`ProcsRestore::replaced_files`] |
+//! | notes for the user of a capture or a restore | [`Warning`], [`Shared`] |
 //! | ending a tree, before it is revived | [`kill_tree`], [`kill_session`] |
 //! | stopping a capture or a restore | [`Cancel`]; [`Until`] for work on stores |
 //! | storing | [`BlobStore`], [`BlobStoreExt`]; [`FsBlobStore`], [`MemBlobStore`] |
@@ -62,7 +68,7 @@
 //! | removing captures | [`FsBlobStore::gc`], [`FsBlobStore::purge`] |
 //! | moving captures, and the blobs that they need | [`stored`] |
 //! | the contents of a capture | [`ProcsBlob`], [`manifest`], [`digest`] |
-//! | obstacles to a capture | [`ProcsCapture::preflight`] |
+//! | obstacles to a capture | [`ProcsCapture::preflight`], [`Foresight`], [`Foreseen`] |
 //! | obstacles to a restore | [`ProcsRestore::preflight`] |
 //! | obstacles to a dump, and criu itself | `Criu` with its `preflight`, on Linux |
 //! | options for criu | [`DumpOptions`], [`RestoreOptions`], [`options`] |
@@ -117,7 +123,7 @@
 //!
 //! # Features
 //!
-//! None is on by default.
+//! All are off by default.
 //!
 //! - `compression`: [`store::StoreOptions`] can compress packs with zstd.
 //! - `conformance`: the test suite that every [`BlobStore`] must pass, for authors of stores.
@@ -125,7 +131,7 @@
 //! - `multi-buffer`: hashes several chunks at once. Chunked captures and restores take a fifth less
 //!   time.
 //! - `object-store`: `ObjectBlobStore`, a store in S3, Google Cloud Storage, Azure Blob Storage or
-//!   on an HTTP server.
+//!   on a WebDAV server.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // On other systems a capture stores a placeholder, so most of the formats are unused there.
