@@ -24,7 +24,7 @@ use self::{
 };
 use crate::{Error, manifest::Window};
 
-/// Sends more buffers than may exist through the queue. All arrive, unless a worker fails, which
+/// Sends more buffers through the queue than may exist. All arrive, unless a worker fails: that
 /// ends the receiver and all workers.
 pub fn go_round(workers: usize, failing: Option<usize>) {
     const SENT: usize = 6;

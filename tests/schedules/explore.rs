@@ -12,7 +12,7 @@ use crate::{
     pages::{PageFile, PageFiles},
 };
 
-/// A capture's buffers go round: all windows are stored, and no thread waits for ever.
+/// The buffers of a capture are reused until all windows are stored. No thread waits for ever.
 pub fn buffers_go_round(orders: usize) {
     for workers in 1..=3 {
         check_random(move || chunked::go_round(workers, None), orders);
@@ -30,7 +30,7 @@ pub fn a_failing_store_ends_all_readers(orders: usize) {
     check_random(|| serve(Some((0, 1))), orders);
 }
 
-/// Two files in pieces of seven bytes, which tell their place.
+/// Two files in pieces of seven bytes. Each byte tells its place.
 struct Numbers {
     files: [PageFile; 2],
     broken: Option<(usize, usize)>,

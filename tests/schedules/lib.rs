@@ -65,7 +65,7 @@ mod page_files {
 mod wiped {
     use std::ops::{Deref, DerefMut};
 
-    /// Memory; the one of the crate is wiped as well.
+    /// Memory that is not wiped: the crate's own type wipes it.
     #[derive(Debug, Default)]
     pub struct Wiped(Vec<u8>);
 
@@ -91,7 +91,7 @@ mod wiped {
 }
 
 mod manifest {
-    /// A part of a leaf: here its number.
+    /// A part of a leaf, which is only its number here.
     #[derive(Debug)]
     pub struct Window(pub usize);
 }
@@ -99,7 +99,7 @@ mod manifest {
 mod platform {
     use std::ops::{Deref, DerefMut};
 
-    /// A buffer; the one of the crate is 2 MiB of fresh memory.
+    /// A small buffer: the crate's own has 2 MiB of fresh memory.
     #[derive(Debug, Default)]
     pub struct Buffer(Vec<u8>);
 

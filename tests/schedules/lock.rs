@@ -67,7 +67,7 @@ impl Condvar {
         MutexGuard { guard: self.0.wait_while(guard, condition).unwrap(), lock }
     }
 
-    /// Lets other threads run, as if the time were over then. Shuttle has no clock.
+    /// Lets other threads run, and then returns as after the time limit. Shuttle has no clock.
     pub fn wait_timeout<'a, T>(&self, guard: MutexGuard<'a, T>, _: Duration) -> MutexGuard<'a, T> {
         let MutexGuard { guard, lock } = guard;
         drop(guard);
