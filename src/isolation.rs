@@ -3,7 +3,7 @@
 /// The namespaces of a tree that is revived as a [copy](crate::ProcsRestore::isolated).
 ///
 /// A copy always has a pid namespace and a mount namespace of its own, with its own `/proc`. It
-/// shares all else with this program, unless it is added here:
+/// shares everything else with this program, except for the namespaces that are added here:
 ///
 /// | shared | consequence |
 /// |---|---|
@@ -12,7 +12,8 @@
 /// | unix sockets with a path | only one process can listen; the restore of another fails |
 /// | network | only one copy can have a port or an abstract unix socket: add `network` |
 /// | terminals inside the tree | only one copy can have the number of a terminal: add `terminals` |
-/// | System V and POSIX message queues, host name | as for the original |
+/// | message queues, semaphores and shared memory of System V and POSIX | as for the original |
+/// | host name, control group | as for the original |
 ///
 /// A file that changed after the capture is treated as in any restore:
 /// [`GrownFiles`](crate::GrownFiles).
@@ -34,7 +35,7 @@ pub struct Isolation {
 }
 
 impl Isolation {
-    /// Makes a pid namespace and a mount namespace.
+    /// Describes a copy in a pid namespace and a mount namespace.
     pub fn new() -> Isolation {
         Isolation::default()
     }

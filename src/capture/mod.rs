@@ -94,8 +94,8 @@ pub struct Stored {
 }
 
 impl Stored {
-    /// Makes a result without any other fact, such as for tests of a program that captures. The
-    /// fields can be set.
+    /// Makes a result with no other facts, for tests of a program that captures. The fields can be
+    /// set.
     ///
     /// ```
     /// use criu_rpc::{Digest256, ProcsBlob, Stored};

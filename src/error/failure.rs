@@ -47,7 +47,7 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// Makes a failure without any other fact, such as for tests of a program that handles causes.
+    /// Makes a failure with no other facts, for tests of a program that handles causes.
     ///
     /// ```
     /// use criu_rpc::{Cause, Error, Failure, Request};

@@ -135,7 +135,8 @@ impl<'a> Lend<'a> {
         inherited
     }
 
-    /// Names the files in `opts` for a criu whose files are all its init's: also the folders.
+    /// Names the files and the folders in `opts`, by their numbers from `first` on. Returns them in
+    /// that order. Used for a criu that inherits all its files from its init.
     pub(super) fn describe_within(&self, opts: &mut CriuOpts, first: i32) -> Vec<BorrowedFd<'a>> {
         let mut folders = vec![self.images];
         folders.extend(self.work);

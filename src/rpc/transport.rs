@@ -149,12 +149,12 @@ impl Connection {
         self.init.as_ref()
     }
 
-    /// Notes that criu is about to be told to make the tree.
+    /// Prepares the namespaces for the tree. Called right before criu makes it.
     pub(super) fn before_restore(&self) -> io::Result<()> {
         self.init.as_ref().map_or(Ok(()), |init| init.unmount_run())
     }
 
-    /// Returns the pid in our namespace of the root, which criu knows as `pid`.
+    /// Returns the root's pid in our namespace. criu knows the root as `pid`.
     pub(super) fn root_here(&self, pid: Pid) -> io::Result<Pid> {
         match &self.init {
             None => Ok(pid),
@@ -407,7 +407,7 @@ impl Connection {
 /// millisecond.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The time limit for an init to tell of criu's end.
+/// The time limit for an init to report criu's status.
 const STATUS_PATIENCE: Duration = Duration::from_millis(200);
 
 /// Returns the time by the clock of file times, which advances in ticks and lags behind finer

@@ -98,7 +98,7 @@ impl Tree {
             Some(None) if self.init.is_some() => {
                 let patience = Instant::now() + Duration::from_secs(1);
                 let status = self.init.as_ref().and_then(|init| init.root_status(patience));
-                // An init that is killed cannot tell, and kills the root.
+                // The init was killed: that kills the root, and its status is lost.
                 self.status = status.or(Some(ExitStatus::from_raw(9)));
                 Ok(self.status)
             }

@@ -23,7 +23,7 @@ use crate::{
 };
 
 impl Criu {
-    /// Restores into namespaces of their own.
+    /// Sets the namespaces of restores; `None` for our own.
     pub(crate) fn isolated(mut self, isolation: Option<Isolation>) -> Criu {
         self.isolation = isolation;
         self
@@ -51,7 +51,7 @@ impl Criu {
     }
 }
 
-/// Describes the files of a restore, and the namespaces that it needs.
+/// Names the files of a restore in `opts`. Returns them, and the namespaces that it needs.
 pub(super) fn prepare<'a>(
     isolation: Option<&Isolation>,
     lend: &Lend<'a>,

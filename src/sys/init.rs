@@ -39,8 +39,8 @@ use crate::lock::Mutex;
 /// The program; empty where it could not be built.
 static PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/init"));
 
-/// The number of the first lent file in an init, and so in its criu. Those before are the standard
-/// streams, the control socket, which is criu's own socket there, and the owner.
+/// The descriptor of the first lent file, in an init and in its criu. Those below are the standard
+/// streams (0 to 2), the control socket (3; in criu, its own socket) and the owner's pidfd (4).
 pub(crate) const FIRST_LENT: i32 = 5;
 const OWNER: i32 = 4;
 
@@ -52,8 +52,8 @@ pub(crate) struct Namespaces {
 }
 
 impl Namespaces {
-    /// A pid namespace and a mount namespace. The root gets the number `root`, and criu one above
-    /// `highest`.
+    /// Makes a pid namespace and a mount namespace. The root has the pid `root`, and criu gets the
+    /// pid after `highest`.
     pub(crate) fn new(root: u32, highest: u32) -> Namespaces {
         let flags = libc::CLONE_NEWPID | libc::CLONE_NEWNS;
         Namespaces { flags, steps: Vec::new() }
@@ -62,18 +62,18 @@ impl Namespaces {
             .step(&["R", &root.to_string()])
     }
 
-    /// Adds a network of their own, with nothing but a loopback interface.
+    /// Adds a network namespace, with nothing but a loopback interface.
     pub(crate) fn network(mut self) -> Namespaces {
         self.flags |= libc::CLONE_NEWNET;
         self.step(&["l"])
     }
 
-    /// Adds terminals of their own.
+    /// Adds a `/dev/pts` of their own.
     pub(crate) fn terminals(self) -> Namespaces {
         self.step(&["t"])
     }
 
-    /// Opens a folder inside, under the number of a lent file.
+    /// Opens a folder inside, as the lent file of this number.
     pub(crate) fn folder(self, number: i32, path: CString) -> Namespaces {
         let mut all = self.step(&["o", &number.to_string()]);
         all.steps.push(path);
@@ -106,7 +106,7 @@ pub(crate) struct Init {
     kept: AtomicBool,
     /// The number of lent files.
     lent: i32,
-    /// The file system that is mounted on its `/run` until the tree is made.
+    /// The file system that is its `/run` until the tree is made.
     run: Option<Arc<OwnedFd>>,
 }
 
@@ -137,7 +137,7 @@ const CLOSE: i32 = 3;
 const END: i32 = 8;
 const DETACH: i32 = 10;
 
-/// The longest that an init may take for a step.
+/// The time limit for each step of an init.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Init {
@@ -184,7 +184,7 @@ impl Init {
             lasting: false,
         })?;
         drop(theirs);
-        let process = process.ok_or_else(|| io::Error::other("an init is no detached process"))?;
+        let process = process.ok_or_else(|| io::Error::other("an init is not a detached process"))?;
         let control = Control { socket: ours, root_status: None, criu_status: None };
         let init = Init {
             process,
@@ -195,7 +195,7 @@ impl Init {
         };
         let (_, descriptors) = init.hear(READY, Instant::now() + PATIENCE)?;
         let [socket, pidfd] = <[OwnedFd; 2]>::try_from(descriptors)
-            .map_err(|_| io::Error::other("its descriptors were lost"))?;
+            .map_err(|_| io::Error::other("expected two descriptors from the copy's init"))?;
         let criu = Child::new(number_of(&pidfd)?, pidfd);
         let socket = super::duplicate_above(socket.as_fd(), 3)?;
         Ok(Started { init, socket, criu })
@@ -258,7 +258,7 @@ impl Init {
     /// Kills all processes in the namespace, and waits for their end.
     pub(crate) fn end(&self) {
         const GRACE: Duration = Duration::from_secs(1);
-        // If it does not hear, its own end kills all of them.
+        // If it does not answer, its own end kills all of them.
         let asked = self.tell(END, 0, 0).is_ok();
         let ended =
             asked && wait_readable(self.process.pidfd(), Some(Instant::now() + GRACE)).unwrap_or(false);
@@ -326,20 +326,20 @@ impl Control {
     }
 }
 
-/// The number of the process of a pidfd, in our pid namespace.
+/// Returns the pid of a pidfd's process, in our pid namespace.
 fn number_of(pidfd: &OwnedFd) -> io::Result<i32> {
     let told = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
     let number = told.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
     number.filter(|number| *number > 0).ok_or_else(|| Errno::ESRCH.into())
 }
 
-/// Returns true if criu would keep nothing in `/run`. If that is a tmpfs, criu keeps there what it
-/// has found out about the kernel. To find that out takes two thirds of the time of a small copy.
+/// Returns true if `/run` is not a tmpfs: only there criu caches its findings about the kernel.
+/// Without the cache, they take two thirds of the time of a small copy.
 fn profits_from_tmpfs() -> bool {
     statfs("/run").is_ok_and(|run| run.filesystem_type() != TMPFS_MAGIC)
 }
 
-/// A tmpfs for the `/run` of criu in copies, until each tree needs its own `/run`. It is gone with
+/// Returns a tmpfs for `/run`, which all copies share until their trees are made. It is gone with
 /// the last copy.
 fn shared_run() -> io::Result<Arc<OwnedFd>> {
     static RUN: Mutex<Weak<OwnedFd>> = Mutex::new(Weak::new());
@@ -352,7 +352,7 @@ fn shared_run() -> io::Result<Arc<OwnedFd>> {
     Ok(run)
 }
 
-/// A file of the program, in memory.
+/// Returns the program as a file in memory.
 fn program() -> io::Result<File> {
     if PROGRAM.is_empty() {
         return Err(io::ErrorKind::Unsupported.into());

@@ -100,7 +100,7 @@ impl Polls {
         images.put_back_polls(&moved.collect::<Vec<_>>())
     }
 
-    /// Edits the images so that a `poll` that the kernel has restarted is one again.
+    /// Edits the images so that a restarted `poll` is a `poll` again, not `restart_syscall`.
     pub(super) fn name_restarted(&self, images: &ImageDir) -> Result<()> {
         images.name_restarted_polls(&self.restarted)
     }
@@ -122,15 +122,14 @@ impl Drop for Polls {
 }
 
 impl Waiting {
-    /// Counts the frames of signals that interrupted it as it was about to call `ppoll`. The kernel
-    /// puts them below the stack, and nothing overwrites them while the thread waits.
+    /// Counts the frames of signals that interrupted the thread right before it called `ppoll`. The
+    /// kernel puts them below the stack, and nothing overwrites them while the thread waits.
     fn frames(&self, room: &mut [u8]) -> usize {
         let Some(was) = &self.was else { return 0 };
         self.below(room).map_or(0, |(_, below)| was.interrupting_frames(below).count())
     }
 
-    /// Changes these frames, from an address on, so that the call has ended when their handlers
-    /// return.
+    /// Changes the frames from this address on, so that the call ends when their handlers return.
     fn end_frames(&self, room: &mut [u8], from: u64) {
         let (Some(was), Some(memory)) = (&self.was, &self.memory) else { return };
         let Some((start, below)) = self.below(room) else { return };
@@ -142,10 +141,10 @@ impl Waiting {
         }
     }
 
-    /// Reads the memory below its stack, and returns the address and the bytes.
+    /// Reads the memory below the stack of the thread, and returns its address and its bytes.
     fn below<'a>(&self, room: &'a mut [u8]) -> Option<(u64, &'a mut [u8])> {
         let (was, memory) = (self.was.as_ref()?, self.memory.as_ref()?);
-        // The lower part may be no memory.
+        // The lower part may not be mapped.
         let read = |room: &mut [u8], skipped: usize| {
             let part = &mut room[skipped..];
             let start = was.sp.checked_sub(part.len() as u64)?;
@@ -162,8 +161,8 @@ const BELOW: usize = 4 * STEP;
 /// The smallest size of a page: memory begins at a multiple of it.
 const STEP: usize = 4096;
 
-/// Interrupts each thread, and gives it the registers that `change` says, which also gets the
-/// reason of the stop.
+/// Interrupts each thread, and gives it the registers that `change` returns. `change` also gets the
+/// reason for the stop.
 fn for_each(
     all: &mut [Waiting],
     mut change: impl FnMut(&Registers, &mut Waiting, Stop) -> Option<Registers>,
@@ -201,8 +200,8 @@ fn for_each(
 /// A `poll` in which a thread sleeps, as far as the kernel tells.
 struct Poll {
     arguments: [u64; 3],
-    /// True if it was interrupted, as by SIGSTOP and SIGCONT: the kernel then makes another call of
-    /// it.
+    /// True if it was interrupted, such as by SIGSTOP and SIGCONT. The kernel has then replaced the
+    /// call by `restart_syscall`.
     is_restarted: bool,
 }
 

@@ -481,8 +481,8 @@ impl Catalog {
         Ok(self.indexed_hit(record, name)?.is_some_and(|hit| !hit.condemned))
     }
 
-    /// Returns true if another blob of the frame was looked up before, so that its whole header is
-    /// worth to be read.
+    /// Returns true if another blob of the frame was looked up before. Then the whole header is
+    /// worth reading.
     fn asked_before(&self, place: &Place) -> bool {
         let mut slot = self.headers[slot_of(place)].lock();
         let asked = slot.as_ref().is_some_and(|(pack, at, _)| (*pack, *at) == (place.pack, place.at));

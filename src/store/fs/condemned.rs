@@ -28,7 +28,7 @@ use crate::{
 pub(super) struct Loaded {
     /// Their files with times and lengths.
     lists: Vec<(PathBuf, Option<SystemTime>, u64)>,
-    /// The times of the folders that lists would appear in, if there was none.
+    /// If there were no lists, the times of the folders in which lists would appear.
     none: Option<[Option<SystemTime>; 2]>,
 }
 

@@ -39,13 +39,13 @@ enum Step {
 }
 
 impl FsBlobStore {
-    /// Does a part of the upkeep that goes by the number of blobs of a commit. Nothing is lost if
-    /// it fails or is cut short: a later commit does it.
+    /// Does a part of the upkeep, in proportion to the number of blobs of a commit. Nothing is lost
+    /// if it fails or is cut short: a later commit does it.
     pub(super) fn tend(&self, blobs: u64) {
         if self.next_step().is_none() && !self.catalog.index.is_due() {
             return;
         }
-        // Another process may be at it.
+        // Another process may be doing it already.
         if let Ok(Some(_lock)) = self.catalog.index.try_lock() {
             let _ = self.tend_alone(blobs);
         }
@@ -96,7 +96,7 @@ impl FsBlobStore {
             }
         }
         writer.finish()?;
-        // Those that come back after a power cut are copies.
+        // Packs that come back after a power cut only repeat blobs of the new one.
         joined.iter().try_for_each(|id| self.disk.remove(&self.catalog.files.fresh(id)))?;
         self.catalog.delete(&joined);
         if damaged.is_empty() { Ok(()) } else { self.settle(&damaged) }
@@ -160,7 +160,7 @@ const LITTLE: u64 = 64 * 1024;
 /// The length of the headers in the packs that one step adds to the index: some 16,000 blobs.
 const HEADS: u64 = 576 * 1024;
 
-/// The number of records that are merged for each blob of a commit, and at least. A record is
-/// merged eight times in a store of a thousand million.
+/// The number of records that a commit merges for each of its blobs, and the least that it merges.
+/// In a store of 10⁹ blobs, a record is merged eight times.
 const RECORDS: u64 = 10;
 const LEAST: u64 = 4096;

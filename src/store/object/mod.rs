@@ -101,8 +101,8 @@ use crate::{
 /// the packs of the last hour, by their names, and all packs if it has not listed them in the last
 /// ten seconds. So a capture that another program has just committed is found at once, unless that
 /// program's clock is more than an hour behind. If another program's collection has replaced a
-/// pack, a read finds its blobs in the new one. Blobs that such a collection has removed are missing
-/// for reads at once, but [`contains`](BlobStore::contains) may still return true for them.
+/// pack, a read finds its blobs in the new one. Blobs that such a collection has removed are
+/// missing for reads at once, but [`contains`](BlobStore::contains) may still return true for them.
 ///
 /// # Examples
 ///

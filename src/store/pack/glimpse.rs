@@ -8,9 +8,9 @@ use super::{
 };
 use crate::store::{name::Name, read_at::ReadAt};
 
-/// Reads the name at this offset of the header at `at`, with the pack that the frame names, and the
-/// index of the entry. `None` if this is no header. It is not verified, so only a name that was
-/// expected means anything.
+/// Reads the name at this offset of the header at `at`. Returns it with the pack that the header
+/// names, and the index of the entry; `None` if this is not a header. The header is not verified:
+/// the caller must compare the name with the one that it expects.
 pub(crate) fn glimpse(
     pack: &impl ReadAt,
     at: u64,

@@ -2,10 +2,10 @@
 //! `sys/init.rs` starts it from memory.
 //!
 //! It sets up the namespace as its arguments say, starts criu, reaps all processes, and tells how
-//! the root ended. It kills all of them and waits for their end when its owner is gone: an init
+//! the root ended. When its owner is gone, it kills all processes and waits for their end. An init
 //! that only exits leaves them running for a moment, and a lazily revived tree would read zeros.
 //!
-//! It has no allocator, no libc and no panics, because it is to cost a few pages.
+//! It has no allocator, no libc and no panics, so that it costs only a few pages.
 //!
 //! # Arguments
 //!
@@ -20,9 +20,9 @@
 //! | `h NAME` | sets the host name |
 //! | `n NUMBER` | the next process gets the number after this |
 //! | `o NUMBER PATH` | opens a folder, as a descriptor of this number |
-//! | `R NUMBER` | the number of the root, whose end is told |
-//! | `O FD` | a pidfd of the owner |
-//! | `r PROGRAM ARGUMENT…` | the last one: starts criu, whose socket becomes descriptor 3 |
+//! | `R NUMBER` | names the pid of the root, whose end is told |
+//! | `O FD` | names the pidfd of the owner |
+//! | `r PROGRAM ARGUMENT…` | the last one: starts criu, which gets its socket as descriptor 3 |
 //!
 //! # Descriptors
 //!
@@ -97,7 +97,7 @@ const FOLDER: usize = 0x10000 | 0x20000;
 #[cfg(target_arch = "aarch64")]
 const FOLDER: usize = 0x4000 | 0x8000;
 
-// The same on both.
+// These numbers are the same on both processors.
 const MOVE_MOUNT: usize = 429;
 const PIDFD_OPEN: usize = 434;
 const CLOSE_RANGE: usize = 436;
@@ -233,7 +233,7 @@ struct Message {
     flags: i32,
 }
 
-/// Tells the owner. Does not wait: an owner that does not read must not stop the reaping.
+/// Sends the owner a packet. Does not wait: an owner that does not read must not stop the reaping.
 fn tell(kind: i32, one: i32, other: i32, descriptors: [i32; 2]) {
     let packet = Packet { kind, one, other, unused: 0 };
     let part = Part { start: &packet, length: size_of::<Packet>() };
@@ -393,7 +393,7 @@ fn loopback() -> isize {
     set
 }
 
-/// Lets the next process have the number after this one.
+/// Makes the kernel give the next process the pid after this number.
 fn write_number(text: *const u8) -> isize {
     const WRITE_CLOEXEC: usize = 1 | 0x80000;
     let path = c"/proc/sys/kernel/ns_last_pid".as_ptr() as usize;
@@ -423,12 +423,12 @@ impl Init {
             let none = 0_u64;
             call(number::RT_SIGPROCMASK, 2, &raw const none as usize, 0, 8, 0, 0);
             let failed = call3(number::EXECVE, program as usize, arguments as usize, environment as usize);
-            // Its control socket is criu's now, so the exit code tells.
+            // Descriptor 3 is criu's socket here, so only the exit code can tell.
             exit(if failed == -2 { 127 } else { 126 });
         }
         step(place, child);
         self.criu = child as i32;
-        // Not reaped yet, so it has this number even if it has ended.
+        // It is not reaped yet, so it has this pid even if it has ended.
         let pidfd = call3(PIDFD_OPEN, child as usize, 0, 0);
         step(place, pidfd);
         tell(READY, self.criu, 0, [ends[0], pidfd as i32]);
@@ -489,7 +489,7 @@ impl Init {
             (16, END) => self.end(),
             (16, DETACH) => self.owner = -1,
             (-11 | EINTR, _) => {} // nothing was there
-            // The owner has dropped it, and may live on: its pidfd tells.
+            // The owner has closed its end, but may live on. Its pidfd tells.
             _ => self.control = -1,
         }
     }

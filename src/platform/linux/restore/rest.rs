@@ -11,12 +11,12 @@ use crate::{
     took::{Clock, Phase},
 };
 
-/// Something that is to be there before a tree runs.
+/// Trees that must exist before another tree runs.
 pub(super) trait All {
-    /// Makes all of it, and first ends the result of an earlier call.
+    /// Revives them. First ends the trees of an earlier call.
     fn revive(&self) -> Result<(), BoxError>;
 
-    /// Returns the time that it took, over all calls since the last one of this.
+    /// Returns the time of all calls of `revive` since the last call of this method.
     fn took(&self) -> Duration;
 }
 
@@ -32,7 +32,7 @@ impl<T, F: Fn() -> Result<T>> Rest<T, F> {
         Rest { revive, made: RefCell::new(None), took: Cell::default() }
     }
 
-    /// Returns its own error, in the place of the one that says that it refused.
+    /// Returns the error of `revive`, if it failed: `error` is only its consequence.
     pub(super) fn own_error(&self, error: Error) -> Error {
         match self.made.take() {
             Some(Err(own)) => own,
@@ -52,7 +52,7 @@ impl<T, F: Fn() -> Result<T>> All for Rest<T, F> {
         let begun = Instant::now();
         let made = (self.revive)();
         self.took.set(self.took.get() + begun.elapsed());
-        // Not the error itself: the first tree would be tried again for some.
+        // Not the error itself: some errors would cause another attempt at the first tree.
         let is_made = made.is_ok();
         self.made.replace(Some(made));
         if is_made { Ok(()) } else { Err("another tree of the capture could not be revived".into()) }
@@ -63,12 +63,12 @@ impl<T, F: Fn() -> Result<T>> All for Rest<T, F> {
     }
 }
 
-/// Revives the rest when criu has built the tree, and it does not run yet. If that fails, criu ends
-/// the tree.
+/// Revives the rest when criu has built the first tree, before that tree runs. If the rest fails,
+/// criu ends the tree.
 pub(super) struct Standing<'a, H> {
     pub(super) rest: Option<&'a dyn All>,
     pub(super) clock: &'a Clock,
-    /// Hears of the same events, before.
+    /// Gets each event first.
     pub(super) then: H,
 }
 

@@ -1,8 +1,8 @@
 //! Merges segments in small steps.
 //!
 //! When there are [`RATIO`] segments of about one size, they become one. A merge may be long, so
-//! each commit does a part of it that goes by the number of its own blobs. What was written stays
-//! in a file, for any process to go on with.
+//! each commit does a part of it, in proportion to the number of its own blobs. The written part
+//! stays in a file, and any process can go on with it.
 
 use std::{fs, io, path::PathBuf};
 
@@ -19,7 +19,7 @@ impl Index {
         !state.current.merges.is_empty() || self.next(&state.current).is_some()
     }
 
-    /// Merges about so many records, up to the end of a segment. Needs the lock.
+    /// Merges about this many records; stops at the end of a segment. Needs the lock.
     pub(in crate::store::fs) fn merge(&self, mut records: u64) -> io::Result<()> {
         while records > 0 {
             let mut current = self.state().current.clone();
@@ -119,8 +119,8 @@ fn size(records: u64, least: u64) -> usize {
     size
 }
 
-/// Returns the id of this run of the system, if it has one. What one run has written without a sync
-/// is there for the others of the same run.
+/// Returns the boot id of the system, if it has one. Data that was written without a sync is there
+/// for all processes until the next boot.
 fn boot(index: &Index) -> Option<String> {
     if index.disk.is_watched() {
         return None;

@@ -61,7 +61,7 @@ pub(super) struct Index {
     state: RwLock<Arc<State>>,
     /// The thread that holds the lock for more than one operation.
     holder: Mutex<Option<ThreadId>>,
-    /// Segments with fewer records than this are of one size for merges.
+    /// The number of records below which all segments count as one size.
     pub(super) least: u64,
 }
 
@@ -116,13 +116,13 @@ impl Index {
         self.lock.clone()
     }
 
-    /// Keeps others from changing the index, until the guard is dropped.
+    /// Locks the index: no other process changes it until the guard is dropped.
     pub(super) fn lock(&self, until: &Until, doing: impl Fn() -> String) -> Result<Held<'_>> {
         let lock = FileLock::exclusive(&self.lock, until, doing)?;
         Ok(self.held(lock))
     }
 
-    /// Does the same unless the lock is taken.
+    /// Locks the index; `None` if another process holds the lock.
     pub(super) fn try_lock(&self) -> Result<Option<Held<'_>>> {
         let doing = || format!("tend the index in {}", self.folder.display());
         let lock = FileLock::exclusive_within(&self.lock, Duration::ZERO, &Until::forever(), doing)?;
@@ -134,9 +134,8 @@ impl Index {
         Held { index: self, _lock: lock }
     }
 
-    /// Reads `current` if it has changed; returns true if it has. `expected` tells that there must
-    /// be an index, because there are packs that only the index has. A damaged or missing index is
-    /// built again.
+    /// Reads `current` if it has changed; returns true if it has. `expected` is true if there must
+    /// be an index, because some packs are only in it. Builds a damaged or missing index again.
     pub(super) fn refresh(&self, expected: bool) -> io::Result<bool> {
         let mut changed = false;
         for _ in 0..TRIES {
@@ -209,7 +208,7 @@ impl Index {
         Ok(())
     }
 
-    /// Returns up to `most` frames that may have the blob.
+    /// Returns up to `most` records of frames that may have the blob.
     pub(super) fn find(&self, name: &Name, most: usize) -> io::Result<Vec<Record>> {
         let key = key_of(name);
         for _ in 0..TRIES {
@@ -235,7 +234,7 @@ impl Index {
         Err(damaged("the index of the packs was damaged again and again"))
     }
 
-    /// Opens all segments, so that searches need not while the result exists.
+    /// Opens all segments, and keeps them open as long as the result exists.
     pub(super) fn hold(&self) -> Vec<Arc<File>> {
         self.state().segments.iter().filter_map(|segment| segment.file().ok()).collect()
     }
@@ -296,8 +295,8 @@ impl Index {
         written
     }
 
-    /// Writes a segment; `None` if there are no records. Its name is synced with the list of
-    /// segments that has it.
+    /// Writes a segment; `None` if there are no records. The caller syncs the folder when it adds
+    /// the segment to the list.
     fn write_sorted(&self, mut records: Vec<Record>) -> io::Result<Option<Id>> {
         if records.is_empty() {
             return Ok(None);
@@ -360,7 +359,7 @@ impl TryFrom<String> for Id {
     type Error = String;
 
     fn try_from(hex: String) -> std::result::Result<Id, String> {
-        PackId::parse(&hex).map(Id).ok_or_else(|| format!("{hex:?} is no id of a segment"))
+        PackId::parse(&hex).map(Id).ok_or_else(|| format!("{hex:?} is not the id of a segment"))
     }
 }
 
@@ -370,16 +369,16 @@ impl From<Id> for String {
     }
 }
 
-/// Returns true if the index must be read or built again.
+/// Returns true if the index must be read again, or built again.
 fn is_damage(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::NotFound)
 }
 
-/// The number of attempts at a search, between which others may merge.
+/// The number of attempts at a search. Between them, another process may merge.
 const TRIES: usize = 8;
 
 /// The number of records that are sorted in memory: 20 MiB.
 const AT_ONCE: usize = 512 * 1024;
 
-/// The number of records below which all segments are of one size.
+/// The number of records below which all segments count as one size.
 const LEAST: u64 = 4096;

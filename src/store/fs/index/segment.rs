@@ -229,7 +229,7 @@ impl Search<'_> {
                 return Ok(guess);
             } else {
                 (groups.end, keys) = (guess, *keys.start()..=first);
-                // It may begin in the group before, or be this one.
+                // The records of the key begin in this group, or in one before.
             }
         }
         Ok(groups.start)
@@ -334,7 +334,7 @@ impl Head {
 
 /// Returns the bits of a key in a filter.
 fn bits_of(key: u64) -> impl Iterator<Item = usize> {
-    // A group has keys that begin alike: take the bits from the end.
+    // The keys of a group begin alike, so the last bits distinguish them.
     let [low, high] = [key & 0xffff_ffff, key >> 16 & 0xffff_ffff];
     let step = high | 1;
     let bit = move |n: u64| low.wrapping_add(n.wrapping_mul(step)) % (8 * FILTER as u64);
@@ -421,7 +421,7 @@ fn seal(id: &PackId, number: u64, block: &mut [u8; BLOCK]) {
     block[CHECK..].copy_from_slice(&checksum);
 }
 
-/// Returns the checksum of a block, which is of another file or place for no other.
+/// Returns the checksum of a block. It depends on the file and the place of the block, too.
 fn checksum(id: &PackId, number: u64, block: &[u8; BLOCK]) -> [u8; 8] {
     let mut hasher = Hasher::new();
     hasher.update(id.as_bytes());
@@ -430,7 +430,7 @@ fn checksum(id: &PackId, number: u64, block: &[u8; BLOCK]) -> [u8; 8] {
     bytes_at(hasher.finish().as_bytes(), 0)
 }
 
-/// Returns the place of a key among so many that are evenly spread.
+/// Estimates the place of a key among `length` keys that are evenly spread.
 fn share(keys: &std::ops::RangeInclusive<u64>, key: u64, length: u64) -> u64 {
     let span = u128::from(keys.end().saturating_sub(*keys.start())) + 1;
     let share = u128::from(key.saturating_sub(*keys.start())) * u128::from(length) / span;

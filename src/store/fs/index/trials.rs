@@ -14,7 +14,7 @@ use crate::{BlobStore, Digest256, FsBlobStore};
 /// Names the folder for the child processes of a test.
 const CHILD: &str = "CRIU_RPC_INDEX_CHILD";
 
-/// Starts this test again as a process that works on the folder, within the limit that a shell sets.
+/// Starts this test again as a process that works on the folder. A shell sets its limit, if any.
 fn child(test: &str, folder: &Folder, shell: Option<&str>) -> Child {
     let program = env::current_exe().unwrap();
     let mut command = match shell {
