@@ -2,6 +2,8 @@
 
 use std::{
     cell::{Cell, RefCell},
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -23,7 +25,8 @@ pub(super) trait All {
 /// The result of `revive`, made once for each attempt to restore the first tree.
 pub(super) struct Rest<T, F> {
     revive: F,
-    made: RefCell<Option<Result<T>>>,
+    /// The outer result is an error if the caller's store panicked.
+    made: RefCell<Option<thread::Result<Result<T>>>>,
     took: Cell<Duration>,
 }
 
@@ -32,17 +35,19 @@ impl<T, F: Fn() -> Result<T>> Rest<T, F> {
         Rest { revive, made: RefCell::new(None), took: Cell::default() }
     }
 
-    /// Returns the error of `revive`, if it failed: `error` is only its consequence.
+    /// Returns the error of `revive`, if it failed: `error` is only its consequence. If `revive`
+    /// panicked, the panic continues here.
     pub(super) fn own_error(&self, error: Error) -> Error {
         match self.made.take() {
-            Some(Err(own)) => own,
+            Some(Ok(Err(own))) => own,
+            Some(Err(panic)) => resume_unwind(panic),
             _ => error,
         }
     }
 
     /// Returns the result, if there is one.
     pub(super) fn take(&self) -> Option<T> {
-        self.made.take()?.ok()
+        self.made.take()?.ok()?.ok()
     }
 }
 
@@ -50,10 +55,11 @@ impl<T, F: Fn() -> Result<T>> All for Rest<T, F> {
     fn revive(&self) -> Result<(), BoxError> {
         drop(self.made.take());
         let begun = Instant::now();
-        let made = (self.revive)();
+        // The panic of a hook would become a refusal.
+        let made = catch_unwind(AssertUnwindSafe(&self.revive));
         self.took.set(self.took.get() + begun.elapsed());
         // Not the error itself: some errors would cause another attempt at the first tree.
-        let is_made = made.is_ok();
+        let is_made = matches!(made, Ok(Ok(_)));
         self.made.replace(Some(made));
         if is_made { Ok(()) } else { Err("another tree of the capture could not be revived".into()) }
     }
