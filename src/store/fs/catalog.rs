@@ -193,10 +193,11 @@ impl Catalog {
         let mut changed = self.refresh_index(indexed)?;
         changed |= self.drop_gone(&ids);
         ids.retain(|id, _| !self.read().by_id.contains_key(id));
-        let mut loaded = Vec::new();
+        let (mut loaded, mut gone) = (Vec::new(), false);
         for (id, path) in ids {
-            if let Some(pack) = self.load(id, &path)? {
-                loaded.push(pack);
+            match self.load(id, &path)? {
+                Some(pack) => loaded.push(pack),
+                None => gone = true,
             }
         }
         if !loaded.is_empty() {
@@ -204,8 +205,9 @@ impl Catalog {
             marks()?;
         }
         loaded.iter().for_each(|pack| self.publish(*pack));
-        *seen = Some(Seen { modified, settled, indexed });
-        Ok(changed)
+        // A pack that has gone since the listing may be in the index now, or in a joined pack.
+        *seen = (!gone).then_some(Seen { modified, settled, indexed });
+        Ok(changed || gone)
     }
 
     fn refresh_index(&self, expected: bool) -> Result<bool> {

@@ -386,7 +386,20 @@ fn end_of(records: u64) -> u64 {
     (head_of(full) + last) * BLOCK as u64
 }
 
-/// Returns the number of whole groups in an unfinished file of this length.
+/// Returns true if a group of an unfinished file has all its records. The last group of a merge
+/// that was cut short at its end may lack some in its last block.
+pub(super) fn is_whole(path: &Path, id: &PackId, group: u64) -> io::Result<bool> {
+    let mut block = [0; BLOCK];
+    let last = head_of(group + 1) - 1;
+    match read_block(&private_files::open_file(path)?, id, last, &mut block) {
+        // No record is empty: each has the id of a pack.
+        Ok(()) => Ok(block[(IN_BLOCK - 1) * RECORD..][..RECORD].iter().any(|byte| *byte != 0)),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns the number of groups in an unfinished file of this length that have all their blocks.
 pub(super) fn whole_groups(length: u64) -> u64 {
     (length / BLOCK as u64).saturating_sub(1) / IN_GROUP
 }

@@ -135,6 +135,27 @@ fn merges_in_steps_lose_nothing_and_keep_segments_few() {
     assert!(listed <= 1 + index.segments() + index.state().current.merges.len());
 }
 
+/// The last group has as many blocks as a whole one, and fewer records.
+#[test]
+fn a_segment_that_lacked_only_its_name_goes_on_with_all_records() {
+    for count in [RECORDS - 25, RECORDS - 24, RECORDS - 1, RECORDS, 2 * RECORDS - 20] {
+        let folder = Folder::new();
+        let (id, path) = (PackId::new(), folder.path.join("segment.part"));
+        let records: Vec<_> = (0..count as u64).map(|n| record(n + 1, n)).collect();
+        let mut writer = Writer::new(&Disk::default(), id, &path).unwrap();
+        records.iter().for_each(|record| writer.push(*record).unwrap());
+        writer.finish(&Disk::default(), &folder.path.join("missing/segment")).unwrap_err();
+        let mut writer = Writer::new(&Disk::default(), id, &path).unwrap();
+        records[count / RECORDS * RECORDS..].iter().for_each(|record| writer.push(*record).unwrap());
+        let done = folder.path.join("segment");
+        assert_eq!(writer.finish(&Disk::default(), &done).unwrap(), count as u64);
+        let segment = Segment::open(id, done).unwrap();
+        for record in &records {
+            assert_eq!(find(&segment, record.key), [*record]);
+        }
+    }
+}
+
 #[test]
 fn a_merge_goes_on_wherever_it_was_cut_short() {
     let folder = Folder::new();

@@ -7,7 +7,8 @@ use std::{
 };
 
 use super::segment::{
-    RECORDS, Record, Records, Segment, encode_group, encode_header, last_key_of, place_of, whole_groups,
+    RECORDS, Record, Records, Segment, encode_group, encode_header, is_whole, last_key_of, place_of,
+    whole_groups,
 };
 use crate::store::{
     fs::disk::{Disk, DiskFile},
@@ -29,7 +30,12 @@ impl Writer {
     pub(super) fn new(disk: &Disk, id: PackId, path: &Path) -> io::Result<Writer> {
         let file = disk.append(path)?;
         let length = file.length()?;
-        let groups = whole_groups(length);
+        let mut groups = whole_groups(length);
+        if let Some(last) = groups.checked_sub(1)
+            && !is_whole(path, &id, last)?
+        {
+            groups = last;
+        }
         if length > place_of(groups) {
             file.cut(place_of(groups))?;
         }
