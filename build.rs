@@ -38,9 +38,11 @@ fn build_init() -> Result<()> {
     const SOURCE: &str = "src/sys/init/program.rs";
     println!("cargo:rerun-if-changed={SOURCE}");
     println!("cargo:rerun-if-env-changed=DOCS_RS");
+    println!("cargo:rerun-if-env-changed=RUSTC_LINKER");
     let of_target = |name| env::var(format!("CARGO_CFG_TARGET_{name}")).unwrap_or_default();
     let target = PathBuf::from(env::var("OUT_DIR")?).join("init");
-    let has_copies = of_target("OS") == "linux" && matches!(&*of_target("ARCH"), "x86_64" | "aarch64");
+    let is_known = matches!(&*of_target("ARCH"), "x86_64" | "aarch64") && of_target("ENDIAN") == "little";
+    let has_copies = of_target("OS") == "linux" && is_known && of_target("POINTER_WIDTH") == "64";
     if !has_copies || env::var_os("DOCS_RS").is_some() {
         return Ok(fs::write(target, [])?);
     }
@@ -94,8 +96,10 @@ fn build_init() -> Result<()> {
             Err(error) => problems.push(error.to_string()),
         }
     }
-    for line in problems.iter().flat_map(|problem| problem.lines()).filter(|line| line.contains("error")) {
+    for line in problems.iter().flat_map(|problem| problem.lines()).filter(|line| line.starts_with("error")) {
         println!("cargo:warning=no isolated copies, because their init could not be built: {line}");
     }
+    // The next build tries again: there may be a linker by then.
+    println!("cargo:rerun-if-changed={}", target.with_extension("missing").display());
     Ok(fs::write(target, [])?)
 }

@@ -215,8 +215,8 @@ impl ProcsRestore {
     /// # Errors
     ///
     /// The restore fails with [`Error::Options`] for a capture of several trees, or of a tree in a
-    /// pid namespace of its own; with [`Error::Unsupported`] if this build has no init for copies;
-    /// with [`Error::Io`] if the kernel or a container refuses the namespaces.
+    /// pid namespace of its own, or if the crate was built without the init of copies; with
+    /// [`Error::Io`] if the kernel or a container refuses the namespaces.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -350,7 +350,8 @@ impl Connection {
     /// whose tree consists of these children.
     pub(super) fn kill(&self) {
         if let Some(init) = &self.init {
-            return init.end();
+            init.end(); // dropped later, it tries again
+            return;
         }
         let Some(criu) = &self.criu else { return };
         let tell = |process: BorrowedFd<'_>, signal| {

@@ -1,11 +1,8 @@
 //! [`Tree`]: owns a process tree that criu revived.
 
 use std::{
-    fmt,
-    os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
-        unix::process::ExitStatusExt,
-    },
+    fmt, io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
     process::ExitStatus,
     sync::Arc,
     time::{Duration, Instant},
@@ -45,7 +42,7 @@ impl Tree {
     pub(super) fn within(init: Arc<Init>) -> Result<Tree> {
         let doing = || "open the root of the copy".to_owned();
         let (pid, pidfd) = init.root().map_err(Error::io(doing()))?;
-        init.close_lent().map_err(Error::io(doing()))?;
+        init.close_lent();
         init.keep();
         Ok(Tree { root: Child::new(pid, pidfd), status: None, init: Some(init) })
     }
@@ -95,14 +92,13 @@ impl Tree {
                 self.status = Some(status);
                 Ok(self.status)
             }
-            Some(None) if self.init.is_some() => {
-                let patience = Instant::now() + Duration::from_secs(1);
-                let status = self.init.as_ref().and_then(|init| init.root_status(patience));
-                // The init was killed: that kills the root, and its status is lost.
-                self.status = status.or(Some(ExitStatus::from_raw(9)));
-                Ok(self.status)
-            }
-            Some(None) => Err(Error::Io { doing: doing(), source: Errno::ECHILD.into() }),
+            Some(None) => match &self.init {
+                Some(init) => {
+                    self.status = init.root_status(deadline);
+                    Ok(self.status)
+                }
+                None => Err(Error::Io { doing: doing(), source: Errno::ECHILD.into() }),
+            },
         }
     }
 
@@ -112,11 +108,13 @@ impl Tree {
     ///
     /// # Errors
     ///
-    /// As [`kill_tree`](crate::kill_tree).
+    /// As [`kill_tree`](crate::kill_tree). [`Error::Io`] with `TimedOut` if a process of a copy does
+    /// not end, because the kernel does not let it.
     pub fn kill(&self) -> Result<()> {
         if let Some(init) = &self.init {
-            init.end();
-            return Ok(());
+            let doing = || format!("end the copy with process {}", self.pid());
+            let late = || Error::io(doing())(io::ErrorKind::TimedOut.into());
+            return if init.end() { Ok(()) } else { Err(late()) };
         }
         kill_from(self.root.pid(), self.root.pidfd())
     }

@@ -13,7 +13,7 @@ use std::{
     },
     process::ExitStatus,
     sync::{
-        Arc, Weak,
+        Arc, OnceLock, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -104,6 +104,8 @@ pub(crate) struct Init {
     process: Child,
     control: Mutex<Control>,
     kept: AtomicBool,
+    /// The pid of the root in our namespace, and a pidfd, from when it could not end yet.
+    root: OnceLock<(i32, OwnedFd)>,
     /// The number of lent files.
     lent: i32,
     /// The file system that is its `/run` until the tree is made.
@@ -137,6 +139,9 @@ const CLOSE: i32 = 3;
 const END: i32 = 8;
 const DETACH: i32 = 10;
 
+/// In the place of the pid of a criu that ended at once.
+const ENDED: i32 = -1;
+
 /// The time limit for each step of an init.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -153,19 +158,21 @@ impl Init {
         let ours = super::duplicate_above(ours.as_fd(), 3)?;
         let owner = pidfd_open(crate::Pid::own().as_raw())?;
         let executable = program()?;
-        let InitCommand { program, arguments, environment, streams, lent } = command;
+        let lent = command.lent;
         let mut words = vec![c"criu-rpc init".into()];
         words.extend([c"O".into(), CString::new(OWNER.to_string())?]);
         words.extend(namespaces.steps);
         // After the other steps: their folders may be in `/run`.
-        let run = if profits_from_tmpfs() { shared_run().ok() } else { None };
+        let is_hidden = command.program.as_bytes().starts_with(b"/run/");
+        let run = if profits_from_tmpfs() && !is_hidden { shared_run().ok() } else { None };
         let mount = run.as_ref().and_then(|run| mount_again(run.as_fd()).ok());
         let run = run.filter(|_| mount.is_some());
         let lent_count = i32::try_from(lent.len()).map_err(io::Error::other)?;
         if mount.is_some() {
             let number = FIRST_LENT + lent_count;
-            words.extend([c"m".into(), CString::new(number.to_string())?, c"/run".into()]);
+            words.extend([c"u".into(), CString::new(number.to_string())?]);
         }
+        let InitCommand { program, arguments, environment, streams, .. } = command;
         words.extend([c"r".into(), program]);
         words.extend(arguments.into_iter().skip(1));
         let mut files = streams.to_vec();
@@ -190,13 +197,14 @@ impl Init {
             process,
             control: Mutex::new(control),
             kept: AtomicBool::new(false),
+            root: OnceLock::new(),
             lent: lent_count,
             run,
         };
         let (_, descriptors) = init.hear(READY, Instant::now() + PATIENCE)?;
         let [socket, pidfd] = <[OwnedFd; 2]>::try_from(descriptors)
             .map_err(|_| io::Error::other("expected two descriptors from the copy's init"))?;
-        let criu = Child::new(number_of(&pidfd)?, pidfd);
+        let criu = Child::new(number_of(&pidfd).unwrap_or(ENDED), pidfd);
         let socket = super::duplicate_above(socket.as_fd(), 3)?;
         Ok(Started { init, socket, criu })
     }
@@ -218,8 +226,20 @@ impl Init {
         }
     }
 
-    /// Opens the root. Returns its number here, and a pidfd.
+    /// Returns the pid of the root in our namespace, and a pidfd. The first call is to be made while
+    /// criu holds the root.
     pub(crate) fn root(&self) -> io::Result<(i32, OwnedFd)> {
+        let (pid, pidfd) = match self.root.get() {
+            Some(root) => root,
+            None => {
+                let opened = self.open_root()?;
+                self.root.get_or_init(|| opened)
+            }
+        };
+        Ok((*pid, pidfd.try_clone()?))
+    }
+
+    fn open_root(&self) -> io::Result<(i32, OwnedFd)> {
         self.tell(OPEN_ROOT, 0, 0)?;
         let (errno, descriptors) = self.hear(ROOT_OPENED, Instant::now() + PATIENCE)?;
         let pidfd = descriptors.into_iter().next().ok_or_else(|| io::Error::from_raw_os_error(errno))?;
@@ -227,9 +247,11 @@ impl Init {
     }
 
     /// Closes the files that were lent.
-    pub(crate) fn close_lent(&self) -> io::Result<()> {
+    pub(crate) fn close_lent(&self) {
         // The init has files of its own above them.
-        if self.lent > 0 { self.tell(CLOSE, FIRST_LENT, FIRST_LENT + self.lent - 1) } else { Ok(()) }
+        if self.lent > 0 {
+            let _ = self.tell(CLOSE, FIRST_LENT, FIRST_LENT + self.lent - 1); // it has ended, then
+        }
     }
 
     /// Lets the processes outlive this one.
@@ -237,11 +259,16 @@ impl Init {
         self.tell(DETACH, 0, 0)
     }
 
-    /// Returns the status of the root, which has ended.
-    pub(crate) fn root_status(&self, deadline: Instant) -> Option<ExitStatus> {
+    /// Returns the status of the root, which has ended; `None` at the deadline. An init that was
+    /// killed killed the root.
+    pub(crate) fn root_status(&self, deadline: Option<Instant>) -> Option<ExitStatus> {
         let mut control = self.control.lock();
         while control.root_status.is_none() {
-            control.read(deadline).ok()?;
+            match control.read(deadline) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => return None,
+                Err(_) => return Some(ExitStatus::from_raw(libc::SIGKILL)),
+            }
         }
         control.root_status
     }
@@ -250,13 +277,14 @@ impl Init {
     pub(crate) fn criu_status(&self, deadline: Instant) -> Option<ExitStatus> {
         let mut control = self.control.lock();
         while control.criu_status.is_none() {
-            control.read(deadline).ok()?;
+            control.read(Some(deadline)).ok()?;
         }
         control.criu_status
     }
 
-    /// Kills all processes in the namespace, and waits for their end.
-    pub(crate) fn end(&self) {
+    /// Kills all processes in the namespace, and waits for their end. Returns false if one of them
+    /// does not end.
+    pub(crate) fn end(&self) -> bool {
         const GRACE: Duration = Duration::from_secs(1);
         // If it does not answer, its own end kills all of them.
         let asked = self.tell(END, 0, 0).is_ok();
@@ -265,7 +293,7 @@ impl Init {
         if !ended {
             let _ = pidfd_signal(self.process.pidfd(), Signal::SIGKILL); // it has ended, then
         }
-        let _ = self.process.wait(Some(Instant::now() + PATIENCE)); // reaped later, then
+        self.process.wait(Some(Instant::now() + PATIENCE)).is_ok_and(|ended| ended.is_some())
     }
 
     fn tell(&self, kind: i32, one: i32, other: i32) -> io::Result<()> {
@@ -279,7 +307,7 @@ impl Init {
     fn hear(&self, wanted: i32, deadline: Instant) -> io::Result<(i32, Vec<OwnedFd>)> {
         let mut control = self.control.lock();
         loop {
-            let (kind, one, other, descriptors) = control.read(deadline)?;
+            let (kind, one, other, descriptors) = control.read(Some(deadline))?;
             match kind {
                 FAILED => {
                     let error = io::Error::from_raw_os_error(other);
@@ -305,12 +333,19 @@ impl Drop for Init {
 
 impl Control {
     /// Reads a packet, and keeps the statuses.
-    fn read(&mut self, deadline: Instant) -> io::Result<(i32, i32, i32, Vec<OwnedFd>)> {
-        if !wait_readable(self.socket.as_fd(), Some(deadline))? {
+    fn read(&mut self, deadline: Option<Instant>) -> io::Result<(i32, i32, i32, Vec<OwnedFd>)> {
+        if !wait_readable(self.socket.as_fd(), deadline)? {
             return Err(io::ErrorKind::TimedOut.into());
         }
         let mut packet = [0; 16];
-        let (size, descriptors) = receive(self.socket.as_fd(), &mut packet)?;
+        let (size, descriptors) = match receive(self.socket.as_fd(), &mut packet) {
+            // Said once, if the init ended with a packet of ours unread. Its own packets are still
+            // there.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                receive(self.socket.as_fd(), &mut packet)?
+            }
+            received => received?,
+        };
         if size != packet.len() {
             return Err(io::Error::new(io::ErrorKind::BrokenPipe, "the copy's init has ended"));
         }

@@ -126,6 +126,13 @@ fn the_status_of_a_copy_is_its_root_s() {
     let mut victim = Script::perl("sub answer { my ($l) = @_; kill($l, $$) if $l eq 'TERM'; exit 7 }");
     let members = victim.members();
     let stored = WAYS[1].capture(&home, victim.pid()).run(&home.store()).or_explain();
+    // At once, or even before the restore returns.
+    for _ in 0..5 {
+        let restore = home.restore().isolated(Isolation::new()).stdout(criu_rpc::Stream::Null);
+        let restore = restore.stdin(fs::File::open("/proc/self/comm").unwrap());
+        let mut tree = restore.restore(&home.store(), &stored.digest).or_explain().into_tree().unwrap();
+        assert_eq!(tree.wait().unwrap().code(), Some(7));
+    }
     for (word, code, ended_by) in [("exit", Some(7), None), ("TERM", None, Some(15))] {
         let (mut tree, mut talk) = copy(&home, Isolation::new(), &stored.digest).give();
         assert_eq!(tree.wait_timeout(Duration::from_millis(20)).unwrap(), None);
@@ -343,6 +350,18 @@ fn what_only_one_can_have_is_refused_to_a_copy() {
         assert_eq!(error.failure().map(|failure| failure.cause), Some(cause), "{}", explain(&error));
         assert_eq!(first.ask("?"), "holds");
         end(vec![first]);
+        if cause == Cause::FileReplaced {
+            // A network of its own changes nothing: the file is the same.
+            let isolation = || Isolation::new().network(true);
+            let mut first = copy(&home, isolation(), &stored.digest);
+            for restore in [home.restore(), home.restore().replaced_files(true)] {
+                let error = restore.isolated(isolation()).restore(&home.store(), &stored.digest).unwrap_err();
+                let failure = error.failure().map(|failure| failure.cause);
+                assert_eq!(failure, Some(cause), "{}", explain(&error));
+            }
+            assert_eq!(first.ask("?"), "holds");
+            end(vec![first]);
+        }
     }
 }
 

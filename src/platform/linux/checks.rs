@@ -73,8 +73,8 @@ impl Check<'_> {
         let grown = files.grown(revival.grown_files);
         check(grown.check())?;
         check(pids.check())?;
-        // If the original goes on, the sockets are its own, and its pids tell.
-        if !revival.replaced_files {
+        // If the original goes on, the sockets are its own. Its pids tell, unless this is a copy.
+        if !revival.replaced_files || revival.isolation.is_some() {
             check(files.check_listeners())?;
         }
         Ok(Checked { options, files, grown })

@@ -39,7 +39,9 @@ impl<H: Hooks> Settle<H> {
     }
 
     fn settle(&mut self, root: i32) {
-        let numbers: Option<HashMap<i32, i32>> = (is_in_our_pid_namespace(root) == Some(false)).then(|| {
+        // Without an answer the root was killed, and its numbers may be those of others.
+        let Some(is_ours) = is_in_our_pid_namespace(root) else { return };
+        let numbers: Option<HashMap<i32, i32>> = (!is_ours).then(|| {
             let threads = tree(root).into_iter().flat_map(threads);
             threads.filter_map(|thread| Some((inner_number(thread)?, thread))).collect()
         });

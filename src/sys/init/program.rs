@@ -20,6 +20,7 @@
 //! | `h NAME` | sets the host name |
 //! | `n NUMBER` | the next process gets the number after this |
 //! | `o NUMBER PATH` | opens a folder, as a descriptor of this number |
+//! | `u FD` | moves the mount of a descriptor to `/run`, until criu makes the tree, if it can |
 //! | `R NUMBER` | names the pid of the root, whose end is told |
 //! | `O FD` | names the pidfd of the owner |
 //! | `r PROGRAM ARGUMENT…` | the last one: starts criu, which gets its socket as descriptor 3 |
@@ -38,6 +39,7 @@ use core::{arch::asm, ptr};
 #[cfg(target_arch = "x86_64")]
 mod number {
     pub const CLOSE: usize = 3;
+    pub const FCNTL: usize = 72;
     pub const RT_SIGPROCMASK: usize = 14;
     pub const IOCTL: usize = 16;
     pub const SOCKET: usize = 41;
@@ -65,6 +67,7 @@ mod number {
 
 #[cfg(target_arch = "aarch64")]
 mod number {
+    pub const FCNTL: usize = 25;
     pub const IOCTL: usize = 29;
     pub const UMOUNT2: usize = 39;
     pub const MOUNT: usize = 40;
@@ -260,6 +263,8 @@ struct Init {
     criu: i32,
     /// A pidfd; negative without one.
     owner: i32,
+    /// True while a mount of ours is on `/run`.
+    has_run: bool,
     /// The control socket; negative once the owner has closed it.
     control: i32,
 }
@@ -282,7 +287,7 @@ extern "C" fn begin(stack: *const usize) -> ! {
     const MS_REC_SLAVE: usize = 0x4000 | 0x80000;
     // File systems that are unmounted outside must not live on in the copy.
     step(0, call(number::MOUNT, c"none".as_ptr() as usize, c"/".as_ptr() as usize, 0, MS_REC_SLAVE, 0, 0));
-    let mut init = Init { root: -1, criu: -1, owner: -1, control: CONTROL as i32 };
+    let mut init = Init { root: -1, criu: -1, owner: -1, has_run: false, control: CONTROL as i32 };
     set_up(&mut init, words, environment);
     init.run(signals)
 }
@@ -298,11 +303,8 @@ fn set_up(init: &mut Init, mut words: Words, environment: *const *const u8) {
         // SAFETY: the text has a letter, or the zero at its end.
         match unsafe { *word } {
             b'm' => {
-                const EMPTY_PATH: usize = 4;
-                const CURRENT: usize = -100_isize as usize;
-                let (mount, path) = (words.number(), words.next() as usize);
-                let moved = call(MOVE_MOUNT, mount, c"".as_ptr() as usize, CURRENT, path, EMPTY_PATH, 0);
-                step(place, moved);
+                let (mount, path) = (words.number(), words.next());
+                step(place, move_mount(mount, path));
                 call3(number::CLOSE, mount, 0, 0);
             }
             b'p' => step(place, mount(c"proc", c"/proc", c"proc", NOSUID_NODEV_NOEXEC, c"")),
@@ -317,7 +319,14 @@ fn set_up(init: &mut Init, mut words: Words, environment: *const *const u8) {
                 let name = words.next();
                 step(place, call3(number::SETHOSTNAME, name as usize, length(name), 0));
             }
-            b'n' => step(place, write_number(words.next())),
+            // Older kernels refuse a number above their limit, and criu is process 2 then.
+            b'n' => drop(write_number(words.next())),
+            // Without it criu takes longer.
+            b'u' => {
+                let mount = words.number();
+                init.has_run = move_mount(mount, c"/run".as_ptr().cast()) >= 0;
+                call3(number::CLOSE, mount, 0, 0);
+            }
             b'o' => {
                 let (number, path) = (words.number(), words.next() as usize);
                 const FOLDER_NOFOLLOW_CLOEXEC: usize = FOLDER | 0x80000;
@@ -327,7 +336,12 @@ fn set_up(init: &mut Init, mut words: Words, environment: *const *const u8) {
                 call3(number::CLOSE, opened as usize, 0, 0);
             }
             b'R' => init.root = words.number() as i32,
-            b'O' => init.owner = words.number() as i32,
+            b'O' => {
+                const SET_FLAGS: usize = 2;
+                const CLOEXEC: usize = 1;
+                init.owner = words.number() as i32;
+                call3(number::FCNTL, init.owner as usize, SET_FLAGS, CLOEXEC);
+            }
             b'r' => return init.start(place, words, environment),
             _ => step(place, -22), // EINVAL
         }
@@ -346,6 +360,12 @@ fn mount(
 ) -> isize {
     let (source, target, kind) = (source.as_ptr() as usize, target.as_ptr() as usize, kind.as_ptr() as usize);
     call(number::MOUNT, source, target, kind, flags, data.as_ptr() as usize, 0)
+}
+
+fn move_mount(mount: usize, path: *const u8) -> isize {
+    const EMPTY_PATH: usize = 4;
+    const CURRENT: usize = -100_isize as usize;
+    call(MOVE_MOUNT, mount, c"".as_ptr() as usize, CURRENT, path as usize, EMPTY_PATH, 0)
 }
 
 /// Tells the owner of a failed step, and ends.
@@ -483,7 +503,11 @@ impl Init {
             (16, CLOSE) => drop(call3(CLOSE_RANGE, packet.one as usize, packet.other as usize, 0)),
             (16, UNMOUNT_RUN) => {
                 const DETACHED: usize = 2;
-                let done = call3(number::UMOUNT2, c"/run".as_ptr() as usize, DETACHED, 0);
+                let done = match self.has_run {
+                    true => call3(number::UMOUNT2, c"/run".as_ptr() as usize, DETACHED, 0),
+                    false => 0,
+                };
+                self.has_run = false;
                 tell(UNMOUNT_RUN, -done as i32, 0, NOTHING);
             }
             (16, END) => self.end(),

@@ -17,7 +17,10 @@ use std::{
 use nix::{
     errno::Errno,
     fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat},
-    sys::stat::{FileStat, Mode, SFlag, fstat},
+    sys::{
+        socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket},
+        stat::{FileStat, Mode, SFlag, fstat},
+    },
 };
 
 use crate::sys::Statx;
@@ -55,6 +58,17 @@ pub(super) struct Link {
 const LOOK: OFlag = OFlag::O_PATH.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
 impl Found {
+    /// Returns true if this is the file of a socket that a program has, in whatever network
+    /// namespace.
+    pub(super) fn is_bound(&self) -> bool {
+        // A connection of another kind is refused by a stream socket, without a trace.
+        let kind = SockType::Datagram;
+        let Ok(probe) = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None) else { return false };
+        let path = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
+        let connected = UnixAddr::new(path.as_str()).and_then(|path| connect(probe.as_raw_fd(), &path));
+        matches!(connected, Ok(()) | Err(Errno::EPROTOTYPE | Errno::EPERM))
+    }
+
     /// Returns the time that it was made at, in nanoseconds since 1970, if that is known.
     pub(super) fn born(&self) -> Option<i64> {
         Statx::of_open(&self.fd).ok()?.born()

@@ -184,6 +184,9 @@ impl<'a> Reviver<'a> {
             return Ok(());
         }
         let refused = |problem: String| Err(Error::Options { option: "isolated", problem });
+        if !sys::Init::is_built() {
+            return refused("the crate was built without the init of copies".to_owned());
+        }
         if images.len() > 1 {
             return refused(format!("the capture has {} trees, and a copy has one", images.len()));
         }
