@@ -106,15 +106,17 @@ impl Criu {
                 opts.images_dir = Some(format!("/proc/self/fd/{FIRST_LENT}"));
                 Connection::start_detached(&command, &[folder.as_fd()], path.join(LOG))
             }
-            (Files::Lent(lend), Some(opts)) if self.isolation.is_some() => {
-                let (lent, namespaces) = within::prepare(self.isolation.as_ref(), lend, opts)?;
-                Connection::start_within(&command, lend.terminal, &lent, namespaces)
-            }
-            (Files::Lent(lend), Some(opts)) => {
-                let lent = lend.describe(opts, FIRST_LENT);
-                let apart = apart(call.request, opts, lend);
-                Connection::start(&command, lend.terminal, &lent, apart)
-            }
+            (Files::Lent(lend), Some(opts)) => match &self.isolation {
+                Some(isolation) => {
+                    let (lent, namespaces) = within::prepare(isolation, lend, opts)?;
+                    Connection::start_within(&command, lend.terminal, &lent, namespaces)
+                }
+                None => {
+                    let lent = lend.describe(opts, FIRST_LENT);
+                    let apart = apart(call.request, opts, lend);
+                    Connection::start(&command, lend.terminal, &lent, apart)
+                }
+            },
             _ => Connection::start(&command, None, &[], Apart::SESSION),
         }
     }

@@ -108,8 +108,8 @@ impl Tree {
     ///
     /// # Errors
     ///
-    /// As [`kill_tree`](crate::kill_tree). [`Error::Io`] with `TimedOut` if a process of a copy does
-    /// not end, because the kernel does not let it.
+    /// As [`kill_tree`](crate::kill_tree). [`Error::Io`] with `TimedOut` if the kernel does not let
+    /// a process of a copy end.
     pub fn kill(&self) -> Result<()> {
         if let Some(init) = &self.init {
             let doing = || format!("end the copy with process {}", self.pid());
@@ -120,8 +120,8 @@ impl Tree {
     }
 
     /// Gives up the ownership. A [copy](crate::ProcsRestore::isolated) then outlives this program;
-    /// any other tree does so anyway. While this program lives, a thread of it reaps the root, or the
-    /// copy's init, at its end.
+    /// any other tree does so anyway. While this program lives, one of its threads reaps the root,
+    /// or the copy's init, at its end.
     ///
     /// # Errors
     ///

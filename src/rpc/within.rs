@@ -53,17 +53,17 @@ impl Criu {
 
 /// Names the files of a restore in `opts`. Returns them, and the namespaces that it needs.
 pub(super) fn prepare<'a>(
-    isolation: Option<&Isolation>,
+    isolation: &Isolation,
     lend: &Lend<'a>,
     opts: &mut CriuOpts,
 ) -> Result<(Vec<BorrowedFd<'a>>, Namespaces)> {
     let pstree = || open_in(lend.images, "pstree.img").map_err(Error::io("open pstree.img"));
     let (root, highest) = (image::root(pstree()?)?.pid, image::highest_number(pstree()?)?);
     let mut namespaces = Namespaces::new(root, highest);
-    if isolation.is_some_and(|isolation| isolation.network) {
+    if isolation.network {
         namespaces = namespaces.network();
     }
-    if isolation.is_some_and(|isolation| isolation.terminals) {
+    if isolation.terminals {
         namespaces = namespaces.terminals();
     }
     let lent = lend.describe_within(opts, FIRST_LENT);

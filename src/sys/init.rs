@@ -49,6 +49,8 @@ const OWNER: i32 = 4;
 pub(crate) struct Namespaces {
     flags: libc::c_int,
     steps: Vec<CString>,
+    /// The name of each step, for errors.
+    names: Vec<&'static str>,
 }
 
 impl Namespaces {
@@ -56,31 +58,32 @@ impl Namespaces {
     /// pid after `highest`.
     pub(crate) fn new(root: u32, highest: u32) -> Namespaces {
         let flags = libc::CLONE_NEWPID | libc::CLONE_NEWNS;
-        Namespaces { flags, steps: Vec::new() }
-            .step(&["p"])
-            .step(&["n", &highest.to_string()])
-            .step(&["R", &root.to_string()])
+        Namespaces { flags, steps: Vec::new(), names: Vec::new() }
+            .step("mount /proc", &["p"])
+            .step("choose criu's pid", &["n", &highest.to_string()])
+            .step("note the root's pid", &["R", &root.to_string()])
     }
 
     /// Adds a network namespace, with nothing but a loopback interface.
     pub(crate) fn network(mut self) -> Namespaces {
         self.flags |= libc::CLONE_NEWNET;
-        self.step(&["l"])
+        self.step("bring the loopback interface up", &["l"])
     }
 
     /// Adds a `/dev/pts` of their own.
     pub(crate) fn terminals(self) -> Namespaces {
-        self.step(&["t"])
+        self.step("mount /dev/pts", &["t"])
     }
 
     /// Opens a folder inside, as the lent file of this number.
     pub(crate) fn folder(self, number: i32, path: CString) -> Namespaces {
-        let mut all = self.step(&["o", &number.to_string()]);
+        let mut all = self.step("open the work folder", &["o", &number.to_string()]);
         all.steps.push(path);
         all
     }
 
-    fn step(mut self, words: &[&str]) -> Namespaces {
+    fn step(mut self, name: &'static str, words: &[&str]) -> Namespaces {
+        self.names.push(name);
         // Numbers and letters have no zero byte.
         self.steps.extend(words.iter().map(|word| CString::new(*word).unwrap_or_default()));
         self
@@ -104,6 +107,8 @@ pub(crate) struct Init {
     process: Child,
     control: Mutex<Control>,
     kept: AtomicBool,
+    /// The name of each step, for errors.
+    names: Vec<&'static str>,
     /// The pid of the root in our namespace, and a pidfd, from when it could not end yet.
     root: OnceLock<(i32, OwnedFd)>,
     /// The number of lent files.
@@ -160,7 +165,9 @@ impl Init {
         let executable = program()?;
         let lent = command.lent;
         let mut words = vec![c"criu-rpc init".into()];
+        let mut names = vec!["separate its mounts", "note its owner"];
         words.extend([c"O".into(), CString::new(OWNER.to_string())?]);
+        names.extend(namespaces.names);
         words.extend(namespaces.steps);
         // After the other steps: their folders may be in `/run`.
         let is_hidden = command.program.as_bytes().starts_with(b"/run/");
@@ -171,7 +178,9 @@ impl Init {
         if mount.is_some() {
             let number = FIRST_LENT + lent_count;
             words.extend([c"u".into(), CString::new(number.to_string())?]);
+            names.push("mount /run");
         }
+        names.push("start criu");
         let InitCommand { program, arguments, environment, streams, .. } = command;
         words.extend([c"r".into(), program]);
         words.extend(arguments.into_iter().skip(1));
@@ -197,6 +206,7 @@ impl Init {
             process,
             control: Mutex::new(control),
             kept: AtomicBool::new(false),
+            names,
             root: OnceLock::new(),
             lent: lent_count,
             run,
@@ -226,7 +236,7 @@ impl Init {
         }
     }
 
-    /// Returns the pid of the root in our namespace, and a pidfd. The first call is to be made while
+    /// Returns the pid of the root in our namespace, and a pidfd. The first call must come while
     /// criu holds the root.
     pub(crate) fn root(&self) -> io::Result<(i32, OwnedFd)> {
         let (pid, pidfd) = match self.root.get() {
@@ -311,10 +321,10 @@ impl Init {
             match kind {
                 FAILED => {
                     let error = io::Error::from_raw_os_error(other);
-                    return Err(io::Error::new(
-                        error.kind(),
-                        format!("step {one} of the copy's init: {error}"),
-                    ));
+                    let step = usize::try_from(one).ok().and_then(|step| self.names.get(step));
+                    let doing = step.unwrap_or(&"set up its namespaces");
+                    let text = format!("the copy's init could not {doing}: {error}");
+                    return Err(io::Error::new(error.kind(), text));
                 }
                 kind if kind == wanted => return Ok((one, descriptors)),
                 _ => {}

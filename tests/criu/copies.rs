@@ -34,6 +34,7 @@ tests![
     many_copies_leak_nothing,
     what_only_one_can_have_is_refused_to_a_copy,
     a_copy_of_a_shell_is_interrupted_in_its_new_terminal,
+    a_tree_without_a_session_gets_that_of_the_init,
 ];
 
 pub(crate) const APART: &[Test] = &[("many_copies", many_copies)];
@@ -389,6 +390,21 @@ fn a_copy_of_a_shell_is_interrupted_in_its_new_terminal() {
     program.talk.press("\x03");
     program.talk.until("interrupted");
     program.end();
+}
+
+fn a_tree_without_a_session_gets_that_of_the_init() {
+    let home = Home::new();
+    let mut command = Command::new("perl");
+    let program = "use POSIX; $| = 1; print \"ready $$\\n\"; \
+                   while (<STDIN>) { exit 0 if /exit/; print getpgrp, ' ', syscall(124, 0), \"\\n\" }";
+    command.args(["-e", program]);
+    let mut victim = Script::by(command);
+    let members = victim.members();
+    let before = victim.ask("?");
+    let stored = WAYS[1].capture(&home, victim.pid()).run(&home.store()).or_explain();
+    assert_eq!(copy(&home, Isolation::new(), &stored.digest).ask("?"), "1 1");
+    assert_eq!(victim.ask("?"), before);
+    victim.end(&members, WAYS[1]);
 }
 
 fn many_copies_leak_nothing() {

@@ -13,11 +13,9 @@
 //!
 //! | step | |
 //! |---|---|
-//! | `m FD PATH` | moves the mount of a descriptor there |
 //! | `p` | mounts a new `/proc` |
 //! | `t` | mounts a new `/dev/pts` and uses its `ptmx` |
 //! | `l` | brings the loopback interface up |
-//! | `h NAME` | sets the host name |
 //! | `n NUMBER` | the next process gets the number after this |
 //! | `o NUMBER PATH` | opens a folder, as a descriptor of this number |
 //! | `u FD` | moves the mount of a descriptor to `/run`, until criu makes the tree, if it can |
@@ -54,7 +52,6 @@ mod number {
     pub const PRCTL: usize = 157;
     pub const MOUNT: usize = 165;
     pub const UMOUNT2: usize = 166;
-    pub const SETHOSTNAME: usize = 170;
     pub const EXIT_GROUP: usize = 231;
     pub const OPENAT: usize = 257;
     pub const PPOLL: usize = 271;
@@ -82,7 +79,6 @@ mod number {
     pub const KILL: usize = 129;
     pub const RT_SIGPROCMASK: usize = 135;
     pub const SETSID: usize = 157;
-    pub const SETHOSTNAME: usize = 161;
     pub const PRCTL: usize = 167;
     pub const GETPID: usize = 172;
     pub const SOCKET: usize = 198;
@@ -302,11 +298,6 @@ fn set_up(init: &mut Init, mut words: Words, environment: *const *const u8) {
         place += 1;
         // SAFETY: the text has a letter, or the zero at its end.
         match unsafe { *word } {
-            b'm' => {
-                let (mount, path) = (words.number(), words.next());
-                step(place, move_mount(mount, path));
-                call3(number::CLOSE, mount, 0, 0);
-            }
             b'p' => step(place, mount(c"proc", c"/proc", c"proc", NOSUID_NODEV_NOEXEC, c"")),
             b't' => {
                 let options = c"newinstance,ptmxmode=0666,mode=0620";
@@ -315,16 +306,12 @@ fn set_up(init: &mut Init, mut words: Words, environment: *const *const u8) {
                 step(place, mount(c"/dev/pts/ptmx", c"/dev/ptmx", c"", MS_BIND, c""));
             }
             b'l' => step(place, loopback()),
-            b'h' => {
-                let name = words.next();
-                step(place, call3(number::SETHOSTNAME, name as usize, length(name), 0));
-            }
             // Older kernels refuse a number above their limit, and criu is process 2 then.
             b'n' => drop(write_number(words.next())),
             // Without it criu takes longer.
             b'u' => {
                 let mount = words.number();
-                init.has_run = move_mount(mount, c"/run".as_ptr().cast()) >= 0;
+                init.has_run = move_to_run(mount) >= 0;
                 call3(number::CLOSE, mount, 0, 0);
             }
             b'o' => {
@@ -362,10 +349,11 @@ fn mount(
     call(number::MOUNT, source, target, kind, flags, data.as_ptr() as usize, 0)
 }
 
-fn move_mount(mount: usize, path: *const u8) -> isize {
+fn move_to_run(mount: usize) -> isize {
     const EMPTY_PATH: usize = 4;
     const CURRENT: usize = -100_isize as usize;
-    call(MOVE_MOUNT, mount, c"".as_ptr() as usize, CURRENT, path as usize, EMPTY_PATH, 0)
+    let (nothing, run) = (c"".as_ptr() as usize, c"/run".as_ptr() as usize);
+    call(MOVE_MOUNT, mount, nothing, CURRENT, run, EMPTY_PATH, 0)
 }
 
 /// Tells the owner of a failed step, and ends.
