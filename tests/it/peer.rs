@@ -115,8 +115,8 @@ impl Peer {
     }
 }
 
-/// The longest wait of the peer, in seconds.
-const PATIENCE: i64 = 5;
+/// The longest wait of the peer, in seconds. A panic that prints a backtrace takes several.
+const PATIENCE: i64 = 60;
 
 struct Stage {
     socket: OwnedFd,
