@@ -44,8 +44,7 @@ causes! {
             ["log_level"];
         NoCriu:
             "there is no criu",
-            "install criu (Debian, Ubuntu, Fedora: the package `criu`), or name it with `criu(path)` or \
-             `Criu::at`",
+            "install criu (mostly the package `criu`), or name it with `criu(path)` or `Criu::at`",
             [];
         NotCriu:
             "the program that was started is not criu, or cannot run",
@@ -92,8 +91,7 @@ causes! {
             ["Lend::images"];
         ChildrenIgnored:
             "criu cannot wait for its children",
-            "do not let criu inherit an ignored SIGCHLD: the program that starts criu must set that signal to its \
-             default",
+            "in the program that starts criu, set SIGCHLD to its default: criu inherits it if it is ignored",
             [];
         PipesTooSmall:
             "criu may not make its pipes as large as it needs",
@@ -130,8 +128,7 @@ causes! {
             [];
         CriuInsideTree:
             "criu itself is part of the tree",
-            "capture the tree from a process outside it; a process that captures itself must not be pid 1, nor a \
-             subreaper above criu",
+            "capture from a process outside the tree; one that captures itself is no pid 1 and no subreaper of criu",
             [];
         ShellJob:
             "the tree depends on a session or terminal outside it",
@@ -206,9 +203,12 @@ causes! {
             ["tcp_established", "tcp_close"];
         InFlightTcp:
             "a TCP connection to the tree is being established",
-            "set `tcp_skip_in_flight(true)` to leave out connections that the program has not accepted yet; the other \
-             side connects anew",
+            "set `tcp_skip_in_flight(true)` to leave out such connections; the other side connects anew",
             ["tcp_skip_in_flight"];
+        TcpMoved:
+            "an acknowledgement arrived while criu read a TCP socket",
+            "dump again: it was chance, and the tree is as it was",
+            [];
         NetworkNotLocked:
             "criu could not hold network traffic back",
             "install iptables, or choose another way with `network_lock`: `NetworkLock::Nftables`, or \

@@ -104,6 +104,7 @@ const LINES: &[(&str, Cause)] = &[
     ("inet: Connected TCP socket, consider using --tcp-established option.", Cause::EstablishedTcp),
     ("inet: In-flight connection (l) for c822", Cause::InFlightTcp),
     ("inet: In-flight connections can be ignored with the --skip-in-flight option.", Cause::InFlightTcp),
+    ("recv failed (4, want 8): Resource temporarily unavailable", Cause::TcpMoved),
     (
         "net: Locking network failed: iptables-restore returned 1. This may be connected to disabled \
          CONFIG_NETFILTER_XT_MARK kernel build config option.",

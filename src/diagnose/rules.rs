@@ -195,6 +195,7 @@ pub(super) const CAUSES: &[Rule] = &[
     ("Need to set the --tcp-close options", Cause::EstablishedTcp),
     ("In-flight connection (l) for", Cause::InFlightTcp),
     ("In-flight connections can be ignored with the --", Cause::InFlightTcp),
+    ("recv failed (#, want #)", Cause::TcpMoved),
     ("Locking network failed", Cause::NetworkNotLocked),
     ("Iptables configuration failed", Cause::NetworkNotLocked),
     ("Failed to lock TCP connection", Cause::NetworkNotLocked),

@@ -80,6 +80,8 @@ pub enum Cause {
     EstablishedTcp,
     /// A TCP connection to the tree is being established.
     InFlightTcp,
+    /// Data of a TCP connection moved on while criu read the socket.
+    TcpMoved,
     /// criu could not hold packets back while it dumps connections.
     NetworkNotLocked,
     /// An address or a port of a TCP socket is not available.

@@ -63,9 +63,11 @@ impl Before {
         Before { tree, packets, terminals }
     }
 
-    /// Looks at it, and takes out what criu would change. It is put back when this is dropped.
+    /// Looks at it, and takes out what criu would change. It is put back when this is dropped. TCP
+    /// data that was received is acknowledged.
     pub(super) fn take(root: Pid, options: &DumpOptions) -> Before {
         let tree = Frozen::of(root);
+        tcp::acknowledge(&tree);
         let (packets, terminals) = (packets::look(&tree), Terminals::take(root, &tree, options));
         Before { tree, packets, terminals }
     }

@@ -115,7 +115,7 @@ fn noted((level, name): (i32, i32), value: Vec<u8>) -> OptionNote {
 pub(super) struct Kind {
     pub(super) domain: i32,
     pub(super) kind: i32,
-    protocol: i32,
+    pub(super) protocol: i32,
 }
 
 impl Kind {

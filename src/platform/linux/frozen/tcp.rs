@@ -3,14 +3,68 @@
 //! It is in the queue of the socket that received it, which has not been read since: the tree
 //! stands still.
 
-use std::io;
+use std::{collections::HashSet, io, os::fd::OwnedFd, thread, time::Duration};
 
-use super::{Frozen, sockets::descriptor_of};
+use super::{
+    Frozen,
+    sockets::{Kind, descriptor_of},
+};
 use crate::{
     Result,
     image::{ImageDir, Missed},
     sys,
 };
+
+/// Has what the tree's connections have received acknowledged. criu fails if an acknowledgement
+/// that was delayed arrives while it reads the sender.
+pub(super) fn acknowledge(tree: &Frozen) {
+    // An acknowledgement lets a sender send more, and the kernel may deliver it a little later.
+    const ROUNDS: u32 = 3;
+    const LOOKS: u32 = 4;
+    const LITTLE: Duration = Duration::from_micros(200);
+    let mut seen = HashSet::new();
+    let new =
+        tree.files.iter().filter(|file| file.inode_of("socket").is_some_and(|inode| seen.insert(inode)));
+    let sockets: Vec<_> =
+        new.filter_map(|file| descriptor_of(file.pid, file.fd).ok()).filter(is_connection).collect();
+    for look in 0..ROUNDS * LOOKS {
+        let mut waiting = sockets.iter().filter(|socket| unacknowledged(socket) > 0).peekable();
+        if waiting.peek().is_none() {
+            return;
+        }
+        if look % LOOKS == 0 {
+            waiting.for_each(probe);
+        }
+        thread::sleep(LITTLE);
+    }
+}
+
+/// Has the socket send a probe, which the other end answers at once: the end of the repair mode
+/// does that. If it fails, criu may fail.
+fn probe(socket: &OwnedFd) {
+    const REPAIR: (i32, i32) = (libc::IPPROTO_TCP, libc::TCP_REPAIR);
+    const REUSE: (i32, i32) = (libc::SOL_SOCKET, libc::SO_REUSEADDR); // which the mode changes
+    let Ok(reuse) = sys::option(socket, REUSE) else { return };
+    if sys::set_option(socket, REPAIR, &1_i32.to_ne_bytes()).is_ok() {
+        let _ = sys::set_option(socket, REPAIR, &0_i32.to_ne_bytes());
+        let _ = sys::set_option(socket, REUSE, &reuse);
+    }
+}
+
+fn is_connection(socket: &OwnedFd) -> bool {
+    Kind::of(socket).is_ok_and(|kind| {
+        matches!(kind.domain, libc::AF_INET | libc::AF_INET6)
+            && (kind.kind, kind.protocol) == (libc::SOCK_STREAM, libc::IPPROTO_TCP)
+    })
+}
+
+/// The number of segments that the other end has not acknowledged.
+fn unacknowledged(socket: &OwnedFd) -> u32 {
+    const INFO: (i32, i32) = (libc::IPPROTO_TCP, libc::TCP_INFO);
+    const PLACE: usize = 24; // of tcpi_unacked in struct tcp_info
+    let info = sys::option(socket, INFO).unwrap_or_default();
+    info.get(PLACE..PLACE + 4).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_ne_bytes)
+}
 
 /// Adds such data to the images. What cannot be had stays missed, which the look at the images
 /// tells.
@@ -35,5 +89,50 @@ fn received(tree: &Frozen, missed: &Missed) -> io::Result<Vec<u8>> {
     match bytes.len() == known + count {
         true => Ok(bytes.split_off(known)),
         false => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read, Write},
+        net::{TcpListener, TcpStream},
+        time::Instant,
+    };
+
+    use super::*;
+    use crate::Pid;
+
+    /// A connection whose last byte the kernel acknowledges after 40 ms at least, as that of a
+    /// program that answers. Returns true if it was acknowledged earlier.
+    fn is_acknowledged_early() -> bool {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut sender = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        sender.set_nodelay(true).unwrap();
+        let mut receiver = listener.accept().unwrap().0;
+        for _ in 0..20 {
+            sender.write_all(b"?").and_then(|()| receiver.read_exact(&mut [0])).unwrap();
+            receiver.write_all(b"!").and_then(|()| sender.read_exact(&mut [0])).unwrap();
+        }
+        let ours = sender.try_clone().map(OwnedFd::from).unwrap();
+        let reuse = || sys::option(&ours, (libc::SOL_SOCKET, libc::SO_REUSEADDR)).unwrap();
+        let (before, began) = (reuse(), Instant::now());
+        sender.write_all(b"?").unwrap();
+        let was = unacknowledged(&ours) > 0;
+        acknowledge(&Frozen::of(Pid::own()));
+        let is = unacknowledged(&ours) > 0;
+        let quickly = began.elapsed() < Duration::from_millis(30);
+        assert_eq!(reuse(), before);
+        was && !is && quickly
+    }
+
+    #[test]
+    fn a_delayed_acknowledgement_is_given_at_once() {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        if sys::set_option(&socket, (libc::IPPROTO_TCP, libc::TCP_REPAIR), &0_i32.to_ne_bytes()).is_err() {
+            eprintln!("skipped: without CAP_NET_ADMIN there is no repair mode");
+            return;
+        }
+        assert!((0..100).any(|_| is_acknowledged_early()), "no acknowledgement came early");
     }
 }
