@@ -19,6 +19,7 @@ use super::{
     catalog::State,
     disk::{DiskFile, Temporary},
     loose::FsWriter,
+    near::Near,
 };
 use crate::{
     Digest256, Error, Result, Until,
@@ -43,6 +44,8 @@ pub(super) struct FsBatch<'a> {
     end: AtomicU64,
     /// Frames that no thread is filling at the moment.
     idle: Mutex<Vec<Filling>>,
+    /// The places of the last blobs that were found present, of threads that do not put now.
+    near: Mutex<Vec<Near>>,
     /// The blobs of frames that are not written yet.
     unwritten: Mutex<HashMap<u32, Contents>>,
     /// Blobs too long for a frame.
@@ -93,6 +96,7 @@ impl<'a> FsBatch<'a> {
             making: Mutex::default(),
             end: AtomicU64::new(pack::HEADER as u64),
             idle: Mutex::default(),
+            near: Mutex::default(),
             unwritten: Mutex::default(),
             long: Mutex::default(),
             shards: Mutex::default(),
@@ -107,6 +111,7 @@ impl<'a> FsBatch<'a> {
     fn put_all(&self, blobs: &[(Digest256, &[u8])]) -> Result<u64> {
         let mut stored = 0;
         let mut frame = self.idle.lock().pop();
+        let mut near = self.near.lock().pop().unwrap_or_default();
         for (digest, bytes) in blobs {
             let name = &self.store.codec.name(digest)?;
             if bytes.len() > MAX_BLOB {
@@ -114,7 +119,7 @@ impl<'a> FsBatch<'a> {
                 continue;
             }
             let filling = self.with_room(&mut frame, bytes.len())?;
-            if !self.claim(name, filling) {
+            if !self.claim(name, filling, &mut near) {
                 continue;
             }
             filling.builder.push(name, bytes);
@@ -124,6 +129,7 @@ impl<'a> FsBatch<'a> {
             }
         }
         self.idle.lock().extend(frame);
+        self.near.lock().push(near);
         Ok(stored)
     }
 
@@ -148,9 +154,9 @@ impl<'a> FsBatch<'a> {
     }
 
     /// Claims the blob for this frame; returns false if it is stored already.
-    fn claim(&self, name: &Name, filling: &Filling) -> bool {
+    fn claim(&self, name: &Name, filling: &Filling, near: &mut Near) -> bool {
         // A blob that cannot be read counts as missing.
-        if self.store.catalog.is_indexed(name).unwrap_or(false) {
+        if self.store.catalog.is_indexed(name, near).unwrap_or(false) {
             return false;
         }
         let mut checked = BTreeSet::new();

@@ -8,15 +8,18 @@ use std::{
     io::{self, ErrorKind},
     ops::Range,
     path::{Path, PathBuf},
-    sync::{Arc, MutexGuard, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, RwLockReadGuard, RwLockWriteGuard},
     time::SystemTime,
 };
 
 use super::{
     disk::Disk,
+    headers::Headers,
     index::{Index, Record},
     marks::{Entries, Marks},
+    near::Near,
     packs::{self, PackFolder, TICK},
+    place::Place,
     table::Table,
 };
 use crate::{
@@ -39,13 +42,8 @@ pub(super) struct Catalog {
     packs: RwLock<Packs>,
     /// Held while the folder is listed.
     seen: Mutex<Option<Seen>>,
-    /// Recently read headers. Blobs are mostly looked up in the order that they were put.
-    headers: Vec<Mutex<Header>>,
+    headers: Headers,
 }
-
-/// A header, by its pack and its position. `None` if a blob of the frame was looked up, but the
-/// header was not needed so far.
-type Header = Option<(PackId, u64, Option<Arc<Frame>>)>;
 
 /// The new packs.
 #[derive(Debug, Default)]
@@ -101,24 +99,6 @@ struct Slot {
     stored: u32,
 }
 
-/// The position of a frame.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Place {
-    pub(super) pack: PackId,
-    /// The length of its header.
-    pub(super) head: u32,
-    /// Its position in the pack; 0 until it is written.
-    pub(super) at: u64,
-    /// The number of bytes after the header.
-    pub(super) stored: u32,
-}
-
-impl From<Record> for Place {
-    fn from(Record { pack, at, head, stored, .. }: Record) -> Place {
-        Place { pack, head: head.into(), at, stored }
-    }
-}
-
 /// The state of the folder when it was last listed.
 #[derive(Debug)]
 struct Seen {
@@ -140,8 +120,6 @@ pub(super) struct Hit {
 
 impl Catalog {
     pub(super) fn new(root: &Path, tmp: &Path, folder: PathBuf, disk: Disk) -> Catalog {
-        let mut headers = Vec::new();
-        headers.resize_with(HEADERS, Mutex::default);
         let files = PackFolder::new(folder);
         Catalog {
             index: Index::new(root, tmp, files.clone(), disk),
@@ -149,7 +127,7 @@ impl Catalog {
             table: Table::new(),
             packs: RwLock::default(),
             seen: Mutex::default(),
-            headers,
+            headers: Headers::new(),
         }
     }
 
@@ -404,13 +382,9 @@ impl Catalog {
     }
 
     /// Reads the header of a frame, from this file or from the pack.
-    fn header_at(&self, place: &Place, path: Option<&Path>) -> io::Result<Option<Arc<Frame>>> {
-        let slot = &self.headers[slot_of(place)];
-        let slot = || -> MutexGuard<'_, _> { slot.lock() };
-        if let Some((pack, at, Some(frame))) = &*slot()
-            && (*pack, *at) == (place.pack, place.at)
-        {
-            return Ok(Some(frame.clone()));
+    pub(super) fn header_at(&self, place: &Place, path: Option<&Path>) -> io::Result<Option<Arc<Frame>>> {
+        if let Some(frame) = self.headers.get(place) {
+            return Ok(Some(frame));
         }
         let mut header = vec![0; place.head as usize];
         let file = match path.map_or_else(|| self.files.open(&place.pack), private_files::open_file) {
@@ -421,7 +395,7 @@ impl Catalog {
         file.read_full(&mut header, place.at)?;
         let Some(frame) = Frame::parse(&header).filter(|frame| frame.at == place.at) else { return Ok(None) };
         let frame = Arc::new(frame);
-        *slot() = Some((place.pack, place.at, Some(frame.clone())));
+        self.headers.keep(place, frame.clone());
         Ok(Some(frame))
     }
 
@@ -445,28 +419,33 @@ impl Catalog {
     }
 
     /// Returns true if a visible pack has the blob and will keep it.
-    pub(super) fn has(&self, name: &Name) -> Result<bool> {
+    pub(super) fn has(&self, name: &Name, near: &mut Near) -> Result<bool> {
         for number in self.table.some(name, usize::MAX) {
             if self.hit(number, name)?.is_some_and(|hit| !hit.condemned) {
                 return Ok(true);
             }
         }
-        self.is_indexed(name)
+        self.is_indexed(name, near)
     }
 
     /// Returns true if a pack of the index has the blob and will keep it.
-    pub(super) fn is_indexed(&self, name: &Name) -> Result<bool> {
+    pub(super) fn is_indexed(&self, name: &Name, near: &mut Near) -> Result<bool> {
+        if let Some((_, frame, index)) = near.find(name)
+            && self.marked(frame, index) == (false, false)
+        {
+            return Ok(true);
+        }
         for record in self.indexed(name, usize::MAX)? {
-            if self.keeps(&record, name)? {
+            if self.keeps(&record, name, near)? {
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    fn keeps(&self, record: &Record, name: &Name) -> Result<bool> {
+    fn keeps(&self, record: &Record, name: &Name, near: &mut Near) -> Result<bool> {
         let place = Place::from(*record);
-        if !self.asked_before(&place) {
+        if !self.headers.asked_before(&place) {
             let reading = || Error::io(format!("read the pack {}", self.shown(&place.pack)));
             let found = match self.files.open(&place.pack) {
                 Ok(file) => glimpse(&file, place.at, record.name.into()).map_err(|error| reading()(error))?,
@@ -480,18 +459,11 @@ impl Catalog {
                 return Ok(!condemned && !damaged);
             }
         }
-        Ok(self.indexed_hit(record, name)?.is_some_and(|hit| !hit.condemned))
-    }
-
-    /// Returns true if another blob of the frame was looked up before. Then the whole header is
-    /// worth reading.
-    fn asked_before(&self, place: &Place) -> bool {
-        let mut slot = self.headers[slot_of(place)].lock();
-        let asked = slot.as_ref().is_some_and(|(pack, at, _)| (*pack, *at) == (place.pack, place.at));
-        if !asked {
-            *slot = Some((place.pack, place.at, None));
+        let hit = self.indexed_hit(record, name)?.filter(|hit| !hit.condemned);
+        if let Some(hit) = &hit {
+            near.found(place, Arc::clone(&hit.frame), hit.index);
         }
-        asked
+        Ok(hit.is_some())
     }
 
     /// Returns the entry of this frame of a new pack for the blob, if it is not damaged.
@@ -581,14 +553,5 @@ impl Packs {
     }
 }
 
-/// Returns the place of a header in the cache. Frames that follow each other have different places.
-fn slot_of(place: &Place) -> usize {
-    let [.., low] = place.pack.as_bytes();
-    (usize::from(*low) + usize::try_from(place.at >> 17).unwrap_or(0)) % HEADERS
-}
-
 /// Stands for the number of a removed pack.
 const NO_PACK: u32 = u32::MAX;
-
-/// The number of headers in the cache.
-const HEADERS: usize = 64;

@@ -27,10 +27,13 @@ mod collect;
 mod condemned;
 mod disk;
 mod gc;
+mod headers;
 mod index;
 mod loose;
 mod marks;
+mod near;
 mod packs;
+mod place;
 mod read;
 mod records;
 mod rewrite;
@@ -57,6 +60,7 @@ use self::{
     condemned::Loaded,
     disk::Disk,
     loose::Shards,
+    near::Near,
     read::{Buffers, Opened, RECENT, Source},
     records::FsRecords,
     tend::Upkeep,
@@ -212,8 +216,8 @@ impl FsBlobStore {
     }
 
     /// Returns true if a known pack or a file has it. Condemned entries do not count.
-    fn has(&self, name: &Name) -> Result<bool> {
-        Ok(self.catalog.has(name)? || self.is_loose(name)?)
+    fn has(&self, name: &Name, near: &mut Near) -> Result<bool> {
+        Ok(self.catalog.has(name, near)? || self.is_loose(name)?)
     }
 
     /// Repeats a search that may fail because of new packs, as long as new ones appear.
@@ -268,7 +272,7 @@ impl BlobStore for FsBlobStore {
 
     fn contains(&self, digest: &Digest256) -> Result<bool> {
         let name = self.codec.name(digest)?;
-        let found = self.retry_after_refresh(|| Ok(self.has(&name)?.then_some(())))?;
+        let found = self.retry_after_refresh(|| Ok(self.has(&name, &mut Near::default())?.then_some(())))?;
         Ok(found.is_some())
     }
 
@@ -295,9 +299,9 @@ impl BlobStore for FsBlobStore {
     fn missing(&self, digests: &[Digest256]) -> Result<Vec<Digest256>> {
         self.refresh()?;
         let _open = self.catalog.index.hold();
-        let mut missing = Vec::new();
+        let (mut missing, mut near) = (Vec::new(), Near::default());
         for digest in digests {
-            if !self.has(&self.codec.name(digest)?)? {
+            if !self.has(&self.codec.name(digest)?, &mut near)? {
                 missing.push(*digest);
             }
         }

@@ -9,7 +9,9 @@ use std::{
 
 use super::{
     FsBlobStore,
-    catalog::{Hit, Place, State},
+    catalog::{Hit, State},
+    near::Near,
+    place::Place,
 };
 use crate::{
     Error, Result,
@@ -117,8 +119,10 @@ impl FsBlobStore {
     ) -> Result<Vec<usize>> {
         let mut rest = Vec::new();
         let mut wanted = Vec::with_capacity(names.len());
+        let mut near = Near::default();
         for (index, name) in names.iter().enumerate() {
-            match self.likely_place(name) {
+            let beside = near.find(name).map(|(place, ..)| place);
+            match beside.or_else(|| self.likely_place(name, &mut near)) {
                 Some(place) => wanted.push(Wanted { place, index }),
                 None => rest.push(index),
             }
@@ -152,7 +156,7 @@ impl FsBlobStore {
 
     /// Returns the probable place of a blob: the table and the index have only a few bits of each
     /// name.
-    fn likely_place(&self, name: &Name) -> Option<Place> {
+    fn likely_place(&self, name: &Name, near: &mut Near) -> Option<Place> {
         let mut found = None;
         let live = |number: &u32| match self.catalog.frame(*number) {
             Some((place, State::Live)) => {
@@ -163,8 +167,12 @@ impl FsBlobStore {
         };
         self.catalog.table.first(name, live);
         // Blobs move to newer packs.
-        let newest = || self.catalog.indexed(name, SOME).ok()?.into_iter().max_by_key(|record| record.pack);
-        found.or_else(|| newest().map(Place::from))
+        found.or_else(|| {
+            let records = self.catalog.indexed(name, SOME).ok()?.into_iter();
+            let place = Place::from(records.max_by_key(|record| record.pack)?);
+            near.note(place, || self.catalog.header_at(&place, None).ok()?);
+            Some(place)
+        })
     }
 
     fn read_run(
@@ -266,13 +274,6 @@ struct Wanted {
 impl Wanted {
     fn place(&self) -> (PackId, Range<u64>) {
         (self.place.pack, self.place.at..self.place.end())
-    }
-}
-
-impl Place {
-    /// Returns the position of the next frame.
-    fn end(&self) -> u64 {
-        self.at + u64::from(self.head) + u64::from(self.stored)
     }
 }
 

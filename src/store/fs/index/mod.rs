@@ -377,8 +377,8 @@ fn is_damage(error: &io::Error) -> bool {
 /// The number of attempts at a search. Between them, another process may merge.
 const TRIES: usize = 8;
 
-/// The number of records that are sorted in memory: 20 MiB.
-const AT_ONCE: usize = 512 * 1024;
+/// The number of records that are sorted in memory: 5 MiB.
+const AT_ONCE: usize = 128 * 1024;
 
 /// The number of records below which all segments count as one size.
 const LEAST: u64 = 4096;

@@ -273,7 +273,12 @@ impl Search<'_> {
         let guess = usize::try_from(share(&keys, key, count as u64)).unwrap_or(0).min(count - 1) / IN_BLOCK;
         let window = guess.saturating_sub(AROUND)..(guess + AROUND + 1).min(blocks);
         let (from, to) = (window.start == 0, window.end == blocks);
-        let mut records = self.records(group, window)?;
+        let bytes = self.read_blocks(group, &window)?;
+        if let Some(records) = self.one_block(group, &window, &bytes, key)? {
+            found.extend(records.iter().filter(|record| record.key == key).take(most - found.len()));
+            return Ok(());
+        }
+        let mut records = self.decode(group, &window, &bytes)?;
         // The window may lie beside the records, or have only some of them.
         let begins = from || records.first().is_some_and(|first| first.key < key);
         let ends = to || records.last().is_some_and(|last| key < last.key);
@@ -293,20 +298,50 @@ impl Search<'_> {
 
     /// Reads the records in some blocks of a group.
     fn records(&mut self, group: u64, blocks: Range<usize>) -> io::Result<Vec<Record>> {
-        let (id, count) = (self.segment.id, self.segment.count(group));
-        let first = head_of(group) + 1 + blocks.start as u64;
+        let bytes = self.read_blocks(group, &blocks)?;
+        self.decode(group, &blocks, &bytes)
+    }
+
+    /// Reads some blocks of a group, unverified.
+    fn read_blocks(&mut self, group: u64, blocks: &Range<usize>) -> io::Result<Vec<u8>> {
+        let first = block_of(group, blocks.start);
         let mut bytes = vec![0; blocks.len() * BLOCK];
         let read = self.file()?.read_full(&mut bytes, first * BLOCK as u64)?;
         if read < bytes.len() {
             return Err(damaged("a segment of the index ends too early"));
         }
+        Ok(bytes)
+    }
+
+    /// Verifies blocks of a group, and returns their records.
+    fn decode(&self, group: u64, blocks: &Range<usize>, bytes: &[u8]) -> io::Result<Vec<Record>> {
         let mut records = Vec::with_capacity(blocks.len() * IN_BLOCK);
-        for (number, block) in (first..).zip(bytes.as_chunks::<BLOCK>().0) {
-            check(&id, number, block)?;
+        for (number, block) in (block_of(group, blocks.start)..).zip(bytes.as_chunks::<BLOCK>().0) {
+            check(&self.segment.id, number, block)?;
             records.extend(block[..IN_BLOCK * RECORD].chunks_exact(RECORD).map(Record::decode));
         }
-        records.truncate(count - blocks.start * IN_BLOCK);
+        records.truncate(self.segment.count(group) - blocks.start * IN_BLOCK);
         Ok(records)
+    }
+
+    /// Returns the records of the one block that has the key, if it has smaller and larger keys as
+    /// well. Only that block is verified.
+    fn one_block(
+        &self,
+        group: u64,
+        blocks: &Range<usize>,
+        bytes: &[u8],
+        key: u64,
+    ) -> io::Result<Option<Vec<Record>>> {
+        let begins = |block: &[u8; BLOCK]| u64::from_be_bytes(bytes_at(block, 0)) < key;
+        let Some(at) = bytes.as_chunks::<BLOCK>().0.iter().rposition(begins) else { return Ok(None) };
+        let number = blocks.start + at;
+        let records = self.decode(group, &(number..number + 1), &bytes[at * BLOCK..][..BLOCK])?;
+        let has_both = records
+            .first()
+            .zip(records.last())
+            .is_some_and(|(first, last)| first.key < key && key < last.key);
+        Ok(has_both.then_some(records))
     }
 }
 
@@ -412,6 +447,11 @@ pub(super) fn place_of(group: u64) -> u64 {
 /// Returns the number of the block with the head of a group.
 fn head_of(group: u64) -> u64 {
     1 + group * IN_GROUP
+}
+
+/// Returns the number of a block of records.
+fn block_of(group: u64, block: usize) -> u64 {
+    head_of(group) + 1 + block as u64
 }
 
 fn read_block(file: &File, id: &PackId, number: u64, block: &mut [u8; BLOCK]) -> io::Result<()> {

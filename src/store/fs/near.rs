@@ -1,0 +1,37 @@
+//! [`Near`]: finds blobs that were put together without a search in the index for each.
+
+use std::sync::Arc;
+
+use super::place::Place;
+use crate::store::{name::Name, pack::Frame};
+
+/// The frame in which the last of several blobs was found by the index: the next one is mostly
+/// beside it. Valid as long as its pack cannot be removed.
+#[derive(Debug, Default)]
+pub(super) struct Near {
+    place: Option<Place>,
+    /// Its header, if it is worth reading, and the index after the last blob.
+    frame: Option<(Arc<Frame>, usize)>,
+}
+
+impl Near {
+    /// Notes where a blob was found.
+    pub(super) fn found(&mut self, place: Place, frame: Arc<Frame>, index: usize) {
+        *self = Near { place: Some(place), frame: Some((frame, index + 1)) };
+    }
+
+    /// Notes the frame of a blob. Reads its header if the blob before was in it, too.
+    pub(super) fn note(&mut self, place: Place, header: impl FnOnce() -> Option<Arc<Frame>>) {
+        let again = self.place.is_some_and(|last| (last.pack, last.at) == (place.pack, place.at));
+        let frame = if again { header() } else { None };
+        *self = Near { place: Some(place), frame: frame.map(|frame| (frame, 0)) };
+    }
+
+    /// Returns the frame and the index of a blob, if it is in the same frame.
+    pub(super) fn find(&mut self, name: &Name) -> Option<(Place, &Frame, usize)> {
+        let (frame, next) = self.frame.as_mut()?;
+        let index = frame.find(name, *next)?;
+        *next = index + 1;
+        Some((self.place?, frame, index))
+    }
+}
