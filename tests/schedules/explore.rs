@@ -7,7 +7,7 @@ use shuttle::{check_random, thread};
 use crate::{
     Error, Result,
     ahead::{Ahead, Failure, Found, Part},
-    chunked,
+    chunked, claims,
     lock::{Condvar, Mutex},
     pages::{PageFile, PageFiles},
 };
@@ -18,6 +18,11 @@ pub fn buffers_go_round(orders: usize) {
         check_random(move || chunked::go_round(workers, None), orders);
         check_random(move || chunked::go_round(workers, Some(3)), orders);
     }
+}
+
+/// Threads of a batch that put the same blob store it once, and none relies on a missing blob.
+pub fn each_blob_is_claimed_once(orders: usize) {
+    check_random(claims::share_blobs, orders);
 }
 
 /// Readers get the bytes that they ask for, while workers read ahead.

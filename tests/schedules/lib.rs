@@ -5,10 +5,13 @@
 #[path = "../../src/serve/ahead.rs"]
 mod ahead;
 mod chunked;
+mod claims;
 mod explore;
 mod lock;
 
-pub use explore::{a_failing_store_ends_all_readers, buffers_go_round, readers_get_their_bytes};
+pub use explore::{
+    a_failing_store_ends_all_readers, buffers_go_round, each_blob_is_claimed_once, readers_get_their_bytes,
+};
 
 /// The error of the crate.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,6 +90,14 @@ mod wiped {
         fn deref_mut(&mut self) -> &mut [u8] {
             &mut self.0
         }
+    }
+}
+
+mod store {
+    pub mod name {
+        /// The name of a blob.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub struct Name(pub [u8; 32]);
     }
 }
 

@@ -19,3 +19,8 @@ fn readers_get_their_bytes() {
 fn a_failing_store_ends_all_readers() {
     schedules::a_failing_store_ends_all_readers(orders());
 }
+
+#[test]
+fn each_blob_is_claimed_once() {
+    schedules::each_blob_is_claimed_once(orders());
+}

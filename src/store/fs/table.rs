@@ -11,10 +11,12 @@
 use std::{
     collections::{BTreeSet, hash_map::RandomState},
     hash::BuildHasher as _,
-    sync::MutexGuard,
 };
 
-use crate::{lock::Mutex, store::name::Name};
+use crate::{
+    lock::{Mutex, MutexGuard},
+    store::name::Name,
+};
 
 /// A map from names to numbers of frames.
 #[derive(Debug)]
