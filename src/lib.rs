@@ -138,6 +138,7 @@
 #![cfg_attr(not(target_os = "linux"), allow(dead_code, unreachable_pub, unused_imports))]
 
 mod archive;
+mod branch;
 mod capture;
 mod diagnose;
 pub mod digest;
@@ -184,6 +185,7 @@ mod version;
 mod warning;
 mod wiped;
 
+pub use branch::Branched;
 pub use capture::{BufferPool, Chunking, ProcsCapture, SelfCapture, Stored};
 pub use digest::Digest256;
 pub use error::{BoxError, Cause, Error, Failure, ProcessProblem, Result, Target};

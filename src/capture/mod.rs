@@ -160,6 +160,10 @@ impl ProcsCapture {
         self
     }
 
+    pub(crate) fn leaves_running(&self) -> bool {
+        self.job.leave_running
+    }
+
     /// Sets options for criu. The crate adds these where the tree needs them, unless the caller has
     /// set them:
     ///

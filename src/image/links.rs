@@ -167,6 +167,27 @@ impl ImageDir {
     }
 }
 
+impl ImageDir {
+    /// Gives external files these paths, by their names: a restore opens them as any other file.
+    pub(crate) fn name_external(&self, paths: &BTreeMap<String, Vec<u8>>) -> Result<()> {
+        if paths.is_empty() {
+            return Ok(());
+        }
+        let path = |file: &FileEntry| {
+            let reg = file.reg.as_ref().filter(|reg| reg.ext == Some(true))?;
+            paths.get(std::str::from_utf8(&reg.name).ok()?)
+        };
+        let edit = |file: &FileEntry| match path(file) {
+            Some(path) => {
+                let reg = file.reg.clone().map(|reg| RegFileEntry { ext: Some(false), ..reg });
+                Edit::Extend(renamed(&FileEntry { reg, ..file.clone() }, path))
+            }
+            None => Edit::Keep,
+        };
+        self.rewrite::<_, FileEntry>("files.img", edit, &[])
+    }
+}
+
 /// The bytes to append to a file's entry to change its name. protobuf merges a message that is
 /// there twice, and the later fields win.
 pub(super) fn renamed(file: &FileEntry, name: &[u8]) -> Vec<u8> {

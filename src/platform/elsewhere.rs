@@ -13,8 +13,8 @@ use std::{
 
 use super::{Job, Keep, Memory, Outcome, Revival, Revived, ToRevive};
 use crate::{
-    Error, Foreseen, Foresight, Pid, Result, Until, manifest::Host, pages::PageSize, stream::Chosen,
-    took::Clock,
+    Error, Foreseen, Foresight, Isolation, Pid, Result, Until, manifest::Host, pages::PageSize,
+    stream::Chosen, took::Clock,
 };
 
 /// Dumps nothing.
@@ -155,6 +155,14 @@ pub struct Tree(Infallible);
 impl Tree {
     /// The root process.
     pub fn pid(&self) -> Pid {
+        match self.0 {}
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        match self.0 {}
+    }
+
+    pub(crate) fn isolation(&self) -> Isolation {
         match self.0 {}
     }
 

@@ -9,7 +9,11 @@ use std::{
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 
-use super::{descriptor::Descriptor, namespaces::Spaces};
+use super::{
+    descriptor::Descriptor,
+    inside::{Inside, threads},
+    namespaces::Spaces,
+};
 use crate::procfs::{self, Mapping, Stat};
 
 /// Finds what keeps a capture of this tree from ever being revived. It costs a few microseconds
@@ -79,7 +83,8 @@ fn nested_namespaces(tree: &[i32]) -> Vec<String> {
         ("user", "user"),
         ("time", "time"),
     ];
-    let (own, root) = (Spaces::own(), Spaces::of(tree[0]));
+    let own = Inside::of(tree[0]).map_or_else(Spaces::own, |inside| inside.spaces);
+    let root = Spaces::of(tree[0]);
     let mut known = HashMap::from([(tree[0], root.clone())]);
     let mut problems = Vec::new();
     for pid in &tree[1..] {
@@ -101,10 +106,15 @@ fn nested_namespaces(tree: &[i32]) -> Vec<String> {
 /// Returns open files in `/proc` of processes that have ended.
 fn files_of_the_dead(tree: &[i32]) -> BTreeSet<String> {
     let files = tree.iter().flat_map(|pid| Descriptor::all(*pid));
+    let inside = Inside::of(tree[0]);
+    let is_gone = |process: i32| match &inside {
+        Some(inside) => inside.process(process).is_none(),
+        None => procfs::is_free(process),
+    };
     let of_the_dead = |descriptor: &Descriptor| {
         let process = descriptor.target.strip_prefix("/proc").ok()?.iter().next()?.to_str()?;
         let process: i32 = process.trim_end_matches(" (deleted)").parse().ok()?;
-        procfs::is_free(process)
+        is_gone(process)
             .then(|| format!("{} is open, and process {process} has ended", descriptor.target.display()))
     };
     files.filter_map(|descriptor| of_the_dead(&descriptor)).collect()
@@ -114,7 +124,11 @@ fn files_of_the_dead(tree: &[i32]) -> BTreeSet<String> {
 fn files_of_threads(tree: &[i32]) -> BTreeSet<String> {
     let in_proc = |descriptor: &Descriptor| descriptor.target.starts_with("/proc");
     let files = tree.iter().flat_map(|pid| Descriptor::all(*pid)).filter(in_proc);
-    let is_thread = |id: i32| !tree.contains(&id) && tree.iter().any(|pid| procfs::has_thread(*pid, id));
+    let inside = Inside::of(tree[0]);
+    let is_thread = |id: i32| match &inside {
+        None => !tree.contains(&id) && tree.iter().any(|pid| procfs::has_thread(*pid, id)),
+        Some(inside) => inside.process(id).is_none() && tree.iter().any(|pid| threads(*pid).contains(&id)),
+    };
     let of_thread = |descriptor: &Descriptor| {
         let words: Vec<_> = descriptor.target.iter().skip(2).map(|word| word.to_string_lossy()).collect();
         let number = |place: usize| words.get(place).and_then(|word| word.parse::<i32>().ok());

@@ -138,14 +138,15 @@ fn of_proc(view: &View<'_>, target: &Path) -> Option<(Obstacle, Severity)> {
     if of_thread {
         return Some((Obstacle::ProcFile, Severity::Blocks));
     }
-    if view.has(pid) {
-        return None;
+    let here = match &view.inside {
+        Some(inside) => inside.process(pid),
+        None => Some(pid).filter(|pid| !procfs::is_free(*pid)),
+    };
+    match here {
+        Some(pid) if view.has(pid) => None,
+        Some(pid) => Some((Obstacle::ProcOutside { of: Pid::from(pid) }, Severity::Risk)),
+        None => Some((Obstacle::ProcGone { of: Pid::from(pid) }, Severity::Blocks)),
     }
-    let of = Pid::from(pid);
-    Some(match procfs::is_free(pid) {
-        true => (Obstacle::ProcGone { of }, Severity::Blocks),
-        false => (Obstacle::ProcOutside { of }, Severity::Risk),
-    })
 }
 
 /// Returns true for a timer of CLOCK_REALTIME_ALARM or CLOCK_BOOTTIME_ALARM.

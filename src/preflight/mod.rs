@@ -25,6 +25,7 @@ mod bound;
 mod descriptor;
 mod descriptors;
 mod guard;
+mod inside;
 mod limit;
 mod mappings;
 mod mounts;
@@ -49,6 +50,7 @@ pub(crate) use self::{
     beyond::beyond_restore,
     bound::{Bound, TELL_SENDERS, holds_credentials},
     descriptors::has_message_queue,
+    inside::Inside,
     names::broken_names,
     process::{check_number, check_root, tracers},
     session::holders,
@@ -218,8 +220,9 @@ pub(crate) fn look(
     let options = options.wire();
     let tree = process::tree(root)?;
     let pids = tree.iter().map(|process| process.pid).collect();
+    let (caller, inside) = (Caller::read(), Inside::of(root.as_raw()));
     let mut view =
-        View { options: &options, caller: Caller::read(), tree: &tree, pids, version, findings: Vec::new() };
+        View { options: &options, caller, inside, tree: &tree, pids, version, findings: Vec::new() };
     if options.track_mem == Some(true) && !tracks_memory()? {
         view.found(root.as_raw(), Place::Process, Obstacle::NoMemoryTracking, Severity::Blocks);
     }
@@ -238,6 +241,8 @@ pub(crate) fn look(
 struct View<'a> {
     options: &'a CriuOpts,
     caller: Caller,
+    /// The namespaces of the copy that the tree is in.
+    inside: Option<Inside>,
     /// The processes from the root down; never empty.
     tree: &'a [Process],
     pids: HashSet<i32>,
@@ -265,7 +270,7 @@ impl<'a> View<'a> {
 
     /// Returns the namespaces that criu will be in.
     fn own_spaces(&self) -> &Spaces {
-        &self.caller.spaces
+        self.inside.as_ref().map_or(&self.caller.spaces, |inside| &inside.spaces)
     }
 
     /// Returns true if the options name this resource as external.

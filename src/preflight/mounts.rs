@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Process, View, descriptor::Descriptor};
+use super::{Process, View, descriptor::Descriptor, inside::Inside};
 use crate::{
     procfs::{Mount, each_line, fdinfo_number, read_start},
     sys::Statx,
@@ -38,7 +38,8 @@ impl Mounts {
         });
         if !own_namespace {
             // A process in another root folder sees fewer mounts than criu does.
-            each_line("/proc/self/mountinfo", |line| {
+            let seen = view.inside.as_ref().map_or("/proc/self/mountinfo".to_owned(), Inside::mounts);
+            each_line(seen, |line| {
                 mounts.ids.extend(Mount::parse(line).map(|mount| mount.id));
             });
         }

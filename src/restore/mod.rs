@@ -2,6 +2,7 @@
 
 mod chunked;
 mod host;
+mod many;
 mod preflight;
 mod verify;
 
@@ -14,6 +15,7 @@ use std::{
 
 use serde::{Serialize, Serializer};
 
+use self::many::many;
 use crate::{
     BlobStore, Digest256, Error, Isolation, ProcsBlob, RestoreOptions, RestoreTimes, Result, Stream, Tree,
     Unread, Until, Warning,
@@ -209,8 +211,9 @@ impl ProcsRestore {
     /// descendants of its root any more. A copy ends when this program ends, unless it is
     /// [detached](Tree::detach), or when its last process does.
     ///
-    /// It needs CAP_SYS_ADMIN, on x86-64 or aarch64. A copy cannot be captured, nor can a program
-    /// that has copies. See [`Isolation`] for what copies share.
+    /// A copy can be captured, and revived as copies again. A program that has copies cannot be
+    /// captured. It needs CAP_SYS_ADMIN, on x86-64 or aarch64. See [`Isolation`] for what copies
+    /// share.
     ///
     /// # Errors
     ///
@@ -232,6 +235,10 @@ impl ProcsRestore {
     pub fn isolated(mut self, isolation: Isolation) -> ProcsRestore {
         self.revival.isolation = Some(isolation);
         self
+    }
+
+    pub(crate) fn makes_copies(&self) -> bool {
+        self.revival.isolation.is_some()
     }
 
     /// Limits the wait for pids of the tree that zombies still hold: init reaps slowly in some
@@ -317,6 +324,47 @@ impl ProcsRestore {
         clock.lap(Phase::Finish);
         restored.took = clock.times();
         Ok(restored)
+    }
+
+    /// Revives so many copies of the capture, as many at a time as there are processors. Each result
+    /// is that of [`restore`](ProcsRestore::restore). A copy that fails does not affect the others.
+    ///
+    /// A file that was given as a stream is shared by all copies; [`Stream::Piped`] gives each its
+    /// own pipes. Trees with locks, with sockets that have a path, or with deleted files that are
+    /// open are revived one after the other.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Options`] in each place unless [`isolated`](ProcsRestore::isolated) is set: several
+    /// trees cannot have the same pids.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let (store, digest) = (criu_rpc::MemBlobStore::default(), "".parse()?);
+    /// use criu_rpc::{Isolation, ProcsRestore, Stream};
+    ///
+    /// let restore = ProcsRestore::new().isolated(Isolation::new()).stdout(Stream::Piped);
+    /// for copy in restore.restore_many(&store, &digest, 8) {
+    ///     println!("process {}", copy?.trees[0].pid());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn restore_many(
+        &self,
+        store: &(impl BlobStore + ?Sized),
+        digest: &Digest256,
+        count: usize,
+    ) -> Vec<Result<Restored>> {
+        if self.revival.isolation.is_none() {
+            let problem = || "several trees cannot have the same pids: set `isolated`".to_owned();
+            let refused = || Err(Error::Options { option: "restore_many", problem: problem() });
+            return (0..count).map(|_| refused()).collect();
+        }
+        many(count, || self.restore(store, digest))
     }
 
     fn restore_manifest(

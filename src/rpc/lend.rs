@@ -148,6 +148,22 @@ impl<'a> Lend<'a> {
         folders
     }
 
+    /// Names the files in `opts` for a criu in the namespaces of a copy, which sees none of our
+    /// descriptors. Returns those that criu must inherit, from the number `first` on.
+    pub(super) fn describe_inside(&self, opts: &mut CriuOpts, first: i32) -> Result<Vec<BorrowedFd<'a>>> {
+        if self.work.is_some() {
+            return Err(refused("Lend::work", "a copy can be dumped without a work folder only"));
+        }
+        if self.pidfd_store.is_some() {
+            return Err(refused("Lend::pidfd_store", "a copy can be dumped without a store of pidfds only"));
+        }
+        let mut files = vec![self.images];
+        files.extend(self.describe(opts, first + 1));
+        opts.images_dir_fd = -1;
+        opts.images_dir = Some(format!("/proc/self/fd/{first}"));
+        Ok(files)
+    }
+
     /// Returns true if criu must inherit any of the files.
     pub(super) fn needs_inheritance(&self) -> bool {
         !self.inherit.is_empty() || self.terminal.is_some() || self.page_server.is_some()

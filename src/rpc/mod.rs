@@ -322,11 +322,11 @@ impl Criu {
     ///
     /// **criu kills the tree afterwards**, unlike [`ProcsCapture`](crate::ProcsCapture), unless
     /// [`leave_running`](DumpOptions::leave_running) or
-    /// [`leave_stopped`](DumpOptions::leave_stopped) is set. The caller reaps it, if it is its
-    /// child.
+    /// [`leave_stopped`](DumpOptions::leave_stopped) is set. The caller reaps its child.
     ///
-    /// The pid is that of criu's pid namespace. A criu that we start shares ours, so a pid that
-    /// cannot be dumped fails before criu is asked.
+    /// For a criu that we start the pid is that of our namespace, so a pid that cannot be dumped
+    /// fails before criu is asked. Of a tree in a [copy](crate::ProcsRestore::isolated), the images
+    /// and [`Dumped::interrupted`] have the pids inside.
     ///
     /// # Errors
     ///

@@ -70,7 +70,8 @@ impl Apart {
 }
 
 impl Command<'_> {
-    /// Starts criu with these files; `None` if it is detached, because it is not our child then.
+    /// Starts criu with these files, in the namespaces of the process `inside` if there is one.
+    /// `None` if it is detached, because it is not our child then.
     pub(super) fn spawn(
         &self,
         terminal: Option<BorrowedFd<'_>>,
@@ -78,6 +79,7 @@ impl Command<'_> {
         socket: BorrowedFd<'_>,
         lent: &[BorrowedFd<'_>],
         apart: Apart,
+        inside: Option<BorrowedFd<'_>>,
     ) -> Result<Option<Child>> {
         let nothing = File::open("/dev/null").map_err(Error::io("open /dev/null"))?;
         let mut files = vec![terminal.unwrap_or(nothing.as_fd()), output, output, socket];
@@ -86,6 +88,7 @@ impl Command<'_> {
             program: c_string("Criu", self.program.as_os_str())?,
             executable: None,
             namespaces: 0,
+            inside,
             arguments: self.words()?,
             environment: self.environment()?,
             files,

@@ -26,6 +26,7 @@ use super::{
 use crate::{
     BoxError, Cause, Error, Failure, Pid, Request, Result, Version, image,
     options::{field_with_zero_byte, younger_fields},
+    preflight::Inside,
     proto::rpc::{CriuFeatures, CriuOpts, CriuReq, CriuResp},
     sys::Init,
 };
@@ -112,12 +113,16 @@ impl Criu {
                     Connection::start_within(&command, lend.terminal, &lent, namespaces)
                 }
                 None => {
-                    let lent = lend.describe(opts, FIRST_LENT);
                     let apart = apart(call.request, opts, lend);
-                    Connection::start(&command, lend.terminal, &lent, apart)
+                    let root = opts.pid.filter(|_| is_dump(call.request));
+                    if let Some(inside) = root.and_then(Inside::of) {
+                        return within::start_inside(&command, call.request, lend, opts, apart, &inside);
+                    }
+                    let lent = lend.describe(opts, FIRST_LENT);
+                    Connection::start(&command, lend.terminal, &lent, apart, None)
                 }
             },
-            _ => Connection::start(&command, None, &[], Apart::SESSION),
+            _ => Connection::start(&command, None, &[], Apart::SESSION, None),
         }
     }
 
@@ -379,10 +384,13 @@ impl Conversation {
         if self.ours && opts.log_file.is_none() && *version >= LOGS_TO_STDERR {
             opts.log_to_stderr = Some(true);
         }
-        let by_path = matches!(call.files, Files::InFolder(_));
+        let by_path = opts.images_dir.is_some().then_some(match call.files {
+            Files::InFolder(_) => "dump_self",
+            Files::Lent(_) | Files::None => "isolated", // of the tree that is to be dumped
+        });
         let takes_path = if self.ours { LOGS_TO_STDERR } else { TAKES_PATHS };
-        let self_dump = (by_path && *version < takes_path).then_some(("dump_self", takes_path));
-        let fields = younger_fields(opts).into_iter().chain(self_dump);
+        let by_path = by_path.filter(|_| *version < takes_path).map(|option| (option, takes_path));
+        let fields = younger_fields(opts).into_iter().chain(by_path);
         match fields.into_iter().find(|(_, since)| version < since) {
             Some((option, since)) => Err(too_old(option, &since, version)),
             None => Ok(()),
@@ -394,10 +402,14 @@ fn too_old(option: &'static str, since: &Version, version: &Version) -> Error {
     Error::TooOld { option, needs: since.clone().into(), found: version.clone().into() }
 }
 
+/// Returns true if criu is to work on a tree that lives.
+fn is_dump(request: Request) -> bool {
+    matches!(request, Request::Dump | Request::PreDump | Request::SinglePreDump)
+}
+
 /// Returns the tree that criu is to work on, in its state before.
 fn tree_of(call: &Call<'_>) -> Tree {
-    let is_dump = matches!(call.request, Request::Dump | Request::PreDump | Request::SinglePreDump);
-    let root = call.opts.as_ref().and_then(|opts| opts.pid).filter(|_| is_dump);
+    let root = call.opts.as_ref().and_then(|opts| opts.pid).filter(|_| is_dump(call.request));
     root.map_or_else(Tree::default, Tree::of)
 }
 
@@ -426,11 +438,15 @@ impl Exchange {
         unfinished: &mut UnfinishedRestore,
         cancel: Option<&Cancel>,
     ) -> Result<End> {
+        let opts = call
+            .opts
+            .clone()
+            .map(|opts| CriuOpts { pid: opts.pid.map(|root| connection.root_inside(root)), ..opts });
         let message = CriuReq {
             features: call.features,
             keep_open: call.keep_open.then_some(true),
             pid: call.child,
-            ..self.session.open(call.opts.clone())
+            ..self.session.open(opts)
         };
         let mut unsaid = Some(packet::encode(message, call.raw));
         loop {

@@ -33,6 +33,7 @@ use super::{
 };
 use crate::{
     Error, Pid, Result,
+    preflight::Inside,
     procfs::{self, children, lineage},
     sys::{self, Child, Init, Namespaces, Started},
 };
@@ -50,6 +51,15 @@ pub(super) struct Connection {
     program: Option<PathBuf>,
     /// The init of the namespaces that criu restores into, if they are not ours.
     init: Option<Arc<Init>>,
+    /// The root of the tree that criu dumps, if criu is in other namespaces than we are.
+    root: Option<Root>,
+}
+
+/// The pids of a root that criu and we see with different numbers.
+#[derive(Debug, Clone, Copy)]
+struct Root {
+    here: i32,
+    inside: i32,
 }
 
 /// The destination of criu's standard output and standard error. A file takes a megabyte without a
@@ -102,25 +112,39 @@ pub(super) struct CriuExit {
 }
 
 impl Connection {
-    /// Starts `criu swrk`.
+    /// Starts `criu swrk`, in the namespaces of the process `inside` if there is one.
     pub(super) fn start(
         command: &Command<'_>,
         terminal: Option<BorrowedFd<'_>>,
         lent: &[BorrowedFd<'_>],
         apart: Apart,
+        inside: Option<BorrowedFd<'_>>,
     ) -> Result<Connection> {
         let output = output_file()?;
         let (socket, theirs) = pair()?;
         let began = file_time();
-        let criu = command.spawn(terminal, output.as_fd(), theirs.as_fd(), lent, apart)?;
-        Ok(Connection {
-            socket,
-            criu,
-            output: Output::Memory(output.into()),
-            began,
-            program: Some(command.program.into()),
-            init: None,
-        })
+        let criu = command.spawn(terminal, output.as_fd(), theirs.as_fd(), lent, apart, inside)?;
+        let program = Some(command.program.into());
+        let output = Output::Memory(output.into());
+        Ok(Connection { criu, program, ..Connection::new(socket, output, began) })
+    }
+
+    /// Starts `criu swrk` in the namespaces of a copy, to dump the tree with the root `here`.
+    pub(super) fn start_inside(
+        command: &Command<'_>,
+        terminal: Option<BorrowedFd<'_>>,
+        lent: &[BorrowedFd<'_>],
+        apart: Apart,
+        here: i32,
+        inside: &Inside,
+    ) -> Result<Connection> {
+        let root = Some(Root { here, inside: inside.root });
+        let namespaces = Some(inside.init.as_fd());
+        Ok(Connection { root, ..Connection::start(command, terminal, lent, apart, namespaces)? })
+    }
+
+    fn new(socket: OwnedFd, output: Output, began: Duration) -> Connection {
+        Connection { socket, criu: None, output, began, program: None, init: None, root: None }
     }
 
     /// Starts `criu swrk` in namespaces of its own.
@@ -134,14 +158,10 @@ impl Connection {
         let began = file_time();
         let Started { init, socket, criu } =
             command.start_within(terminal, output.as_fd(), lent, namespaces)?;
-        Ok(Connection {
-            socket,
-            criu: Some(criu),
-            output: Output::Memory(output.into()),
-            began,
-            program: Some(command.program.into()),
-            init: Some(Arc::new(init)),
-        })
+        let program = Some(command.program.into());
+        let output = Output::Memory(output.into());
+        let (criu, init) = (Some(criu), Some(Arc::new(init)));
+        Ok(Connection { criu, program, init, ..Connection::new(socket, output, began) })
     }
 
     /// Returns the init of the namespaces that criu restores into, if they are not ours.
@@ -156,10 +176,16 @@ impl Connection {
 
     /// Returns the root's pid in our namespace. criu knows the root as `pid`.
     pub(super) fn root_here(&self, pid: Pid) -> io::Result<Pid> {
-        match &self.init {
-            None => Ok(pid),
-            Some(init) => init.root().map(|(pid, _)| Pid::from(pid)),
+        match (&self.init, self.root) {
+            (Some(init), _) => init.root().map(|(pid, _)| Pid::from(pid)),
+            (None, Some(root)) if pid == root.inside => Ok(Pid::from(root.here)),
+            (None, _) => Ok(pid),
         }
+    }
+
+    /// Returns the pid of a root in criu's namespace. We know it as `pid`.
+    pub(super) fn root_inside(&self, pid: i32) -> i32 {
+        self.root.filter(|root| root.here == pid).map_or(pid, |root| root.inside)
     }
 
     /// Starts a `criu swrk` that is not a descendant of this process, so that it can dump this
@@ -173,15 +199,9 @@ impl Connection {
         let file = file.map_err(Error::io(format!("create {}", output.display())))?;
         let (socket, theirs) = pair()?;
         let began = file_time();
-        let criu = command.spawn(None, file.as_fd(), theirs.as_fd(), lent, Apart::DETACHED)?;
-        Ok(Connection {
-            socket,
-            criu,
-            output: Output::Named(output),
-            began,
-            program: Some(command.program.into()),
-            init: None,
-        })
+        let criu = command.spawn(None, file.as_fd(), theirs.as_fd(), lent, Apart::DETACHED, None)?;
+        let program = Some(command.program.into());
+        Ok(Connection { criu, program, ..Connection::new(socket, Output::Named(output), began) })
     }
 
     /// Connects to a `criu service`; `None` after the deadline or a cancel.
@@ -204,14 +224,7 @@ impl Connection {
                 return Ok(None);
             }
         }
-        Ok(Some(Connection {
-            socket: move_above_stdio(socket)?,
-            criu: None,
-            output: Output::Elsewhere,
-            began,
-            program: None,
-            init: None,
-        }))
+        Ok(Some(Connection::new(move_above_stdio(socket)?, Output::Elsewhere, began)))
     }
 
     /// Takes over a connected socket with a criu at its other end.
@@ -220,14 +233,7 @@ impl Connection {
             let problem = "a connection to criu is a SOCK_SEQPACKET socket, and this is none".to_owned();
             return Err(Error::Options { option: "Criu::over", problem });
         }
-        Ok(Connection {
-            socket,
-            criu: None,
-            output: Output::Elsewhere,
-            began: file_time(),
-            program: None,
-            init: None,
-        })
+        Ok(Connection::new(socket, Output::Elsewhere, file_time()))
     }
 
     /// Sends one packet, and waits while criu's buffer is full. Returns what happened instead if it
@@ -387,7 +393,7 @@ impl Connection {
     /// Closes the socket, waits for criu's end, and collects its facts.
     pub(super) fn finish(self) -> CriuExit {
         let there = self.pid_there();
-        let Connection { socket, criu, output, began, program, init } = self;
+        let Connection { socket, criu, output, began, program, init, .. } = self;
         drop(socket);
         let deadline = Instant::now() + PATIENCE;
         let status = criu.and_then(|criu| criu.wait(Some(deadline)).ok().flatten().flatten());

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 
 use super::kill::{kill_from, kill_tree};
 use crate::{
-    Error, Pid, Result,
+    Error, Isolation, Pid, Result,
     sys::{self, Child, Init},
 };
 
@@ -26,6 +26,7 @@ pub struct Tree {
     status: Option<ExitStatus>,
     /// The init of its namespaces, if they are its own.
     init: Option<Arc<Init>>,
+    isolation: Isolation,
 }
 
 impl Tree {
@@ -35,16 +36,17 @@ impl Tree {
             let _ = kill_tree(pid); // without a pidfd the tree has no owner
             Error::io(format!("open the revived process {pid}"))(error)
         })?;
-        Ok(Tree { root: Child::new(pid, pidfd), status: None, init: None })
+        let isolation = Isolation::new();
+        Ok(Tree { root: Child::new(pid, pidfd), status: None, init: None, isolation })
     }
 
     /// Takes ownership of a tree in namespaces of its own.
-    pub(super) fn within(init: Arc<Init>) -> Result<Tree> {
+    pub(super) fn within(init: Arc<Init>, isolation: Isolation) -> Result<Tree> {
         let doing = || "open the root of the copy".to_owned();
         let (pid, pidfd) = init.root().map_err(Error::io(doing()))?;
         init.close_lent();
         init.keep();
-        Ok(Tree { root: Child::new(pid, pidfd), status: None, init: Some(init) })
+        Ok(Tree { root: Child::new(pid, pidfd), status: None, init: Some(init), isolation })
     }
 
     /// Returns the pid of the root process, in this program's pid namespace.
@@ -56,6 +58,16 @@ impl Tree {
     /// means another process.
     pub fn pidfd(&self) -> BorrowedFd<'_> {
         self.root.pidfd()
+    }
+
+    /// Returns true if the root has ended, and its pid may be that of another process.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.status.is_some() || sys::wait_readable(self.pidfd(), Some(Instant::now())).unwrap_or(true)
+    }
+
+    /// Returns the isolation of the copy; for another tree, that of a simple copy.
+    pub(crate) fn isolation(&self) -> Isolation {
+        self.isolation.clone()
     }
 
     /// Waits until the root process ends, and returns its exit status.

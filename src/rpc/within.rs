@@ -1,4 +1,4 @@
-//! A restore into namespaces of its own: a copy.
+//! Restores into namespaces of their own, and dumps of trees in such namespaces: copies.
 
 use std::{
     ffi::CString,
@@ -14,12 +14,15 @@ use super::{
     call::{Call, Files},
     failure::open_in,
     hooks::Hooks,
+    swrk::{Apart, Command, FIRST_LENT},
+    transport::Connection,
     tree::Tree,
 };
 use crate::{
     Error, Isolation, Request, RestoreOptions, Result, image,
+    preflight::Inside,
     proto::rpc::CriuOpts,
-    sys::{FIRST_LENT, Namespaces},
+    sys::{self, Namespaces},
 };
 
 impl Criu {
@@ -47,7 +50,7 @@ impl Criu {
         let init = conversation.init().ok_or(Error::Over { reason: "criu ended before the restore" })?;
         conversation.call(call)?;
         conversation.close();
-        Tree::within(init)
+        Tree::within(init, self.isolation.clone().unwrap_or_default())
     }
 }
 
@@ -66,7 +69,7 @@ pub(super) fn prepare<'a>(
     if isolation.terminals {
         namespaces = namespaces.terminals();
     }
-    let lent = lend.describe_within(opts, FIRST_LENT);
+    let lent = lend.describe_within(opts, sys::FIRST_LENT);
     if let (Some(number), Some(folder)) = (opts.work_dir_fd, lend.work) {
         // criu mounts in its work folder, which it can do only in its own mount namespace.
         let path = fs::read_link(format!("/proc/self/fd/{}", folder.as_raw_fd()));
@@ -76,4 +79,28 @@ pub(super) fn prepare<'a>(
         namespaces = namespaces.folder(number, path);
     }
     Ok((lent, namespaces))
+}
+
+/// Starts criu in the namespaces of a copy, for a dump of a tree there.
+pub(super) fn start_inside(
+    command: &Command<'_>,
+    request: Request,
+    lend: &Lend<'_>,
+    opts: &mut CriuOpts,
+    apart: Apart,
+    inside: &Inside,
+) -> Result<Connection> {
+    let refused = |option, problem| Err(Error::Options { option, problem });
+    if request == Request::PreDump {
+        let problem = "a copy can be dumped without a row of pre-dumps only".to_owned();
+        return refused("Criu::pre_dumps", problem);
+    }
+    let program = std::path::absolute(command.program).map_err(Error::io("find criu"))?;
+    if !inside.has(&program) {
+        return refused("criu", format!("the copy has another file at {}", program.display()));
+    }
+    let root = opts.pid.unwrap_or_default();
+    let lent = lend.describe_inside(opts, FIRST_LENT)?;
+    let command = Command { program: &program, ..*command };
+    Connection::start_inside(&command, lend.terminal, &lent, apart, root, inside)
 }

@@ -151,6 +151,9 @@ const ENDED: i32 = -1;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Init {
+    /// The target of `/proc/<pid>/exe` of an init.
+    pub(crate) const EXECUTABLE: &str = "/memfd:criu-rpc init (deleted)";
+
     /// Returns false where the program could not be built.
     pub(crate) fn is_built() -> bool {
         !PROGRAM.is_empty()
@@ -192,6 +195,7 @@ impl Init {
             program: c"init".into(),
             executable: Some(executable.as_fd()),
             namespaces: namespaces.flags,
+            inside: None,
             arguments: words,
             environment,
             files,

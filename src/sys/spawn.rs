@@ -32,6 +32,8 @@ pub(crate) struct Spawn<'a> {
     pub(crate) executable: Option<BorrowedFd<'a>>,
     /// The namespaces to start it in, as flags of `clone`: new ones.
     pub(crate) namespaces: libc::c_int,
+    /// A process whose namespaces it starts in, if they are not the caller's: a pidfd.
+    pub(crate) inside: Option<BorrowedFd<'a>>,
     /// Its arguments; the first one is its own name.
     pub(crate) arguments: Vec<CString>,
     /// Its complete environment.
@@ -85,6 +87,9 @@ pub(crate) fn spawn(spawn: Spawn<'_>) -> io::Result<Option<Child>> {
 
 fn start_child(parts: &Parts) -> io::Result<Child> {
     let mut plan = Plan::new(parts);
+    if parts.inside.is_some() {
+        return start_inside(plan);
+    }
     let (pid, pidfd) = plan.start(execute, libc::CLONE_PIDFD | parts.namespaces)?;
     let pidfd = pidfd.expect("because CLONE_PIDFD asked for it");
     let child = Child::new(pid, pidfd);
@@ -92,13 +97,38 @@ fn start_child(parts: &Parts) -> io::Result<Child> {
     Ok(child)
 }
 
+/// Starts it from a process that has entered the namespaces. It is our child, not that process's.
+fn start_inside(mut plan: Plan<'_>) -> io::Result<Child> {
+    let (pid, _) = plan.start(enter, 0)?;
+    reap(pid);
+    let started = plan.started();
+    if let Err(error) = plan.outcome() {
+        started.into_iter().for_each(reap);
+        return Err(error);
+    }
+    let pid = started.ok_or_else(|| io::Error::other("a process that entered namespaces started nothing"))?;
+    match super::pidfd_open(pid) {
+        Ok(pidfd) => Ok(Child::new(pid, move_above_stdio(pidfd))),
+        Err(error) => {
+            // SAFETY: takes numbers. The process is our child, and was not reaped.
+            unsafe { libc::kill(pid, libc::SIGKILL) };
+            reap(pid);
+            Err(error)
+        }
+    }
+}
+
+fn reap(pid: libc::pid_t) {
+    let pid = Pid::from_raw(pid);
+    while matches!(waitpid(pid, Some(WaitPidFlag::__WALL)), Err(nix::errno::Errno::EINTR)) {}
+}
+
 fn start_detached(parts: &Parts) -> io::Result<()> {
     let mut plan = Plan::new(parts);
     // A subreaper would adopt criu, and criu refuses to dump its own ancestors.
     without_adoption(|| {
         let (pid, _) = plan.start(detach, 0)?;
-        let pid = Pid::from_raw(pid);
-        while matches!(waitpid(pid, Some(WaitPidFlag::__WALL)), Err(nix::errno::Errno::EINTR)) {}
+        reap(pid);
         plan.outcome()
     })?
 }
@@ -108,6 +138,9 @@ struct Parts {
     program: CString,
     executable: Option<OwnedFd>,
     namespaces: libc::c_int,
+    inside: Option<OwnedFd>,
+    /// The numbers of `sources`, in order.
+    kept: Vec<RawFd>,
     arguments: Vec<CString>,
     environment: Vec<CString>,
     /// Copies of the files, at numbers above all target numbers.
@@ -119,10 +152,26 @@ struct Parts {
 impl Parts {
     fn new(spawn: Spawn<'_>) -> io::Result<Parts> {
         let above = RawFd::try_from(spawn.files.len()).map_err(io::Error::other)?;
-        let sources = spawn.files.iter().map(|file| duplicate(*file, above)).collect::<io::Result<_>>()?;
-        let executable = spawn.executable.map(|file| duplicate(file, above)).transpose()?;
+        let sources =
+            spawn.files.iter().map(|file| duplicate(*file, above)).collect::<io::Result<Vec<_>>>()?;
+        let mut kept: Vec<_> = sources.iter().map(AsRawFd::as_raw_fd).collect();
+        kept.sort_unstable();
+        let [executable, inside] =
+            [spawn.executable, spawn.inside].map(|file| file.map(|file| duplicate(file, above)).transpose());
+        let (executable, inside) = (executable?, inside?);
         let Spawn { program, arguments, environment, place, ignores, namespaces, .. } = spawn;
-        Ok(Parts { program, executable, namespaces, arguments, environment, sources, place, ignores })
+        Ok(Parts {
+            program,
+            executable,
+            namespaces,
+            inside,
+            kept,
+            arguments,
+            environment,
+            sources,
+            place,
+            ignores,
+        })
     }
 }
 
@@ -135,6 +184,8 @@ struct Plan<'a> {
     inner_stack: Vec<u128>,
     /// The error of the child's `execve`, which the child writes into our memory; 0 for success.
     errno: libc::c_int,
+    /// The process that [`enter`] started; 0 if none.
+    started: libc::pid_t,
 }
 
 /// 64 KiB, in units of 16 bytes, the alignment of a stack.
@@ -149,6 +200,7 @@ impl<'a> Plan<'a> {
             stack: vec![0; STACK],
             inner_stack: vec![0; STACK],
             errno: 0,
+            started: 0,
         }
     }
 
@@ -191,6 +243,14 @@ impl<'a> Plan<'a> {
     }
 }
 
+impl Plan<'_> {
+    /// Returns the process that [`enter`] started.
+    fn started(&self) -> Option<libc::pid_t> {
+        // SAFETY: as in `outcome`.
+        Some(unsafe { ptr::read_volatile(&raw const self.started) }).filter(|pid| *pid > 0)
+    }
+}
+
 fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
     strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
 }
@@ -225,6 +285,40 @@ extern "C" fn detach(plan: *mut libc::c_void) -> libc::c_int {
     }
     0
 }
+
+/// Enters the namespaces, starts the child in them as a sibling of this process, and exits.
+extern "C" fn enter(plan: *mut libc::c_void) -> libc::c_int {
+    // SAFETY: `start` passes a valid `Plan`, and its thread sleeps while we use it.
+    let inner = unsafe { &mut *plan.cast::<Plan<'_>>() };
+    let Some(inside) = &inner.parts.inside else { return 0 };
+    // SAFETY: takes numbers, and acts on this process alone, which shares only memory and files.
+    if unsafe { libc::setns(inside.as_raw_fd(), OF_A_COPY) } < 0 {
+        inner.errno = errno();
+        return 0;
+    }
+    // Others in the namespaces can take what the child has open.
+    let mut from = 0;
+    for kept in inner.parts.kept.iter().copied().chain([RawFd::MAX]) {
+        if kept > from {
+            // SAFETY: takes only numbers, and acts on this process's own table.
+            unsafe { libc::syscall(libc::SYS_close_range, from, kept - 1, 0) };
+        }
+        from = kept.saturating_add(1);
+    }
+    let top = inner.inner_stack.as_mut_ptr_range().end;
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PARENT | libc::SIGCHLD;
+    // SAFETY: as in `start`: our own stack, only async-signal-safe calls, and a plan that outlives
+    // the child.
+    match unsafe { libc::clone(execute, top.cast(), flags, plan) } {
+        pid if pid > 0 => inner.started = pid,
+        _ => inner.errno = errno(),
+    }
+    0
+}
+
+/// The namespaces that a copy can have of its own.
+const OF_A_COPY: libc::c_int =
+    libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
 
 /// Runs in the child: sets up signals and files, and executes the program.
 extern "C" fn execute(plan: *mut libc::c_void) -> libc::c_int {

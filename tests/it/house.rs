@@ -9,7 +9,7 @@ use std::{
 
 /// The floors from the bottom up. A module uses modules of lower floors. Those of the lowest floor,
 /// the words, may also use each other.
-const FLOORS: [(&str, &[&str]); 10] = [
+const FLOORS: [(&str, &[&str]); 11] = [
     (
         "words",
         &[
@@ -44,6 +44,7 @@ const FLOORS: [(&str, &[&str]); 10] = [
     ("talk", &["rpc", "serve"]),
     ("choice", &["platform"]),
     ("work", &["capture", "restore"]),
+    ("steps", &["branch"]),
     ("fuzzers", &["fuzz"]),
 ];
 

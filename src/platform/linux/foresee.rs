@@ -5,6 +5,7 @@ use super::{
     dump,
     files::settle_deleted,
     fit,
+    foreign::Foreign,
     frozen::{Frozen, terminals},
     links::Links,
     restore::Reviver,
@@ -14,7 +15,7 @@ use super::{
 use crate::{
     Cause, Error, Foreseen, Foresight, Result,
     platform::{Job, ToRevive},
-    preflight::{Finding, Obstacle, Severity},
+    preflight::{Finding, Inside, Obstacle, Severity},
     rpc::Key,
 };
 
@@ -32,6 +33,10 @@ pub(crate) fn foresee(job: &Job) -> Result<Foresight> {
     let roots = select::roots(&job.pids)?;
     for root in roots.iter().copied() {
         let options = fit::for_dump(job, root, &roots);
+        let options = match Inside::of(root.as_raw()) {
+            Some(_) => Foreign::of(root, &options).declare(options),
+            None => options,
+        };
         let found = criu.preflight(root, &options)?;
         foresight.processes += found.processes;
         let is_own = found.findings.iter().any(|finding| finding.obstacle == Obstacle::CallerInside);

@@ -5,6 +5,7 @@ mod dump;
 mod enclosed;
 mod files;
 mod fit;
+mod foreign;
 mod foresee;
 mod former;
 mod frozen;

@@ -5,18 +5,19 @@
 //! kill it. Several trees are dumped side by side, and end together or not at all.
 
 mod rounds;
+mod tree;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs::File,
     mem,
     os::unix::net::UnixStream,
-    path::PathBuf,
     sync::mpsc::{self, Sender},
     thread,
     time::Duration,
 };
 
+use self::tree::Tree;
 use super::{
     files::LastLook,
     fit,
@@ -29,13 +30,13 @@ use super::{
     staging::Staging,
 };
 use crate::{
-    BoxError, Criu, DumpOptions, Error, Pid, Request, Result, Until, Warning,
+    BoxError, Criu, Error, Pid, Request, Result, Until, Warning,
     archive::Trees,
     image::{ImageDir, LedOut, MemoryIn, check_complete, check_version, shared_keys},
     lock::{Condvar, Mutex},
     platform::{Facts, Images, Job, Keep, Memory, Outcome},
     preflight::{beyond_restore, holders},
-    procfs::{self, Stat, is_free, is_in_our_pid_namespace},
+    procfs::{self, is_in_our_pid_namespace},
     proto::images::StreamNote,
     recent,
     rpc::{Event, Hooks, Lend, NoHooks, SelfDump, check_key, check_nothing_left},
@@ -59,7 +60,9 @@ pub(crate) fn checkpoint<T>(job: &Job, memory: Option<&dyn Memory>, keep: Keep<'
     if let Some(memory) = memory
         && dump.own.is_none()
     {
-        let pre_dumps = rounds::possible(&dump.criu, memory.pre_dumps())?;
+        let has_copies = dump.others.iter().any(|tree| tree.is_copy);
+        let wanted = if has_copies { 0 } else { memory.pre_dumps() };
+        let pre_dumps = rounds::possible(&dump.criu, wanted)?;
         memory.prepare(memory::expected(dump.roots.iter().copied()), pre_dumps > 0)?;
         // It may have waited for a store.
         if let Some(left) = job.until.remaining() {
@@ -144,21 +147,6 @@ struct Dump<'a> {
     warnings: Mutex<Vec<Warning>>,
 }
 
-pub(super) struct Tree {
-    pub(super) root: Pid,
-    pub(super) folder: PathBuf,
-    pub(super) options: DumpOptions,
-}
-
-impl Tree {
-    fn lives(&self) -> bool {
-        match Stat::of(self.root.as_raw()) {
-            Ok(stat) => !stat.is_zombie(),
-            Err(_) => !is_free(self.root.as_raw()),
-        }
-    }
-}
-
 /// The process in which a self-dump returned.
 #[derive(PartialEq)]
 enum Side {
@@ -174,7 +162,7 @@ impl<'a> Dump<'a> {
             let folder = staging.folder(&root.to_string())?;
             folders.insert(root.as_raw(), folder.clone());
             let options = fit::for_dump(job, *root, &roots).leave_running(job.leave_running);
-            let tree = Tree { root: *root, folder, options };
+            let tree = Tree::new(*root, folder, options, roots.len() > 1)?;
             match select::contains_self(*root) {
                 true => own = Some(tree), // no more than one can
                 false => others.push(tree),
@@ -292,10 +280,9 @@ impl<'a> Dump<'a> {
             return Ok(());
         }
         let processes = images.processes()?;
-        let of_threads = processes
-            .iter()
-            .flat_map(|process| process.threads.iter().map(|thread| (*thread, Pid::from(process.pid))));
-        let of_threads: HashMap<u32, Pid> = of_threads.collect();
+        let of_threads =
+            processes.iter().flat_map(|process| process.threads.iter().map(|thread| (*thread, process.pid)));
+        let of_threads: HashMap<u32, u32> = of_threads.collect();
         // A revived thread repeats these calls, so the warning is only for a tree that goes on.
         let repeating =
             if tree.options.leaves_running() { Vec::new() } else { images.repeating_threads()? };
@@ -304,7 +291,10 @@ impl<'a> Dump<'a> {
             named.chain(found).filter(|thread| !repeating.contains(thread)).collect();
         // In a pid namespace of its own, the tree has other pids than those that the caller sees.
         let within = images.has_own_pids()?;
-        let process = |thread| of_threads.get(&thread).filter(|_| !within).copied().unwrap_or(tree.root);
+        let process = |thread| match of_threads.get(&thread).filter(|_| !within) {
+            Some(process) => tree.here(*process),
+            None => tree.root,
+        };
         let processes: BTreeSet<Pid> = threads.into_iter().map(process).collect();
         self.warn(processes.into_iter().map(|pid| Warning::Interrupted { pid }).collect());
         Ok(())
@@ -357,25 +347,25 @@ impl<'a> Dump<'a> {
     fn check(&self) -> Result<Vec<String>> {
         let memory = if self.memory.is_some() { MemoryIn::Stream } else { MemoryIn::Folder };
         let mut problems = Vec::new();
-        let trees = self.others.iter().chain(&self.own);
-        let images: Vec<_> = trees.map(|tree| ImageDir::new(&tree.folder)).collect();
+        let trees = || self.others.iter().chain(&self.own);
+        let images: Vec<_> = trees().map(|tree| ImageDir::new(&tree.folder)).collect();
         for images in &images {
             check_version(images, Request::Dump)?;
             check_complete(images, memory, sys::page_size())?;
             problems.extend(images.beyond_restore()?);
         }
-        self.warn_of_outside(&images)?;
+        self.warn_of_outside(&trees().collect::<Vec<_>>(), &images)?;
         Ok(problems)
     }
 
     /// Tells of what leads out of the trees, and comes back without its other side.
-    fn warn_of_outside(&self, trees: &[ImageDir]) -> Result<()> {
-        let shared = shared_keys(trees)?;
+    fn warn_of_outside(&self, trees: &[&Tree], images: &[ImageDir]) -> Result<()> {
+        let shared = shared_keys(images)?;
         let shared: Vec<&str> = shared.iter().map(String::as_str).collect();
-        for images in trees {
+        for (tree, images) in trees.iter().zip(images) {
             let led_out = images.led_out(&shared)?.into_iter();
             let warning = |LedOut { pid, descriptor, key, assumed }| {
-                let pid = Pid::from(pid);
+                let pid = tree.here(pid);
                 match assumed {
                     None => Warning::LeadsOut { pid, descriptor, key },
                     Some(stream) => Warning::StreamAssumed { pid, descriptor, key, stream },
@@ -446,8 +436,10 @@ impl<H: Hooks> Hooks for Noting<'_, H> {
         if matches!(event, Event::PostDump) {
             drop(self.quiet.take());
             self.stream.as_ref().map_or(Ok(()), check_nothing_left)?;
-            let Tree { root, folder, options } = self.tree;
+            let Tree { root, folder, options, foreign, .. } = self.tree;
             let images = ImageDir::new(folder);
+            foreign.name(*root, &images)?;
+            self.tree.note_numbers();
             self.polls.as_ref().map_or(Ok(()), |polls| polls.name_restarted(&images))?;
             self.dump.warn(frozen::note(
                 *root,

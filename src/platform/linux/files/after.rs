@@ -5,14 +5,16 @@ use std::{collections::HashMap, fs, io, os::unix::fs::MetadataExt};
 use nix::sys::stat::{FileStat, SFlag};
 
 use super::{
+    super::settle::by_inner_number,
     Files, Now,
     grown::Cut,
     path, refuse, shown,
     walk::{Root, Walked, kind},
 };
 use crate::{
-    BoxError, Cause, Error, Result,
+    BoxError, Cause, Error, Pid, Result,
     image::{ImageDir, OpenedAs, Place},
+    procfs::is_in_our_pid_namespace,
     rpc::{Event, Hooks},
 };
 
@@ -27,7 +29,9 @@ pub(in super::super) struct LastLook {
 /// A file that a process has, and what it is to be.
 #[derive(Debug, Clone)]
 struct Opened {
-    /// Its link in `/proc`.
+    /// The process, by its number in its own pid namespace.
+    pid: u32,
+    /// Its link in the process's folder of `/proc`.
     link: String,
     path: Vec<u8>,
     identity: (u64, u64),
@@ -57,8 +61,7 @@ impl Files {
                 OpenedAs::RootFolder => "root".to_owned(),
                 OpenedAs::Mapped(start, end) => format!("map_files/{start:x}-{end:x}"),
             };
-            let link = format!("/proc/{}/{link}", opened.pid);
-            Some(Opened { link, path: path.to_vec(), identity: *identity })
+            Some(Opened { pid: opened.pid, link, path: path.to_vec(), identity: *identity })
         });
         Ok(LastLook { opened: opened.collect(), cuts })
     }
@@ -70,8 +73,8 @@ fn identity(stat: &FileStat) -> (u64, u64) {
 
 impl Hooks for LastLook {
     fn on(&mut self, event: Event<'_>) -> Result<(), BoxError> {
-        if matches!(event, Event::PostRestore { .. }) {
-            self.compare()?;
+        if let Event::PostRestore { pid } = event {
+            self.compare(pid)?;
             self.cuts.iter().try_for_each(Cut::cut)?;
         }
         Ok(())
@@ -95,17 +98,27 @@ impl LastLook {
         }
     }
 
-    fn compare(&self) -> Result<()> {
+    fn compare(&self, root: Pid) -> Result<()> {
+        if self.opened.is_empty() {
+            return Ok(());
+        }
+        let is_ours = is_in_our_pid_namespace(root.as_raw()) != Some(false);
+        let processes = if is_ours { HashMap::new() } else { by_inner_number(root.as_raw()) };
+        let here = |pid: u32| match is_ours {
+            true => i32::try_from(pid).ok(),
+            false => processes.get(&pid).copied(),
+        };
         let root = Root::open().map_err(Error::io("open the root folder"))?;
-        refuse(Cause::FileReplaced, self.opened.iter().filter_map(|opened| opened.replaced(&root)))
+        let replaced = |opened: &Opened| opened.replaced(here(opened.pid)?, &root);
+        refuse(Cause::FileReplaced, self.opened.iter().filter_map(replaced))
     }
 }
 
 impl Opened {
     /// A description of the replaced file, for people. A process that has ended has nothing to
     /// compare.
-    fn replaced(&self, root: &Root) -> Option<String> {
-        let found = fs::metadata(&self.link).ok()?;
+    fn replaced(&self, process: i32, root: &Root) -> Option<String> {
+        let found = fs::metadata(format!("/proc/{process}/{}", self.link)).ok()?;
         let found = (found.dev(), found.ino());
         if found == self.identity {
             return None;

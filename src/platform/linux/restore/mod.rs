@@ -2,6 +2,7 @@
 
 mod attempt;
 mod rest;
+mod turn;
 
 use std::{
     fs::File,
@@ -13,6 +14,7 @@ use std::{
 use self::{
     attempt::Attempt,
     rest::{All, Rest},
+    turn::Turn,
 };
 use super::{
     checks::{Check, Checked, whole_images},
@@ -236,6 +238,7 @@ impl<'a> Reviver<'a> {
         let waiting = Instant::now();
         pids.wait_for_zombies(patience);
         let patience = patience.saturating_sub(waiting.elapsed());
+        let _turn = Turn::for_copy(self, images)?;
         self.clock.lap(Phase::Wait);
 
         let check = Check { revival: self.revival, images, lent, pids: &pids };
