@@ -243,7 +243,7 @@ impl Criu {
     /// ```
     pub fn version(&self) -> Result<Version> {
         let (answer, _) = self.call(Call::new(Request::Version))?;
-        talk::version(answer).ok_or_else(|| protocol(Request::Version, "an answer without a version"))
+        reply::version(answer).ok_or_else(|| protocol(Request::Version, "an answer without a version"))
     }
 
     /// Checks that criu can work on this kernel, with these privileges. `criu check`.

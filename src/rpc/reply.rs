@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::{Pid, Version};
+use crate::{Pid, Version, proto::rpc::CriuResp};
 
 /// A dump that succeeded.
 #[derive(Debug, Clone, Serialize)]
@@ -47,4 +47,19 @@ pub struct Features {
     pub lazy_pages: bool,
     /// Reused pids can be detected.
     pub pidfd_store: bool,
+}
+
+/// Returns the version in an answer.
+pub(super) fn version(answer: CriuResp) -> Option<Version> {
+    let version = answer.version?;
+    let number = |number: i32| u32::try_from(number).unwrap_or(0);
+    Some(Version {
+        git_id: version.gitid,
+        name: version.name,
+        ..Version::new(
+            number(version.major_number),
+            number(version.minor_number),
+            number(version.sublevel.unwrap_or(0)),
+        )
+    })
 }

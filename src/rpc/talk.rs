@@ -18,6 +18,7 @@ use super::{
     failure::{FailureContext, open_in},
     hooks::{self, Event, Hooks},
     listen, packet,
+    reply::version,
     session::{Session, Step},
     swrk::{self, Apart, Command, FIRST_LENT},
     transport::{Connection, CriuExit, Heard},
@@ -589,19 +590,4 @@ fn make_fail(connection: &Connection, call: &Call<'_>) -> bool {
 /// Closes the stream of memory, at both ends.
 fn hang_up(socket: BorrowedFd<'_>) {
     let _ = shutdown(socket.as_raw_fd(), Shutdown::Both); // it may be closed already
-}
-
-/// Returns the version in an answer.
-pub(super) fn version(answer: CriuResp) -> Option<Version> {
-    let version = answer.version?;
-    let number = |number: i32| u32::try_from(number).unwrap_or(0);
-    Some(Version {
-        git_id: version.gitid,
-        name: version.name,
-        ..Version::new(
-            number(version.major_number),
-            number(version.minor_number),
-            number(version.sublevel.unwrap_or(0)),
-        )
-    })
 }
