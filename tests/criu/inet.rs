@@ -123,7 +123,8 @@ fn an_urgent_byte() {
     needs_tcp();
     let program = connection(
         "syswrite($a, 'abc'); send($a, 'X', MSG_OOB); syswrite($a, 'def');",
-        "my $u; recv($b, $u, 1, MSG_OOB) // ($u = 'none'); $b->blocking(0); my ($t, $k) = (q()); $t .= $k while sysread($b, $k, 99); return \"$u $t\"",
+        "my $u; recv($b, $u, 1, MSG_OOB) // ($u = 'none'); $b->blocking(0); my ($t, $k) = (q()); \
+         $t .= $k while sysread($b, $k, 99); return \"$u $t\"",
     );
     is_told(
         || Script::perl(&program),
@@ -162,7 +163,8 @@ fn a_connection_that_was_reset_with_unread_data() {
     needs_tcp();
     let program = connection(
         "syswrite($a, 'abc'); setsockopt($a, SOL_SOCKET, SO_LINGER, pack('ii', 1, 0)) or die; close $a;",
-        "my $k = sysread($b, my $t, 99) // 'E' . ($! + 0); my $e = sysread($b, my $r, 99) // 'E' . ($! + 0); \
+        "my $k = sysread($b, my $t, 99) // 'E' . ($! + 0); \
+         my $e = sysread($b, my $r, 99) // 'E' . ($! + 0); \
          return \"$k $e\"",
     );
     assert_eq!(Script::perl(&program).ask("?"), "3 E104");

@@ -65,7 +65,8 @@ fn half_closed_connections_with_an_end_that_is_restored_late() {
              while (my $k = syswrite($f, 'x' x 65536)) {{ $n += $k }} $f->blocking(1); }} \
              sub finish {{ my ($f, $word, $all) = @_; my ($t, $k, $buf) = (''); \
              my $written = syswrite($f, $word) // 'E' . ($! + 0); shutdown($f, 1); \
-             while ($k = sysread($f, $buf, 65536)) {{ $t .= $buf }} my $end = $k // 'E' . ($! + 0); \
+             while ($k = sysread($f, $buf, 65536)) {{ $t .= $buf }} \
+             my $end = $k // 'E' . ($! + 0); \
              $t = length($t) == $all ? 'all' : length($t) . \" of $all\" if length($t) > 100; \
              return \"$written $t$end\"; }} \
              my $child = fork; \
