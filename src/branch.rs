@@ -12,7 +12,8 @@ use crate::{
 pub struct Branched {
     /// The capture. More copies can be made of it later.
     pub stored: Stored,
-    /// The copies, or why they could not be made. One that failed does not affect the others.
+    /// The copies, or why they could not be made. A copy that failed does not
+    /// affect the others.
     pub copies: Vec<Result<Restored>>,
 }
 
@@ -26,8 +27,8 @@ impl ProcsCapture {
     ///
     /// # Errors
     ///
-    /// Those of [`run`](ProcsCapture::run). [`Error::Options`] if the restore makes no copies, or if
-    /// the tree is to end. There are no copies then.
+    /// Those of [`run`](ProcsCapture::run). [`Error::Options`] if the restore makes no copies, or
+    /// if the tree is to end. There are no copies then.
     ///
     /// # Examples
     ///
@@ -50,10 +51,10 @@ impl ProcsCapture {
     ) -> Result<Branched> {
         let refused = |option, problem: &str| Err(Error::Options { option, problem: problem.to_owned() });
         if !restore.makes_copies() {
-            return refused("isolated", "a branch is a copy: set `isolated` for the restore");
+            return refused("isolated", "the restore makes no copies: set `isolated`");
         }
         if !self.leaves_running() {
-            return refused("leave_running", "a branch is of a tree that goes on");
+            return refused("leave_running", "a tree with branches must go on, and the capture is to end it");
         }
         let stored = self.run(store)?;
         let copies = restore.restore_many(store, &stored.digest, count);
@@ -62,14 +63,14 @@ impl ProcsCapture {
 }
 
 impl Tree {
-    /// Makes copies of the tree, which goes on: [`ProcsCapture::branch`] with a store in memory.
-    /// The copies have pipes as standard streams, and the isolation of the tree if it is a copy
-    /// itself.
+    /// Makes copies of the tree, which keeps running: [`ProcsCapture::branch`] with a store in
+    /// memory. The copies have pipes as standard streams. If the tree is a copy, they have the same
+    /// isolation.
     ///
     /// # Errors
     ///
-    /// Those of [`ProcsCapture::run`]; [`Error::Process`] if the root has ended. There are no copies
-    /// then.
+    /// Those of [`ProcsCapture::run`]; [`Error::Process`] if the root has ended. There are no
+    /// copies then.
     ///
     /// # Examples
     ///

@@ -44,7 +44,7 @@ causes! {
             ["log_level"];
         NoCriu:
             "there is no criu",
-            "install criu (mostly the package `criu`), or name it with `criu(path)` or `Criu::at`",
+            "install criu (most systems have the package `criu`), or name it with `criu(path)` or `Criu::at`",
             [];
         NotCriu:
             "the program that was started is not criu, or cannot run",
@@ -128,7 +128,7 @@ causes! {
             [];
         CriuInsideTree:
             "criu itself is part of the tree",
-            "capture from a process outside the tree; one that captures itself is no pid 1 and no subreaper of criu",
+            "capture from outside the tree; a process that captures itself must not be pid 1 or criu's subreaper",
             [];
         ShellJob:
             "the tree depends on a session or terminal outside it",
@@ -203,11 +203,11 @@ causes! {
             ["tcp_established", "tcp_close"];
         InFlightTcp:
             "a TCP connection to the tree is being established",
-            "set `tcp_skip_in_flight(true)` to leave out such connections; the other side connects anew",
+            "set `tcp_skip_in_flight(true)` to leave out connections not accepted yet; the other side connects anew",
             ["tcp_skip_in_flight"];
         TcpMoved:
             "an acknowledgement arrived while criu read a TCP socket",
-            "dump again: it was chance, and the tree is as it was",
+            "dump again: the timing was chance, and the tree is unchanged",
             [];
         NetworkNotLocked:
             "criu could not hold network traffic back",

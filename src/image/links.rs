@@ -168,7 +168,7 @@ impl ImageDir {
 }
 
 impl ImageDir {
-    /// Gives external files these paths, by their names: a restore opens them as any other file.
+    /// Makes external files ordinary ones. `paths` has the path for criu's name of each file.
     pub(crate) fn name_external(&self, paths: &BTreeMap<String, Vec<u8>>) -> Result<()> {
         if paths.is_empty() {
             return Ok(());

@@ -10,8 +10,8 @@ use std::{
 use super::Restored;
 use crate::{Result, lock::Mutex, threads::spawn};
 
-/// Restores so often, as many at a time as there are processors. If a store panics, the panic goes
-/// on when all have ended, and the copies are killed.
+/// Runs `count` restores, as many at a time as there are processors. If a store panics, the others
+/// finish, their copies are killed, and the panic goes on.
 pub(super) fn many(count: usize, restore: impl Fn() -> Result<Restored> + Sync) -> Vec<Result<Restored>> {
     let processors = thread::available_parallelism().map_or(1, NonZero::get);
     let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));

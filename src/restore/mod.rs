@@ -211,9 +211,9 @@ impl ProcsRestore {
     /// descendants of its root any more. A copy ends when this program ends, unless it is
     /// [detached](Tree::detach), or when its last process does.
     ///
-    /// A copy can be captured, and revived as copies again. A program that has copies cannot be
-    /// captured. It needs CAP_SYS_ADMIN, on x86-64 or aarch64. See [`Isolation`] for what copies
-    /// share.
+    /// A restore into a copy needs CAP_SYS_ADMIN, and x86-64 or aarch64. A copy can be captured and
+    /// revived as copies again. A program that has copies cannot be captured. See [`Isolation`] for
+    /// what copies share.
     ///
     /// # Errors
     ///
@@ -326,8 +326,9 @@ impl ProcsRestore {
         Ok(restored)
     }
 
-    /// Revives so many copies of the capture, as many at a time as there are processors. Each result
-    /// is that of [`restore`](ProcsRestore::restore). A copy that fails does not affect the others.
+    /// Revives `count` copies of the capture, as many at a time as there are processors. Each
+    /// result is that of [`restore`](ProcsRestore::restore). A copy that fails does not affect the
+    /// others.
     ///
     /// A file that was given as a stream is shared by all copies; [`Stream::Piped`] gives each its
     /// own pipes. Trees with locks, with sockets that have a path, or with deleted files that are
@@ -335,7 +336,7 @@ impl ProcsRestore {
     ///
     /// # Errors
     ///
-    /// [`Error::Options`] in each place unless [`isolated`](ProcsRestore::isolated) is set: several
+    /// Every result is [`Error::Options`] unless [`isolated`](ProcsRestore::isolated) is set: several
     /// trees cannot have the same pids.
     ///
     /// # Examples

@@ -152,10 +152,13 @@ impl<'a> Lend<'a> {
     /// descriptors. Returns those that criu must inherit, from the number `first` on.
     pub(super) fn describe_inside(&self, opts: &mut CriuOpts, first: i32) -> Result<Vec<BorrowedFd<'a>>> {
         if self.work.is_some() {
-            return Err(refused("Lend::work", "a copy can be dumped without a work folder only"));
+            return Err(refused("Lend::work", "criu cannot use a lent work folder when it dumps a copy"));
         }
         if self.pidfd_store.is_some() {
-            return Err(refused("Lend::pidfd_store", "a copy can be dumped without a store of pidfds only"));
+            return Err(refused(
+                "Lend::pidfd_store",
+                "criu cannot use a store of pidfds when it dumps a copy",
+            ));
         }
         let mut files = vec![self.images];
         files.extend(self.describe(opts, first + 1));

@@ -92,7 +92,7 @@ pub(super) fn start_inside(
 ) -> Result<Connection> {
     let refused = |option, problem| Err(Error::Options { option, problem });
     if request == Request::PreDump {
-        let problem = "a copy can be dumped without a row of pre-dumps only".to_owned();
+        let problem = "a copy cannot be pre-dumped in a row: dump it at once".to_owned();
         return refused("Criu::pre_dumps", problem);
     }
     let program = std::path::absolute(command.program).map_err(Error::io("find criu"))?;

@@ -296,7 +296,7 @@ extern "C" fn enter(plan: *mut libc::c_void) -> libc::c_int {
         inner.errno = errno();
         return 0;
     }
-    // Others in the namespaces can take what the child has open.
+    // Processes of the copy that may trace can take the child's descriptors through /proc.
     let mut from = 0;
     for kept in inner.parts.kept.iter().copied().chain([RawFd::MAX]) {
         if kept > from {

@@ -356,7 +356,7 @@ fn ended_by(status: std::process::ExitStatus) -> Option<i32> {
     std::os::unix::process::ExitStatusExt::signal(&status)
 }
 
-/// With connections, terminals, locks, a deleted file and unread input.
+/// Captures a copy that has connections, terminals, locks, a deleted file and unread input.
 fn a_copy_with_everything_is_captured() {
     needs_tcp();
     for way in WAYS {
@@ -458,7 +458,7 @@ fn copies_are_made_together_and_fail_alone() {
     victim.end(&members, WAYS[1]);
 }
 
-/// One of them can have the lock.
+/// Only one copy can have the lock.
 fn a_copy_that_fails_does_not_disturb_the_others() {
     let home = Home::new();
     let locked = home.path("locked");

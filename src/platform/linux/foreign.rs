@@ -1,9 +1,8 @@
-//! [`Foreign`]: files of a copy that were opened in another mount namespace: those that the restore
-//! lent it.
+//! [`Foreign`]: files that a restore lent to a copy. They were opened in another mount namespace.
 //!
-//! criu finds no path for such a file, and takes it only as an external one, which a restore would
-//! need again. So the images get the path: the next restore opens the file by it, like any other.
-//! A file that has no path in the copy is left to criu, which refuses it.
+//! criu finds no path for such a file. It would take the file only as external, and then each
+//! restore must lend it again. So the images get the path. A file that has no path in the copy is
+//! left to criu, which refuses it.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -33,7 +32,7 @@ struct File {
 }
 
 impl Foreign {
-    /// Finds them in the tree, except for those that the options have.
+    /// Finds the lent files of a tree, except those that the options name as external.
     pub(super) fn of(root: Pid, options: &DumpOptions) -> Foreign {
         let mut mounts = HashSet::new();
         each_line(format!("/proc/{root}/mountinfo"), |line| {
@@ -60,12 +59,12 @@ impl Foreign {
         Foreign(found)
     }
 
-    /// Adds them to the options of a dump.
+    /// Declares the files as external in the options of a dump.
     pub(super) fn declare(&self, options: DumpOptions) -> DumpOptions {
         self.0.keys().fold(options, |options, name| options.external(name.as_str()))
     }
 
-    /// Gives them their paths in the images of a tree that stands still.
+    /// Writes the paths of the files into the images. The tree stands still.
     ///
     /// # Errors
     ///
@@ -82,8 +81,8 @@ impl Foreign {
 }
 
 impl File {
-    /// Returns true if the tree finds it by its path. Paths in `/proc` mean other processes in the
-    /// copy.
+    /// Returns true if the path leads to this file inside the copy. A path in `/proc` means another
+    /// process there.
     fn is_at_its_path(&self, root: Pid) -> bool {
         let Ok(path) = self.path.strip_prefix("/") else { return false };
         let there = Path::new("/proc").join(root.to_string()).join("root").join(path);

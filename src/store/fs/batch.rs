@@ -44,7 +44,7 @@ pub(super) struct FsBatch<'a> {
     end: AtomicU64,
     /// Frames that no thread is filling at the moment.
     idle: Mutex<Vec<Filling>>,
-    /// The places of the last blobs that were found present, of threads that do not put now.
+    /// One for each thread that put before, free for the next call.
     near: Mutex<Vec<Near>>,
     /// The blobs of frames that are not written yet.
     unwritten: Mutex<HashMap<u32, Contents>>,

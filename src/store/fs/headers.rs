@@ -13,8 +13,8 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Headers(Vec<Mutex<Header>>);
 
-/// A header, by its pack and its position. `None` if a blob of the frame was looked up, but the
-/// header was not needed so far.
+/// The pack and the position of a frame, and its header. The header is `None` while only one blob
+/// of the frame was looked up.
 type Header = Option<(PackId, u64, Option<Arc<Frame>>)>;
 
 impl Headers {
@@ -44,7 +44,7 @@ impl Headers {
         asked
     }
 
-    /// Frames that follow each other have different slots.
+    /// Returns the slot of a frame. Neighbouring frames mostly have different slots.
     fn slot(&self, place: &Place) -> &Mutex<Header> {
         let [.., low] = place.pack.as_bytes();
         &self.0[(usize::from(*low) + usize::try_from(place.at >> 17).unwrap_or(0)) % HEADERS]

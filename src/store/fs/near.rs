@@ -1,4 +1,5 @@
-//! [`Near`]: finds blobs that were put together without a search in the index for each.
+//! [`Near`]: the frame of the last blob found. Blobs that were stored together are found there
+//! without another search of the index.
 
 use std::sync::Arc;
 
@@ -6,11 +7,11 @@ use super::place::Place;
 use crate::store::{name::Name, pack::Frame};
 
 /// The frame in which the last of several blobs was found by the index: the next one is mostly
-/// beside it. Valid as long as its pack cannot be removed.
+/// beside it. The caller must keep the pack from being removed meanwhile.
 #[derive(Debug, Default)]
 pub(super) struct Near {
     place: Option<Place>,
-    /// Its header, if it is worth reading, and the index after the last blob.
+    /// The frame's header, if it is worth reading, and the entry to look at next.
     frame: Option<(Arc<Frame>, usize)>,
 }
 
@@ -27,7 +28,7 @@ impl Near {
         *self = Near { place: Some(place), frame: frame.map(|frame| (frame, 0)) };
     }
 
-    /// Returns the frame and the index of a blob, if it is in the same frame.
+    /// Returns the frame and the index of a blob, if this frame has it.
     pub(super) fn find(&mut self, name: &Name) -> Option<(Place, &Frame, usize)> {
         let (frame, next) = self.frame.as_mut()?;
         let index = frame.find(name, *next)?;

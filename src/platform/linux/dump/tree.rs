@@ -28,7 +28,7 @@ impl Tree {
     pub(super) fn new(root: Pid, folder: PathBuf, options: DumpOptions, has_others: bool) -> Result<Tree> {
         let is_copy = Inside::of(root.as_raw()).is_some();
         if is_copy && has_others {
-            let problem = format!("process {root} is in a copy, which is captured without other trees");
+            let problem = format!("process {root} is in a copy: capture it alone, not with other trees");
             return Err(Error::Options { option: "ProcsCapture::new", problem });
         }
         let foreign = if is_copy { Foreign::of(root, &options) } else { Foreign::default() };

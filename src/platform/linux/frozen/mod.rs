@@ -63,8 +63,8 @@ impl Before {
         Before { tree, packets, terminals }
     }
 
-    /// Looks at it, and takes out what criu would change. It is put back when this is dropped. TCP
-    /// data that was received is acknowledged.
+    /// Looks at it, and takes out what criu would change. It is put back when this is dropped. Also
+    /// has TCP data that the tree sent acknowledged.
     pub(super) fn take(root: Pid, options: &DumpOptions) -> Before {
         let tree = Frozen::of(root);
         tcp::acknowledge(&tree);

@@ -15,8 +15,8 @@ use crate::{
     sys,
 };
 
-/// Has what the tree's connections have received acknowledged. criu fails if an acknowledgement
-/// that was delayed arrives while it reads the sender.
+/// Makes the other ends acknowledge what the tree's sockets have sent. criu fails if a delayed
+/// acknowledgement arrives while it reads the sending socket.
 pub(super) fn acknowledge(tree: &Frozen) {
     // An acknowledgement lets a sender send more, and the kernel may deliver it a little later.
     const ROUNDS: u32 = 3;
@@ -39,11 +39,11 @@ pub(super) fn acknowledge(tree: &Frozen) {
     }
 }
 
-/// Has the socket send a probe, which the other end answers at once: the end of the repair mode
-/// does that. If it fails, criu may fail.
+/// Makes the socket send a probe by leaving repair mode. The other end answers a probe at once. A
+/// failed probe is ignored: the dump may then fail with `TcpMoved`.
 fn probe(socket: &OwnedFd) {
     const REPAIR: (i32, i32) = (libc::IPPROTO_TCP, libc::TCP_REPAIR);
-    const REUSE: (i32, i32) = (libc::SOL_SOCKET, libc::SO_REUSEADDR); // which the mode changes
+    const REUSE: (i32, i32) = (libc::SOL_SOCKET, libc::SO_REUSEADDR); // TCP_REPAIR changes it
     let Ok(reuse) = sys::option(socket, REUSE) else { return };
     if sys::set_option(socket, REPAIR, &1_i32.to_ne_bytes()).is_ok() {
         let _ = sys::set_option(socket, REPAIR, &0_i32.to_ne_bytes());
@@ -103,8 +103,8 @@ mod tests {
     use super::*;
     use crate::Pid;
 
-    /// A connection whose last byte the kernel acknowledges after 40 ms at least, as that of a
-    /// program that answers. Returns true if it was acknowledged earlier.
+    /// Makes a connection whose last acknowledgement the kernel delays by at least 40 ms. Returns
+    /// true if it came earlier.
     fn is_acknowledged_early() -> bool {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut sender = TcpStream::connect(listener.local_addr().unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! [`Turn`]: restores of copies that would disturb each other run one after the other.
+//! [`Turn`]: lets restores of copies that would disturb each other run one at a time.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// The right to check and to make what only one copy can have: a lock, a socket with a path, the
-/// name that criu gives a deleted file for a moment. Of two at once, both would find it free.
+/// name that criu gives a deleted file for a moment. Two restores at once would both find it free.
 pub(super) struct Turn(());
 
 static TAKEN: Mutex<bool> = Mutex::new(false);
@@ -20,8 +20,8 @@ static FREED: Condvar = Condvar::new();
 const LOOK: Duration = Duration::from_millis(20);
 
 impl Turn {
-    /// Waits until no other restore of this program has it, if the restore is of a copy that needs
-    /// it.
+    /// Takes the turn for a copy that needs it, after waiting for other restores of this program.
+    /// `None` for any other restore.
     pub(super) fn for_copy(reviver: &Reviver<'_>, images: &ImageDir) -> Result<Option<Turn>> {
         if reviver.revival.isolation.is_none() {
             return Ok(None);
