@@ -8,7 +8,7 @@
 /// | shared | consequence |
 /// |---|---|
 /// | files | copies that write to the same file overwrite each other |
-/// | locks on files | only one copy can have a lock; the restore of another fails |
+/// | locks on files | only one tree can have a lock, the original counts; others fail |
 /// | unix sockets with a path | only one process can listen; the restore of another fails |
 /// | network | only one copy can have a port or an abstract unix socket: add `network` |
 /// | terminals inside the tree | only one copy can have the number of a terminal: add `terminals` |

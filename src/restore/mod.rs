@@ -122,7 +122,7 @@ fn as_pids<S: Serializer>(trees: &[Tree], serializer: S) -> Result<S::Ok, S::Err
 
 impl Restored {
     /// Returns the tree, or the first of several; `None` for a placeholder. The others are dropped,
-    /// and keep running.
+    /// and keep running. So are pipes: take those first.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
