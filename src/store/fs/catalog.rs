@@ -56,6 +56,8 @@ pub(super) struct Packs {
     by_id: HashMap<PackId, u32>,
     /// The marks of all packs that have any.
     marks: HashMap<PackId, Marks>,
+    /// Grows when marks are loaded, and when packs are deleted with theirs.
+    version: u64,
     /// Grows when packs are added or removed.
     generation: u64,
 }
@@ -325,6 +327,7 @@ impl Catalog {
     pub(super) fn delete(&self, ids: &[PackId]) {
         self.forget(ids);
         let mut packs = self.write();
+        packs.version += 1;
         for id in ids {
             packs.marks.remove(id);
         }
@@ -332,7 +335,8 @@ impl Catalog {
 
     /// Replaces the marks of condemned and damaged entries.
     pub(super) fn mark(&self, marks: HashMap<PackId, Marks>) {
-        self.write().marks = marks;
+        let mut packs = self.write();
+        (packs.marks, packs.version) = (marks, packs.version + 1);
     }
 
     /// Returns the position of the frame of this number, and the state of its pack.
@@ -430,10 +434,16 @@ impl Catalog {
 
     /// Returns true if a pack of the index has the blob and will keep it.
     pub(super) fn is_indexed(&self, name: &Name, near: &mut Near) -> Result<bool> {
-        if let Some((_, frame, index)) = near.find(name)
-            && self.marked(frame, index) == (false, false)
         {
-            return Ok(true);
+            let packs = self.read();
+            // Marks go with a pack that is deleted, so a condemned blob that is gone would look
+            // like one that stays.
+            near.keep_for(packs.version);
+            if let Some((frame, index)) = near.find(name)
+                && packs.marks_of(&frame.pack, frame.at, index) == (false, false)
+            {
+                return Ok(true);
+            }
         }
         for record in self.indexed(name, usize::MAX)? {
             if self.keeps(&record, name, near)? {
@@ -455,8 +465,9 @@ impl Catalog {
             if let Some((pack, index, there)) = found
                 && there == *name
             {
-                let (condemned, damaged) = self.marks_of(&pack, place.at, index);
-                return Ok(!condemned && !damaged);
+                let is_kept = self.marks_of(&pack, place.at, index) == (false, false);
+                let looking = || Error::io(format!("look for the pack {}", self.shown(&place.pack)));
+                return Ok(is_kept && self.files.has(&place.pack).map_err(|error| looking()(error))?);
             }
         }
         let hit = self.indexed_hit(record, name)?.filter(|hit| !hit.condemned);
@@ -538,11 +549,15 @@ impl Catalog {
     }
 
     fn marks_of(&self, pack: &PackId, at: u64, index: usize) -> (bool, bool) {
-        self.read().marks.get(pack).map_or((false, false), |marks| marks.of(at, index))
+        self.read().marks_of(pack, at, index)
     }
 }
 
 impl Packs {
+    fn marks_of(&self, pack: &PackId, at: u64, index: usize) -> (bool, bool) {
+        self.marks.get(pack).map_or((false, false), |marks| marks.of(at, index))
+    }
+
     fn free_frame(&mut self, number: u32) {
         self.frames[number as usize].pack = NO_PACK;
         self.free_frames.push(number);

@@ -121,8 +121,7 @@ impl FsBlobStore {
         let mut wanted = Vec::with_capacity(names.len());
         let mut near = Near::default();
         for (index, name) in names.iter().enumerate() {
-            let beside = near.find(name).map(|(place, ..)| place);
-            match beside.or_else(|| self.likely_place(name, &mut near)) {
+            match near.place(name).or_else(|| self.likely_place(name, &mut near)) {
                 Some(place) => wanted.push(Wanted { place, index }),
                 None => rest.push(index),
             }

@@ -55,7 +55,11 @@ impl FsBlobStore {
         self.look_again().map_err(io::Error::other)?;
         match self.next_step() {
             Some(Step::Join(little)) => self.join(&little),
-            Some(Step::Settle(packs)) => self.settle(&packs),
+            Some(Step::Settle(packs)) => {
+                self.settle(&packs)?;
+                // Large commits always settle, and their segments must be merged, too.
+                self.catalog.index.merge(blobs * RECORDS)
+            }
             None => self.catalog.index.merge((blobs * RECORDS).max(LEAST)),
         }
     }

@@ -67,7 +67,7 @@ impl Before {
     /// has TCP data that the tree sent acknowledged.
     pub(super) fn take(root: Pid, options: &DumpOptions) -> Before {
         let tree = Frozen::of(root);
-        tcp::acknowledge(&tree);
+        tcp::acknowledge(&tree, options);
         let (packets, terminals) = (packets::look(&tree), Terminals::take(root, &tree, options));
         Before { tree, packets, terminals }
     }

@@ -10,46 +10,47 @@ use super::{
     sockets::{Kind, descriptor_of},
 };
 use crate::{
-    Result,
+    DumpOptions, Result,
     image::{ImageDir, Missed},
     sys,
 };
 
 /// Makes the other ends acknowledge what the tree's sockets have sent. criu fails if a delayed
 /// acknowledgement arrives while it reads the sending socket.
-pub(super) fn acknowledge(tree: &Frozen) {
-    // An acknowledgement lets a sender send more, and the kernel may deliver it a little later.
-    const ROUNDS: u32 = 3;
-    const LOOKS: u32 = 4;
+pub(super) fn acknowledge(tree: &Frozen, options: &DumpOptions) {
+    // The kernel may deliver an acknowledgement a little later.
+    const LOOKS: u32 = 10;
     const LITTLE: Duration = Duration::from_micros(200);
+    if options.closes_tcp() {
+        return; // then criu does not read the data
+    }
     let mut seen = HashSet::new();
     let new =
         tree.files.iter().filter(|file| file.inode_of("socket").is_some_and(|inode| seen.insert(inode)));
-    let sockets: Vec<_> =
-        new.filter_map(|file| descriptor_of(file.pid, file.fd).ok()).filter(is_connection).collect();
-    for look in 0..ROUNDS * LOOKS {
-        let mut waiting = sockets.iter().filter(|socket| unacknowledged(socket) > 0).peekable();
-        if waiting.peek().is_none() {
+    let sockets = new.filter_map(|file| descriptor_of(file.pid, file.fd).ok());
+    let waiting: Vec<_> =
+        sockets.filter(|socket| is_connection(socket) && unacknowledged(socket) > 0).collect();
+    waiting.iter().for_each(probe);
+    for _ in 0..LOOKS {
+        if waiting.iter().all(|socket| unacknowledged(socket) == 0) {
             return;
-        }
-        if look % LOOKS == 0 {
-            waiting.for_each(probe);
         }
         thread::sleep(LITTLE);
     }
 }
 
-/// Makes the socket send a probe by leaving repair mode. The other end answers a probe at once. A
-/// failed probe is ignored: the dump may then fail with `TcpMoved`.
+/// Makes the socket send a probe, by leaving the repair mode that it is not in. The other end
+/// answers the first probe within half a second at once. A failed probe is ignored: the dump may
+/// then fail with `TcpMoved`.
 fn probe(socket: &OwnedFd) {
-    const REPAIR: (i32, i32) = (libc::IPPROTO_TCP, libc::TCP_REPAIR);
     const REUSE: (i32, i32) = (libc::SOL_SOCKET, libc::SO_REUSEADDR); // TCP_REPAIR changes it
     let Ok(reuse) = sys::option(socket, REUSE) else { return };
-    if sys::set_option(socket, REPAIR, &1_i32.to_ne_bytes()).is_ok() {
-        let _ = sys::set_option(socket, REPAIR, &0_i32.to_ne_bytes());
+    if sys::set_option(socket, REPAIR, &0_i32.to_ne_bytes()).is_ok() {
         let _ = sys::set_option(socket, REUSE, &reuse);
     }
 }
+
+const REPAIR: (i32, i32) = (libc::IPPROTO_TCP, libc::TCP_REPAIR);
 
 fn is_connection(socket: &OwnedFd) -> bool {
     Kind::of(socket).is_ok_and(|kind| {
@@ -58,11 +59,15 @@ fn is_connection(socket: &OwnedFd) -> bool {
     })
 }
 
-/// The number of segments that the other end has not acknowledged.
+/// The number of segments that the other end of an established connection has not acknowledged.
 fn unacknowledged(socket: &OwnedFd) -> u32 {
     const INFO: (i32, i32) = (libc::IPPROTO_TCP, libc::TCP_INFO);
+    const ESTABLISHED: u8 = 1;
     const PLACE: usize = 24; // of tcpi_unacked in struct tcp_info
     let info = sys::option(socket, INFO).unwrap_or_default();
+    if info.first() != Some(&ESTABLISHED) {
+        return 0;
+    }
     info.get(PLACE..PLACE + 4).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_ne_bytes)
 }
 
@@ -119,7 +124,7 @@ mod tests {
         let (before, began) = (reuse(), Instant::now());
         sender.write_all(b"?").unwrap();
         let was = unacknowledged(&ours) > 0;
-        acknowledge(&Frozen::of(Pid::own()));
+        acknowledge(&Frozen::of(Pid::own()), &DumpOptions::default());
         let is = unacknowledged(&ours) > 0;
         let quickly = began.elapsed() < Duration::from_millis(30);
         assert_eq!(reuse(), before);
@@ -128,8 +133,8 @@ mod tests {
 
     #[test]
     fn a_delayed_acknowledgement_is_given_at_once() {
-        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-        if sys::set_option(&socket, (libc::IPPROTO_TCP, libc::TCP_REPAIR), &0_i32.to_ne_bytes()).is_err() {
+        let socket = sys::new_socket(libc::AF_INET, libc::SOCK_STREAM, 0).unwrap();
+        if sys::set_option(&socket, REPAIR, &0_i32.to_ne_bytes()).is_err() {
             eprintln!("skipped: without CAP_NET_ADMIN there is no repair mode");
             return;
         }

@@ -57,7 +57,8 @@ impl Index {
             sizes.resize(sizes.len().max(size + 1), Vec::new());
             sizes[size].push(Id(segment.id));
         }
-        let from = sizes.into_iter().find(|alike| alike.len() >= RATIO)?;
+        let mut from = sizes.into_iter().find(|alike| alike.len() >= RATIO)?;
+        from.truncate(MOST);
         Some(Merge { into: Id(PackId::new()), from, boot: boot(self) })
     }
 
@@ -131,3 +132,6 @@ fn boot(index: &Index) -> Option<String> {
 
 /// The number of segments of a size that become one.
 const RATIO: usize = 4;
+
+/// The most segments that one merge reads: each is an open file.
+const MOST: usize = 64;

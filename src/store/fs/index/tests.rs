@@ -349,6 +349,40 @@ fn an_index_that_another_holds_makes_no_commit_wait() {
     all.iter().for_each(|(digest, bytes)| assert_eq!(other.get(digest).unwrap(), *bytes));
 }
 
+/// A collection may rewrite packs while a batch is open. It forgets the marks of a pack with it.
+#[test]
+fn a_batch_finds_no_blob_that_a_collection_has_removed() {
+    let folder = Folder::new();
+    let store = folder.store();
+    let turns: Vec<_> = (0..4).map(|turn| commit(&store, turn, 120)).collect();
+    let dead = &turns[0][60..];
+    let is_kept = |digest: &Digest256| !dead.iter().any(|(dead, _)| dead == digest);
+    let keep = turns.iter().flatten().map(|(digest, _)| *digest).filter(is_kept).collect();
+    store.retain(&keep, Duration::ZERO).unwrap();
+    let batch = store.batch().unwrap();
+    let put = |(digest, bytes): &(Digest256, Vec<u8>)| batch.put(&[(*digest, bytes)]).unwrap();
+    assert_eq!(turns[0][..3].iter().map(put).sum::<u64>(), 0, "they are there");
+    store.retain(&keep, Duration::ZERO).unwrap();
+    let again: Vec<_> = dead.iter().map(|blob| put(blob) == blob.1.len() as u64).collect();
+    assert!(again.iter().all(|stored| *stored), "they are stored again: {again:?}");
+    batch.commit().unwrap();
+    for (digest, bytes) in turns.iter().flatten() {
+        assert_eq!(store.get(digest).unwrap(), *bytes);
+    }
+}
+
+/// Commits that settle packs merge segments as well.
+#[test]
+fn commits_that_always_settle_leave_few_segments() {
+    let folder = Folder::new();
+    let mut store = folder.store();
+    store.upkeep = Upkeep { many: 1, little: 0 };
+    for turn in 0..60 {
+        commit(&store, turn, 20);
+    }
+    assert!(store.catalog.index.segments() < 20, "{} segments", store.catalog.index.segments());
+}
+
 /// Stores some blobs in a batch.
 pub(super) fn commit(store: &FsBlobStore, turn: u32, count: u32) -> Vec<(Digest256, Vec<u8>)> {
     let blobs = blobs(turn, count);
