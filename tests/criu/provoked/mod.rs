@@ -211,6 +211,7 @@ const NOT_PROVOKED: &[(Cause, &str)] = &[
     ),
     (Cause::MacvlanParent, "needs a kernel with macvlan devices, and a tree that has one in its network namespace"),
     (Cause::TunDevice, "needs a kernel with the module tun at the dump, and one without it at the restore"),
+    (Cause::TcpMoved, "needs an acknowledgement within the microseconds between two of criu's calls"),
     (Cause::Deprecated, "said of terminals that were replaced by files, and of images of criu before 3.0"),
 ];
 
