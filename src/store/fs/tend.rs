@@ -58,7 +58,7 @@ impl FsBlobStore {
             Some(Step::Settle(packs)) => {
                 self.settle(&packs)?;
                 // Large commits always settle, and their segments must be merged, too.
-                self.catalog.index.merge(blobs * RECORDS)
+                self.catalog.index.merge(blobs * RECORDS_OF_LARGE)
             }
             None => self.catalog.index.merge((blobs * RECORDS).max(LEAST)),
         }
@@ -168,3 +168,7 @@ const HEADS: u64 = 576 * 1024;
 /// In a store of 10⁹ blobs, a record is merged eight times.
 const RECORDS: u64 = 10;
 const LEAST: u64 = 4096;
+
+/// The same for a commit that settles packs, which may be large: ten would take a second for each
+/// gigabyte of new chunks.
+const RECORDS_OF_LARGE: u64 = 2;
