@@ -56,7 +56,8 @@
 //! | capturing the calling process | [`SelfCapture`] |
 //! | reviving | [`ProcsRestore`], [`Restored`], [`Tree`], [`Stream`] |
 //! | input to write again, times of a restore | [`Unread`], [`RestoreTimes`] |
-//! | reviving copies beside the original | [`ProcsCapture::branch`], [`Branched`], [`ProcsRestore::isolated`], [`ProcsRestore::restore_many`], [`Isolation`] |
+//! | reviving copies beside the original | [`ProcsRestore::isolated`], [`Isolation`] |
+//! | several copies at once | [`ProcsCapture::branch`], [`Branched`], [`ProcsRestore::restore_many`] |
 //! | files that changed meanwhile | [`GrownFiles`], [`ProcsRestore::replaced_files`] |
 //! | notes for the user of a capture or a restore | [`Warning`], [`Shared`] |
 //! | ending a tree, before it is revived | [`kill_tree`], [`kill_session`] |

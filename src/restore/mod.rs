@@ -336,8 +336,8 @@ impl ProcsRestore {
     ///
     /// # Errors
     ///
-    /// Every result is [`Error::Options`] unless [`isolated`](ProcsRestore::isolated) is set: several
-    /// trees cannot have the same pids.
+    /// Every result is [`Error::Options`] unless [`isolated`](ProcsRestore::isolated) is set.
+    /// Several trees cannot have the same pids.
     ///
     /// # Examples
     ///
