@@ -57,7 +57,8 @@
 //! | reviving | [`ProcsRestore`], [`Restored`], [`Tree`], [`Stream`] |
 //! | input to write again, times of a restore | [`Unread`], [`RestoreTimes`] |
 //! | reviving copies beside the original | [`ProcsRestore::isolated`], [`Isolation`] |
-//! | several copies at once | [`ProcsCapture::branch`], [`Branched`], [`ProcsRestore::restore_many`] |
+//! | a capture and copies of it | [`ProcsCapture::branch`], [`Branched`] |
+//! | several copies at once | [`ProcsRestore::restore_many`] |
 //! | files that changed meanwhile | [`GrownFiles`], [`ProcsRestore::replaced_files`] |
 //! | notes for the user of a capture or a restore | [`Warning`], [`Shared`] |
 //! | ending a tree, before it is revived | [`kill_tree`], [`kill_session`] |

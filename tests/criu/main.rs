@@ -23,7 +23,7 @@ modules! { many overdue soak }
 // Those of signals, of the ends of processes, and of what listens.
 modules! { signals }
 // Copies of one capture, side by side.
-modules! { copies }
+modules! { branches copies }
 // Options that a tree needs and the crate adds.
 modules! { beyond enclosed inet jobs late links order outside settings shared ways }
 
@@ -54,6 +54,7 @@ fn main() {
         causes::TESTS,
         chunked::TESTS,
         client::TESTS,
+        branches::TESTS,
         copies::TESTS,
         crossing::TESTS,
         everything::TESTS,

@@ -40,7 +40,7 @@ pub(super) fn acknowledge(tree: &Frozen, options: &DumpOptions) {
 }
 
 /// Makes the socket send a probe, by leaving the repair mode that it is not in. The other end
-/// answers the first probe within half a second at once. A failed probe is ignored: the dump may
+/// answers a probe at once, but only one in half a second. A failed probe is ignored: the dump may
 /// then fail with `TcpMoved`.
 fn probe(socket: &OwnedFd) {
     const REUSE: (i32, i32) = (libc::SOL_SOCKET, libc::SO_REUSEADDR); // TCP_REPAIR changes it
